@@ -1,0 +1,5 @@
+"""`python -m cnnjax` is the command `cnnjax`."""
+
+from cnnjax.cli import main
+
+main()

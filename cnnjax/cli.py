@@ -1,0 +1,233 @@
+"""The command line: flags become one call each.
+
+Exit codes: 0 done; 2 a mistake in what was asked, told in one line; 3 the loss was not finite; 128 + n the
+signal n (SIGINT 130, SIGTERM 143) ended training after a save.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from cnnjax.errors import UserError, unknown
+
+USAGE = """usage: cnnjax COMMAND [--flag=value ...]
+
+  train      train a network, or go on with a run       --config=FILE --config.a.b=value --workdir=DIR
+  evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
+  data       the data sets, and whether they are here    --dir=DIR
+  models     the networks                                [GLOB]
+
+`cnnjax COMMAND --help` lists the flags of a command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(args: list[str]) -> int:
+    """Runs one command; returns the exit code."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if args else 2
+    try:
+        if args[0] not in COMMANDS:
+            raise unknown("command", args[0], COMMANDS)
+        return COMMANDS[args[0]](args[1:]) or 0
+    except UserError as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was under way that could be saved", 130)
+    except RuntimeError as error:
+        from cnnjax.loop import Interrupted, NonFiniteLoss
+
+        if isinstance(error, Interrupted):
+            return _fail(error, 128 + error.signum)
+        if isinstance(error, NonFiniteLoss):
+            return _fail(error, 3)
+        raise
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"cnnjax: {message}", file=sys.stderr)
+    return code
+
+
+def parse_flags(
+    command: str, args: list[str], define: Callable[[flags.FlagValues], None], *, max_names: int = 0
+) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of a command and the words beside them.
+
+    Raises:
+      UserError: for an unknown flag, a value of a wrong type, or more than `max_names` words.
+    """
+    values = flags.FlagValues()
+    define(values)
+    values.mark_as_parsed()
+    if "--help" in args or "-h" in args:
+        print(f"flags of cnnjax {command}:\n{values.get_help()}")
+        sys.exit(0)
+    try:
+        words = values([f"cnnjax {command}", *args])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", _names(values)) from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    if len(words) > max_names:
+        raise UserError(f"cnnjax {command} does not take {words[max_names]!r}; flags are --name=value")
+    return values, words
+
+
+def _names(values: flags.FlagValues) -> list[str]:
+    return [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
+
+
+def _define_config(args: list[str], values: flags.FlagValues) -> None:
+    """Defines --config and --config.a.b; without a file the default config is there to override."""
+    from ml_collections import config_flags
+
+    from cnnjax import config
+
+    argv = ["cnnjax", *args]
+    if any(arg == "--config" or arg.startswith("--config=") for arg in args):
+        config_flags.DEFINE_config_file(
+            "config", None, "a file with get_config()", flag_values=values, sys_argv=argv
+        )
+    else:
+        config_flags.DEFINE_config_dict(
+            "config", config.default(), "any field", flag_values=values, sys_argv=argv
+        )
+
+
+def train(args: list[str]) -> None:
+    """Trains to the end, writes the report and prints the metrics of the test split."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "run folder; runs/TIME_MODEL", flag_values=values)
+        flags.DEFINE_bool("print_config", False, "print the config and stop", flag_values=values)
+        _define_config(args, values)
+
+    values, _ = parse_flags("train", args, define)
+    config = _checked_config(values)
+    if values.print_config:
+        print(config)
+        return
+    from cnnjax import loop, report
+    from cnnjax.progress import terminal
+
+    name = config.model.partition("(")[0]
+    workdir = values.workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{name}")
+    result = loop.train(config, workdir, terminal())
+    page = report.write(result.path)
+    print_metrics(result.test, result.class_names)
+    Console().print(f"run folder {result.path}, report {page}", highlight=False, soft_wrap=True)
+
+
+def _checked_config(values: flags.FlagValues) -> Any:
+    from cnnjax import config as config_lib
+
+    config_lib.validate(values.config)
+    return values.config
+
+
+def evaluate(args: list[str]) -> None:
+    """Prints the metrics of a run on one split."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "run folder", flag_values=values)
+        flags.DEFINE_string("split", "test", "train, validation or test", flag_values=values)
+        flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
+        flags.DEFINE_string("weights", "raw", "raw, or ema", flag_values=values)
+        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+
+    values, _ = parse_flags("evaluate", args, define)
+    if not values.workdir:
+        raise UserError("--workdir is missing; name the run folder that `cnnjax train` left")
+    from cnnjax import loop
+    from cnnjax.runs import Run, plain
+
+    found, _ = loop.evaluate(
+        values.workdir,
+        split=values.split,
+        checkpoint=values.checkpoint,
+        weights=values.weights,
+    )
+    if values.json:
+        print(json.dumps(plain(found)))
+    else:
+        print_metrics(plain(found), Run.open(values.workdir).class_names())
+
+
+def print_metrics(found: dict[str, Any], class_names: Sequence[str]) -> None:
+    """Prints the metrics of one split as tables: the whole, the averages over classes, each class."""
+    console = Console()
+    whole = Table("metric", "value", title=f"{found['split']}, {found['count']} images")
+    averages = Table("average", "precision", "recall", "F1")
+    for prefix, words in (("", ""), ("ema_", "EMA ")):
+        if f"{prefix}accuracy" not in found:
+            continue
+        whole.add_row(f"{words}accuracy", f"{100 * found[f'{prefix}accuracy']:.2f} %")
+        whole.add_row(f"{words}top-5 accuracy", f"{100 * found[f'{prefix}top5_accuracy']:.2f} %")
+        whole.add_row(f"{words}loss", f"{found[f'{prefix}loss']:.4f}")
+        for kind in ("macro", "micro", "weighted"):
+            averages.add_row(words + kind, *_scores(found[f"{prefix}{kind}"]))
+    console.print(whole, averages)
+    if len(found["per_class"]["f1"]) <= 20:
+        classes = Table("class", "precision", "recall", "F1", "images")
+        rows = zip(*(found["per_class"][k] for k in ("precision", "recall", "f1")), strict=True)
+        for name, row, support in zip(class_names, rows, found["per_class"]["support"], strict=True):
+            classes.add_row(name, *(f"{value:.4f}" for value in row), str(support))
+        console.print(classes)
+
+
+def _scores(row: dict[str, float]) -> list[str]:
+    return [f"{row[name]:.4f}" for name in ("precision", "recall", "f1")]
+
+
+def data(args: list[str]) -> None:
+    """Lists the data sets."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("dir", None, "a folder to look in first", flag_values=values)
+
+    values, _ = parse_flags("data", args, define)
+    from cnnjax.data import datasets
+
+    table = Table("name", "train", "test", "classes", "image", "found in")
+    for row in datasets.describe(values.dir):
+        cells = [row[name] for name in ("name", "train", "test", "classes", "image")]
+        table.add_row(*map(str, cells), row["found"] or "not here")
+    Console().print(table)
+    print("Also by path: idx:FOLDER, folder:FOLDER, npz:FILE, tfds:NAME")
+
+
+def models(args: list[str]) -> None:
+    """Lists the networks."""
+    _, words = parse_flags("models", args, lambda values: None, max_names=1)
+    from cnnjax.models import list_models, variants
+    from cnnjax.training.state import count_variant_params
+
+    names = list_models(words[0] if words else "*")
+    if not names:
+        raise unknown("model", words[0], variants())
+    table = Table("name", "parameters", "input", "classes", "source")
+    for name in names:
+        row = variants()[name]
+        size = "x".join(map(str, row.preset.input_size))
+        count = count_variant_params(name)
+        table.add_row(name, f"{count:,}", size, str(row.preset.num_classes), row.source)
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "data": data,
+    "models": models,
+}

@@ -1,0 +1,135 @@
+"""The one full default config, and the checks that run before anything compiles.
+
+`default()` lists every field; a config file takes it and assigns some of them. Durations carry their unit in
+the name. Strings such as `model` or `augment.train` are names or calls of literals.
+"""
+
+import difflib
+import json
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cnnjax.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+
+
+def default() -> ConfigDict:
+    """Every field with its default: SimpleCNN on the embedded sample of Fashion-MNIST."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "total_epochs": 10.0,
+            "batch_size": 128,  # global, over all devices
+            "eval_batch_size": 500,  # global
+            "dtype": "float32",  # of the computation; parameters and loss are float32
+            "model": "simple_cnn",  # `cnnjax models`; 'simple_cnn(activation="tanh")' sets fields
+            "data": {
+                "name": "fashion_mnist_mini",  # `cnnjax data`; or idx:, folder:, npz:, tfds: and a path
+                "dir": "",  # where the data set lies; '' searches the places that `cnnjax data` lists
+                "num_validation": 600,  # held out of train by `seed`, for every choice; 0 holds none out
+                "download": True,  # where the data set is found nowhere else
+            },
+            "augment": {
+                "train": "normalize",
+                "eval": "normalize",
+            },
+            "loss": {
+                "label_smoothing": 0.0,
+                "aux_weight": 0.3,  # of each auxiliary head
+            },
+            "optimizer": {
+                "name": "adamw",  # or 'sgd(momentum=0.9)', ...: its own values in the call
+                "learning_rate": 0.003,  # the highest one
+                "schedule": "cosine",  # or 'step(boundaries=(0.5, 0.75), factor=0.1)', ...
+                "warmup_epochs": 1.0,
+                "weight_decay": 0.05,
+                "decay": "kernels",  # what decays: 'kernels', 'all', or a pattern on parameter paths
+                "decay_mode": "",  # 'coupled', 'decoupled', '': the optimizer's own
+                "gradient_clip": 0.0,  # the largest global norm; 0 is off
+            },
+            "ema_decay": 0.0,  # of the moving average of parameters and statistics; 0 is off
+            "log_every_steps": 20,
+            "eval_every_epochs": 1.0,
+            "checkpoint_every_steps": 0,  # besides the one after each evaluation; 0 is off
+            "keep_checkpoints": 2,
+        }
+    ).lock()
+
+
+# Fields that may change between a run and its resumption: they leave the trained numbers alone.
+RESUMABLE = frozenset({"data.dir", "data.download", "keep_checkpoints", "checkpoint_every_steps"})
+
+_POSITIVE = ("total_epochs", "batch_size", "eval_batch_size", "optimizer.learning_rate",
+             "log_every_steps", "eval_every_epochs", "keep_checkpoints")  # fmt: skip
+_NOT_NEGATIVE = ("seed", "data.num_validation", "loss.aux_weight", "optimizer.warmup_epochs",
+                 "optimizer.weight_decay", "optimizer.gradient_clip", "checkpoint_every_steps")  # fmt: skip
+_BELOW_ONE = ("loss.label_smoothing", "ema_decay")
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """{"a.b": value} of every field."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises a UserError for the first field that is unknown, of a wrong type or out of range."""
+    flat, known = flatten(config), flatten(default())
+    for field in flat:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1)
+            hint = f" (did you mean config.{near[0]}?)" if near else ""
+            raise UserError(f"config.{field} is not a field{hint}; --print_config lists them all")
+    for field, value in known.items():
+        if field not in flat:
+            raise UserError(f"config.{field} is missing; start the config from cnnjax.config.default()")
+        kinds = (int, float) if isinstance(value, float) else (type(value),)
+        if type(flat[field]) not in kinds:
+            raise UserError(
+                f"config.{field}={flat[field]!r} must be {type(value).__name__}, as in its default {value!r}"
+            )
+    for fields, holds, words in (
+        (_POSITIVE, lambda v: 0 < v < math.inf, "greater than 0"),
+        (_NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "at least 0"),
+        (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
+    ):
+        for field in fields:
+            if not holds(flat[field]):
+                raise UserError(f"config.{field}={flat[field]!r} must be {words}")
+    if config.dtype not in DTYPES:
+        raise UserError(f"config.dtype={config.dtype!r} must be one of {', '.join(DTYPES)}")
+    if config.optimizer.warmup_epochs >= config.total_epochs:
+        raise UserError(
+            f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
+            f"config.total_epochs={config.total_epochs}"
+        )
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON, one field a line."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """A config read back from `to_json`; fields that have come since take their defaults."""
+    config = default()
+    with config.unlocked():
+        config.update(json.loads(text))
+    return config.lock()
+
+
+def differing(saved: ConfigDict, config: ConfigDict) -> list[str]:
+    """Fields whose difference forbids a resumption, as 'config.a.b: saved X, now Y'."""
+    old, new = flatten(saved), flatten(config)
+    fields = [f for f in sorted(old.keys() | new.keys()) if f not in RESUMABLE]
+    return [
+        f"config.{f}: saved {old.get(f)!r}, now {new.get(f)!r}" for f in fields if old.get(f) != new.get(f)
+    ]

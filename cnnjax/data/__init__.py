@@ -1,0 +1,1 @@
+"""Where images come from: data sets by name, readers, augmentation on the device, batches."""

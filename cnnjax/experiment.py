@@ -1,0 +1,200 @@
+"""A config made real: data, augmentation, model, optimizer and mesh, checked before anything compiles."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.data import augment as augment_lib
+from cnnjax.data import datasets, pipeline
+from cnnjax.data.sources import channel_statistics
+from cnnjax.errors import UserError
+from cnnjax.models import create_model
+from cnnjax.spec import parse_call
+from cnnjax.training import optimizers, parallel, schedules
+from cnnjax.training.state import TrainState, count_params, init_state
+from cnnjax.training.steps import TrainMetrics
+
+# Values of an optimizer or schedule that the config holds in fields of their own.
+_OWN_FIELDS = {
+    "learning_rate": "optimizer.learning_rate",
+    "total_steps": "total_epochs",
+    "warmup_steps": "optimizer.warmup_epochs",
+    "steps_per_epoch": "batch_size",
+    "schedule": "optimizer.schedule",
+    "weight_decay": "optimizer.weight_decay",
+    "decay": "optimizer.decay",
+    "decay_mode": "optimizer.decay_mode",
+    "gradient_clip": "optimizer.gradient_clip",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that training and evaluation need, and nothing that changes."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    train_source: Any
+    augment: augment_lib.Augmentation
+    eval_augment: augment_lib.Augmentation
+    model: nn.Module
+    tx: Any
+    schedule: schedules.Schedule
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Evaluations end at whole steps, at least one apart."""
+        return max(1, round(self.config.eval_every_epochs * self.steps_per_epoch))
+
+    def source(self, split: str) -> Any:
+        """One split of the data set, `validation` held out of `train`."""
+        return load_split(self.config, split)
+
+    def init_state(self) -> TrainState:
+        """The state before the first step, on every device of the mesh."""
+        return jax.jit(self._init_state, out_shardings=parallel.replicated(self.mesh))()
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without computing it."""
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.replicated(self.mesh))
+        return jax.tree.map(lambda x: array(x.shape, x.dtype), jax.eval_shape(self._init_state))
+
+    def abstract_tree(self) -> dict[str, Any]:
+        """What a checkpoint holds: the state, and the sums of the log interval it was taken in."""
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.replicated(self.mesh))
+        interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
+        return {"state": self.abstract_state(), "interval": interval}
+
+    def _init_state(self) -> TrainState:
+        key = jax.random.key(self.config.seed)
+        shape = self.eval_augment.output_shape
+        return init_state(self.model, self.tx, key, shape, ema=self.config.ema_decay > 0)
+
+    def facts(self) -> dict[str, Any]:
+        """What the run record says of this experiment."""
+        params = self.abstract_state().params
+        return {
+            "seed": self.config.seed,
+            "data": {
+                "name": self.train_source.name,
+                "train_examples": len(self.train_source),
+                "class_names": list(self.train_source.class_names),
+                "fingerprint": self.train_source.fingerprint,
+            },
+            "model": {
+                "spec": self.config.model,
+                "num_params": count_params(params),
+                "decayed": optimizers.decayed_paths(params, self.config.optimizer.decay),
+            },
+            "steps_per_epoch": self.steps_per_epoch,
+            "total_steps": self.total_steps,
+        }
+
+
+def load_split(config: ConfigDict, split: str) -> Any:
+    """The source that a config names for a split."""
+    return datasets.load(
+        config.data.name,
+        split,
+        data_dir=config.data.dir or None,
+        num_validation=config.data.num_validation,
+        seed=config.seed,
+        download=config.data.download,
+    )
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Checks a config against its data, its model and the devices.
+
+    Raises:
+      UserError: naming the field and what is allowed.
+    """
+    config_lib.validate(config)
+    mesh = parallel.make_mesh()
+    for field in ("batch_size", "eval_batch_size"):
+        parallel.check_divides(f"config.{field}", config[field], mesh)
+    create_model(config.model)  # names that need no data are checked before it is read
+    _make_optimizer(config, total_steps=1000, steps_per_epoch=1000 / config.total_epochs)
+    source = load_split(config, "train")
+    augment, eval_augment = (_parse_augment(config, split, source) for split in ("train", "eval"))
+    model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
+    for augmentation in (augment, eval_augment):
+        check_model(config.model, model, augmentation.output_shape)
+    per_epoch = pipeline.steps_per_epoch(len(source), config.batch_size)
+    total_steps = max(1, round(config.total_epochs * per_epoch))
+    tx, schedule = _make_optimizer(config, total_steps, per_epoch)
+    experiment = Experiment(
+        config, mesh, source, augment, eval_augment, model, tx, schedule, per_epoch, total_steps
+    )
+    optimizers.decay_mask(experiment.abstract_state().params, config.optimizer.decay)
+    return experiment
+
+
+def _parse_augment(config: ConfigDict, split: str, source: Any) -> augment_lib.Augmentation:
+    info = datasets.DATASETS.get(config.data.name)
+    mean, std = (info.mean, info.std) if info else channel_statistics(source)
+    try:
+        return augment_lib.parse(config.augment[split], image_shape=source.image_shape, mean=mean, std=std)
+    except UserError as error:
+        raise UserError(f"config.augment.{split}: {error}") from None
+
+
+def check_model(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Raises a UserError where a model cannot take images of [H, W, C]."""
+    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    try:
+        init = functools.partial(model.init, train=False)
+        jax.eval_shape(init, jax.random.key(0), image)
+    except UserError as error:
+        raise UserError(f"config.model={spec!r}: {error}") from None
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"config.model={spec!r} cannot be built for images of {image_shape}: {reason}; "
+            "`cnnjax models` shows the input size of each model"
+        ) from None
+
+
+def _make_optimizer(
+    config: ConfigDict, total_steps: int, steps_per_epoch: float
+) -> tuple[Any, schedules.Schedule]:
+    fields = config.optimizer
+    name, values = _parse_values("optimizer.schedule", fields.schedule)
+    schedule = schedules.make_schedule(
+        name,
+        learning_rate=fields.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        **values,
+    )
+    name, values = _parse_values("optimizer.name", fields.name)
+    tx = optimizers.make_optimizer(
+        name,
+        schedule,
+        weight_decay=fields.weight_decay,
+        decay=fields.decay,
+        decay_mode=fields.decay_mode,
+        gradient_clip=fields.gradient_clip,
+        **values,
+    )
+    return tx, schedule
+
+
+def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the named values of a call such as 'sgd(momentum=0.9)'."""
+    name, args, values = parse_call(spec, f"config.{field}")
+    if args:
+        raise UserError(f"config.{field}={spec!r}: values are given by name, as in {name}(x=1)")
+    for value in values:
+        if value in _OWN_FIELDS:
+            raise UserError(f"config.{field}={spec!r}: {value} is set by config.{_OWN_FIELDS[value]}")
+    return name, values

@@ -1,0 +1,363 @@
+"""The only loops: `train` and `evaluate`, used alike by the command line, tests and notebooks."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cnnjax.data import pipeline
+from cnnjax.errors import UserError, unknown
+from cnnjax.experiment import Experiment, build
+from cnnjax.progress import Silent
+from cnnjax.runs import Run, make_record, plain
+from cnnjax.training import metrics, parallel, schedules
+from cnnjax.training.checkpoints import Checkpoints
+from cnnjax.training.state import TrainState
+from cnnjax.training.steps import NEVER, TrainMetrics, eval_step, train_step
+
+EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient was not finite; the state before that step was kept."""
+
+
+class Interrupted(RuntimeError):
+    """A signal ended training, after a save; `signum` is the signal."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished run leaves: its last state, the folder, and the metrics of the test split."""
+
+    state: TrainState
+    path: Path
+    test: dict[str, Any]
+    class_names: tuple[str, ...]
+
+
+def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = None) -> Result:
+    """Trains to the end of the config, from the newest checkpoint of the folder where there is one.
+
+    Args:
+      config: see `config.default()`.
+      workdir: the run folder, made where it is missing.
+      progress: what the user sees; nothing by default.
+
+    Raises:
+      UserError: before anything compiles, for a mistake in the config, the data or the folder.
+      NonFiniteLoss: training stopped before an update that was not finite; nothing was saved over.
+      Interrupted: SIGINT or SIGTERM came; the state was saved. A second signal ends the process at once.
+    """
+    experiment = build(config)
+    run = Run.create(workdir, config, fingerprint=experiment.train_source.fingerprint)
+    if not run.read_json("record.json"):
+        run.write_json("record.json", make_record(**experiment.facts()))
+    saved = Checkpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
+    progress = progress or Silent()
+    try:
+        trainer = Trainer(experiment, run, saved, progress)
+        trainer.run_to_end()
+        return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
+    finally:
+        progress.stop()
+        saved.close()
+        run.close()
+
+
+def evaluate(
+    workdir: str | Path, *, split: str = "test", checkpoint: str = "last", weights: str = "raw"
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluates a run on every image of a split, each counted once.
+
+    Args:
+      workdir: a run folder.
+      split: "test", "validation" or "train" (without what is held out).
+      checkpoint: "last", "best" (on validation), or a step.
+      weights: "raw", or "ema" for the moving average.
+
+    Returns:
+      The metrics of `training.metrics.compute`, with the step; and the predictions of `eval_step`, one
+      row an image in the order of the split.
+    """
+    run = Run.open(workdir)
+    experiment = build(run.config())
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        step, found = saved.restore(experiment.abstract_tree(), _find_step(saved, checkpoint))[:2]
+    finally:
+        saved.close()
+    if weights == "ema" and not found["state"].ema:
+        raise UserError(f"--weights=ema: {run.path} keeps no moving average (config.ema_decay is 0)")
+    variables = found["state"].ema if weights == "ema" else found["state"].variables
+    scores, predictions = Evaluator(experiment, split)(variables)
+    return {"step": step, "split": split, **scores}, predictions
+
+
+def _find_step(saved: Checkpoints, checkpoint: str) -> int:
+    steps = saved.steps()
+    if not steps:
+        raise UserError("the run has no checkpoint yet; train it with `cnnjax train`")
+    named = {"last": steps[-1], "best": saved.best_metrics().get("step", steps[-1])}
+    named |= {str(step): step for step in steps}
+    if checkpoint not in named:
+        raise unknown("checkpoint", checkpoint, named)
+    return named[checkpoint]
+
+
+class Evaluator:
+    """Evaluates variables on one split, with one compiled step."""
+
+    def __init__(self, experiment: Experiment, split: str):
+        source = experiment.source(split)
+        config, mesh = experiment.config, experiment.mesh
+        self.num_classes, self.whole = source.num_classes, parallel.replicated(mesh)
+        self.batches = pipeline.make_batches(
+            source, config.eval_batch_size, sharding=parallel.split_batch(mesh)
+        )
+        step = functools.partial(eval_step, model=experiment.model, augment=experiment.eval_augment)
+        self.step = jax.jit(step, donate_argnums=1)
+
+    def __call__(self, variables: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The metrics and the predictions, one row an example in the source's order."""
+        sums = jax.device_put(metrics.empty(self.num_classes), self.whole)
+        rows = []
+        for batch in self.batches.one_epoch():
+            sums, predictions = self.step(variables, sums, batch)
+            rows.append(predictions)
+        rows = jax.device_get(rows)
+        joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        real = joined.pop("mask") > 0
+        return metrics.compute(sums), {name: values[real] for name, values in joined.items()}
+
+
+def accumulated_step(
+    experiment: Experiment,
+    state: TrainState,
+    interval: TrainMetrics,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+) -> tuple[TrainState, TrainMetrics]:
+    """`train_step` of an experiment, its metrics added to those of the interval."""
+    config = experiment.config
+    state, found = train_step(
+        state,
+        batch,
+        key,
+        model=experiment.model,
+        tx=experiment.tx,
+        augment=experiment.augment,
+        label_smoothing=config.loss.label_smoothing,
+        aux_weight=config.loss.aux_weight,
+        ema_decay=config.ema_decay,
+    )
+    return state, interval.merge(found)
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """The signals SIGINT and SIGTERM that have come; a second one ends the process at once."""
+    caught: list[int] = []
+
+    def note(signum: int, _frame: Any) -> None:
+        if caught:
+            os._exit(128 + signum)
+        caught.append(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # only the main thread may set handlers
+        return
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Trainer:
+    """One run under way: the state, the sums of the current log interval, the position of the data."""
+
+    def __init__(self, experiment: Experiment, run: Run, saved: Checkpoints, progress: Silent):
+        self.experiment, self.config = experiment, experiment.config
+        self.run_folder, self.saved, self.progress = run, saved, progress
+        self.batches = pipeline.make_batches(
+            experiment.train_source,
+            self.config.batch_size,
+            seed=self.config.seed,
+            sharding=parallel.split_batch(experiment.mesh),
+        )
+        self.evaluator = None
+        if self.config.data.num_validation:
+            self.evaluator = Evaluator(experiment, "validation")
+        whole = parallel.replicated(experiment.mesh)
+        self.key = jax.device_put(jax.random.key(self.config.seed), whole)
+        self.no_interval = lambda: jax.device_put(TrainMetrics.empty(), whole)
+        self.step, self.seconds, self.saved_step = 0, 0.0, -1
+        self._restore_or_start()
+        self.clock, self.wait, self.timed_steps = time.perf_counter(), 0.0, 0
+
+    def _restore_or_start(self) -> None:
+        restored = self.saved.restore(self.experiment.abstract_tree())
+        if restored is None:
+            self.state, self.interval = self.experiment.init_state(), self.no_interval()
+        else:
+            self.step, tree, position = restored
+            self.saved_step, self.seconds = self.step, position.pop("seconds")
+            self.state, self.interval = tree["state"], tree["interval"]
+            self.batches.set_state(position)
+            self.progress.note(f"resuming {self.run_folder.path} at step {self.step}")
+        self.run_folder.truncate_metrics(self.step)
+
+    def run_to_end(self) -> None:
+        """Trains until the last step, a signal, or a loss that is not finite."""
+        total = self.experiment.total_steps
+        if self.step >= total:
+            return
+        with caught_signals() as caught:
+            self.progress.start(self.step, total)
+            step_fn = self._compile()
+            while self.step < total:
+                self._advance(step_fn)
+                if self._due(self.config.log_every_steps):
+                    self._log()
+                at_boundary = self._due(self.experiment.steps_per_evaluation)
+                found = self._evaluate() if at_boundary and self.evaluator else None
+                if at_boundary or self._due(self.config.checkpoint_every_steps):
+                    self._save(found)
+                if caught:
+                    self._stop(caught[0])
+        self.saved.wait()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.experiment.total_steps)
+
+    def _compile(self) -> Any:
+        """Compiles the one step of this run, and records how long that took."""
+        start = time.perf_counter()
+        step_fn = jax.jit(functools.partial(accumulated_step, self.experiment), donate_argnums=(0, 1))
+        batch = pipeline.abstract_batch(
+            self.experiment.train_source,
+            self.config.batch_size,
+            parallel.split_batch(self.experiment.mesh),
+        )
+        compiled = step_fn.lower(self.state, self.interval, batch, self.key).compile()
+        record = self.run_folder.read_json("record.json")
+        record["compile_seconds"] = round(time.perf_counter() - start, 2)
+        self.run_folder.write_json("record.json", record)
+        self.clock = time.perf_counter()
+        return compiled
+
+    def _advance(self, step_fn: Any) -> None:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.wait += time.perf_counter() - start
+        self.state, self.interval = step_fn(self.state, self.interval, batch, self.key)
+        self.step += 1
+        self.timed_steps += 1
+        self.progress.advance(self.step)
+
+    def _log(self) -> None:
+        """Brings the interval's sums to the host, writes them as a row and starts the next interval."""
+        sums = self._finite_interval()
+        now = time.perf_counter()
+        elapsed, self.clock = now - self.clock, now
+        self.seconds += elapsed
+        rate = schedules.learning_rate_at(self.experiment.schedule, self.step - 1, self.state.opt_state)
+        self._write(
+            {
+                "learning_rate": float(rate),
+                "loss": float(sums.loss / sums.weight),
+                "accuracy": float(sums.correct / sums.weight),
+                "gradient_norm": float(sums.gradient_norm / sums.num_steps),
+                "images_per_second": self.timed_steps * self.config.batch_size / elapsed,
+                "data_wait_seconds": self.wait,
+            }
+        )
+        self.interval, self.wait, self.timed_steps = self.no_interval(), 0.0, 0
+
+    def _finite_interval(self) -> TrainMetrics:
+        """The interval's sums on the host; raises where one of its steps was not finite."""
+        sums = jax.device_get(self.interval)
+        if sums.nonfinite_step == NEVER:
+            return sums
+        self.saved.wait()
+        steps = self.saved.steps()
+        kept = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        raise NonFiniteLoss(
+            f"the loss or its gradient was not finite at step {sums.nonfinite_step}; training stopped "
+            f"before that update, and {kept} in {self.run_folder.path}; lower "
+            "config.optimizer.learning_rate, or set config.optimizer.gradient_clip"
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluates on the validation split, writes a row and returns what a checkpoint is judged by."""
+        self._finite_interval()
+        self.seconds += time.perf_counter() - self.clock
+        row = {}
+        for prefix, variables in self._weights().items():
+            found, _ = self.evaluator(variables)
+            row |= {f"validation_{prefix}{name}": found[name] for name in EVALUATED}
+        self._write(row)
+        self.clock = time.perf_counter()
+        return {"accuracy": max(v for name, v in row.items() if name.endswith("_accuracy"))}
+
+    def _weights(self) -> dict[str, dict[str, Any]]:
+        """The raw variables and, where there are any, their moving averages."""
+        averaged = {"ema_": self.state.ema} if self.state.ema else {}
+        return {"": self.state.variables, **averaged}
+
+    def _write(self, values: dict[str, float]) -> None:
+        epoch = self.step / self.experiment.steps_per_epoch
+        row = {"step": self.step, "epoch": round(epoch, 4), "seconds": self.seconds, **values}
+        self.run_folder.append_metrics(row)
+        self.progress.row(row)
+
+    def _save(self, found: dict[str, float] | None = None) -> None:
+        """Saves a state that is known to be finite, once a step."""
+        self._finite_interval()
+        if self.step == self.saved_step:
+            return
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        position = {**self.batches.get_state(), "seconds": self.seconds}
+        self.saved.save(self.step, {"state": self.state, "interval": self.interval}, position, found)
+        self.saved_step = self.step
+
+    def _stop(self, signum: int) -> None:
+        self._save()
+        self.saved.wait()
+        name = signal.Signals(signum).name
+        raise Interrupted(
+            signum,
+            f"{name}: saved step {self.step} of {self.experiment.total_steps} in "
+            f"{self.run_folder.path}; the same command goes on from there",
+        )
+
+    def test(self) -> dict[str, Any]:
+        """Evaluates the finished run on the test split, once: the result stays in test.json."""
+        found = self.run_folder.read_json("test.json")
+        if found.get("step") == self.step:
+            return found
+        evaluator = Evaluator(self.experiment, "test")
+        found = {"step": self.step, "split": "test"}
+        for prefix, variables in self._weights().items():
+            scores, predictions = evaluator(variables)
+            found |= {f"{prefix}{name}": value for name, value in scores.items()}
+        self.run_folder.write_arrays("predictions.npz", predictions)
+        self.run_folder.write_json("test.json", found)
+        return plain(found)

@@ -1,0 +1,65 @@
+"""Every network by name. A new family is one file here with a `VARIANTS` dict, and a row in the count table."""
+
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+from flax import linen as nn
+
+from cnnjax.errors import UserError, unknown
+from cnnjax.models.variants import Preset, Variant
+from cnnjax.spec import parse_call
+
+__all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
+
+
+@functools.cache
+def variants() -> dict[str, Variant]:
+    """All variants of all families in this folder; a name that two families claim is an error."""
+    merged: dict[str, Variant] = {}
+    for info in pkgutil.iter_modules(__path__):
+        family = importlib.import_module(f"{__name__}.{info.name}")
+        for name, row in getattr(family, "VARIANTS", {}).items():
+            if name in merged:
+                raise RuntimeError(f"model name {name!r} is claimed twice, again by {info.name}")
+            merged[name] = row
+    return merged
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the variants that match a glob such as 'resnet*', sorted."""
+    return sorted(fnmatch.filter(variants(), pattern))
+
+
+def variant(spec: str) -> Variant:
+    """The table row that a model spec (`name` or `name(field=literal)`) refers to."""
+    name, _, _ = parse_call(spec, "model")
+    if name not in variants():
+        raise unknown("model", name, variants())
+    return variants()[name]
+
+
+def create_model(spec: str, **fields: Any) -> nn.Module:
+    """Builds a linen module from its name or spec.
+
+    Args:
+      spec: a name of `list_models()`, or a call of literals: 'simple_cnn(activation="tanh")'.
+      **fields: further fields of the module (num_classes, dtype, ...); the spec's own win over them.
+
+    Raises:
+      UserError: for an unknown name or field, naming the allowed ones.
+    """
+    name, args, given = parse_call(spec, "model")
+    if args:
+        raise UserError(f"model={spec!r}: fields are given by name, as in {name}(num_classes=10)")
+    build = variant(spec).build
+    module = build.func if isinstance(build, functools.partial) else build
+    allowed = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    fields = {"num_classes": variant(spec).preset.num_classes} | fields | given
+    for field in fields:
+        if field not in allowed:
+            raise unknown(f"field of model {name}", field, allowed)
+    return build(**fields)

@@ -1,0 +1,38 @@
+"""What a named variant of a family is: how it is built and how its images are prepared."""
+
+import dataclasses
+from collections.abc import Callable
+
+from flax import linen as nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """The preprocessing that belongs to a variant, used alike by evaluate, predict and imported weights.
+
+    `input_size` is [H, W, C]; `resize` the short side in pixels before the centre crop (None: images
+    come at the input size); `mean` and `std` are per channel on the 0..1 scale (None: the data set's).
+    """
+
+    input_size: tuple[int, int, int] = (224, 224, 3)
+    num_classes: int = 1000
+    resize: int | None = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the model table.
+
+    `build` is a linen module class or a partial of one; `source` names the paper; `top1` and `top5` are
+    published accuracies in per cent on the data set that `published` names.
+    """
+
+    build: Callable[..., nn.Module]
+    source: str
+    preset: Preset = Preset()
+    top1: float | None = None
+    top5: float | None = None
+    published: str = ""

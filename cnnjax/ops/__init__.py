@@ -1,0 +1,52 @@
+"""What a CNN computes: pure functions of arrays, with one numerical contract on every platform."""
+
+from cnnjax.ops.activations import ACTIVATIONS, activation
+from cnnjax.ops.convolution import conv2d
+from cnnjax.ops.normalization import (
+    batch_norm_inference,
+    batch_norm_train,
+    local_response_norm,
+    local_response_norm_caffe,
+)
+from cnnjax.ops.pooling import (
+    adaptive_avg_pool,
+    adaptive_max_pool,
+    avg_pool,
+    center_weighted_pool,
+    global_avg_pool,
+    global_max_pool,
+    l2_pool,
+    max_pool,
+    min_pool,
+)
+from cnnjax.ops.shapes import (
+    adaptive_windows,
+    conv_output_size,
+    pool_output_size,
+    receptive_field,
+    resolve_padding,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "activation",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "adaptive_windows",
+    "avg_pool",
+    "batch_norm_inference",
+    "batch_norm_train",
+    "center_weighted_pool",
+    "conv2d",
+    "conv_output_size",
+    "global_avg_pool",
+    "global_max_pool",
+    "l2_pool",
+    "local_response_norm",
+    "local_response_norm_caffe",
+    "max_pool",
+    "min_pool",
+    "pool_output_size",
+    "receptive_field",
+    "resolve_padding",
+]

@@ -1,0 +1,97 @@
+"""Convolution in two dimensions: features matched at every place of an image."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnnjax.errors import UserError, unknown
+from cnnjax.ops.shapes import Padding, Sides, Size, conv_output_size, pair, resolve_padding
+
+PADDING_MODES = ("zero", "reflect")
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: Size = 1,
+    padding: Padding = "valid",
+    padding_mode: str = "zero",
+    groups: int = 1,
+    dilation: Size = 1,
+) -> jax.Array:
+    """Cross-correlates images with a bank of filters (the kernel is not flipped).
+
+    Args:
+      x: float [B, H, W, C].
+      kernel: float [kh, kw, C / groups, K], of the dtype of x.
+      bias: float [K], or None.
+      strides: an int or (height, width).
+      padding: see `shapes.resolve_padding`.
+      padding_mode: what the padding holds: "zero", or "reflect" (mirrored at the border pixel,
+        which is not repeated; needs less padding on a side than the axis has pixels).
+      groups: the channels are cut into this many parts, each with its own K / groups filters.
+      dilation: pixels between two taps of a filter, an int or (height, width).
+
+    Returns: float [B, H', W', K] of the dtype of x, summed in float32.
+
+    Raises:
+      UserError: if ranks, dtypes, channels, groups or sizes do not fit.
+    """
+    if padding_mode not in PADDING_MODES:
+        raise unknown("padding_mode", padding_mode, PADDING_MODES)
+    strides, dilation = pair(strides, "strides"), pair(dilation, "dilation")
+    _check_arrays(x, kernel, bias, groups)
+    sides = resolve_padding(padding, kernel.shape[:2], strides, dilation, x.shape[1:3])
+    for axis in range(2):
+        conv_output_size(x.shape[1 + axis], kernel.shape[axis], strides[axis], sides[axis], dilation[axis])
+    if padding_mode == "reflect":
+        x, sides = _reflect(x, sides), ((0, 0), (0, 0))
+    # XLA sums bfloat16 products in float32 on every platform and rounds the result once. Asking
+    # for it with preferred_element_type would only turn the gradient's convolutions to float32.
+    y = lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        sides,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _reflect(x: jax.Array, sides: Sides) -> jax.Array:
+    for name, size, (before, after) in zip("HW", x.shape[1:3], sides, strict=True):
+        if max(before, after) >= size:
+            raise UserError(
+                f"reflect padding {before} + {after} of axis {name} with {size} pixels: "
+                f"each side must be smaller than the axis"
+            )
+    return jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="reflect")
+
+
+def _check_arrays(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups: int) -> None:
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise UserError(
+            f"conv2d of x {x.shape} with kernel {kernel.shape}: allowed are x [B, H, W, C] and "
+            f"kernel [kh, kw, C / groups, K]"
+        )
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(
+            f"conv2d of x {x.dtype} with kernel {kernel.dtype}: both must have one float dtype; "
+            f"convert one with astype"
+        )
+    channels, features = x.shape[3], kernel.shape[3]
+    if groups < 1 or channels % groups or features % groups:
+        raise UserError(
+            f"groups {groups}: must divide the {channels} channels of x and the {features} filters"
+        )
+    if kernel.shape[2] * groups != channels:
+        raise UserError(
+            f"kernel {kernel.shape} with groups {groups} reads {kernel.shape[2] * groups} "
+            f"channels, x has {channels}: its third size must be {channels // groups}"
+        )
+    if bias is not None and bias.shape != (features,):
+        raise UserError(f"bias {bias.shape}: must be ({features},), one for each filter")

@@ -1,0 +1,117 @@
+"""Normalization: of each pixel over neighbouring channels, of each channel over the batch."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnnjax.errors import UserError
+
+
+def local_response_norm(
+    x: jax.Array, *, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """Divides each activation by (k + alpha * sum of n neighbouring channels' squares) ** beta.
+
+    The paper's form: alpha is not divided by n (Krizhevsky, Sutskever, Hinton 2012, "ImageNet
+    Classification with Deep Convolutional Neural Networks", section 3.3). The sum is clipped at
+    the first and last channel.
+
+    Args:
+      x: float [..., C].
+      n: odd number of channels in the sum, the own one in the middle.
+      k, alpha, beta: the paper's constants.
+
+    Returns: float [..., C] of the dtype of x, computed in float32.
+
+    Raises:
+      UserError: if n is even or below 1, or k is not positive.
+    """
+    if n < 1 or n % 2 == 0:
+        raise UserError(f"local response normalization over n {n} channels: n must be odd")
+    if k <= 0:
+        raise UserError(f"local response normalization with k {k}: k must be positive")
+    wide = _widen(x)
+    channels, reach = x.shape[-1], n // 2
+    squares = jnp.pad(jnp.square(wide), [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
+    total = sum(lax.slice_in_dim(squares, i, i + channels, axis=-1) for i in range(n))
+    return (wide * (k + alpha * total) ** -beta).astype(x.dtype)
+
+
+def local_response_norm_caffe(
+    x: jax.Array, *, n: int = 5, k: float = 1.0, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """Local response normalization as Caffe and torch compute it: alpha is divided by n.
+
+    Arguments, result and errors are those of `local_response_norm`; only k's default differs.
+    """
+    return local_response_norm(x, n=n, k=k, alpha=alpha / n, beta=beta)
+
+
+def batch_norm_train(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalizes each channel by the mean and variance of this batch.
+
+    Ioffe, Szegedy 2015, arXiv:1502.03167, algorithm 1. The variance is the mean of squared
+    distances from the mean (two passes over x), so it is never negative and holds for channels
+    whose mean is thousands of times their spread. Under `jit` with x sharded over devices the
+    statistics are those of the global batch.
+
+    Args:
+      x: float [..., C]: statistics go over all axes but the last.
+      scale, bias: float32 [C].
+      epsilon: added to the variance.
+
+    Returns: y, float [..., C] of the dtype of x; mean and biased variance, float32 [C].
+
+    Raises:
+      UserError: if x holds no values or scale and bias are not [C].
+    """
+    _check_channels(x, scale=scale, bias=bias)
+    if x.size == 0:
+        raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
+    wide, axes = _widen(x), tuple(range(x.ndim - 1))
+    mean = wide.mean(axes)
+    centered = wide - mean
+    var = jnp.square(centered).mean(axes)
+    y = centered * (lax.rsqrt(var + epsilon) * scale) + bias
+    return y.astype(x.dtype), mean, var
+
+
+def batch_norm_inference(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *,
+    epsilon: float = 1e-5,
+) -> jax.Array:
+    """Normalizes each channel by running statistics (arXiv:1502.03167, algorithm 2).
+
+    Args:
+      x: float [..., C].
+      scale, bias, mean, var: float32 [C]; var is not negative.
+      epsilon: added to the variance.
+
+    Returns: float [..., C] of the dtype of x, computed in float32.
+
+    Raises:
+      UserError: if a vector is not [C].
+    """
+    _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
+    y = (_widen(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return y.astype(x.dtype)
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    """x in float32, or in its own dtype where that is wider."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"normalization of x {x.dtype}: a float dtype is needed; use astype")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_channels(x: jax.Array, **vectors: jax.Array) -> None:
+    for name, vector in vectors.items():
+        if vector.shape != x.shape[-1:]:
+            raise UserError(f"{name} {vector.shape}: must be {x.shape[-1:]}, the channels of x")

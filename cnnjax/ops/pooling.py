@@ -1,0 +1,366 @@
+"""Pooling: one number for each window of each channel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cnnjax.errors import UserError
+from cnnjax.ops.shapes import (
+    Padding,
+    Sides,
+    Size,
+    adaptive_windows,
+    pair,
+    pool_output_size,
+    resolve_padding,
+)
+
+
+def max_pool(
+    x: jax.Array,
+    window: Size,
+    strides: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+) -> jax.Array:
+    """The largest value of each window.
+
+    The gradient (reverse mode only) goes to the first maximum of a window in row-major order,
+    also on ties, as `lax.reduce_window`'s and torch's do. NaN wins over any number. Padding is
+    never counted.
+
+    Args:
+      x: float [B, H, W, C].
+      window: an int or (height, width).
+      strides: an int or (height, width); None is the window.
+      padding: see `shapes.resolve_padding`; less than the window on each side.
+      ceil: round the output size up (see `shapes.pool_output_size`).
+
+    Returns: float [B, H', W', C] of the dtype of x.
+
+    Raises:
+      UserError: if x is not float [B, H, W, C] or sizes do not fit.
+    """
+    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    x = _pad(x, sides, -np.inf)
+    if window == x.shape[1:3]:
+        return global_max_pool(x)[:, None, None, :]
+    # First the columns of a row, then the rows: the order that keeps the first maximum first.
+    x = _max_along(x, x.shape[2], 2, window[1], strides[1])
+    return _max_along(x, x.shape[1], 1, window[0], strides[0])
+
+
+def min_pool(
+    x: jax.Array,
+    window: Size,
+    strides: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+) -> jax.Array:
+    """The smallest value of each window; arguments, gradient and errors as for `max_pool`."""
+    return -max_pool(-x, window, strides, padding, ceil)
+
+
+def avg_pool(
+    x: jax.Array,
+    window: Size,
+    strides: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+    *,
+    count_padding: bool = False,
+) -> jax.Array:
+    """The mean of each window, over the pixels of the image that it covers.
+
+    Args:
+      x, window, strides, padding, ceil: as for `max_pool`.
+      count_padding: divide by the pixels of image and padding together (never by what hangs over
+        because of `ceil`), as torch and Caffe do by default.
+
+    Returns: float [B, H', W', C] of the dtype of x, summed in float32.
+
+    Raises:
+      UserError: if x is not float [B, H, W, C] or sizes do not fit.
+    """
+    window, strides, sides, asked = _windows(x, window, strides, padding, ceil)
+    total = _weighted_sum(_widen(x), np.ones(window), strides, sides)
+    counted = asked if count_padding else ((0, 0), (0, 0))
+    return (total / _coverage(x, np.ones(window), strides, sides, counted)).astype(x.dtype)
+
+
+def l2_pool(
+    x: jax.Array,
+    window: Size,
+    strides: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+) -> jax.Array:
+    """The L2 norm of each window: the square root of the sum (not the mean) of squares.
+
+    Its gradient in a window of zeros is taken as 0. Arguments and errors as for `max_pool`.
+
+    Returns: float [B, H', W', C] of the dtype of x, summed in float32.
+    """
+    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    total = _weighted_sum(jnp.square(_widen(x)), np.ones(window), strides, sides)
+    empty = total == 0
+    return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, total))).astype(x.dtype)
+
+
+def center_weighted_pool(
+    x: jax.Array,
+    window: Size,
+    strides: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+) -> jax.Array:
+    """The average of each window, weighted by the distance d from the window's centre.
+
+    The weight of a pixel is the Gaussian exp(-(dy / sy)^2 / 2 - (dx / sx)^2 / 2) with standard
+    deviations sy, sx of a quarter of the window's height and width; the weights of the pixels
+    inside the image are scaled to sum to 1. Arguments and errors as for `max_pool`.
+
+    Returns: float [B, H', W', C] of the dtype of x, summed in float32.
+    """
+    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    rows, columns = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) for n in window)
+    weights = np.outer(rows, columns)
+    total = _weighted_sum(_widen(x), weights, strides, sides)
+    return (total / _coverage(x, weights, strides, sides, ((0, 0), (0, 0)))).astype(x.dtype)
+
+
+def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
+    """The largest value of each of output_size windows that cover the image evenly.
+
+    Args:
+      x: float [B, H, W, C].
+      output_size: an int or (height, width), of any size (see `shapes.adaptive_windows`).
+
+    Returns: float [B, height, width, C] of the dtype of x; the gradient as for `max_pool`.
+
+    Raises:
+      UserError: if x is not float [B, H, W, C] or output_size is below 1.
+    """
+    _check_image(x)
+    height, width = pair(output_size, "output_size")
+    if x.shape[1] % height == 0 and x.shape[2] % width == 0:
+        return max_pool(x, (x.shape[1] // height, x.shape[2] // width))
+    return _adaptive_max(_adaptive_max(x, 2, width), 1, height)
+
+
+def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
+    """The mean of each of output_size windows that cover the image evenly.
+
+    Arguments and errors as for `adaptive_max_pool`.
+
+    Returns: float [B, height, width, C] of the dtype of x, summed in float32.
+    """
+    _check_image(x)
+    height, width = pair(output_size, "output_size")
+    if x.shape[1] % height == 0 and x.shape[2] % width == 0:
+        return avg_pool(x, (x.shape[1] // height, x.shape[2] // width))
+    return _adaptive_mean(_adaptive_mean(_widen(x), 2, width), 1, height).astype(x.dtype)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """The mean of each channel: float [B, H, W, C] -> [B, C] of the dtype of x, summed in float32.
+
+    Raises:
+      UserError: if x is not float [B, H, W, C].
+    """
+    _check_image(x)
+    return _widen(x).mean((1, 2)).astype(x.dtype)
+
+
+def global_max_pool(x: jax.Array) -> jax.Array:
+    """The largest value of each channel: float [B, H, W, C] -> [B, C], gradient as for `max_pool`.
+
+    Raises:
+      UserError: if x is not float [B, H, W, C].
+    """
+    _check_image(x)
+    size = x.shape[1] * x.shape[2]
+    return _first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
+
+
+# XLA:CPU needs tens of milliseconds for the gradient of `lax.reduce_window` with a maximum. Here
+# the forward pass notes which pixel won (one byte a window), and the backward pass compares that
+# with each pixel's place: element-wise loops, 10 to 40 times faster, and one contract on ties.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_along(x: jax.Array, size: int, axis: int, window: int, stride: int) -> jax.Array:
+    """Maximum of windows along one axis of that size; the gradient goes to the first maximum."""
+    return _max_along_forward(x, size, axis, window, stride)[0]
+
+
+def _max_along_forward(
+    x: jax.Array, size: int, axis: int, window: int, stride: int
+) -> tuple[jax.Array, jax.Array]:
+    last = (size - window) // stride * stride
+    best = lax.slice_in_dim(x, 0, last + 1, stride, axis)
+    place = jnp.zeros(best.shape, np.min_scalar_type(window + stride))
+    for i in range(1, window):
+        value = lax.slice_in_dim(x, i, i + last + 1, stride, axis)
+        better = _beats(value, best)
+        best = jnp.where(better, value, best)
+        place = jnp.where(better, jnp.asarray(i, place.dtype), place)
+    return best, place
+
+
+def _max_along_backward(
+    size: int, axis: int, window: int, stride: int, place: jax.Array, grad: jax.Array
+) -> tuple[jax.Array]:
+    # Pixel s * a + r is place r + s * d of window a - d: for each d one comparison of all pixels,
+    # laid out as [.., a, r, ..].
+    starts, reach = -(-size // stride), -(-window // stride)
+    around = [(0, 0, 0)] * grad.ndim
+    around[axis] = (reach - 1, starts - grad.shape[axis], 0)
+    place = lax.pad(place, np.zeros((), place.dtype), around)
+    padded = lax.pad(grad, np.zeros((), grad.dtype), around)
+    terms = []
+    for d in range(reach):
+        begin = reach - 1 - d
+        here, value = (
+            jnp.expand_dims(lax.slice_in_dim(y, begin, begin + starts, axis=axis), axis + 1)
+            for y in (place, padded)
+        )
+        wanted = _along(np.arange(stride) + stride * d, axis + 1, grad.ndim + 1)
+        terms.append(jnp.where(here == wanted.astype(place.dtype), value, 0))
+    total = functools.reduce(jnp.add, terms)
+    shape = (*grad.shape[:axis], starts * stride, *grad.shape[axis + 1 :])
+    return (lax.slice_in_dim(total.reshape(shape), 0, size, axis=axis),)
+
+
+_max_along.defvjp(_max_along_forward, _max_along_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _first_max(x: jax.Array, size: int) -> jax.Array:
+    """Maximum over the pixels of [B, size, C]; the gradient goes to the first one among equals."""
+    return x.max(1)
+
+
+def _first_max_forward(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    best = x.max(1)
+    place = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    equal = (x == best[:, None]) | (x != x)
+    return best, jnp.where(equal, place, size).min(1)
+
+
+def _first_max_backward(size: int, first: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    place = lax.broadcasted_iota(jnp.int32, (grad.shape[0], size, grad.shape[1]), 1)
+    return (jnp.where(place == first[:, None], grad[:, None], 0),)
+
+
+_first_max.defvjp(_first_max_forward, _first_max_backward)
+
+
+def _adaptive_index(size: int, output_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of each adaptive window, [longest, output_size], and which of them are in it."""
+    start, end = np.array(adaptive_windows(size, output_size)).T
+    index = start + np.arange((end - start).max())[:, None]
+    return np.minimum(index, end - 1), index < end
+
+
+def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _adaptive_max(x: jax.Array, axis: int, output_size: int) -> jax.Array:
+    # A window shorter than the longest one repeats its last pixel, which changes no maximum and,
+    # as only a larger value replaces an earlier one, no gradient.
+    index, _ = _adaptive_index(x.shape[axis], output_size)
+    best = jnp.take(x, index[0], axis)
+    for row in index[1:]:
+        value = jnp.take(x, row, axis)
+        best = jnp.where(_beats(value, best), value, best)
+    return best
+
+
+def _adaptive_mean(x: jax.Array, axis: int, output_size: int) -> jax.Array:
+    index, inside = _adaptive_index(x.shape[axis], output_size)
+    total = sum(
+        jnp.where(_along(mask, axis, x.ndim), jnp.take(x, row, axis), 0)
+        for row, mask in zip(index, inside, strict=True)
+    )
+    return total / _along(inside.sum(0), axis, x.ndim).astype(x.dtype)
+
+
+def _beats(value: jax.Array, best: jax.Array) -> jax.Array:
+    return (value > best) | (value != value)
+
+
+def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides) -> jax.Array:
+    """Sum of weight times value over each window, zeros around the image."""
+    x, weights = _pad(x, sides, 0), weights.astype(x.dtype)
+    if weights.shape == strides:
+        height, width = (size // s for size, s in zip(x.shape[1:3], strides, strict=True))
+        cut = x.reshape(x.shape[0], height, strides[0], width, strides[1], x.shape[3])
+        return (cut * weights[:, None, :, None]).sum((2, 4))
+    taps = _taps(x, weights.shape, strides)
+    return functools.reduce(
+        jnp.add, (weight * tap for weight, tap in zip(weights.ravel(), taps, strict=True))
+    )
+
+
+def _taps(x: jax.Array, window: Size, strides: Size) -> list[jax.Array]:
+    """For each place in the window, row-major, the value that each window [B, H', W', C] has there."""
+    height, width = ((size - w) // s + 1 for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
+    return [
+        lax.slice(
+            x,
+            (0, i, j, 0),
+            (
+                x.shape[0],
+                i + (height - 1) * strides[0] + 1,
+                j + (width - 1) * strides[1] + 1,
+                x.shape[3],
+            ),
+            (1, *strides, 1),
+        )
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
+
+
+def _pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
+    return lax.pad(x, np.asarray(value, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+
+
+def _coverage(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides, counted: Sides) -> np.ndarray:
+    """The weight of each window on image and counted padding, [1, H', W', 1]."""
+    ones = np.ones((x.shape[1] + sum(counted[0]), x.shape[2] + sum(counted[1])))
+    uncounted = [(max(a - c, 0), max(b - d, 0)) for (a, b), (c, d) in zip(sides, counted, strict=True)]
+    ones = np.pad(ones, uncounted)
+    views = np.lib.stride_tricks.sliding_window_view(ones, weights.shape)
+    total = np.einsum("hwij,ij->hw", views[:: strides[0], :: strides[1]], weights)
+    return total[None, :, :, None].astype(np.float32)
+
+
+def _windows(
+    x: jax.Array, window: Size, strides: Size | None, padding: Padding, ceil: bool
+) -> tuple[Size, Size, Sides, Sides]:
+    """Window, strides, the padding that the windows fill (with what hangs over; negative where
+    they leave pixels out), and the padding asked for."""
+    _check_image(x)
+    window = pair(window, "window")
+    strides = window if strides is None else pair(strides, "strides")
+    asked = resolve_padding(padding, window, strides, 1, x.shape[1:3])
+    filled = []
+    for size, w, s, side in zip(x.shape[1:3], window, strides, asked, strict=True):
+        count = pool_output_size(size, w, s, side, ceil)
+        filled.append((side[0], (count - 1) * s + w - size - side[0]))
+    return window, strides, tuple(filled), asked
+
+
+def _check_image(x: jax.Array) -> None:
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"pooling of x {x.dtype} {x.shape}: allowed is float [B, H, W, C]")
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,208 @@
+"""Sizes: what a window, a stride and a padding make of an image, computed before any array exists."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cnnjax.errors import UserError, unknown
+
+Size = int | tuple[int, int]
+Sides = tuple[tuple[int, int], tuple[int, int]]
+Padding = str | int | Sequence[int | Sequence[int]]
+
+
+def pair(value: Size, what: str, minimum: int = 1) -> tuple[int, int]:
+    """One int or (height, width) as two ints.
+
+    Args:
+      value: an int for both axes, or a pair.
+      what: the name of the value in an error.
+      minimum: the smallest int allowed.
+
+    Raises:
+      UserError: for anything else.
+    """
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    try:
+        height, width = (operator.index(item) for item in values)
+    except (TypeError, ValueError):
+        height = width = minimum - 1
+    if min(height, width) < minimum:
+        raise UserError(
+            f"{what} {value!r}: allowed are an int of at least {minimum} or a pair (height, width) of them"
+        )
+    return height, width
+
+
+def conv_output_size(
+    size: int, window: int, stride: int = 1, padding: Size = (0, 0), dilation: int = 1
+) -> int:
+    """Length of one axis after a convolution: (W - F + 2P) / S + 1, rounded down.
+
+    Args:
+      size: pixels of the axis, W.
+      window: taps of the filter, F; with dilation D it covers (F - 1) D + 1 pixels.
+      stride: S.
+      padding: pixels added (before, after), or the same number on both sides, P.
+      dilation: D.
+
+    Raises:
+      UserError: if the window is larger than the padded axis, or a number is out of range.
+    """
+    _check_axis(size, window, stride, dilation)
+    before, after = pair(padding, "padding", 0)
+    covered = (window - 1) * dilation + 1
+    if covered > size + before + after:
+        raise UserError(
+            f"window {window} with dilation {dilation} covers {covered} pixels, more than size "
+            f"{size} with padding {before} + {after}: use a smaller window or more padding"
+        )
+    return (size + before + after - covered) // stride + 1
+
+
+def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0), ceil: bool = False) -> int:
+    """Length of one axis after pooling: (W - F + 2P) / S + 1, rounded down, or up with `ceil`.
+
+    Args:
+      size: pixels of the axis, W.
+      window: pixels of the window, F.
+      stride: S.
+      padding: pixels added (before, after), or the same number on both sides, P.
+      ceil: round up, as Caffe and torch do: a last window may hang over the end, but it must
+        start inside the image or the padding before it.
+
+    Raises:
+      UserError: if no window fits, a window would see padding only, or a number is out of range.
+    """
+    before, after = pair(padding, "padding", 0)
+    if max(before, after) >= window:
+        raise UserError(
+            f"padding {before} + {after} of a pooling window {window}: each side must be smaller "
+            f"than the window, which otherwise sees no pixel"
+        )
+    if not ceil:
+        return conv_output_size(size, window, stride, (before, after))
+    _check_axis(size, window, stride, 1)
+    count = -(-(size + before + after - window) // stride) + 1
+    if (count - 1) * stride >= size + before:
+        count -= 1
+    if count < 1:
+        raise UserError(
+            f"pooling window {window} is larger than size {size} with padding {before} + {after} "
+            f"by a whole stride {stride}: use a smaller window or more padding"
+        )
+    return count
+
+
+def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Size, size: Size) -> Sides:
+    """Any way to write a padding as ((top, bottom), (left, right)).
+
+    Args:
+      padding: "valid" (none); "same" (the output has ceil(size / stride) pixels; an odd pixel of
+        padding goes to the bottom and right, as in XLA); an int for all sides; (height, width)
+        ints; or a pair (before, after) for each axis.
+      window, strides, dilation, size: ints or (height, width).
+
+    Raises:
+      UserError: for another word, shape or a negative number.
+    """
+    if isinstance(padding, str):
+        if padding.lower() not in ("valid", "same"):
+            raise unknown("padding", padding, ("valid", "same"))
+        if padding.lower() == "valid":
+            return (0, 0), (0, 0)
+        axes = zip(
+            pair(window, "window"),
+            pair(strides, "strides"),
+            pair(dilation, "dilation"),
+            pair(size, "size"),
+            strict=True,
+        )
+        height, width = (_same(*axis) for axis in axes)
+        return height, width
+    try:
+        axes = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
+        height, width = (pair(axis, "padding", 0) for axis in axes)
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"padding {padding!r}: allowed are 'valid', 'same', an int of at least 0, "
+            f"(height, width) or ((top, bottom), (left, right))"
+        ) from error
+    return height, width
+
+
+class ReceptiveField(NamedTuple):
+    """What one output pixel of a stack of windows sees of the input, along one axis."""
+
+    size: int
+    """Pixels of the input that it sees."""
+    jump: int
+    """Pixels of the input between two neighbouring outputs."""
+    start: int
+    """Index of the first pixel that output 0 sees; negative inside the padding."""
+
+    @property
+    def center(self) -> float:
+        """Position of the middle of output 0's field, in pixels from the middle of pixel 0."""
+        return self.start + (self.size - 1) / 2
+
+
+def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
+    """The receptive field of a stack of convolutions and poolings along one axis.
+
+    Args:
+      layers: (window, stride), (window, stride, padding before) or (window, stride, padding
+        before, dilation) of each layer, the one nearest to the image first.
+
+    Raises:
+      UserError: for a layer of another length or a number out of range.
+    """
+    size, jump, start = 1, 1, 0
+    for index, layer in enumerate(layers):
+        if not 2 <= len(layer) <= 4:
+            raise UserError(
+                f"layers[{index}] {tuple(layer)!r}: allowed are (window, stride), "
+                f"(window, stride, padding) and (window, stride, padding, dilation)"
+            )
+        window, stride, padding, dilation = (*layer, *(0, 1)[len(layer) - 2 :])
+        _check_axis(1, window, stride, dilation)
+        size += (window - 1) * dilation * jump
+        start -= padding * jump
+        jump *= stride
+    return ReceptiveField(size, jump, start)
+
+
+def adaptive_windows(size: int, output_size: int) -> tuple[tuple[int, int], ...]:
+    """The windows [start, end) of an adaptive pooling: floor(i W / O) to ceil((i + 1) W / O).
+
+    They cover the axis evenly, overlap where O does not divide W, and repeat pixels where O > W;
+    this is torch's definition (`torch.nn.AdaptiveAvgPool2d`).
+
+    Args:
+      size: pixels of the axis, W.
+      output_size: number of windows, O.
+
+    Raises:
+      UserError: if a number is below 1.
+    """
+    if size < 1 or output_size < 1:
+        raise UserError(
+            f"adaptive pooling of size {size} to output_size {output_size}: both must be at least 1"
+        )
+    return tuple(
+        (i * size // output_size, math.ceil((i + 1) * size / output_size)) for i in range(output_size)
+    )
+
+
+def _same(window: int, stride: int, dilation: int, size: int) -> tuple[int, int]:
+    """Padding (before, after) that gives ceil(size / stride) outputs."""
+    total = max((-(-size // stride) - 1) * stride + (window - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _check_axis(size: int, window: int, stride: int, dilation: int) -> None:
+    if min(size, window, stride, dilation) < 1:
+        raise UserError(
+            f"size {size}, window {window}, stride {stride}, dilation {dilation}: each must be at least 1"
+        )

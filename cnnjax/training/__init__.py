@@ -1,0 +1,1 @@
+"""How a network learns: losses, metrics, optimizers, arrays-only state, pure steps and saving."""

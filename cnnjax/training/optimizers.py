@@ -1,0 +1,265 @@
+"""Optimizers, weight decay by parameter role, and moving averages of the weights, over optax.
+
+The chain is the same for all: clip the gradient, add coupled decay, find the direction, add
+decoupled decay, multiply by the learning rate (and by a plateau's scale). Every state is a pytree
+of arrays.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from optax.contrib import MuonDimensionNumbers
+
+from cnnjax.errors import UserError, unknown
+from cnnjax.training.fields import check, check_count, check_fraction, own_values
+from cnnjax.training.schedules import SCHEDULES, Schedule, learning_rate_at, make_schedule
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "decay_mask",
+    "decayed_paths",
+    "ema_update",
+    "learning_rate_at",
+    "make_optimizer",
+    "make_schedule",
+]
+
+PyTree = Any
+
+
+def decay_mask(params: PyTree, decay: str = "kernels") -> PyTree:
+    """Which leaves decay, as a tree of bools of the shape of `params`.
+
+    Args:
+      params: the parameters.
+      decay: 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a
+        regular expression searched for in paths such as 'stage1_block2/conv1/kernel'.
+
+    Raises:
+      UserError: if `decay` is no regular expression, or none of the paths holds it.
+    """
+    if decay == "all":
+        return jax.tree.map(lambda _: True, params)
+    try:
+        pattern = re.compile(r"(^|/)kernel$" if decay == "kernels" else decay)
+    except re.error as error:
+        raise UserError(
+            f"optimizer.decay={decay!r} must be 'kernels', 'all' or a regular expression on paths "
+            f"such as 'stem/conv/kernel': {error}"
+        ) from error
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: pattern.search(_path(path)) is not None, params)
+    if decay != "kernels" and not any(jax.tree.leaves(mask)):
+        paths = ", ".join(_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)[:4])
+        raise UserError(f"optimizer.decay={decay!r} must match a parameter path; paths: {paths}, ...")
+    return mask
+
+
+def decayed_paths(params: PyTree, decay: str = "kernels") -> list[str]:
+    """The paths of the leaves that decay, for the run record; the arguments of `decay_mask`."""
+    leaves = jax.tree_util.tree_leaves_with_path(decay_mask(params, decay))
+    return [_path(path) for path, decays in leaves if decays]
+
+
+def _path(key_path: tuple) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def make_optimizer(
+    name: str,
+    schedule: Callable[[Any], Any],
+    *,
+    weight_decay: float = 0.0,
+    decay: str = "kernels",
+    decay_mode: str = "",
+    gradient_clip: float = 0.0,
+    **values: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer `name` of `OPTIMIZERS` with this schedule, weight decay and clipping.
+
+    Coupled decay adds weight_decay * w to the (clipped) gradient, before momentum and scaling: the
+    L2 penalty of AlexNet, Caffe and torch.optim.SGD. Decoupled decay adds it to the direction
+    found, so that w shrinks by learning_rate * weight_decay a step (Loshchilov, Hutter 2017, arXiv
+    1711.05101; here times the full learning rate, as in torch.optim.AdamW). By default it is
+    coupled for sgd, nesterov, adam, rmsprop and decoupled for adamw, lamb, muon.
+
+    `update` takes `params`, and `value=loss`, which all but the schedule `plateau` ignore.
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      schedule: step -> learning rate; of `make_schedule`, or any function.
+      weight_decay: the factor of w, not of w ** 2.
+      decay: which leaves decay, see `decay_mask`.
+      decay_mode: 'coupled', 'decoupled', or '' for the optimizer's own.
+      gradient_clip: largest global L2 norm of the gradient; 0 does not clip.
+      **values: the keyword arguments of the optimizer's own function below; None is its default.
+
+    Raises:
+      UserError: for an unknown name or value, or one out of range.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer.name", name, OPTIMIZERS)
+    check("optimizer.weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
+    check("optimizer.gradient_clip", gradient_clip, "at least 0 (0: off)", lambda v: v >= 0)
+    rule = OPTIMIZERS[name]
+    decay_mode = decay_mode or rule.decay_mode
+    if decay_mode not in ("coupled", "decoupled"):
+        raise unknown("optimizer.decay_mode", decay_mode, ("coupled", "decoupled"))
+    if name == "adamw" and decay_mode == "coupled":
+        raise UserError(
+            "optimizer.decay_mode='coupled' must be 'decoupled' with adamw, which is Adam with "
+            "decoupled decay; set optimizer.name='adam' for coupled decay"
+        )
+    direction = rule.build(**own_values("optimizer.name", name, rule.build, values))
+    if weight_decay:
+        shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
+        both = (shrink, direction) if decay_mode == "coupled" else (direction, shrink)
+        direction = optax.chain(*both)
+    chain = [direction, rule.rescale(), optax.scale_by_learning_rate(schedule)]
+    if gradient_clip:
+        chain.insert(0, optax.clip_by_global_norm(gradient_clip))
+    if isinstance(schedule, Schedule) and schedule.plateau is not None:
+        chain.append(schedule.plateau)
+    return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def _sgd(*, momentum: float = 0.9) -> optax.GradientTransformation:
+    """v <- momentum * v + g; w <- w - rate * v (torch; Sutskever et al. 2013 without Nesterov).
+
+    AlexNet (2012, section 5) and Caffe keep the rate inside, v <- 0.9 v - rate * (g + decay * w);
+    w <- w + v: the same weights while the rate is constant. After a cut of the rate, theirs still
+    moves on by the old, longer steps for about 1 / (1 - momentum) updates, this one does not.
+    """
+    return _momentum(momentum, nesterov=False)
+
+
+def _nesterov(*, momentum: float = 0.9) -> optax.GradientTransformation:
+    """v <- momentum * v + g; w <- w - rate * (g + momentum * v) (Sutskever et al. 2013; torch)."""
+    return _momentum(momentum, nesterov=True)
+
+
+def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
+    check_fraction("optimizer.momentum", momentum)
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def _adam(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (Kingma, Ba 2014, arXiv 1412.6980, algorithm 1); epsilon outside the square root."""
+    check_fraction("optimizer.beta1", beta1)
+    check_fraction("optimizer.beta2", beta2)
+    check("optimizer.epsilon", epsilon, "greater than 0", lambda v: v > 0)
+    return optax.scale_by_adam(beta1, beta2, epsilon)
+
+
+def _rmsprop(
+    *,
+    decay_rate: float = 0.9,
+    epsilon: float = 1e-8,
+    epsilon_in_sqrt: bool = True,
+    initial_mean_square: float = 0.0,
+    momentum: float = 0.0,
+) -> optax.GradientTransformation:
+    """RMSProp (Tieleman, Hinton 2012): g / sqrt(mean square + epsilon), then momentum.
+
+    TensorFlow adds epsilon inside the square root and starts the mean square at 1, torch adds it
+    outside (`epsilon_in_sqrt=False`) and starts at 0. Inception v3 (arXiv 1512.00567, section 8)
+    took decay 0.9 and epsilon 1.0 with TensorFlow. The rate multiplies after momentum as in torch;
+    TensorFlow's is inside, which differs as said at `_sgd`.
+    """
+    check_fraction("optimizer.decay_rate", decay_rate)
+    check("optimizer.epsilon", epsilon, "greater than 0", lambda v: v > 0)
+    check("optimizer.initial_mean_square", initial_mean_square, "at least 0", lambda v: v >= 0)
+    return optax.chain(
+        optax.scale_by_rms(decay_rate, epsilon, initial_mean_square, epsilon_in_sqrt),
+        _momentum(momentum, nesterov=False),
+    )
+
+
+def _lamb(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-6) -> optax.GradientTransformation:
+    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2): Adam, decay, then a trust ratio.
+
+    Each leaf's step is multiplied by |w| / |step|, by 1 where either is 0; phi is the identity.
+    """
+    return _adam(beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+
+def _muon(
+    *,
+    momentum: float = 0.95,
+    newton_schulz_steps: int = 5,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for kernels: the Nesterov momentum made orthogonal by Newton-Schulz.
+
+    A convolution kernel HWIO is the matrix [H * W * I, O]. Biases, normalizations and the kernels
+    of any `head` go to Adam. Steps are scaled by 0.2 * sqrt(the longer side), which gives them
+    Adam's size, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, 2.2).
+    """
+    check_fraction("optimizer.momentum", momentum)
+    check_count("optimizer.newton_schulz_steps", newton_schulz_steps, 1)
+
+    def matrices(updates: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)
+
+    def rms_of_adam(updates: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.size // x.shape[-1], x.shape[-1])) * x, updates)
+
+    def role(path: tuple, leaf: Array) -> str:
+        names = _path(path).split("/")
+        return "muon" if leaf.ndim > 1 and names[-1] == "kernel" and "head" not in names else "adam"
+
+    orthogonal = optax.contrib.scale_by_muon(
+        ns_steps=newton_schulz_steps, beta=momentum, weight_dimension_numbers=matrices
+    )
+    return optax.partition(
+        {
+            "muon": optax.chain(orthogonal, optax.stateless(lambda u, _: rms_of_adam(u))),
+            "adam": _adam(beta1=beta1, beta2=beta2, epsilon=epsilon),
+        },
+        lambda params: jax.tree_util.tree_map_with_path(role, params),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """An optimizer: how it finds a direction, how its weights decay, what it does to the sum."""
+
+    build: Callable[..., optax.GradientTransformation]
+    decay_mode: str
+    rescale: Callable[[], optax.GradientTransformation] = optax.identity
+
+
+OPTIMIZERS = {
+    "sgd": Rule(_sgd, "coupled"),
+    "nesterov": Rule(_nesterov, "coupled"),
+    "adam": Rule(_adam, "coupled"),
+    "adamw": Rule(_adam, "decoupled"),
+    "rmsprop": Rule(_rmsprop, "coupled"),
+    "lamb": Rule(_lamb, "decoupled", optax.scale_by_trust_ratio),
+    "muon": Rule(_muon, "decoupled"),
+}
+
+
+def ema_update(ema: PyTree, new: PyTree, decay: float, step: Any) -> PyTree:
+    """The exponential moving average after one more value, with warm-up of the decay.
+
+    The decay is min(decay, (1 + step) / (10 + step)), as TensorFlow's
+    ExponentialMovingAverage(num_updates), so that the first values are soon forgotten.
+
+    Args:
+      ema: the average so far, a float pytree: parameters, batch statistics, or both.
+      new: the values of this step, of the same structure.
+      decay: the share of the old average, 0 <= decay < 1.
+      step: int or int32 [], updates before this one.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, now: old + ((1 - decay) * (now - old)).astype(old.dtype), ema, new)

@@ -1,0 +1,272 @@
+"""Learning rate schedules over optax: functions of the step, with an optional linear warm-up."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from optax.contrib import ReduceLROnPlateauState
+
+from cnnjax.errors import UserError, unknown
+from cnnjax.training.fields import check, check_count, own_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step: a function of the step alone, but for a plateau's scale.
+
+    Attributes:
+      learning_rate: step (int or int32 []) -> learning rate.
+      plateau: for the schedule `plateau`, the transformation whose state holds the scale;
+        `make_optimizer` puts it at the end of the chain.
+    """
+
+    learning_rate: Callable[[Any], Any]
+    plateau: optax.GradientTransformationExtraArgs | None = None
+
+    def __call__(self, step: Any) -> Any:
+        return self.learning_rate(step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a run is, in updates; warm-up is a part of the total."""
+
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: float
+
+
+def make_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    steps_per_epoch: float = 1,
+    **values: Any,
+) -> Schedule:
+    """The schedule `name` of `SCHEDULES`, after a linear warm-up.
+
+    In warm-up, step t has (t + 1) / (warmup_steps + 1) of the rate that holds at step
+    `warmup_steps` (after Goyal et al. 2017, arXiv 1706.02677, section 2.2), so that no update is
+    spent at 0. Cosine and polynomial run from the end of warm-up to `total_steps`; step,
+    exponential and one-cycle count from step 0.
+
+    Args:
+      name: a key of `SCHEDULES`.
+      learning_rate: the highest value.
+      total_steps: updates in the whole run, warm-up included.
+      warmup_steps: updates of warm-up.
+      steps_per_epoch: the unit of values in epochs; 1 makes them steps.
+      **values: the keyword arguments of the schedule's own function below; None is its default.
+
+    Raises:
+      UserError: for an unknown name or value, or one out of range.
+    """
+    if name not in SCHEDULES:
+        raise unknown("optimizer.schedule", name, SCHEDULES)
+    check("optimizer.learning_rate", learning_rate, "at least 0", lambda v: v >= 0)
+    check_count("total_steps", total_steps, 1)
+    check("steps_per_epoch", steps_per_epoch, "greater than 0", lambda v: v > 0)
+    check_count("optimizer.warmup_epochs: warmup_steps", warmup_steps, 0)
+    if warmup_steps >= total_steps:
+        raise UserError(
+            f"optimizer.warmup_epochs: a warm-up of {warmup_steps} steps must be shorter than the "
+            f"run of {total_steps} steps"
+        )
+    if name == "one_cycle" and warmup_steps:
+        raise UserError(
+            f"optimizer.warmup_epochs: a warm-up of {warmup_steps} steps must be 0 with "
+            "one_cycle, which rises by itself over its rise_fraction of the run"
+        )
+    length = Length(total_steps, warmup_steps, steps_per_epoch)
+    values = own_values("optimizer.schedule", name, SCHEDULES[name], values)
+    schedule = SCHEDULES[name](learning_rate, length, **values)
+    return _with_warmup(schedule, warmup_steps) if warmup_steps else schedule
+
+
+def learning_rate_at(schedule: Callable, step: Any, opt_state: Any) -> Array:
+    """The learning rate of the update that left `opt_state`, for the log.
+
+    Args:
+      schedule: of `make_schedule`, or any function of the step.
+      step: int or int32 [], the number of updates before that one.
+      opt_state: read for the scale of a plateau only.
+
+    Returns:
+      float32 scalar.
+    """
+
+    def is_plateau(node: Any) -> bool:
+        return isinstance(node, ReduceLROnPlateauState)
+
+    rate = jnp.asarray(schedule(step), jnp.float32)
+    for node in jax.tree.leaves(opt_state, is_leaf=is_plateau):
+        if is_plateau(node):
+            rate = rate * node.scale
+    return rate
+
+
+def _with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
+    def learning_rate(step: Any) -> Array:
+        rise = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+        return rise * schedule(jnp.maximum(step, warmup_steps))
+
+    return dataclasses.replace(schedule, learning_rate=learning_rate)
+
+
+def _constant(learning_rate: float, length: Length) -> Schedule:
+    """The learning rate throughout."""
+    return Schedule(optax.constant_schedule(learning_rate))
+
+
+def _step(
+    learning_rate: float,
+    length: Length,
+    *,
+    boundaries: Sequence[float] = (0.5, 0.75),
+    factor: float = 0.1,
+) -> Schedule:
+    """Multiplied by `factor` from each boundary on: an epoch if int, a part of the run if float."""
+    check("optimizer.schedule: step: factor", factor, "greater than 0", lambda v: v > 0)
+    boundaries = tuple(boundaries) if isinstance(boundaries, (tuple, list)) else (boundaries,)
+    for boundary in boundaries:
+        allowed = "an epoch (int) or a part of the run (float below 1)"
+        check("optimizer.schedule: step: boundary", boundary, allowed, _is_boundary)
+    units = [length.total_steps if type(b) is float else length.steps_per_epoch for b in boundaries]
+    steps = [round(b * unit) for b, unit in zip(boundaries, units, strict=True)]
+    if steps != sorted(set(steps)):
+        raise UserError(
+            f"optimizer.schedule: step: boundaries={boundaries!r} must rise by a step or more; "
+            f"they fall on the steps {steps}"
+        )
+    return Schedule(optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(steps, factor)))
+
+
+def _is_boundary(value: float) -> bool:
+    return value > 0 and (isinstance(value, int) or value < 1)
+
+
+def _exponential(
+    learning_rate: float,
+    length: Length,
+    *,
+    decay_rate: float = 0.94,
+    decay_epochs: float = 2,
+    staircase: bool = True,
+    end_learning_rate: float = 0.0,
+) -> Schedule:
+    """Multiplied by `decay_rate` every `decay_epochs`: at once if `staircase`, else evenly.
+
+    The defaults are those of Inception v3 (Szegedy et al. 2015, arXiv 1512.00567, section 8).
+    """
+    field = "optimizer.schedule: exponential:"
+    check(f"{field} decay_rate", decay_rate, "in (0, 1]", lambda v: 0 < v <= 1)
+    check(f"{field} decay_epochs", decay_epochs, "greater than 0", lambda v: v > 0)
+    _check_end(field, end_learning_rate, learning_rate)
+    steps = max(1, round(decay_epochs * length.steps_per_epoch))
+    return Schedule(
+        optax.exponential_decay(
+            learning_rate, steps, decay_rate, staircase=staircase, end_value=end_learning_rate
+        )
+    )
+
+
+def _polynomial(
+    learning_rate: float, length: Length, *, power: float = 1.0, end_learning_rate: float = 0.0
+) -> Schedule:
+    """Down to `end_learning_rate` as (1 - progress) ** power; power 1 is a straight line."""
+    check("optimizer.schedule: polynomial: power", power, "greater than 0", lambda v: v > 0)
+    _check_end("optimizer.schedule: polynomial:", end_learning_rate, learning_rate)
+    decay_steps = length.total_steps - length.warmup_steps
+    return Schedule(
+        optax.polynomial_schedule(learning_rate, end_learning_rate, power, decay_steps, length.warmup_steps)
+    )
+
+
+def _cosine(learning_rate: float, length: Length, *, end_learning_rate: float = 0.0) -> Schedule:
+    """Half a cosine down to `end_learning_rate` (Loshchilov, Hutter 2016, arXiv 1608.03983)."""
+    _check_end("optimizer.schedule: cosine:", end_learning_rate, learning_rate)
+    half = optax.cosine_decay_schedule(1.0, length.total_steps - length.warmup_steps)
+    span = learning_rate - end_learning_rate
+    return Schedule(lambda step: end_learning_rate + span * half(step - length.warmup_steps))
+
+
+def _one_cycle(
+    learning_rate: float,
+    length: Length,
+    *,
+    rise_fraction: float = 0.3,
+    start_divisor: float = 25.0,
+    end_divisor: float = 1e4,
+) -> Schedule:
+    """Up from rate / start_divisor in a cosine, then down to that / end_divisor.
+
+    One-cycle is from Smith, Topin 2017, arXiv 1708.07120; form and defaults are those of torch's
+    OneCycleLR, without its cycled momentum.
+    """
+    field = "optimizer.schedule: one_cycle:"
+    check(f"{field} rise_fraction", rise_fraction, "in (0, 1)", lambda v: 0 < v < 1)
+    check(f"{field} start_divisor", start_divisor, "at least 1", lambda v: v >= 1)
+    check(f"{field} end_divisor", end_divisor, "at least 1", lambda v: v >= 1)
+    return Schedule(
+        optax.cosine_onecycle_schedule(
+            length.total_steps, learning_rate, rise_fraction, start_divisor, end_divisor
+        )
+    )
+
+
+def _plateau(
+    learning_rate: float,
+    length: Length,
+    *,
+    factor: float = 0.1,
+    patience: int = 5,
+    window_epochs: float = 1,
+    cooldown: int = 0,
+    minimum_scale: float = 0.0,
+    tolerance: float = 1e-4,
+) -> Schedule:
+    """Multiplied by `factor` when the loss has not fallen by `tolerance` for `patience` windows.
+
+    The loss is what the step passes as `tx.update(..., value=loss)`, averaged over a window of
+    `window_epochs`. It is the training loss, where He et al. 2015 (arXiv 1512.03385) watched the
+    validation error: so a step stays a pure function of state and batch, and resumes exactly.
+    After a cut, `cooldown` windows are not counted. The rate stays above minimum_scale * rate.
+    """
+    field = "optimizer.schedule: plateau:"
+    check(f"{field} factor", factor, "in (0, 1)", lambda v: 0 < v < 1)
+    check_count(f"{field} patience", patience, 1)
+    check(f"{field} window_epochs", window_epochs, "greater than 0", lambda v: v > 0)
+    check_count(f"{field} cooldown", cooldown, 0)
+    check(f"{field} minimum_scale", minimum_scale, "in [0, 1)", lambda v: 0 <= v < 1)
+    check(f"{field} tolerance", tolerance, "in (0, 1)", lambda v: 0 < v < 1)
+    plateau = optax.contrib.reduce_on_plateau(
+        factor=factor,
+        patience=patience,
+        rtol=tolerance,
+        cooldown=cooldown,
+        accumulation_size=max(1, round(window_epochs * length.steps_per_epoch)),
+        min_scale=minimum_scale,
+    )
+    return Schedule(optax.constant_schedule(learning_rate), plateau)
+
+
+def _check_end(field: str, end_learning_rate: float, learning_rate: float) -> None:
+    allowed = f"in [0, {learning_rate}], the learning rate"
+    check(f"{field} end_learning_rate", end_learning_rate, allowed, lambda v: 0 <= v <= learning_rate)
+
+
+SCHEDULES = {
+    "constant": _constant,
+    "step": _step,
+    "exponential": _exponential,
+    "polynomial": _polynomial,
+    "cosine": _cosine,
+    "one_cycle": _one_cycle,
+    "plateau": _plateau,
+}
