@@ -60,15 +60,15 @@ def _fail(message: object, code: int) -> int:
 
 
 def parse_flags(
-    command: str, args: list[str], define: Callable[[flags.FlagValues], None], *, max_names: int = 0
+    command: str, args: list[str], define: Callable[[flags.FlagValues], list[str] | None], *, max_names: int = 0
 ) -> tuple[flags.FlagValues, list[str]]:
-    """The flags of a command and the words beside them.
+    """The flags of a command and the words beside them; `define` may take some of the words away.
 
     Raises:
       UserError: for an unknown flag, a value of a wrong type, or more than `max_names` words.
     """
     values = flags.FlagValues()
-    define(values)
+    args = define(values) or args
     values.mark_as_parsed()
     if "--help" in args or "-h" in args:
         print(f"flags of cnnjax {command}:\n{values.get_help()}")
@@ -88,33 +88,41 @@ def _names(values: flags.FlagValues) -> list[str]:
     return [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
 
 
-def _define_config(args: list[str], values: flags.FlagValues) -> None:
-    """Defines --config and --config.a.b; without a file the default config is there to override."""
+def _define_config(args: list[str], values: flags.FlagValues) -> list[str]:
+    """Defines --config.a.b over the config of --config=FILE, or the default one; returns the rest."""
     from ml_collections import config_flags
 
-    from cnnjax import config
+    from cnnjax import config as config_lib
 
-    argv = ["cnnjax", *args]
-    if any(arg == "--config" or arg.startswith("--config=") for arg in args):
-        config_flags.DEFINE_config_file(
-            "config", None, "a file with get_config()", flag_values=values, sys_argv=argv
-        )
-    else:
-        config_flags.DEFINE_config_dict(
-            "config", config.default(), "any field", flag_values=values, sys_argv=argv
-        )
+    while "--config" in args[:-1]:  # `--config FILE` as `--config=FILE`
+        at = args.index("--config")
+        args = [*args[:at], f"--config={args[at + 1]}", *args[at + 2 :]]
+    files = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    config = config_lib.from_file(files[-1]) if files else config_lib.default()
+    overrides = [arg for arg in args if not arg.startswith("--config=")]
+    for arg in overrides:
+        name, given, value = arg.removeprefix("-").removeprefix("-").partition("=")
+        if arg.startswith("-") and name.startswith("config."):
+            config_lib.check_override(name.removeprefix("config."), value if given else None)
+    config_flags.DEFINE_config_dict(
+        "config", config, "--config=FILE or --config.field=value", flag_values=values, sys_argv=overrides
+    )
+    return overrides
 
 
 def train(args: list[str]) -> None:
     """Trains to the end, writes the report and prints the metrics of the test split."""
 
-    def define(values: flags.FlagValues) -> None:
+    from cnnjax import config as config_lib
+
+    def define(values: flags.FlagValues) -> list[str]:
         flags.DEFINE_string("workdir", None, "run folder; runs/TIME_MODEL", flag_values=values)
         flags.DEFINE_bool("print_config", False, "print the config and stop", flag_values=values)
-        _define_config(args, values)
+        return _define_config(args, values)
 
     values, _ = parse_flags("train", args, define)
-    config = _checked_config(values)
+    config = values.config
+    config_lib.validate(config)
     if values.print_config:
         print(config)
         return
@@ -127,13 +135,6 @@ def train(args: list[str]) -> None:
     page = report.write(result.path)
     print_metrics(result.test, result.class_names)
     Console().print(f"run folder {result.path}, report {page}", highlight=False, soft_wrap=True)
-
-
-def _checked_config(values: flags.FlagValues) -> Any:
-    from cnnjax import config as config_lib
-
-    config_lib.validate(values.config)
-    return values.config
 
 
 def evaluate(args: list[str]) -> None:

@@ -7,6 +7,8 @@ the name. Strings such as `model` or `augment.train` are names or calls of liter
 import difflib
 import json
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -85,9 +87,7 @@ def validate(config: ConfigDict) -> None:
     flat, known = flatten(config), flatten(default())
     for field in flat:
         if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
-            hint = f" (did you mean config.{near[0]}?)" if near else ""
-            raise UserError(f"config.{field} is not a field{hint}; --print_config lists them all")
+            raise _unknown_field(field, known)
     for field, value in known.items():
         if field not in flat:
             raise UserError(f"config.{field} is missing; start the config from cnnjax.config.default()")
@@ -111,6 +111,55 @@ def validate(config: ConfigDict) -> None:
             f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
             f"config.total_epochs={config.total_epochs}"
         )
+
+
+def from_file(path: str) -> ConfigDict:
+    """The config that `get_config()` of a Python file returns; the file is executed.
+
+    Raises:
+      UserError: where the file is missing, fails, or returns something else.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--config={path} is not a file; configs/ holds those of the project")
+    try:
+        config = runpy.run_path(path)["get_config"]()
+    except KeyError as error:
+        raise UserError(f"--config={path}: the file has no {error}()") from None
+    except Exception as error:  # whatever the file does
+        reason = " ".join(str(error).partition("Other fields present")[0].split())
+        raise UserError(f"--config={path}: {type(error).__name__}: {reason}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: get_config() returned {config!r}, not a ConfigDict")
+    return config
+
+
+def check_override(field: str, text: str | None) -> None:
+    """Raises a UserError where `--config.field=text` names no field, or no value of its type.
+
+    `text` is None where the value is not known.
+    """
+    known = flatten(default())
+    if field not in known:
+        raise _unknown_field(field, known)
+    kind = type(known[field])
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    try:
+        if text is not None and kind in (int, float):
+            kind(text)
+        elif text is not None and kind is bool and text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"config.{field}={text!r} must be {words[kind]}, as in its default {known[field]!r}"
+        ) from None
+
+
+def _unknown_field(field: str, known: dict[str, Any]) -> UserError:
+    last = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(field, known, n=1)
+    near = near or [last[n] for n in difflib.get_close_matches(field.rpartition(".")[2], last, n=1)]
+    hint = f" (did you mean config.{near[0]}?)" if near else ""
+    return UserError(f"config.{field} is not a field{hint}; allowed: {', '.join(known)}")
 
 
 def to_json(config: ConfigDict) -> str:

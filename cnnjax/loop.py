@@ -209,7 +209,8 @@ class Trainer:
         self.no_interval = lambda: jax.device_put(TrainMetrics.empty(), whole)
         self.step, self.seconds, self.saved_step = 0, 0.0, -1
         self._restore_or_start()
-        self.clock, self.wait, self.timed_steps = time.perf_counter(), 0.0, 0
+        self.clock = time.perf_counter()
+        self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
 
     def _restore_or_start(self) -> None:
         restored = self.saved.restore(self.experiment.abstract_tree())
@@ -265,7 +266,7 @@ class Trainer:
     def _advance(self, step_fn: Any) -> None:
         start = time.perf_counter()
         batch = next(self.batches)
-        self.wait += time.perf_counter() - start
+        self.wait_seconds += time.perf_counter() - start
         self.state, self.interval = step_fn(self.state, self.interval, batch, self.key)
         self.step += 1
         self.timed_steps += 1
@@ -274,9 +275,6 @@ class Trainer:
     def _log(self) -> None:
         """Brings the interval's sums to the host, writes them as a row and starts the next interval."""
         sums = self._finite_interval()
-        now = time.perf_counter()
-        elapsed, self.clock = now - self.clock, now
-        self.seconds += elapsed
         rate = schedules.learning_rate_at(self.experiment.schedule, self.step - 1, self.state.opt_state)
         self._write(
             {
@@ -284,15 +282,24 @@ class Trainer:
                 "loss": float(sums.loss / sums.weight),
                 "accuracy": float(sums.correct / sums.weight),
                 "gradient_norm": float(sums.gradient_norm / sums.num_steps),
-                "images_per_second": self.timed_steps * self.config.batch_size / elapsed,
-                "data_wait_seconds": self.wait,
+                "images_per_second": self.timed_steps * self.config.batch_size / self.trained_seconds,
+                "data_wait_seconds": self.wait_seconds,
             }
         )
-        self.interval, self.wait, self.timed_steps = self.no_interval(), 0.0, 0
+        self.interval = self.no_interval()
+        self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
+
+    def _elapsed(self) -> float:
+        """Seconds since the last call, which become part of the run's."""
+        now = time.perf_counter()
+        elapsed, self.clock = now - self.clock, now
+        self.seconds += elapsed
+        return elapsed
 
     def _finite_interval(self) -> TrainMetrics:
         """The interval's sums on the host; raises where one of its steps was not finite."""
         sums = jax.device_get(self.interval)
+        self.trained_seconds += self._elapsed()  # the device has done all steps that it was given
         if sums.nonfinite_step == NEVER:
             return sums
         self.saved.wait()
@@ -307,14 +314,12 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """Evaluates on the validation split, writes a row and returns what a checkpoint is judged by."""
         self._finite_interval()
-        self.seconds += time.perf_counter() - self.clock
-        row = {}
-        for prefix, variables in self._weights().items():
-            found, _ = self.evaluator(variables)
-            row |= {f"validation_{prefix}{name}": found[name] for name in EVALUATED}
-        self._write(row)
-        self.clock = time.perf_counter()
-        return {"accuracy": max(v for name, v in row.items() if name.endswith("_accuracy"))}
+        found = {prefix: self.evaluator(tree)[0] for prefix, tree in self._weights().items()}
+        self._elapsed()
+        self._write(
+            {f"validation_{prefix}{k}": scores[k] for prefix, scores in found.items() for k in EVALUATED}
+        )
+        return {"accuracy": max(scores["accuracy"] for scores in found.values())}
 
     def _weights(self) -> dict[str, dict[str, Any]]:
         """The raw variables and, where there are any, their moving averages."""
@@ -332,11 +337,10 @@ class Trainer:
         self._finite_interval()
         if self.step == self.saved_step:
             return
-        now = time.perf_counter()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
         position = {**self.batches.get_state(), "seconds": self.seconds}
         self.saved.save(self.step, {"state": self.state, "interval": self.interval}, position, found)
         self.saved_step = self.step
+        self._elapsed()
 
     def _stop(self, signum: int) -> None:
         self._save()

@@ -32,6 +32,6 @@ def parse_call(text: str, what: str) -> tuple[str, list, dict]:
         kwargs = {kw.arg: ast.literal_eval(kw.value) for kw in node.keywords}
     except (ValueError, TypeError, RecursionError):
         raise bad from None
-    if None in kwargs:
+    if None in kwargs or len(kwargs) < len(node.keywords):  # **more, or one name twice
         raise bad
     return node.func.id, args, kwargs

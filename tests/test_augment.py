@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def numbered(batch: int, height: int, width: int) -> np.ndarray:
-    """uint8 [B, H, W, 3]: channel 0 is the row, 1 the column, 2 the image, so each pixel says where it was."""
+    """uint8 [B, H, W, 3]: channels row, column and image, so that each pixel says where it was."""
     image, row, column = np.meshgrid(*map(np.arange, (batch, height, width)), indexing="ij")
     return np.stack([row, column, image], -1).astype(np.uint8)
 
@@ -37,7 +37,7 @@ def test_mirror_at_probability_one_is_numpys_flip_and_at_zero_the_identity():
     np.testing.assert_array_equal(augment.mirror(key, images, 0.0), images)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     height=st.integers(3, 6),
     width=st.integers(3, 6),
@@ -193,7 +193,7 @@ def test_labels_go_along_and_an_operation_may_mix_them(monkeypatch):
         ("random_crop(24, paddin=2)|scale", ["random_crop", "'paddin'", "did you mean 'padding'"]),
         (
             "random_crop(40, padding=2)|scale",
-            ["random_crop", "size = 40", "28x28", "padding 2", "at most 32x32"],
+            ["size = 40", "28x28", "padding 2", "at most 32x32"],
         ),
         ("center_crop(29)|scale", ["center_crop", "size = 29", "at most 28x28"]),
         ("random_crop(20)|random_crop(24)|scale", ["random_crop", "size = 24", "at most 20x20"]),

@@ -136,7 +136,7 @@ def mirror(key: jax.Array, images: jax.Array, probability: float = 0.5) -> jax.A
     Returns: [B, H, W, C], same dtype.
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1 (horizontal reflections).
     """
-    flip = jax.random.bernoulli(key, probability, images.shape[:1])
+    flip = jax.random.bernoulli(key, float(probability), images.shape[:1])
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1, :], images)
 
 
@@ -243,7 +243,7 @@ class Augmentation:
     output_shape: Shape
 
     def __call__(self, key: jax.Array, images: jax.Array, labels: jax.Array | None = None) -> Any:
-        given = labels is not None
+        images, given = jnp.asarray(images), labels is not None
         for position, (name, arguments) in enumerate(self.steps):
             op = AUGMENTATIONS[name]
             step_key = jax.random.fold_in(key, position)

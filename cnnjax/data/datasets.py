@@ -42,7 +42,7 @@ def _places(info: DatasetInfo, data_dir: str | os.PathLike | None) -> list[tuple
         return [("files", MINI.parent)]
     places = []
     for root in _given_folders(data_dir):
-        places += [("files", root), ("files", root / info.name), ("tfds", root)]
+        places += [("files", root / info.name), ("files", root), ("tfds", root)]
     if info.system:
         places.append(("files", Path(info.system[0])))
     return [*places, ("tfds", _tfds_folder()), ("files", cache_folder(info.name))]

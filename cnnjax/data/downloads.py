@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,8 @@ def download(archives: Sequence[Archive], folder: Path, mirrors: Sequence[str]) 
     folder.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    with bar as progress:
         for archive in archives:
             path = folder / archive.name
             if path.is_file() and path.stat().st_size == archive.num_bytes:
@@ -66,9 +67,10 @@ def _fetch_first(archive: Archive, path: Path, mirrors: Sequence[str], progress:
         address = mirror.rstrip("/") + "/" + archive.name
         try:
             return _fetch(archive, path, address, progress)
-        except (OSError, UserError) as error:  # URLError and timeouts are OSErrors
-            reason = getattr(error, "reason", None) or error
-            failures.append(str(error) if isinstance(error, UserError) else f"{address}: {reason}")
+        except UserError as error:
+            failures.append(str(error))
+        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+            failures.append(f"{address}: {error}")
     raise UserError(f"download failed: {'; '.join(failures)}")
 
 
@@ -93,6 +95,7 @@ def _fetch(archive: Archive, path: Path, address: str, progress: Progress) -> No
                 f"{address}: {length} bytes with SHA-256 {sha.hexdigest()};"
                 f" allowed: {archive.num_bytes} with {archive.sha256}"
             )
+        os.chmod(temporary, 0o644)  # mkstemp's is readable by its owner alone
         os.replace(temporary, path)
     finally:
         progress.remove_task(task)

@@ -1,6 +1,5 @@
 """Sizes: what a window, a stride and a padding make of an image, computed before any array exists."""
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -190,9 +189,7 @@ def adaptive_windows(size: int, output_size: int) -> tuple[tuple[int, int], ...]
         raise UserError(
             f"adaptive pooling of size {size} to output_size {output_size}: both must be at least 1"
         )
-    return tuple(
-        (i * size // output_size, math.ceil((i + 1) * size / output_size)) for i in range(output_size)
-    )
+    return tuple((i * size // output_size, -(-(i + 1) * size // output_size)) for i in range(output_size))
 
 
 def _same(window: int, stride: int, dilation: int, size: int) -> tuple[int, int]:

@@ -19,18 +19,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.training.fields import check, check_count, check_fraction, own_values
-from cnnjax.training.schedules import SCHEDULES, Schedule, learning_rate_at, make_schedule
-
-__all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "decay_mask",
-    "decayed_paths",
-    "ema_update",
-    "learning_rate_at",
-    "make_optimizer",
-    "make_schedule",
-]
+from cnnjax.training.schedules import Schedule
 
 PyTree = Any
 
@@ -146,15 +135,15 @@ def _nesterov(*, momentum: float = 0.9) -> optax.GradientTransformation:
 
 
 def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
-    check_fraction("optimizer.momentum", momentum)
+    check_fraction("optimizer.name: momentum", momentum)
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
 def _adam(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> optax.GradientTransformation:
     """Adam (Kingma, Ba 2014, arXiv 1412.6980, algorithm 1); epsilon outside the square root."""
-    check_fraction("optimizer.beta1", beta1)
-    check_fraction("optimizer.beta2", beta2)
-    check("optimizer.epsilon", epsilon, "greater than 0", lambda v: v > 0)
+    check_fraction("optimizer.name: beta1", beta1)
+    check_fraction("optimizer.name: beta2", beta2)
+    check("optimizer.name: epsilon", epsilon, "greater than 0", lambda v: v > 0)
     return optax.scale_by_adam(beta1, beta2, epsilon)
 
 
@@ -173,9 +162,9 @@ def _rmsprop(
     took decay 0.9 and epsilon 1.0 with TensorFlow. The rate multiplies after momentum as in torch;
     TensorFlow's is inside, which differs as said at `_sgd`.
     """
-    check_fraction("optimizer.decay_rate", decay_rate)
-    check("optimizer.epsilon", epsilon, "greater than 0", lambda v: v > 0)
-    check("optimizer.initial_mean_square", initial_mean_square, "at least 0", lambda v: v >= 0)
+    check_fraction("optimizer.name: decay_rate", decay_rate)
+    check("optimizer.name: epsilon", epsilon, "greater than 0", lambda v: v > 0)
+    check("optimizer.name: initial_mean_square", initial_mean_square, "at least 0", lambda v: v >= 0)
     return optax.chain(
         optax.scale_by_rms(decay_rate, epsilon, initial_mean_square, epsilon_in_sqrt),
         _momentum(momentum, nesterov=False),
@@ -204,8 +193,8 @@ def _muon(
     of any `head` go to Adam. Steps are scaled by 0.2 * sqrt(the longer side), which gives them
     Adam's size, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, 2.2).
     """
-    check_fraction("optimizer.momentum", momentum)
-    check_count("optimizer.newton_schulz_steps", newton_schulz_steps, 1)
+    check_fraction("optimizer.name: momentum", momentum)
+    check_count("optimizer.name: newton_schulz_steps", newton_schulz_steps, 1)
 
     def matrices(updates: PyTree) -> PyTree:
         return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)

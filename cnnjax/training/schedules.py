@@ -138,13 +138,12 @@ def _step(
         allowed = "an epoch (int) or a part of the run (float below 1)"
         check("optimizer.schedule: step: boundary", boundary, allowed, _is_boundary)
     units = [length.total_steps if type(b) is float else length.steps_per_epoch for b in boundaries]
-    steps = [round(b * unit) for b, unit in zip(boundaries, units, strict=True)]
-    if steps != sorted(set(steps)):
-        raise UserError(
-            f"optimizer.schedule: step: boundaries={boundaries!r} must rise by a step or more; "
-            f"they fall on the steps {steps}"
-        )
-    return Schedule(optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(steps, factor)))
+    at = [boundary * unit for boundary, unit in zip(boundaries, units, strict=True)]
+    if at != sorted(set(at)):
+        raise UserError(f"optimizer.schedule: step: boundaries={boundaries!r} must rise")
+    # In a run of a few steps two boundaries may fall on one step, which then has both factors.
+    scales = {round(a): factor ** sum(round(b) == round(a) for b in at) for a in at}
+    return Schedule(optax.piecewise_constant_schedule(learning_rate, scales))
 
 
 def _is_boundary(value: float) -> bool:

@@ -86,7 +86,7 @@ def train_step(
         return masked_mean(losses, batch["mask"]), (logits, updates.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    gradient_norm = optax.global_norm(grads)
+    gradient_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
     new = state.replace(
         params=optax.apply_updates(state.params, updates),

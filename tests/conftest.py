@@ -1,0 +1,46 @@
+"""What several tests share: a tiny data set with something to learn, and a small config on it."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+
+
+def tiny_arrays(num_train: int = 90, num_test: int = 37, size: int = 8) -> dict[str, np.ndarray]:
+    """Three classes of noisy bars: the row of the bar tells the class."""
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", num_train), ("test", num_test)):
+        label = np.arange(count) % 3
+        image = draw.integers(0, 90, (count, size, size, 1))
+        image[np.arange(count), 1 + 2 * label] += 150
+        arrays |= {f"{split}_image": image.astype(np.uint8), f"{split}_label": label.astype(np.uint8)}
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name under which the tiny data set is loaded."""
+    file = tmp_path_factory.mktemp("data") / "tiny.npz"
+    np.savez(file, **tiny_arrays())
+    return f"npz:{file}"
+
+
+@pytest.fixture
+def tiny_config(tiny_data: str) -> ConfigDict:
+    """Two epochs of a very small SimpleCNN: 80 training images in batches of 16, 10 for validation."""
+    config = config_lib.default()
+    config.update(
+        {
+            "model": "simple_cnn(widths=(2, 3), kernel_size=3)",
+            "batch_size": 16,
+            "eval_batch_size": 16,
+            "total_epochs": 2.0,
+            "log_every_steps": 3,
+            "data": {"name": tiny_data, "num_validation": 10},
+            "augment": {"train": "random_crop(8, padding=1)|mirror|normalize"},
+            "optimizer": {"warmup_epochs": 0.5, "learning_rate": 0.01},
+        }
+    )
+    return config

@@ -1,0 +1,173 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax.errors import UserError
+from cnnjax.ops.activations import ACTIVATIONS, activation
+from cnnjax.ops.normalization import (
+    batch_norm_inference,
+    batch_norm_train,
+    local_response_norm,
+    local_response_norm_caffe,
+)
+
+
+def normal(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def lrn_reference(x, n, k, alpha, beta):
+    y = np.empty_like(x)
+    channels = x.shape[-1]
+    for i in range(channels):
+        near = x[..., max(0, i - n // 2) : min(channels - 1, i + n // 2) + 1]
+        y[..., i] = x[..., i] / (k + alpha * (near**2).sum(-1)) ** beta
+    return y
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_paper_and_caffe_forms(channels):
+    x = 30 * normal((2, 3, 2, channels))
+    paper = lrn_reference(x, 5, 2.0, 1e-4, 0.75)
+    caffe = lrn_reference(x, 5, 1.0, 1e-4 / 5, 0.75)
+    x = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(local_response_norm(x), paper, rtol=1e-5)
+    np.testing.assert_allclose(local_response_norm_caffe(x), caffe, rtol=1e-5)
+    low = local_response_norm(x.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), paper, rtol=2e-2)
+
+
+def test_lrn_gradient_is_the_slope():
+    x = normal((1, 1, 1, 6)) * 5
+    given = jnp.asarray(x, jnp.float32)
+    gradient = jax.grad(lambda x: local_response_norm(x, n=3, k=1.0, alpha=0.1).sum())(given)
+    for c in range(6):
+        step = np.zeros_like(x)
+        step[..., c] = 1e-5
+        up, down = (lrn_reference(x + s * step, 3, 1.0, 0.1, 0.75).sum() for s in (1, -1))
+        np.testing.assert_allclose(gradient[..., c], (up - down) / 2e-5, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"n": 4}, {"n": 0}, {"k": 0.0}])
+def test_lrn_mistakes(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        local_response_norm(jnp.ones((1, 1, 1, 3)), **options)
+
+
+def batch_norm_reference(x, scale, bias, epsilon=1e-5):
+    x = np.float64(x)
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / np.sqrt(var + epsilon) * scale + bias, mean, var
+
+
+def batch_norm_gradient(x, scale, g, epsilon=1e-5):
+    """The paper's closed form, section 3, in float64."""
+    x, g, axes = np.float64(x), np.float64(g), (0, 1, 2)
+    spread = np.sqrt(x.var(axes) + epsilon)
+    unit = (x - x.mean(axes)) / spread
+    dx = scale / spread * (g - g.mean(axes) - unit * (g * unit).mean(axes))
+    return dx, (g * unit).sum(axes), g.sum(axes)
+
+
+def test_batch_norm_train_and_its_gradient():
+    x, g = normal((4, 5, 3, 2)) * [1, 7] + [3, -2], normal((4, 5, 3, 2), 1)
+    scale, bias = np.array([1.5, -0.5]), np.array([0.3, 4.0])
+    args = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias)]
+    got, back = jax.vjp(batch_norm_train, *args)
+    for a, b in zip(got, batch_norm_reference(x, scale, bias), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    gradients = back((jnp.asarray(g, jnp.float32), jnp.zeros(2), jnp.zeros(2)))
+    for a, b in zip(gradients, batch_norm_gradient(x, scale, g), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_mean_and_variance():
+    x = jnp.asarray(normal((4, 5, 3, 2)), jnp.float32)
+    ones = jnp.ones(2)
+    count = 4 * 5 * 3
+    mean, var = (jax.grad(lambda x, i=i: batch_norm_train(x, ones, ones)[i].sum())(x) for i in (1, 2))
+    np.testing.assert_allclose(mean, np.full(x.shape, 1 / count), rtol=1e-4)
+    np.testing.assert_allclose(var, 2 * (x - x.mean((0, 1, 2))) / count, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("corner", [0.0, 1e4])
+def test_variance_survives_a_mean_ten_thousand_times_larger(corner):
+    """Also when the first pixel of every image says nothing about the mean."""
+    x = (normal((16, 8, 8, 3)) + 1e4).astype(np.float32)
+    x[:, 0, 0] = corner
+    var = jax.jit(batch_norm_train)(jnp.asarray(x), jnp.ones(3), jnp.zeros(3))[2]
+    np.testing.assert_allclose(var, np.float64(x).var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.1, -3e4, 1e-30])
+def test_a_constant_channel_has_a_variance_of_at_least_zero(value):
+    x = jnp.full((3, 5, 7, 2), value)
+    y, mean, var = batch_norm_train(x, jnp.ones(2), jnp.zeros(2))
+    assert (var >= 0).all()
+    np.testing.assert_allclose(mean, value, rtol=1e-5)
+    assert jnp.isfinite(y).all()
+
+
+def test_bfloat16_in_and_out_with_float32_statistics():
+    x = jnp.asarray(normal((8, 4, 4, 3)) + 2, jnp.bfloat16)
+    y, mean, var = batch_norm_train(x, jnp.ones(3), jnp.zeros(3))
+    assert (y.dtype, mean.dtype, var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    expected = batch_norm_reference(np.asarray(x, np.float64), np.ones(3), np.zeros(3))
+    np.testing.assert_allclose(var, expected[2], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected[0], atol=2e-2)
+
+
+def test_inference_with_the_batch_statistics_equals_training():
+    x = jnp.asarray(normal((4, 3, 3, 2)), jnp.float32)
+    scale, bias = jnp.array([2.0, 0.5]), jnp.array([0.1, 1.0])
+    y, mean, var = batch_norm_train(x, scale, bias, epsilon=1e-3)
+    again = batch_norm_inference(x, scale, bias, mean, var, epsilon=1e-3)
+    np.testing.assert_allclose(y, again, rtol=1e-5, atol=1e-6)
+    low = batch_norm_inference(x.astype(jnp.bfloat16), scale, bias, mean, var)
+    assert low.dtype == jnp.bfloat16
+
+
+def test_batch_norm_under_vmap_and_second_derivatives():
+    x, ones = jnp.asarray(normal((3, 2, 4, 4, 2)), jnp.float32), jnp.ones(2)
+    y = jax.vmap(lambda x: batch_norm_train(x, ones, ones)[0])(x)
+    np.testing.assert_allclose(y[1], batch_norm_train(x[1], ones, ones)[0], rtol=1e-4, atol=1e-5)
+
+    def slope(x):
+        return (jax.grad(lambda x: (batch_norm_train(x, ones, ones)[0] ** 3).sum())(x) ** 2).sum()
+
+    assert jnp.isfinite(jax.jit(jax.grad(slope))(x[0])).all()
+
+
+def test_batch_norm_mistakes():
+    x, two, three = jnp.ones((2, 3, 3, 2)), jnp.ones(2), jnp.ones(3)
+    with pytest.raises(UserError, match="scale"):
+        batch_norm_train(x, three, two)
+    with pytest.raises(UserError, match="var"):
+        batch_norm_inference(x, two, two, two, three)
+    with pytest.raises(UserError, match="no values"):
+        batch_norm_train(x[:0], two, two)
+    with pytest.raises(UserError, match="float"):
+        batch_norm_train(x.astype(jnp.int32), two, two)
+
+
+def test_activations_by_name():
+    x = normal((2, 5))
+    known = {
+        "gelu": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        "identity": x,
+        "relu": np.maximum(x, 0),
+        "sigmoid": 1 / (1 + np.exp(-x)),
+        "silu": x / (1 + np.exp(-x)),
+        "softmax": np.exp(x) / np.exp(x).sum(-1, keepdims=True),
+        "tanh": np.tanh(x),
+    }
+    assert set(known) == set(ACTIVATIONS)
+    for name, expected in known.items():
+        np.testing.assert_allclose(
+            activation(name)(jnp.asarray(x, jnp.float32)), expected, rtol=1e-4, atol=1e-6
+        )
+    with pytest.raises(UserError, match="did you mean 'relu'"):
+        activation("rely")

@@ -1,0 +1,100 @@
+"""Batches: every example once an epoch, whatever the batch size; positions that can be restored."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnjax.data import pipeline
+from cnnjax.data.sources import ArraySource
+from cnnjax.errors import UserError
+
+KINDS = {"resident": pipeline.ResidentBatches, "stream": pipeline.StreamBatches}
+
+
+def numbered(count: int) -> ArraySource:
+    """Image i holds the number i; its label is i % 5."""
+    number = np.arange(count)
+    image = np.zeros((count, 2, 2, 1), np.uint8)
+    image[:, 0, 0, 0], image[:, 0, 1, 0] = number % 256, number // 256
+    return ArraySource(image, (number % 5).astype(np.int32), tuple("abcde"), "numbered", "train")
+
+
+def numbers(batch: dict) -> np.ndarray:
+    image = np.asarray(batch["image"]).astype(int)
+    return image[:, 0, 0, 0] + 256 * image[:, 0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None)
+@given(count=st.integers(1, 60), batch_size=st.integers(1, 25), seed=st.none() | st.integers(0, 9))
+def test_every_example_once_an_epoch(kind, count, batch_size, seed):
+    batches = KINDS[kind](numbered(count), batch_size, seed=seed)
+    for _ in range(2):
+        seen = []
+        for _ in range(batches.steps_per_epoch):
+            batch = next(batches)
+            assert batch["image"].shape == (batch_size, 2, 2, 1)
+            assert batch["image"].dtype == np.uint8
+            np.testing.assert_array_equal(batch["label"], numbers(batch) % 5)
+            seen += list(numbers(batch)[np.asarray(batch["mask"]) > 0])
+        assert sorted(seen) == list(range(count))
+        if seed is None:
+            assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_depends_on_seed_and_epoch_alone(kind):
+    def two_epochs(seed, batch_size=7):
+        batches = KINDS[kind](numbered(30), batch_size, seed=seed)
+        rows = [next(batches) for _ in range(2 * batches.steps_per_epoch)]
+        real = np.concatenate([numbers(b)[np.asarray(b["mask"]) > 0] for b in rows])
+        return real[:30], real[30:]
+
+    first, second = two_epochs(3)
+    assert list(first) != list(second)
+    np.testing.assert_array_equal(two_epochs(3)[1], second)
+    np.testing.assert_array_equal(two_epochs(3, batch_size=11)[1], second)
+    assert list(two_epochs(4)[0]) != list(first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_position_continues_at_the_next_example(kind):
+    batches = KINDS[kind](numbered(23), 4, seed=1)
+    for _ in range(8):
+        next(batches)
+    state = batches.get_state()
+    expected = [numbers(next(batches)) for _ in range(9)]
+    again = KINDS[kind](numbered(23), 4, seed=1)
+    next(again)
+    again.set_state(state)
+    for row in expected:
+        np.testing.assert_array_equal(numbers(next(again)), row)
+
+
+def test_small_sources_are_resident_and_others_stream():
+    source = numbered(4)
+    assert isinstance(pipeline.make_batches(source, 2), pipeline.ResidentBatches)
+
+    class Lazy:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            return source[index]
+
+    streamed = pipeline.make_batches(Lazy(), 3)
+    assert isinstance(streamed, pipeline.StreamBatches)
+    rows = list(streamed.one_epoch())
+    assert [list(np.asarray(b["mask"])) for b in rows] == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_an_empty_source_is_an_error():
+    with pytest.raises(UserError, match="no images"):
+        pipeline.make_batches(numbered(1).subset([]), 2)
+
+
+def test_padding_is_made_of_real_images():
+    batch = pipeline.ResidentBatches(numbered(3), 8, seed=None).at(0)
+    assert list(numbers(batch)) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert list(np.asarray(batch["mask"])) == [1, 1, 1, 0, 0, 0, 0, 0]

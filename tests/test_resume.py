@@ -1,0 +1,111 @@
+"""A killed or stopped run goes on to the very numbers of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnjax.experiment import build
+from cnnjax.runs import Run
+from cnnjax.training.checkpoints import Checkpoints
+
+TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
+FLAGS = [
+    "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
+    "--config.batch_size=4",
+    "--config.eval_batch_size=16",
+    "--config.total_epochs=20",
+    "--config.log_every_steps=7",
+    "--config.checkpoint_every_steps=11",
+    "--config.data.num_validation=10",
+    "--config.augment.train=random_crop(8, padding=1)|mirror|normalize",
+    "--config.ema_decay=0.9",
+    "--config.optimizer.learning_rate=0.001",
+]
+
+
+def start(data: str, workdir: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cnnjax", "train", f"--workdir={workdir}", f"--config.data.name={data}"]
+    return subprocess.Popen(
+        [*command, *FLAGS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output.decode()
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Returns when the run has written metrics of at least that step."""
+    file, until = workdir / "metrics.jsonl", time.monotonic() + 200
+    while time.monotonic() < until and process.poll() is None:
+        lines = file.read_text().splitlines() if file.exists() else []
+        if lines and json.loads(lines[-1] if lines[-1].endswith("}") else lines[-2])["step"] >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {end(process)[1]}")
+
+
+def outcome(workdir: Path) -> tuple[list[dict], list[np.ndarray], dict]:
+    """Metrics without times, the final parameters with the rest of the state, and the test scores."""
+    run = Run.open(workdir)
+    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()]
+    saved = Checkpoints(workdir / "checkpoints")
+    _, tree, _ = saved.restore(build(run.config()).abstract_tree())
+    saved.close()
+    return rows, [np.asarray(leaf) for leaf in jax.tree.leaves(tree["state"])], run.read_json("test.json")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("resume") / "whole"
+    code, output = end(start(tiny_data, workdir))
+    assert code == 0, output
+    return outcome(workdir)
+
+
+def assert_same(workdir: Path, expected: tuple) -> None:
+    rows, leaves, test = outcome(workdir)
+    assert rows == expected[0]
+    for ours, theirs in zip(leaves, expected[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert test == expected[2]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
+    for step in (7, 110, 250):
+        process = start(tiny_data, tmp_path / "run")
+        wait_for_step(process, tmp_path / "run", step)
+        process.send_signal(signal.SIGKILL)
+        assert end(process)[0] == -signal.SIGKILL
+    code, output = end(start(tiny_data, tmp_path / "run"))
+    assert code == 0, output
+    assert "resuming" in output
+    assert_same(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(signum, uninterrupted, tiny_data, tmp_path):
+    process = start(tiny_data, tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 100)
+    process.send_signal(signum)
+    code, output = end(process)
+    assert code == 128 + signum, output
+    assert "Traceback" not in output
+    assert f"{signum.name}: saved step" in output
+    code, output = end(start(tiny_data, tmp_path / "run"))
+    assert code == 0, output
+    assert_same(tmp_path / "run", uninterrupted)
