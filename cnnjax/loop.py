@@ -222,7 +222,7 @@ class Trainer:
             self.state, self.interval = tree["state"], tree["interval"]
             self.batches.set_state(position)
             self.progress.note(f"resuming {self.run_folder.path} at step {self.step}")
-        self.run_folder.truncate_metrics(self.step)
+        self.run_folder.start_metrics(self.step)
 
     def run_to_end(self) -> None:
         """Trains until the last step, a signal, or a loss that is not finite."""

@@ -1,7 +1,7 @@
 """The run folder: config, record and metrics of one training run, written to survive any end.
 
-config.json, record.json, metrics.jsonl, checkpoints/STEP/, test.json, predictions.npz, report.html. Nothing in
-it is ever unpickled or executed.
+config.json, record.json, metrics.jsonl, checkpoints/STEP/, test.json, predictions.npz, report.html. Nothing
+in it is ever unpickled or executed.
 """
 
 import fcntl
@@ -33,6 +33,7 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self._lock: Any = None
+        self._events: Any = None
 
     @classmethod
     def create(cls, path: str | Path, config: ConfigDict, fingerprint: str) -> "Run":
@@ -78,7 +79,7 @@ class Run:
         return run
 
     def _acquire(self) -> None:
-        self._lock = open(self.path / ".lock", "w")
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115, held until `close`
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,8 +89,8 @@ class Run:
 
     def close(self) -> None:
         """Lets another process train in this folder."""
-        if self._lock:
-            self._lock.close()
+        for file in filter(None, (self._events, self._lock)):
+            file.close()
 
     def config(self) -> ConfigDict:
         """The config of the run."""
@@ -131,15 +132,27 @@ class Run:
                 break
         return rows
 
-    def truncate_metrics(self, step: int) -> None:
+    def start_metrics(self, step: int) -> None:
         """Drops the rows after a step, which a resumed run writes again."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self._events = _event_writer(self.path / "tensorboard", step)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one row to metrics.jsonl (and to TensorBoard event files, with the extra `tensorboard`)."""
+        """Adds one row to metrics.jsonl, and to TensorBoard's event files where the extra is installed."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+        for name in (name for name in row if self._events and name != "step"):
+            self._events.add_scalar(name, row[name], row["step"])
+
+
+def _event_writer(path: Path, step: int) -> Any:
+    """A writer of TensorBoard events that hides those after `step`; None without the extra."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(path), purge_step=step + 1)
 
 
 def plain(value: Any) -> Any:

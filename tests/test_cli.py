@@ -1,0 +1,180 @@
+"""The command line: what works, and what each mistake is told."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnjax import cli
+from cnnjax.runs import Run
+from cnnjax.training.checkpoints import Checkpoints
+
+TINY = [
+    "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
+    "--config.batch_size=16",
+    "--config.eval_batch_size=16",
+    "--config.data.num_validation=10",
+    "--config.total_epochs=2",
+    "--config.optimizer.warmup_epochs=0.5",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.run(["train", f"--workdir={workdir}", f"--config.data.name={tiny_data}", *TINY]) == 0
+    return workdir
+
+
+def test_train_prints_the_test_metrics_and_leaves_a_run_folder(tiny_data, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert cli.run(["train", f"--workdir={workdir}", f"--config.data.name={tiny_data}", *TINY]) == 0
+    printed = capsys.readouterr().out
+    for words in ("test, 37 images", "accuracy", "top-5 accuracy", "macro", "weighted", "F1"):
+        assert words in printed
+    assert (workdir / "report.html").is_file()
+    assert list((workdir / "tensorboard").glob("events*"))
+
+
+def test_evaluate_prints_the_same_as_train(trained, capsys):
+    assert cli.run(["evaluate", f"--workdir={trained}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == Run.open(trained).read_json("test.json")["accuracy"]
+    assert cli.run(["evaluate", f"--workdir={trained}", "--split=train", "--checkpoint=best"]) == 0
+    assert "train, 80 images" in capsys.readouterr().out
+
+
+def test_data_and_models_list_what_there_is(capsys):
+    assert cli.run(["data"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("fashion_mnist", "fashion_mnist_mini", "mnist", "cifar10", "cifar100", "60000"):
+        assert name in printed
+    assert cli.run(["models", "*_cnn"]) == 0
+    printed = capsys.readouterr().out
+    assert "simple_cnn" in printed
+    assert "29,034" in printed
+    assert "lenet5" not in printed
+
+
+def test_print_config_shows_every_field(capsys):
+    assert cli.run(["train", "--print_config", "--config.seed=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed: 7" in printed
+    assert "label_smoothing" in printed
+
+
+def test_a_config_file_and_overrides_on_top(tmp_path, capsys):
+    file = tmp_path / "my.py"
+    file.write_text(
+        "from cnnjax.config import default\n"
+        "def get_config():\n    c = default()\n    c.batch_size = 32\n    c.seed = 5\n    return c\n"
+    )
+    for form in ([f"--config={file}"], ["--config", str(file)]):
+        assert cli.run(["train", *form, "--config.seed=6", "--print_config"]) == 0
+        printed = capsys.readouterr().out
+        assert "batch_size: 32" in printed
+        assert "seed: 6" in printed
+
+
+MISTAKES = {
+    "trian": "unknown command 'trian' (did you mean 'train'?)",
+    "train --config.optmizer.learning_rate=1": "did you mean config.optimizer.learning_rate?",
+    "train --config.learning_rate=1": "did you mean config.optimizer.learning_rate?",
+    "train --config.batch_size=many": "config.batch_size='many' must be a whole number",
+    "train --config.batch_size=0": "config.batch_size=0 must be greater than 0",
+    "train --config.seed=1.5": "config.seed='1.5' must be a whole number",
+    "train --config.data.download=maybe": "must be true or false",
+    "train --config.total_epochs=nan": "config.total_epochs=nan must be greater than 0",
+    "train --config.optimizer.learning_rate=-1": "config.optimizer.learning_rate=-1.0 must be greater",
+    "train --config.dtype=float16": "config.dtype='float16' must be one of float32, bfloat16",
+    "train --config.model=simple_cn": "unknown model 'simple_cn' (did you mean 'simple_cnn'?)",
+    "train --config.model=simple_cnn(pooling='mx')": "unknown pooling 'mx' (did you mean 'max'?)",
+    "train --config.model=simple_cnn(widths=3)": "config.model='simple_cnn(widths=3)' cannot be built",
+    "train --config.data.name=fashion_mnst": "(did you mean 'fashion_mnist'?)",
+    "train --config.data.num_validation=6000": "num_validation=6000",
+    "train --config.augment.train=miror|normalize": "unknown augmentation 'miror'",
+    "train --config.augment.train=random_crop(40)|normalize": "larger than the image of 28x28",
+    "train --config.augment.eval=mirror": "config.augment.eval: augmentation 'mirror' leaves uint8",
+    "train --config.optimizer.name=adamx": "unknown optimizer.name 'adamx'",
+    "train --config.optimizer.name=sgd(momentum=2)": "momentum=2 must be in [0, 1)",
+    "train --config.optimizer.name=sgd(learning_rate=2)": "is set by config.optimizer.learning_rate",
+    "train --config.optimizer.schedule=cosin": "unknown optimizer.schedule 'cosin'",
+    "train --config.optimizer.warmup_epochs=10": "must be less than config.total_epochs=10.0",
+    "train --config.optimizer.decay=nowhere": "must match a parameter path",
+    "train --config=nofile.py": "--config=nofile.py is not a file",
+    "train --wrkdir=x": "unknown flag of cnnjax train '--wrkdir' (did you mean '--workdir'?)",
+    "train more": "does not take 'more'",
+    "evaluate": "--workdir is missing",
+    "evaluate --workdir=nowhere": "nowhere is not a run folder",
+    "models nothing": "unknown model 'nothing'",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_told_in_one_line_before_anything_compiles(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(command.split(" ")) == 2
+    captured = capsys.readouterr()
+    assert MISTAKES[command] in captured.err
+    assert captured.err.startswith("cnnjax: ")
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import nothing_here", "ModuleNotFoundError"),
+        ("x = 1", "no 'get_config'()"),
+        ("def get_config(): return 3", "not a ConfigDict"),
+        (
+            "from cnnjax.config import default\ndef get_config():\n    c = default()\n    c.seeed = 1",
+            '"seeed" does not exist',
+        ),
+    ],
+)
+def test_a_broken_config_file_is_told_in_one_line(text, words, tmp_path, capsys):
+    (tmp_path / "bad.py").write_text(text)
+    assert cli.run(["train", f"--config={tmp_path / 'bad.py'}"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_run_folder_is_told(trained, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
+    assert cli.run(["evaluate", f"--workdir={tmp_path}"]) == 2
+    assert "config.json cannot be read" in capsys.readouterr().err
+    assert cli.run(["evaluate", f"--workdir={trained}", "--weights=ema"]) == 2
+    assert "keeps no moving average" in capsys.readouterr().err
+    assert cli.run(["evaluate", f"--workdir={trained}", "--split=tset"]) == 2
+    assert "did you mean 'test'?" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_has_its_own_exit_code(tiny_data, tmp_path, capsys):
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.data.name={tiny_data}", *TINY]
+    bad = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.name=sgd"]
+    assert cli.run(["train", *flags, *bad, "--config.total_epochs=9"]) == 3
+    assert "not finite at step" in capsys.readouterr().err
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert all(step <= 10 for step in saved.steps())
+    saved.close()
+
+
+def test_tensorflow_is_never_imported_and_help_needs_no_jax():
+    code = (
+        "import sys; from cnnjax import cli; cli.run(['--help']); assert 'jax' not in sys.modules; "
+        "import cnnjax.loop, cnnjax.report; cli.run(['data']); "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tensorflow_is_not_installed():
+    from importlib import metadata
+
+    names = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
+    assert not names & {"tensorflow", "tensorflow-cpu"}

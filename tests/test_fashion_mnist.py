@@ -1,0 +1,35 @@
+"""The main job on the real Fashion-MNIST, cut short."""
+
+from pathlib import Path
+
+import pytest
+
+from cnnjax import config as config_lib
+from cnnjax import loop
+from cnnjax.data import datasets
+
+ROOT = Path(__file__).parents[1]
+HERE = datasets.available("fashion_mnist")
+needs_data = pytest.mark.skipif(
+    HERE is None, reason="Fashion-MNIST is not here: apt-get install dataset-fashion-mnist"
+)
+
+
+@needs_data
+@pytest.mark.slow
+def test_a_tenth_of_an_epoch_learns_a_lot(tmp_path):
+    config = config_lib.from_file(str(ROOT / "configs/fashion_mnist_simple_cnn.py"))
+    config.total_epochs, config.eval_every_epochs = 0.25, 0.25
+    config.optimizer.warmup_epochs = 0.02
+    result = loop.train(config, tmp_path / "run")
+    assert result.test["count"] == 10_000
+    assert result.test["accuracy"] > 0.8
+    rows = loop.Run.open(result.path).metrics()
+    assert rows[-1]["validation_accuracy"] > 0.8
+    assert len(result.class_names) == 10
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda file: file.stem)
+def test_every_config_is_valid_and_says_what_it_is(file):
+    config_lib.validate(config_lib.from_file(str(file)))
+    assert file.read_text().startswith('"""')

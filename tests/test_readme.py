@@ -1,0 +1,80 @@
+"""The README says what is so: its commands run, its examples work, its numbers are those of the CSV."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cnnjax import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def code(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_two_commands_stand_as_they_are_promised():
+    assert [line.strip() for line in code("sh")] == [
+        "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/cnnjax train",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
+    ]
+
+
+def test_every_command_of_the_table_exists():
+    rows = re.findall(r"^\| `cnnjax ([^`]*)` \|", README, re.MULTILINE)
+    assert {row.split()[0] for row in rows} == set(cli.COMMANDS)
+
+
+def test_the_listing_commands_run_as_written(capsys):
+    for row in re.findall(r"^\| `cnnjax ((?:data|models|train --print)[^`]*)` \|", README, re.MULTILINE):
+        assert cli.run(shlex.split(row)) == 0
+
+
+def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
+    """As written, but on tiny data for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    example = code("python")[0].replace(
+        "result =",
+        f"c.data.name, c.data.num_validation, c.total_epochs = {tiny_data!r}, 10, 1.0\n"
+        "c.optimizer.warmup_epochs, c.batch_size = 0.0, 16\nresult =",
+    )
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "tanh" / "test.json").is_file()
+
+
+def test_the_model_and_augmentation_examples_work():
+    names = (
+        "from typing import Any\nimport jax, jax.numpy as jnp\nfrom flax import linen as nn\n"
+        "from cnnjax import ops\nfrom cnnjax.models.layers import Conv, logits\n"
+        "from cnnjax.models.variants import Preset, Variant\nfrom cnnjax.data.augment import operation\n"
+    )
+    space: dict = {}
+    for example in code("python")[1:]:
+        exec(compile(names + example, "README.md", "exec"), space)
+    import jax
+    import jax.numpy as jnp
+
+    from cnnjax.data import augment
+
+    image = jnp.arange(2 * 28 * 28.0).reshape(2, 28, 28, 1)
+    model = space["VARIANTS"]["tiny"].build()
+    assert model.init_with_output(jax.random.key(0), image)[0].shape == (2, 10)
+    try:
+        chain = augment.parse("upside_down(probability=1.0)|scale", image_shape=(28, 28, 1))
+        flipped = chain(jax.random.key(0), (image % 255).astype(jnp.uint8))
+        assert (flipped == (image % 255)[:, ::-1] / 255).all()
+    finally:
+        augment.AUGMENTATIONS.pop("upside_down")
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/fashion_mnist/README.md"])
+def test_tables_are_those_of_the_csv(page):
+    run = runpy.run_path(str(ROOT / "experiments/fashion_mnist/run.py"))
+    text = (ROOT / page).read_text()
+    assert run["fill"](text, run["table"](run["read_rows"]())) == text
+    rows = run["read_rows"]()
+    assert {row["seed"] for row in rows} == {"0", "1", "2"}
