@@ -44,7 +44,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
 th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child { text-align: left; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 .figures svg { width: 100%; height: auto; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
 figure { margin: 0; font-size: .8rem; } img { width: 100%; image-rendering: pixelated; border-radius: 4px; }
@@ -81,7 +81,7 @@ def write(path: str | Path) -> Path:
 def _summary(record: dict[str, Any], test: dict[str, Any]) -> str:
     facts = [f"{record.get('model', {}).get('num_params', 0):,} parameters"]
     facts += [f"step {test['step']}"] if test else ["not finished"]
-    facts += [str(record.get(key, "")) for key in ("started", "commit") if record.get(key)]
+    facts += [record[key][:20] for key in ("started", "commit") if record.get(key)]
     score = ""
     if test:
         score = f'<p><span class="big">{100 * test["accuracy"]:.2f} %</span> of {test["count"]} test images'
@@ -152,7 +152,7 @@ def _confusion(matrix: np.ndarray, names: list[str]) -> str:
     for name, counts in zip(names, matrix, strict=True):
         shares = counts / max(counts.sum(), 1)
         cells = "".join(
-            f'<td style="background: rgb(var(--cell) / {share:.2f})">{count}</td>'
+            f'<td style="background: rgb(var(--cell) / {0.7 * share:.2f})">{count}</td>'
             for count, share in zip(counts, shares, strict=True)
         )
         rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")

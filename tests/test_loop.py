@@ -106,12 +106,12 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert (result.path / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 37])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 10_000])
 def test_each_image_is_evaluated_once_whatever_the_batch(tiny_config, tmp_path, count):
     file = tmp_path / "some.npz"
     np.savez(file, **tiny_arrays(num_test=count))
     found = {}
-    for batch_size in (16, 5):
+    for batch_size in (16, 5) if count < 100 else (16, 1111):
         tiny_config.data.name, tiny_config.eval_batch_size = f"npz:{file}", batch_size
         experiment = build(tiny_config)
         state = experiment.init_state()
@@ -119,9 +119,10 @@ def test_each_image_is_evaluated_once_whatever_the_batch(tiny_config, tmp_path, 
         assert found[batch_size]["count"] == count
         assert found[batch_size]["confusion_matrix"].sum() == count
         np.testing.assert_array_equal(predictions["label"], tiny_arrays(num_test=count)["test_label"])
-    assert found[16]["accuracy"] == found[5]["accuracy"]
-    np.testing.assert_array_equal(found[16]["confusion_matrix"], found[5]["confusion_matrix"])
-    assert found[16]["loss"] == pytest.approx(found[5]["loss"], rel=1e-6)
+    one, other = found.values()
+    assert one["accuracy"] == other["accuracy"]
+    np.testing.assert_array_equal(one["confusion_matrix"], other["confusion_matrix"])
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config, tmp_path):
