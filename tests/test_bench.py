@@ -1,0 +1,47 @@
+"""The benchmark measures a real step and says all that is promised."""
+
+import json
+
+import pytest
+
+from cnnjax import cli
+from cnnjax.bench import TrainBench, bench_train
+from cnnjax.errors import UserError
+
+KEYS = "model dtype batch images_per_second compile_seconds first_step_seconds peak_memory_bytes cpu_kernels"
+
+
+def test_bench_train_prints_json_with_all_keys(capsys):
+    flags = ["--model=simple_cnn(widths=(2,2))", "--batch_size=4", "--rounds=2", "--seconds=0.01", "--json"]
+    assert cli.run(["bench", "train", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(KEYS.split()) <= set(found)
+    assert found["images_per_second_min"] <= found["images_per_second"] <= found["images_per_second_max"]
+    assert found["first_step_seconds"] >= found["compile_seconds"] > 0
+    assert found["peak_memory_bytes"] > 10**7
+    assert sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_the_step_trains():
+    bench = TrainBench("simple_cnn(widths=(2, 2))", 4, "bfloat16", image_size=12)
+    before = int(bench.state.step)
+    assert bench.rate(0.0) > 0
+    assert int(bench.state.step) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dtype": "float16"}, "unknown --dtype 'float16'"),
+        ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+        ({"against": "tensorflow"}, "unknown --against 'tensorflow'"),
+    ],
+)
+def test_mistakes_are_told(fields, words):
+    with pytest.raises(UserError, match=words):
+        bench_train("simple_cnn", **fields)
+
+
+def test_an_unknown_bench_is_told(capsys):
+    assert cli.run(["bench", "trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
