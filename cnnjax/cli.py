@@ -1,16 +1,17 @@
 """The command line: flags become one call each.
 
-Exit codes: 0 done; 2 a mistake in what was asked, told in one line; 3 the loss was not finite; 128 + n the
-signal n (SIGINT 130, SIGTERM 143) ended training after a save.
+Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line; 3 the
+loss was not finite; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training after a save.
 """
 
+import errno
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps otherwise
     sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
 
 
@@ -43,6 +45,10 @@ def run(args: list[str]) -> int:
         return COMMANDS[args[0]](args[1:]) or 0
     except UserError as error:
         return _fail(error, 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        return _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was under way that could be saved", 130)
     except RuntimeError as error:

@@ -1,5 +1,10 @@
 """Saving and restoring the training state with orbax: complete or absent, the newest few and the best."""
 
+import contextlib
+import errno
+import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,15 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
-        best = checkpoint_managers.BestN(get_metric_fn=lambda m: m["accuracy"], n=1)
+        self.directory = Path(directory).absolute()
+        best = checkpoint_managers.BestN(
+            get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+        )
         kept = [checkpoint_managers.LatestN(n=keep), best]
         self._manager = ocp.CheckpointManager(
-            Path(directory).absolute(),
+            self.directory,
             options=ocp.CheckpointManagerOptions(
+                best_fn=_accuracy,  # without it orbax does not write the metrics down
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,  # what a killed process left half written
             ),
@@ -36,16 +45,21 @@ class Checkpoints:
         position: dict[str, int],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts a save in the background; an error of the save before is raised here."""
-        self._manager.check_for_errors()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                tree=ocp.args.StandardSave(tree), position=ocp.args.JsonSave(position)
-            ),
-            metrics=metrics,
-            force=True,
-        )
+        """Starts a save in the background.
+
+        Raises:
+          OSError: where this save, or the one before, could not be written; the older ones are still there.
+        """
+        with self._disk_errors():
+            self._manager.check_for_errors()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    tree=ocp.args.StandardSave(tree), position=ocp.args.JsonSave(position)
+                ),
+                metrics=metrics,
+                force=True,
+            )
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict[str, int]] | None:
         """The newest readable checkpoint, or that of `step`, as (step, tree, position); None without any.
@@ -72,10 +86,11 @@ class Checkpoints:
                 )
             except Exception as error:  # orbax raises many kinds for a damaged folder
                 damaged.append(f"{candidate}: {' '.join(str(error).split())[:200]}")
+                warnings.warn(f"checkpoint {damaged[-1]}; passed over", stacklevel=2)
                 continue
             return candidate, saved["tree"], saved["position"]
         if damaged:
-            raise UserError(f"no checkpoint in {self._manager.directory} can be read: {damaged}")
+            raise UserError(f"no checkpoint in {self.directory} can be read: {damaged}")
         return None
 
     def steps(self) -> list[int]:
@@ -90,8 +105,27 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all saves are complete; raises their errors."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits, and releases the threads."""
+        with self._disk_errors():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Whatever orbax raises for a failed write, as an OSError that names the folder."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            full = "RESOURCE_EXHAUSTED" in reason or "No space left" in reason
+            code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+            reason = os.strerror(code) if full else reason[:300]
+            raise OSError(code, reason, str(self.directory)) from error
+
+
+def _accuracy(metrics: dict[str, float]) -> float:
+    return metrics["accuracy"]
