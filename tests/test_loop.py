@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -168,13 +169,13 @@ def test_another_config_or_other_images_may_not_resume(finished, tiny_config, tm
     with pytest.raises(UserError, match=r"config\.data\.name: saved"):
         loop.train(other, result.path)
     name = config.data.name.removeprefix("npz:")
-    original = open(name, "rb").read()
+    original = Path(name).read_bytes()
     try:
         np.savez(name, **(tiny_arrays() | {"train_image": 255 - tiny_arrays()["train_image"]}))
         with pytest.raises(UserError, match="other images"):
             loop.train(config, result.path)
     finally:
-        open(name, "wb").write(original)
+        Path(name).write_bytes(original)
 
 
 def test_batch_and_devices_must_agree(tiny_config):
