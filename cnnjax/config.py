@@ -28,6 +28,9 @@ def default() -> ConfigDict:
             "eval_batch_size": 500,  # global
             "dtype": "float32",  # of the computation; parameters and loss are float32
             "model": "simple_cnn",  # `cnnjax models`; 'simple_cnn(activation="tanh")' sets fields
+            "init_from": "",  # a run folder, or a .safetensors or .pth file with torch's names
+            "init_head": "keep",  # 'new' draws the head anew, as other classes need
+            "freeze": "",  # pattern on parameter paths that do not move: 'stem|stage[12]'
             "data": {
                 "name": "fashion_mnist_mini",  # `cnnjax data`; or idx:, folder:, npz:, tfds: and a path
                 "dir": "",  # where the data set lies; '' searches the places that `cnnjax data` lists
@@ -51,6 +54,7 @@ def default() -> ConfigDict:
                 "decay": "kernels",  # what decays: 'kernels', 'all', or a pattern on parameter paths
                 "decay_mode": "",  # 'coupled', 'decoupled', '': the optimizer's own
                 "gradient_clip": 0.0,  # the largest global norm; 0 is off
+                "learning_rate_scales": "",  # by pattern on paths: 'stem|stage1: 0.1, head: 10'
             },
             "ema_decay": 0.0,  # of the moving average of parameters and statistics; 0 is off
             "log_every_steps": 20,
@@ -106,6 +110,8 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"config.{field}={flat[field]!r} must be {words}")
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype={config.dtype!r} must be one of {', '.join(DTYPES)}")
+    if config.init_head not in ("keep", "new"):
+        raise UserError(f"config.init_head={config.init_head!r} must be one of keep, new")
     if config.optimizer.warmup_epochs >= config.total_epochs:
         raise UserError(
             f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "

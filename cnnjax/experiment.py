@@ -16,7 +16,7 @@ from cnnjax.data.sources import channel_statistics
 from cnnjax.errors import UserError
 from cnnjax.models import create_model
 from cnnjax.spec import parse_call
-from cnnjax.training import optimizers, parallel, schedules
+from cnnjax.training import groups, optimizers, parallel, schedules
 from cnnjax.training.state import TrainState, count_params, init_state
 from cnnjax.training.steps import TrainMetrics
 
@@ -92,6 +92,7 @@ class Experiment:
             "model": {
                 "spec": self.config.model,
                 "num_params": count_params(params),
+                "frozen": groups.frozen_paths(params, self.config.freeze),
                 "decayed": optimizers.decayed_paths(params, self.config.optimizer.decay),
             },
             "steps_per_epoch": self.steps_per_epoch,
@@ -134,7 +135,9 @@ def build(config: ConfigDict) -> Experiment:
     experiment = Experiment(
         config, mesh, source, augment, eval_augment, model, tx, schedule, per_epoch, total_steps
     )
-    optimizers.decay_mask(experiment.abstract_state().params, config.optimizer.decay)
+    params = experiment.abstract_state().params
+    optimizers.decay_mask(params, config.optimizer.decay)
+    groups.frozen_paths(params, config.freeze)
     return experiment
 
 
@@ -186,7 +189,8 @@ def _make_optimizer(
         gradient_clip=fields.gradient_clip,
         **values,
     )
-    return tx, schedule
+    scales = groups.parse_scales(fields.learning_rate_scales)
+    return groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
 
 
 def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:

@@ -164,6 +164,7 @@ def accumulated_step(
         label_smoothing=config.loss.label_smoothing,
         aux_weight=config.loss.aux_weight,
         ema_decay=config.ema_decay,
+        freeze=config.freeze,
     )
     return state, interval.merge(found)
 

@@ -10,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from cnnjax.training import metrics as metrics_lib
+from cnnjax.training.groups import frozen_collection, stop_frozen
 from cnnjax.training.losses import cross_entropy, masked_mean
 from cnnjax.training.optimizers import ema_update
 from cnnjax.training.state import TrainState, stream_key
@@ -56,6 +57,7 @@ def train_step(
     label_smoothing: float = 0.0,
     aux_weight: float = 0.0,
     ema_decay: float = 0.0,
+    freeze: str = "",
 ) -> tuple[TrainState, TrainMetrics]:
     """Augments a batch, descends once along its gradient and returns the new state with its metrics.
 
@@ -68,13 +70,16 @@ def train_step(
       augment: (key, images, labels) -> (images float [B, H', W', C], labels), see `data.augment.parse`.
       aux_weight: of each sown `aux_logits` in the loss.
       ema_decay: of the moving average in `state.ema`, which is {} where there is none.
+      freeze: pattern of the paths that `tx` does not move, see `groups`.
     """
     image, label = augment(stream_key(key, "augment", state.step), batch["image"], batch["label"])
     rngs = {"dropout": stream_key(key, "dropout", state.step)}
 
+    frozen = frozen_collection(state.batch_stats, freeze)
+
     def loss_fn(params):
         logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": stop_frozen(params, freeze), "batch_stats": state.batch_stats, "frozen": frozen},
             image,
             train=True,
             rngs=rngs,
