@@ -98,25 +98,19 @@ def evaluate(
     experiment = build(run.config())
     saved = Checkpoints(run.path / "checkpoints")
     try:
-        step, found = saved.restore(experiment.abstract_tree(), _find_step(saved, checkpoint))[:2]
+        step = saved.find(checkpoint)
+        state = saved.read(step)["state"]
     finally:
         saved.close()
-    if weights == "ema" and not found["state"].ema:
+    if weights not in ("raw", "ema"):
+        raise unknown("--weights", weights, ["raw", "ema"])
+    if weights == "ema" and not state.get("ema"):
         raise UserError(f"--weights=ema: {run.path} keeps no moving average (config.ema_decay is 0)")
-    variables = found["state"].ema if weights == "ema" else found["state"].variables
+    tree = state["ema"] if weights == "ema" else state
+    variables = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
+    variables = jax.device_put(variables, parallel.replicated(experiment.mesh))
     scores, predictions = Evaluator(experiment, split)(variables)
     return {"step": step, "split": split, **scores}, predictions
-
-
-def _find_step(saved: Checkpoints, checkpoint: str) -> int:
-    steps = saved.steps()
-    if not steps:
-        raise UserError("the run has no checkpoint yet; train it with `cnnjax train`")
-    named = {"last": steps[-1], "best": saved.best_metrics().get("step", steps[-1])}
-    named |= {str(step): step for step in steps}
-    if checkpoint not in named:
-        raise unknown("checkpoint", checkpoint, named)
-    return named[checkpoint]
 
 
 class Evaluator:

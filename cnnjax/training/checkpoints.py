@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, unknown
 
 
 class Checkpoints:
@@ -92,6 +93,37 @@ class Checkpoints:
         if damaged:
             raise UserError(f"no checkpoint in {self.directory} can be read: {damaged}")
         return None
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The tree of one checkpoint as nested dicts of NumPy arrays, whatever devices it was saved on.
+
+        Raises:
+          UserError: where it is damaged.
+        """
+        folder = self.directory / str(step) / "tree"
+        try:
+            reader = ocp.PyTreeCheckpointer()
+            tree = reader.metadata(folder).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(folder, restore_args=as_numpy)
+        except Exception as error:  # orbax raises many kinds for a damaged folder
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"checkpoint {step} in {self.directory} cannot be read: {reason}") from None
+
+    def find(self, checkpoint: str) -> int:
+        """The step that "last", "best" (the highest accuracy) or a number means.
+
+        Raises:
+          UserError: naming the checkpoints there are.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.directory} holds no checkpoint yet; train it with `cnnjax train`")
+        named = {"last": steps[-1], "best": self.best_metrics().get("step", steps[-1])}
+        named |= {str(step): step for step in steps}
+        if checkpoint not in named:
+            raise unknown("checkpoint", checkpoint, named)
+        return named[checkpoint]
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending."""
