@@ -1,0 +1,199 @@
+"""AlexNet, the network that won ILSVRC 2012, its re-implementations, and its small sister for CIFAR-10.
+
+Krizhevsky, Sutskever, Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks",
+sections 3 and 5 and fig. 2. The towers of its two GPUs are the two groups of conv2, conv4 and conv5: the
+first half of the channels of every layer is the first tower.
+
+Deviations and choices where the paper is silent or wrong:
+- the input is 227x227: with 224, as printed, no padding gives 55x55 maps;
+- response normalization sums over the neighbours in both towers (the paper's N counts all kernels);
+- `caffenet` is BVLC's reference model: pooling before normalization, in Caffe's form, biases of 0.1; fc6 and
+  fc7 start at a standard deviation of 0.01 as in the paper (0.005 there);
+- `alexnet_torchvision` is the single-tower net of Krizhevsky 2014 (1404.5997) as torchvision has it; biases
+  start at 0 (torch draws them).
+
+The presets keep the paper's pixels, 0..255 less the mean: kernels drawn from N(0, 0.01) need them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.models.layers import (
+    POOLINGS,
+    RESPONSE_NORMS,
+    Conv,
+    Dense,
+    Dtype,
+    by_name,
+    logits,
+    require_size,
+    torch_uniform,
+)
+from cnnjax.models.variants import Preset, Variant
+
+ORDERS = (("norm", "pool"), ("pool", "norm"))
+normal = nn.initializers.normal
+
+
+class AlexNet(nn.Module):
+    """Five convolutions and three dense layers: N(0, 0.01) kernels, 227x227 input.
+
+    `groups` is the number of towers; `bias` the initial bias of conv2, conv4, conv5, dense1 and dense2 (the
+    others start at 0); `order` what follows conv1 and conv2; `response_norm` a name of `RESPONSE_NORMS`;
+    `pool_window` 3 overlaps at stride 2, 2 does not; `widths` are those of the seven hidden layers.
+    """
+
+    num_classes: int = 1000
+    groups: int = 2
+    response_norm: str = "paper"
+    order: tuple[str, str] = ("norm", "pool")
+    pool_window: int = 3
+    dropout_rate: float = 0.5
+    bias: float = 1.0
+    widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
+    image_size: int = 227
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        require_size(image, self.image_size, "AlexNet")
+        fields = {"kernel_init": normal(0.01), "dtype": self.dtype}
+        biased = {"bias_init": nn.initializers.constant(self.bias), **fields}
+        grouped, relu = {"groups": self.groups, **biased}, jax.nn.relu
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        c1, c2, c3, c4, c5, d1, d2 = self.widths
+
+        x = image  # 227 227 3
+        x = relu(Conv(c1, 11, strides=4, padding=0, name="conv1", **fields)(x))  # 55 55 96
+        x = self.norm_and_pool(x)  # 27 27 96
+        x = relu(Conv(c2, 5, padding=2, name="conv2", **grouped)(x))  # 27 27 256
+        x = self.norm_and_pool(x)  # 13 13 256
+        x = relu(Conv(c3, 3, padding=1, name="conv3", **fields)(x))  # 13 13 384
+        x = relu(Conv(c4, 3, padding=1, name="conv4", **grouped)(x))  # 13 13 384
+        x = relu(Conv(c5, 3, padding=1, name="conv5", **grouped)(x))  # 13 13 256
+        x = ops.max_pool(x, self.pool_window, 2)  # 6 6 256
+        x = x.reshape(x.shape[0], -1)  # 9216
+        x = dropout(name="dropout1")(relu(Dense(d1, name="dense1", **biased)(x)))  # 4096
+        x = dropout(name="dropout2")(relu(Dense(d2, name="dense2", **biased)(x)))  # 4096
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal(0.01))
+
+    def norm_and_pool(self, x: jax.Array) -> jax.Array:
+        """Response normalization and 3x3/2 pooling, in this net's order."""
+        steps = {
+            "norm": by_name("response_norm", self.response_norm, RESPONSE_NORMS),
+            "pool": functools.partial(ops.max_pool, window=self.pool_window, strides=2),
+        }
+        if tuple(self.order) not in ORDERS:
+            raise UserError(f"order {self.order!r}: allowed are {ORDERS[0]} and {ORDERS[1]}")
+        for step in self.order:
+            x = steps[step](x)
+        return x
+
+
+class AlexNetTorchvision(nn.Module):
+    """One tower, narrower convolutions, no normalization; any input of at least 63x63.
+
+    Kernels are uniform within 1 / sqrt(fan-in), torch's default. `widths` are those of the hidden layers.
+    """
+
+    num_classes: int = 1000
+    dropout_rate: float = 0.5
+    widths: tuple[int, ...] = (64, 192, 384, 256, 256, 4096, 4096)
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        if min(image.shape[1:3]) < 63:
+            raise UserError(f"image {image.shape[1:3]}: AlexNet takes at least 63x63 pixels")
+        fields = {"kernel_init": torch_uniform, "dtype": self.dtype}
+        relu, widths = jax.nn.relu, self.widths
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+
+        x = image  # 224 224 3
+        x = relu(Conv(widths[0], 11, strides=4, padding=2, name="conv1", **fields)(x))  # 55 55 64
+        x = ops.max_pool(x, 3, 2)  # 27 27 64
+        x = relu(Conv(widths[1], 5, padding=2, name="conv2", **fields)(x))  # 27 27 192
+        x = ops.max_pool(x, 3, 2)  # 13 13 192
+        x = relu(Conv(widths[2], 3, padding=1, name="conv3", **fields)(x))  # 13 13 384
+        x = relu(Conv(widths[3], 3, padding=1, name="conv4", **fields)(x))  # 13 13 256
+        x = relu(Conv(widths[4], 3, padding=1, name="conv5", **fields)(x))  # 13 13 256
+        x = ops.max_pool(x, 3, 2)  # 6 6 256
+        x = ops.adaptive_avg_pool(x, 6)  # 6 6 256
+        x = dropout(name="dropout1")(x.reshape(x.shape[0], -1))  # 9216
+        x = dropout(name="dropout2")(relu(Dense(widths[5], name="dense1", **fields)(x)))  # 4096
+        x = relu(Dense(widths[6], name="dense2", **fields)(x))  # 4096
+        return logits(x, self.num_classes, self.dtype, kernel_init=torch_uniform)
+
+
+class AlexNetCifar(nn.Module):
+    """Krizhevsky's small CIFAR net: three 5x5 convolutions, each pooled by half, and one dense layer.
+
+    Layout and initial standard deviations (`stds`, of the four kernels; biases 0) are those of cuda-convnet's
+    18 % net as Caffe's cifar10_full has them; poolings round their sizes up. Deviation: response
+    normalization runs across channels, as in AlexNet, not within one. `activation`, `poolings` and
+    `response_norm` are names of `ops.ACTIVATIONS`, `POOLINGS` and `RESPONSE_NORMS`; `pool_window` 2 does not
+    overlap.
+    """
+
+    num_classes: int = 10
+    activation: str = "relu"
+    poolings: tuple[str, ...] = ("max", "average", "average")
+    pool_window: int = 3
+    response_norm: str = "paper"
+    widths: tuple[int, ...] = (32, 32, 64)
+    stds: tuple[float, ...] = (1e-4, 0.01, 0.01, 0.01)
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        activation = ops.activation(self.activation)
+        norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
+        pool1, pool2, pool3 = (
+            functools.partial(
+                by_name("pooling", name, POOLINGS), window=self.pool_window, strides=2, ceil=True
+            )
+            for name in self.poolings
+        )
+        conv1, conv2, conv3 = (
+            Conv(width, 5, padding=2, kernel_init=normal(std), dtype=self.dtype, name=f"conv{i}")
+            for i, (width, std) in enumerate(zip(self.widths, self.stds[:-1], strict=True), 1)
+        )
+        x = activation(conv1(image))  # 32 32 32
+        x = norm(pool1(x))  # 16 16 32
+        x = activation(conv2(x))  # 16 16 32
+        x = norm(pool2(x))  # 8 8 32
+        x = activation(conv3(x))  # 8 8 64
+        x = pool3(x)  # 4 4 64
+        x = x.reshape(x.shape[0], -1)  # 1024
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.stds[-1]))
+
+
+RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)
+PRESET = Preset((227, 227, 3), std=RAW_PIXELS)
+VARIANTS = {
+    "alexnet": Variant(AlexNet, "Krizhevsky et al. 2012", PRESET, 59.3, 81.8, "ImageNet 10-crop"),
+    "alexnet_one_tower": Variant(
+        functools.partial(AlexNet, groups=1), "Krizhevsky et al. 2012, without groups", PRESET
+    ),
+    "caffenet": Variant(
+        functools.partial(AlexNet, response_norm="caffe", order=("pool", "norm"), bias=0.1),
+        "Jia et al. 2014, BVLC reference CaffeNet",
+        PRESET,
+        57.4,
+        80.4,
+        "ImageNet 1-crop",
+    ),
+    "alexnet_torchvision": Variant(
+        AlexNetTorchvision, "Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, "ImageNet 1-crop"
+    ),
+    "alexnet_cifar": Variant(
+        AlexNetCifar,
+        "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full",
+        Preset((32, 32, 3), 10, resize=None, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS),
+    ),
+}

@@ -1,0 +1,159 @@
+"""MobileNet v1 and v2: convolutions split into one filter a channel (depthwise) and 1x1 mixing (pointwise).
+
+Howard et al. 2017, 1704.04861, table 1 (v1); Sandler et al. 2018, 1801.04381, table 2 (v2). Deviations:
+strided convolutions pad one pixel on every side (TensorFlow's 'same' pads the bottom and right alone); v1's
+last block has stride 1 (the table prints 2, but its output stays 7x7), its kernels are He-normal (fan-in) and
+its head's N(0, 0.01), of which the paper says nothing. v2 is torchvision's: kernels He-normal (fan-out), the
+head's N(0, 0.01), dropout 0.2.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dtype, check_stem, he_normal_fan_out, logits
+from cnnjax.models.variants import Variant
+
+
+def divisible(width: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to a width, never less than 90 % of it."""
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * width else rounded
+
+
+class SeparableBlock(nn.Module):
+    """v1's block: 3x3 depthwise and 1x1 pointwise, each normalized, then ReLU."""
+
+    features: int
+    strides: int
+    conv_norm: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        x = self.conv_norm(channels, 3, self.strides, groups=channels, name="depthwise")(x)
+        return self.conv_norm(self.features, 1, name="pointwise")(x)
+
+
+class InvertedResidual(nn.Module):
+    """v2's block: 1x1 to `expansion` times the channels, 3x3 depthwise, and a linear 1x1 back.
+
+    x is added where the shapes are alike.
+    """
+
+    features: int
+    strides: int
+    expansion: int
+    conv_norm: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shortcut, width = x, x.shape[-1] * self.expansion
+        if self.expansion != 1:
+            x = self.conv_norm(width, 1, name="expand")(x)
+        x = self.conv_norm(width, 3, self.strides, groups=width, name="depthwise")(x)
+        x = self.conv_norm(self.features, 1, act=ops.activation("identity"), name="project")(x)
+        return x + shortcut if x.shape == shortcut.shape else x
+
+
+class MobileNetV1(nn.Module):
+    """A strided convolution, 13 separable blocks, global average pooling and one dense layer.
+
+    `stages` holds (channels, blocks, stride of the first block); `width` multiplies all channels.
+    `stem="cifar"` leaves out the first two of the five halvings, for small images. BatchNorm's epsilon is
+    0.001, as in the authors' TensorFlow code.
+    """
+
+    num_classes: int = 1000
+    stem: str = "imagenet"
+    width: float = 1.0
+    stages: tuple[tuple[int, int, int], ...] = (
+        (64, 1, 1),
+        (128, 2, 2),
+        (256, 2, 2),
+        (512, 6, 2),
+        (1024, 2, 2),
+    )
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
+        conv_norm = functools.partial(
+            ConvNorm,
+            conv=functools.partial(Conv, use_bias=False, dtype=self.dtype),
+            norm=functools.partial(BatchNorm, train=train, epsilon=1e-3, dtype=self.dtype),
+        )
+        x = conv_norm(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
+        for stage, (channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
+            for i in range(1, blocks + 1):  # 112 112 64 | 56 56 128 | 28 28 256 | 14 14 512 | 7 7 1024
+                strides = stride if i == 1 and stage > halvings_left_out else 1
+                name = f"stage{stage}_block{i}"
+                x = SeparableBlock(divisible(channels * self.width), strides, conv_norm, name=name)(x)
+        x = ops.global_avg_pool(x)  # 1024
+        return logits(x, self.num_classes, self.dtype, kernel_init=nn.initializers.normal(0.01))
+
+
+class MobileNetV2(nn.Module):
+    """A strided convolution, 17 inverted residuals, a 1x1 convolution, average pooling and one dense layer.
+
+    `stages` holds the paper's (t, c, n, s): expansion, channels, blocks, stride of the first block; `width`
+    multiplies the channels. `stem="cifar"` leaves out the first two of the five halvings, for small images.
+    """
+
+    num_classes: int = 1000
+    stem: str = "imagenet"
+    width: float = 1.0
+    stages: tuple[tuple[int, int, int, int], ...] = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+    last_width: int = 1280
+    dropout_rate: float = 0.2
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
+        conv_norm = functools.partial(
+            ConvNorm,
+            conv=functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype),
+            norm=functools.partial(BatchNorm, train=train, dtype=self.dtype),
+            act=jax.nn.relu6,
+        )
+        x = conv_norm(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
+        for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
+            for i in range(1, blocks + 1):  # 112 16 | 56 24 | 28 32 | 14 64 | 14 96 | 7 160 | 7 320
+                strides = stride if i == 1 and stage > halvings_left_out else 1
+                features, name = divisible(channels * self.width), f"stage{stage}_block{i}"
+                x = InvertedResidual(features, strides, expansion, conv_norm, name=name)(x)
+        last = divisible(self.last_width * max(1.0, self.width))
+        x = conv_norm(last, 1, name="last")(x)  # 7 7 1280
+        x = ops.global_avg_pool(x)  # 1280
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        return logits(x, self.num_classes, self.dtype, kernel_init=nn.initializers.normal(0.01))
+
+
+def v1(width: float, top1: float) -> Variant:
+    """A row of the v1 paper's table 6."""
+    build = functools.partial(MobileNetV1, width=width)
+    return Variant(build, f"Howard et al. 2017, width {width}", top1=top1, published="ImageNet 1-crop")
+
+
+VARIANTS = {
+    "mobilenet_v1": v1(1.0, 70.6),
+    "mobilenet_v1_075": v1(0.75, 68.4),
+    "mobilenet_v1_050": v1(0.5, 63.7),
+    "mobilenet_v1_025": v1(0.25, 50.6),
+    "mobilenet_v2": Variant(
+        MobileNetV2, "Sandler et al. 2018; torchvision", top1=71.878, top5=90.286, published="ImageNet 1-crop"
+    ),
+}

@@ -1,0 +1,84 @@
+"""SqueezeNet: AlexNet's accuracy with fifty times fewer parameters.
+
+Iandola et al. 2016, 1602.07360, table 1 (1.0); 1.1 is the authors' cheaper release: a smaller first
+convolution and earlier pooling. Kernels are He-uniform, the head's N(0, 0.01), biases 0, as in torchvision
+(the paper's released nets start from Glorot-uniform).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.models.layers import Conv, ConvNorm, Dtype, Identity, check_stem
+from cnnjax.models.variants import Variant
+
+he_uniform = nn.initializers.he_uniform()
+
+
+class Fire(nn.Module):
+    """`squeeze` channels by 1x1, then four times as many by 1x1 beside four times as many by 3x3."""
+
+    squeeze: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = functools.partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
+        x = jax.nn.relu(conv(self.squeeze, 1, name="squeeze")(x))
+        expand1x1 = conv(4 * self.squeeze, 1, name="expand1x1")(x)
+        expand3x3 = conv(4 * self.squeeze, 3, padding=1, name="expand3x3")(x)
+        return jax.nn.relu(jnp.concatenate([expand1x1, expand3x3], axis=-1))
+
+
+class SqueezeNet(nn.Module):
+    """A stem, stages of fire modules with 3x3/2 pooling before each, a 1x1 convolution and its mean.
+
+    `squeezes` are the squeeze channels of each stage's fire modules. `stem="cifar"` is 3x3 at stride 1
+    without pooling, for small images.
+    """
+
+    num_classes: int = 1000
+    stem: str = "imagenet"
+    stem_kernel: int = 7
+    stem_width: int = 96
+    squeezes: tuple[tuple[int, ...], ...] = ((16, 16, 32), (32, 48, 48, 64), (64,))
+    dropout_rate: float = 0.5
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        cifar = check_stem(self.stem, image) == "cifar"
+        kernel, strides, padding = (3, 1, 1) if cifar else (self.stem_kernel, 2, 0)
+        conv = functools.partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
+        stem = ConvNorm(self.stem_width, kernel, strides, padding, conv=conv, norm=Identity, name="stem")
+
+        x = stem(image)  # 109 109 96 (1.0, input 224); 111 111 64 (1.1)
+        for stage, squeezes in enumerate(self.squeezes, 1):
+            if stage > 1 or not cifar:
+                x = ops.max_pool(x, 3, 2, ceil=True)  # 54, 27, 13 (1.0); 55, 27, 13 (1.1)
+            for i, squeeze in enumerate(squeezes, 1):
+                x = Fire(squeeze, dtype=self.dtype, name=f"stage{stage}_fire{i}")(x)  # 13 13 512
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        normal = nn.initializers.normal(0.01)
+        head = Conv(self.num_classes, 1, kernel_init=normal, dtype=self.dtype, name="head")
+        x = jax.nn.relu(head(x))  # 13 13 1000
+        return ops.global_avg_pool(x.astype(jnp.float32))  # 1000
+
+
+def variant(version: str, top1: float, top5: float, **fields) -> Variant:
+    """A row of the table, with torchvision's accuracies."""
+    source = f"Iandola et al. 2016, SqueezeNet {version}; torchvision"
+    return Variant(
+        functools.partial(SqueezeNet, **fields), source, top1=top1, top5=top5, published="ImageNet 1-crop"
+    )
+
+
+VARIANTS = {
+    "squeezenet1_0": variant("1.0", 58.092, 80.420),
+    "squeezenet1_1": variant(
+        "1.1", 58.178, 80.624, stem_kernel=3, stem_width=64, squeezes=((16, 16), (32, 32), (48, 48, 64, 64))
+    ),
+}

@@ -1,0 +1,105 @@
+"""What the residual nets share: their stems, and how the blocks of a stage are run.
+
+A stage of n blocks is n modules `stageI_block1` .. `stageI_blockN`. From the second on they are alike, so
+they can run as one scanned block: compiled once instead of n - 1 times, with the same parameters and
+statistics.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.models.layers import ConvNorm, check_stem
+
+Constructor = Callable[..., nn.Module]
+
+
+def stem(kind: str, image: jax.Array, width: int, conv: Constructor, norm: Constructor) -> jax.Array:
+    """The module `stem` on images [B, H, W, C]: convolution, normalization, ReLU.
+
+    Args:
+      kind: "imagenet", 7x7 of stride 2 and then 3x3 max pooling of stride 2, or "cifar", 3x3 of stride 1;
+        `check_stem` says when it warns and what it raises.
+    """
+    unit = functools.partial(ConvNorm, conv=conv, norm=norm, name="stem")
+    if check_stem(kind, image) == "cifar":
+        return unit(width, 3)(image)
+    return ops.max_pool(unit(width, 7, 2)(image), 3, 2, padding=1)
+
+
+def stages(net: nn.Module) -> list[tuple[int, int]]:
+    """(width, number of blocks) of each stage of a net with fields `widths` and `stage_sizes`.
+
+    Raises:
+      UserError: if the two differ in length, or a number is below 1.
+    """
+    if len(net.widths) != len(net.stage_sizes) or min((*net.widths, *net.stage_sizes)) < 1:
+        raise UserError(
+            f"widths {net.widths} and stage_sizes {net.stage_sizes}: as many of each, all at least 1"
+        )
+    return list(zip(net.widths, net.stage_sizes, strict=True))
+
+
+def run_stage(
+    net: nn.Module, x: jax.Array, name: str, count: int, first: Constructor, rest: Constructor
+) -> jax.Array:
+    """Runs block 1 and count - 1 further, equal blocks of one stage, from within a compact method of `net`.
+
+    Args:
+      net: gives `scan_blocks` and `remat`: with the latter a block's activations are computed again in the
+        backward pass instead of kept, so memory holds one block and the borders of the others.
+      x: float [B, H, W, C].
+      name: "stage1" for modules `stage1_block1`, `stage1_block2`, ...
+      first, rest: constructors of a block that lack only its name.
+    """
+    x = _block(net, first(name=f"{name}_block1"), x)
+    names = [f"{name}_block{j}" for j in range(2, count + 1)]
+    if net.scan_blocks and len(names) > 1 and not net.is_initializing():
+        return _scan(net, rest(name=None, parent=None), names, x)
+    for block_name in names:
+        x = _block(net, rest(name=block_name), x)
+    return x
+
+
+def _block(net: nn.Module, block: nn.Module, x: jax.Array) -> jax.Array:
+    if net.remat and not net.is_initializing():
+        return nn.remat(lambda module, x: module(x))(block, x)
+    return block(x)
+
+
+def _scan(net: nn.Module, block: nn.Module, names: list[str], x: jax.Array) -> jax.Array:
+    """Runs one detached block over the stacked variables of the named ones, and stores their statistics.
+
+    Dropout draws other masks than the unrolled blocks do, and nothing inside is captured or sown. On CPUs
+    a convolution inside a loop of XLA is far slower than outside: this is for accelerators and for depth.
+    """
+
+    def stacked(collection: str) -> Any:
+        trees = [net.get_variable(collection, name, {}) for name in names]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    moving = net.is_mutable_collection("batch_stats")
+    keys = jax.random.split(net.make_rng("dropout"), len(names)) if net.has_rng("dropout") else None
+
+    def body(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+        variables, key = each
+        rngs = {} if key is None else {"dropout": key}
+        if not moving:
+            return block.apply(variables, x, rngs=rngs), {}
+        y, updates = block.apply(variables, x, rngs=rngs, mutable=["batch_stats"])
+        return y, updates["batch_stats"]
+
+    if net.remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+    variables = {"params": stacked("params"), "batch_stats": stacked("batch_stats")}
+    x, updates = jax.lax.scan(body, x, (variables, keys))
+    if moving:
+        for i, name in enumerate(names):
+            net.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], updates))
+    return x

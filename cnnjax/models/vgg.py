@@ -1,0 +1,73 @@
+"""VGG: depth from 3x3 convolutions alone.
+
+Simonyan, Zisserman 2014, 1409.1556, table 1, configurations A, B, D and E. Deviations, as in torchvision:
+kernels are He-normal (the paper starts the deep nets from trained shallow ones), an adaptive average pooling
+to 7x7 before the dense layers, which changes nothing at 224x224, lets them take any input of 32x32 or more,
+and the `_bn` nets, of which the paper has none, normalize after each convolution, whose biases stay.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, Dtype, Identity, he_normal_fan_out, logits
+from cnnjax.models.variants import Variant
+
+
+class VGG(nn.Module):
+    """Stages of `depths[i]` convolutions of `widths[i]` channels, each halved by 2x2 max pooling.
+
+    He-normal (fan-out) convolutions, N(0, 0.01) dense layers, zero biases.
+    """
+
+    num_classes: int = 1000
+    depths: tuple[int, ...] = (2, 2, 3, 3, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    dense_widths: tuple[int, int] = (4096, 4096)
+    batch_norm: bool = False
+    dropout_rate: float = 0.5
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        least = 2 ** len(self.depths)
+        if min(image.shape[1:3]) < least:
+            raise UserError(f"image {image.shape[1:3]}: VGG takes at least {least}x{least} pixels")
+        conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype) if self.batch_norm else Identity
+        normal = nn.initializers.normal(0.01)
+
+        x = image  # 224 224 3
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
+            for i in range(1, depth + 1):  # 224 224 64 | 112 112 128 | 56 56 256 | 28 28 512 | 14 14 512
+                x = ConvNorm(width, 3, conv=conv, norm=norm, name=f"stage{stage}_conv{i}")(x)
+            x = ops.max_pool(x, 2)  # 112 112 64 | 56 56 128 | 28 28 256 | 14 14 512 | 7 7 512
+        x = ops.adaptive_avg_pool(x, 7)  # 7 7 512
+        x = x.reshape(x.shape[0], -1)  # 25088
+        for i, width in enumerate(self.dense_widths, 1):  # 4096, twice
+            x = jax.nn.relu(Dense(width, kernel_init=normal, dtype=self.dtype, name=f"dense{i}")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{i}")(x)
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal)
+
+
+def variant(configuration: str, depths: tuple[int, ...], norm: bool, top1: float, top5: float) -> Variant:
+    """A row of the table, with torchvision's accuracies."""
+    build = functools.partial(VGG, depths=depths, batch_norm=norm)
+    source = f"Simonyan & Zisserman 2014, table 1 {configuration}; torchvision"
+    return Variant(build, source, top1=top1, top5=top5, published="ImageNet 1-crop")
+
+
+VARIANTS = {
+    "vgg11": variant("A", (1, 1, 2, 2, 2), False, 69.020, 88.628),
+    "vgg13": variant("B", (2, 2, 2, 2, 2), False, 69.928, 89.246),
+    "vgg16": variant("D", (2, 2, 3, 3, 3), False, 71.592, 90.382),
+    "vgg19": variant("E", (2, 2, 4, 4, 4), False, 72.376, 90.876),
+    "vgg11_bn": variant("A", (1, 1, 2, 2, 2), True, 70.370, 89.810),
+    "vgg13_bn": variant("B", (2, 2, 2, 2, 2), True, 71.586, 90.374),
+    "vgg16_bn": variant("D", (2, 2, 3, 3, 3), True, 73.360, 91.516),
+    "vgg19_bn": variant("E", (2, 2, 4, 4, 4), True, 74.218, 91.842),
+}
