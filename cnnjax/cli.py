@@ -1,7 +1,7 @@
 """The command line: flags become one call each.
 
-Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line; 3 the
-loss was not finite; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training after a save.
+Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line;
+3 the loss was not finite; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training after a save.
 """
 
 import errno
@@ -22,7 +22,8 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   train      train a network, or go on with a run       --config=FILE --config.a.b=value --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
   data       the data sets, and whether they are here    --dir=DIR
-  models     the networks                                [GLOB]
+  models     the networks, or the layers of one          [GLOB | NAME] --image_size=N
+  weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
   bench      speed of a training step                    train --model=NAME --batch_size=B --against=torch
 
 `cnnjax COMMAND --help` lists the flags of a command."""
@@ -52,7 +53,8 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was under way that could be saved", 130)
     except RuntimeError as error:
-        from cnnjax.loop import Interrupted, NonFiniteLoss
+        from cnnjax.loop import NonFiniteLoss
+        from cnnjax.signals import Interrupted
 
         if isinstance(error, Interrupted):
             return _fail(error, 128 + error.signum)
@@ -67,7 +69,11 @@ def _fail(message: object, code: int) -> int:
 
 
 def parse_flags(
-    command: str, args: list[str], define: Callable[[flags.FlagValues], list[str] | None], *, max_names: int = 0
+    command: str,
+    args: list[str],
+    define: Callable[[flags.FlagValues], list[str] | None],
+    *,
+    max_names: int = 0,
 ) -> tuple[flags.FlagValues, list[str]]:
     """The flags of a command and the words beside them; `define` may take some of the words away.
 
@@ -152,6 +158,7 @@ def evaluate(args: list[str]) -> None:
         flags.DEFINE_string("split", "test", "train, validation or test", flag_values=values)
         flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
         flags.DEFINE_string("weights", "raw", "raw, or ema", flag_values=values)
+        flags.DEFINE_string("data", None, "another data set of the same classes", flag_values=values)
         flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
 
     values, _ = parse_flags("evaluate", args, define)
@@ -165,6 +172,7 @@ def evaluate(args: list[str]) -> None:
         split=values.split,
         checkpoint=values.checkpoint,
         weights=values.weights,
+        data=values.data,
     )
     if values.json:
         print(json.dumps(plain(found)))
@@ -216,21 +224,115 @@ def data(args: list[str]) -> None:
 
 
 def models(args: list[str]) -> None:
-    """Lists the networks."""
-    _, words = parse_flags("models", args, lambda values: None, max_names=1)
-    from cnnjax.models import list_models, variants
-    from cnnjax.training.state import count_variant_params
+    """Lists the networks that match a glob, or the layers of one that is named."""
 
-    names = list_models(words[0] if words else "*")
-    if not names:
-        raise unknown("model", words[0], variants())
-    table = Table("name", "parameters", "input", "classes", "source")
-    for name in names:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer(
+            "image_size", None, "pixels, of one network; the preset's", 1, flag_values=values
+        )
+
+    values, words = parse_flags("models", args, define, max_names=1)
+    from cnnjax.models import list_models, variants
+
+    word = words[0] if words else "*"
+    if word in variants() or "(" in word:
+        print_layers(word, values.image_size)
+    elif names := list_models(word):
+        print_models(names)
+    else:
+        raise unknown("model", word, variants())
+
+
+def print_models(names: Sequence[str]) -> None:
+    """Prints a row for each network."""
+    from rich.progress import track
+
+    from cnnjax.models import variants
+    from cnnjax.summary import totals
+
+    table = Table("name", "parameters", "MACs", "input", "top-1 / top-5", "published on", "source")
+    console = Console(stderr=True)
+    rows = track(totals(names), "counting", len(names), console=console, transient=True)
+    for name, (params, macs) in zip(names, rows, strict=True):
         row = variants()[name]
         size = "x".join(map(str, row.preset.input_size))
-        count = count_variant_params(name)
-        table.add_row(name, f"{count:,}", size, str(row.preset.num_classes), row.source)
-    Console().print(table)
+        top = " / ".join(f"{value:.2f}" for value in (row.top1, row.top5) if value is not None)
+        table.add_row(name, f"{params:,}", in_units(macs), size, top, row.published, row.source)
+    print_table(table)
+    print("Accuracies in per cent, as published. `cnnjax models NAME` shows the layers of one network.")
+
+
+def print_layers(spec: str, image_size: int | None = None) -> None:
+    """Prints the layers of one network."""
+    from cnnjax.models import variant
+    from cnnjax.summary import summarize
+
+    height, width, channels = variant(spec).preset.input_size
+    shape = (image_size or height, image_size or width, channels)
+    found = summarize(spec, shape)
+    table = Table("layer", "output", "parameters", "MACs", "receptive field", title=f"{spec} on {shape}")
+    for row in found.layers:
+        output = " ".join(map(str, row.output))
+        table.add_row(row.name, output, f"{row.params:,}", in_units(row.macs), in_pixels(row.receptive_field))
+    table.add_section()
+    table.add_row("in all", "", f"{found.params:,}", in_units(found.macs), "")
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Prints a wide table, on lines of its own length where it goes into a file."""
+    for column in table.columns:
+        column.no_wrap = True
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=console.measure(table, options=console.options.update(width=500)).maximum)
+    console.print(table)
+
+
+def in_units(count: int | None) -> str:
+    """4089184256 as '4.089 G'; None, which could not be counted, as 'n/a'."""
+    if count is None:
+        return "n/a"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return str(count)
+
+
+def in_pixels(field: tuple[float, float] | None) -> str:
+    """A receptive field as '19', '19x7', 'all' or 'n/a'."""
+    if field is None:
+        return "n/a"
+    height, width = ("all" if value == float("inf") else str(value) for value in field)
+    return height if height == width else f"{height}x{width}"
+
+
+def weights(args: list[str]) -> None:
+    """Makes a run folder of a weights file, or writes the weights of a run under torch's names."""
+    from cnnjax import config as config_lib
+
+    def define(values: flags.FlagValues) -> list[str]:
+        flags.DEFINE_string("model", None, "the network of the file", flag_values=values)
+        flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
+        return _define_config(args, values)
+
+    values, words = parse_flags("weights", args, define, max_names=2)
+    if len(words) != 2 or words[0] not in ("import", "export") or not values.workdir:
+        raise UserError(
+            "usage: cnnjax weights import FILE --model=NAME --workdir=DIR, or "
+            "cnnjax weights export FILE --workdir=DIR"
+        )
+    from cnnjax import exchange
+
+    if words[0] == "export":
+        count = exchange.export_weights(values.workdir, words[1])
+        print(f"wrote {count} tensors to {words[1]}")
+        return
+    config = values.config
+    config.model = values.model or config.model
+    config_lib.validate(config)
+    paths = exchange.import_weights(words[1], config, values.workdir)
+    print(f"imported {len(paths)} parameter arrays into {values.workdir}")
 
 
 def bench(args: list[str]) -> None:
@@ -276,5 +378,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate,
     "data": data,
     "models": models,
+    "weights": weights,
     "bench": bench,
 }

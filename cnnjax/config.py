@@ -34,6 +34,7 @@ def default() -> ConfigDict:
             "data": {
                 "name": "fashion_mnist_mini",  # `cnnjax data`; or idx:, folder:, npz:, tfds: and a path
                 "dir": "",  # where the data set lies; '' searches the places that `cnnjax data` lists
+                "size": 0,  # of image folders: short side to it and the middle square; 0 as they are
                 "num_validation": 600,  # held out of train by `seed`, for every choice; 0 holds none out
                 "download": True,  # where the data set is found nowhere else
             },
@@ -70,7 +71,7 @@ RESUMABLE = frozenset({"data.dir", "data.download", "keep_checkpoints", "checkpo
 
 _POSITIVE = ("total_epochs", "batch_size", "eval_batch_size", "optimizer.learning_rate",
              "log_every_steps", "eval_every_epochs", "keep_checkpoints")  # fmt: skip
-_NOT_NEGATIVE = ("seed", "data.num_validation", "loss.aux_weight", "optimizer.warmup_epochs",
+_NOT_NEGATIVE = ("seed", "data.size", "data.num_validation", "loss.aux_weight", "optimizer.warmup_epochs",
                  "optimizer.weight_decay", "optimizer.gradient_clip", "checkpoint_every_steps")  # fmt: skip
 _BELOW_ONE = ("loss.label_smoothing", "ema_decay")
 

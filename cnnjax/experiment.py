@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
@@ -14,11 +15,12 @@ from cnnjax.data import augment as augment_lib
 from cnnjax.data import datasets, pipeline
 from cnnjax.data.sources import channel_statistics
 from cnnjax.errors import UserError
-from cnnjax.models import create_model
+from cnnjax.models import Preset, create_model
 from cnnjax.spec import parse_call
 from cnnjax.training import groups, optimizers, parallel, schedules
 from cnnjax.training.state import TrainState, count_params, init_state
 from cnnjax.training.steps import TrainMetrics
+from cnnjax.weights.initial import initial_variables
 
 # Values of an optimizer or schedule that the config holds in fields of their own.
 _OWN_FIELDS = {
@@ -48,6 +50,7 @@ class Experiment:
     schedule: schedules.Schedule
     steps_per_epoch: int
     total_steps: int
+    initial: dict[str, Any] | None  # variables of config.init_from, in place of drawn ones
 
     @property
     def steps_per_evaluation(self) -> int:
@@ -60,7 +63,15 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on every device of the mesh."""
-        return jax.jit(self._init_state, out_shardings=parallel.replicated(self.mesh))()
+        state = jax.jit(self._init_state, out_shardings=parallel.replicated(self.mesh))()
+        if not self.initial:
+            return state
+        drawn, place = state.variables, parallel.replicated(self.mesh)
+        flat = traverse_util.flatten_dict(drawn) | traverse_util.flatten_dict(self.initial)
+        start = jax.device_put(traverse_util.unflatten_dict(flat), place)
+        start = {"params": {}, "batch_stats": {}} | start
+        ema = jax.tree.map(jnp.copy, start) if state.ema else {}
+        return state.replace(**start, ema=ema)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
@@ -108,6 +119,7 @@ def load_split(config: ConfigDict, split: str) -> Any:
         data_dir=config.data.dir or None,
         num_validation=config.data.num_validation,
         seed=config.seed,
+        size=config.data.size or None,
         download=config.data.download,
     )
 
@@ -132,8 +144,11 @@ def build(config: ConfigDict) -> Experiment:
     per_epoch = pipeline.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
     tx, schedule = _make_optimizer(config, total_steps, per_epoch)
+    initial = None
+    if config.init_from:
+        initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
     experiment = Experiment(
-        config, mesh, source, augment, eval_augment, model, tx, schedule, per_epoch, total_steps
+        config, mesh, source, augment, eval_augment, model, tx, schedule, per_epoch, total_steps, initial
     )
     params = experiment.abstract_state().params
     optimizers.decay_mask(params, config.optimizer.decay)
@@ -148,6 +163,15 @@ def _parse_augment(config: ConfigDict, split: str, source: Any) -> augment_lib.A
         return augment_lib.parse(config.augment[split], image_shape=source.image_shape, mean=mean, std=std)
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
+
+
+def preset_augment(preset: Preset) -> str:
+    """The augmentation that prepares images, resized to `preset.resize`, for evaluation."""
+    height, width, _ = preset.input_size
+    crop = f"center_crop(({height}, {width}))|" if preset.resize else ""
+    if preset.mean is None:
+        return f"{crop}normalize"
+    return f"{crop}normalize(mean={tuple(preset.mean)}, std={tuple(preset.std)})"
 
 
 def check_model(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> None:

@@ -1,13 +1,9 @@
 """The only loops: `train` and `evaluate`, used alike by the command line, tests and notebooks."""
 
-import contextlib
 import dataclasses
 import functools
-import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import Experiment, build
 from cnnjax.progress import Silent
 from cnnjax.runs import Run, make_record, plain
+from cnnjax.signals import Interrupted, caught_signals
 from cnnjax.training import metrics, parallel, schedules
 from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.training.state import TrainState
@@ -30,14 +27,6 @@ EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to 
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient was not finite; the state before that step was kept."""
-
-
-class Interrupted(RuntimeError):
-    """A signal ended training, after a save; `signum` is the signal."""
-
-    def __init__(self, signum: int, message: str):
-        super().__init__(message)
-        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +69,12 @@ def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = Non
 
 
 def evaluate(
-    workdir: str | Path, *, split: str = "test", checkpoint: str = "last", weights: str = "raw"
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "last",
+    weights: str = "raw",
+    data: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluates a run on every image of a split, each counted once.
 
@@ -89,13 +83,18 @@ def evaluate(
       split: "test", "validation" or "train" (without what is held out).
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
+      data: another data set with the same classes, by name; None is the run's own.
 
     Returns:
       The metrics of `training.metrics.compute`, with the step; and the predictions of `eval_step`, one
       row an image in the order of the split.
     """
     run = Run.open(workdir)
-    experiment = build(run.config())
+    config = run.config()
+    if data:
+        config.data.name, config.data.num_validation = data, 0
+    config.init_from = ""
+    experiment = build(config)
     saved = Checkpoints(run.path / "checkpoints")
     try:
         step = saved.find(checkpoint)
@@ -161,27 +160,6 @@ def accumulated_step(
         freeze=config.freeze,
     )
     return state, interval.merge(found)
-
-
-@contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """The signals SIGINT and SIGTERM that have come; a second one ends the process at once."""
-    caught: list[int] = []
-
-    def note(signum: int, _frame: Any) -> None:
-        if caught:
-            os._exit(128 + signum)
-        caught.append(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may set handlers
-        return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 class Trainer:

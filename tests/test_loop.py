@@ -41,7 +41,7 @@ def finished(tiny_data, tmp_path_factory):
 
 
 def test_the_step_compiles_once_though_the_last_batch_is_short(finished):
-    config, result, compiled = finished
+    _, result, compiled = finished
     assert result.test["step"] == 15  # 80 images in batches of 16 three times: none is short, so:
     assert len([m for m in compiled if re.search(r"Compiling (jit\()?accumulated_step", m)]) == 1
     # validation (10) and test (37) are no multiples of 16

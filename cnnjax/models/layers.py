@@ -92,9 +92,9 @@ class BatchNorm(nn.Module):
     """Batch normalization over B, H, W (Ioffe & Szegedy 2015, 1502.03167).
 
     Statistics are those of the global batch, in float32. `momentum` is the decay of the old running
-    value (PyTorch's momentum is one minus it). A layer named in the collection `frozen` keeps its
-    statistics and normalizes with them in training too. The running variance is the biased one, as in the paper's
-    training step; PyTorch stores the unbiased one.
+    value (PyTorch's momentum is one minus it). The running variance is the biased one, as in the
+    paper's training step; PyTorch stores the unbiased one. A layer named in the collection `frozen`
+    keeps its statistics and normalizes with them in training too.
     """
 
     train: bool = False

@@ -44,7 +44,8 @@ def frozen_collection(batch_stats: Any, freeze: str) -> dict[str, Any]:
 
     Such a layer normalizes with its running statistics in training too, and does not change them.
     """
-    modules = {path[:-1] for path in traverse_util.flatten_dict(batch_stats) if is_frozen("/".join(path), freeze)}
+    paths = traverse_util.flatten_dict(batch_stats)
+    modules = {path[:-1] for path in paths if is_frozen("/".join(path), freeze)}
     return traverse_util.unflatten_dict({(*path, "statistics"): jnp.ones((), bool) for path in modules})
 
 

@@ -1,0 +1,66 @@
+"""Weights files as run folders, and the weights of a run as files that torch's users can load."""
+
+from pathlib import Path
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.experiment import preset_augment
+from cnnjax.models import create_model, variant
+from cnnjax.runs import Run, make_record
+from cnnjax.training.checkpoints import Checkpoints
+from cnnjax.training.state import count_params
+from cnnjax.weights import files, to_torch
+from cnnjax.weights.initial import initial_variables
+
+
+def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
+    """Makes a run folder of a weights file, which `evaluate` takes like one that was trained here.
+
+    Args:
+      file: .safetensors, .pth or .pt with torch's names.
+      config: its `model` names the network; the preprocessing of the model's preset is filled in.
+      workdir: a new folder.
+
+    Returns:
+      The paths of the parameters.
+
+    Raises:
+      UserError: listing every entry that does not fit; then no folder is made.
+    """
+    preset = variant(config.model).preset
+    config.augment.eval = preset_augment(preset)
+    config.augment.train, config.data.size = config.augment.eval, preset.resize or 0
+    config_lib.validate(config)
+    model = create_model(config.model)
+    variables = initial_variables(file, model, preset.input_size)
+    run = Run.create(workdir, config, fingerprint="")
+    facts = {"spec": config.model, "num_params": count_params(variables["params"])}
+    run.write_json("record.json", make_record(seed=config.seed, data={}, model=facts))
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
+        saved.wait()
+    finally:
+        saved.close()
+        run.close()
+    return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
+
+
+def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:
+    """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
+
+    Raises:
+      UserError: where torchvision has no such family, or the folder is no run's.
+    """
+    run = Run.open(workdir)
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        state = saved.read(saved.find(checkpoint))["state"]
+    finally:
+        saved.close()
+    variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+    tensors = to_torch(variables, create_model(run.config().model))
+    files.write(file, tensors)
+    return len(tensors)

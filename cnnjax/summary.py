@@ -1,0 +1,246 @@
+"""What a network is made of: shape, parameters, multiply-adds and receptive field of every layer.
+
+All of it is read from the jaxpr of one forward pass, in which nothing is computed: an interpreter walks the
+equations, counts the multiply-adds of convolutions and dot products under the module that they belong to, and
+carries along which pixels of the image a value depends on.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from jax.extend.core import Literal
+from jax.interpreters import partial_eval
+
+from cnnjax.data.datasets import cache_folder
+from cnnjax.models import create_model, variant
+from cnnjax.receptive_fields import UNKNOWN, field_size, image_field, output_field
+from cnnjax.training.state import count_params
+
+# Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
+OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One row of the table.
+
+    Attributes:
+      name: the module's path, 'stage1_block2/conv1'.
+      output: the shape of its output without the batch: [H, W, C] or [C].
+      params: trained scalars of its own.
+      macs: multiply-adds for one image; None where a primitive cannot be counted.
+      receptive_field: pixels (height, width) of the image that one output depends on, those in the padding
+        included; inf for a value that depends on the whole image through unlike paths, as a channel's gate
+        does; None where it cannot be told.
+    """
+
+    name: str
+    output: tuple[int, ...]
+    params: int
+    macs: int | None
+    receptive_field: tuple[float, float] | None
+
+
+def count_macs(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> int | None:
+    """Multiply-adds of one image's forward pass in evaluation mode, auxiliary heads left out.
+
+    Args:
+      model: a linen module, or the spec of one, see `create_model`.
+      image_shape: [H, W, C]; the preset's input size where a spec is given.
+
+    Returns: their number (FLOPs are twice that), or None where a primitive cannot be counted.
+    """
+    return summarize(model, image_shape).macs
+
+
+def layer_table(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> list[Layer]:
+    """Every layer that has parameters or multiplies, in the order of the forward pass; see `count_macs`."""
+    return summarize(model, image_shape).layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The table and its sums; `params` counts auxiliary heads too, which are in no row."""
+
+    layers: list[Layer]
+    params: int
+    macs: int | None
+
+
+def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
+    """Both of the above from one trace."""
+    if isinstance(model, str):
+        image_shape = image_shape or variant(model).preset.input_size
+        model = create_model(model)
+    unrolled = {name: False for name in ("scan_blocks", "remat") if hasattr(model, name)}
+    jaxpr, params = trace_forward(model.clone(**unrolled), tuple(image_shape))
+    sizes = _own_params(params)
+    walk = _Walk(sizes)
+    walk.run(jaxpr, [None, image_field()], "")
+    macs = None if None in walk.macs.values() else sum(walk.macs.values())
+    layers = [
+        Layer(name, shape[1:], sizes.get(name, 0), walk.macs.get(name, 0), field_size(field))
+        for name, (shape, field) in walk.outputs.items()
+        if name in sizes or walk.macs.get(name, 0) != 0
+    ]
+    return Summary(layers, count_params(params), macs)
+
+
+def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
+    """(parameters, multiply-adds) of variants by name, each as soon as it is known.
+
+    A deep net takes seconds to trace, so they are kept in the user's cache folder, in a file named after a
+    hash of the sources that they follow from; where that cannot be written they are counted anew.
+    """
+    file = cache_folder("models") / f"{_sources_hash()}.json"
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    counted = len(known)
+    try:
+        for name in names:
+            if name not in known:
+                found = summarize(name)
+                known[name] = found.params, found.macs
+            yield tuple(known[name])
+    finally:  # also of what was counted before an interrupt
+        if len(known) > counted:
+            with contextlib.suppress(OSError):
+                _replace_cache(file, json.dumps(known))
+
+
+def _sources_hash() -> str:
+    package = Path(__file__).parent
+    files = [*sorted(package.glob("models/*.py")), *sorted(package.glob("ops/**/*.py"))]
+    files += [package / "summary.py", package / "receptive_fields.py"]
+    parts = [jax.__version__.encode(), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _replace_cache(file: Path, text: str) -> None:
+    """Writes a file as a whole or not at all, and removes those of other sources."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(text)
+    part.replace(file)
+    for old in file.parent.glob("*.json"):
+        if old != file:
+            old.unlink(missing_ok=True)
+
+
+def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The jaxpr (key, image) -> logits of a model, and the shapes of its parameters.
+
+    The one place that decides what is traced: plain `lax` convolutions, whatever kernels a platform has.
+    Initialization is traced with the forward pass, so that one trace gives the parameters too; of it only
+    what leads to the logits is kept.
+    """
+    key = jax.eval_shape(jax.random.key, 0)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    closed, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(key, image)
+    used = [i == 0 for i in range(len(closed.jaxpr.outvars))]
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
+    return jaxpr, variables.get("params", {})
+
+
+def _own_params(params: Any) -> dict[str, int]:
+    """Module path -> scalars of the module itself."""
+    sizes: dict[str, int] = {}
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        module = "/".join(path[:-1])
+        sizes[module] = sizes.get(module, 0) + leaf.size
+    return sizes
+
+
+class _Walk:
+    """Interprets a jaxpr: fills `macs` and `outputs` (shape and field) by module path.
+
+    Equations that do not depend on the image, the initialization of parameters first of all, are passed over.
+    """
+
+    def __init__(self, modules: Mapping[str, int]):
+        self.modules = modules
+        self.macs: dict[str, int | None] = {}
+        self.outputs: dict[str, tuple[tuple[int, ...], Any]] = {}
+
+    def run(self, jaxpr: Any, fields: list[Any], scope: str) -> list[Any]:
+        """The fields of the outputs; `scope` is the name stack of the equation that holds the jaxpr."""
+        known = dict(zip(jaxpr.invars, fields, strict=True))
+        for eqn in jaxpr.eqns:
+            inputs = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
+            if all(field is None for field in inputs):
+                continue
+            names = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
+            found = self._equation(eqn, inputs, names)
+            known |= dict(zip(eqn.outvars, found, strict=True))
+            self.outputs[self._module(names)] = (eqn.outvars[0].aval.shape, found[0])
+        return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, fields: list[Any], names: str) -> list[Any]:
+        name, inner = eqn.primitive.name, _inner_jaxpr(eqn)
+        if name == "scan":
+            return self._scan(eqn.params, inner, fields, names)
+        if inner is not None and len(inner.invars) == len(fields):
+            return self.run(inner, fields, names)
+        macs = _equation_macs(eqn)
+        module = self._module(names)
+        if macs is None or self.macs.get(module, 0) is None:
+            self.macs[module] = None
+            return [UNKNOWN] * len(eqn.outvars)
+        if macs:
+            self.macs[module] = self.macs.get(module, 0) + macs
+        return [output_field(eqn, fields)] * len(eqn.outvars)
+
+    def _scan(self, params: dict, body: Any, fields: list[Any], names: str) -> list[Any]:
+        """Every turn is walked, so each adds its multiply-adds and widens the field."""
+        count = params["num_consts"]
+        end = count + params["num_carry"]
+        consts, carry, rows = fields[:count], fields[count:end], fields[end:]
+        rows = [None if field is None else UNKNOWN for field in rows]
+        for _ in range(params["length"]):
+            outputs = self.run(body, [*consts, *carry, *rows], names)
+            carry = outputs[: len(carry)]
+        return [*carry, *(None if field is None else UNKNOWN for field in outputs[len(carry) :])]
+
+    def _module(self, names: str) -> str:
+        """The path of the module that a name stack 'ResNet/stem/conv/...' lies in.
+
+        Names with a dot are methods ('stem.extra'), and what no parameter stands under is left as it is.
+        """
+        parts = [name for name in names.split("/")[1:] if "." not in name]
+        known = (end for end in range(len(parts), 0, -1) if "/".join(parts[:end]) in self.modules)
+        return "/".join(parts[: next(known, len(parts))])
+
+
+def _inner_jaxpr(eqn: Any) -> Any:
+    """The jaxpr that an equation calls (jit, remat, scan, custom_vjp, ...), or None."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return getattr(eqn.params[name], "jaxpr", eqn.params[name])
+    return None
+
+
+def _equation_macs(eqn: Any) -> int | None:
+    """Multiply-adds of one equation without a jaxpr in it; None if they cannot be told."""
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        return out.size * kernel.size // kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+    if name == "dot_general":
+        left, ((contracted, _), _) = eqn.invars[0].aval, eqn.params["dimension_numbers"]
+        return out.size * math.prod(left.shape[axis] for axis in contracted)
+    if name in OPAQUE or "call" in name:
+        return None
+    return 0
