@@ -1,4 +1,11 @@
-"""SimpleCNN on the whole of Fashion-MNIST: the module's first design, trained with today's recipe."""
+"""SimpleCNN on the whole of Fashion-MNIST: the module's first design, trained with today's recipe.
+
+    cnnjax train --config=configs/fashion_mnist_simple_cnn.py --workdir=runs/fm
+
+Muon (Jordan et al. 2024, as optax has it) turns the update of each kernel into an orthogonal one; at equal
+epochs this small net fits better than with AdamW or SGD. Measured over three seeds in
+experiments/fashion_mnist/README.md: accuracy, spread, minutes and machine.
+"""
 
 from ml_collections import ConfigDict
 
@@ -10,7 +17,9 @@ def get_config() -> ConfigDict:
     config = default()
     config.data.name = "fashion_mnist"
     config.data.num_validation = 5000
-    config.augment.train = "random_crop(28, padding=1)|mirror|normalize"
+    config.augment.train = "mirror|normalize"
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 0.01
     config.total_epochs = 10.0
     config.batch_size = 128
     config.eval_batch_size = 1000

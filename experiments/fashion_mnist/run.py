@@ -92,9 +92,9 @@ def table(rows: list[dict[str, str]]) -> str:
     versions = json.loads(first["versions"])
     lines += [
         "",
-        f"`{first['config']}`, {float(first['epochs']):g} epochs, {first['machine']}, CPU kernels: "
-        f"{first['cpu_kernels']}, jax {versions['jax']}, flax {versions['flax']}. Minutes are training with its "
-        f"evaluations, after {first['compile_seconds']} s of compilation. Written by "
+        f"`{first['config']}`, {float(first['epochs']):g} epochs, {first['machine']}, "
+        f"CPU kernels: {first['cpu_kernels']}, jax {versions['jax']}, flax {versions['flax']}. Minutes are "
+        f"training with its evaluations, after {first['compile_seconds']} s of compilation. Written by "
         "`python experiments/fashion_mnist/run.py` from `experiments/fashion_mnist/results.csv`.",
     ]
     return "\n".join(lines)
