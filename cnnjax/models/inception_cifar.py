@@ -1,0 +1,141 @@
+"""Small Inception nets for 32x32 images whose cells differ in one factorized convolution alone.
+
+Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2015, "Rethinking the Inception architecture for computer vision",
+1512.00567, section 3. The branch with the largest kernel is
+
+- `inception_cifar_5x5`: one nxn convolution, n = 5;
+- `inception_cifar_3x3`: (n - 1) / 2 convolutions 3x3 with ReLU between them (section 3.1);
+- `inception_cifar_3x3_linear`: the same without ReLU between them (figure 2: 77.2 % with, 76.2 % without);
+- `inception_cifar_1xn`: 1xn, then nx1, each with ReLU (section 3.2).
+
+All see the same n x n pixels; with c channels in and out they have 25, 18, 18 and 10 c^2 weights for n = 5,
+and 49, 27, 27 and 14 for n = 7. Batch normalization stands before each ReLU and where one is left out. The
+net around the cells is this project's own. Kernels are He-normal, the classifier's LeCun-normal.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import UserError
+from cnnjax.models.inception import conv_unit
+from cnnjax.models.layers import Dtype, he_normal, logits
+from cnnjax.models.variants import Preset, Variant
+
+identity = ops.activation("identity")
+
+
+class OneConvolution(nn.Module):
+    """nxn."""
+
+    width: int
+    kernel_size: int
+    unit: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.unit(self.width, self.kernel_size, name="conv1")(x)
+
+
+class Stacked3x3(nn.Module):
+    """As many 3x3 as see nxn pixels; `between` stands for ReLU after all but the last."""
+
+    width: int
+    kernel_size: int
+    unit: Callable[..., nn.Module]
+    between: Callable[[jax.Array], jax.Array] = jax.nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        number = self.kernel_size // 2
+        for i in range(1, number):
+            x = self.unit(self.width, 3, act=self.between, name=f"conv{i}")(x)
+        return self.unit(self.width, 3, name=f"conv{number}")(x)
+
+
+class Asymmetric(nn.Module):
+    """1xn, then nx1."""
+
+    width: int
+    kernel_size: int
+    unit: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.unit(self.width, (1, self.kernel_size), name="conv1")(x)
+        return self.unit(self.width, (self.kernel_size, 1), name="conv2")(x)
+
+
+class Cell(nn.Module):
+    """GoogLeNet's cell with four branches of the same width, one of them `large`."""
+
+    width: int
+    kernel_size: int
+    large: Callable[..., nn.Module]
+    unit: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        unit, width = self.unit, self.width
+        a = unit(width, name="branch1x1")(x)
+        b = unit(width, name="branch3x3_reduce")(x)
+        b = unit(width, 3, name="branch3x3")(b)
+        c = unit(width, name="branch_large_reduce")(x)
+        c = self.large(width, self.kernel_size, unit, name="branch_large")(c)
+        d = unit(width, name="branch_pool")(ops.max_pool(x, 3, 1, padding=1))
+        return jnp.concatenate([a, b, c, d], axis=-1)
+
+
+class InceptionCifar(nn.Module):
+    """Stages of cells, each but the first at half the size; takes images from 4x4 on (three stages).
+
+    Attributes:
+      large: the class of the branch with the largest kernel.
+      kernel_size: odd n of that branch, at least 3.
+      widths: channels of each of the four branches, stage by stage.
+      stage_size: cells of each stage.
+    """
+
+    num_classes: int = 10
+    large: Callable[..., nn.Module] = OneConvolution
+    kernel_size: int = 5
+    widths: tuple[int, ...] = (16, 32, 64)
+    stage_size: int = 2
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.kernel_size < 3 or self.kernel_size % 2 == 0:
+            raise UserError(f"kernel_size {self.kernel_size}: allowed are odd numbers from 3 on")
+        unit = conv_unit(train, self.dtype, he_normal)
+        x = image.astype(self.dtype)  # 32 32 3
+        x = unit(2 * self.widths[0], 3, name="stem")(x)  # 32 32 32
+        for i, width in enumerate(self.widths, 1):
+            if i > 1:
+                x = ops.max_pool(x, 2)  # 16 16 64, then 8 8 128
+            for j in range(1, self.stage_size + 1):  # 32 32 64, then 16 16 128, then 8 8 256
+                x = Cell(width, self.kernel_size, self.large, unit, name=f"stage{i}_block{j}")(x)
+        x = ops.global_avg_pool(x)  # 256
+        return logits(x, self.num_classes, self.dtype)
+
+
+Linear3x3 = functools.partial(Stacked3x3, between=identity)
+CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
+PAPER = "Szegedy et al. 2015, 1512.00567"
+
+VARIANTS = {
+    "inception_cifar_5x5": Variant(InceptionCifar, PAPER, CIFAR),
+    "inception_cifar_3x3": Variant(
+        functools.partial(InceptionCifar, large=Stacked3x3), f"{PAPER}, section 3.1", CIFAR
+    ),
+    "inception_cifar_3x3_linear": Variant(
+        functools.partial(InceptionCifar, large=Linear3x3), f"{PAPER}, figure 2", CIFAR
+    ),
+    "inception_cifar_1xn": Variant(
+        functools.partial(InceptionCifar, large=Asymmetric), f"{PAPER}, section 3.2", CIFAR
+    ),
+}
