@@ -20,12 +20,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Literal
-from jax.interpreters import partial_eval
 
 from cnnjax.data.datasets import cache_folder
 from cnnjax.models import create_model, variant
 from cnnjax.receptive_fields import UNKNOWN, field_size, image_field, output_field
-from cnnjax.training.state import count_params
 
 # Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
 OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
@@ -61,7 +59,7 @@ def count_macs(model: nn.Module | str, image_shape: Sequence[int] | None = None)
 
     Returns: their number (FLOPs are twice that), or None where a primitive cannot be counted.
     """
-    return summarize(model, image_shape).macs
+    return _walk(model, image_shape, scan=True).total_macs()
 
 
 def layer_table(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> list[Layer]:
@@ -79,22 +77,15 @@ class Summary:
 
 
 def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
-    """Both of the above from one trace."""
-    if isinstance(model, str):
-        image_shape = image_shape or variant(model).preset.input_size
-        model = create_model(model)
-    unrolled = {name: False for name in ("scan_blocks", "remat") if hasattr(model, name)}
-    jaxpr, params = trace_forward(model.clone(**unrolled), tuple(image_shape))
-    sizes = _own_params(params)
-    walk = _Walk(sizes)
-    walk.run(jaxpr, [None, image_field()], "")
-    macs = None if None in walk.macs.values() else sum(walk.macs.values())
+    """The table of a model with its sums; arguments as for `count_macs`."""
+    walk = _walk(model, image_shape, scan=False)
+    sizes = walk.params
     layers = [
         Layer(name, shape[1:], sizes.get(name, 0), walk.macs.get(name, 0), field_size(field))
         for name, (shape, field) in walk.outputs.items()
         if name in sizes or walk.macs.get(name, 0) != 0
     ]
-    return Summary(layers, count_params(params), macs)
+    return Summary(layers, sum(sizes.values()), walk.total_macs())
 
 
 def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
@@ -112,8 +103,8 @@ def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
     try:
         for name in names:
             if name not in known:
-                found = summarize(name)
-                known[name] = found.params, found.macs
+                walk = _walk(name, None, scan=True)
+                known[name] = sum(walk.params.values()), walk.total_macs()
             yield tuple(known[name])
     finally:  # also of what was counted before an interrupt
         if len(known) > counted:
@@ -141,18 +132,26 @@ def _replace_cache(file: Path, text: str) -> None:
 
 
 def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """The jaxpr (key, image) -> logits of a model, and the shapes of its parameters.
+    """The jaxpr of the forward pass of one image, its last input, and the shapes of the parameters.
 
     The one place that decides what is traced: plain `lax` convolutions, whatever kernels a platform has.
-    Initialization is traced with the forward pass, so that one trace gives the parameters too; of it only
-    what leads to the logits is kept.
     """
-    key = jax.eval_shape(jax.random.key, 0)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    closed, (_, variables) = jax.make_jaxpr(model.init_with_output, return_shape=True)(key, image)
-    used = [i == 0 for i in range(len(closed.jaxpr.outvars))]
-    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)
-    return jaxpr, variables.get("params", {})
+    variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
+    return jax.make_jaxpr(model.apply)(variables, image).jaxpr, variables.get("params", {})
+
+
+def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":
+    """Walks a model; with `scan` equal blocks are one, which is quicker but gives them no names."""
+    if isinstance(model, str):
+        image_shape = image_shape or variant(model).preset.input_size
+        model = create_model(model)
+    fields = {"scan_blocks": scan, "remat": False}
+    model = model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})
+    jaxpr, params = trace_forward(model, tuple(image_shape))
+    walk = _Walk(_own_params(params))
+    walk.run(jaxpr, [*[None] * (len(jaxpr.invars) - 1), image_field()], "")
+    return walk
 
 
 def _own_params(params: Any) -> dict[str, int]:
@@ -167,11 +166,11 @@ def _own_params(params: Any) -> dict[str, int]:
 class _Walk:
     """Interprets a jaxpr: fills `macs` and `outputs` (shape and field) by module path.
 
-    Equations that do not depend on the image, the initialization of parameters first of all, are passed over.
+    `params` are the scalars of each module. Equations that do not depend on the image are passed over.
     """
 
-    def __init__(self, modules: Mapping[str, int]):
-        self.modules = modules
+    def __init__(self, params: Mapping[str, int]):
+        self.params = params
         self.macs: dict[str, int | None] = {}
         self.outputs: dict[str, tuple[tuple[int, ...], Any]] = {}
 
@@ -187,6 +186,11 @@ class _Walk:
             known |= dict(zip(eqn.outvars, found, strict=True))
             self.outputs[self._module(names)] = (eqn.outvars[0].aval.shape, found[0])
         return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+
+    def total_macs(self) -> int | None:
+        """The sum, or None if a part of it could not be told."""
+        counts = self.macs.values()
+        return None if None in counts else sum(counts)
 
     def _equation(self, eqn: Any, fields: list[Any], names: str) -> list[Any]:
         name, inner = eqn.primitive.name, _inner_jaxpr(eqn)
@@ -220,7 +224,7 @@ class _Walk:
         Names with a dot are methods ('stem.extra'), and what no parameter stands under is left as it is.
         """
         parts = [name for name in names.split("/")[1:] if "." not in name]
-        known = (end for end in range(len(parts), 0, -1) if "/".join(parts[:end]) in self.modules)
+        known = (end for end in range(len(parts), 0, -1) if "/".join(parts[:end]) in self.params)
         return "/".join(parts[: next(known, len(parts))])
 
 

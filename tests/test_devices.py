@@ -12,7 +12,6 @@ import pytest
 from cnnjax import loop
 from tests.test_cli import TINY
 
-
 # Adam turns the rounding noise in the gradient of a bias before BatchNorm, which is zero, into whole steps.
 SGD = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.05"]
 

@@ -1,5 +1,7 @@
 """Every model: exact parameter counts, the module's shapes, one surface over the whole registry."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,53 +64,95 @@ def test_unknown_names_and_fields_say_what_is_allowed():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 
 
-def initialized(name: str, **fields) -> tuple[nn.Module, dict, jax.Array]:
+# A small member of each family with the size of its images: the surface is that of the large ones.
+TINY = {
+    "simple_cnn(widths=(2, 3))": (8, 8, 1),
+    "lenet5": (28, 28, 1),
+    "alexnet(image_size=67, widths=(8, 16, 16, 16, 8, 32, 32))": (67, 67, 3),
+    "alexnet_torchvision(widths=(8, 16, 16, 16, 8, 32, 32))": (63, 63, 3),
+    "alexnet_cifar(widths=(8, 8, 8))": (12, 12, 3),
+    "zfnet(image_size=56, widths=(8, 16, 16, 16, 8, 32, 32))": (56, 56, 3),
+    "nin_cifar(widths=((16, 8, 8), (16, 8, 8), (16, 8)))": (12, 12, 3),
+    "nin_imagenet(widths=((16, 8, 8), (16, 8, 8), (16, 8, 8), (16, 8)))": (39, 39, 3),
+    "vgg11_bn(depths=(1, 1), widths=(4, 8), dense_widths=(16, 16))": (12, 12, 3),
+    "googlenet_torchvision(stem='cifar', width=0.06, aux_logits=True)": (8, 8, 1),
+    "googlenet_cifar(width=0.06)": (12, 12, 1),
+    "inception_v2(width=0.08)": (28, 28, 1),
+    "inception_v3(width=0.05)": (75, 75, 1),
+    "inception_cifar_1xn(widths=(3, 5), stage_size=1)": (14, 14, 1),
+    "resnet18(stage_sizes=(1, 1), widths=(4, 8), stem='cifar')": (8, 8, 3),
+    "resnet50(stage_sizes=(1, 1), widths=(4, 8), stem='cifar')": (8, 8, 3),
+    "seresnet50(stage_sizes=(1,), widths=(8,), stem='cifar')": (8, 8, 3),
+    "preact_resnet164_cifar(stage_sizes=(1, 1), widths=(4, 8))": (8, 8, 3),
+    "wrn_16_4(depth=10, widen_factor=1)": (8, 8, 3),
+    "densenet121(stem='cifar', stage_sizes=(1, 1), growth_rate=4, stem_width=8)": (14, 14, 1),
+    "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,), (4,)))": (12, 12, 3),
+    "mobilenet_v1(stem='cifar', width=0.25, stages=((32, 1, 1),))": (12, 12, 3),
+    "mobilenet_v2(stem='cifar', width=0.25, stages=((1, 32, 1, 1), (2, 32, 2, 1)), last_width=32)": (8, 8, 3),
+    "efficientnet_b0(stem='cifar', stages=((1, 3, 1, 8, 1), (4, 5, 2, 8, 1)))": (14, 14, 1),
+    "convnext_tiny(stem='cifar', stage_sizes=(1, 1), widths=(8, 16))": (14, 14, 1),
+    "airbench94(widths=(8, 8, 8))": (12, 12, 3),
+}
+FAST = {"xla_backend_optimization_level": 0}  # the compiler takes longer than these nets
+
+
+def initialized(spec: str) -> tuple[nn.Module, dict, jax.Array]:
     """The model, randomized variables (no zero anywhere) and a batch of three images."""
-    model, size = create_model(name, **fields), variant(name).preset.input_size
+    model, size = create_model(spec, num_classes=5), TINY[spec]
     image = jax.random.normal(jax.random.key(7), (3, *size))
-    variables = jax.jit(lambda key: init_variables(model, key, size))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.05 * jax.random.uniform(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return model, jax.tree.unflatten(tree, leaves), image
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), size))
+    draw = np.random.default_rng(0)
+
+    def value(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if len(leaf.shape) < 2:
+            return jnp.asarray(draw.uniform(0.1, 1, leaf.shape), leaf.dtype)
+        spread = 1 / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(draw.normal(0, spread, leaf.shape), leaf.dtype)
+
+    return model, jax.tree.map(value, shapes), image
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_family_has_a_small_member_here():
+    families = {type(create_model(name)) for name in list_models()}
+    assert {type(create_model(spec)) for spec in TINY} == families
+
+
 @pytest.mark.parametrize("name", list_models())
-def test_logits_parameters_and_statistics_are_float32(name, dtype):
-    model, variables, image = initialized(name, dtype=jnp.dtype(dtype))
-    logits = model.apply(variables, image)
-    assert logits.shape == (3, variant(name).preset.num_classes)
+def test_logits_parameters_and_statistics_are_float32(name):
+    """At full size, with bfloat16 computation: shapes and types alone, nothing is computed."""
+    model, size = create_model(name, dtype=jnp.bfloat16), variant(name).preset.input_size
+    image = jax.ShapeDtypeStruct((2, *size), jnp.float32)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert logits.shape == (2, variant(name).preset.num_classes)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert set(variables) <= {"params", "batch_stats"}
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_evaluation_is_deterministic_and_jit_changes_nothing(name):
-    model, variables, image = initialized(name)
-    apply = jax.jit(model.apply)
-    first, updates = model.apply(variables, image, mutable=["batch_stats"])
-    np.testing.assert_array_equal(apply(variables, image), apply(variables, image))
-    np.testing.assert_allclose(first, apply(variables, image), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(apply(variables, image[:1]), first[:1], rtol=1e-4, atol=1e-4)
+@pytest.mark.filterwarnings("ignore:the ImageNet stem")
+@pytest.mark.parametrize("spec", TINY)
+def test_one_surface(spec):
+    """Evaluation repeats itself and leaves statistics alone; all parameters get a finite gradient."""
+    model, variables, image = initialized(spec)
+    apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]), compiler_options=FAST)
+    logits, updates = apply(variables, image)
+    assert logits.shape == (3, 5)
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits, apply(variables, image)[0])
     jax.tree.map(np.testing.assert_array_equal, updates.get("batch_stats", {}), variables["batch_stats"])
 
-
-@pytest.mark.parametrize("name", list_models())
-def test_every_parameter_gets_a_finite_gradient(name):
-    model, variables, image = initialized(name)
-
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=FAST)
     def gradient(params):
         def loss(params):
-            logits, _ = model.apply(
+            logits, updates = model.apply(
                 {**variables, "params": params},
                 image,
                 train=True,
                 rngs={"dropout": jax.random.key(2)},
                 mutable=["batch_stats", "intermediates"],
             )
-            return (logits * jnp.cos(jnp.arange(logits.size).reshape(logits.shape))).sum()
+            heads = [logits, *jax.tree.leaves(updates.get("intermediates", {}))]
+            return sum((h * jnp.cos(jnp.arange(h.size).reshape(h.shape))).sum() for h in heads)
 
         return jax.grad(loss)(params)
 
@@ -117,9 +161,17 @@ def test_every_parameter_gets_a_finite_gradient(name):
         assert np.abs(leaf).max() > 0, path
 
 
+@pytest.mark.parametrize("spec", ["simple_cnn(widths=(2, 3))", "lenet5", "airbench94(widths=(8, 8, 8))"])
+def test_jit_changes_nothing_and_a_batch_of_one_works(spec):
+    model, variables, image = initialized(spec)
+    first = model.apply(variables, image)
+    np.testing.assert_allclose(first, jax.jit(model.apply)(variables, image), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(first[:1], model.apply(variables, image[:1]), rtol=1e-4, atol=1e-4)
+
+
 def test_training_moves_the_running_statistics_by_one_minus_momentum():
-    model, variables, image = initialized("simple_cnn")
+    model, variables, image = initialized("simple_cnn(widths=(2, 3))")
     _, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
     old, new = variables["batch_stats"]["norm1"]["mean"], updates["batch_stats"]["norm1"]["mean"]
-    x = nn.Conv(16, (5, 5), padding=2).apply({"params": variables["params"]["conv1"]}, image)
+    x = nn.Conv(2, (5, 5), padding=2).apply({"params": variables["params"]["conv1"]}, image)
     np.testing.assert_allclose(new, 0.9 * old + 0.1 * x.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)

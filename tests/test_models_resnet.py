@@ -93,11 +93,12 @@ def output_shapes(spec: str, size: int, **fields) -> dict[str, tuple[int, ...]]:
     """Shape of the output of each module at the top of a net."""
     model = create_model(spec, **fields)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
     _, state = jax.eval_shape(
-        lambda key, image: model.init_with_output(
-            key, image, capture_intermediates=lambda module, _: len(module.path) == 1, mutable=True
+        lambda variables, image: model.apply(
+            variables, image, capture_intermediates=lambda module, _: len(module.path) == 1
         ),
-        jax.random.key(0),
+        variables,
         image,
     )
     found = state["intermediates"]
@@ -216,13 +217,40 @@ def test_scanned_and_rematerialized_blocks_equal_unrolled_ones(kind, fields):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4 * (1e-3 + np.abs(theirs).max()))
 
 
-def test_scanned_blocks_begin_with_the_same_values():
+def test_scanned_blocks_keep_frozen_statistics_of_some_as_unrolled_ones_do():
+    model, variables, image = randomized("resnet20_cifar(stage_sizes=(4,), widths=(4,))")
+    norm = {"statistics": np.ones((), bool)}
+    frozen = {
+        "stage1_block2": {"norm1": norm, "norm2": norm},
+        "stage1_block3": {"norm1": norm, "norm2": norm},
+    }
+
+    def train(model, variables):
+        return model.apply({**variables, "frozen": frozen}, image, train=True, mutable=["batch_stats"])
+
+    expected, found = (quick(partial(train, m), variables) for m in (model, model.clone(scan_blocks=True)))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    old, new = variables["batch_stats"], found[1]["batch_stats"]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), new, expected[1]["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, new["stage1_block3"], old["stage1_block3"])
+    assert not np.allclose(new["stage1_block4"]["norm1"]["mean"], old["stage1_block4"]["norm1"]["mean"])
+
+
+def test_alike_blocks_begin_with_values_of_their_own_and_statistics_at_rest():
     model = create_model(TINY["option a"])
-    values = [
-        quick(lambda key, m=m: init_variables(m, key, (8, 8, 3)), jax.random.key(3))
-        for m in (model, model.clone(scan_blocks=True))
-    ]
-    jax.tree.map(np.testing.assert_array_equal, *values)
+    found, scanned, trained = (
+        quick(lambda key, init=init: init(key, jnp.ones((1, 8, 8, 3))), jax.random.key(3))
+        for init in (
+            model.init,
+            model.clone(scan_blocks=True).init,
+            partial(model.init, train=True),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, scanned)
+    jax.tree.map(np.testing.assert_array_equal, found, trained)
+    kernels = [found["params"][f"stage1_block{i}"]["conv1"]["kernel"] for i in (1, 2, 3)]
+    assert all(not np.allclose(kernels[i], kernels[i - 1]) for i in (0, 1, 2))
+    np.testing.assert_array_equal(found["batch_stats"]["stage1_block3"]["norm1"]["var"], 1)
 
 
 def test_scanning_compiles_equal_blocks_once():
@@ -344,11 +372,11 @@ def test_wide_resnet_drops_between_its_convolutions_only_in_training(spec):
     model, variables, image = randomized(spec, widen_factor=1)
     model = model.clone(scan_blocks=True)
 
-    def logits(keys):
-        options = {"train": True, "mutable": ["batch_stats"]}
-        return [model.apply(variables, image, rngs={"dropout": key}, **options)[0] for key in keys]
+    def logits(key):
+        return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0]
 
-    first, again, other = quick(logits, [jax.random.key(k) for k in (0, 0, 1)])
+    run = jax.jit(logits).lower(jax.random.key(0)).compile({"xla_backend_optimization_level": 0})
+    first, again, other = (run(jax.random.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     jaxprs = [str(jax.make_jaxpr(m.apply)(variables, image)) for m in (model, model.clone(dropout=0.0))]

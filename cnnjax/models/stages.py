@@ -6,6 +6,7 @@ statistics.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -60,17 +61,40 @@ def run_stage(
     """
     x = _block(net, first(name=f"{name}_block1"), x)
     names = [f"{name}_block{j}" for j in range(2, count + 1)]
-    if net.scan_blocks and len(names) > 1 and not net.is_initializing():
-        return _scan(net, rest(name=None, parent=None), names, x)
+    if len(names) > 1 and net.is_initializing():
+        _init(net, rest(name=None, parent=None), names, x)
+    if len(names) > 1 and (net.scan_blocks or net.is_initializing()):
+        for alike in _runs(net, names):
+            x = _scan(net, rest(name=None, parent=None), alike, x)
+        return x
     for block_name in names:
         x = _block(net, rest(name=block_name), x)
     return x
+
+
+def _init(net: nn.Module, block: nn.Module, names: list[str], x: jax.Array) -> None:
+    """Draws the variables of all named blocks at once, so that one block is traced instead of hundreds."""
+    keys = jax.random.split(net.make_rng("params"), len(names))
+    shape, dtype = x.shape, x.dtype
+    init = jax.jit(jax.vmap(lambda key: block.init(key, jnp.zeros(shape, dtype))))
+    for collection, stacked in init(keys).items():
+        for i, name in enumerate(names):
+            net.put_variable(collection, name, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
 
 
 def _block(net: nn.Module, block: nn.Module, x: jax.Array) -> jax.Array:
     if net.remat and not net.is_initializing():
         return nn.remat(lambda module, x: module(x))(block, x)
     return block(x)
+
+
+def _runs(net: nn.Module, names: list[str]) -> list[list[str]]:
+    """The names cut where the next block has other frozen normalizations, and so is another computation."""
+
+    def frozen(name: str) -> Any:
+        return jax.tree.structure(net.get_variable("frozen", name, {}))
+
+    return [list(run) for _, run in itertools.groupby(names, frozen)]
 
 
 def _scan(net: nn.Module, block: nn.Module, names: list[str], x: jax.Array) -> jax.Array:
@@ -97,9 +121,9 @@ def _scan(net: nn.Module, block: nn.Module, names: list[str], x: jax.Array) -> j
 
     if net.remat:
         body = jax.checkpoint(body, prevent_cse=False)
-    variables = {"params": stacked("params"), "batch_stats": stacked("batch_stats")}
+    variables = {name: stacked(name) for name in ("params", "batch_stats", "frozen")}
     x, updates = jax.lax.scan(body, x, (variables, keys))
-    if moving:
+    if moving and not net.is_initializing():
         for i, name in enumerate(names):
             net.put_variable("batch_stats", name, jax.tree.map(lambda leaf, i=i: leaf[i], updates))
     return x

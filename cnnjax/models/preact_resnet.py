@@ -1,0 +1,167 @@
+"""Residual networks whose units are normalized and activated before each convolution.
+
+He, Zhang, Ren, Sun 2016, "Identity mappings in deep residual networks", arXiv:1603.05027: the CIFAR nets of
+tables 2 to 4, the ImageNet nets of table 5, and the five places of activation in its fig. 4 by the field
+`order`.
+
+The stem ends with normalization and ReLU, so the first unit activates nothing before its two paths part,
+and the last sum is activated once more (the paper's appendix). As in the authors' code
+(KaimingHe/resnet-1k-layers) a projection is a bare 1x1 convolution that reads what the first convolution
+reads; option A pads the sum itself. CIFAR's bottlenecks halve the image in the first 1x1 convolution as
+there, ImageNet's in the 3x3 one as facebook/fb.resnet.torch, whose ResNet-200 gave the published figures
+(with a normalization in projections). Kernels are He-normal with fan-out, `head` is LeCun-normal.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.models.layers import BatchNorm, Conv, Dtype, by_name, he_normal_fan_out, logits
+from cnnjax.models.resnet import option_a
+from cnnjax.models.stages import Constructor, run_stage, stages, stem
+from cnnjax.models.variants import Preset, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """Where a unit normalizes and activates, besides between its convolutions.
+
+    Each is "", "relu", "norm" or "norm relu": of the residual `before` its first convolution and `after` its
+    last, and of the sum once the shortcut is `joined`.
+    """
+
+    before: str = ""
+    after: str = ""
+    joined: str = ""
+
+
+# Fig. 4 (a) to (e).
+ORDERS = {
+    "original": Order(after="norm", joined="relu"),
+    "norm_after_add": Order(joined="norm relu"),
+    "relu_before_add": Order(after="norm relu"),
+    "relu_preactivation": Order(before="relu", after="norm"),
+    "full_preactivation": Order(before="norm relu"),
+}
+
+
+def activate(x: jax.Array, steps: str, norm: Constructor, name: str) -> jax.Array:
+    """Normalization `name`, ReLU, both in this order, or nothing."""
+    if "norm" in steps:
+        x = norm(name=name)(x)
+    return nn.relu(x) if "relu" in steps else x
+
+
+class Unit(nn.Module):
+    """A residual unit (fig. 4): convolutions with normalization and ReLU between them, and a shortcut.
+
+    Attributes:
+      convolutions: (features, kernel size, stride) of each.
+      order: what happens around them.
+      project: whether the shortcut is a projection where the shape changes, else option A.
+    """
+
+    convolutions: tuple[tuple[int, int, int], ...]
+    order: Order
+    project: bool
+    conv: Constructor
+    norm: Constructor
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features, stride = self.convolutions[-1][0], max(stride for _, _, stride in self.convolutions)
+        same = stride == 1 and features == x.shape[-1]
+        y = activate(x, self.order.before, self.norm, "norm1")
+        if same:
+            shortcut = x
+        elif self.project:
+            shortcut = self.conv(features, 1, stride, name="shortcut")(y)
+        else:
+            shortcut = option_a(x, features, stride)
+        for i, (width, size, stride) in enumerate(self.convolutions, 1):
+            if i > 1:
+                y = activate(y, "norm relu", self.norm, f"norm{i}")
+            y = self.conv(width, size, stride, padding=size // 2, name=f"conv{i}")(y)
+        y = activate(y, self.order.after, self.norm, "norm_after")
+        return activate(y + shortcut, self.order.joined, self.norm, "norm_joined")
+
+
+# The convolutions of a unit by its width and stride; the bottlenecks differ in the place of the stride.
+UNITS = {
+    "basic": lambda width, stride: ((width, 3, stride), (width, 3, 1)),
+    "bottleneck": lambda width, stride: ((width, 1, 1), (width, 3, stride), (4 * width, 1, 1)),
+    "bottleneck_v1": lambda width, stride: ((width, 1, stride), (width, 3, 1), (4 * width, 1, 1)),
+}
+
+
+class PreactResNet(nn.Module):
+    """Stem, stages of units, a last activation, global average pooling, `head`. Takes images of any size.
+
+    Attributes:
+      unit: "basic", "bottleneck" (stride in the 3x3 convolution) or "bottleneck_v1" (in the first 1x1);
+        `widths` are those of its 3x3 convolutions.
+      order: one of `ORDERS`.
+      shortcut: where the shape changes: "a", zeros in new channels, or "b", a projection.
+      stem: "imagenet" with 64 channels, or "cifar" with 16, for images of 64 pixels or less.
+      scan_blocks, remat: see `stages`.
+    """
+
+    num_classes: int = 1000
+    stage_sizes: tuple[int, ...] = (3, 24, 36, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    unit: str = "bottleneck"
+    order: str = "full_preactivation"
+    shortcut: str = "b"
+    stem: str = "imagenet"
+    scan_blocks: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        order, convolutions = by_name("order", self.order, ORDERS), by_name("unit", self.unit, UNITS)
+        project = by_name("shortcut", self.shortcut, {"a": False, "b": True})
+        conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        norm = partial(BatchNorm, train=train, dtype=self.dtype)
+        unit = partial(Unit, project=project, conv=conv, norm=norm)
+        x = stem(self.stem, image.astype(self.dtype), self.widths[0], conv, norm)  # 56 56 64; CIFAR 32 32 16
+        for i, (width, count) in enumerate(stages(self), 1):
+            active = dataclasses.replace(order, before="") if i == 1 else order
+            first = partial(unit, convolutions(width, 1 if i == 1 else 2), active)
+            rest = partial(unit, convolutions(width, 1), order)
+            # bottlenecks: 56 56 256, 28 28 512, 14 14 1024, 7 7 2048; on CIFAR 32 32 64, 16 16 128, 8 8 256
+            x = run_stage(self, x, f"stage{i}", count, first, rest)
+        x = activate(x, order.before, norm, "norm")
+        x = ops.global_avg_pool(x)  # 2048; CIFAR 256
+        return logits(x, self.num_classes, self.dtype)
+
+
+def _cifar(n: int, top1: float, unit: str, shortcut: str) -> Variant:
+    build = partial(
+        PreactResNet, stage_sizes=(n, n, n), widths=(16, 32, 64), unit=unit, shortcut=shortcut, stem="cifar"
+    )
+    preset = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
+    return Variant(build, "He et al. 2016", preset, top1, published="CIFAR-10")
+
+
+def _imagenet(unit: str, *stage_sizes: int) -> Variant:
+    return Variant(partial(PreactResNet, stage_sizes=stage_sizes, unit=unit), "He et al. 2016")
+
+
+VARIANTS = {
+    "preact_resnet110_cifar": _cifar(18, 93.63, "basic", "a"),
+    "preact_resnet164_cifar": _cifar(18, 94.54, "bottleneck_v1", "b"),
+    "preact_resnet1001_cifar": _cifar(111, 95.08, "bottleneck_v1", "b"),
+    "preact_resnet18": _imagenet("basic", 2, 2, 2, 2),
+    "preact_resnet34": _imagenet("basic", 3, 4, 6, 3),
+    "preact_resnet50": _imagenet("bottleneck", 3, 4, 6, 3),
+    "preact_resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
+    "preact_resnet152": _imagenet("bottleneck", 3, 8, 36, 3),
+    "preact_resnet200": dataclasses.replace(
+        _imagenet("bottleneck", 3, 24, 36, 3), top1=78.34, top5=94.21, published="ImageNet 1-crop"
+    ),
+}

@@ -1,0 +1,231 @@
+"""Residual networks for ImageNet, and what they grew into: wide, aggregated, squeeze-and-excitation.
+
+He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385, table 1; the
+plain nets of its section 4.1 are those without shortcuts. Zagoruyko, Komodakis 2016, arXiv:1605.07146
+(`wide_resnet*`, section 3); Xie et al. 2016, arXiv:1611.05431, table 1 (`resnext*`); Hu, Shen, Sun 2017,
+arXiv:1709.01507, table 1 (`seresnet50`). Widths, counts and names follow torchvision and, for `seresnet50`,
+timm.
+
+Deviations: a bottleneck halves the image in its 3x3 convolution (v1.5, as torchvision), `resnet50_v1` and
+its like in the first 1x1 as in the paper. Kernels are He-normal with fan-out, `head` is LeCun-normal.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax import ops
+from cnnjax.errors import unknown
+from cnnjax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    Dtype,
+    SqueezeExcite,
+    he_normal_fan_out,
+    logits,
+    ones,
+    zeros,
+)
+from cnnjax.models.stages import Constructor, run_stage, stages, stem
+from cnnjax.models.variants import Preset, Variant
+
+# --- Shortcuts (section 4.1): x [B, H, W, C] as [B, H / stride, W / stride, features]. -------------------
+
+
+def option_a(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.Array:
+    """Every stride-th pixel, and zeros in the new channels: no parameters."""
+    x = x[:, ::stride, ::stride]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+
+
+def option_b(x: jax.Array, features: int, stride: int, **layers: Constructor) -> jax.Array:
+    """A projection where the shape changes, else x itself."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    return option_c(x, features, stride, **layers)
+
+
+def option_c(x: jax.Array, features: int, stride: int, **layers: Constructor) -> jax.Array:
+    """A projection in every block: 1x1 convolution and normalization."""
+    return ConvNorm(features, 1, stride, **layers, act=ops.activation("identity"), name="shortcut")(x)
+
+
+def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.Array:
+    """Nothing is added: a plain net."""
+    return jnp.zeros((), x.dtype)
+
+
+SHORTCUTS = {"a": option_a, "b": option_b, "c": option_c, "none": no_shortcut}
+
+
+# --- Blocks (fig. 5): `last_norm` is the normalization before the addition. -------------------------------
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions."""
+
+    width: int
+    stride: int
+    conv: Constructor
+    norm: Constructor
+    last_norm: Constructor
+    shortcut: Constructor
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y))
+        y = self.conv(self.width, 3, padding=1, name="conv2")(y)
+        y = self.last_norm(name="norm2")(y)
+        return nn.relu(y + self.shortcut(x, self.width, self.stride))
+
+
+class Bottleneck(nn.Module):
+    """1x1 down to the inner width, 3x3, 1x1 up to four times `width`.
+
+    The 3x3 convolution has `groups` (ResNeXt's cardinality) of `width * group_width / 64` channels each, so
+    `group_width` is the number in the first stage. Convolution number `strided` is the one with the stride.
+    """
+
+    width: int
+    stride: int
+    conv: Constructor
+    norm: Constructor
+    last_norm: Constructor
+    shortcut: Constructor
+    groups: int = 1
+    group_width: int = 64
+    strided: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner, features = self.groups * (self.width * self.group_width // 64), 4 * self.width
+        strides = (self.stride, 1) if self.strided == 1 else (1, self.stride)
+        y = self.conv(inner, 1, strides[0], name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y))
+        y = self.conv(inner, 3, strides[1], padding=1, groups=self.groups, name="conv2")(y)
+        y = nn.relu(self.norm(name="norm2")(y))
+        y = self.conv(features, 1, name="conv3")(y)
+        y = self.gate(self.last_norm(name="norm3")(y))
+        return nn.relu(y + self.shortcut(x, features, self.stride))
+
+    def gate(self, y: jax.Array) -> jax.Array:
+        """What the residual goes through before the addition."""
+        return y
+
+
+class SEBottleneck(Bottleneck):
+    """A bottleneck whose channels are weighed before the addition, reduction 16 (Hu et al., fig. 3)."""
+
+    def gate(self, y: jax.Array) -> jax.Array:
+        return SqueezeExcite(y.shape[-1] // 16, dtype=y.dtype, name="se")(y)
+
+
+# --- Net ---------------------------------------------------------------------------------------------------
+
+
+class ResNet(nn.Module):
+    """Stem, stages of residual blocks, global average pooling, `head`. Takes images of any size.
+
+    Attributes:
+      block: constructor of a block; `widths` are those of its 3x3 convolutions, and the first is the stem's.
+      shortcut: "a", "b", "c" as in section 4.1, or "none": a plain net.
+      stem: "imagenet", or "cifar" for images of 64 pixels or less.
+      zero_init: each block's last scale begins at zero, so that the block is the identity (Goyal et al. 2017,
+        arXiv:1706.02677, section 5.1); not with shortcut "none".
+      scan_blocks: equal blocks of a stage are compiled once and run in a loop, see `stages`.
+      remat: activations inside blocks are computed again for the gradient.
+    """
+
+    num_classes: int = 1000
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    block: Constructor = Bottleneck
+    shortcut: str = "b"
+    stem: str = "imagenet"
+    zero_init: bool = False
+    scan_blocks: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.shortcut not in SHORTCUTS:
+            raise unknown("shortcut", self.shortcut, SHORTCUTS)
+        conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        norm = partial(BatchNorm, train=train, dtype=self.dtype)
+        block = partial(
+            self.block,
+            conv=conv,
+            norm=norm,
+            last_norm=partial(norm, scale_init=zeros if self.zero_init else ones),
+            shortcut=partial(SHORTCUTS[self.shortcut], conv=conv, norm=norm),
+        )
+        x = stem(self.stem, image.astype(self.dtype), self.widths[0], conv, norm)  # 56 56 64
+        for i, (width, count) in enumerate(stages(self), 1):
+            first = partial(block, width, 1 if i == 1 else 2)
+            # resnet18, 34: 56 56 64, 28 28 128, 14 14 256, 7 7 512; bottlenecks 4 times the channels
+            x = run_stage(self, x, f"stage{i}", count, first, partial(block, width, 1))
+        x = ops.global_avg_pool(x)  # 512 or 2048
+        return logits(x, self.num_classes, self.dtype)
+
+
+# --- Variants: published accuracies with the data set and the number of crops of a test image. ------------
+
+_basic = partial(ResNet, block=BasicBlock)
+_deep = partial(ResNet, block=Bottleneck)
+_v1 = partial(ResNet, block=partial(Bottleneck, strided=1))
+_wide = partial(ResNet, block=partial(Bottleneck, group_width=128))
+_18, _50, _101, _152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_he, _zagoruyko, _xie = "He et al. 2015", "Zagoruyko & Komodakis 2016", "Xie et al. 2016"
+_v1_weights = {"published": "ImageNet 1-crop, torchvision V1"}
+_caffe = {"published": "ImageNet 1-crop, the paper's Caffe models"}
+_ten = {"published": "ImageNet 10-crop"}
+
+
+def _aggregated(groups: int, group_width: int) -> partial:
+    return partial(ResNet, block=partial(Bottleneck, groups=groups, group_width=group_width))
+
+
+def _row(
+    build: partial,
+    sizes: tuple[int, ...],
+    source: str,
+    *top: float | None,
+    published: str = "",
+    **fields: str,
+) -> Variant:
+    build = partial(build, stage_sizes=sizes, **fields)
+    return Variant(build, source, Preset(), *top, published=published)
+
+
+VARIANTS = {
+    "plain18": _row(_basic, _18, _he, 72.06, **_ten, shortcut="none"),
+    "plain34": _row(_basic, _50, _he, 71.46, 89.98, **_ten, shortcut="none"),
+    "resnet18": _row(_basic, _18, _he, 69.758, 89.078, **_v1_weights),
+    "resnet18_option_a": _row(_basic, _18, _he, 72.12, **_ten, shortcut="a"),
+    "resnet18_option_c": _row(_basic, _18, _he, shortcut="c"),
+    "resnet34": _row(_basic, _50, _he, 73.314, 91.420, **_v1_weights),
+    "resnet34_option_a": _row(_basic, _50, _he, 74.97, 92.24, **_ten, shortcut="a"),
+    "resnet34_option_c": _row(_basic, _50, _he, 75.81, 92.60, **_ten, shortcut="c"),
+    "resnet50": _row(_deep, _50, _he, 76.130, 92.862, **_v1_weights),
+    "resnet101": _row(_deep, _101, _he, 77.374, 93.546, **_v1_weights),
+    "resnet152": _row(_deep, _152, _he, 78.312, 94.046, **_v1_weights),
+    "resnet50_v1": _row(_v1, _50, _he, 75.3, 92.2, **_caffe),
+    "resnet101_v1": _row(_v1, _101, _he, 76.4, 92.9, **_caffe),
+    "resnet152_v1": _row(_v1, _152, _he, 77.0, 93.3, **_caffe),
+    "wide_resnet50_2": _row(_wide, _50, _zagoruyko, 78.468, 94.086, **_v1_weights),
+    "wide_resnet101_2": _row(_wide, _101, _zagoruyko, 78.848, 94.284, **_v1_weights),
+    "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, 77.618, 93.698, **_v1_weights),
+    "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, 79.312, 94.526, **_v1_weights),
+    "resnext101_64x4d": dataclasses.replace(
+        _row(_aggregated(64, 4), _101, _xie, 83.246, 96.454, **_v1_weights), preset=Preset(resize=232)
+    ),
+    "seresnet50": _row(
+        partial(ResNet, block=SEBottleneck), _50, "Hu et al. 2017", 76.71, 93.38, published="ImageNet 1-crop"
+    ),
+}
