@@ -63,11 +63,13 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on every device of the mesh."""
-        state = jax.jit(self._init_state, out_shardings=parallel.replicated(self.mesh))()
+        place = parallel.replicated(self.mesh)
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        # It runs once: on a CPU, optimizing its thousands of small outputs would take minutes.
+        state = jax.jit(self._init_state, out_shardings=place, compiler_options=options)()
         if not self.initial:
             return state
-        drawn, place = state.variables, parallel.replicated(self.mesh)
-        flat = traverse_util.flatten_dict(drawn) | traverse_util.flatten_dict(self.initial)
+        flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(self.initial)
         start = jax.device_put(traverse_util.unflatten_dict(flat), place)
         start = {"params": {}, "batch_stats": {}} | start
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnnjax import cli
+from cnnjax.models import list_models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,10 +72,24 @@ def test_the_model_and_augmentation_examples_work():
         augment.AUGMENTATIONS.pop("upside_down")
 
 
-@pytest.mark.parametrize("page", ["README.md", "experiments/fashion_mnist/README.md"])
-def test_tables_are_those_of_the_csv(page):
-    run = runpy.run_path(str(ROOT / "experiments/fashion_mnist/run.py"))
+@pytest.mark.parametrize(
+    ("study", "page"),
+    [
+        ("fashion_mnist", "README.md"),
+        ("fashion_mnist", "experiments/fashion_mnist/README.md"),
+        ("models", "README.md"),
+    ],
+)
+def test_tables_are_those_of_the_csv(study, page):
+    run = runpy.run_path(str(ROOT / "experiments" / study / "run.py"))
     text = (ROOT / page).read_text()
-    assert run["fill"](text, run["table"](run["read_rows"]())) == text
-    rows = run["read_rows"]()
-    assert {row["seed"] for row in rows} == {"0", "1", "2"}
+    assert run["pages"].fill(text, study, run["table"](run["read_rows"]())) == text
+
+
+def test_three_seeds_and_all_models_are_in_the_csvs():
+    rows = {
+        study: runpy.run_path(str(ROOT / "experiments" / study / "run.py"))["read_rows"]()
+        for study in ("fashion_mnist", "models")
+    }
+    assert {row["seed"] for row in rows["fashion_mnist"]} == {"0", "1", "2"}
+    assert [row["name"] for row in rows["models"]] == list_models()

@@ -44,9 +44,7 @@ class ResidentBatches:
     (seed, step), so its position is all that there is to save.
     """
 
-    def __init__(
-        self, source: Any, batch_size: int, *, seed: int | None, sharding: Sharding | None = None
-    ):
+    def __init__(self, source: Any, batch_size: int, *, seed: int | None, sharding: Sharding | None = None):
         """`seed` None keeps the source's order; `sharding` is that of the batches."""
         self.size, self.batch_size, self.seed = len(source), batch_size, seed
         self.steps_per_epoch = steps_per_epoch(self.size, batch_size)

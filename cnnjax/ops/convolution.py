@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnnjax.errors import UserError, unknown
+from cnnjax.ops.cpu import make_convolution, takes
 from cnnjax.ops.shapes import Padding, Sides, Size, conv_output_size, pair, resolve_padding
 
 PADDING_MODES = ("zero", "reflect")
@@ -48,18 +49,30 @@ def conv2d(
         conv_output_size(x.shape[1 + axis], kernel.shape[axis], strides[axis], sides[axis], dilation[axis])
     if padding_mode == "reflect":
         x, sides = _reflect(x, sides), ((0, 0), (0, 0))
+    sizes = {"strides": strides, "padding": sides, "dilation": dilation, "groups": groups}
+    if takes(x, kernel):
+        return _on_cpu(x, kernel, None if bias is None else bias.astype(x.dtype), **sizes)
+    y = _in_xla(x, kernel, **sizes)
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _in_xla(
+    x: jax.Array, kernel: jax.Array, *, strides: Size, padding: Sides, dilation: Size, groups: int
+) -> jax.Array:
     # XLA sums bfloat16 products in float32 on every platform and rounds the result once. Asking
     # for it with preferred_element_type would only turn the gradient's convolutions to float32.
-    y = lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         x,
         kernel,
         strides,
-        sides,
+        padding,
         rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
-    return y if bias is None else y + bias.astype(y.dtype)
+
+
+_on_cpu = make_convolution(_in_xla)
 
 
 def _reflect(x: jax.Array, sides: Sides) -> jax.Array:

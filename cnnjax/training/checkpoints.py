@@ -26,9 +26,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
         self.directory = Path(directory).absolute()
-        best = checkpoint_managers.BestN(
-            get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
-        )
+        best = checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
         kept = [checkpoint_managers.LatestN(n=keep), best]
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -79,9 +77,7 @@ class Checkpoints:
                 saved = self._manager.restore(
                     candidate,
                     args=ocp.args.Composite(
-                        tree=ocp.args.StandardRestore(
-                            jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-                        ),
+                        tree=ocp.args.StandardRestore(jax.tree.map(ocp.tree.to_shape_dtype_struct, like)),
                         position=ocp.args.JsonRestore(),
                     ),
                 )

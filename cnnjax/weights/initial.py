@@ -55,9 +55,7 @@ def initial_variables(
     if problems:
         hint = "; for other classes draw the head anew with config.init_head=new"
         only_head = all(HEAD in problem for problem in problems)
-        raise UserError(
-            f"{source} does not fit the model: {'; '.join(problems)}{hint if only_head else ''}"
-        )
+        raise UserError(f"{source} does not fit the model: {'; '.join(problems)}{hint if only_head else ''}")
     empty = {"params": {}, "batch_stats": {}}
     return empty | traverse_util.unflatten_dict({p: np.asarray(x) for p, x in found.items()})
 

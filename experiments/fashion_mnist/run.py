@@ -13,13 +13,16 @@ import statistics
 import sys
 from pathlib import Path
 
-from cnnjax import config as config_lib
-from cnnjax import loop
-from cnnjax.progress import terminal
-from cnnjax.runs import Run
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cnnjax import config as config_lib  # noqa: E402
+from cnnjax import loop  # noqa: E402
+from cnnjax.progress import terminal  # noqa: E402
+from cnnjax.runs import Run  # noqa: E402
+from experiments import pages  # noqa: E402
+
 CONFIG = "configs/fashion_mnist_simple_cnn.py"
 SEEDS = (0, 1, 2)
 RESULTS = HERE / "results.csv"
@@ -100,20 +103,12 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str, text: str) -> str:
-    """The page with the text between the marks of this experiment."""
-    begin, end = "<!-- fashion_mnist: begin -->\n", "\n<!-- fashion_mnist: end -->"
-    head, rest = page.split(begin)
-    return head + begin + text + end + rest.split(end)[1]
-
-
 def main() -> None:
     done = {int(row["seed"]) for row in read_rows()}
     for seed in () if "--tables" in sys.argv else SEEDS:
         if seed not in done:
             append(train(seed))
-    for page in PAGES:
-        page.write_text(fill(page.read_text(), table(read_rows())))
+    pages.write(PAGES, "fashion_mnist", table(read_rows()))
 
 
 if __name__ == "__main__":

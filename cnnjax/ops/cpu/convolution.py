@@ -1,0 +1,155 @@
+"""Convolution by oneDNN, with its gradients to any order."""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import ad, batching
+
+from cnnjax.ops.cpu.library import library
+from cnnjax.ops.cpu.primitive import make_primitive, map_reference
+
+FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = range(3)
+Sizes = tuple[int, ...]
+
+
+def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`reference`, or oneDNN where it is faster.
+
+    Convolution is linear in each of its arrays, and so are its two gradients: each of the three is the
+    derivative of the others, so that the kernels serve gradients to any order, forward and reverse.
+
+    Args:
+      reference: (x [B, H, W, C], kernel [kh, kw, C / groups, K], strides=, padding=, dilation=, groups=)
+        -> y [B, H', W', K], linear in x and in kernel, parameters hashable.
+
+    Returns: the same function with the argument `bias` [K] or None after kernel.
+    """
+
+    def with_bias(x, kernel, bias, **parameters):
+        return reference(x, kernel, **parameters) + bias
+
+    def input_gradient(dy, kernel, *, size, **parameters):
+        x = jax.ShapeDtypeStruct((dy.shape[0], *size, kernel.shape[2] * parameters["groups"]), dy.dtype)
+        return jax.linear_transpose(lambda x: reference(x, kernel, **parameters), x)(dy)[0]
+
+    def kernel_gradient(x, dy, *, window, **parameters):
+        shape = (*window, x.shape[3] // parameters["groups"], dy.shape[3])
+        kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+        return jax.linear_transpose(lambda kernel: reference(x, kernel, **parameters), kernel)(dy)[0]
+
+    def kernel_bias_gradient(x, dy, **parameters):
+        return kernel_gradient(x, dy, **parameters), _bias_gradient(dy)
+
+    def make(name, body, mode, multiple_results=False):
+        attributes = functools.partial(_attributes, mode)
+        return make_primitive(name, body, "cnnjax_convolution", attributes, multiple_results)
+
+    forward = make("conv", reference, FORWARD)
+    forward_bias = make("conv_bias", with_bias, FORWARD)
+    to_input = make("conv_input_gradient", input_gradient, INPUT_GRADIENT)
+    to_kernel = make("conv_kernel_gradient", kernel_gradient, KERNEL_GRADIENT)
+    to_kernel_bias = make("conv_kernel_bias_gradient", kernel_bias_gradient, KERNEL_GRADIENT, True)
+
+    def size_of(x):
+        return _shape(x)[1:3]
+
+    def window_of(kernel):
+        return _shape(kernel)[:2]
+
+    ad.defbilinear(
+        forward,
+        lambda dy, x, kernel, **p: to_input.bind(dy, kernel, size=size_of(x), **p),
+        lambda dy, x, kernel, **p: to_kernel.bind(x, dy, window=window_of(kernel), **p),
+    )
+    ad.defbilinear(
+        to_input,
+        lambda dx, dy, kernel, *, size, **p: forward.bind(dx, kernel, **p),
+        lambda dx, dy, kernel, *, size, **p: to_kernel.bind(dx, dy, window=window_of(kernel), **p),
+    )
+    ad.defbilinear(
+        to_kernel,
+        lambda dkernel, x, dy, *, window, **p: to_input.bind(dy, dkernel, size=size_of(x), **p),
+        lambda dkernel, x, dy, *, window, **p: forward.bind(x, dkernel, **p),
+    )
+
+    def bias_jvp(primals, tangents, **p):
+        x, kernel, _ = primals
+        dx, dkernel, dbias = tangents
+        y = forward_bias.bind(*primals, **p)
+        terms = []
+        if type(dx) is not ad.Zero:
+            terms.append(forward.bind(dx, kernel, **p))
+        if type(dkernel) is not ad.Zero:
+            terms.append(forward_bias.bind(x, dkernel, ad.instantiate_zeros(dbias), **p))
+        elif type(dbias) is not ad.Zero:
+            terms.append(jnp.broadcast_to(dbias, y.shape))
+        return y, functools.reduce(jnp.add, terms)
+
+    def bias_transpose(dy, x, kernel, bias, **p):
+        window = window_of(kernel)
+        if type(dy) is ad.Zero:
+            return None, ad.Zero(kernel.aval), ad.Zero(bias.aval)
+        return None, *to_kernel_bias.bind(x, dy, window=window, **p)
+
+    ad.primitive_jvps[forward_bias] = bias_jvp
+    ad.primitive_transposes[forward_bias] = bias_transpose
+    _fold_batches(forward, reference)
+    _fold_batches(forward_bias, with_bias)
+    _fold_batches(to_input, input_gradient)
+
+    def convolution(x, kernel, bias=None, **parameters):
+        if bias is None:
+            return forward.bind(x, kernel, **parameters)
+        return forward_bias.bind(x, kernel, bias, **parameters)
+
+    return convolution
+
+
+def _fold_batches(primitive: Any, reference: Callable[..., jax.Array]) -> None:
+    """Takes a mapped axis of the images alone as more images; other mapped axes go to the reference."""
+
+    def batch(arrays, axes, **parameters):
+        if axes[0] is None or any(axis is not None for axis in axes[1:]):
+            return map_reference(reference, arrays, axes, **parameters)
+        images = jnp.moveaxis(arrays[0], axes[0], 0)
+        y = primitive.bind(images.reshape(-1, *images.shape[2:]), *arrays[1:], **parameters)
+        return y.reshape(*images.shape[:2], *y.shape[1:]), 0
+
+    batching.primitive_batchers[primitive] = batch
+
+
+def _bias_gradient(dy: jax.Array) -> jax.Array:
+    return dy.astype(jnp.float32).sum((0, 1, 2)).astype(dy.dtype)
+
+
+def _shape(array: Any) -> Sizes:
+    return tuple(getattr(array, "aval", array).shape)  # what is being transposed has no shape of its own
+
+
+def _attributes(mode: int, inputs: Any, results: Any, *, strides, padding, dilation, groups, **_) -> Any:
+    """The call's attributes, or None where oneDNN has no generated code for this convolution."""
+    first, second, result = (tuple(aval.shape) for aval in (*inputs[:2], results[0]))
+    x, kernel, y = ((first, second, result), (result, second, first), (first, result, second))[mode]
+    sides = (*padding[0], *padding[1])
+    bias = len(inputs) == 3 or len(results) == 2
+    is_bfloat16 = inputs[0].dtype == jnp.bfloat16
+    numbers = (mode, is_bfloat16, groups, bias, *x, *kernel, *y, *strides, *sides, *dilation)
+    if not _is_fast(tuple(int(number) for number in numbers)):
+        return None
+    return {
+        "mode": np.int64(mode),
+        "strides": np.array(strides, np.int64),
+        "padding": np.array(sides, np.int64),
+        "dilation": np.array(dilation, np.int64),
+        "groups": np.int64(groups),
+    }
+
+
+@functools.lru_cache(4096)
+def _is_fast(numbers: Sizes) -> bool:
+    return bool(library().cnnjax_convolution_is_fast((ctypes.c_int64 * len(numbers))(*numbers)))

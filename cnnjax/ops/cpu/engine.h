@@ -1,0 +1,158 @@
+// What all kernels share: checks that end in an FFI error, threads, scratch memory, the cache of primitives.
+#pragma once
+
+#include <omp.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace cnnjax {
+
+namespace ffi = xla::ffi;
+using Dims = std::vector<int64_t>;
+
+// A wrong call: shapes, dtypes or attributes that do not belong together.
+struct BadCall : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <class... Parts>
+void check(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw BadCall("cnnjax kernel: " + text.str());
+}
+
+inline std::string show(const Dims& dims) {
+  std::string text = "[";
+  for (size_t i = 0; i < dims.size(); ++i) text += (i ? ", " : "") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+// No axis and no product of axes may come near the 32-bit indices inside the generated code.
+constexpr int64_t kLargestAxis = int64_t{1} << 30;
+constexpr int64_t kLargestArray = int64_t{1} << 40;
+
+template <class Buffer>
+Dims shape(const char* name, Buffer& buffer, size_t rank) {
+  auto span = buffer.dimensions();
+  Dims dims(span.begin(), span.end());
+  check(dims.size() == rank, name, " ", show(dims), ": must have ", rank, " axes");
+  int64_t count = 1;
+  for (int64_t size : dims) {
+    check(size > 0 && size <= kLargestAxis, name, " ", show(dims), ": an axis must have 1 to 2^30 entries");
+    count *= size;
+    check(count <= kLargestArray, name, " ", show(dims), ": too large");
+  }
+  return dims;
+}
+
+inline dnnl::memory::data_type compute_type(const char* name, ffi::DataType type) {
+  check(type == ffi::DataType::F32 || type == ffi::DataType::BF16, name, " has element type ",
+        static_cast<int>(type), ": must be float32 or bfloat16");
+  return type == ffi::DataType::F32 ? dnnl::memory::data_type::f32 : dnnl::memory::data_type::bf16;
+}
+
+inline void check_type(const char* name, ffi::DataType type, ffi::DataType wanted) {
+  check(type == wanted, name, " has element type ", static_cast<int>(type), ", not ", static_cast<int>(wanted));
+}
+
+inline void check_shape(const char* name, const Dims& dims, const Dims& wanted) {
+  check(dims == wanted, name, " ", show(dims), ": must be ", show(wanted));
+}
+
+inline dnnl::engine& cpu() {
+  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+extern int thread_count;  // 0: not set, OpenMP's own default
+
+// One kernel runs at a time, on `thread_count` threads: executions of several devices or of independent
+// operations take turns instead of putting more threads on the cores than there are.
+class Turn {
+ public:
+  Turn() : lock_(mutex()), before_(omp_get_max_threads()) {
+    if (thread_count > 0 && thread_count != before_) omp_set_num_threads(thread_count);
+  }
+  ~Turn() {
+    if (thread_count > 0 && thread_count != before_) omp_set_num_threads(before_);
+  }
+  // At least that many bytes, aligned, until the next call; kept between turns up to a limit.
+  char* scratch(size_t bytes);
+
+ private:
+  static std::mutex& mutex();
+  std::lock_guard<std::mutex> lock_;
+  int before_;
+};
+
+// Remembers the most recently used entries. Only used inside a `Turn`.
+template <class Entry>
+class Recent {
+ public:
+  explicit Recent(size_t capacity) : capacity_(capacity) {}
+  Entry& get(const std::string& key, const std::function<Entry()>& make) {
+    auto found = index_.find(key);
+    if (found != index_.end()) {
+      order_.splice(order_.begin(), order_, found->second);
+      return order_.front().second;
+    }
+    order_.emplace_front(key, make());
+    index_[key] = order_.begin();
+    if (order_.size() > capacity_) {
+      index_.erase(order_.back().first);
+      order_.pop_back();
+    }
+    return order_.front().second;
+  }
+
+ private:
+  size_t capacity_;
+  std::list<std::pair<std::string, Entry>> order_;
+  std::unordered_map<std::string, typename std::list<std::pair<std::string, Entry>>::iterator> index_;
+};
+
+constexpr size_t kPrimitives = 512;
+
+inline std::string cache_key(std::initializer_list<Dims> parts) {
+  std::string key;
+  for (const Dims& part : parts) {
+    int64_t size = static_cast<int64_t>(part.size());
+    key.append(reinterpret_cast<const char*>(&size), sizeof size);
+    key.append(reinterpret_cast<const char*>(part.data()), part.size() * sizeof(int64_t));
+  }
+  return key;
+}
+
+// Runs a kernel and turns whatever it throws into an error of the FFI.
+template <class Kernel>
+ffi::Error guarded(Kernel&& kernel) {
+  try {
+    kernel();
+    return ffi::Error::Success();
+  } catch (const BadCall& error) {
+    return ffi::Error::InvalidArgument(error.what());
+  } catch (const dnnl::error& error) {
+    return ffi::Error::Internal("oneDNN status " + std::to_string(error.status) + ": " + error.what());
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(error.what());
+  }
+}
+
+}  // namespace cnnjax

@@ -1,0 +1,147 @@
+"""The compiled kernels: finding, loading and registering them, once, at their first use."""
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, get_abstract_mesh
+
+SWITCH = "CNNJAX_CPU_KERNELS"
+ONEDNN = "onednn-cpu-gomp"
+EXTENSION = "cnnjax.ops.cpu._kernels"
+HANDLERS = {"cnnjax_convolution": "CnnjaxConvolution", "cnnjax_batch_norm": "CnnjaxBatchNorm"}
+# OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
+# share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
+SPIN = ("GOMP_SPINCOUNT", "2000")
+
+_paused = contextvars.ContextVar("paused", default=False)
+
+
+class Missing(Exception):
+    """Why there are no kernels, in a few words."""
+
+
+def status() -> str:
+    """Which kernels convolutions on a CPU use: "oneDNN 3.2", or "off: " and the reason."""
+    library, words = _load()
+    return words if library else f"off: {words}"
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, its handlers registered with XLA; None where there is none."""
+    return _load()[0]
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Functions traced inside go through XLA: for comparing the two."""
+    token = _paused.set(True)
+    try:
+        yield
+    finally:
+        _paused.reset(token)
+
+
+def takes(*arrays: jax.Array) -> bool:
+    """Whether the kernels take these arrays, as far as can be known while tracing.
+
+    They leave to XLA: other dtypes than float32 and bfloat16, arrays without values, the inside of
+    `shard_map`, meshes with explicit axes, and every platform but the CPU. Lowering decides the rest.
+    """
+    if any(x.dtype not in (jnp.float32, jnp.bfloat16) or 0 in x.shape for x in arrays):
+        return False
+    if any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types):
+        return False
+    return not _paused.get() and _platform() == "cpu" and library() is not None
+
+
+def _platform() -> str:
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    try:
+        if os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no"):
+            raise Missing(f"{SWITCH}={os.environ[SWITCH]}")
+        loaded = _open()
+        for target, symbol in HANDLERS.items():
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
+        version = loaded.cnnjax_start(thread_count())
+    except Missing as error:
+        return None, str(error)
+    except Exception as error:  # whatever a broken installation does, XLA can do the work
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return loaded, f"oneDNN {version // 100}.{version % 100}"
+
+
+def _open() -> ctypes.CDLL:
+    spec = importlib.util.find_spec(EXTENSION)
+    if spec is None or spec.origin is None:
+        raise Missing("cnnjax was installed without its compiled kernels")
+    before = os.environ.get(SPIN[0])
+    if before is None and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ[SPIN[0]] = SPIN[1]  # OpenMP reads it while it is loaded, here or never
+    try:
+        ctypes.CDLL(str(_onednn()))  # the kernels find it by its name once it is in the process
+        return ctypes.CDLL(spec.origin)
+    finally:
+        if before is None:
+            os.environ.pop(SPIN[0], None)
+
+
+def _onednn() -> Path:
+    try:
+        files = importlib.metadata.files(ONEDNN) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise Missing(f"package {ONEDNN} is not installed") from None
+    for file in files:
+        if file.name == "libdnnl.so.3":
+            return Path(file.locate()).resolve()
+    raise Missing(f"package {ONEDNN} holds no libdnnl.so.3")
+
+
+def thread_count() -> int:
+    """Threads for a kernel: the least of the process's cores, the cgroup's quota and OMP_NUM_THREADS."""
+    counts = [len(os.sched_getaffinity(0)), *_quotas()]
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit() and int(asked) > 0:
+        counts.append(int(asked))
+    return max(1, min(counts))
+
+
+def _quotas() -> list[int]:
+    """Whole cores that the cgroup (version 2 or 1) and its parents grant; [] without a limit."""
+    found = []
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", "cpu" if controllers else "")
+        inside = (root / path.lstrip("/"), *(root / path.lstrip("/")).parents)
+        for folder in (f for f in inside if f.is_relative_to(root)):
+            if controllers:
+                limit = [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+            else:
+                limit = _read(folder / "cpu.max").split()
+            if len(limit) == 2 and all(number.isdigit() and int(number) for number in limit):
+                found.append(max(1, round(int(limit[0]) / int(limit[1]))))
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,79 @@
+"""A JAX primitive with two bodies: an XLA reference everywhere, a call of the kernels on one CPU."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+Reference = Callable[..., Any]
+
+
+def make_primitive(
+    name: str,
+    reference: Reference,
+    target: str,
+    attributes: Callable[..., dict[str, Any] | None],
+    multiple_results: bool = False,
+) -> Primitive:
+    """A primitive that computes `reference`, and on a CPU through the FFI call `target`.
+
+    Its shapes, derivative (`jax.jvp`), batching (`jax.vmap`) and lowering are those of the reference,
+    except that where one CPU device runs the program it lowers to the call. Exported programs and those
+    for several devices keep the reference, which is portable and which the partitioner understands.
+
+    Args:
+      reference: (*arrays, **parameters) -> array, or a tuple of arrays with `multiple_results`; the
+        parameters are hashable.
+      attributes: (avals of the arrays, avals of the results, **parameters) -> attributes of the call, or
+        None to leave this case to XLA.
+    """
+    primitive = Primitive(f"cnnjax_{name}")
+    primitive.multiple_results = multiple_results
+    in_xla = mlir.lower_fun(reference, multiple_results=multiple_results)
+
+    def abstract(*avals, **parameters):
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        results = jax.eval_shape(lambda *arrays: reference(*arrays, **parameters), *shapes)
+        found = [ShapedArray(result.shape, result.dtype) for result in jax.tree.leaves(results)]
+        return found if multiple_results else found[0]
+
+    def on_cpu(context, *arrays, **parameters):
+        found = None
+        if runs_on_one_device(context):
+            found = attributes(context.avals_in, context.avals_out, **parameters)
+        if found is None:
+            return in_xla(context, *arrays, **parameters)
+        return jax.ffi.ffi_lowering(target)(context, *arrays, **found)
+
+    def jvp(primals, tangents, **parameters):
+        tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
+        return jax.jvp(lambda *arrays: reference(*arrays, **parameters), tuple(primals), tuple(tangents))
+
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, in_xla)
+    mlir.register_lowering(primitive, on_cpu, platform="cpu")
+    ad.primitive_jvps[primitive] = jvp
+    batching.primitive_batchers[primitive] = functools.partial(map_reference, reference)
+    return primitive
+
+
+def map_reference(reference: Reference, arrays: Any, axes: Any, **parameters: Any) -> Any:
+    """The batching rule of a primitive that goes through its reference."""
+    results = jax.vmap(lambda *rows: reference(*rows, **parameters), in_axes=tuple(axes))(*arrays)
+    return results, jax.tree.map(lambda _: 0, results)
+
+
+def runs_on_one_device(context: mlir.LoweringRuleContext) -> bool:
+    """Whether this lowering is of a program that runs here, on one device."""
+    module = context.module_context
+    axes = module.axis_context
+    if module.lowering_parameters.for_export or len(module.platforms) > 1:
+        return False
+    if isinstance(axes, mlir.ShardingContext):
+        return axes.num_devices == 1
+    return isinstance(axes, mlir.SPMDAxisContext) and axes.manual_axes == frozenset(axes.mesh.axis_names)

@@ -1,0 +1,49 @@
+"""Builds the CPU kernels where that is possible; everything else about the package is in pyproject.toml."""
+
+import importlib.metadata
+import importlib.util
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+SOURCES = Path("cnnjax/ops/cpu")
+
+
+def onednn(package: str, name: str) -> Path:
+    """The file whose path ends so that a wheel of oneDNN has installed."""
+    for file in importlib.metadata.files(package) or []:
+        if str(file).endswith(name):
+            return Path(file.locate()).resolve()
+    raise FileNotFoundError(f"{package} holds no {name}")
+
+
+def kernels() -> list[Extension]:
+    """The extension, or nothing where it cannot be built: XLA does its work then."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        print("cnnjax: the CPU kernels are for Linux on x86-64; XLA does their work here")
+        return []
+    try:
+        jaxlib = importlib.util.find_spec("jaxlib")
+        headers = [
+            Path(jaxlib.submodule_search_locations[0], "include"),
+            onednn("onednn-devel-cpu-gomp", "oneapi/dnnl/dnnl.hpp").parents[2],
+        ]
+        library = onednn("onednn-cpu-gomp", "libdnnl.so.3")
+    except (AttributeError, OSError, importlib.metadata.PackageNotFoundError) as error:
+        print(f"cnnjax: no CPU kernels, XLA does their work: {error!r}")
+        return []
+    return [
+        Extension(
+            "cnnjax.ops.cpu._kernels",
+            sources=sorted(str(source) for source in SOURCES.glob("*.cc")),
+            depends=sorted(str(header) for header in SOURCES.glob("*.h")),
+            include_dirs=[str(header) for header in headers],
+            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-w"],
+            extra_link_args=["-fopenmp", str(library)],
+            optional=True,
+        )
+    ]
+
+
+setup(ext_modules=kernels())
