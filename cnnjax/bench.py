@@ -22,6 +22,7 @@ import numpy as np
 from cnnjax.data import augment as augment_lib
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, variant
+from cnnjax.ops import cpu
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.state import init_state
 from cnnjax.training.steps import train_step
@@ -162,7 +163,7 @@ def bench_train(
         "compile_seconds": round(bench.compile_seconds, 2),
         "first_step_seconds": round(bench.first_step_seconds, 2),
         "peak_memory_bytes": peak_memory(),
-        "cpu_kernels": "off",
+        "cpu_kernels": cpu.status(),
         "device": jax.devices()[0].device_kind,
         "shares": {kind: round(share, 3) for kind, share in bench.shares().items()},
     }

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.errors import UserError
+from cnnjax.ops import cpu
 
 PACKAGES = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
@@ -196,6 +197,7 @@ def make_record(**facts: Any) -> dict[str, Any]:
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
+        "cpu_kernels": cpu.status(),
         "devices": [str(device) for device in jax.devices()],
         "flags": {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "JAX_", "CNNJAX_"))},
         **facts,

@@ -23,6 +23,7 @@ from jax.extend.core import Literal
 
 from cnnjax.data.datasets import cache_folder
 from cnnjax.models import create_model, variant
+from cnnjax.ops import cpu
 from cnnjax.receptive_fields import UNKNOWN, field_size, image_field, output_field
 
 # Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
@@ -138,7 +139,9 @@ def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, 
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
-    return jax.make_jaxpr(model.apply)(variables, image).jaxpr, variables.get("params", {})
+    with cpu.paused():
+        jaxpr = jax.make_jaxpr(model.apply)(variables, image).jaxpr
+    return jaxpr, variables.get("params", {})
 
 
 def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":

@@ -77,6 +77,7 @@ def test_the_model_and_augmentation_examples_work():
     [
         ("fashion_mnist", "README.md"),
         ("fashion_mnist", "experiments/fashion_mnist/README.md"),
+        ("finetune", "experiments/finetune/README.md"),
         ("models", "README.md"),
     ],
 )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import types
@@ -443,3 +444,14 @@ def test_damage_is_a_user_error_or_does_no_harm(tmp_path, fake_torch, data):
         assert "net.pth" in str(error) and "\n" not in str(error)
     else:
         assert all(isinstance(array, np.ndarray) for array in found.values())
+
+
+def test_densenet_files_of_torchvisions_first_releases_have_other_names():
+    spec = "densenet121(stage_sizes=(1, 1), growth_rate=4, stem_width=8)"
+    model = create_model(spec)
+    variables = init_variables(model, jax.random.key(0), (64, 64, 3))
+    new = torch_names.to_torch(jax.device_get(variables), model)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): v for name, v in new.items()}
+    assert old.keys() != new.keys()
+    back = torch_names.convert_into(old, model, (64, 64, 3))
+    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))

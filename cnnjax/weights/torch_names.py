@@ -38,12 +38,14 @@ class Family:
       flattened: dense layers that read a flattened [C, H, W] map there and [H, W, C] here: path -> (H, W).
       extra: patterns of entries that a model here may be built without: auxiliary heads.
       convolved: dense layers here that are 1x1 convolutions there, by path pattern.
+      old_names: (pattern, replacement) that turns the entries of torchvision's older files into today's.
     """
 
     rename: Callable[[str, nn.Module], str]
     flattened: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     extra: tuple[str, ...] = ()
     convolved: tuple[str, ...] = ()
+    old_names: tuple[str, str] | None = None
 
 
 def substitute(*rules: tuple[str, str]) -> Callable[[str, nn.Module], str]:
@@ -169,7 +171,7 @@ DENSENET = substitute(
     (r"^stage(\d+)_block(\d+)/", r"denseblock\1.denselayer\2."),
     (r"^norm$", "norm5"),
 )
-FAMILIES["DenseNet"] = Family(densenet_names)
+FAMILIES["DenseNet"] = Family(densenet_names, old_names=(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"))
 
 
 def efficientnet_names(path: str, model: nn.Module) -> str:
@@ -229,7 +231,9 @@ def convert_into(
     state_dict: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, ...]
 ) -> dict[str, Any]:
     """`convert` for a module that is already built."""
-    found = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
+    old, new = family_of(model).old_names or ("$^", "")
+    found = {re.sub(old, new, name): np.asarray(value) for name, value in state_dict.items()}
+    found = {name: value for name, value in found.items() if not name.endswith("num_batches_tracked")}
     entries = torch_entries(model, image_shape)
     names = {entry.name for entry in entries}
     extra = [k for k in found if k not in names and any(re.match(p, k) for p in family_of(model).extra)]
