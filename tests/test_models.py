@@ -129,8 +129,12 @@ def test_logits_parameters_and_statistics_are_float32(name):
     assert set(variables) <= {"params", "batch_stats"}
 
 
+# Long compilations of cells that another member here has too.
+SLOW = ("googlenet_cifar", "inception_v2")
+
+
 @pytest.mark.filterwarnings("ignore:the ImageNet stem")
-@pytest.mark.parametrize("spec", TINY)
+@pytest.mark.parametrize("spec", [spec for spec in TINY if not spec.startswith(SLOW)])
 def test_one_surface(spec):
     """Evaluation repeats itself and leaves statistics alone; all parameters get a finite gradient."""
     model, variables, image = initialized(spec)
@@ -161,7 +165,7 @@ def test_one_surface(spec):
         assert np.abs(leaf).max() > 0, path
 
 
-@pytest.mark.parametrize("spec", ["simple_cnn(widths=(2, 3))", "lenet5", "airbench94(widths=(8, 8, 8))"])
+@pytest.mark.parametrize("spec", ["simple_cnn(widths=(2, 3))", "lenet5"])
 def test_jit_changes_nothing_and_a_batch_of_one_works(spec):
     model, variables, image = initialized(spec)
     first = model.apply(variables, image)

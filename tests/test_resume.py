@@ -21,9 +21,9 @@ FLAGS = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=4",
     "--config.eval_batch_size=16",
-    "--config.total_epochs=20",
+    "--config.total_epochs=16",
     "--config.log_every_steps=7",
-    "--config.checkpoint_every_steps=11",
+    "--config.checkpoint_every_steps=33",
     "--config.data.num_validation=10",
     "--config.augment.train=random_crop(8, padding=1)|mirror|normalize",
     "--config.ema_decay=0.9",
@@ -85,7 +85,7 @@ def assert_same(workdir: Path, expected: tuple) -> None:
 
 @pytest.mark.slow
 def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
-    for step in (7, 110, 250):
+    for step in (7, 150):
         process = start(tiny_data, tmp_path / "run")
         wait_for_step(process, tmp_path / "run", step)
         process.send_signal(signal.SIGKILL)
