@@ -39,7 +39,15 @@ def kernels() -> list[Extension]:
             sources=sorted(str(source) for source in SOURCES.glob("*.cc")),
             depends=sorted(str(header) for header in SOURCES.glob("*.h")),
             include_dirs=[str(header) for header in headers],
-            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-fvisibility=hidden", "-w"],
+            extra_compile_args=[
+                "-O3",
+                "-std=c++17",
+                "-fopenmp",
+                "-fno-math-errno",
+                "-fvisibility=hidden",
+                "-w",
+                "-g0",
+            ],
             extra_link_args=["-fopenmp", str(library)],
             optional=True,
         )

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from cnnjax.errors import UserError
+from cnnjax.ops.cpu import make_max_pool, takes
 from cnnjax.ops.shapes import (
     Padding,
     Sides,
@@ -45,10 +46,17 @@ def max_pool(
       UserError: if x is not float [B, H, W, C] or sizes do not fit.
     """
     window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    # With few channels, or windows that do not overlap, XLA is as fast, as it fuses what is around.
+    overlap = window[0] > strides[0] or window[1] > strides[1]
+    if overlap and x.shape[3] >= 32 and window[0] * window[1] <= 255 and takes(x):
+        return _max_pool_on_cpu(x, window, strides, sides)
     x = _pad(x, sides, -np.inf)
     if window == x.shape[1:3]:
         return global_max_pool(x)[:, None, None, :]
     return _max_windows(x, x.shape[1:3], window, strides)
+
+
+_max_pool_on_cpu = make_max_pool()
 
 
 def min_pool(

@@ -6,5 +6,15 @@ loads; everything else goes through XLA, with the same results. `CNNJAX_CPU_KERN
 
 from cnnjax.ops.cpu.convolution import make_convolution
 from cnnjax.ops.cpu.library import paused, status, takes
+from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
+from cnnjax.ops.cpu.pooling import make_max_pool
 
-__all__ = ["make_convolution", "paused", "status", "takes"]
+__all__ = [
+    "make_batch_norm",
+    "make_convolution",
+    "make_max_pool",
+    "make_response_norm",
+    "paused",
+    "status",
+    "takes",
+]

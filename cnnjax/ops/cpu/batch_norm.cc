@@ -1,93 +1,240 @@
-// Batch normalization of [rows, channels] in training, by oneDNN: statistics in float32, in two passes.
+// Batch normalization of [..., channels] in training, with or without a ReLU, and its gradient.
+//
+// The rows are cut into blocks that fit into a core's cache. A block's mean and sum of squared distances from
+// it take two passes over the block but one over memory; the blocks' moments are merged in order (Chan, Golub,
+// LeVeque 1983, "Algorithms for computing the sample variance"), so that the result depends neither on the
+// number of threads nor, in its accuracy, on how far the mean is from zero.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "engine.h"
+#include "loops.h"
 
 namespace cnnjax {
 namespace {
 
-using dnnl::memory;
-using Flags = dnnl::normalization_flags;
+constexpr int64_t kBlockBytes = 1 << 16;
 
-struct Norm {
-  dnnl::primitive run;
-  memory::desc x, vector, scratch;
-};
-
-struct NormProblem {
-  bool backward;
-  memory::data_type type;
-  int64_t rows, channels;
-  float epsilon;
-};
-
-Norm make(const NormProblem& p) {
-  Norm made;
-  made.x = memory::desc({p.rows, p.channels, 1, 1}, p.type, memory::format_tag::nhwc);
-  made.vector = memory::desc({p.channels}, memory::data_type::f32, memory::format_tag::x);
-  dnnl::primitive_attr attributes;
-  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  Flags flags = Flags::use_scale | Flags::use_shift;
-  dnnl::batch_normalization_forward::primitive_desc forward(cpu(), dnnl::prop_kind::forward_training, made.x, made.x,
-                                                            p.epsilon, flags, attributes);
-  if (!p.backward) {
-    made.run = dnnl::batch_normalization_forward(forward);
-    made.scratch = forward.scratchpad_desc();
-    return made;
-  }
-  dnnl::batch_normalization_backward::primitive_desc backward(cpu(), dnnl::prop_kind::backward, made.x, made.x,
-                                                              made.x, p.epsilon, flags, forward, attributes);
-  made.run = dnnl::batch_normalization_backward(backward);
-  made.scratch = backward.scratchpad_desc();
-  return made;
+template <class T>
+CNNJAX_INLINE void moments_of(const T* x, int64_t rows, int64_t width, float* __restrict mean, float* __restrict squares) {
+  std::fill(mean, mean + width, 0.0f);
+  std::fill(squares, squares + width, 0.0f);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) mean[c] += widen(x[r * width + c]);
+  for (int64_t c = 0; c < width; ++c) mean[c] /= static_cast<float>(rows);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) {
+      float distance = widen(x[r * width + c]) - mean[c];
+      squares[c] += distance * distance;
+    }
 }
 
-// forward: x, scale, bias -> y, mean, var; backward: x, dy, mean, var, scale -> dx, dscale, dbias.
-ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, float epsilon) {
+template <class T>
+CNNJAX_INLINE void normalize_of(const T* x, int64_t rows, int64_t width, const float* factor, const float* mean,
+                         const float* bias, float floor, T* __restrict y) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) {
+      float value = (widen(x[r * width + c]) - mean[c]) * factor[c] + bias[c];
+      narrow(value < floor ? floor : value, y[r * width + c]);  // NaN stays
+    }
+}
+
+// dy where the ReLU let the value pass; floor is -inf without a ReLU.
+template <class T>
+CNNJAX_INLINE void sums_of(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor, const float* mean,
+                    const float* bias, float floor, float* __restrict dscale, float* __restrict dbias) {
+  std::fill(dscale, dscale + width, 0.0f);
+  std::fill(dbias, dbias + width, 0.0f);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) {
+      float distance = widen(x[r * width + c]) - mean[c];
+      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : widen(dy[r * width + c]);
+      dscale[c] += grad * distance;
+      dbias[c] += grad;
+    }
+}
+
+template <class T>
+CNNJAX_INLINE void gradient_of(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor, const float* mean,
+                        const float* bias, float floor, const float* slope, const float* offset, T* __restrict dx) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) {
+      float distance = widen(x[r * width + c]) - mean[c];
+      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : widen(dy[r * width + c]);
+      narrow(factor[c] * grad - offset[c] - distance * slope[c], dx[r * width + c]);
+    }
+}
+
+// Compiled for each type and each generation of processors.
+#define CNNJAX_FOR(T)                                                                                               \
+  CNNJAX_VECTORIZED void moments(const T* x, int64_t rows, int64_t width, float* mean, float* squares) {           \
+    moments_of(x, rows, width, mean, squares);                                                                     \
+  }                                                                                                                \
+  CNNJAX_VECTORIZED void normalize(const T* x, int64_t rows, int64_t width, const float* factor,                   \
+                                   const float* mean, const float* bias, float floor, T* y) {                      \
+    normalize_of(x, rows, width, factor, mean, bias, floor, y);                                                    \
+  }                                                                                                                \
+  CNNJAX_VECTORIZED void sums(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,           \
+                              const float* mean, const float* bias, float floor, float* dscale, float* dbias) {    \
+    sums_of(x, dy, rows, width, factor, mean, bias, floor, dscale, dbias);                                         \
+  }                                                                                                                \
+  CNNJAX_VECTORIZED void gradient(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,       \
+                                  const float* mean, const float* bias, float floor, const float* slope,           \
+                                  const float* offset, T* dx) {                                                    \
+    gradient_of(x, dy, rows, width, factor, mean, bias, floor, slope, offset, dx);                                 \
+  }
+CNNJAX_FOR(float)
+CNNJAX_FOR(BFloat16)
+
+// How [rows, channels] is walked: `fold` rows side by side make one row of `width` numbers, so that few channels
+// fill the vector registers too; the rows beyond the last whole one are the tail, a block of its own.
+struct Plan {
+  int64_t rows, channels, fold, width, wide_rows, block_rows, blocks, tail;
+
+  Plan(int64_t rows_, int64_t channels_) : rows(rows_), channels(channels_) {
+    fold = std::max<int64_t>(1, std::min<int64_t>(rows, 64 / channels));
+    width = fold * channels;
+    wide_rows = rows / fold;
+    tail = rows - wide_rows * fold;
+    block_rows = std::max<int64_t>({1, kBlockBytes / (4 * width), wide_rows / 512});
+    blocks = (wide_rows + block_rows - 1) / block_rows;
+  }
+  int64_t begin(int64_t block) const { return block * block_rows * width; }
+  int64_t count(int64_t block) const { return std::min(block_rows, wide_rows - block * block_rows); }
+  std::vector<float> repeat(const float* vector) const {
+    std::vector<float> wide(width);
+    for (int64_t i = 0; i < width; ++i) wide[i] = vector[i % channels];
+    return wide;
+  }
+};
+
+void merge(const float* mean, const float* squares, int64_t channels, double count, double& total,
+           std::vector<double>& all_mean, std::vector<double>& all_squares) {
+  double sum = total + count;
+  for (int64_t c = 0; c < channels; ++c) {
+    double delta = mean[c] - all_mean[c];
+    all_mean[c] += delta * (count / sum);
+    all_squares[c] += squares[c] + delta * delta * (total * count / sum);
+  }
+  total = sum;
+}
+
+template <class T>
+void forward(const Plan& p, const T* x, const float* scale, const float* bias, float epsilon, float floor, T* y,
+             float* mean, float* var) {
+  std::vector<float> block_mean((p.blocks + 1) * p.width), block_squares((p.blocks + 1) * p.width);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t b = 0; b < p.blocks; ++b)
+    moments(x + p.begin(b), p.count(b), p.width, &block_mean[b * p.width], &block_squares[b * p.width]);
+  double total = 0;
+  std::vector<double> all_mean(p.channels), all_squares(p.channels);
+  for (int64_t b = 0; b < p.blocks; ++b)
+    for (int64_t i = b * p.width; i < (b + 1) * p.width; i += p.channels)
+      merge(&block_mean[i], &block_squares[i], p.channels, p.count(b), total, all_mean, all_squares);
+  const T* rest = x + p.wide_rows * p.width;
+  if (p.tail) {
+    float* at = &block_mean[p.blocks * p.width];
+    float* squares = &block_squares[p.blocks * p.width];
+    moments(rest, p.tail, p.channels, at, squares);
+    merge(at, squares, p.channels, p.tail, total, all_mean, all_squares);
+  }
+  std::vector<float> factor(p.channels);
+  for (int64_t c = 0; c < p.channels; ++c) {
+    mean[c] = static_cast<float>(all_mean[c]);
+    var[c] = static_cast<float>(all_squares[c] / total);
+    factor[c] = scale[c] / std::sqrt(var[c] + epsilon);
+  }
+  std::vector<float> factors = p.repeat(factor.data()), means = p.repeat(mean), biases = p.repeat(bias);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t b = 0; b < p.blocks; ++b)
+    normalize(x + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
+              y + p.begin(b));
+  if (p.tail)
+    normalize(rest, p.tail, p.channels, factor.data(), mean, bias, floor, y + p.wide_rows * p.width);
+}
+
+template <class T>
+void backward(const Plan& p, const T* x, const T* dy, const float* mean, const float* var, const float* scale,
+              const float* bias, float epsilon, float floor, T* dx, float* dscale, float* dbias) {
+  std::vector<float> factor(p.channels), inverse(p.channels), slope(p.channels), offset(p.channels);
+  for (int64_t c = 0; c < p.channels; ++c) {
+    inverse[c] = 1 / std::sqrt(var[c] + epsilon);
+    factor[c] = scale[c] * inverse[c];
+  }
+  std::vector<float> factors = p.repeat(factor.data()), means = p.repeat(mean), biases = p.repeat(bias);
+  std::vector<float> block_scale((p.blocks + 1) * p.width), block_bias((p.blocks + 1) * p.width);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t b = 0; b < p.blocks; ++b)
+    sums(x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
+         &block_scale[b * p.width], &block_bias[b * p.width]);
+  int64_t rest = p.wide_rows * p.width;
+  if (p.tail)
+    sums(x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, floor, &block_scale[p.blocks * p.width],
+         &block_bias[p.blocks * p.width]);
+  std::vector<double> sum_scale(p.channels), sum_bias(p.channels);
+  for (int64_t i = 0; i < p.blocks * p.width + (p.tail ? p.channels : 0); ++i) {
+    sum_scale[i % p.channels] += block_scale[i];
+    sum_bias[i % p.channels] += block_bias[i];
+  }
+  for (int64_t c = 0; c < p.channels; ++c) {
+    dscale[c] = static_cast<float>(sum_scale[c] * inverse[c]);
+    dbias[c] = static_cast<float>(sum_bias[c]);
+    offset[c] = static_cast<float>(factor[c] * (sum_bias[c] / p.rows));
+    slope[c] = static_cast<float>(factor[c] * (static_cast<double>(dscale[c]) * inverse[c] / p.rows));
+  }
+  std::vector<float> slopes = p.repeat(slope.data()), offsets = p.repeat(offset.data());
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t b = 0; b < p.blocks; ++b)
+    gradient(x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
+             slopes.data(), offsets.data(), dx + p.begin(b));
+  if (p.tail)
+    gradient(x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, floor, slope.data(), offset.data(),
+             dx + rest);
+}
+
+template <class T>
+void dispatch(const Plan& plan, const std::vector<void*>& in, const std::vector<void*>& out, float epsilon,
+              float floor) {
+  auto vector = [](void* data) { return static_cast<float*>(data); };
+  auto large = [](void* data) { return static_cast<T*>(data); };
+  if (in.size() == 3) {
+    forward<T>(plan, large(in[0]), vector(in[1]), vector(in[2]), epsilon, floor, large(out[0]), vector(out[1]),
+               vector(out[2]));
+  } else {
+    backward<T>(plan, large(in[0]), large(in[1]), vector(in[2]), vector(in[3]), vector(in[4]), vector(in[5]),
+                epsilon, floor, large(out[0]), vector(out[1]), vector(out[2]));
+  }
+}
+
+// forward: x, scale, bias -> y, mean, var; backward: x, dy, mean, var, scale, bias -> dx, dscale, dbias.
+ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, float epsilon, bool relu) {
   return guarded([&] {
-    bool backward = arguments.size() == 5;
-    check((backward || arguments.size() == 3) && results.size() == 3, arguments.size(), " arguments and ",
-          results.size(), " results of batch normalization");
+    size_t large = arguments.size() == 6 ? 2 : 1;
+    check((arguments.size() == 3 || arguments.size() == 6) && results.size() == 3, arguments.size(),
+          " arguments and ", results.size(), " results of batch normalization");
     ffi::AnyBuffer x = *arguments.get<ffi::AnyBuffer>(0);
-    NormProblem p{backward, compute_type("x", x.element_type()), 0, 0, epsilon};
-    Dims dims = shape("x", x, 2);
-    p.rows = dims[0], p.channels = dims[1];
+    auto type = compute_type("x", x.element_type());
+    Dims dims = shape("x", x);
+    int64_t channels = dims.back(), rows = 1;
+    for (size_t axis = 0; axis + 1 < dims.size(); ++axis) rows *= dims[axis];
     std::vector<void*> in, out;
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      ffi::AnyBuffer buffer = *arguments.get<ffi::AnyBuffer>(i);
-      bool large = i == 0 || (backward && i == 1);
-      check_type("argument", buffer.element_type(), large ? x.element_type() : ffi::DataType::F32);
-      check_shape("argument", shape("argument", buffer, large ? 2 : 1), large ? dims : Dims{p.channels});
-      in.push_back(buffer.untyped_data());
-    }
-    for (size_t i = 0; i < 3; ++i) {
-      ffi::AnyBuffer buffer = **results.get<ffi::AnyBuffer>(i);
-      check_type("result", buffer.element_type(), i == 0 ? x.element_type() : ffi::DataType::F32);
-      check_shape("result", shape("result", buffer, i == 0 ? 2 : 1), i == 0 ? dims : Dims{p.channels});
-      out.push_back(buffer.untyped_data());
-    }
+    auto take = [&](const char* name, ffi::AnyBuffer buffer, bool is_large, std::vector<void*>& into) {
+      check_type(name, buffer.element_type(), is_large ? x.element_type() : ffi::DataType::F32);
+      check_shape(name, shape(name, buffer), is_large ? dims : Dims{channels});
+      into.push_back(buffer.untyped_data());
+    };
+    for (size_t i = 0; i < arguments.size(); ++i)
+      take("argument", *arguments.get<ffi::AnyBuffer>(i), i < large, in);
+    for (size_t i = 0; i < 3; ++i) take("result", **results.get<ffi::AnyBuffer>(i), i == 0, out);
+    Plan plan(rows, channels);
+    float floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
     Turn turn;
-    static auto* cache = new Recent<Norm>(kPrimitives);
-    int32_t bits;
-    std::memcpy(&bits, &epsilon, sizeof bits);
-    std::string key = cache_key({{backward, static_cast<int64_t>(p.type), p.rows, p.channels, bits,
-                                  omp_get_max_threads()}});
-    Norm& norm = cache->get(key, [&] { return make(p); });
-    static auto* stream = new dnnl::stream(cpu());
-    auto large = [&](void* data) { return memory(norm.x, cpu(), data); };
-    auto vector = [&](void* data) { return memory(norm.vector, cpu(), data); };
-    std::unordered_map<int, memory> named = {
-        {DNNL_ARG_SRC, large(in[0])},
-        {DNNL_ARG_SCRATCHPAD, memory(norm.scratch, cpu(), turn.scratch(norm.scratch.get_size()))}};
-    if (backward) {
-      named.insert({{DNNL_ARG_DIFF_DST, large(in[1])}, {DNNL_ARG_MEAN, vector(in[2])},
-                    {DNNL_ARG_VARIANCE, vector(in[3])}, {DNNL_ARG_SCALE, vector(in[4])},
-                    {DNNL_ARG_DIFF_SRC, large(out[0])}, {DNNL_ARG_DIFF_SCALE, vector(out[1])},
-                    {DNNL_ARG_DIFF_SHIFT, vector(out[2])}});
+    if (type == dnnl::memory::data_type::f32) {
+      dispatch<float>(plan, in, out, epsilon, floor);
     } else {
-      named.insert({{DNNL_ARG_SCALE, vector(in[1])}, {DNNL_ARG_SHIFT, vector(in[2])}, {DNNL_ARG_DST, large(out[0])},
-                    {DNNL_ARG_MEAN, vector(out[1])}, {DNNL_ARG_VARIANCE, vector(out[2])}});
+      dispatch<BFloat16>(plan, in, out, epsilon, floor);
     }
-    norm.run.execute(*stream, named);
-    stream->wait();
   });
 }
 
@@ -95,6 +242,7 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
 }  // namespace cnnjax
 
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(CnnjaxBatchNorm, cnnjax::BatchNorm,
-                              xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    CnnjaxBatchNorm, cnnjax::BatchNorm,
+    xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<float>("epsilon").Attr<bool>("relu"));
 #pragma GCC visibility pop

@@ -40,3 +40,8 @@ extern "C" __attribute__((visibility("default"))) int cnnjax_start(int threads) 
   const dnnl_version_t* version = dnnl_version();
   return 100 * version->major + version->minor;
 }
+
+// The version of XLA's call interface that the kernels were compiled for, 1000 * major + minor.
+extern "C" __attribute__((visibility("default"))) int cnnjax_interface() {
+  return 1000 * XLA_FFI_API_MAJOR + XLA_FFI_API_MINOR;
+}

@@ -49,16 +49,23 @@ constexpr int64_t kLargestAxis = int64_t{1} << 30;
 constexpr int64_t kLargestArray = int64_t{1} << 40;
 
 template <class Buffer>
-Dims shape(const char* name, Buffer& buffer, size_t rank) {
+Dims shape(const char* name, Buffer&& buffer) {
   auto span = buffer.dimensions();
   Dims dims(span.begin(), span.end());
-  check(dims.size() == rank, name, " ", show(dims), ": must have ", rank, " axes");
+  check(!dims.empty(), name, " is a single number, not an array");
   int64_t count = 1;
   for (int64_t size : dims) {
     check(size > 0 && size <= kLargestAxis, name, " ", show(dims), ": an axis must have 1 to 2^30 entries");
     count *= size;
     check(count <= kLargestArray, name, " ", show(dims), ": too large");
   }
+  return dims;
+}
+
+template <class Buffer>
+Dims shape(const char* name, Buffer&& buffer, size_t rank) {
+  Dims dims = shape(name, buffer);
+  check(dims.size() == rank, name, " ", show(dims), ": must have ", rank, " axes");
   return dims;
 }
 

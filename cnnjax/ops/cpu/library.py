@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,12 @@ from jax.sharding import AxisType, get_abstract_mesh
 SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
 EXTENSION = "cnnjax.ops.cpu._kernels"
-HANDLERS = {"cnnjax_convolution": "CnnjaxConvolution", "cnnjax_batch_norm": "CnnjaxBatchNorm"}
+HANDLERS = {
+    "cnnjax_convolution": "CnnjaxConvolution",
+    "cnnjax_batch_norm": "CnnjaxBatchNorm",
+    "cnnjax_max_pool": "CnnjaxMaxPool",
+    "cnnjax_response_norm": "CnnjaxResponseNorm",
+}
 # OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
 # share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
 SPIN = ("GOMP_SPINCOUNT", "2000")
@@ -76,6 +82,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         if os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no"):
             raise Missing(f"{SWITCH}={os.environ[SWITCH]}")
         loaded = _open()
+        if loaded.cnnjax_interface() > _interface():
+            raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
         for target, symbol in HANDLERS.items():
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
         version = loaded.cnnjax_start(thread_count())
@@ -99,6 +107,15 @@ def _open() -> ctypes.CDLL:
     finally:
         if before is None:
             os.environ.pop(SPIN[0], None)
+
+
+def _interface() -> int:
+    """Version of XLA's call interface: it takes handlers of older versions, and newer ones break it."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    major, minor = (
+        re.search(rf"#define XLA_FFI_API_{part} (\d+)", header).group(1) for part in ("MAJOR", "MINOR")
+    )
+    return 1000 * int(major) + int(minor)
 
 
 def _onednn() -> Path:

@@ -15,8 +15,8 @@ Reference = Callable[..., Any]
 def make_primitive(
     name: str,
     reference: Reference,
-    target: str,
-    attributes: Callable[..., dict[str, Any] | None],
+    target: str = "",
+    attributes: Callable[..., dict[str, Any] | None] = lambda *_, **__: None,
     multiple_results: bool = False,
 ) -> Primitive:
     """A primitive that computes `reference`, and on a CPU through the FFI call `target`.
@@ -51,7 +51,10 @@ def make_primitive(
 
     def jvp(primals, tangents, **parameters):
         tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
-        return jax.jvp(lambda *arrays: reference(*arrays, **parameters), tuple(primals), tuple(tangents))
+        results, tangents = jax.jvp(
+            lambda *arrays: reference(*arrays, **parameters), tuple(primals), tuple(tangents)
+        )
+        return results, jax.tree.map(_symbolic, tangents)
 
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(abstract)
@@ -60,6 +63,48 @@ def make_primitive(
     ad.primitive_jvps[primitive] = jvp
     batching.primitive_batchers[primitive] = functools.partial(map_reference, reference)
     return primitive
+
+
+def set_gradient(primitive: Primitive, reference: Reference, gradient: Callable[..., Any]) -> None:
+    """Makes reverse mode take `gradient`; forward mode and higher orders stay the reference's.
+
+    Args:
+      primitive: from `make_primitive`, with multiple_results.
+      gradient: (arrays, results, cotangents of the results or `ad.Zero`, **parameters) -> cotangents of the
+        arrays.
+    """
+
+    # The derivative is a primitive of its own, linear in its last inputs; transposed, it is the gradient.
+    def tangents_of(*inputs, count, **parameters):
+        function = functools.partial(reference, **parameters)
+        return jax.jvp(function, inputs[:count], inputs[-count:])[1]
+
+    derivative = make_primitive(f"{primitive.name}_derivative", tangents_of, multiple_results=True)
+
+    def jvp(primals, tangents, **parameters):
+        results = primitive.bind(*primals, **parameters)
+        tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
+        inputs = (*primals, *results, *tangents)
+        return results, derivative.bind(*inputs, count=len(primals), **parameters)
+
+    def transpose(cotangents, *inputs, count, **parameters):
+        known, linear = inputs[:-count], inputs[-count:]
+        if all(type(cotangent) is ad.Zero for cotangent in cotangents):
+            return [None] * len(inputs)
+        found = gradient(known[:count], known[count:], cotangents, **parameters)
+        asked = (ad.is_undefined_primal(tangent) for tangent in linear)
+        return [None] * len(known) + [
+            value if wanted else None for value, wanted in zip(found, asked, strict=True)
+        ]
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[derivative] = transpose
+
+
+def _symbolic(tangent: Any) -> Any:
+    """Tangents of integers as JAX wants them from a rule."""
+    is_none = tangent.dtype == jax.dtypes.float0
+    return ad.Zero(ShapedArray(tangent.shape, tangent.dtype)) if is_none else tangent
 
 
 def map_reference(reference: Reference, arrays: Any, axes: Any, **parameters: Any) -> Any:

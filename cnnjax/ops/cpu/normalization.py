@@ -1,0 +1,79 @@
+"""Batch normalization in training and local response normalization, with their gradients."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import ad
+
+from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
+
+
+def make_batch_norm(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """`reference`, or the kernels where they run.
+
+    Args:
+      reference: (x [..., C], scale [C], bias [C], epsilon=, relu=) -> y [..., C] of the dtype of x, mean and
+        biased variance; all but x and y float32.
+    """
+
+    def gradient_reference(x, dy, mean, var, scale, bias, **parameters):
+        function = functools.partial(reference, **parameters)
+        return jax.vjp(lambda *arrays: function(*arrays)[0], x, scale, bias)[1](dy)
+
+    def attributes(inputs, results, *, epsilon, relu):
+        return {"epsilon": np.float32(epsilon), "relu": np.bool_(relu)}
+
+    forward = make_primitive("batch_norm", reference, "cnnjax_batch_norm", attributes, True)
+    backward = make_primitive(
+        "batch_norm_gradient", gradient_reference, "cnnjax_batch_norm", attributes, True
+    )
+
+    def gradient(arrays, results, cotangents, **parameters):
+        (x, scale, bias), (_, mean, var), (dy, dmean, dvar) = arrays, results, cotangents
+        dy = ad.instantiate_zeros(dy)
+        dx, dscale, dbias = backward.bind(x, dy, mean, var, scale, bias, **parameters)
+        count = x.size // x.shape[-1]
+        if type(dmean) is not ad.Zero:
+            dx += (dmean / count).astype(x.dtype)
+        if type(dvar) is not ad.Zero:
+            dx += ((2 / count) * dvar * (x.astype(jnp.float32) - mean)).astype(x.dtype)
+        return dx, dscale, dbias
+
+    set_gradient(forward, reference, gradient)
+
+    def batch_norm(x, scale, bias, *, epsilon, relu):
+        return tuple(forward.bind(x, scale, bias, epsilon=float(epsilon), relu=bool(relu)))
+
+    return batch_norm
+
+
+def make_response_norm(reference: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`reference`, or the kernels where they run.
+
+    Args:
+      reference: (x [..., C], n=, k=, alpha=) -> y [..., C] = x / (k + alpha * sum of n squares) ** 0.75.
+    """
+
+    def forward_reference(x, **parameters):
+        return (reference(x, **parameters),)
+
+    def gradient_reference(x, dy, **parameters):
+        return jax.vjp(functools.partial(reference, **parameters), x)[1](dy)
+
+    def attributes(inputs, results, *, n, k, alpha):
+        return {"n": np.int64(n), "k": np.float32(k), "alpha": np.float32(alpha)}
+
+    forward = make_primitive("response_norm", forward_reference, "cnnjax_response_norm", attributes, True)
+    backward = make_primitive(
+        "response_norm_gradient", gradient_reference, "cnnjax_response_norm", attributes, True
+    )
+    set_gradient(forward, forward_reference, lambda arrays, _, dy, **p: backward.bind(arrays[0], dy[0], **p))
+
+    def response_norm(x, *, n, k, alpha):
+        return forward.bind(x, n=n, k=float(k), alpha=float(alpha))[0]
+
+    return response_norm

@@ -1,0 +1,76 @@
+"""Maximum pooling and its gradient."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cnnjax.ops.cpu.primitive import make_primitive
+
+Size = tuple[int, int]
+Sides = tuple[tuple[int, int], tuple[int, int]]
+
+
+def make_max_pool() -> Callable[..., jax.Array]:
+    """Maximum pooling (x [B, H, W, C], window, strides, sides) -> [B, H', W', C]; gradient in reverse mode.
+
+    Windows have at most 255 pixels, padding is less than the window; the last of `sides` may be negative.
+    """
+
+    def attributes(inputs, results, *, window, strides, sides, **_):
+        numbers = {"window": window, "strides": strides, "padding": (*sides[0], *sides[1])}
+        return {name: np.array(value, np.int64) for name, value in numbers.items()}
+
+    forward = make_primitive("max_pool", _reference, "cnnjax_max_pool", attributes, True)
+    backward = make_primitive("max_pool_gradient", _gradient, "cnnjax_max_pool", attributes, True)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+    def pool(x, size, window, strides, sides):
+        return forward.bind(x, window=window, strides=strides, sides=sides)[0]
+
+    def pool_forward(x, size, window, strides, sides):
+        return tuple(forward.bind(x, window=window, strides=strides, sides=sides))
+
+    def pool_backward(size, window, strides, sides, places, dy):
+        return tuple(backward.bind(dy, places, size=size, window=window, strides=strides, sides=sides))
+
+    pool.defvjp(pool_forward, pool_backward)
+    return lambda x, window, strides, sides: pool(x, x.shape[1:3], window, strides, sides)
+
+
+def _reference(x: jax.Array, *, window: Size, strides: Size, sides: Sides) -> tuple[jax.Array, jax.Array]:
+    """Maxima, and the number of the place in the window, row-major, where each stands, as a byte."""
+    x = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
+    height, width = ((size - w) // s for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
+    best = place = None
+    for i in range(window[0] * window[1]):
+        row, column = divmod(i, window[1])
+        end = (x.shape[0], row + height * strides[0] + 1, column + width * strides[1] + 1, x.shape[3])
+        value = lax.slice(x, (0, row, column, 0), end, (1, *strides, 1))
+        if best is None:
+            best, place = value, jnp.zeros(value.shape, jnp.uint8)
+        else:
+            better = (value > best) | (value != value)
+            best, place = jnp.where(better, value, best), jnp.where(better, jnp.uint8(i), place)
+    return best, place
+
+
+def _gradient(
+    dy: jax.Array, places: jax.Array, *, size: Size, window: Size, strides: Size, sides: Sides
+) -> tuple[jax.Array]:
+    """Each window's gradient at the place of its maximum, summed in float32."""
+    total: Any = 0
+    wide, zero = dy.astype(jnp.float32), np.float32(0)
+    for i in range(window[0] * window[1]):
+        here = jnp.where(places == i, wide, zero)
+        spread = [(0, 0, 0)]
+        for axis, offset in enumerate(divmod(i, window[1])):
+            before = offset - sides[axis][0]
+            covered = (dy.shape[1 + axis] - 1) * strides[axis] + 1
+            spread.append((before, size[axis] - before - covered, strides[axis] - 1))
+        total += lax.pad(here, zero, (*spread, (0, 0, 0)))
+    return (total.astype(dy.dtype),)
