@@ -30,9 +30,9 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.nn.relu(self.norm(name="norm1")(x))
+        y = self.norm(name="norm1", act=nn.relu)(x)
         y = self.conv(4 * self.growth_rate, 1, name="conv1")(y)
-        y = jax.nn.relu(self.norm(name="norm2")(y))
+        y = self.norm(name="norm2", act=nn.relu)(y)
         y = self.conv(self.growth_rate, 3, padding=1, name="conv2")(y)
         return jnp.concatenate([x, self.dropout(y)], axis=-1)
 
@@ -45,7 +45,7 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jax.nn.relu(self.norm(name="norm")(x))
+        x = self.norm(name="norm", act=nn.relu)(x)
         x = self.conv(x.shape[-1] // 2, 1, name="conv")(x)
         return ops.avg_pool(x, 2)
 
@@ -60,7 +60,7 @@ class ImageNetStem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(self.width, 7, 2, padding=3, name="conv")(x)  # 112 112 64
-        x = jax.nn.relu(self.norm(name="norm")(x))
+        x = self.norm(name="norm", act=nn.relu)(x)
         return ops.max_pool(x, 3, 2, padding=1)  # 56 56 64
 
 
@@ -111,7 +111,7 @@ class DenseNet(nn.Module):
                 x = Transition(conv, norm, name=f"transition{i - 1}")(x)
             for j in range(1, size + 1):  # 56 56 256, 28 28 512, 14 14 1024, 7 7 1024
                 x = DenseLayer(self.growth_rate, conv, norm, dropout, name=f"stage{i}_block{j}")(x)
-        x = jax.nn.relu(norm(name="norm")(x))  # 7 7 1024
+        x = norm(name="norm", act=nn.relu)(x)  # 7 7 1024
         x = ops.global_avg_pool(x)  # 1024
         return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
 

@@ -94,7 +94,7 @@ class BatchNorm(nn.Module):
     Statistics are those of the global batch, in float32. `momentum` is the decay of the old running
     value (PyTorch's momentum is one minus it). The running variance is the biased one, as in the
     paper's training step; PyTorch stores the unbiased one. A layer named in the collection `frozen`
-    keeps its statistics and normalizes with them in training too.
+    keeps its statistics and normalizes with them in training too. `act` follows; ReLU in the same pass.
     """
 
     train: bool = False
@@ -102,6 +102,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     scale_init: Initializer = ones
     bias_init: Initializer = zeros
+    act: Callable[[jax.Array], jax.Array] = ops.activation("identity")
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -113,12 +114,14 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = x.astype(self.dtype)
         if not self.train or self.has_variable("frozen", "statistics"):
-            return ops.batch_norm_inference(x, scale, bias, mean.value, var.value, epsilon=self.epsilon)
-        y, batch_mean, batch_var = ops.batch_norm_train(x, scale, bias, epsilon=self.epsilon)
+            y = ops.batch_norm_inference(x, scale, bias, mean.value, var.value, epsilon=self.epsilon)
+            return self.act(y)
+        relu = self.act is jax.nn.relu
+        y, batch_mean, batch_var = ops.batch_norm_train(x, scale, bias, epsilon=self.epsilon, relu=relu)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        return y
+        return y if relu else self.act(y)
 
 
 class ConvNorm(nn.Module):
@@ -149,15 +152,17 @@ class ConvNorm(nn.Module):
             groups=self.groups,
             name="conv",
         )(x)
-        return self.act(self.norm(name="norm")(x))
+        return self.norm(act=self.act, name="norm")(x)
 
 
 class Identity(nn.Module):
-    """x itself: what stands for `norm` in nets without normalization."""
+    """`act` alone: what stands for `norm` in nets without normalization."""
+
+    act: Callable[[jax.Array], jax.Array] = ops.activation("identity")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x
+        return self.act(x)
 
 
 class SqueezeExcite(nn.Module):

@@ -51,9 +51,8 @@ ORDERS = {
 
 def activate(x: jax.Array, steps: str, norm: Constructor, name: str) -> jax.Array:
     """Normalization `name`, ReLU, both in this order, or nothing."""
-    if "norm" in steps:
-        x = norm(name=name)(x)
-    return nn.relu(x) if "relu" in steps else x
+    act = ops.activation("relu" if "relu" in steps else "identity")
+    return norm(name=name, act=act)(x) if "norm" in steps else act(x)
 
 
 class Unit(nn.Module):

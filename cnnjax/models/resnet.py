@@ -78,7 +78,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y))
+        y = self.norm(name="norm1", act=nn.relu)(y)
         y = self.conv(self.width, 3, padding=1, name="conv2")(y)
         y = self.last_norm(name="norm2")(y)
         return nn.relu(y + self.shortcut(x, self.width, self.stride))
@@ -106,9 +106,9 @@ class Bottleneck(nn.Module):
         inner, features = self.groups * (self.width * self.group_width // 64), 4 * self.width
         strides = (self.stride, 1) if self.strided == 1 else (1, self.stride)
         y = self.conv(inner, 1, strides[0], name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y))
+        y = self.norm(name="norm1", act=nn.relu)(y)
         y = self.conv(inner, 3, strides[1], padding=1, groups=self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="norm2")(y))
+        y = self.norm(name="norm2", act=nn.relu)(y)
         y = self.conv(features, 1, name="conv3")(y)
         y = self.gate(self.last_norm(name="norm3")(y))
         return nn.relu(y + self.shortcut(x, features, self.stride))

@@ -45,8 +45,8 @@ class SimpleCNN(nn.Module):
         for i, width in enumerate(self.widths, 1):
             padding = self.kernel_size // 2
             x = Conv(width, self.kernel_size, padding=padding, dtype=self.dtype, name=f"conv{i}")(x)
-            x = BatchNorm(train=train, dtype=self.dtype, name=f"norm{i}")(x)
-            x = activation(x)  # 28 28 16, then 14 14 32
+            norm = BatchNorm(train=train, act=activation, dtype=self.dtype, name=f"norm{i}")
+            x = norm(x)  # 28 28 16, then 14 14 32
             x = pool(x, 2)  # 14 14 16, then 7 7 32
         x = x.reshape(x.shape[0], -1)  # 1568
         return logits(x, self.num_classes, self.dtype)

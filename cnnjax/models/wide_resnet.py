@@ -30,11 +30,11 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.relu(self.norm(name="norm1")(x))
+        y = self.norm(name="norm1", act=nn.relu)(x)
         if self.stride != 1 or x.shape[-1] != self.width:
             x = self.conv(self.width, 1, self.stride, name="shortcut")(y)
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(y)
-        y = nn.relu(self.norm(name="norm2")(y))
+        y = self.norm(name="norm2", act=nn.relu)(y)
         y = self.dropout(name="dropout")(y)
         return x + self.conv(self.width, 3, padding=1, name="conv2")(y)
 
@@ -70,7 +70,7 @@ class WideResNet(nn.Module):
             first = partial(block, width, 1 if i == 1 else 2)
             # wrn_28_10: 32 32 160, 16 16 320, 8 8 640
             x = run_stage(self, x, f"stage{i}", (self.depth - 4) // 6, first, partial(block, width, 1))
-        x = nn.relu(norm(name="norm")(x))
+        x = norm(name="norm", act=nn.relu)(x)
         x = ops.global_avg_pool(x)  # 640
         return logits(x, self.num_classes, self.dtype)
 
