@@ -1,0 +1,151 @@
+"""Training steps of this project beside PyTorch's, in turn, on this machine's CPU.
+
+python experiments/cpu_speed/run.py            # measures the rows that results.csv lacks, then the ops
+python experiments/cpu_speed/run.py simple_cnn # only the networks named
+python experiments/cpu_speed/run.py --tables   # only rewrites tables and figure from the CSVs
+
+Needs the extra `peers`. Each row is `cnnjax bench train --model=M --batch_size=B --dtype=D --against=torch`
+in a process of its own, five alternations; leave the machine alone meanwhile.
+"""
+
+import csv
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cnnjax import runs  # noqa: E402
+from experiments import pages  # noqa: E402
+
+RESULTS, OPS = HERE / "results.csv", HERE / "ops.csv"
+# The ratios to PyTorch that this project set itself, float32 and bfloat16.
+TARGETS = {
+    ("simple_cnn", 128): (1.8, 1.3),
+    ("alexnet_torchvision", 32): (1.1, 1.0),
+    ("googlenet_torchvision", 32): (1.2, 1.0),
+    ("resnet18", 32): (1.1, 1.0),
+    ("resnet50", 32): (1.1, 1.0),
+    ("resnet20_cifar", 128): (None, 1.0),
+}
+DTYPES = ("float32", "bfloat16")
+MEASURED = ("images_per_second", "images_per_second_min", "images_per_second_max", "torch_images_per_second",
+            "ratio", "ratio_min", "ratio_max", "first_step_seconds", "peak_memory_bytes", "cpu_kernels")  # fmt: skip
+
+
+def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
+    """One row."""
+    command = [sys.executable, "-m", "cnnjax", "bench", "train", f"--model={model}", f"--batch_size={batch}"]
+    command += [f"--dtype={dtype}", "--against=torch", "--seconds=2", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{model} {dtype}: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    shares = " ".join(f"{kind}:{share}" for kind, share in found["shares"].items())
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "torch")}
+    return {
+        "model": model, "batch": batch, "dtype": dtype, **{key: found[key] for key in MEASURED},
+        "shares": shares, **versions, "machine": runs.processor(), "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: dict[str, object]) -> None:
+    is_new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def train_table(rows: list[dict[str, str]]) -> str:
+    """The measured rows as Markdown, with the target of each."""
+    lines = [
+        "| model, batch | dtype | images/s | PyTorch | ratio (lowest, highest) | target | first step s "
+        "| where our time goes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
+        verdict = "" if target is None else f"{target} {'met' if float(row['ratio']) >= target else 'missed'}"
+        spent = [part.rsplit(":", 1) for part in row["shares"].replace(" and ", "+").split(" ") if ":" in part]
+        where = ", ".join(f"{kind.replace('+', ' and ')} {float(share):.0%}" for kind, share in spent[:3])
+        lines.append(
+            f"| {row['model']}, {row['batch']} | {row['dtype']} | {float(row['images_per_second']):,.1f} "
+            f"| {float(row['torch_images_per_second']):,.1f} "
+            f"| **{float(row['ratio']):.2f}** ({float(row['ratio_min']):.2f}, {float(row['ratio_max']):.2f}) "
+            f"| {verdict} | {float(row['first_step_seconds']):.1f} | {where} |"
+        )
+    last = rows[-1]
+    lines += [
+        "",
+        f"Median of five alternations; synthetic images, SGD with momentum, cross entropy; PyTorch eager and "
+        f"channels_last. {last['machine']}, {last['cpu_kernels']}, jax {last['jax']}, torch {last['torch']}. "
+        "Written by `python experiments/cpu_speed/run.py` from `experiments/cpu_speed/results.csv`.",
+    ]
+    return "\n".join(lines)
+
+
+def ops_table(rows: list[dict[str, str]]) -> str:
+    """Each kernel beside XLA as Markdown."""
+    lines = ["| operation | dtype | XLA ms | kernel ms | ratio |", "|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(
+            f"| {row['operation']} | {row['dtype']} | {float(row['xla_ms']):.2f} "
+            f"| {float(row['kernel_ms']):.2f} | {float(row['ratio']):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, str]]) -> None:
+    """The ratios as bars, with their range and their targets."""
+    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for i, row in enumerate(rows):
+        ratio = float(row["ratio"])
+        spread = [[ratio - float(row["ratio_min"])], [float(row["ratio_max"]) - ratio]]
+        color = ("#4477aa", "#ee6677")[DTYPES.index(row["dtype"])]
+        axis.barh(i, ratio, xerr=spread, color=color, error_kw={"elinewidth": 1})
+        target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
+        if target:
+            axis.plot([target, target], [i - 0.4, i + 0.4], color="black")
+    axis.set_yticks(range(len(rows)), [f"{row['model']} {row['dtype']}" for row in rows])
+    axis.invert_yaxis()
+    axis.axvline(1, color="grey", linestyle=":")
+    axis.set_xlabel("images/s, ratio to PyTorch (black: target)")
+    figure.savefig(HERE / "ratios.svg", metadata={"Date": None})
+
+
+def main(arguments: list[str]) -> None:
+    if "--tables" not in arguments:
+        have = {(row["model"], row["dtype"]) for row in read_rows(RESULTS)}
+        for model, batch in TARGETS:
+            for dtype in DTYPES:
+                if (model, dtype) not in have and (not arguments or model in arguments):
+                    append(RESULTS, measure(model, batch, dtype))
+    rows, ops = read_rows(RESULTS), read_rows(OPS)
+    if rows:
+        draw(rows)
+        pages.write((HERE / "README.md", ROOT / "README.md"), "cpu_speed", train_table(rows))
+    if ops:
+        pages.write((HERE / "README.md",), "cpu_ops", ops_table(ops))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
