@@ -1,3 +1,50 @@
-"""A functional JAX/Flax research framework for convolutional image classifiers."""
+"""A functional JAX/Flax research framework for convolutional image classifiers.
+
+    import cnnjax
+
+    model = cnnjax.create_model("resnet18", num_classes=10)        # a linen module: init, apply
+    source = cnnjax.load_dataset("fashion_mnist_mini", "train")    # random access: len, [i]
+    result = cnnjax.train(cnnjax.default_config(), "runs/first")   # as `cnnjax train`
+    scores, predictions = cnnjax.evaluate("runs/first")            # as `cnnjax evaluate`
+    cnnjax.load_run("runs/first").predict("images/")               # as `cnnjax predict`
+
+What a network has learned is shown by `cnnjax.explore`; all else lies in the modules by name.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = [
+    "create_model",
+    "default_config",
+    "evaluate",
+    "list_models",
+    "load_dataset",
+    "load_run",
+    "train",
+]
+
+_PLACES = {
+    "create_model": ("cnnjax.models", "create_model"),
+    "default_config": ("cnnjax.config", "default"),
+    "evaluate": ("cnnjax.loop", "evaluate"),
+    "list_models": ("cnnjax.models", "list_models"),
+    "load_dataset": ("cnnjax.data.datasets", "load"),
+    "load_run": ("cnnjax.trained", "load_run"),
+    "train": ("cnnjax.loop", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for, so that `import cnnjax` itself stays quick."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'cnnjax' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _PLACES[name]
+    found = getattr(importlib.import_module(module), attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,12 +15,18 @@ from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
+from cnnjax import look
 from cnnjax.errors import UserError, unknown
+from cnnjax.terminal import parse_flags, print_table
 
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
   train      train a network, or go on with a run       --config=FILE --config.a.b=value --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
+  predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
+  explore    a local page of a trained network           --workdir=DIR
+  report     the page of a run, or of several compared   DIR...
+  export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
   data       the data sets, and whether they are here    --dir=DIR
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
@@ -66,39 +72,6 @@ def run(args: list[str]) -> int:
 def _fail(message: object, code: int) -> int:
     print(f"cnnjax: {message}", file=sys.stderr)
     return code
-
-
-def parse_flags(
-    command: str,
-    args: list[str],
-    define: Callable[[flags.FlagValues], list[str] | None],
-    *,
-    max_names: int = 0,
-) -> tuple[flags.FlagValues, list[str]]:
-    """The flags of a command and the words beside them; `define` may take some of the words away.
-
-    Raises:
-      UserError: for an unknown flag, a value of a wrong type, or more than `max_names` words.
-    """
-    values = flags.FlagValues()
-    args = define(values) or args
-    values.mark_as_parsed()
-    if "--help" in args or "-h" in args:
-        print(f"flags of cnnjax {command}:\n{values.get_help()}")
-        sys.exit(0)
-    try:
-        words = values([f"cnnjax {command}", *args])[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", _names(values)) from None
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from None
-    if len(words) > max_names:
-        raise UserError(f"cnnjax {command} does not take {words[max_names]!r}; flags are --name=value")
-    return values, words
-
-
-def _names(values: flags.FlagValues) -> list[str]:
-    return [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
 
 
 def _define_config(args: list[str], values: flags.FlagValues) -> list[str]:
@@ -279,16 +252,6 @@ def print_layers(spec: str, image_size: int | None = None) -> None:
     print_table(table)
 
 
-def print_table(table: Table) -> None:
-    """Prints a wide table, on lines of its own length where it goes into a file."""
-    for column in table.columns:
-        column.no_wrap = True
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=console.measure(table, options=console.options.update(width=500)).maximum)
-    console.print(table)
-
-
 def in_units(count: int | None) -> str:
     """4089184256 as '4.089 G'; None, which could not be counted, as 'n/a'."""
     if count is None:
@@ -376,6 +339,10 @@ def bench(args: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": look.predict,
+    "explore": look.explore,
+    "report": look.report,
+    "export": look.export,
     "data": data,
     "models": models,
     "weights": weights,

@@ -1,13 +1,16 @@
 """Weights files as run folders, and the weights of a run as files that torch's users can load."""
 
 from pathlib import Path
+from typing import Any
 
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.experiment import preset_augment
-from cnnjax.models import create_model, variant
+from cnnjax.data.augment import parse
+from cnnjax.data.catalog import DATASETS
+from cnnjax.experiment import explicit_spec, preset_augment
+from cnnjax.models import Preset, create_model, variant
 from cnnjax.runs import Run, make_record
 from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.training.state import count_params
@@ -37,7 +40,8 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     variables = initial_variables(file, model, preset.input_size)
     run = Run.create(workdir, config, fingerprint="")
     facts = {"spec": config.model, "num_params": count_params(variables["params"])}
-    run.write_json("record.json", make_record(seed=config.seed, data={}, model=facts))
+    data = imported_data(config, preset)
+    run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
     saved = Checkpoints(run.path / "checkpoints")
     try:
         saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
@@ -46,6 +50,27 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
         saved.close()
         run.close()
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
+
+
+def imported_data(config: ConfigDict, preset: Preset) -> dict[str, Any]:
+    """What the run record says of the images of imported weights; {} where their mean cannot be known."""
+    info = DATASETS.get(config.data.name)
+    fits = info is not None and (info.num_classes, info.image_shape[2]) == (
+        preset.num_classes,
+        preset.input_size[2],
+    )
+    if not fits and preset.mean is None:
+        return {}
+    side = preset.resize
+    shape = (side, side, preset.input_size[2]) if side else preset.input_size
+    statistics = {"mean": info.mean, "std": info.std} if fits else {}
+    augment = parse(config.augment.eval, image_shape=shape, **statistics)
+    names = info.class_names if fits else [str(i) for i in range(preset.num_classes)]
+    return {
+        "class_names": list(names),
+        "image_shape": list(shape),
+        "eval_augment": explicit_spec(augment),
+    }
 
 
 def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:

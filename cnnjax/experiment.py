@@ -100,6 +100,8 @@ class Experiment:
                 "name": self.train_source.name,
                 "train_examples": len(self.train_source),
                 "class_names": list(self.train_source.class_names),
+                "image_shape": list(self.train_source.image_shape),
+                "eval_augment": explicit_spec(self.eval_augment),
                 "fingerprint": self.train_source.fingerprint,
             },
             "model": {
@@ -139,7 +141,7 @@ def build(config: ConfigDict) -> Experiment:
     create_model(config.model)  # names that need no data are checked before it is read
     _make_optimizer(config, total_steps=1000, steps_per_epoch=1000 / config.total_epochs)
     source = load_split(config, "train")
-    augment, eval_augment = (_parse_augment(config, split, source) for split in ("train", "eval"))
+    augment, eval_augment = (parse_augment(config, split, source) for split in ("train", "eval"))
     model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
     for augmentation in (augment, eval_augment):
         check_model(config.model, model, augmentation.output_shape)
@@ -158,13 +160,20 @@ def build(config: ConfigDict) -> Experiment:
     return experiment
 
 
-def _parse_augment(config: ConfigDict, split: str, source: Any) -> augment_lib.Augmentation:
+def parse_augment(config: ConfigDict, split: str, source: Any) -> augment_lib.Augmentation:
+    """The augmentation that a config names for "train" or "eval", for the images of a source."""
     info = datasets.DATASETS.get(config.data.name)
     mean, std = (info.mean, info.std) if info else channel_statistics(source)
     try:
         return augment_lib.parse(config.augment[split], image_shape=source.image_shape, mean=mean, std=std)
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
+
+
+def explicit_spec(augment: augment_lib.Augmentation) -> str:
+    """The spec with every argument written out, mean and std too: no data are needed to parse it."""
+    calls = ((name, ", ".join(f"{k}={v!r}" for k, v in arguments)) for name, arguments in augment.steps)
+    return "|".join(f"{name}({arguments})" for name, arguments in calls)
 
 
 def preset_augment(preset: Preset) -> str:

@@ -42,7 +42,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
-th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { padding: .2rem .55rem; text-align: right; white-space: nowrap; }
+th, td { border-bottom: 1px solid var(--line); }
 th:first-child { text-align: left; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 .figures svg { width: 100%; height: auto; }
@@ -67,15 +68,19 @@ def write(path: str | Path) -> Path:
         parts += [_mistakes(run, config, names)]
     parts += [_details("Config", to_json(config)), _details("Record", json.dumps(record, indent=2))]
     title = f"{config.model} on {config.data.name}"
-    page = (
+    file = run.path / "report.html"
+    write_atomically(file, page(title, _summary(record, test) + "".join(parts)))
+    return file
+
+
+def page(title: str, body: str) -> str:
+    """A whole page in one text."""
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>{_summary(record, test)}{''.join(parts)}</body></html>\n"
+        f"<h1>{html.escape(title)}</h1>{body}</body></html>\n"
     )
-    file = run.path / "report.html"
-    write_atomically(file, page)
-    return file
 
 
 def _summary(record: dict[str, Any], test: dict[str, Any]) -> str:
@@ -97,14 +102,25 @@ def _curves(rows: list[dict[str, Any]]) -> str:
 
 
 def _curve(title: str, series: dict[str, str], rows: list[dict[str, Any]]) -> str:
-    """An SVG of some columns of the metrics against the epoch; the greys suit light and dark."""
-    figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
-    axes = figure.add_subplot()
+    """An SVG of some columns of the metrics against the epoch."""
+    figure, plot = axes(title)
     for name, label in series.items():
         points = [(row["epoch"], row[name]) for row in rows if name in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "")
-    axes.set(title=title, xlabel="epoch")
+            plot.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "")
+    return svg(figure, plot)
+
+
+def axes(title: str) -> tuple[Any, Any]:
+    """A figure against the epoch, and its axes."""
+    figure = matplotlib.figure.Figure(figsize=(4.2, 2.8), layout="constrained")
+    plot = figure.add_subplot()
+    plot.set(title=title, xlabel="epoch")
+    return figure, plot
+
+
+def svg(figure: Any, axes: Any) -> str:
+    """The figure as SVG, in greys that suit light and dark."""
     axes.grid(alpha=0.25)
     for item in (axes.title, axes.xaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
         item.set_color("#888")
@@ -131,10 +147,10 @@ def _classes(test: dict[str, Any], names: list[str]) -> str:
         [kind, *(f"{test[kind][k]:.4f}" for k in ("precision", "recall", "f1")), test["count"]]
         for kind in ("macro", "micro", "weighted")
     ]
-    return "<h2>Classes</h2>" + _table(["class", "precision", "recall", "F1", "images"], rows)
+    return "<h2>Classes</h2>" + table(["class", "precision", "recall", "F1", "images"], rows)
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
+def table(head: list[str], rows: list[list[Any]]) -> str:
     body = "".join(
         f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows
     )
@@ -147,7 +163,7 @@ def _confusion(matrix: np.ndarray, names: list[str]) -> str:
     title = "<h2>Confusion matrix</h2><p>Rows: label. Columns: prediction.</p>"
     if len(matrix) > MOST_CLASSES:
         share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        return f'{title}<img alt="confusion matrix" src="{_png(share, "Blues")}" style="max-width: 40rem">'
+        return f'{title}<img alt="confusion matrix" src="{png(share, "Blues")}" style="max-width: 40rem">'
     rows = []
     for name, counts in zip(names, matrix, strict=True):
         shares = counts / max(counts.sum(), 1)
@@ -162,13 +178,9 @@ def _confusion(matrix: np.ndarray, names: list[str]) -> str:
 
 def _mistakes(run: Run, config: Any, names: list[str]) -> str:
     """The wrongly classified test images with the highest loss, most confident errors first."""
-    file = run.path / "predictions.npz"
-    if not file.exists():
+    if not (run.path / "predictions.npz").exists():
         return ""
-    with np.load(file) as arrays:
-        label, prediction, confidence, loss = (
-            arrays[name] for name in ("label", "prediction", "confidence", "loss")
-        )
+    label, prediction, confidence, loss = predictions(run).values()
     worst = np.argsort(-np.where(label == prediction, -np.inf, loss), kind="stable")[:NUM_MISTAKES]
     worst = [i for i in worst if label[i] != prediction[i]]
     try:
@@ -177,14 +189,20 @@ def _mistakes(run: Run, config: Any, names: list[str]) -> str:
     except UserError as error:
         return f"<h2>Worst mistakes</h2><p>No pictures: {html.escape(str(error))}</p>"
     figures = [
-        f'<figure><img alt="" src="{_png(image)}"><figcaption>{html.escape(names[prediction[i]])} '
+        f'<figure><img alt="" src="{png(image)}"><figcaption>{html.escape(names[prediction[i]])} '
         f"({100 * confidence[i]:.0f} %)<br>is {html.escape(names[label[i]])}</figcaption></figure>"
         for i, image in zip(worst, images, strict=True)
     ]
     return f'<h2>Worst mistakes</h2><div class="mistakes">{"".join(figures)}</div>'
 
 
-def _png(image: np.ndarray, cmap: str = "gray") -> str:
+def predictions(run: Run) -> dict[str, np.ndarray]:
+    """label, prediction, confidence and loss of each test image, from predictions.npz."""
+    with np.load(run.path / "predictions.npz") as arrays:
+        return {name: arrays[name] for name in ("label", "prediction", "confidence", "loss")}
+
+
+def png(image: np.ndarray, cmap: str = "gray") -> str:
     """[H, W], [H, W, 1] or [H, W, 3] as a data address of a PNG."""
     picture, data = np.squeeze(image), io.BytesIO()
     limits = {"vmin": 0, "vmax": 255 if picture.dtype == np.uint8 else 1}

@@ -144,6 +144,14 @@ def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, 
     return jaxpr, variables.get("params", {})
 
 
+def image_fields(jaxpr: Any) -> dict[Any, Any]:
+    """The field of each variable of a jaxpr whose last input is an image [B, H, W, C].
+
+    See `receptive_fields`; variables that do not depend on the image are left out.
+    """
+    return _Walk({}).fill(jaxpr, {jaxpr.invars[-1]: image_field()}, "")
+
+
 def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":
     """Walks a model; with `scan` equal blocks are one, which is quicker but gives them no names."""
     if isinstance(model, str):
@@ -179,7 +187,11 @@ class _Walk:
 
     def run(self, jaxpr: Any, fields: list[Any], scope: str) -> list[Any]:
         """The fields of the outputs; `scope` is the name stack of the equation that holds the jaxpr."""
-        known = dict(zip(jaxpr.invars, fields, strict=True))
+        known = self.fill(jaxpr, dict(zip(jaxpr.invars, fields, strict=True)), scope)
+        return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+
+    def fill(self, jaxpr: Any, known: dict[Any, Any], scope: str) -> dict[Any, Any]:
+        """`known`, the field of each variable, with those of all that the jaxpr computes."""
         for eqn in jaxpr.eqns:
             inputs = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
             if all(field is None for field in inputs):
@@ -188,7 +200,7 @@ class _Walk:
             found = self._equation(eqn, inputs, names)
             known |= dict(zip(eqn.outvars, found, strict=True))
             self.outputs[self._module(names)] = (eqn.outvars[0].aval.shape, found[0])
-        return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+        return known
 
     def total_macs(self) -> int | None:
         """The sum, or None if a part of it could not be told."""

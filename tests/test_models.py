@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from cnnjax.errors import UserError
+from cnnjax.explore import layers
 from cnnjax.models import create_model, list_models, variant
 from cnnjax.training.state import count_variant_params, init_variables
 
@@ -118,7 +119,7 @@ def test_every_family_has_a_small_member_here():
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_logits_parameters_and_statistics_are_float32(name):
+def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name):
     """At full size, with bfloat16 computation: shapes and types alone, nothing is computed."""
     model, size = create_model(name, dtype=jnp.bfloat16), variant(name).preset.input_size
     image = jax.ShapeDtypeStruct((2, *size), jnp.float32)
@@ -127,6 +128,11 @@ def test_logits_parameters_and_statistics_are_float32(name):
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert set(variables) <= {"params", "batch_stats"}
+    scanned = model.clone(scan_blocks=True) if hasattr(model, "scan_blocks") else model
+    last = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32)).last_map
+    assert 3 <= last.shape[0] == last.shape[1] <= 13, last
+    assert not last.name.startswith("head")
+    assert last.shape[2] >= (256 if logits.shape[1] == 1000 else 16)
 
 
 # Long compilations of cells that another member here has too.

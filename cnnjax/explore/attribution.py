@@ -1,0 +1,254 @@
+"""Which pixels speak for a class: gradients, Grad-CAM and occlusion, as pure functions of arrays.
+
+Every function takes (model, variables, image, label): a linen module, its params and batch_stats, images as
+the network takes them, float [B, H, W, C], and the class asked about, int [B]. They compile under `jax.jit`
+with the model and the names as static arguments.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cnnjax.errors import UserError
+from cnnjax.explore.layers import Trace, run, trace, unrolled
+
+
+def class_logits(model: nn.Module, variables: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+    """The logit of each image's class, float32 [B], in evaluation mode."""
+    return _pick(model.apply(variables, image), label)
+
+
+def _pick(logits: jax.Array, label: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+
+
+def input_gradient(model: nn.Module, variables: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+    """The derivative of each image's class logit by its pixels, [B, H, W, C]."""
+    return jax.grad(lambda x: class_logits(model, variables, x, label).sum())(image)
+
+
+def saliency(model: nn.Module, variables: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+    """The size of the gradient at each pixel, the largest over channels: [B, H, W].
+
+    Source: Simonyan, Vedaldi, Zisserman 2013, arXiv:1312.6034, section 3.1.
+    """
+    return jnp.abs(input_gradient(model, variables, image, label)).max(-1)
+
+
+def smooth_grad(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    label: jax.Array,
+    key: jax.Array,
+    *,
+    samples: int = 25,
+    noise: float = 0.15,
+) -> jax.Array:
+    """The mean size of the gradient over noisy copies of the image: [B, H, W].
+
+    Args:
+      samples: copies.
+      noise: standard deviation of the normal noise, as a share of each image's range.
+    Source: Smilkov et al. 2017, arXiv:1706.03825. Deviation: sizes are averaged, not signed gradients, as in
+      the authors' figures.
+    """
+    spread = image.max((1, 2, 3), keepdims=True) - image.min((1, 2, 3), keepdims=True)
+
+    def one(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        noisy = image + noise * spread * jax.random.normal(key, image.shape, image.dtype)
+        return total + saliency(model, variables, noisy, label), None
+
+    total, _ = jax.lax.scan(one, jnp.zeros(image.shape[:3]), jax.random.split(key, samples))
+    return total / samples
+
+
+def integrated_gradients(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    baseline: jax.Array | float = 0.0,
+    steps: int = 64,
+) -> jax.Array:
+    """What each pixel adds to the class logit on the way from a baseline: [B, H, W, C].
+
+    The sum over pixels is the logit's difference between image and baseline, up to the error of the midpoint
+    rule over `steps` points.
+
+    Args:
+      baseline: an image, or one value: 0 is the data set's mean colour of normalized images.
+    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, equation 1.
+    """
+    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
+
+    def one(total: jax.Array, share: jax.Array) -> tuple[jax.Array, None]:
+        return total + input_gradient(model, variables, start + share * (image - start), label), None
+
+    total, _ = jax.lax.scan(one, jnp.zeros_like(image), (jnp.arange(steps) + 0.5) / steps)
+    return (image - start) * total / steps
+
+
+@jax.custom_vjp
+def guided_relu(x: jax.Array) -> jax.Array:
+    """ReLU whose gradient goes back only where both input and gradient are positive."""
+    return jax.nn.relu(x)
+
+
+def _guided_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.nn.relu(x), x
+
+
+def _guided_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where((x > 0) & (gradient > 0), gradient, 0.0).astype(x.dtype),)
+
+
+guided_relu.defvjp(_guided_forward, _guided_backward)
+
+
+def guided_gradient(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    layer: str | None = None,
+) -> jax.Array:
+    """The guided gradient of a score of the logits and of a layer's values, [B, H, W, C].
+
+    Args:
+      score: (logits [B, K], values [B, h, w, c]) -> a number; `values[..., unit].max((1, 2)).sum()` asks what
+        excites a unit of a deep layer.
+      layer: see `layers.layer_shapes`; None is the last map.
+    Source: Springenberg et al. 2014, arXiv:1412.6806, section 3.4. Other activations than ReLU keep their own
+      gradient.
+    """
+    model = unrolled(model)
+    traced = trace(model, variables, image)
+    kept = traced.layer(layer)
+
+    def total(x: jax.Array) -> jax.Array:
+        logits, (values,) = run(traced, variables, x, keep=[kept], rules={"relu": guided_relu})
+        return score(logits, values)
+
+    return jax.grad(total)(image)
+
+
+def _map_and_gradient(
+    traced: Trace, variables: Any, image: jax.Array, label: jax.Array, layer: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """A layer's values [B, h, w, c] and the derivative of each image's class logit by them."""
+    kept = traced.layer(layer)
+    if not kept.is_map:
+        raise UserError(f"layer {kept.name!r} is {list(kept.shape)}; Grad-CAM needs a map of several places")
+
+    def total(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, (values,) = run(traced, variables, image, keep=[kept], add={kept.index: delta})
+        return _pick(logits, label).sum(), values
+
+    zeros = jnp.zeros((image.shape[0], *kept.shape), jnp.float32)
+    gradient, values = jax.grad(total, has_aux=True)(zeros)
+    return values.astype(jnp.float32), gradient
+
+
+def grad_cam(
+    model: nn.Module, variables: Any, image: jax.Array, label: jax.Array, *, layer: str | None = None
+) -> jax.Array:
+    """Where a layer speaks for the class: float32 [B, h, w], at least 0, at the layer's own size.
+
+    Args:
+      layer: a map of `layers.layer_shapes`; None is the last one before the classifier.
+    Raises:
+      UserError: for a layer without places.
+    Source: Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
+    """
+    traced = trace(unrolled(model), variables, image)
+    values, gradient = _map_and_gradient(traced, variables, image, label, layer)
+    weights = gradient.mean((1, 2), keepdims=True)
+    return jax.nn.relu((weights * values).sum(-1))
+
+
+def grad_cam_plus_plus(
+    model: nn.Module, variables: Any, image: jax.Array, label: jax.Array, *, layer: str | None = None
+) -> jax.Array:
+    """Grad-CAM with a weight for each place, which finds several objects of a class: float32 [B, h, w].
+
+    Source: Chattopadhay et al. 2017, arXiv:1710.11063, equations 10, 11 and 19, with the exponential of the
+    logit as score; its positive factor, the same for all places of an image, is left out.
+    """
+    traced = trace(unrolled(model), variables, image)
+    values, gradient = _map_and_gradient(traced, variables, image, label, layer)
+    below = 2 * gradient**2 + values.sum((1, 2), keepdims=True) * gradient**3
+    alpha = jnp.where(below == 0, 0.0, gradient**2 / jnp.where(below == 0, 1.0, below))
+    weights = (alpha * jax.nn.relu(gradient)).sum((1, 2), keepdims=True)
+    return jax.nn.relu((weights * values).sum(-1))
+
+
+def hires_cam(
+    model: nn.Module, variables: Any, image: jax.Array, label: jax.Array, *, layer: str | None = None
+) -> jax.Array:
+    """Grad-CAM with the gradient of each place in the stead of the mean over places: float32 [B, h, w].
+
+    The same as Grad-CAM, up to a factor, for a linear classifier of globally averaged maps; of use where the
+    classifier weighs places differently, as the dense layers of SimpleCNN, AlexNet and VGG do.
+
+    Source: Draelos, Carin 2020, arXiv:2011.08891, section 3.
+    """
+    traced = trace(unrolled(model), variables, image)
+    values, gradient = _map_and_gradient(traced, variables, image, label, layer)
+    return jax.nn.relu((gradient * values).sum(-1))
+
+
+METHODS = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "hires_cam": hires_cam}
+
+
+def heatmap(values: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Maps [B, h, w] brought to [B, *size] (bilinear) and each to 0..1; one of zeros stays so."""
+    large = jax.image.resize(values, (values.shape[0], *size), "bilinear")
+    low, high = large.min((1, 2), keepdims=True), large.max((1, 2), keepdims=True)
+    return (large - low) / jnp.where(high > low, high - low, 1.0)
+
+
+def occlusion(
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    label: jax.Array,
+    *,
+    window: int,
+    stride: int,
+    fill: float = 0.0,
+) -> jax.Array:
+    """How far the class logit falls when a square is covered: float32 [B, rows, columns].
+
+    Args:
+      window, stride: pixels; the squares lie at multiples of the stride, wholly inside the image.
+      fill: the value that covers; 0 is the mean colour of normalized images.
+    Raises:
+      UserError: where the window does not fit into the image.
+    Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2.
+    """
+    height, width = image.shape[1:3]
+    if not 0 < window <= min(height, width) or stride < 1:
+        raise UserError(f"window={window}, stride={stride} do not fit into images of {height}x{width}")
+    tops, lefts = jnp.arange(0, height - window + 1, stride), jnp.arange(0, width - window + 1, stride)
+    whole = class_logits(model, variables, image, label)
+
+    def fall(corner: jax.Array) -> jax.Array:
+        inside = functools.partial(_inside, window=window)
+        mask = inside(corner[0], height)[:, None] & inside(corner[1], width)[None]
+        covered = jnp.where(mask[None, :, :, None], jnp.asarray(fill, image.dtype), image)
+        return whole - class_logits(model, variables, covered, label)
+
+    corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
+    falls = jax.lax.map(fall, corners)
+    return falls.T.reshape(image.shape[0], len(tops), len(lefts))
+
+
+def _inside(start: jax.Array, size: int, *, window: int) -> jax.Array:
+    places = jnp.arange(size)
+    return (places >= start) & (places < start + window)

@@ -1,0 +1,92 @@
+"""How embedded images and losses lie: two-dimensional views of many dimensions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.errors import UserError
+
+Loss = Callable[[Any], jax.Array]  # variables -> a number
+
+
+def pca(features: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The directions of greatest variance: (float64 [N, dims], the share of variance of each [dims]).
+
+    Args:
+      features: float [N, D], such as `layers.penultimate` of a data set.
+    """
+    centred = np.asarray(features, np.float64) - np.mean(features, 0, dtype=np.float64)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    total = (sizes**2).sum()
+    return left[:, :dims] * sizes[:dims], sizes[:dims] ** 2 / (total or 1.0)
+
+
+def tsne(features: np.ndarray, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+    """A plane in which near features stay near (scikit-learn's t-SNE, started from PCA): float64 [N, 2].
+
+    Raises:
+      UserError: where scikit-learn is not installed, or there are too few points for the perplexity.
+    Source: van der Maaten, Hinton 2008, "Visualizing data using t-SNE".
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise UserError("t-SNE needs scikit-learn; pip install scikit-learn, or use pca") from None
+    if perplexity >= len(features):
+        raise UserError(f"perplexity={perplexity} must be less than the {len(features)} points")
+    found = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(np.asarray(features))
+    return np.asarray(found, np.float64)
+
+
+def loss_on_line(loss: Loss, start: Any, end: Any, shares: np.ndarray) -> np.ndarray:
+    """The loss at start + share * (end - start) for each share: float64 [S].
+
+    Args:
+      loss: of variables, {"params", "batch_stats"}; batch statistics are interpolated too.
+      start, end: variables of two checkpoints of one model.
+    Source: Goodfellow, Vinyals, Saxe 2014, arXiv:1412.6544, section 2.
+    """
+
+    def at(share: jax.Array) -> jax.Array:
+        return loss(jax.tree.map(lambda a, b: a + share * (b - a), start, end))
+
+    found = jax.jit(lambda values: jax.lax.map(at, values))(jnp.asarray(shares, jnp.float32))
+    return np.asarray(found, np.float64)
+
+
+def filter_direction(params: Any, key: jax.Array) -> Any:
+    """A random direction whose every filter has the norm of the parameters' own; biases and scales stay.
+
+    Source: Li et al. 2017, arXiv:1712.09913, section 4.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    found = []
+    for i, leaf in enumerate(leaves):
+        draw = jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+        axes = tuple(range(leaf.ndim - 1))  # a filter is all that leads to one output
+        size = jnp.sqrt((draw**2).sum(axes, keepdims=True))
+        own = jnp.sqrt((leaf**2).sum(axes, keepdims=True))
+        found.append(draw * own / (size + 1e-12) if leaf.ndim > 1 else jnp.zeros_like(leaf))
+    return jax.tree.unflatten(structure, found)
+
+
+def loss_on_plane(loss: Loss, variables: Any, key: jax.Array, shares: np.ndarray) -> np.ndarray:
+    """The loss over two random filter-normalized directions around a network: float64 [S, S].
+
+    Args:
+      shares: steps along each direction, in norms of each filter; 0 is the network itself.
+    """
+    first, second = (filter_direction(variables["params"], jax.random.fold_in(key, i)) for i in range(2))
+
+    def at(place: jax.Array) -> jax.Array:
+        moved = jax.tree.map(
+            lambda p, a, b: p + place[0] * a + place[1] * b, variables["params"], first, second
+        )
+        return loss({**variables, "params": moved})
+
+    places = np.stack(np.meshgrid(shares, shares, indexing="ij"), -1).reshape(-1, 2)
+    found = jax.jit(lambda values: jax.lax.map(at, values))(jnp.asarray(places, jnp.float32))
+    return np.asarray(found, np.float64).reshape(len(shares), len(shares))

@@ -1,0 +1,299 @@
+"""A trained network, ready to use: `load_run(workdir).predict(images)`."""
+
+import collections
+import dataclasses
+import functools
+import io
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.errors import FlaxError
+from PIL import Image
+
+from cnnjax.data import augment as augment_lib
+from cnnjax.data.images import IMAGE_SUFFIXES, decode_image
+from cnnjax.errors import UserError, unknown
+from cnnjax.experiment import load_split, parse_augment
+from cnnjax.models import create_model
+from cnnjax.runs import Run
+from cnnjax.training.checkpoints import Checkpoints
+
+DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
+STDIN = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network makes of one image.
+
+    Attributes:
+      name: the file, or "image 3" for an array.
+      probabilities: float32 [K].
+      top: (class name, probability), the most likely first.
+    """
+
+    name: str
+    probabilities: np.ndarray
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """The network of a run folder with its preprocessing.
+
+    Attributes:
+      path: the run folder.
+      config: the config of the run.
+      step: of the checkpoint.
+      model, variables: what `model.apply(variables, image)` takes; `image` is what `prepare` gives.
+      augment: the run's preprocessing of evaluation, from uint8 images of `image_shape`.
+      image_shape: [H, W, C] of the images that it was trained on, before that preprocessing.
+      class_names: one a class.
+    """
+
+    path: Path
+    config: Any
+    step: int
+    model: nn.Module
+    variables: Any
+    augment: augment_lib.Augmentation
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    def predict(self, images: Any, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """Classifies images.
+
+        Args:
+          images: a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
+            stands for the images in it. Any size: the short side is brought to the run's and the middle cut.
+          top: how many classes `Prediction.top` lists.
+          batch_size: images at a time.
+
+        Raises:
+          UserError: for an image that cannot be read.
+        """
+        found = list(self.stream(images, top=top, batch_size=batch_size))
+        for item in found:
+            if isinstance(item, Failure):
+                raise UserError(item.reason)
+        return found
+
+    def stream(self, images: Any, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
+        """`predict` as a stream in the order of the images, of any number; failures are passed on."""
+        for batch in self.batches(images, batch_size):
+            yield from self.classify(batch, top=top, batch_size=batch_size)
+
+    def classify(
+        self, batch: Sequence[tuple[str, Any]], *, top: int = 5, batch_size: int = 64
+    ) -> list[Prediction | Failure]:
+        """One batch of `batches`, each image in its place."""
+        good = [image for _, image in batch if not isinstance(image, Failure)]
+        rows = iter(self._probabilities(good, batch_size))
+        return [
+            image if isinstance(image, Failure) else self._prediction(name, next(rows), top)
+            for name, image in batch
+        ]
+
+    def batches(self, images: Any, batch_size: int) -> Iterator[list[tuple[str, Any]]]:
+        """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
+        with ThreadPoolExecutor(DECODERS) as pool:
+            named, ahead = iter(name_images(images)), collections.deque()
+            for name, image in itertools.islice(named, 2 * batch_size):
+                ahead.append((name, pool.submit(self._read, name, image)))
+            while ahead:
+                batch = []
+                while ahead and len(batch) < batch_size:
+                    name, future = ahead.popleft()
+                    batch.append((name, future.result()))
+                    for following, image in itertools.islice(named, 1):
+                        ahead.append((following, pool.submit(self._read, following, image)))
+                yield batch
+
+    def _read(self, name: str, image: Any) -> Any:
+        try:
+            return self.fit(image, name)
+        except UserError as error:
+            return Failure(name, str(error))
+
+    def fit(self, image: Any, name: str = "image") -> np.ndarray:
+        """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`.
+
+        Raises:
+          UserError: naming what cannot be read, or does not fit.
+        """
+        height, width, channels = self.image_shape
+        size = height if height == width else None
+        if isinstance(image, np.ndarray):
+            if image.shape == self.image_shape and image.dtype == np.uint8:
+                return image
+            image = _encode(image, name)
+        data = image if isinstance(image, bytes) else _read_bytes(image)
+        found = decode_image(data, name, channels, size)
+        if found.shape != self.image_shape:
+            raise UserError(
+                f"{name}: {found.shape[0]}x{found.shape[1]} pixels; this run takes {height}x{width} only"
+            )
+        return found
+
+    def prepare(self, images: Any) -> jax.Array:
+        """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
+        return self.augment(jax.random.key(0), jnp.asarray(images))
+
+    def picture(self, images: Any) -> np.ndarray:
+        """uint8 [B, *image_shape] cut as the network sees it, before normalization: uint8 [B, H, W, C]."""
+        operations = augment_lib.AUGMENTATIONS
+        steps = tuple(step for step in self.augment.steps if operations[step[0]].gives is None)
+        cut = dataclasses.replace(self.augment, steps=steps)
+        return np.asarray(cut(jax.random.key(0), jnp.asarray(images)))
+
+    def with_class_names(self, file: str | Path) -> "TrainedModel":
+        """The same with the class names of a text file, one a line.
+
+        Raises:
+          UserError: unless the file has one for each class.
+        """
+        try:
+            names = tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"class_names={file} cannot be read: {error}") from None
+        if len(names) != len(self.class_names):
+            raise UserError(
+                f"class_names={file} has {len(names)} names; allowed: {len(self.class_names)}, one a line"
+            )
+        return dataclasses.replace(self, class_names=names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of what the network takes."""
+        return self.augment.output_shape
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        return jax.jit(
+            lambda variables, images: jax.nn.softmax(self.model.apply(variables, self.prepare(images)))
+        )
+
+    def _probabilities(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+        """float32 [B, K]; a short batch is filled up, so that one size is compiled."""
+        if not images:
+            return np.zeros((0, len(self.class_names)), np.float32)
+        full = [*images, *[images[0]] * (batch_size - len(images))]
+        return np.asarray(self._apply(self.variables, np.stack(full)))[: len(images)]
+
+    def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return Prediction(
+            name, probabilities, tuple((self.class_names[i], float(probabilities[i])) for i in order)
+        )
+
+
+def load_run(workdir: str | Path, *, checkpoint: str = "last", weights: str = "raw") -> TrainedModel:
+    """The trained network of a run folder, of `cnnjax train` or of `cnnjax weights import`.
+
+    Args:
+      workdir: the run folder.
+      checkpoint: "last", "best" (on validation), or a step.
+      weights: "raw", or "ema" for the moving average.
+
+    Raises:
+      UserError: where the folder is no run's, or lacks what was asked for.
+    """
+    run = Run.open(workdir)
+    config = run.config()
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        step = saved.find(checkpoint)
+        state = saved.read(step)["state"]
+    finally:
+        saved.close()
+    if weights not in ("raw", "ema"):
+        raise unknown("weights", weights, ["raw", "ema"])
+    if weights == "ema" and not state.get("ema"):
+        raise UserError(f"weights=ema: {run.path} keeps no moving average (config.ema_decay is 0)")
+    tree = state["ema"] if weights == "ema" else state
+    variables = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
+    facts = run.read_json("record.json").get("data", {})
+    if "image_shape" not in facts:  # a run from before these were recorded
+        source = load_split(config, "train")
+        augment = parse_augment(config, "eval", source)
+        facts = {"class_names": source.class_names, "image_shape": source.image_shape}
+    else:
+        augment = augment_lib.parse(facts["eval_augment"], image_shape=facts["image_shape"])
+    names = tuple(facts["class_names"])
+    model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
+    shape = tuple(facts["image_shape"])
+    variables = jax.tree.map(jnp.asarray, variables)
+    image = jax.ShapeDtypeStruct((1, *augment.output_shape), jnp.float32)
+    try:
+        jax.eval_shape(model.apply, variables, image)
+    except (FlaxError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{run.path} holds a network that does not fit its data set {config.data.name!r}: {reason}; "
+            "name the data set when the weights are imported, as in --config.data.name=cifar10"
+        ) from None
+    return TrainedModel(run.path, config, step, model, variables, augment, shape, names)
+
+
+def name_images(images: Any) -> Iterable[tuple[str, Any]]:
+    """(name, path, bytes or array) of every image that the argument of `predict` stands for.
+
+    Raises:
+      UserError: for a path that is not there, a folder without images, or an array of another shape.
+    """
+    if isinstance(images, str | Path | bytes) or (hasattr(images, "ndim") and images.ndim == 3):
+        images = [images]
+    for number, image in enumerate(images):
+        if isinstance(image, bytes):
+            yield f"image {number}", image
+        elif not isinstance(image, str | Path):
+            yield f"image {number}", np.asarray(image)
+        elif str(image) == STDIN:
+            yield "stdin", sys.stdin.buffer.read()
+        elif Path(image).is_dir():
+            files = sorted(p for p in Path(image).rglob("*") if _is_image(p))
+            if not files:
+                raise UserError(f"{image}: a folder without images; allowed: *{', *'.join(IMAGE_SUFFIXES)}")
+            yield from ((str(file), file) for file in files)
+        else:
+            yield str(image), Path(image)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file in a folder is meant: not the pictures that an earlier `--explain` left there."""
+    drawn = path.suffixes[-2:-1] and path.suffixes[-2].startswith(".gradcam")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not drawn
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _encode(image: np.ndarray, name: str) -> bytes:
+    """An array as an encoded image, so that it takes the same way as a file."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise UserError(
+            f"{name} is {image.dtype} {list(image.shape)}; allowed: uint8 [H, W, 1 or 3], one or a batch"
+        )
+    data = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(data, format="png")
+    return data.getvalue()

@@ -1,0 +1,99 @@
+"""The public names, their types and their pages; the notebooks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cnnjax
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_importing_the_package_is_quick_and_its_names_come_when_asked_for():
+    code = (
+        "import sys, cnnjax; assert not {'jax', 'numpy', 'flax'} & set(sys.modules), 'heavy'\n"
+        "cnnjax.list_models; assert 'jax' in sys.modules\n"
+        "assert set(cnnjax.__all__) <= set(dir(cnnjax))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there_documented_and_in_the_stub():
+    stub = (Path(cnnjax.__file__).parent / "__init__.pyi").read_text()
+    for name in cnnjax.__all__:
+        assert getattr(cnnjax, name).__doc__, name
+        assert f" as {name}\n" in stub, name
+    with pytest.raises(AttributeError, match="it has create_model"):
+        _ = cnnjax.nothing
+
+
+def _here() -> dict[str, str]:
+    """The environment of a child process that imports this checkout."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.slow
+def test_the_public_surface_is_typed(tmp_path):
+    """mypy, strict, on a user's program: it passes, and finds what is wrong."""
+    good = (
+        "import cnnjax\n"
+        "names: list[str] = cnnjax.list_models()\n"
+        "run = cnnjax.load_run('runs/x')\n"
+        "top: tuple[str, float] = run.predict('a.png')[0].top[0]\n"
+        "result = cnnjax.train(cnnjax.default_config(), 'runs/y')\n"
+        "accuracy: float = cnnjax.evaluate('runs/y', split='test')[0]['accuracy']\n"
+        "count: int = len(cnnjax.load_dataset('mnist', 'train'))\n"
+        "model = cnnjax.create_model('resnet18', num_classes=3)\n"
+    )
+    file = tmp_path / "program.py"
+    file.write_text(good + "wrong: int = cnnjax.load_run('x').predict('a.png')[0].name\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--no-error-summary"]
+    done = subprocess.run(
+        [*command, f"--cache-dir={tmp_path}", "--follow-imports=silent", str(file)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [
+        "error: Incompatible types in assignment "
+        '(expression has type "str", variable has type "int")  [assignment]'
+    ], done.stdout + done.stderr
+
+
+def test_the_api_pages_are_built_from_the_docstrings(tmp_path):
+    pytest.importorskip("pdoc")
+    command = [sys.executable, str(ROOT / "docs" / "make.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_here())
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "cnnjax.html").read_text()
+    for name in cnnjax.__all__:
+        start = page.index(f'id="{name}"')
+        assert '<span class="def">def</span>' in page[start : start + 600], name
+    assert "Grad-CAM" in (tmp_path / "cnnjax" / "explore" / "attribution.html").read_text()
+
+
+def test_there_are_six_notebooks_without_outputs():
+    nbformat = pytest.importorskip("nbformat")
+    assert [file.stem[:2] for file in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+    for file in NOTEBOOKS:
+        for cell in nbformat.read(file, 4).cells:
+            assert not cell.get("outputs"), file
+            assert "def " not in cell.source or cell.source.count("def ") <= 2, file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    book = nbformat.read(file, 4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3", resources=resources).execute()
+    kinds = [output.output_type for cell in book.cells for output in cell.get("outputs", [])]
+    assert kinds
+    assert "error" not in kinds
