@@ -73,7 +73,7 @@ class Experiment:
         """How the layers lie on the mesh; BatchNorm's groups are of what passes through at once."""
         passed = self.config.batch_size // self.config.accumulate_steps
         groups = parallel.norm_groups(self.config.batch_norm, passed, self.mesh)
-        return Placement(self.mesh, groups, towers=self.config.sharding == "towers")
+        return Placement(self.mesh, groups)
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices of the mesh."""

@@ -24,7 +24,7 @@ from cnnjax.experiment import build, check_batch
 from cnnjax.loop import lower_step
 from cnnjax.models import variant
 from cnnjax.ops import cpu
-from cnnjax.program import Collective, Program, inspect, layer_paths
+from cnnjax.program import Collective, Program, inspect, layer_paths, out_of_memory
 from cnnjax.tables import in_units, print_table
 from cnnjax.training import parallel
 
@@ -57,12 +57,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A compiled step and, where the chip's figures are known, the seconds that it would take at least.
+    """A compiled step and, where the chip's figures are known, the seconds that it should take.
 
-    `compute` is the larger of FLOPs over peak and bytes over memory bandwidth: a bound, reached by no real
-    step. `network` is the time of all collectives one after the other. The efficiency of many chips against
-    one lies between `efficiency_alone` (nothing is hidden behind the computation) and `efficiency_hidden`
-    (all that fits is); both are pessimistic, since the real computation takes longer than its bound.
+    `compute` is the larger of FLOPs over peak and of XLA's count of bytes over memory bandwidth; `network`
+    the time of all collectives one after the other, at the published rate. The efficiency of many chips
+    against one is predicted from `efficiency_alone` (nothing is hidden behind the computation) to
+    `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
     """
 
     program: Program
@@ -127,7 +127,7 @@ def forecast(config: ConfigDict, name: str, *, source: Any = None) -> Forecast:
     check_batch(config, parallel.make_mesh(config.mesh, devices))
     experiment = build(config, devices=devices, source=source)
     start = time.perf_counter()
-    with _for_other_devices(chip), out_of_memory(config, name):
+    with _for_other_devices(chip), out_of_memory(name, config.model, config.batch_size):
         compiled = lower_step(experiment).compile()
     seconds = time.perf_counter() - start
     program = inspect(compiled, layer_paths(experiment.abstract_state().params))
@@ -153,29 +153,6 @@ def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> 
 def _for_other_devices(chip: Chip | None) -> Iterator[None]:
     with cpu.paused() if chip else contextlib.nullcontext():
         yield
-
-
-@contextlib.contextmanager
-def out_of_memory(config: ConfigDict, where: str) -> Iterator[None]:
-    """XLA's error for a program that does not fit as one line that says what would."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(memory_message(config, where, str(error))) from None
-
-
-def memory_message(config: ConfigDict, where: str, reason: str) -> str:
-    """What to do about a model and a batch that do not fit into a device's memory."""
-    size = re.search(r"[Uu]sed ([\d.]+\w+) of ([\d.]+\w+)|allocating ([\d.]+ ?\w*)", reason)
-    needed = f" ({size[0]})" if size else ""
-    return (
-        f"out of memory on {where}{needed}: config.batch_size={config.batch_size} of "
-        f"config.model={config.model!r}; lower the batch, raise config.accumulate_steps "
-        f"(now {config.accumulate_steps}), take config.dtype='bfloat16', config.sharding='fsdp' over more "
-        "devices, or a residual network's field remat=True; `cnnjax models NAME --memory` tells beforehand"
-    )
 
 
 def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_examples: int = 64) -> ArraySource:

@@ -16,6 +16,7 @@ from cnnjax import processes
 from cnnjax.data import pipeline
 from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import Experiment, build, check_batch
+from cnnjax.program import device_memory, out_of_memory
 from cnnjax.progress import Silent
 from cnnjax.runs import Follower, Run, make_record, plain
 from cnnjax.signals import Interrupted, caught_signals
@@ -66,9 +67,10 @@ def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = Non
     saved = Checkpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
     progress = progress or Silent()
     try:
-        trainer = Trainer(experiment, run, saved, progress)
-        trainer.run_to_end()
-        return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
+        with out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size):
+            trainer = Trainer(experiment, run, saved, progress)
+            trainer.run_to_end()
+            return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
     finally:
         progress.stop()
         saved.close()
@@ -215,6 +217,7 @@ class Trainer:
         self.key = jax.jit(lambda: jax.random.key(self.config.seed), out_shardings=whole)()
         self.no_interval = jax.jit(TrainMetrics.empty, out_shardings=whole)
         self.step, self.seconds, self.saved_step = 0, 0.0, -1
+        self.memory = 0  # bytes that the compiled step holds on a device
         self._restore_or_start()
         self.clock = time.perf_counter()
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
@@ -236,7 +239,9 @@ class Trainer:
         total = self.experiment.total_steps
         if self.step >= total:
             return
-        with caught_signals() as caught:
+        where = str(self.experiment.mesh.local_devices[0])
+        explained = out_of_memory(where, self.config.model, self.config.batch_size, lambda: self.memory)
+        with caught_signals() as caught, explained:
             self.progress.start(self.step, total)
             step_fn = self._compile()
             stop = processes.Stop(caught, self.step)
@@ -259,6 +264,7 @@ class Trainer:
         """Compiles the one step of this run, and records how long that took."""
         start = time.perf_counter()
         compiled = lower_step(self.experiment).compile()
+        self.memory = device_memory(compiled)
         record = self.run_folder.read_json("record.json")
         record["compile_seconds"] = round(time.perf_counter() - start, 2)
         self.run_folder.write_json("record.json", record)

@@ -23,7 +23,7 @@ FLOORS = {
     "signals": 4,
     "processes": 4,
     "launch": 5,
-    "program": 4,
+    "program": 3,
     "tables": 0,
     "loop": 5,
     "forecast": 6,

@@ -19,13 +19,12 @@ CHANNELS = PartitionSpec("data", None, None, "model")
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """`mesh` is None on one device; there `norm_groups` parts of a batch have BatchNorm statistics of their
-    own (0: all share those of the whole batch), and with `towers` the channels between layers are cut over
-    the axis `model`."""
+    """`mesh` is None on one device; else the batch is cut over its axis `data`, and channels between layers
+    over its axis `model`. `norm_groups` parts of a batch have BatchNorm statistics of their own (0: all share
+    those of the whole batch)."""
 
     mesh: Mesh | None = None
     norm_groups: int = 0
-    towers: bool = False
 
 
 ONE_DEVICE = Placement()
@@ -52,9 +51,9 @@ def norm_fields() -> dict[str, Any]:
     return {"groups": placement.mesh.shape["data"], "gather": gather}
 
 
-def _tower_mesh() -> Mesh | None:
-    placement = _current.get()
-    return placement.mesh if placement.towers and placement.mesh.shape["model"] > 1 else None
+def _cut_mesh() -> Mesh | None:
+    mesh = _current.get().mesh
+    return mesh if mesh is not None and mesh.shape["model"] > 1 else None
 
 
 def in_towers(
@@ -62,11 +61,17 @@ def in_towers(
 ) -> jax.Array:
     """`convolve(x, kernel, bias, groups=...)`, each group of channels on the device that holds it.
 
-    XLA would bring all channels together for a convolution in groups; here nothing is sent.
+    XLA would bring all channels together for a convolution in groups; here nothing is sent, as long as the
+    devices divide the groups.
     """
-    mesh = _tower_mesh()
-    if mesh is None or groups % mesh.shape["model"]:
+    mesh = _cut_mesh()
+    if mesh is None or groups == 1:
         return convolve(x, kernel, bias, groups=groups)
+    if groups % mesh.shape["model"]:  # XLA fails where a device holds half of a group
+        kernel = jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, PartitionSpec()))
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data")))
+        y = convolve(x, kernel, bias, groups=groups)
+        return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, PartitionSpec("data")))
     local = functools.partial(convolve, groups=groups // mesh.shape["model"])
     specs = (CHANNELS, PartitionSpec(None, None, None, "model"))
     if bias is None:
@@ -82,8 +87,8 @@ def across_channels(norm: Callable[[jax.Array], jax.Array], x: jax.Array, reach:
 
     Where channels are cut, a device sends `reach` of its own to each neighbour, and nothing else.
     """
-    mesh = _tower_mesh()
-    if mesh is None:
+    mesh = _cut_mesh()
+    if mesh is None or x.shape[-1] % mesh.shape["model"] or x.shape[-1] // mesh.shape["model"] < reach:
         return norm(x)
     last = mesh.shape["model"] - 1
 
