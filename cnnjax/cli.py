@@ -1,15 +1,16 @@
 """The command line: flags become one call each.
 
 Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line;
-3 the loss was not finite; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training after a save.
+3 the loss was not finite; 4 a process hung; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training
+after a save.
 """
 
 import errno
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import flags, logging
 from rich.console import Console
@@ -17,18 +18,21 @@ from rich.table import Table
 
 from cnnjax import look
 from cnnjax.errors import UserError, unknown
-from cnnjax.terminal import parse_flags, print_table
+from cnnjax.tables import in_pixels, in_units, print_metrics, print_table
+from cnnjax.terminal import parse_flags
 
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
   train      train a network, or go on with a run       --config=FILE --config.a.b=value --workdir=DIR
+  launch     several processes of one training run       --processes=N --max_restarts=M -- train --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
   predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
   explore    a local page of a trained network           --workdir=DIR
   report     the page of a run, or of several compared   DIR...
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
   data       the data sets, and whether they are here    --dir=DIR
-  models     the networks, or the layers of one          [GLOB | NAME] --image_size=N
+  models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
+  compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
   bench      speed of a training step                    train --model=NAME --batch_size=B --against=torch
 
@@ -38,7 +42,18 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
     logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps otherwise
-    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+    args = sys.argv[1:] if argv is None else list(argv)
+    if "--distributed" not in args:
+        sys.exit(run(args))
+    from cnnjax import processes
+
+    try:
+        code = run(args)
+    except Exception:
+        print(f"cnnjax: {processes.name()}failed", file=sys.stderr)
+        traceback.print_exc()
+        code = 1
+    processes.leave(code)
 
 
 def run(args: list[str]) -> int:
@@ -70,7 +85,8 @@ def run(args: list[str]) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"cnnjax: {message}", file=sys.stderr)
+    processes = sys.modules.get("cnnjax.processes")
+    print(f"cnnjax: {processes.name() if processes else ''}{message}", file=sys.stderr)
     return code
 
 
@@ -104,6 +120,11 @@ def train(args: list[str]) -> None:
     def define(values: flags.FlagValues) -> list[str]:
         flags.DEFINE_string("workdir", None, "run folder; runs/TIME_MODEL", flag_values=values)
         flags.DEFINE_bool("print_config", False, "print the config and stop", flag_values=values)
+        flags.DEFINE_bool("distributed", False, "one of several processes", flag_values=values)
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+        flags.DEFINE_integer("process_count", None, "how many", 1, flag_values=values)
+        flags.DEFINE_integer("process_index", None, "which this is, from 0", 0, flag_values=values)
+        flags.DEFINE_integer("hang_seconds", 1800, "without a step end the run", 1, flag_values=values)
         return _define_config(args, values)
 
     values, _ = parse_flags("train", args, define)
@@ -112,15 +133,43 @@ def train(args: list[str]) -> None:
     if values.print_config:
         print(config)
         return
-    from cnnjax import loop, report
-    from cnnjax.progress import terminal
+    from cnnjax import loop, processes, report
+    from cnnjax.progress import Silent, terminal
 
+    if values.distributed:
+        if not values.workdir:
+            raise UserError("--workdir is missing; the processes of a run share one folder")
+        processes.join(
+            values.coordinator, values.process_count, values.process_index, hang_seconds=values.hang_seconds
+        )
+        processes.watch(values.hang_seconds)
     name = config.model.partition("(")[0]
     workdir = values.workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{name}")
-    result = loop.train(config, workdir, terminal())
+    result = loop.train(config, workdir, terminal() if processes.is_first() else Silent())
+    if not processes.is_first():
+        return
     page = report.write(result.path)
     print_metrics(result.test, result.class_names)
     Console().print(f"run folder {result.path}, report {page}", highlight=False, soft_wrap=True)
+
+
+def launch(args: list[str]) -> int:
+    """Runs a command in several processes on this machine."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("processes", 1, "how many", 1, flag_values=values)
+        flags.DEFINE_integer("max_restarts", 0, "after a crash", 0, flag_values=values)
+
+    cut = args.index("--") if "--" in args else len(args)
+    command = args[cut + 1 :]
+    values, _ = parse_flags("launch", args[:cut], define)
+    if command[:1] != ["train"]:
+        raise UserError("usage: cnnjax launch --processes=N [--max_restarts=M] -- train --workdir=DIR ...")
+    if not any(word.startswith("--workdir") for word in command):
+        raise UserError("--workdir is missing; the processes of a run share one folder")
+    from cnnjax.launch import launch as start
+
+    return start(command, values.processes, max_restarts=values.max_restarts)
 
 
 def evaluate(args: list[str]) -> None:
@@ -153,32 +202,6 @@ def evaluate(args: list[str]) -> None:
         print_metrics(plain(found), Run.open(values.workdir).class_names())
 
 
-def print_metrics(found: dict[str, Any], class_names: Sequence[str]) -> None:
-    """Prints the metrics of one split as tables: the whole, the averages over classes, each class."""
-    console = Console()
-    whole = Table("metric", "value", title=f"{found['split']}, {found['count']} images")
-    averages = Table("average", "precision", "recall", "F1")
-    for prefix, words in (("", ""), ("ema_", "EMA ")):
-        if f"{prefix}accuracy" not in found:
-            continue
-        whole.add_row(f"{words}accuracy", f"{100 * found[f'{prefix}accuracy']:.2f} %")
-        whole.add_row(f"{words}top-5 accuracy", f"{100 * found[f'{prefix}top5_accuracy']:.2f} %")
-        whole.add_row(f"{words}loss", f"{found[f'{prefix}loss']:.4f}")
-        for kind in ("macro", "micro", "weighted"):
-            averages.add_row(words + kind, *_scores(found[f"{prefix}{kind}"]))
-    console.print(whole, averages)
-    if len(found["per_class"]["f1"]) <= 20:
-        classes = Table("class", "precision", "recall", "F1", "images")
-        rows = zip(*(found["per_class"][k] for k in ("precision", "recall", "f1")), strict=True)
-        for name, row, support in zip(class_names, rows, found["per_class"]["support"], strict=True):
-            classes.add_row(name, *(f"{value:.4f}" for value in row), str(support))
-        console.print(classes)
-
-
-def _scores(row: dict[str, float]) -> list[str]:
-    return [f"{row[name]:.4f}" for name in ("precision", "recall", "f1")]
-
-
 def data(args: list[str]) -> None:
     """Lists the data sets."""
 
@@ -203,12 +226,20 @@ def models(args: list[str]) -> None:
         flags.DEFINE_integer(
             "image_size", None, "pixels, of one network; the preset's", 1, flag_values=values
         )
+        flags.DEFINE_bool("memory", False, "of a training step, compiled", flag_values=values)
+        flags.DEFINE_integer("batch_size", 128, "of --memory", 1, flag_values=values)
+        flags.DEFINE_string("dtype", "float32", "of --memory: or bfloat16", flag_values=values)
 
     values, words = parse_flags("models", args, define, max_names=1)
     from cnnjax.models import list_models, variants
 
     word = words[0] if words else "*"
-    if word in variants() or "(" in word:
+    if values.memory:
+        from cnnjax.forecast import model_memory, show
+
+        found = model_memory(word, values.batch_size, dtype=values.dtype)
+        show(found, f"{word}, batch {values.batch_size}, {values.dtype}, AdamW")
+    elif word in variants() or "(" in word:
         print_layers(word, values.image_size)
     elif names := list_models(word):
         print_models(names)
@@ -252,22 +283,30 @@ def print_layers(spec: str, image_size: int | None = None) -> None:
     print_table(table)
 
 
-def in_units(count: int | None) -> str:
-    """4089184256 as '4.089 G'; None, which could not be counted, as 'n/a'."""
-    if count is None:
-        return "n/a"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.4g} {unit}"
-    return str(count)
+def compile_step(args: list[str]) -> None:
+    """Compiles the training step of a config for devices that need not be here, and says what it needs."""
 
+    def define(values: flags.FlagValues) -> list[str]:
+        flags.DEFINE_string("topology", "cpu:8", "v5e:2x4, v6e:16x16, cpu:8 ...", flag_values=values)
+        flags.DEFINE_string("image", None, "256x256x3: blank images for the data set's", flag_values=values)
+        flags.DEFINE_integer("classes", 1000, "of the blank images", 1, flag_values=values)
+        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+        return _define_config(args, values)
 
-def in_pixels(field: tuple[float, float] | None) -> str:
-    """A receptive field as '19', '19x7', 'all' or 'n/a'."""
-    if field is None:
-        return "n/a"
-    height, width = ("all" if value == float("inf") else str(value) for value in field)
-    return height if height == width else f"{height}x{width}"
+    values, _ = parse_flags("compile", args, define)
+    from cnnjax import forecast
+
+    source = None
+    if values.image:
+        sides = values.image.split("x")
+        if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+            raise UserError(f"--image={values.image} must be height x width x channels, as in 256x256x3")
+        source = forecast.blank_source(tuple(map(int, sides)), values.classes)
+    found = forecast.forecast(values.config, values.topology, source=source)
+    if values.json:
+        print(json.dumps(forecast.facts(found)))
+    else:
+        forecast.show(found, f"{values.config.model} on {values.topology}")
 
 
 def weights(args: list[str]) -> None:
@@ -338,6 +377,7 @@ def bench(args: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "launch": launch,
     "evaluate": evaluate,
     "predict": look.predict,
     "explore": look.explore,
@@ -345,6 +385,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "export": look.export,
     "data": data,
     "models": models,
+    "compile": compile_step,
     "weights": weights,
     "bench": bench,
 }

@@ -27,6 +27,10 @@ def default() -> ConfigDict:
             "batch_size": 128,  # global, over all devices
             "eval_batch_size": 500,  # global
             "dtype": "float32",  # of the computation; parameters and loss are float32
+            "mesh": "",  # devices by axis: 'data:4,model:2'; '' has all of them on data
+            "sharding": "replicated",  # of parameters: 'fsdp' over data; 'model', 'towers' over model
+            "batch_norm": "global",  # whose statistics: the global batch's, 'device', or 'groups(32)'
+            "accumulate_steps": 1,  # parts that a batch is worked off in, one after the other
             "model": "simple_cnn",  # `cnnjax models`; 'simple_cnn(activation="tanh")' sets fields
             "init_from": "",  # a run folder, or a .safetensors or .pth file with torch's names
             "init_head": "keep",  # 'new' draws the head anew, as other classes need
@@ -67,10 +71,12 @@ def default() -> ConfigDict:
 
 
 # Fields that may change between a run and its resumption: they leave the trained numbers alone.
-RESUMABLE = frozenset({"data.dir", "data.download", "keep_checkpoints", "checkpoint_every_steps"})
+RESUMABLE = frozenset(
+    {"data.dir", "data.download", "keep_checkpoints", "checkpoint_every_steps", "mesh", "sharding"}
+)
 
 _POSITIVE = ("total_epochs", "batch_size", "eval_batch_size", "optimizer.learning_rate",
-             "log_every_steps", "eval_every_epochs", "keep_checkpoints")  # fmt: skip
+             "log_every_steps", "eval_every_epochs", "keep_checkpoints", "accumulate_steps")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "data.size", "data.num_validation", "loss.aux_weight", "optimizer.warmup_epochs",
                  "optimizer.weight_decay", "optimizer.gradient_clip", "checkpoint_every_steps")  # fmt: skip
 _BELOW_ONE = ("loss.label_smoothing", "ema_decay")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from cnnjax.data import datasets, pipeline
 from cnnjax.data.sources import channel_statistics
 from cnnjax.errors import UserError
 from cnnjax.models import Preset, create_model
+from cnnjax.models.placement import Placement
 from cnnjax.spec import parse_call
 from cnnjax.training import groups, optimizers, parallel, schedules
 from cnnjax.training.state import TrainState, count_params, init_state
@@ -61,24 +63,39 @@ class Experiment:
         """One split of the data set, `validation` held out of `train`."""
         return load_split(self.config, split)
 
+    @property
+    def rules(self) -> tuple[parallel.Rule, ...]:
+        """How the state is cut over the mesh."""
+        return parallel.rules_of(self.config.sharding)
+
+    @property
+    def placement(self) -> Placement:
+        """How the layers lie on the mesh; BatchNorm's groups are of what passes through at once."""
+        passed = self.config.batch_size // self.config.accumulate_steps
+        groups = parallel.norm_groups(self.config.batch_norm, passed, self.mesh)
+        return Placement(self.mesh, groups)
+
     def init_state(self) -> TrainState:
-        """The state before the first step, on every device of the mesh."""
-        place = parallel.replicated(self.mesh)
+        """The state before the first step, on the devices of the mesh."""
+        place = parallel.shardings(jax.eval_shape(self._init_state), self.mesh, self.rules)
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         # It runs once: on a CPU, optimizing its thousands of small outputs would take minutes.
         state = jax.jit(self._init_state, out_shardings=place, compiler_options=options)()
         if not self.initial:
             return state
         flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(self.initial)
-        start = jax.device_put(traverse_util.unflatten_dict(flat), place)
-        start = {"params": {}, "batch_stats": {}} | start
+        start = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
+        start = parallel.put(start, {name: getattr(place, name) for name in start})
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
         return state.replace(**start, ema=ema)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
-        array = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.replicated(self.mesh))
-        return jax.tree.map(lambda x: array(x.shape, x.dtype), jax.eval_shape(self._init_state))
+        shapes = jax.eval_shape(self._init_state)
+        places = parallel.shardings(shapes, self.mesh, self.rules)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        )
 
     def abstract_tree(self) -> dict[str, Any]:
         """What a checkpoint holds: the state, and the sums of the log interval it was taken in."""
@@ -128,19 +145,34 @@ def load_split(config: ConfigDict, split: str) -> Any:
     )
 
 
-def build(config: ConfigDict) -> Experiment:
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises a UserError where the batch cannot be cut over the devices, into parts and into groups."""
+    parts = config.accumulate_steps
+    if config.batch_size % parts:
+        raise UserError(f"config.accumulate_steps={parts} must divide config.batch_size={config.batch_size}")
+    field = f"config.batch_size / accumulate_steps={parts}" if parts > 1 else "config.batch_size"
+    parallel.check_divides(field, config.batch_size // parts, mesh)
+    parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
+
+
+def build(
+    config: ConfigDict, *, devices: Sequence[jax.Device] | None = None, source: Any = None
+) -> Experiment:
     """Checks a config against its data, its model and the devices.
+
+    Args:
+      devices: those that the mesh is made of; None are all there are.
+      source: images in place of those that the config names.
 
     Raises:
       UserError: naming the field and what is allowed.
     """
     config_lib.validate(config)
-    mesh = parallel.make_mesh()
-    for field in ("batch_size", "eval_batch_size"):
-        parallel.check_divides(f"config.{field}", config[field], mesh)
+    mesh = parallel.make_mesh(config.mesh, devices)
+    parallel.rules_of(config.sharding)
     create_model(config.model)  # names that need no data are checked before it is read
     _make_optimizer(config, total_steps=1000, steps_per_epoch=1000 / config.total_epochs)
-    source = load_split(config, "train")
+    source = source or load_split(config, "train")
     augment, eval_augment = (parse_augment(config, split, source) for split in ("train", "eval"))
     model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
     for augmentation in (augment, eval_augment):

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnjax.errors import UserError, unknown
-from cnnjax.terminal import parse_flags, print_table
+from cnnjax.tables import print_table
+from cnnjax.terminal import parse_flags
 
 MANY = 1_000_000  # words that a command takes
 

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
+from cnnjax import processes
 from cnnjax.data import pipeline
 from cnnjax.errors import UserError, unknown
-from cnnjax.experiment import Experiment, build
+from cnnjax.experiment import Experiment, build, check_batch
+from cnnjax.program import device_memory, out_of_memory
 from cnnjax.progress import Silent
-from cnnjax.runs import Run, make_record, plain
+from cnnjax.runs import Follower, Run, make_record, plain
 from cnnjax.signals import Interrupted, caught_signals
 from cnnjax.training import metrics, parallel, schedules
 from cnnjax.training.checkpoints import Checkpoints
@@ -52,16 +55,22 @@ def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = Non
       NonFiniteLoss: training stopped before an update that was not finite; nothing was saved over.
       Interrupted: SIGINT or SIGTERM came; the state was saved. A second signal ends the process at once.
     """
+    config_lib.validate(config)
+    check_batch(config, parallel.make_mesh(config.mesh))
     experiment = build(config)
-    run = Run.create(workdir, config, fingerprint=experiment.train_source.fingerprint)
+    fingerprint = experiment.train_source.fingerprint
+    run = processes.first_then_others(
+        lambda: Run.create(workdir, config, fingerprint), lambda: Follower(Path(workdir))
+    )
     if not run.read_json("record.json"):
         run.write_json("record.json", make_record(**experiment.facts()))
     saved = Checkpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
     progress = progress or Silent()
     try:
-        trainer = Trainer(experiment, run, saved, progress)
-        trainer.run_to_end()
-        return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
+        with out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size):
+            trainer = Trainer(experiment, run, saved, progress)
+            trainer.run_to_end()
+            return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
     finally:
         progress.stop()
         saved.close()
@@ -93,7 +102,7 @@ def evaluate(
     config = run.config()
     if data:
         config.data.name, config.data.num_validation = data, 0
-    config.init_from = ""
+    config.init_from, config.mesh, config.sharding = "", "", "replicated"  # those of training are over
     experiment = build(config)
     saved = Checkpoints(run.path / "checkpoints")
     try:
@@ -107,7 +116,7 @@ def evaluate(
         raise UserError(f"--weights=ema: {run.path} keeps no moving average (config.ema_decay is 0)")
     tree = state["ema"] if weights == "ema" else state
     variables = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
-    variables = jax.device_put(variables, parallel.replicated(experiment.mesh))
+    variables = parallel.put(variables, parallel.replicated(experiment.mesh))
     scores, predictions = Evaluator(experiment, split)(variables)
     return {"step": step, "split": split, **scores}, predictions
 
@@ -117,21 +126,28 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, split: str):
         source = experiment.source(split)
-        config, mesh = experiment.config, experiment.mesh
-        self.num_classes, self.whole = source.num_classes, parallel.replicated(mesh)
-        self.batches = pipeline.make_batches(
-            source, config.eval_batch_size, sharding=parallel.split_batch(mesh)
+        mesh, devices = experiment.mesh, experiment.mesh.shape["data"]
+        self.whole = parallel.replicated(mesh)
+        # Rounded up to what the devices divide: padding counts for nothing.
+        size = -(-experiment.config.eval_batch_size // devices) * devices
+        self.batches = pipeline.make_batches(source, size, sharding=parallel.split_batch(mesh))
+        step = functools.partial(
+            eval_step,
+            model=experiment.model,
+            augment=experiment.eval_augment,
+            placement=experiment.placement,
         )
-        step = functools.partial(eval_step, model=experiment.model, augment=experiment.eval_augment)
-        self.step = jax.jit(step, donate_argnums=1)
+        self.step = jax.jit(step, donate_argnums=1, out_shardings=self.whole)
+        self.no_sums = jax.jit(lambda: metrics.empty(source.num_classes), out_shardings=self.whole)
 
     def __call__(self, variables: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The metrics and the predictions, one row an example in the source's order."""
-        sums = jax.device_put(metrics.empty(self.num_classes), self.whole)
+        sums = self.no_sums()
         rows = []
         for batch in self.batches.one_epoch():
             sums, predictions = self.step(variables, sums, batch)
             rows.append(predictions)
+            processes.beat()
         rows = jax.device_get(rows)
         joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         real = joined.pop("mask") > 0
@@ -158,8 +174,28 @@ def accumulated_step(
         aux_weight=config.loss.aux_weight,
         ema_decay=config.ema_decay,
         freeze=config.freeze,
+        accumulate=config.accumulate_steps,
+        placement=experiment.placement,
+        gather=parallel.gatherer(experiment.mesh, experiment.rules),
     )
     return state, interval.merge(found)
+
+
+def lower_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The training step of the loop, lowered for the devices of the experiment; nothing is computed."""
+    whole = parallel.replicated(experiment.mesh)
+    tree = experiment.abstract_tree()
+    state, interval = tree["state"], tree["interval"]
+    batch = pipeline.abstract_batch(
+        experiment.train_source, experiment.config.batch_size, parallel.split_batch(experiment.mesh)
+    )
+    key = jax.eval_shape(jax.random.key, 0)
+    step = jax.jit(
+        functools.partial(accumulated_step, experiment),
+        donate_argnums=(0, 1),
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
+    )
+    return step.lower(state, interval, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
 
 
 class Trainer:
@@ -178,9 +214,10 @@ class Trainer:
         if self.config.data.num_validation:
             self.evaluator = Evaluator(experiment, "validation")
         whole = parallel.replicated(experiment.mesh)
-        self.key = jax.device_put(jax.random.key(self.config.seed), whole)
-        self.no_interval = lambda: jax.device_put(TrainMetrics.empty(), whole)
+        self.key = jax.jit(lambda: jax.random.key(self.config.seed), out_shardings=whole)()
+        self.no_interval = jax.jit(TrainMetrics.empty, out_shardings=whole)
         self.step, self.seconds, self.saved_step = 0, 0.0, -1
+        self.memory = 0  # bytes that the compiled step holds on a device
         self._restore_or_start()
         self.clock = time.perf_counter()
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
@@ -202,9 +239,12 @@ class Trainer:
         total = self.experiment.total_steps
         if self.step >= total:
             return
-        with caught_signals() as caught:
+        where = str(self.experiment.mesh.local_devices[0])
+        explained = out_of_memory(where, self.config.model, self.config.batch_size, lambda: self.memory)
+        with caught_signals() as caught, explained:
             self.progress.start(self.step, total)
             step_fn = self._compile()
+            stop = processes.Stop(caught, self.step)
             while self.step < total:
                 self._advance(step_fn)
                 if self._due(self.config.log_every_steps):
@@ -213,8 +253,8 @@ class Trainer:
                 found = self._evaluate() if at_boundary and self.evaluator else None
                 if at_boundary or self._due(self.config.checkpoint_every_steps):
                     self._save(found)
-                if caught:
-                    self._stop(caught[0])
+                if signum := stop.at(self.step):
+                    self._stop(signum)
         self.saved.wait()
 
     def _due(self, every: int) -> bool:
@@ -223,13 +263,8 @@ class Trainer:
     def _compile(self) -> Any:
         """Compiles the one step of this run, and records how long that took."""
         start = time.perf_counter()
-        step_fn = jax.jit(functools.partial(accumulated_step, self.experiment), donate_argnums=(0, 1))
-        batch = pipeline.abstract_batch(
-            self.experiment.train_source,
-            self.config.batch_size,
-            parallel.split_batch(self.experiment.mesh),
-        )
-        compiled = step_fn.lower(self.state, self.interval, batch, self.key).compile()
+        compiled = lower_step(self.experiment).compile()
+        self.memory = device_memory(compiled)
         record = self.run_folder.read_json("record.json")
         record["compile_seconds"] = round(time.perf_counter() - start, 2)
         self.run_folder.write_json("record.json", record)
@@ -244,6 +279,7 @@ class Trainer:
         self.step += 1
         self.timed_steps += 1
         self.progress.advance(self.step)
+        processes.beat()
 
     def _log(self) -> None:
         """Brings the interval's sums to the host, writes them as a row and starts the next interval."""

@@ -147,6 +147,22 @@ class Run:
             self._events.add_scalar(name, row[name], row["step"])
 
 
+class Follower(Run):
+    """The run folder to a process that is not the first of several: it reads, and writes nothing."""
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Left to the first process, like the rest."""
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        pass
+
+    def start_metrics(self, step: int) -> None:
+        pass
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        pass
+
+
 def _event_writer(path: Path, step: int) -> Any:
     """A writer of TensorBoard events that hides those after `step`; None without the extra."""
     try:

@@ -1,11 +1,9 @@
-"""What the commands share: their flags and words, and wide tables."""
+"""What the commands share: their flags and words."""
 
 import sys
 from collections.abc import Callable
 
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from cnnjax.errors import UserError, unknown
 
@@ -41,13 +39,3 @@ def parse_flags(
 
 def _names(values: flags.FlagValues) -> list[str]:
     return [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
-
-
-def print_table(table: Table) -> None:
-    """Prints a wide table, on lines of its own length where it goes into a file."""
-    for column in table.columns:
-        column.no_wrap = True
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=console.measure(table, options=console.options.update(width=500)).maximum)
-    console.print(table)

@@ -181,7 +181,7 @@ def test_another_config_or_other_images_may_not_resume(finished, tiny_config, tm
 def test_batch_and_devices_must_agree(tiny_config):
     from cnnjax.training import parallel
 
-    mesh = parallel.make_mesh(jax.devices()[:1] * 1)
+    mesh = parallel.make_mesh("", jax.devices()[:1])
     parallel.check_divides("config.batch_size", 7, mesh)
     fake = type("Mesh", (), {"shape": {"data": 4}})()
     with pytest.raises(UserError, match=r"config.batch_size=7 is not divisible by the 4 devices"):

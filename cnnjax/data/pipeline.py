@@ -37,6 +37,13 @@ def abstract_batch(source: Any, batch_size: int, sharding: Sharding | None = Non
     }
 
 
+def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    """A host array, the same in every process, on the devices."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 class ResidentBatches:
     """Batches of a source whose images lie whole on each device, shuffled and cut there by key.
 
@@ -52,8 +59,8 @@ class ResidentBatches:
         whole = None
         if sharding is not None:
             whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        self._images = jax.device_put(source.images, whole)
-        self._labels = jax.device_put(np.asarray(source.labels, np.int32), whole)
+        self._images = put(source.images, whole)
+        self._labels = put(np.asarray(source.labels, np.int32), whole)
         self._order: tuple[int, jax.Array | None] = (-1, None)
         self._order_of = jax.jit(self._epoch_order, out_shardings=whole)
         self._cut = jax.jit(functools.partial(_cut, batch_size=batch_size), out_shardings=sharding)
@@ -104,7 +111,8 @@ class StreamBatches:
     """Batches of a source too large to be resident: read by grain's threads, ahead of the step.
 
     The order of an epoch is a NumPy permutation of (seed, epoch); a batch is a pure function of its step, so
-    no example is lost or repeated for any number of threads.
+    no example is lost or repeated for any number of threads. Of several processes each reads the rows that
+    its devices take.
     """
 
     def __init__(
@@ -123,11 +131,15 @@ class StreamBatches:
         self.position = 0
         self._options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._ahead: tuple[int, Iterator[dict] | None] = (-1, None)
+        self._rows = np.arange(batch_size)
+        if sharding is not None:
+            cuts = sharding.addressable_devices_indices_map((batch_size,)).values()
+            self._rows = np.unique(np.concatenate([self._rows[cut] for cut in cuts]))
 
     def _read(self, step: int) -> dict[str, np.ndarray]:
         epoch, index = divmod(int(step), self.steps_per_epoch)
         order = _numpy_order(self.size, self.seed, epoch)
-        slots = index * self.batch_size + np.arange(self.batch_size)
+        slots = index * self.batch_size + self._rows
         examples = [self.source[int(i)] for i in order[slots % self.size]]
         return {
             "image": np.stack([example["image"] for example in examples]),
@@ -140,7 +152,14 @@ class StreamBatches:
         return iter(steps.to_iter_dataset(self._options))
 
     def _put(self, batch: dict[str, np.ndarray]) -> Batch:
-        return jax.device_put(batch, self.sharding)
+        if len(self._rows) == self.batch_size:
+            return jax.device_put(batch, self.sharding)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(
+                self.sharding, x, (self.batch_size, *x.shape[1:])
+            ),
+            batch,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

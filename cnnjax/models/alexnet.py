@@ -34,6 +34,7 @@ from cnnjax.models.layers import (
     require_size,
     torch_uniform,
 )
+from cnnjax.models.placement import across_channels
 from cnnjax.models.variants import Preset, Variant
 
 ORDERS = (("norm", "pool"), ("pool", "norm"))
@@ -84,8 +85,9 @@ class AlexNet(nn.Module):
 
     def norm_and_pool(self, x: jax.Array) -> jax.Array:
         """Response normalization and 3x3/2 pooling, in this net's order."""
+        norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
         steps = {
-            "norm": by_name("response_norm", self.response_norm, RESPONSE_NORMS),
+            "norm": functools.partial(across_channels, norm, reach=2),
             "pool": functools.partial(ops.max_pool, window=self.pool_window, strides=2),
         }
         if tuple(self.order) not in ORDERS:

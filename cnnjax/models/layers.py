@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
+from cnnjax.models.placement import in_towers, norm_fields
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -59,15 +60,10 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             bias = bias.astype(self.dtype)
-        return ops.conv2d(
-            x.astype(self.dtype),
-            kernel,
-            bias,
-            strides=self.strides,
-            padding=self.padding,
-            groups=self.groups,
-            dilation=self.dilation,
+        convolve = functools.partial(
+            ops.conv2d, strides=self.strides, padding=self.padding, dilation=self.dilation
         )
+        return in_towers(convolve, x.astype(self.dtype), kernel, bias, self.groups)
 
 
 class Dense(nn.Module):
@@ -91,10 +87,11 @@ class Dense(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalization over B, H, W (Ioffe & Szegedy 2015, 1502.03167).
 
-    Statistics are those of the global batch, in float32. `momentum` is the decay of the old running
-    value (PyTorch's momentum is one minus it). The running variance is the biased one, as in the
-    paper's training step; PyTorch stores the unbiased one. A layer named in the collection `frozen`
-    keeps its statistics and normalizes with them in training too. `act` follows; ReLU in the same pass.
+    Statistics are those of the global batch, or of each group of it (see `placement`), in float32.
+    `momentum` is the decay of the old running value (PyTorch's momentum is one minus it). The running
+    variance is the biased one, as in the paper's training step; PyTorch stores the unbiased one. A layer
+    named in the collection `frozen` keeps its statistics and normalizes with them in training too. `act`
+    follows; ReLU in the same pass.
     """
 
     train: bool = False
@@ -117,7 +114,9 @@ class BatchNorm(nn.Module):
             y = ops.batch_norm_inference(x, scale, bias, mean.value, var.value, epsilon=self.epsilon)
             return self.act(y)
         relu = self.act is jax.nn.relu
-        y, batch_mean, batch_var = ops.batch_norm_train(x, scale, bias, epsilon=self.epsilon, relu=relu)
+        y, batch_mean, batch_var = ops.batch_norm_train(
+            x, scale, bias, epsilon=self.epsilon, relu=relu, **norm_fields()
+        )
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var

@@ -1,5 +1,7 @@
 """Normalization: of each pixel over neighbouring channels, of each channel over the batch."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -64,7 +66,14 @@ def local_response_norm_caffe(
 
 
 def batch_norm_train(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-5, relu: bool = False
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float = 1e-5,
+    relu: bool = False,
+    groups: int = 1,
+    gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes each channel by the mean and variance of this batch.
 
@@ -78,16 +87,24 @@ def batch_norm_train(
       scale, bias: float32 [C].
       epsilon: added to the variance.
       relu: y is max(y, 0), which on a CPU is cheaper here than after it.
+      groups: consecutive examples are cut into so many groups of equal size, each normalized by statistics of
+        its own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
+      gather: brings an array [groups, 2 C], a row on each device, together: then the groups share the
+        statistics of the whole batch, at the cost of this one exchange (Chan et al. 1979, "Updating Formulae
+        and a Pairwise Algorithm for Computing Sample Variances").
 
-    Returns: y, float [..., C] of the dtype of x; mean and biased variance, float32 [C].
+    Returns: y, float [..., C] of the dtype of x; mean and biased variance, float32 [C]; of groups with
+      statistics of their own, the averages (of the variance within groups, not that between them).
 
     Raises:
-      UserError: if x holds no values or scale and bias are not [C].
+      UserError: if x holds no values, scale and bias are not [C], or x has no such groups.
     """
     _check_channels(x, scale=scale, bias=bias)
     if x.size == 0:
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
     _check_float(x)
+    if groups > 1:
+        return _batch_norm_in_groups(x, scale, bias, epsilon=epsilon, relu=relu, groups=groups, gather=gather)
     in_kernel = takes(x) and scale.dtype == bias.dtype == jnp.float32
     return (_batch_norm_on_cpu if in_kernel else _batch_norm_in_xla)(
         x, scale, bias, epsilon=epsilon, relu=relu
@@ -106,6 +123,32 @@ def _batch_norm_in_xla(
 
 
 _batch_norm_on_cpu = make_batch_norm(_batch_norm_in_xla)
+
+
+def _batch_norm_in_groups(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float,
+    relu: bool,
+    groups: int,
+    gather: Callable[[jax.Array], jax.Array] | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if x.shape[0] % groups:
+        raise UserError(f"batch normalization of x {x.shape} in {groups} groups: they must divide the batch")
+    wide = _widen(x).reshape(groups, x.shape[0] // groups, *x.shape[1:])
+    axes = tuple(range(1, wide.ndim - 1))
+    mean = wide.mean(axes, keepdims=True)
+    var = jnp.square(wide - mean).mean(axes, keepdims=True)
+    if gather:
+        both = gather(jnp.concatenate([mean, var], -1).reshape(groups, -1))
+        means, variances = jnp.split(both, 2, axis=-1)
+        mean = means.mean(0)
+        var = variances.mean(0) + jnp.square(means - mean).mean(0)
+    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    y = (jax.nn.relu(y) if relu else y).astype(x.dtype).reshape(x.shape)
+    return y, mean.reshape(-1, x.shape[-1]).mean(0), var.reshape(-1, x.shape[-1]).mean(0)
 
 
 def batch_norm_inference(

@@ -1,18 +1,96 @@
-"""Devices: the mesh, and how batches and states lie on it."""
+"""Devices: the mesh, and how batches and states lie on it.
 
-from collections.abc import Sequence
+A mesh has the axes `data` (the batch is cut over it) and `model`. Where a parameter lies is a matter of the
+rules in `SHARDINGS`; its moving average and the optimizer's state of it lie with it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cnnjax.errors import UserError
+from cnnjax.data import pipeline
+from cnnjax.errors import UserError, unknown
+
+AXES = ("data", "model")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (or those given) along the axis `data`."""
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Leaves whose path `pattern` is found in are cut over the mesh axis `axis`.
+
+    `dim` is the dimension that is cut, -1 the last one; None is the largest that the devices divide. Leaves
+    smaller than `at_least` scalars, or with a dimension that they do not divide, stay whole.
+    """
+
+    pattern: str
+    axis: str
+    dim: int | None
+    at_least: int = 1
+
+
+# The first rule that matches a path decides; what none matches is whole on each device.
+SHARDINGS: dict[str, tuple[Rule, ...]] = {
+    "replicated": (),
+    # Fully sharded data parallel (ZeRO stage 3; Rajbhandari et al. 2019, 1910.02054): each device keeps a
+    # part of every large array, and gathers the parameters when a step needs them.
+    "fsdp": (Rule(r"", "data", None, at_least=1024),),
+    # Each device computes a part of the output channels of every layer.
+    "model": (Rule(r"/(kernel|bias)$", "model", -1),),
+    # AlexNet's two towers (Krizhevsky et al. 2012, section 3.5): each device has half of the kernels of a
+    # layer, the first half of its channels on the first; the last layer is cut by its inputs.
+    "towers": (
+        Rule(r"/(conv\d|dense\d)/(kernel|bias)$", "model", -1),
+        Rule(r"/head/kernel$", "model", 0),
+    ),
+}
+
+
+def parse_mesh(text: str, num_devices: int) -> dict[str, int]:
+    """Reads 'data:4,model:2' as {"data": 4, "model": 2}; '' is all devices on `data`.
+
+    Raises:
+      UserError: naming the part that cannot be read, or where there are not as many devices.
+    """
+    sizes = {"data": num_devices, "model": 1} if not text.strip() else {"data": 1, "model": 1}
+    seen = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        axis, _, size = (word.strip() for word in part.partition(":"))
+        if axis not in AXES:
+            raise unknown("axis of config.mesh", axis, AXES)
+        if axis in seen or not size.isdecimal() or int(size) < 1:
+            raise UserError(
+                f"config.mesh={text!r}: {part!r} must be an axis and a number, as in 'data:4,model:2'"
+            )
+        seen.add(axis)
+        sizes[axis] = int(size)
+    if math.prod(sizes.values()) > num_devices:
+        raise UserError(
+            f"config.mesh={text!r} takes {math.prod(sizes.values())} devices, but there are {num_devices}; "
+            "'' takes all of them"
+        )
+    return sizes
+
+
+def make_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that a config names, over the first of the devices given, or of all.
+
+    Raises:
+      UserError: where it cannot be read, or leaves devices of other processes idle.
+    """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), ("data",))
+    sizes = parse_mesh(text, len(devices))
+    count = math.prod(sizes.values())
+    if count < len(devices) and len({device.process_index for device in devices}) > 1:
+        raise UserError(
+            f"config.mesh={text!r} takes {count} of {len(devices)} devices; several processes use all"
+        )
+    return Mesh(np.asarray(devices[:count]).reshape([sizes[axis] for axis in AXES]), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -34,3 +112,95 @@ def check_divides(field: str, batch_size: int, mesh: Mesh) -> None:
             f"{field}={batch_size} is not divisible by the {devices} devices on 'data'; "
             f"take {lower or devices} or {lower + devices}"
         )
+
+
+def rules_of(sharding: str) -> tuple[Rule, ...]:
+    """The rules that config.sharding names.
+
+    Raises:
+      UserError: naming the ones there are.
+    """
+    if sharding not in SHARDINGS:
+        raise unknown("config.sharding", sharding, SHARDINGS)
+    return SHARDINGS[sharding]
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
+    """The sharding of each leaf of a tree of arrays or of shapes, by its path and shape."""
+
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, spec("/" + path_name(path), leaf.shape, mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
+    """How one array is cut, its path written as '/params/stem/conv/kernel'."""
+    for rule in rules:
+        if not re.search(rule.pattern, path):
+            continue
+        size = mesh.shape[rule.axis]
+        dims = [dim for dim in range(len(shape)) if shape[dim] and shape[dim] % size == 0]
+        if rule.dim is not None:
+            dims = [dim for dim in dims if dim == rule.dim % len(shape)]
+        if not dims or math.prod(shape) < rule.at_least or size == 1:
+            break
+        chosen = max(dims, key=lambda dim: shape[dim])
+        return PartitionSpec(*(rule.axis if dim == chosen else None for dim in range(chosen + 1)))
+    return PartitionSpec()
+
+
+def put(tree: Any, places: Any) -> Any:
+    """A tree of host arrays, the same in every process, on the devices; `places` is a sharding, or a tree."""
+    if isinstance(places, jax.sharding.Sharding):
+        return jax.tree.map(lambda x: pipeline.put(x, places), tree)
+    return jax.tree.map(pipeline.put, tree, places)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A path of JAX's trees as 'params/stem/conv/kernel'."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[Any], Any] | None:
+    """A function that brings parameters cut over `data` together for a step; None where none are cut so.
+
+    Its gradient goes the other way: each device receives the sum of its own part (a reduce-scatter). What is
+    cut over `model` stays cut.
+    """
+    if not any(rule.axis == "data" for rule in rules):
+        return None
+
+    @jax.custom_vjp
+    def gather(params: Any) -> Any:
+        whole = shardings(params, mesh, [rule for rule in rules if rule.axis != "data"])
+        return jax.lax.with_sharding_constraint(params, whole)
+
+    def scatter(_: None, grads: Any) -> tuple[Any]:
+        return (jax.lax.with_sharding_constraint(grads, shardings(grads, mesh, rules)),)
+
+    gather.defvjp(lambda params: (gather(params), None), scatter)
+    return gather
+
+
+def norm_groups(text: str, batch_size: int, mesh: Mesh) -> int:
+    """How many groups of a batch have BatchNorm statistics of their own; 0 where all of it shares them.
+
+    Args:
+      text: 'global', 'device', or a number of examples: 'groups(32)'.
+      batch_size: examples that go through the network at once, over all devices.
+
+    Raises:
+      UserError: for other words, or a size that does not divide the batch.
+    """
+    if text == "global":
+        return 0
+    if text == "device":
+        return mesh.shape["data"]
+    found = re.fullmatch(r"groups\((\d+)\)", text.replace(" ", ""))
+    if not found:
+        raise UserError(f"config.batch_norm={text!r} must be 'global', 'device' or as 'groups(32)'")
+    size = int(found[1])
+    if size < 1 or batch_size % size:
+        raise UserError(f"config.batch_norm={text!r}: groups must divide the {batch_size} examples of a pass")
+    return batch_size // size

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from cnnjax.models.placement import ONE_DEVICE, Placement, placed
 from cnnjax.training import metrics as metrics_lib
 from cnnjax.training.groups import frozen_collection, stop_frozen
 from cnnjax.training.losses import cross_entropy, masked_mean
@@ -58,6 +59,9 @@ def train_step(
     aux_weight: float = 0.0,
     ema_decay: float = 0.0,
     freeze: str = "",
+    accumulate: int = 1,
+    placement: Placement = ONE_DEVICE,
+    gather: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, TrainMetrics]:
     """Augments a batch, descends once along its gradient and returns the new state with its metrics.
 
@@ -71,26 +75,35 @@ def train_step(
       aux_weight: of each sown `aux_logits` in the loss.
       ema_decay: of the moving average in `state.ema`, which is {} where there is none.
       freeze: pattern of the paths that `tx` does not move, see `groups`.
+      accumulate: parts that the batch is worked off in, one after the other, so that memory holds one. The
+        gradient is that of the whole batch, but for BatchNorm, which sees (and moves its averages by) one
+        part at a time, and for dropout, which draws other masks.
+      placement: how the layers lie on devices, BatchNorm's groups of such a part among it.
+      gather: brings parameters that are stored in parts together, see `parallel.gatherer`.
     """
     image, label = augment(stream_key(key, "augment", state.step), batch["image"], batch["label"])
-    rngs = {"dropout": stream_key(key, "dropout", state.step)}
-
+    example = {"image": image, "label": label, "mask": batch["mask"]}
     frozen = frozen_collection(state.batch_stats, freeze)
 
-    def loss_fn(params):
-        logits, updates = model.apply(
-            {"params": stop_frozen(params, freeze), "batch_stats": state.batch_stats, "frozen": frozen},
-            image,
-            train=True,
-            rngs=rngs,
-            mutable=["batch_stats", "intermediates"],
-        )
-        losses = cross_entropy(logits, label, label_smoothing)
+    def loss_fn(params: Any, batch_stats: Any, part: Batch, key: jax.Array, share: jax.Array | float) -> Any:
+        params = stop_frozen(gather(params) if gather else params, freeze)
+        with placed(placement):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats, "frozen": frozen},
+                part["image"],
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats", "intermediates"],
+            )
+        losses = cross_entropy(logits, part["label"], label_smoothing)
         for aux in aux_logits(updates.get("intermediates", {})):
-            losses += aux_weight * cross_entropy(aux, label, label_smoothing)
-        return masked_mean(losses, batch["mask"]), (logits, updates.get("batch_stats", {}))
+            losses += aux_weight * cross_entropy(aux, part["label"], label_smoothing)
+        loss = masked_mean(losses, part["mask"]) * share
+        return loss, (num_correct(logits, part), updates.get("batch_stats", {}))
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    loss, correct, batch_stats, grads = _gradients(
+        loss_fn, state, example, stream_key(key, "dropout", state.step), accumulate
+    )
     gradient_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
     new = state.replace(
@@ -103,16 +116,50 @@ def train_step(
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     weight = batch["mask"].sum()
-    hard_label = label if label.ndim == 1 else label.argmax(-1)
     metrics = TrainMetrics(
         weight=weight,
         loss=loss * weight,
-        correct=((logits.argmax(-1) == hard_label) * batch["mask"]).sum(),
+        correct=correct,
         gradient_norm=gradient_norm,
         num_steps=jnp.ones((), jnp.float32),
         nonfinite_step=jnp.where(finite, NEVER, state.step),
     )
     return new.replace(step=state.step + 1), metrics
+
+
+def _gradients(
+    loss_fn: Callable[..., Any], state: TrainState, batch: Batch, key: jax.Array, accumulate: int
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """(loss, number of hits, batch statistics, gradient) of a batch, worked off in `accumulate` parts.
+
+    A part takes every `accumulate`-th example, so that each device works on its own examples in each part.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        (loss, (correct, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, key, 1.0)
+        return loss, correct, batch_stats, grads
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    weight = jnp.maximum(batch["mask"].sum(), 1.0)
+
+    def add(sums: Any, each: Any) -> tuple[Any, None]:
+        (loss, correct, batch_stats, grads), (part, index) = sums, each
+        share = part["mask"].sum() / weight
+        (part_loss, (hits, batch_stats)), part_grads = gradient(
+            state.params, batch_stats, part, jax.random.fold_in(key, index), share
+        )
+        return (loss + part_loss, correct + hits, batch_stats, jax.tree.map(jnp.add, grads, part_grads)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+    sums, _ = jax.lax.scan(add, start, (parts, jnp.arange(accumulate)))
+    return sums
+
+
+def num_correct(logits: jax.Array, batch: Batch) -> jax.Array:
+    """How many examples, by mask, are classified rightly; of a label [B, K] the largest entry counts."""
+    label = batch["label"]
+    hard = label if label.ndim == 1 else label.argmax(-1)
+    return ((logits.argmax(-1) == hard) * batch["mask"]).sum()
 
 
 def aux_logits(intermediates: Any) -> list[jax.Array]:
@@ -128,6 +175,7 @@ def eval_step(
     *,
     model: nn.Module,
     augment: Augment,
+    placement: Placement = ONE_DEVICE,
 ) -> tuple[metrics_lib.Metrics, Batch]:
     """Adds one batch to the metrics; also returns what was predicted for each of its examples.
 
@@ -136,7 +184,8 @@ def eval_step(
     """
     label = batch["label"]
     image, _ = augment(jax.random.key(0), batch["image"], label)
-    logits = model.apply(variables, image)
+    with placed(placement):
+        logits = model.apply(variables, image)
     losses = cross_entropy(logits, label)
     metrics = metrics_lib.update(metrics, logits, label, batch["mask"], losses)
     predictions = {

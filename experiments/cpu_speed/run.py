@@ -19,7 +19,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -39,8 +39,10 @@ TARGETS = {
     ("resnet20_cifar", 128): (None, 1.0),
 }
 DTYPES = ("float32", "bfloat16")
-MEASURED = ("images_per_second", "images_per_second_min", "images_per_second_max", "torch_images_per_second",
-            "ratio", "ratio_min", "ratio_max", "first_step_seconds", "peak_memory_bytes", "cpu_kernels")  # fmt: skip
+MEASURED = (
+    *("images_per_second", "images_per_second_min", "images_per_second_max", "torch_images_per_second"),
+    *("ratio", "ratio_min", "ratio_max", "first_step_seconds", "peak_memory_bytes", "cpu_kernels"),
+)
 
 
 def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
@@ -51,11 +53,10 @@ def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
     if done.returncode:
         raise SystemExit(f"{model} {dtype}: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    shares = " ".join(f"{kind}:{share}" for kind, share in found["shares"].items())
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch")}
     return {
         "model": model, "batch": batch, "dtype": dtype, **{key: found[key] for key in MEASURED},
-        "shares": shares, **versions, "machine": runs.processor(), "python": platform.python_version(),
+        "shares": json.dumps(found["shares"]), **versions, "machine": runs.processor(), "python": platform.python_version(),
     }  # fmt: skip
 
 
@@ -85,7 +86,9 @@ def train_table(rows: list[dict[str, str]]) -> str:
     for row in rows:
         target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
         verdict = "" if target is None else f"{target} {'met' if float(row['ratio']) >= target else 'missed'}"
-        spent = [part.rsplit(":", 1) for part in row["shares"].replace(" and ", "+").split(" ") if ":" in part]
+        spent = [
+            part.rsplit(":", 1) for part in row["shares"].replace(" and ", "+").split(" ") if ":" in part
+        ]
         where = ", ".join(f"{kind.replace('+', ' and ')} {float(share):.0%}" for kind, share in spent[:3])
         lines.append(
             f"| {row['model']}, {row['batch']} | {row['dtype']} | {float(row['images_per_second']):,.1f} "
@@ -106,11 +109,11 @@ def train_table(rows: list[dict[str, str]]) -> str:
 def ops_table(rows: list[dict[str, str]]) -> str:
     """Each kernel beside XLA as Markdown."""
     lines = ["| operation | dtype | XLA ms | kernel ms | ratio |", "|---|---|---|---|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['operation']} | {row['dtype']} | {float(row['xla_ms']):.2f} "
-            f"| {float(row['kernel_ms']):.2f} | {float(row['ratio']):.1f} |"
-        )
+    lines += [
+        f"| {row['operation']} | {row['dtype']} | {float(row['xla_ms']):.2f} "
+        f"| {float(row['kernel_ms']):.2f} | {float(row['ratio']):.1f} |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
