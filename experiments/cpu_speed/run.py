@@ -56,7 +56,8 @@ def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "torch")}
     return {
         "model": model, "batch": batch, "dtype": dtype, **{key: found[key] for key in MEASURED},
-        "shares": json.dumps(found["shares"]), **versions, "machine": runs.processor(), "python": platform.python_version(),
+        "shares": json.dumps(found["shares"]),
+        **versions, "machine": runs.processor(), "python": platform.python_version(),
     }  # fmt: skip
 
 
