@@ -16,7 +16,7 @@ from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from cnnjax import look
+from cnnjax import look, speed
 from cnnjax.errors import UserError, unknown
 from cnnjax.tables import in_pixels, in_units, print_metrics, print_table
 from cnnjax.terminal import parse_flags
@@ -34,7 +34,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
   compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
-  bench      speed of a training step                    train --model=NAME --batch_size=B --against=torch
+  bench      speed of a training step, of the kernels    ops | train --model=NAME --against=torch
 
 `cnnjax COMMAND --help` lists the flags of a command."""
 
@@ -337,44 +337,6 @@ def weights(args: list[str]) -> None:
     print(f"imported {len(paths)} parameter arrays into {values.workdir}")
 
 
-def bench(args: list[str]) -> None:
-    """Measures speed: `bench train` a whole step."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("model", "simple_cnn", "a name or spec", flag_values=values)
-        flags.DEFINE_integer("batch_size", 128, "images a step", flag_values=values)
-        flags.DEFINE_string("dtype", "float32", "float32 or bfloat16", flag_values=values)
-        flags.DEFINE_integer("image_size", None, "pixels; the preset's", flag_values=values)
-        flags.DEFINE_integer("rounds", 5, "measurements", flag_values=values, lower_bound=1)
-        flags.DEFINE_float("seconds", 4.0, "a measurement", flag_values=values, lower_bound=0.0)
-        flags.DEFINE_string("against", None, "torch: in turn with PyTorch", flag_values=values)
-        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
-
-    values, words = parse_flags("bench", args, define, max_names=1)
-    if words != ["train"]:
-        raise unknown("bench", words[0] if words else "", ["train"])
-    from cnnjax.bench import bench_train
-
-    found = bench_train(
-        values.model,
-        batch_size=values.batch_size,
-        dtype=values.dtype,
-        image_size=values.image_size,
-        rounds=values.rounds,
-        seconds=values.seconds,
-        against=values.against,
-    )
-    if values.json:
-        print(json.dumps(found))
-        return
-    table = Table("measure", "value")
-    for name, value in found.items():
-        rows = value.items() if isinstance(value, dict) else [(name, value)]
-        for key, item in rows:
-            table.add_row(key if key == name else f"share: {key}", str(item))
-    Console().print(table)
-
-
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "launch": launch,
@@ -387,5 +349,5 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "models": models,
     "compile": compile_step,
     "weights": weights,
-    "bench": bench,
+    "bench": speed.bench,
 }

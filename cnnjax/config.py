@@ -61,6 +61,7 @@ def default() -> ConfigDict:
                 "gradient_clip": 0.0,  # the largest global norm; 0 is off
                 "learning_rate_scales": "",  # by pattern on paths: 'stem|stage1: 0.1, head: 10'
             },
+            "cpu_kernels": True,  # oneDNN on a CPU, where it is installed; False leaves all to XLA
             "ema_decay": 0.0,  # of the moving average of parameters and statistics; 0 is off
             "log_every_steps": 20,
             "eval_every_epochs": 1.0,

@@ -16,6 +16,7 @@ from cnnjax import processes
 from cnnjax.data import pipeline
 from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import Experiment, build, check_batch
+from cnnjax.ops import cpu
 from cnnjax.program import device_memory, out_of_memory
 from cnnjax.progress import Silent
 from cnnjax.runs import Follower, Run, make_record, plain
@@ -57,7 +58,12 @@ def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = Non
     """
     config_lib.validate(config)
     check_batch(config, parallel.make_mesh(config.mesh))
-    experiment = build(config)
+    with cpu.chosen(config.cpu_kernels):
+        return _train(build(config), workdir, progress or Silent())
+
+
+def _train(experiment: Experiment, workdir: str | Path, progress: Silent) -> Result:
+    config = experiment.config
     fingerprint = experiment.train_source.fingerprint
     run = processes.first_then_others(
         lambda: Run.create(workdir, config, fingerprint), lambda: Follower(Path(workdir))
@@ -65,7 +71,6 @@ def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = Non
     if not run.read_json("record.json"):
         run.write_json("record.json", make_record(**experiment.facts()))
     saved = Checkpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
-    progress = progress or Silent()
     try:
         with out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size):
             trainer = Trainer(experiment, run, saved, progress)
@@ -117,7 +122,8 @@ def evaluate(
     tree = state["ema"] if weights == "ema" else state
     variables = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
     variables = parallel.put(variables, parallel.replicated(experiment.mesh))
-    scores, predictions = Evaluator(experiment, split)(variables)
+    with cpu.chosen(config.cpu_kernels):
+        scores, predictions = Evaluator(experiment, split)(variables)
     return {"step": step, "split": split, **scores}, predictions
 
 

@@ -2,11 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from cnnjax import cli
+import cnnjax
+from cnnjax import bench_ops, cli
 from cnnjax.bench import TrainBench, bench_train
 from cnnjax.errors import UserError
+from cnnjax.ops import cpu
 
 KEYS = "model dtype batch images_per_second compile_seconds first_step_seconds peak_memory_bytes cpu_kernels"
 
@@ -40,6 +44,23 @@ def test_the_step_trains():
 def test_mistakes_are_told(fields, words):
     with pytest.raises(UserError, match=words):
         bench_train("simple_cnn", **fields)
+
+
+def test_each_kernel_is_measured_beside_xla(monkeypatch):
+    if cpu.status().startswith("off"):
+        pytest.skip(f"no kernels: {cpu.status()}")
+    shapes = ((2, 6, 6, 32),)
+    small = {"max pool": (lambda x: cnnjax.ops.max_pool(x, 3, 2), shapes)}
+    monkeypatch.setattr(bench_ops, "cases", lambda: small)
+    rows = list(bench_ops.bench_ops(rounds=1, seconds=0.0))
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["xla_ms"] > 0 and row["kernel_ms"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+def test_the_cases_of_bench_ops_fit_their_operations():
+    for function, shapes in bench_ops.cases().values():
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        assert jax.eval_shape(function, *arrays).shape[0] == shapes[0][0]
 
 
 def test_an_unknown_bench_is_told(capsys):

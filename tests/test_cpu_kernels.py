@@ -10,6 +10,7 @@ The same tests with every access of the kernels checked by AddressSanitizer:
 
 import ctypes
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from jax import export
 
-from cnnjax import ops
+from cnnjax import loop, ops
 from cnnjax.ops import cpu
 from cnnjax.ops.cpu.library import library, thread_count
 
@@ -311,6 +312,32 @@ print("libdnnl" in open("/proc/self/maps").read(), cpu.status())
 """
     assert run(program, CNNJAX_CPU_KERNELS="off") == "False off: CNNJAX_CPU_KERNELS=off"
     assert run(program, CNNJAX_CPU_KERNELS="").startswith("True oneDNN ")
+
+
+def test_config_field_turns_the_kernels_off(tiny_config, tmp_path):
+    tiny_config.total_epochs, tiny_config.cpu_kernels = 0.2, False
+    tiny_config.optimizer.warmup_epochs = 0.0
+    loop.train(tiny_config, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["cpu_kernels"] == "off: as the config asks"
+    with cpu.paused():
+        assert not cpu.takes(jnp.ones((1, 4, 4, 1)))
+
+
+def test_freed_memory_stays_with_the_process():
+    program = """
+import resource, time
+from cnnjax.ops import cpu
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.sort(x * 2, axis=0).sum())
+x = jnp.ones((2**12, 2**12))
+step(x).block_until_ready(), step(x).block_until_ready(), step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2**12)
+"""
+    assert run(program) == "True"
+    assert run(program, MALLOC_MMAP_THRESHOLD_="131072") == "False"
 
 
 def test_several_devices_have_the_same_loss_without_gathering_the_batch():

@@ -39,6 +39,8 @@ FLOORS = {
     "look": 6.8,
     "bench": 6,
     "bench_torch": 6,
+    "bench_ops": 6,
+    "speed": 6.8,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,

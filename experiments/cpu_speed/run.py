@@ -1,7 +1,7 @@
 """Training steps of this project beside PyTorch's, in turn, on this machine's CPU.
 
 python experiments/cpu_speed/run.py            # measures the rows that results.csv lacks, then the ops
-python experiments/cpu_speed/run.py simple_cnn # only the networks named
+python experiments/cpu_speed/run.py simple_cnn # only what is named; `ops` are the kernels
 python experiments/cpu_speed/run.py --tables   # only rewrites tables and figure from the CSVs
 
 Needs the extra `peers`. Each row is `cnnjax bench train --model=M --batch_size=B --dtype=D --against=torch`
@@ -59,6 +59,14 @@ def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
         "shares": json.dumps(found["shares"]),
         **versions, "machine": runs.processor(), "python": platform.python_version(),
     }  # fmt: skip
+
+
+def measure_ops() -> list[dict[str, object]]:
+    """Each kernel beside XLA."""
+    command = [sys.executable, "-m", "cnnjax", "bench", "ops", "--json"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    facts = {"jax": importlib.metadata.version("jax"), "machine": runs.processor()}
+    return [{**json.loads(line), **facts} for line in lines]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -143,6 +151,9 @@ def main(arguments: list[str]) -> None:
             for dtype in DTYPES:
                 if (model, dtype) not in have and (not arguments or model in arguments):
                     append(RESULTS, measure(model, batch, dtype))
+        if not OPS.exists() and (not arguments or "ops" in arguments):
+            for row in measure_ops():
+                append(OPS, row)
     rows, ops = read_rows(RESULTS), read_rows(OPS)
     if rows:
         draw(rows)

@@ -5,11 +5,12 @@ loads; everything else goes through XLA, with the same results. `CNNJAX_CPU_KERN
 """
 
 from cnnjax.ops.cpu.convolution import make_convolution
-from cnnjax.ops.cpu.library import keep_memory, paused, status, takes
+from cnnjax.ops.cpu.library import chosen, keep_memory, paused, status, takes
 from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
 from cnnjax.ops.cpu.pooling import make_max_pool
 
 __all__ = [
+    "chosen",
     "make_batch_norm",
     "make_convolution",
     "make_max_pool",

@@ -40,6 +40,8 @@ class Missing(Exception):
 
 def status() -> str:
     """Which kernels convolutions on a CPU use: "oneDNN 3.2", or "off: " and the reason."""
+    if _paused.get():
+        return "off: as the config asks"
     library, words = _load()
     return words if library else f"off: {words}"
 
@@ -47,6 +49,11 @@ def status() -> str:
 def library() -> ctypes.CDLL | None:
     """The loaded library, its handlers registered with XLA; None where there is none."""
     return _load()[0]
+
+
+def chosen(on: bool) -> contextlib.AbstractContextManager[None]:
+    """`paused`, unless on."""
+    return contextlib.nullcontext() if on else paused()
 
 
 @contextlib.contextmanager
