@@ -34,6 +34,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
   compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
+  checkpoint the checkpoints of a run, each file checked  list | verify | prune --workdir=DIR --keep=N
   bench      speed of a training step, of the kernels    ops | train --model=NAME --against=torch
 
 `cnnjax COMMAND --help` lists the flags of a command."""
@@ -68,7 +69,7 @@ def run(args: list[str]) -> int:
     except UserError as error:
         return _fail(error, 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG):
             raise
         return _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", 1)
     except KeyboardInterrupt:
@@ -337,6 +338,29 @@ def weights(args: list[str]) -> None:
     print(f"imported {len(paths)} parameter arrays into {values.workdir}")
 
 
+def checkpoint(args: list[str]) -> int:
+    """Lists, verifies or prunes the checkpoints of a run; 1 where one of them is damaged."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", None, "run folder", flag_values=values)
+        flags.DEFINE_integer("keep", 2, "of prune: the newest that stay", 1, flag_values=values)
+
+    values, words = parse_flags("checkpoint", args, define, max_names=1)
+    if words not in (["list"], ["verify"], ["prune"]) or not values.workdir:
+        raise UserError("usage: cnnjax checkpoint list | verify | prune --workdir=DIR")
+    from cnnjax import upkeep
+
+    if words == ["prune"]:
+        print(f"removed {', '.join(upkeep.prune(values.workdir, values.keep)) or 'nothing'}")
+        return 0
+    table = Table("step", "files", "bytes", "accuracy %", "state")
+    rows = upkeep.describe(values.workdir, verify=words == ["verify"])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    print_table(table)
+    return int(any("damaged" in row["state"] for row in rows))
+
+
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "launch": launch,
@@ -349,5 +373,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "models": models,
     "compile": compile_step,
     "weights": weights,
+    "checkpoint": checkpoint,
     "bench": speed.bench,
 }

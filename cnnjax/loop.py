@@ -229,6 +229,8 @@ class Trainer:
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
 
     def _restore_or_start(self) -> None:
+        for step in self.saved.clear_unfinished():
+            self.progress.note(f"checkpoint {step} is damaged; set aside as {step}.damaged")
         restored = self.saved.restore(self.experiment.abstract_tree())
         if restored is None:
             self.state, self.interval = self.experiment.init_state(), self.no_interval()
@@ -253,6 +255,7 @@ class Trainer:
             stop = processes.Stop(caught, self.step)
             while self.step < total:
                 self._advance(step_fn)
+                self.saved.check()
                 if self._due(self.config.log_every_steps):
                     self._log()
                 at_boundary = self._due(self.experiment.steps_per_evaluation)

@@ -198,7 +198,7 @@ def _mistakes(run: Run, config: Any, names: list[str]) -> str:
 
 def predictions(run: Run) -> dict[str, np.ndarray]:
     """label, prediction, confidence and loss of each test image, from predictions.npz."""
-    with np.load(run.path / "predictions.npz") as arrays:
+    with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:
         return {name: arrays[name] for name in ("label", "prediction", "confidence", "loss")}
 
 

@@ -47,7 +47,7 @@ class Run:
         run = cls(Path(path))
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            run._acquire()
+            run.lock()
         except OSError as error:
             raise UserError(f"--workdir={path} cannot be written: {error.strerror}") from None
         saved = run.path / "config.json"
@@ -79,7 +79,8 @@ class Run:
             )
         return run
 
-    def _acquire(self) -> None:
+    def lock(self) -> None:
+        """Keeps others from training in the folder until `close`; a UserError where one does."""
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115, held until `close`
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,8 @@
 """Checkpoints: complete or absent, the newest few and the best, a damaged one passed over."""
 
+import time
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,9 +76,88 @@ def test_all_damaged_is_an_error_that_names_them(saved, tmp_path):
 
 
 def test_a_half_written_checkpoint_is_not_there(saved, tmp_path):
-    half = tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp"
+    half = tmp_path / "checkpoints" / ".9.part"
     half.mkdir()
     (half / "tree").mkdir()
     again = Checkpoints(tmp_path / "checkpoints")
     assert again.steps() == [2, 4, 5]
     again.close()
+
+
+def damage(folder: Path, how: str) -> None:
+    """Damages the largest file of a checkpoint, or its manifest."""
+    files = [file for file in (folder / "tree").rglob("*") if file.is_file()]
+    largest = max(files, key=lambda file: file.stat().st_size)
+    data = largest.read_bytes()
+    if how == "truncated":
+        largest.write_bytes(data[:-1])
+    elif how == "bit":
+        largest.write_bytes(bytes([data[0] ^ 4]) + data[1:])
+    elif how == "half":
+        for file in files[::2]:
+            file.unlink()
+    elif how == "no manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        text = (folder / "manifest.json").read_text()
+        (folder / "manifest.json").write_text(text.replace('"position": 50', '"position": 51'))
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit", "half", "no manifest", "manifest"])
+def test_any_damage_is_seen_and_the_one_before_used_and_kept(saved, tmp_path, how):
+    damage(tmp_path / "checkpoints" / "5", how)
+    assert saved.problem(5)
+    assert not saved.problem(4)
+    with pytest.warns(UserWarning, match=r"checkpoint 5: .*passed over"):
+        assert saved.restore(tree(0))[0] == 4
+    with pytest.warns(UserWarning, match="passed over"):
+        assert saved.find("last") == 4
+    with pytest.raises(UserError, match="checkpoint 5 in .* cannot be read"):
+        saved.read(5)
+    assert saved.clear_unfinished() == [5]
+    saved.save(5, tree(5.5), {"position": 50})
+    saved.wait()
+    assert saved.restore(tree(0))[0] == 5
+    assert (tmp_path / "checkpoints" / "5.damaged").is_dir()
+    assert 4 in saved.steps()
+
+
+def test_prune_keeps_the_newest_sound_ones_and_never_the_last(saved, tmp_path):
+    damage(tmp_path / "checkpoints" / "5", "bit")
+    assert saved.prune(1) == ["5"]
+    assert saved.steps() == [2, 4]
+    for step in (2, 4):
+        damage(tmp_path / "checkpoints" / str(step), "bit")
+    assert saved.prune(1) == []
+    assert saved.clear_unfinished() == []
+    assert saved.steps() == [2, 4]
+
+
+def test_a_write_that_fails_is_an_error_at_the_next_step_and_loses_nothing(saved):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # no file may grow larger
+    try:
+        with pytest.raises(OSError, match="checkpoints"):
+            saved.save(6, {"w": jnp.arange(100_000.0) ** 0.5}, {"position": 60})
+            while True:
+                time.sleep(0.01)
+                saved.check()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved.steps() == [2, 4, 5]
+    assert not list(saved.directory.glob(".*"))
+    saved.save(7, tree(7), {"position": 70})
+    saved.wait()
+    assert saved.steps() == [2, 5, 7]
+
+
+def test_reading_leaves_a_save_under_way_alone(saved):
+    part = saved.directory / ".9.part"
+    part.mkdir()
+    other = Checkpoints(saved.directory)
+    other.read(other.find("last"))
+    other.close()
+    assert part.is_dir()
+    assert saved.clear_unfinished() == []
+    assert not part.exists()

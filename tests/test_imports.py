@@ -30,6 +30,7 @@ FLOORS = {
     "exchange": 5,
     "trained": 5.5,
     "terminal": 4,
+    "upkeep": 5,
     "explore": 6,
     "explain": 6.2,
     "report": 6,

@@ -17,6 +17,7 @@ SPLIT_FOLDERS = {
     "val": "validation",
     "test": "test",
 }
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
@@ -34,13 +35,18 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
     """
     if data.startswith(b"\xff\xd8\xff"):  # simplejpeg.is_jpeg says no to a truncated one
         try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(what, width, height)
             image = simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray")
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"{what}: JPEG that cannot be decoded ({error})") from None
         return image if size is None else _resize(image, what, size)
     pillow = _pillow(what)
     try:
         with pillow.open(io.BytesIO(data)) as opened:
+            _check_pixels(what, *opened.size)
             if opened.mode.startswith(("I", "F")):
                 raise UserError(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
             image = np.asarray(opened.convert("RGB" if channels == 3 else "L"))
@@ -50,6 +56,11 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
         raise UserError(f"{what}: not an image that can be read ({error})") from None
     image = image if image.ndim == 3 else image[..., None]
     return image if size is None else _resize(image, what, size)
+
+
+def _check_pixels(what: object, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{what}: {width}x{height} pixels; allowed: at most {MAX_PIXELS} in all")
 
 
 def _pillow(what: object) -> Any:

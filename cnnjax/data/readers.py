@@ -22,6 +22,14 @@ from cnnjax.errors import UserError
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
+# What unpacks to more than both is taken for a decompression bomb, and not read into memory.
+MAX_RATIO, ALWAYS_BYTES = 200, 2**28
+
+
+def _most_bytes(path: Path) -> int:
+    return max(ALWAYS_BYTES, MAX_RATIO * path.stat().st_size)
+
+
 def find_idx(folder: Path, name: str) -> Path | None:
     """The idx file of that name in the folder, gzipped or not; None if it is not there."""
     for path in (folder / f"{name}.gz", folder / name):
@@ -33,8 +41,14 @@ def find_idx(folder: Path, name: str) -> Path | None:
 def _unzipped(path: Path) -> bytes:
     """The file's bytes, unzipped if its name ends in .gz."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        most = _most_bytes(path)
+        with gzip.open(path) as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise OSError(f"it unpacks to more than {most} bytes, {MAX_RATIO} times its own size")
+        return data
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); copy or download it again") from None
 
@@ -143,6 +157,8 @@ def _tar_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         with tarfile.open(path) as archive:
             for member in archive:
                 name = Path(member.name).name
+                if member.size > _most_bytes(path):
+                    raise OSError(f"{member.name} claims {member.size} bytes")
                 if member.isfile() and name in names:
                     found[name] = archive.extractfile(member).read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
@@ -156,9 +172,26 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Raises: UserError naming the file, for one that cannot be read or holds Python objects.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _most_bytes(path):
+            raise OSError(f"it claims {size} bytes, more than {MAX_RATIO} times its own size")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        AttributeError,
+        TypeError,
+        SyntaxError,
+        RuntimeError,
+        MemoryError,
+        LookupError,
+        NotImplementedError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as npz without pickle ({reason})") from None
 

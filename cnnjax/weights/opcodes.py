@@ -122,6 +122,10 @@ class Interpreter:
     def _set_items(self, items: list[Any]) -> None:
         if len(items) % 2:
             raise Malformed("a key without a value")
+        if not all(isinstance(key, str | int | float | None) for key in items[::2]):
+            raise Malformed(
+                "a key that is neither a name nor a number"
+            )  # hashing nested tuples may never end
         self._top(dict).update(zip(items[::2], items[1::2], strict=True))
 
 

@@ -6,6 +6,7 @@ older one, a row of pickles followed by the storages. `opcodes` says why reading
 
 import io
 import pickletools
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -172,9 +173,9 @@ def _storage(persistent_id: Any) -> Storage:
     kind, storage_class, key, _, size, *view = persistent_id
     name = getattr(storage_class, "name", "").removeprefix("torch ")
     if kind != "storage" or name not in STORAGES or (view and view[0] is not None):
-        raise Malformed(f"persistent id {persistent_id!r:.80}")
+        raise Malformed(f"persistent id {reprlib.repr(persistent_id)}")
     if not isinstance(key, str) or not _is_size(size):
-        raise Malformed(f"storage {key!r:.80} of {size!r:.80} values")
+        raise Malformed(f"storage {reprlib.repr(key)} of {reprlib.repr(size)} values")
     return Storage(key, np.dtype(STORAGES[name]).newbyteorder("<"), size)
 
 

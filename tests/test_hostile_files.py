@@ -1,0 +1,193 @@
+"""No code from a file: nothing in the package can run any, and files that try are refused in one line."""
+
+import ast
+import gzip
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import cnnjax
+from cnnjax import config as config_lib
+from cnnjax.data import augment, datasets, images, readers
+from cnnjax.errors import UserError
+from cnnjax.experiment import build
+from cnnjax.runs import Run
+from cnnjax.training import manifests
+from cnnjax.weights import files
+
+PACKAGE = Path(cnnjax.__file__).parent
+RUNS_CODE = {"eval", "exec", "compile", "__import__", "system", "popen", "extractall", "import_module"}
+MAY = {
+    ("__init__.py", "import_module"),
+    ("models/__init__.py", "import_module"),
+    ("config.py", "run_path"),
+}  # own files; the user's --config=FILE
+
+
+def calls(file: Path) -> list[tuple[str, ast.Call]]:
+    found = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    return [(getattr(node.func, "attr", getattr(node.func, "id", "")), node) for node in found]
+
+
+def test_the_package_has_no_way_to_run_code_from_a_file():
+    for file in PACKAGE.rglob("*.py"):
+        place = str(file.relative_to(PACKAGE))
+        for name, node in calls(file):
+            if isinstance(node.func, ast.Name) or name not in ("compile",):  # re.compile, lowered.compile
+                assert name not in {*RUNS_CODE, "run_path"} or (place, name) in MAY, f"{place}: {name}"
+            keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+            assert "shell" not in keywords, f"{place}: shell="
+            if (
+                name == "load"
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func) == "np.load"
+            ):
+                assert ast.unparse(keywords["allow_pickle"]) == "False", place
+
+
+class Evil:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_pickles_in_arrays_are_refused_and_do_not_run(tmp_path):
+    evil = np.array([Evil(tmp_path / "ran")], dtype=object)
+    np.savez(tmp_path / "inside.npz", train_image=evil, train_label=np.zeros(1, np.uint8))
+    np.save(tmp_path / "array.npy", evil, allow_pickle=True)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(evil))
+    for name in ("inside", "array", "bare"):
+        with pytest.raises(UserError, match=f"{name}.npz: cannot be read as npz without pickle"):
+            readers.read_npz(tmp_path / f"{name}.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_that_nest_without_end_are_refused_at_once(tmp_path):
+    twice = b")" + b"2\x86" * 60  # t = (t, t), sixty times: hashing or printing it never ends
+    for body in (b"\x80\x02}" + twice + b"K\x01s.", b"\x80\x02" + twice + b"Q."):
+        with zipfile.ZipFile(tmp_path / "deep.pth", "w") as archive:
+            archive.writestr("net/data.pkl", body)
+        with pytest.raises(UserError, match=r"deep\.pth"):
+            files.read(tmp_path / "deep.pth")
+
+
+def test_archives_write_nothing_and_bombs_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "ALWAYS_BYTES", 2**16)
+    zeros = bytes(2**24)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(zeros))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        readers.read_idx(tmp_path / "train-images-idx3-ubyte.gz", 3)
+    np.savez_compressed(tmp_path / "bomb.npz", train_image=np.zeros((2**14, 32, 32), np.uint8))
+    with pytest.raises(UserError, match=r"bomb\.npz: .* claims"):
+        readers.read_npz(tmp_path / "bomb.npz")
+    slip = tmp_path / "slip.tar.gz"
+    with tarfile.open(slip, "w:gz") as archive:
+        for name, data in (("../../slipped.bin", bytes(3073)), ("bomb.bin", zeros)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"bomb\.bin claims"):
+        readers.read_cifar(slip, ("bomb.bin",), 1, 10)
+    with pytest.raises(UserError, match=r"slip.tar.gz"):
+        readers.read_cifar(slip, ("slipped.bin",), 1, 10)
+    with zipfile.ZipFile(tmp_path / "slip.npz", "w") as archive:
+        archive.writestr("../../../slipped.npy", b"x")
+    with pytest.raises(UserError, match="train_image|cannot be read"):
+        datasets.load(f"npz:{tmp_path / 'slip.npz'}", "train")
+    assert not list(tmp_path.parent.glob("slipped*"))
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused():
+    pytest.importorskip("PIL")
+    with pytest.raises(UserError, match="pixels"):
+        images.decode_image(png(12_000, 12_000), "big.png", 3)
+    import simplejpeg
+
+    small = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    at = small.index(b"\xff\xc0") + 5
+    small[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
+    with pytest.raises(UserError, match=r"big\.jpg: 60000x60000 pixels"):
+        images.decode_image(bytes(small), "big.jpg", 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "os.system('touch ran')"),
+        ("model", "__import__('os').system('touch ran')"),
+        ("model", "os:system"),
+        ("augment.train", "system('touch ran')|normalize"),
+        ("optimizer.name", "subprocess.run(args='touch ran')"),
+        ("data.name", "module:os"),
+    ],
+)
+def test_a_run_folder_that_names_code_is_refused(tmp_path, monkeypatch, field, value):
+    monkeypatch.chdir(tmp_path)
+    config = json.loads(config_lib.to_json(config_lib.default()))
+    *groups, last = field.split(".")
+    place = config[groups[0]] if groups else config
+    place[last] = value
+    Path("config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError):
+        build(Run.open(tmp_path).config())
+    assert not Path("ran").exists()
+
+
+SHORT = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@SHORT
+@given(st.binary(max_size=400), st.sampled_from(["x.npz", "x.safetensors", "x.pth", "x-ubyte", "x.gz"]))
+def test_any_bytes_give_the_documented_error(tmp_path, data, name):
+    path = tmp_path / name
+    path.write_bytes(data)
+    readers_of = {".npz": readers.read_npz, ".safetensors": files.read, ".pth": files.read}
+    read = readers_of.get(path.suffix, lambda p: readers.read_idx(p, 3))
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@SHORT
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=9), lambda x: st.dictionaries(st.text(max_size=9), x)
+    )
+)
+def test_any_manifest_gives_the_documented_error(tmp_path, value):
+    (tmp_path / "manifest.json").write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
+        manifests.verify(tmp_path)
+
+
+@SHORT
+@given(st.text(alphabet="mirorandm_cp(0123,)|=.-'\" \\{}[]\x00", max_size=60))
+def test_any_augmentation_string_gives_the_documented_error(text):
+    try:
+        augment.parse(text, image_shape=(8, 8, 1))
+    except UserError as error:
+        assert "\n" not in str(error)
