@@ -1,4 +1,4 @@
-"""Builds the API pages from the docstrings: `python docs/make.py site`."""
+"""Builds the API pages from the docstrings: `python docs/make.py FOLDER [MODULE ...]`."""
 
 import pkgutil
 import sys
@@ -17,15 +17,15 @@ def modules() -> list[str]:
     return ["cnnjax", *(name for name in found if not name.startswith(COMMANDS) and "._" not in name)]
 
 
-def build(folder: Path) -> None:
-    """Writes the pages into a folder."""
+def build(folder: Path, names: list[str]) -> None:
+    """Writes the pages of modules into a folder."""
     for name in cnnjax.__all__:
         getattr(cnnjax, name)  # now they stand in the module, where pdoc looks for them
     pdoc.render.configure(docformat="google", search=True)
-    pdoc.pdoc(*modules(), output_directory=folder)
+    pdoc.pdoc(*names, output_directory=folder)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python docs/make.py FOLDER")
-    build(Path(sys.argv[1]))
+    if len(sys.argv) < 2:
+        sys.exit("usage: python docs/make.py FOLDER [MODULE ...]")
+    build(Path(sys.argv[1]), sys.argv[2:] or modules())

@@ -1,10 +1,13 @@
 """What several tests share: a tiny data set with something to learn, and a small config on it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
+from cnnjax import loop
 
 
 def tiny_arrays(num_train: int = 90, num_test: int = 37, size: int = 8) -> dict[str, np.ndarray]:
@@ -25,6 +28,20 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(file, **tiny_arrays())
     return f"npz:{file}"
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on the tiny data, trained to its end."""
+    config = config_lib.default()
+    config.update(
+        {"model": "simple_cnn(widths=(2, 3), kernel_size=3)", "batch_size": 16, "total_epochs": 4.0}
+    )
+    config.update({"eval_batch_size": 16, "data": {"name": tiny_data, "num_validation": 10}})
+    config.optimizer.learning_rate = 0.03
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    loop.train(config, workdir)
+    return workdir
 
 
 @pytest.fixture

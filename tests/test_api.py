@@ -33,7 +33,7 @@ def test_every_public_name_is_there_documented_and_in_the_stub():
 
 def _here() -> dict[str, str]:
     """The environment of a child process that imports this checkout."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.slow
@@ -52,11 +52,13 @@ def test_the_public_surface_is_typed(tmp_path):
     file = tmp_path / "program.py"
     file.write_text(good + "wrong: int = cnnjax.load_run('x').predict('a.png')[0].name\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--no-error-summary"]
+    command += [f"--config-file={ROOT / 'pyproject.toml'}"]
     done = subprocess.run(
         [*command, f"--cache-dir={tmp_path}", "--follow-imports=silent", str(file)],
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env=_here(),
     )
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [
         "error: Incompatible types in assignment "
@@ -67,6 +69,7 @@ def test_the_public_surface_is_typed(tmp_path):
 def test_the_api_pages_are_built_from_the_docstrings(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, str(ROOT / "docs" / "make.py"), str(tmp_path)]
+    command += ["cnnjax", "cnnjax.explore.attribution"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_here())
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "cnnjax.html").read_text()
@@ -93,7 +96,9 @@ def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     pytest.importorskip("ipykernel")
     book = nbformat.read(file, 4)
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(book, timeout=120, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3", resources=resources).execute(
+        env=_here()
+    )
     kinds = [output.output_type for cell in book.cells for output in cell.get("outputs", [])]
     assert kinds
     assert "error" not in kinds

@@ -16,6 +16,8 @@ from cnnjax.models.layers import Conv, Dense
 from cnnjax.training.state import init_variables
 
 SHAPE = (12, 12, 1)
+# What is compiled here runs once, so that optimizing it would only take time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def build(spec, shape=SHAPE, seed=0, **fields):
@@ -33,12 +35,12 @@ def build(spec, shape=SHAPE, seed=0, **fields):
 
 
 def values(model, variables, image, *names):
-    return jax.jit(lambda v, x: layers.feature_maps(model, v, x, names))(variables, image)
+    return jit(lambda v, x: layers.feature_maps(model, v, x, names))(variables, image)
 
 
 def attributed(method, model, variables, image, label=None, **options):
     label = LABEL if label is None else label
-    return jax.jit(functools.partial(method, model, **options))(variables, image, label)
+    return jit(functools.partial(method, model, **options))(variables, image, label)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_layers_are_named_in_order_and_hold_what_the_modules_give(tiny, image):
     assert found["head"] == (3,)
     maps = values(model, variables, image, *found)
     capture = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
-    _, captured = jax.jit(capture)(variables, image)
+    _, captured = jit(capture)(variables, image)
     for name in ("conv1", "norm2", "head"):
         (wanted,) = captured["intermediates"][name]["__call__"]
         np.testing.assert_allclose(maps[name], wanted, rtol=1e-5, atol=1e-6)
@@ -89,8 +91,8 @@ def test_blocks_have_names_and_run_gives_the_logits(image):
     traced = layers.trace(layers.unrolled(model), variables, small)
     assert {"stem", "stage1_block2/conv1", "stage2_block1"} <= set(traced.layers)
     assert traced.last_map.name == "stage2_block1"
-    logits = jax.jit(lambda v, x: layers.run(traced, v, x)[0])(variables, small)
-    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, small), rtol=1e-4, atol=1e-5)
+    logits = jit(lambda v, x: layers.run(traced, v, x)[0])(variables, small)
+    np.testing.assert_allclose(logits, jit(model.apply)(variables, small), rtol=1e-4, atol=1e-5)
 
 
 def test_a_receptive_box_is_what_changes_the_place(tiny):
@@ -102,7 +104,7 @@ def test_a_receptive_box_is_what_changes_the_place(tiny):
             return layers.feature_maps(model, variables, x, [layer])[layer][0, place[0], place[1]].sum()
 
         draws = np.random.default_rng(1).normal(size=(6, 1, *SHAPE)).astype(np.float32)
-        gradient = jax.jit(jax.vmap(jax.grad(value)))(draws)
+        gradient = jit(jax.vmap(jax.grad(value)))(draws)
         seen = np.argwhere(np.any(gradient[:, 0, ..., 0] != 0, 0))
         assert (top <= seen.min(0)[0]) and (left <= seen.min(0)[1])
         assert (bottom > seen.max(0)[0]) and (right > seen.max(0)[1])
@@ -154,35 +156,60 @@ def test_grad_cam_changes_when_weights_are_drawn_anew(image):
     assert np.abs(correlation).max() < 0.9
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11"])
-def test_grad_cam_equals_torch_on_its_weights(name):
+def torch_squeezenet(torch, num_classes):
+    """SqueezeNet 1.1 with torchvision's names, from the layers of torch alone."""
+    nn = torch.nn
+
+    class Fire(nn.Module):
+        def __init__(self, channels, squeeze, expand):
+            super().__init__()
+            self.squeeze = nn.Conv2d(channels, squeeze, 1)
+            self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+            self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+        def forward(self, x):
+            x = self.squeeze(x).relu()
+            return torch.cat([self.expand1x1(x).relu(), self.expand3x3(x).relu()], 1)
+
+    def pool():
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    layers = [nn.Conv2d(3, 64, 3, stride=2), nn.ReLU(), pool(), Fire(64, 16, 64), Fire(128, 16, 64), pool()]
+    layers += [Fire(128, 32, 128), Fire(256, 32, 128), pool(), Fire(256, 48, 192), Fire(384, 48, 192)]
+    layers += [Fire(384, 64, 256), Fire(512, 64, 256)]
+    head = nn.Sequential(nn.Dropout(), nn.Conv2d(512, num_classes, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.ModuleDict({"features": nn.Sequential(*layers), "classifier": head}).eval()
+
+
+def test_grad_cam_equals_torch_on_its_weights():
     torch = pytest.importorskip("torch", reason="torch is not here: the extra `peers`")
-    torchvision = pytest.importorskip("torchvision")
-    from cnnjax.weights import convert
+    from cnnjax.weights.torch_names import convert_into
 
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)(num_classes=7).eval()
-    model = create_model(name, num_classes=7)
-    draw = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
-    kept = {}
-    last = theirs.layer4 if name == "resnet18" else theirs.avgpool
-    last.register_forward_hook(lambda module, given, out: kept.update(out=out) or out.retain_grad())
-    theirs(torch.from_numpy(draw.transpose(0, 3, 1, 2)))[0, 3].backward()
-    value, gradient = kept["out"].detach().numpy(), kept["out"].grad.numpy()
+    theirs, ours = torch_squeezenet(torch, 7), create_model("squeezenet1_1", num_classes=7)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=(2 / max(1, parameter[0].numel())) ** 0.5)
+    draw = np.random.default_rng(0).normal(size=(1, 63, 63, 3)).astype(np.float32)
+    maps = theirs["features"](torch.from_numpy(draw.transpose(0, 3, 1, 2)))
+    maps.retain_grad()
+    logits = theirs["classifier"](maps).flatten()
+    logits[logits.argmax()].backward()
+    value, gradient = maps.detach().numpy(), maps.grad.numpy()
     wanted = np.maximum((gradient.mean((2, 3), keepdims=True) * value).sum(1), 0)
-    state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    variables = convert(state, model)
-    found = attributed(attribution.grad_cam, model, variables, jnp.asarray(draw), jnp.array([3]))
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * max(1e-3, wanted.max()))
+    assert wanted.max() > 0
+    variables = convert_into({k: v.numpy() for k, v in theirs.state_dict().items()}, ours, (63, 63, 3))
+    label = jnp.array([int(logits.argmax())])
+    found = attributed(attribution.grad_cam, ours, variables, jnp.asarray(draw), label)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
 
 
 def test_integrated_gradients_add_up_to_the_difference_of_logits(tiny, image):
     model, variables = tiny
     method = functools.partial(attribution.integrated_gradients, model, variables)
     for baseline in (0.0, -1.0):
-        found = jax.jit(functools.partial(method, baseline=baseline, steps=256))(image, LABEL)
+        found = jit(functools.partial(method, baseline=baseline, steps=128))(image, LABEL)
         start = jnp.full_like(image, baseline)
-        ends = [attribution.class_logits(model, variables, x, LABEL) for x in (image, start)]
+        ends = [attributed(attribution.class_logits, model, variables, x) for x in (image, start)]
         np.testing.assert_allclose(found.sum((1, 2, 3)), ends[0] - ends[1], atol=0.01)
 
 
@@ -190,7 +217,7 @@ def test_saliency_is_the_gradient_and_smooth_grad_without_noise_too(tiny, image)
     model, variables = tiny
     found = attributed(attribution.saliency, model, variables, image)
     step = jnp.zeros_like(image).at[0, 5, 6, 0].set(1e-2)
-    logits = [attribution.class_logits(model, variables, image + s * step, LABEL)[0] for s in (1, -1)]
+    logits = [attributed(attribution.class_logits, model, variables, image + s * step)[0] for s in (1, -1)]
     assert float(found[0, 5, 6]) == pytest.approx(abs(float(logits[0] - logits[1])) / 2e-2, rel=0.05)
     method = functools.partial(attribution.smooth_grad, key=jax.random.key(0), samples=4)
     smooth = attributed(method, model, variables, image, noise=0.0)
@@ -211,10 +238,13 @@ def test_guided_gradients_drop_what_is_negative():
 
 def test_guided_gradient_replaces_every_relu(tiny, image):
     model, variables = tiny
-    ask = functools.partial(attribution.guided_gradient, model, variables, image)
-    found = ask(lambda logits, values: values[..., 0].max((1, 2)).sum(), "conv2")
-    plain = jax.grad(
-        lambda x: layers.feature_maps(model, variables, x, ["conv2"])["conv2"][..., 0].max((1, 2)).sum()
+
+    def score(logits, values):
+        return values[..., 0].max((1, 2)).sum()
+
+    found = jit(lambda x: attribution.guided_gradient(model, variables, x, score, "conv2"))(image)
+    plain = jit(
+        jax.grad(lambda x: score(None, layers.feature_maps(model, variables, x, ["conv2"])["conv2"]))
     )(image)
     assert found.shape == image.shape
     assert not np.allclose(found, plain)
@@ -225,7 +255,7 @@ def test_occlusion_is_the_fall_of_the_logit(tiny, image):
     found = attributed(attribution.occlusion, model, variables, image, window=4, stride=4, fill=0.5)
     assert found.shape == (2, 3, 3)
     covered = image.at[:, 4:8, 8:12].set(0.5)
-    whole, less = (attribution.class_logits(model, variables, x, LABEL) for x in (image, covered))
+    whole, less = (attributed(attribution.class_logits, model, variables, x) for x in (image, covered))
     np.testing.assert_allclose(found[:, 1, 2], whole - less, rtol=1e-3, atol=1e-5)
     with pytest.raises(UserError, match="window=13"):
         attribution.occlusion(model, variables, image, LABEL, window=13, stride=1)
@@ -268,7 +298,8 @@ def test_statistics_find_dead_units(tiny, image):
 def test_maximization_excites_the_unit_far_more_than_noise(tiny):
     model, variables = tiny
     for layer, unit in ((None, 1), ("conv2", 3)):
-        image = units.maximize(model, variables, SHAPE, unit, jax.random.key(0), layer=layer, steps=24)
+        climb = functools.partial(units.maximize, model, image_shape=SHAPE, layer=layer, steps=24)
+        image = jit(functools.partial(climb, unit=unit))(variables=variables, key=jax.random.key(0))
         noise = jax.random.normal(jax.random.key(1), (16, *SHAPE)) * image.std()
         name = layer or "head"
         high, usual = (
@@ -287,10 +318,10 @@ def test_first_filters_are_the_first_kernel(tiny):
 
 def test_penultimate_features_give_the_logits(tiny, image):
     for model, variables in (tiny, (Pooled(), Pooled().init(jax.random.key(0), image))):
-        features = layers.penultimate(model, variables, image)
+        features = jit(functools.partial(layers.penultimate, model))(variables, image)
         head = variables["params"]["head"]
         logits = features @ head["kernel"] + head["bias"]
-        np.testing.assert_allclose(logits, model.apply(variables, image), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(logits, jit(model.apply)(variables, image), rtol=1e-3, atol=1e-5)
 
 
 def test_pca_is_scikit_learns_and_tsne_keeps_clusters():

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 import cnnjax
-from cnnjax import config as config_lib
 from cnnjax.data import datasets
 from cnnjax.explore import examples
 from tests import browser
@@ -22,15 +21,8 @@ from cnnjax.page import server, views  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
-    config = config_lib.default()
-    config.update(
-        {"model": "simple_cnn(widths=(2, 3), kernel_size=3)", "batch_size": 16, "total_epochs": 2.0}
-    )
-    config.update({"eval_batch_size": 16, "data": {"name": tiny_data, "num_validation": 10}})
-    workdir = tmp_path_factory.mktemp("page") / "run"
-    cnnjax.train(config, workdir)
-    return cnnjax.load_run(workdir)
+def trained(tiny_run):
+    return cnnjax.load_run(tiny_run)
 
 
 @pytest.fixture(scope="module")

@@ -23,24 +23,6 @@ from cnnjax.trained import Failure
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tiny_data, tmp_path_factory) -> Path:
-    config = config_lib.default()
-    config.update(
-        {
-            "model": "simple_cnn(widths=(2, 3), kernel_size=3)",
-            "batch_size": 16,
-            "eval_batch_size": 16,
-            "total_epochs": 4.0,
-            "data": {"name": tiny_data, "num_validation": 10},
-            "optimizer": {"learning_rate": 0.03},
-        }
-    )
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    cnnjax.train(config, workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def trained(tiny_run):
     return cnnjax.load_run(tiny_run)
 
