@@ -298,7 +298,7 @@ def test_statistics_find_dead_units(tiny, image):
 def test_maximization_excites_the_unit_far_more_than_noise(tiny):
     model, variables = tiny
     for layer, unit in ((None, 1), ("conv2", 3)):
-        climb = functools.partial(units.maximize, model, image_shape=SHAPE, layer=layer, steps=24)
+        climb = functools.partial(units.maximize, model, image_shape=SHAPE, layer=layer, steps=12)
         image = jit(functools.partial(climb, unit=unit))(variables=variables, key=jax.random.key(0))
         noise = jax.random.normal(jax.random.key(1), (16, *SHAPE)) * image.std()
         name = layer or "head"
