@@ -4,7 +4,7 @@ A model is traced to its jaxpr, whose equations carry the names of their modules
 So no model needs hooks, and values between modules have names too:
 
   stage1_block2/conv1   the output of a module
-  norm2:relu            what an activation made of the value after module norm2, outside any module
+  norm:relu             what an activation made of the value after module norm, outside any module
   norm2:out             the last such map before the next module (after pooling, say)
   norm2:vector          the last such vector (flattened, or averaged over places)
 
