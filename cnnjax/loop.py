@@ -229,7 +229,7 @@ class Trainer:
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
 
     def _restore_or_start(self) -> None:
-        for step in self.saved.clear_unfinished():
+        for step in processes.first_then_others(self.saved.clear_unfinished, list):
             self.progress.note(f"checkpoint {step} is damaged; set aside as {step}.damaged")
         restored = self.saved.restore(self.experiment.abstract_tree())
         if restored is None:
