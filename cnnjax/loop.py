@@ -229,7 +229,7 @@ class Trainer:
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
 
     def _restore_or_start(self) -> None:
-        for step in self.saved.clear_unfinished():
+        for step in processes.first_then_others(self.saved.clear_unfinished, list):
             self.progress.note(f"checkpoint {step} is damaged; set aside as {step}.damaged")
         restored = self.saved.restore(self.experiment.abstract_tree())
         if restored is None:
@@ -252,19 +252,23 @@ class Trainer:
         with caught_signals() as caught, explained:
             self.progress.start(self.step, total)
             step_fn = self._compile()
-            stop = processes.Stop(caught, self.step)
-            while self.step < total:
-                self._advance(step_fn)
-                self.saved.check()
-                if self._due(self.config.log_every_steps):
-                    self._log()
-                at_boundary = self._due(self.experiment.steps_per_evaluation)
-                found = self._evaluate() if at_boundary and self.evaluator else None
-                if at_boundary or self._due(self.config.checkpoint_every_steps):
-                    self._save(found)
-                if signum := stop.at(self.step):
-                    self._stop(signum)
+            with processes.Stop(caught, self.step) as stop:
+                while self.step < total:
+                    self._advance(step_fn)
+                    self._report_and_save()
+                    if signum := stop.at(self.step):
+                        self._stop(signum)
         self.saved.wait()
+
+    def _report_and_save(self) -> None:
+        """What is due after a step; a save that failed in the background ends the run."""
+        self.saved.check()
+        if self._due(self.config.log_every_steps):
+            self._log()
+        at_boundary = self._due(self.experiment.steps_per_evaluation)
+        found = self._evaluate() if at_boundary and self.evaluator else None
+        if at_boundary or self._due(self.config.checkpoint_every_steps):
+            self._save(found)
 
     def _due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.experiment.total_steps)

@@ -30,16 +30,17 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
       coordinator: "host:port" of process 0; None, like the two others, for what Slurm, Open MPI, Kubernetes
         or a TPU pod tells.
       count, index: how many processes there are, and which one this is.
-      hang_seconds: a process that has not been heard of for so long is taken for dead.
+      hang_seconds: see `watch`; a process that has not been heard of for twice as long, or 100 seconds, is
+        taken for dead.
 
     Raises:
       UserError: where the others cannot be found.
     """
-    faulthandler.enable()
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
         raise UserError("--coordinator, --process_count and --process_index are given together, or none")
     if count is not None and not 0 <= index < count:
         raise UserError(f"--process_index={index} must be at least 0 and less than --process_count={count}")
+    faulthandler.enable(sys.__stderr__)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -47,7 +48,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
             count,
             index,
             initialization_timeout=max(10, hang_seconds),
-            heartbeat_timeout_seconds=max(10, min(100, hang_seconds)),
+            heartbeat_timeout_seconds=max(10, min(100, 2 * hang_seconds)),
             shutdown_timeout_seconds=max(10, hang_seconds),
         )
     except (ValueError, RuntimeError) as error:
@@ -110,11 +111,20 @@ class Stop:
     def __init__(self, caught: Sequence[int], step: int):
         """`caught` fills with the signals of this process; `step` steps are done."""
         self._caught, self._step = caught, step
-        self._frozen, self._decided = threading.Event(), threading.Event()
+        self._frozen, self._decided, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._last, self._signum, self._told = -1, 0, False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> "Stop":
         if joined():
-            threading.Thread(target=self._listen, daemon=True).start()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def at(self, step: int) -> int:
         """The signal to stop for after so many steps; 0 to go on."""
@@ -131,23 +141,28 @@ class Stop:
         return self._signum if step >= self._last else 0
 
     def _listen(self) -> None:
-        signum = self._await_signal()
+        signum = self._word("cnnjax/stop")
+        if signum is None:
+            return
         with self._lock:
             self._frozen.set()
             mine = self._step
         _client().key_value_set(f"cnnjax/at/{jax.process_index()}", str(mine))
-        others = range(jax.process_count())
-        reached = [_client().blocking_key_value_get(f"cnnjax/at/{i}", 1000 * WAIT_SECONDS) for i in others]
-        self._last, self._signum = max(map(int, reached)) + 1, signum
-        self._decided.set()
+        reached = [self._word(f"cnnjax/at/{i}") for i in range(jax.process_count())]
+        if None not in reached:
+            self._last, self._signum = max(reached) + 1, signum
+            self._decided.set()
 
-    def _await_signal(self) -> int:
-        while True:
+    def _word(self, key: str) -> int | None:
+        """The number under a key, as soon as there is one; None where the run ends before."""
+        # Asked for again and again: a thread that waits inside of JAX cannot be ended.
+        while not self._over.wait(0.2):
             try:
-                return int(_client().blocking_key_value_get("cnnjax/stop", 3_600_000))
+                return int(_client().key_value_try_get(key))
             except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise SystemExit from None  # the run has ended; so does this thread
+                if "NOT_FOUND" not in str(error):
+                    return None  # the others are gone
+        return None
 
 
 class Watch:
@@ -168,7 +183,7 @@ class Watch:
             "one that it waits for; the stacks of its threads follow\n"
         )
         sys.stderr.flush()
-        faulthandler.dump_traceback(all_threads=True)
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         os._exit(HUNG)
 
 

@@ -225,7 +225,7 @@ def out_of_memory(where: str, model: str, batch_size: int, needed: Callable[[], 
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise
         found = re.search(r"[Uu]sed [\d.]+\w* of [\d.]+\w*|allocating [\d.]+ ?\w*", str(error))
         size = f" ({found[0]})" if found else ""

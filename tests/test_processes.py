@@ -29,7 +29,7 @@ FIELDS = [
     "--config.log_every_steps=1",
     "--config.checkpoint_every_steps=2",
 ]
-CHECK = "--config.total_epochs=8"
+CHECK = "--config.total_epochs=5"
 
 
 def start(workdir: Path, data: str, *, launch: str = "", seconds: int = 120, epochs: str = CHECK):
@@ -131,10 +131,10 @@ def test_alone_everything_is_the_first_process():
     assert processes.is_first() and not processes.joined() and processes.name() == ""
     assert processes.first_then_others(lambda: 1, lambda: 2) == 1
     caught: list[int] = []
-    stop = processes.Stop(caught, 0)
-    assert stop.at(1) == 0
-    caught.append(signal.SIGTERM)
-    assert stop.at(2) == signal.SIGTERM
+    with processes.Stop(caught, 0) as stop:
+        assert stop.at(1) == 0
+        caught.append(signal.SIGTERM)
+        assert stop.at(2) == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
