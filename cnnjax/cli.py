@@ -30,7 +30,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   explore    a local page of a trained network           --workdir=DIR
   report     the page of a run, or of several compared   DIR...
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
-  data       the data sets, and whether they are here    --dir=DIR
+  data       the data sets; one as records of one size   --dir=DIR | prepare NAME --out=DIR --short_side=256
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
   compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
@@ -204,20 +204,18 @@ def evaluate(args: list[str]) -> None:
 
 
 def data(args: list[str]) -> None:
-    """Lists the data sets."""
+    """Lists the data sets, or prepares one."""
+    from cnnjax import data_commands
 
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("dir", None, "a folder to look in first", flag_values=values)
-
-    values, _ = parse_flags("data", args, define)
-    from cnnjax.data import datasets
-
-    table = Table("name", "train", "test", "classes", "image", "found in")
-    for row in datasets.describe(values.dir):
-        cells = [row[name] for name in ("name", "train", "test", "classes", "image")]
-        table.add_row(*map(str, cells), row["found"] or "not here")
-    Console().print(table)
-    print("Also by path: idx:FOLDER, folder:FOLDER, npz:FILE, tfds:NAME")
+    values, words = parse_flags("data", args, data_commands.define, max_names=2)
+    if not words:
+        data_commands.list_datasets(values.dir)
+    elif words[0] == "prepare" and len(words) == 2:
+        data_commands.prepare_dataset(words[1], values)
+    else:
+        raise UserError(
+            "usage: cnnjax data, or cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
+        )
 
 
 def models(args: list[str]) -> None:

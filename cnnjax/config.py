@@ -40,6 +40,10 @@ def default() -> ConfigDict:
                 "dir": "",  # where the data set lies; '' searches the places that `cnnjax data` lists
                 "size": 0,  # of image folders: short side to it and the middle square; 0 as they are
                 "num_validation": 600,  # held out of train by `seed`, for every choice; 0 holds none out
+                "num_workers": 0,  # processes that read streamed images; 0 reads with threads
+                "on_bad_image": "error",  # 'skip' leaves out, counts and lists what cannot be read
+                "max_bad_images": 100,  # more than that end the run all the same
+                "test_split": "test",  # the official split of the final score: ImageNet's is 'validation'
                 "download": True,  # where the data set is found nowhere else
             },
             "augment": {
@@ -73,12 +77,21 @@ def default() -> ConfigDict:
 
 # Fields that may change between a run and its resumption: they leave the trained numbers alone.
 RESUMABLE = frozenset(
-    {"data.dir", "data.download", "keep_checkpoints", "checkpoint_every_steps", "mesh", "sharding"}
+    {
+        "data.dir",
+        "data.download",
+        "data.num_workers",
+        "keep_checkpoints",
+        "checkpoint_every_steps",
+        "mesh",
+        "sharding",
+    }
 )
 
 _POSITIVE = ("total_epochs", "batch_size", "eval_batch_size", "optimizer.learning_rate",
              "log_every_steps", "eval_every_epochs", "keep_checkpoints", "accumulate_steps")  # fmt: skip
-_NOT_NEGATIVE = ("seed", "data.size", "data.num_validation", "loss.aux_weight", "optimizer.warmup_epochs",
+_NOT_NEGATIVE = ("seed", "data.size", "data.num_validation", "data.num_workers",
+                 "data.max_bad_images", "loss.aux_weight", "optimizer.warmup_epochs",
                  "optimizer.weight_decay", "optimizer.gradient_clip", "checkpoint_every_steps")  # fmt: skip
 _BELOW_ONE = ("loss.label_smoothing", "ema_decay")
 
@@ -118,6 +131,8 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"config.{field}={flat[field]!r} must be {words}")
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype={config.dtype!r} must be one of {', '.join(DTYPES)}")
+    if config.data.on_bad_image not in ("error", "skip"):
+        raise UserError(f"config.data.on_bad_image={config.data.on_bad_image!r} must be one of error, skip")
     if config.init_head not in ("keep", "new"):
         raise UserError(f"config.init_head={config.init_head!r} must be one of keep, new")
     if config.optimizer.warmup_epochs >= config.total_epochs:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake that the user can mend: the CLI prints its message alone and exits with code 2."""
 
 
+class BadImage(UserError):
+    """One image that cannot be used, and may be left out where the user says so."""
+
+
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     """The error for a name outside a closed set; it lists the set and names the nearest member.
 

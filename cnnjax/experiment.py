@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +15,8 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data import augment as augment_lib
-from cnnjax.data import datasets, pipeline
-from cnnjax.data.sources import channel_statistics
+from cnnjax.data import datasets, pipeline, records
+from cnnjax.data.sources import channel_covariance, channel_statistics, to_memory
 from cnnjax.errors import UserError
 from cnnjax.models import Preset, create_model
 from cnnjax.models.placement import Placement
@@ -24,6 +26,7 @@ from cnnjax.training.state import TrainState, count_params, init_state
 from cnnjax.training.steps import TrainMetrics
 from cnnjax.weights.initial import initial_variables
 
+SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 # Values of an optimizer or schedule that the config holds in fields of their own.
 _OWN_FIELDS = {
     "learning_rate": "optimizer.learning_rate",
@@ -74,6 +77,11 @@ class Experiment:
         passed = self.config.batch_size // self.config.accumulate_steps
         groups = parallel.norm_groups(self.config.batch_norm, passed, self.mesh)
         return Placement(self.mesh, groups)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How `make_batches` reads streamed images."""
+        return {"num_workers": self.config.data.num_workers, "max_bad": max_bad_images(self.config)}
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices of the mesh."""
@@ -133,16 +141,29 @@ class Experiment:
 
 
 def load_split(config: ConfigDict, split: str) -> Any:
-    """The source that a config names for a split."""
-    return datasets.load(
+    """The source that a config names for a split, in memory where it is small."""
+    if split == "test" and config.data.test_split == "validation" and config.data.num_validation:
+        raise UserError(
+            "config.data.test_split='validation' needs config.data.num_validation=0: a split that choices "
+            "are made on gives no test score"
+        )
+    source = datasets.load(
         config.data.name,
-        split,
+        config.data.test_split if split == "test" else split,
         data_dir=config.data.dir or None,
         num_validation=config.data.num_validation,
         seed=config.seed,
         size=config.data.size or None,
         download=config.data.download,
     )
+    if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
+        return to_memory(source, max_bad_images(config))
+    return source
+
+
+def max_bad_images(config: ConfigDict) -> int | None:
+    """Images that may be left out; None where the first one that cannot be read is an error."""
+    return config.data.max_bad_images if config.data.on_bad_image == "skip" else None
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -173,7 +194,8 @@ def build(
     create_model(config.model)  # names that need no data are checked before it is read
     _make_optimizer(config, total_steps=1000, steps_per_epoch=1000 / config.total_epochs)
     source = source or load_split(config, "train")
-    augment, eval_augment = (parse_augment(config, split, source) for split in ("train", "eval"))
+    facts = _statistics(config, source)
+    augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
     model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
     for augmentation in (augment, eval_augment):
         check_model(config.model, model, augmentation.output_shape)
@@ -192,12 +214,13 @@ def build(
     return experiment
 
 
-def parse_augment(config: ConfigDict, split: str, source: Any) -> augment_lib.Augmentation:
+def parse_augment(
+    config: ConfigDict, split: str, source: Any, facts: dict[str, Any] | None = None
+) -> augment_lib.Augmentation:
     """The augmentation that a config names for "train" or "eval", for the images of a source."""
-    info = datasets.DATASETS.get(config.data.name)
-    mean, std = (info.mean, info.std) if info else channel_statistics(source)
+    facts = facts or _statistics(config, source)
     try:
-        return augment_lib.parse(config.augment[split], image_shape=source.image_shape, mean=mean, std=std)
+        return augment_lib.parse(config.augment[split], image_shape=source.image_shape, **facts)
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
 
@@ -206,6 +229,18 @@ def explicit_spec(augment: augment_lib.Augmentation) -> str:
     """The spec with every argument written out, mean and std too: no data are needed to parse it."""
     calls = ((name, ", ".join(f"{k}={v!r}" for k, v in arguments)) for name, arguments in augment.steps)
     return "|".join(f"{name}({arguments})" for name, arguments in calls)
+
+
+def _statistics(config: ConfigDict, source: Any) -> dict[str, Any]:
+    """The data set's mean, std and covariance, as far as the augmentations of the config need them."""
+    form, _, place = config.data.name.partition(":")
+    if form == "records":
+        return records.statistics(Path(place).expanduser())
+    specs = f"{config.augment.train}|{config.augment.eval}"
+    found = {"covariance": channel_covariance(source)} if "pca_color" in specs else {}
+    info = datasets.DATASETS.get(config.data.name)
+    mean, std = (info.mean, info.std) if info else channel_statistics(source)
+    return {"mean": mean, "std": std, **found}
 
 
 def preset_augment(preset: Preset) -> str:

@@ -136,7 +136,9 @@ class Evaluator:
         self.whole = parallel.replicated(mesh)
         # Rounded up to what the devices divide: padding counts for nothing.
         size = -(-experiment.config.eval_batch_size // devices) * devices
-        self.batches = pipeline.make_batches(source, size, sharding=parallel.split_batch(mesh))
+        self.batches = pipeline.make_batches(
+            source, size, sharding=parallel.split_batch(mesh), **experiment.reading
+        )
         step = functools.partial(
             eval_step,
             model=experiment.model,
@@ -215,6 +217,7 @@ class Trainer:
             self.config.batch_size,
             seed=self.config.seed,
             sharding=parallel.split_batch(experiment.mesh),
+            **experiment.reading,
         )
         self.evaluator = None
         if self.config.data.num_validation:
@@ -222,7 +225,7 @@ class Trainer:
         whole = parallel.replicated(experiment.mesh)
         self.key = jax.jit(lambda: jax.random.key(self.config.seed), out_shardings=whole)()
         self.no_interval = jax.jit(TrainMetrics.empty, out_shardings=whole)
-        self.step, self.seconds, self.saved_step = 0, 0.0, -1
+        self.step, self.seconds, self.saved_step, self.told_skipped = 0, 0.0, -1, 0
         self.memory = 0  # bytes that the compiled step holds on a device
         self._restore_or_start()
         self.clock = time.perf_counter()
@@ -306,10 +309,23 @@ class Trainer:
                 "gradient_norm": float(sums.gradient_norm / sums.num_steps),
                 "images_per_second": self.timed_steps * self.config.batch_size / self.trained_seconds,
                 "data_wait_seconds": self.wait_seconds,
+                **self._skipped(),
             }
         )
         self.interval = self.no_interval()
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
+
+    def _skipped(self) -> dict[str, int]:
+        """How many images were left out so far, which the run folder lists and the user is told."""
+        skipped = self.batches.skipped
+        if not skipped:
+            return {}
+        for message in skipped[self.told_skipped :]:
+            self.progress.note(f"left out: {message}")
+        if len(skipped) > self.told_skipped:
+            self.run_folder.write_json("skipped_images.json", {"skipped": list(skipped)})
+        self.told_skipped = len(skipped)
+        return {"skipped_images": len(skipped)}
 
     def _elapsed(self) -> float:
         """Seconds since the last call, which become part of the run's."""

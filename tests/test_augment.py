@@ -145,12 +145,18 @@ def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     op = AUGMENTATIONS[name]
     assert set(op.parameters) <= set(augment.ARGUMENTS)
     assert op.apply.__doc__
-    given = {"size": "6", "mean": "0.5", "std": "0.25"}
+    given = {"size": "6", "mean": "0.5", "std": "0.25", "strength": "0.4", "hue": "0.1"}
+    given["covariance"] = "((1, 0, 0), (0, 1, 0), (0, 0, 1))"
     needed = [given[a] for a, p in op.parameters.items() if p.default is p.empty]
     call = f"{name}({', '.join(needed)})"
-    tail = "" if op.gives else "|scale"
-    chain = parse(call + tail, image_shape=(8, 8, 3))
-    out = jax.eval_shape(chain, jax.random.key(0), jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8))
+    chain = parse(
+        (call if op.gives else f"{call}|scale") if "uint8" in op.takes else f"scale|{call}",
+        image_shape=(8, 8, 3),
+    )
+    assert chain.mixes_labels == op.mixes_labels
+    images, labels = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    out, mixed = jax.eval_shape(chain, jax.random.key(0), images, labels)
+    assert mixed.shape == (2, 5)
     assert out.shape == (2, *chain.output_shape) and out.dtype == jnp.float32
 
 

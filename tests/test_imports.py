@@ -31,6 +31,7 @@ FLOORS = {
     "trained": 5.5,
     "terminal": 4,
     "upkeep": 5,
+    "data_commands": 6,
     "explore": 6,
     "explain": 6.2,
     "report": 6,

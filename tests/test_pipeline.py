@@ -1,5 +1,7 @@
 """Batches: every example once an epoch, whatever the batch size; positions that can be restored."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -77,6 +79,8 @@ def test_small_sources_are_resident_and_others_stream():
     assert isinstance(pipeline.make_batches(source, 2), pipeline.ResidentBatches)
 
     class Lazy:
+        image_shape = source.image_shape
+
         def __len__(self):
             return len(source)
 
@@ -92,6 +96,27 @@ def test_small_sources_are_resident_and_others_stream():
 def test_an_empty_source_is_an_error():
     with pytest.raises(UserError, match="no images"):
         pipeline.make_batches(numbered(1).subset([]), 2)
+
+
+def test_worker_processes_serve_the_same_batches_and_a_position_outlives_their_number():
+    whole = numbered(34)
+    threads = pipeline.StreamBatches(whole, 16, seed=2)
+    expected = [next(threads) for _ in range(8)]
+    workers = pipeline.StreamBatches(whole, 16, seed=2, num_workers=2)
+    workers.set_state({"position": 3})
+    for row in expected[3:]:
+        batch = next(workers)
+        np.testing.assert_array_equal(batch["image"], row["image"])
+        np.testing.assert_array_equal(batch["mask"], row["mask"])
+    workers.close()
+
+
+def test_processes_share_each_global_batch():
+    whole = numbered(21)
+    rows = pipeline.StreamBatches(whole, 8, seed=5)._read
+    for step in range(4):
+        parts = [dataclasses.replace(rows, rows=cut)(step)["image"] for cut in np.arange(8).reshape(2, 4)]
+        np.testing.assert_array_equal(np.concatenate(parts), rows(step)["image"])
 
 
 def test_padding_is_made_of_real_images():

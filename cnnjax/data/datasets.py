@@ -2,7 +2,8 @@
 
 A registered name (`DATASETS`) is looked for in this order: the `data_dir` argument,
 `$CNNJAX_DATA_DIR`, Debian's folder, a prepared TFDS folder, the cache of earlier downloads, a
-download. Other data is written as `idx:FOLDER`, `folder:FOLDER`, `npz:FILE` or `tfds:NAME`.
+download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zip or .tar), `npz:FILE`,
+`records:FOLDER` (of `cnnjax data prepare`) or `tfds:NAME`.
 """
 
 import os
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.data import downloads, images, readers
+from cnnjax.data import downloads, folders, readers, records
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
 from cnnjax.data.sources import ArraySource, Source, hold_out, to_memory
 from cnnjax.errors import UserError, unknown
 
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
-FORMS = ("idx:FOLDER", "folder:FOLDER", "npz:FILE", "tfds:NAME")
+FORMS = ("idx:FOLDER", "folder:PATH", "records:FOLDER", "npz:FILE", "tfds:NAME")
 
 
 def cache_folder(name: str) -> Path:
@@ -166,7 +167,7 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, size: int | No
     if path is None:
         raise UserError(
             f"data set tfds:{name} is not here as ArrayRecord: tried {', '.join(map(str, roots))};"
-            " prepare it with tensorflow-datasets, file_format='array_record', and name its folder as"
+            f" `cnnjax data prepare tfds:{name}` makes it (file_format=array_record); name another folder as"
             " --config.data.dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
         )
     splits = readers.prepared_splits(path)
@@ -189,8 +190,10 @@ def _open(name: str, data_dir: str | os.PathLike | None, size: int | None, downl
     if form == "npz":
         return _open_npz(path)
     if form == "folder":
-        splits = tuple(images.folder_splits(path))
-        return splits, lambda split: images.read_folder(path, split, name, size)
+        opened = folders.ImageFolder(path)
+        return tuple(opened.splits), lambda split: opened.source(split, name, size)
+    if form == "records":
+        return tuple(records.read_facts(path)["splits"]), lambda split: records.read_split(path, split, name)
     if form == "tfds":
         return _open_prepared(rest, data_dir, size)
     raise unknown("form of data set", f"{form}:", [f"{f.partition(':')[0]}:" for f in FORMS])
@@ -212,6 +215,16 @@ def _held_out_count(size: int, num_validation: int, validation_fraction: float) 
     return count
 
 
+def official_splits(name: str, data_dir: str | os.PathLike | None = None) -> tuple[str, ...]:
+    """The splits that a data set has of itself, nothing held out."""
+    return _open(name, data_dir, None, True)[0]
+
+
+def tfds_folder(data_dir: str | os.PathLike | None = None) -> Path:
+    """Where TFDS data sets are prepared."""
+    return [*_given_folders(data_dir), _tfds_folder()][0]
+
+
 def load(
     name: str,
     split: str,
@@ -229,7 +242,7 @@ def load(
     known without reading all, as in tfds:NAME, any examples alike), and `train` then is the rest.
 
     Args:
-      name: of `DATASETS`, or idx:FOLDER, folder:FOLDER, npz:FILE, tfds:NAME.
+      name: of `DATASETS`, or one of `FORMS`.
       split: "train", "validation", "test", or another one that a TFDS folder has.
       data_dir: where to look first, see the top of this file.
       num_validation: examples held out, or

@@ -1,66 +1,81 @@
-"""Encoded images and folders of them: root/split/class/*.jpg."""
+"""Encoded images to pixels: every format and kind that is wanted, and a clear no to the others."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
 
-from cnnjax.data.sources import FileSource, digest
-from cnnjax.errors import UserError
+from cnnjax.errors import BadImage, UserError
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 
 
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
     """Decodes an encoded image to uint8 [H, W, channels].
 
-    JPEG goes through simplejpeg, any other format (and every resize) through Pillow.
+    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK, EXIF
+    rotations (which are undone), other formats and every resize go through Pillow. Palettes become colours,
+    16 bits of colour their upper 8, and transparent pixels what they are over black.
 
     Args:
       data: the encoded bytes.
       what: the file or record, for errors.
       channels: 1 (grey) or 3 (RGB).
-      size: resize the short side to it (bilinear, antialiased) and cut the middle square.
-    Raises: UserError naming `what` for bytes that are no image, broken, or of 16 bits a channel.
+      size: cut the middle square and resize it to this (bilinear, antialiased).
+    Raises: BadImage naming `what` for bytes that are no image, empty, broken, of several frames, of more than
+      MAX_PIXELS, or grey of more than 8 bits.
     """
+    if not data:
+        raise BadImage(f"{what}: an empty file; remove it or copy it again")
     if data.startswith(b"\xff\xd8\xff"):  # simplejpeg.is_jpeg says no to a truncated one
-        try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            _check_pixels(what, width, height)
-            image = simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray")
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"{what}: JPEG that cannot be decoded ({error})") from None
-        return image if size is None else _resize(image, what, size)
-    pillow = _pillow(what)
-    try:
-        with pillow.open(io.BytesIO(data)) as opened:
-            _check_pixels(what, *opened.size)
-            if opened.mode.startswith(("I", "F")):
-                raise UserError(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
-            image = np.asarray(opened.convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{what}: not an image that can be read ({error})") from None
-    image = image if image.ndim == 3 else image[..., None]
+        image = _decode_jpeg(data, what, channels, size)
+    else:
+        image = _decode_other(data, what, channels)
     return image if size is None else _resize(image, what, size)
+
+
+def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray:
+    smaller = {} if size is None else {"min_height": size, "min_width": size, "min_factor": 2}
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(what, width, height)
+        if space in ("CMYK", "YCCK") or b"Exif\0\0" in data[:4096]:
+            return _decode_other(data, what, channels)
+        return simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise BadImage(f"{what}: JPEG that cannot be decoded ({error})") from None
 
 
 def _check_pixels(what: object, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise UserError(f"{what}: {width}x{height} pixels; allowed: at most {MAX_PIXELS} in all")
+        raise BadImage(f"{what}: {width}x{height} pixels; allowed: at most {MAX_PIXELS} in all")
+
+
+def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
+    pillow = _pillow(what)
+    from PIL import ImageOps
+
+    try:
+        with pillow.open(io.BytesIO(data)) as opened:
+            _check_pixels(what, *opened.size)
+            if getattr(opened, "n_frames", 1) > 1:
+                raise BadImage(f"{what}: {opened.n_frames} frames; allowed: one image a file")
+            if opened.mode.startswith(("I", "F")):
+                raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
+            image = ImageOps.exif_transpose(opened)
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = pillow.alpha_composite(pillow.new("RGBA", image.size, (0, 0, 0, 255)), image)
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        raise BadImage(f"{what}: not an image that can be read ({error})") from None
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _pillow(what: object) -> Any:
@@ -74,90 +89,14 @@ def _pillow(what: object) -> Any:
 
 
 def _resize(image: np.ndarray, what: object, size: int) -> np.ndarray:
-    """Short side to `size`, then the middle square: uint8 [size, size, C]."""
-    pillow = _pillow(what)
+    """The middle square at uint8 [size, size, C]."""
     height, width = image.shape[:2]
-    ratio = size / min(height, width)
-    target = (max(size, round(width * ratio)), max(size, round(height * ratio)))
-    if target != (width, height):
-        squeezed = image[..., 0] if image.shape[2] == 1 else image
-        image = np.asarray(pillow.fromarray(squeezed).resize(target, pillow.Resampling.BILINEAR))
-        image = image if image.ndim == 3 else image[..., None]
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return np.ascontiguousarray(image[top : top + size, left : left + size])
-
-
-def folder_splits(root: Path) -> dict[str, Path]:
-    """Split -> folder of an image folder: its split folders, or the root itself as `train`."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; allowed: a folder of split/class/image files")
-    named = {
-        SPLIT_FOLDERS[p.name]: p for p in sorted(root.iterdir()) if p.is_dir() and p.name in SPLIT_FOLDERS
-    }
-    return named or {"train": root}
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return tuple(sorted(names))
-
-
-def read_folder(root: Path, split: str, name: str, size: int | None = None) -> FileSource:
-    """The images of root/split/class/*.jpg|png as RGB, read when asked for.
-
-    Class names are the folder names of `train`, sorted; labels are their positions. The fingerprint
-    is over the files' names and sizes, not their bytes: it is quick for a million of them.
-
-    Args:
-      root: holds split folders of class folders, or class folders alone (then all is `train`).
-      split: one of `folder_splits(root)`.
-      name: what the source is called.
-      size: resize the short side to it and cut the middle square.
-    Raises: UserError for a class of its own in another split or a class without images; when read,
-      naming the file, for one that is broken or of another size than the first.
-    """
-    splits = folder_splits(root)
-    folder = splits[split]
-    class_names = _class_names(splits.get("train", folder))
-    if strange := sorted(set(_class_names(folder)) - set(class_names)):
-        raise UserError(f"{folder / strange[0]}: not a class of train; allowed: {class_names}")
-    files, labels = [], []
-    for label, class_name in enumerate(class_names):
-        found = sorted(p for p in (folder / class_name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not found and split == "train":
-            raise UserError(f"{folder / class_name}: a class without images; fill or remove it")
-        files += found
-        labels += [label] * len(found)
-    if not files:
-        raise UserError(f"{folder}: no images; allowed: class/*{', class/*'.join(IMAGE_SUFFIXES)}")
-    listing = [(str(p.relative_to(folder)), p.stat().st_size) for p in files]
-    labels = np.asarray(labels, np.int32)
-    reader = _FolderReader(files, labels, size)
-    order = np.arange(len(files))
-    return FileSource(reader, order, digest(listing, size), labels, class_names, name, split)
-
-
-class _FolderReader:
-    """Position -> example; every image must have the first one's shape."""
-
-    def __init__(self, files: list[Path], labels: np.ndarray, size: int | None):
-        self.files, self.labels, self.size, self.shape = files, labels, size, None
-
-    def _decode(self, position: int) -> np.ndarray:
-        path = self.files[position]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        return decode_image(data, path, 3, self.size)
-
-    def __call__(self, position: int) -> dict[str, Any]:
-        image = self._decode(position)
-        if self.shape is None:
-            self.shape = image.shape if position == 0 else self._decode(0).shape
-        if image.shape != self.shape:
-            raise UserError(
-                f"{self.files[position]}: {image.shape[0]}x{image.shape[1]} pixels, the first image"
-                f" has {self.shape[0]}x{self.shape[1]}; give size= to bring all to one"
-            )
-        return {"image": image, "label": int(self.labels[position])}
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    image = np.ascontiguousarray(image[top : top + side, left : left + side])
+    if side == size:
+        return image
+    pillow = _pillow(what)
+    squeezed = image[..., 0] if image.shape[2] == 1 else image
+    image = np.asarray(pillow.fromarray(squeezed).resize((size, size), pillow.Resampling.BILINEAR))
+    return image if image.ndim == 3 else image[..., None]

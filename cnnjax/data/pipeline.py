@@ -7,6 +7,7 @@ epoch whose mask is 0: the shapes never change, and BatchNorm only ever sees rea
 
 import functools
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,16 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jax.sharding import Sharding
 
+from cnnjax.data.loading import BatchReader
+from cnnjax.data.sources import check_skipped
 from cnnjax.errors import UserError
 
 Batch = dict[str, jax.Array]
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
+READ_AHEAD_BYTES = 2**28  # of streamed batches that wait for the step
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -55,7 +60,7 @@ class ResidentBatches:
         """`seed` None keeps the source's order; `sharding` is that of the batches."""
         self.size, self.batch_size, self.seed = len(source), batch_size, seed
         self.steps_per_epoch = steps_per_epoch(self.size, batch_size)
-        self.position = 0
+        self.position, self.skipped = 0, source.skipped
         whole = None
         if sharding is not None:
             whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -108,11 +113,12 @@ def _cut(
 
 
 class StreamBatches:
-    """Batches of a source too large to be resident: read by grain's threads, ahead of the step.
+    """Batches of a source too large to be resident: read by grain's threads or processes, ahead of the step.
 
-    The order of an epoch is a NumPy permutation of (seed, epoch); a batch is a pure function of its step, so
-    no example is lost or repeated for any number of threads. Of several processes each reads the rows that
-    its devices take.
+    A batch is a pure function of its step (see `loading`), so no example is lost or repeated for any number
+    of threads, workers and processes, and the position is all that there is to save. Memory is that of
+    the batches read ahead, at most `READ_AHEAD_BYTES` or two of them, and 8 bytes an example for the order.
+    Of several processes each reads the rows that its devices take.
     """
 
     def __init__(
@@ -122,36 +128,59 @@ class StreamBatches:
         *,
         seed: int | None,
         sharding: Sharding | None = None,
-        num_threads: int = 8,
-        prefetch: int = 8,
+        num_workers: int = 0,
+        max_bad: int | None = None,
     ):
-        self.source, self.size = source, len(source)
-        self.batch_size, self.seed, self.sharding = batch_size, seed, sharding
+        """`num_workers` 0 reads with threads; `max_bad` None refuses the first image that cannot be read."""
+        self.size, self.batch_size, self.sharding = len(source), batch_size, sharding
         self.steps_per_epoch = steps_per_epoch(self.size, batch_size)
-        self.position = 0
-        self._options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
-        self._ahead: tuple[int, Iterator[dict] | None] = (-1, None)
+        self.position, self._bad, self.max_bad = 0, {}, max_bad
+        self.num_workers = num_workers
         self._rows = np.arange(batch_size)
         if sharding is not None:
             cuts = sharding.addressable_devices_indices_map((batch_size,)).values()
             self._rows = np.unique(np.concatenate([self._rows[cut] for cut in cuts]))
+        self._read = BatchReader(
+            source,
+            batch_size,
+            self.steps_per_epoch,
+            seed,
+            max_bad is not None,
+            self._rows,
+        )
+        each = len(self._rows) * math.prod(source.image_shape)
+        self._ahead_of_step = max(2, min(8, READ_AHEAD_BYTES // each))
+        self._ahead: tuple[int, Iterator[dict] | None] = (-1, None)
 
-    def _read(self, step: int) -> dict[str, np.ndarray]:
-        epoch, index = divmod(int(step), self.steps_per_epoch)
-        order = _numpy_order(self.size, self.seed, epoch)
-        slots = index * self.batch_size + self._rows
-        examples = [self.source[int(i)] for i in order[slots % self.size]]
-        return {
-            "image": np.stack([example["image"] for example in examples]),
-            "label": np.asarray([example["label"] for example in examples], np.int32),
-            "mask": (slots < self.size).astype(np.float32),
-        }
-
-    def _stream(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    def _stream(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Host batches of the steps from start to stop, in order; a dead worker is an error that says so."""
+        threads = 1 if self.num_workers else min(4, os.cpu_count() or 1)
+        ahead = max(1, self._ahead_of_step // max(1, self.num_workers))
         steps = grain.MapDataset.range(start, stop).map(self._read)
-        return iter(steps.to_iter_dataset(self._options))
+        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
+            options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
+            batches = batches.mp_prefetch(options)  # spawned, never forked
+        iterator = iter(batches)
+        try:
+            yield from iterator
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                f"a process that reads {self._read.source.name} died ({error}); "
+                "was it out of memory? try fewer config.data.num_workers"
+            ) from None
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
 
-    def _put(self, batch: dict[str, np.ndarray]) -> Batch:
+    def _put(self, batch: dict[str, Any]) -> Batch:
+        self._bad |= dict(batch.pop("bad"))
+        if self.max_bad is not None:
+            check_skipped(self.skipped, self.max_bad)
         if len(self._rows) == self.batch_size:
             return jax.device_put(batch, self.sharding)
         return jax.tree.map(
@@ -161,16 +190,28 @@ class StreamBatches:
             batch,
         )
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """A message for every image that has been left out so far."""
+        return tuple(self._bad.values())
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         if self._ahead[0] != self.position:
+            self.close()
             self._ahead = (self.position, self._stream(self.position, np.iinfo(np.int32).max))
         batch = next(self._ahead[1])
         self.position += 1
         self._ahead = (self.position, self._ahead[1])
         return self._put(batch)
+
+    def close(self) -> None:
+        """Ends the processes and threads that read ahead."""
+        if self._ahead[1] is not None:
+            self._ahead[1].close()
+        self._ahead = (-1, None)
 
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, whatever the position."""
@@ -183,15 +224,14 @@ class StreamBatches:
         self.position = state["position"]
 
 
-@functools.lru_cache(maxsize=4)
-def _numpy_order(size: int, seed: int | None, epoch: int) -> np.ndarray:
-    if seed is None:
-        return np.arange(size)
-    return np.random.default_rng((seed, epoch)).permutation(size)
-
-
 def make_batches(
-    source: Any, batch_size: int, *, seed: int | None = None, sharding: Sharding | None = None
+    source: Any,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    sharding: Sharding | None = None,
+    num_workers: int = 0,
+    max_bad: int | None = None,
 ) -> ResidentBatches | StreamBatches:
     """The batches of a source: resident where its images fit on the device, else streamed.
 
@@ -200,6 +240,8 @@ def make_batches(
       batch_size: the global batch, at least 1.
       seed: of the shuffle; None keeps the source's order (evaluation).
       sharding: where the batches go; None is the default device.
+      num_workers: processes that read; 0 reads with threads. The batches are the same.
+      max_bad: images that may be left out as they cannot be read; None refuses the first.
 
     Raises:
       UserError: for an empty source.
@@ -207,6 +249,13 @@ def make_batches(
     if not len(source):
         raise UserError("the data set has no images in this split; choose another split or folder")
     images = getattr(source, "images", None)
-    resident = images is not None and images.nbytes <= RESIDENT_BYTES
-    kind = ResidentBatches if resident else StreamBatches
-    return kind(source, batch_size, seed=seed, sharding=sharding)
+    if images is not None and images.nbytes <= RESIDENT_BYTES:
+        return ResidentBatches(source, batch_size, seed=seed, sharding=sharding)
+    return StreamBatches(
+        source,
+        batch_size,
+        seed=seed,
+        sharding=sharding,
+        num_workers=num_workers,
+        max_bad=max_bad,
+    )

@@ -1,14 +1,15 @@
 """What a source of images is: random access to `{"image": uint8 [H, W, C], "label": int}`."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cnnjax.errors import UserError
+from cnnjax.errors import BadImage, UserError
 
 Indices = Sequence[int] | np.ndarray
 
@@ -35,6 +36,7 @@ class ArraySource:
       labels: int32 [N] in [0, num_classes).
       class_names: one a class, in the order of the labels.
       name, split: what it was loaded as; the name may hold a path, so no fingerprint has it.
+      skipped: what was left out when it was read, as messages.
     Raises: UserError where arrays and class names do not fit each other.
     """
 
@@ -43,6 +45,7 @@ class ArraySource:
     class_names: tuple[str, ...]
     name: str
     split: str
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
@@ -111,8 +114,14 @@ class FileSource:
 
     @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of the first image, which all others must have."""
-        return self.read(int(self.positions[0]))["image"].shape
+        """[H, W, C] of the first image that can be read, which all others must have."""
+        shape = getattr(self.read, "shape", None)
+        if shape is not None:
+            return shape
+        for position in self.positions[:-1]:
+            with contextlib.suppress(BadImage):
+                return self.read(int(position))["image"].shape
+        return self.read(int(self.positions[-1]))["image"].shape
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -149,24 +158,43 @@ def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
         )
 
 
-def to_memory(source: Source) -> ArraySource:
+def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
     """Reads all of a source into memory; its images must have one shape.
 
-    Raises: UserError naming the first example of another shape.
+    Args:
+      max_bad: images that may be left out as they cannot be read; None refuses the first.
+    Raises: UserError naming the first example of another shape, or that cannot be read.
     """
     if isinstance(source, ArraySource):
         return source
     images = np.empty((len(source), *source.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
+    skipped, count = [], 0
     for index in range(len(source)):
-        example = source[index]
-        if example["image"].shape != source.image_shape:
-            raise UserError(
-                f"{source.name} {source.split}: image {index} is {example['image'].shape};"
-                f" allowed: {source.image_shape}, as the first"
-            )
-        images[index], labels[index] = example["image"], example["label"]
-    return ArraySource(images, labels, source.class_names, source.name, source.split)
+        try:
+            example = source[index]
+            if example["image"].shape != source.image_shape:
+                raise BadImage(
+                    f"{source.name} {source.split}: image {index} is {example['image'].shape};"
+                    f" allowed: {source.image_shape}, as the first"
+                )
+        except BadImage as error:
+            if max_bad is None:
+                raise
+            skipped.append(str(error))
+            check_skipped(skipped, max_bad)
+            continue
+        images[count], labels[count] = example["image"], example["label"]
+        count += 1
+    return ArraySource(
+        images[:count], labels[:count], source.class_names, source.name, source.split, tuple(skipped)
+    )
+
+
+def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
+    """Raises a UserError where more images than that could not be read."""
+    if len(skipped) > max_bad:
+        raise UserError(f"more than {max_bad} images cannot be read, the first: {skipped[0]}")
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,11 +226,7 @@ def channel_statistics(source: Source, limit: int = 10_000) -> tuple[tuple, tupl
       limit: read at most that many examples, evenly spaced; in memory every one is read.
     Returns: (mean, std), each a tuple of C numbers; a std of 0 is given as 1.
     """
-    if isinstance(source, ArraySource):
-        groups = (source.images[i : i + 1024] for i in range(0, len(source), 1024))
-    else:
-        chosen = np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int)
-        groups = (source[int(i)]["image"][None] for i in chosen)
+    groups = _groups(source, limit)
     counts = np.zeros((source.image_shape[2], 256), np.int64)
     for group in groups:
         for channel in range(len(counts)):
@@ -211,3 +235,24 @@ def channel_statistics(source: Source, limit: int = 10_000) -> tuple[tuple, tupl
     mean = counts @ levels / total
     std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / total)
     return tuple(map(float, mean)), tuple(map(float, np.where(std > 0, std, 1.0)))
+
+
+def channel_covariance(source: Source, limit: int = 10_000) -> tuple[tuple[float, ...], ...]:
+    """Covariance [C, C] of the channels over all pixels, on the scale 0..1; see `channel_statistics`."""
+    channels = source.image_shape[2]
+    pixels, total, products = 0, np.zeros(channels), np.zeros((channels, channels))
+    for group in _groups(source, limit):
+        values = group.reshape(-1, channels).astype(np.float64) / 255
+        pixels, total, products = pixels + len(values), total + values.sum(0), products + values.T @ values
+    mean = total / pixels
+    return tuple(tuple(map(float, row)) for row in products / pixels - np.outer(mean, mean))
+
+
+def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
+    """uint8 [n, H, W, C] of all images in memory, else of at most `limit` that can be read."""
+    if isinstance(source, ArraySource):
+        yield from (source.images[i : i + 1024] for i in range(0, len(source), 1024))
+        return
+    for index in np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int):
+        with contextlib.suppress(BadImage):  # the pipeline says what becomes of it
+            yield source[int(index)]["image"][None]

@@ -81,7 +81,10 @@ def train_step(
       placement: how the layers lie on devices, BatchNorm's groups of such a part among it.
       gather: brings parameters that are stored in parts together, see `parallel.gatherer`.
     """
-    image, label = augment(stream_key(key, "augment", state.step), batch["image"], batch["label"])
+    label = batch["label"]
+    if getattr(augment, "mixes_labels", False):
+        label = jax.nn.one_hot(label, model.num_classes)
+    image, label = augment(stream_key(key, "augment", state.step), batch["image"], label)
     example = {"image": image, "label": label, "mask": batch["mask"]}
     frozen = frozen_collection(state.batch_stats, freeze)
 
