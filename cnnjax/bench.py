@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import re
 import resource
 import statistics
@@ -187,9 +188,11 @@ class Peer:
 
     def __init__(self, spec: str, batch_size: int, dtype: str):
         command = [sys.executable, "-m", "cnnjax.bench_torch", spec, str(batch_size), dtype]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = {
+            name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"
+        }  # as users start it
+        self.process = subprocess.Popen(command, **pipes, text=True, env=env)
         self._answer()
 
     def __call__(self, seconds: float) -> float:

@@ -324,22 +324,6 @@ def test_config_field_turns_the_kernels_off(tiny_config, tmp_path):
         assert not cpu.takes(jnp.ones((1, 4, 4, 1)))
 
 
-def test_freed_memory_stays_with_the_process():
-    program = """
-import resource, time
-from cnnjax.ops import cpu
-import jax, jax.numpy as jnp
-step = jax.jit(lambda x: jnp.sort(x * 2, axis=0).sum())
-x = jnp.ones((2**12, 2**12))
-step(x).block_until_ready(), step(x).block_until_ready(), step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2**12)
-"""
-    assert run(program) == "True"
-    assert run(program, MALLOC_MMAP_THRESHOLD_="131072") == "False"
-
-
 def test_several_devices_have_the_same_loss_without_gathering_the_batch():
     program = """
 import jax, jax.numpy as jnp, numpy as np

@@ -5,7 +5,7 @@ loads; everything else goes through XLA, with the same results. `CNNJAX_CPU_KERN
 """
 
 from cnnjax.ops.cpu.convolution import make_convolution
-from cnnjax.ops.cpu.library import chosen, keep_memory, paused, status, takes
+from cnnjax.ops.cpu.library import chosen, paused, status, takes
 from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
 from cnnjax.ops.cpu.pooling import make_max_pool
 
@@ -19,5 +19,3 @@ __all__ = [
     "status",
     "takes",
 ]
-
-keep_memory()

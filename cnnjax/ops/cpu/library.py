@@ -30,9 +30,6 @@ SPIN = ("GOMP_SPINCOUNT", "2000")
 
 _paused = contextvars.ContextVar("paused", default=False)
 
-# mallopt's parameters (malloc.h of glibc) and the values that `keep_memory` gives them.
-MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
-
 
 class Missing(Exception):
     """Why there are no kernels, in a few words."""
@@ -77,21 +74,6 @@ def takes(*arrays: jax.Array) -> bool:
     if any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types):
         return False
     return not _paused.get() and _platform() == "cpu" and library() is not None
-
-
-def keep_memory() -> None:
-    """Has the process keep the memory that it frees, where it is glibc's and nothing else was asked.
-
-    XLA:CPU allocates the whole workspace of a program anew at each step, and the kernel of the operating
-    system then maps and clears each of its pages: a seventh of a step of ResNet-18, a quarter of AlexNet's.
-    It acts on threads that start later, so it comes before JAX starts its own.
-    """
-    is_glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
-    asked = any(name.startswith("MALLOC_") for name in os.environ)
-    if is_glibc and not asked and not _is_off() and importlib.util.find_spec(EXTENSION):
-        set_option = ctypes.CDLL(None).mallopt
-        for parameter, value in MALLOC.values():
-            set_option(parameter, value)
 
 
 def _is_off() -> bool:
