@@ -3,8 +3,8 @@
 import os
 import sys
 
-# Large arrays in pages of 2 MiB, where the system has them (glibc 2.35, Linux): XLA:CPU allocates the workspace
-# of a step anew at each step, and the system clears it page by page.
+# Large arrays in pages of 2 MiB, where the system has them (glibc 2.35, Linux): XLA:CPU allocates the
+# workspace of a step anew at each step, and the system clears it page by page.
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 

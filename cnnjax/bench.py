@@ -189,9 +189,8 @@ class Peer:
     def __init__(self, spec: str, batch_size: int, dtype: str):
         command = [sys.executable, "-m", "cnnjax.bench_torch", spec, str(batch_size), dtype]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        env = {
-            name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"
-        }  # as users start it
+        # As its users start it, without what this project's own command sets for itself.
+        env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
         self.process = subprocess.Popen(command, **pipes, text=True, env=env)
         self._answer()
 

@@ -1,6 +1,7 @@
 """The command line: what works, and what each mistake is told."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -180,14 +181,21 @@ def test_tensorflow_is_not_installed():
     assert not names & {"tensorflow", "tensorflow-cpu"}
 
 
+HUGE_PAGES = """
+import os, sys
+from cnnjax import __main__, cli
+cli.main = lambda: print(os.environ["GLIBC_TUNABLES"], sys.argv)
+__main__.main()
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
-def test_the_command_starts_with_huge_pages_unless_told_otherwise(tmp_path):
-    (tmp_path / "cnnjax.py").write_text("raise SystemExit('the folder of the user shadows the package')")
-    program = "import os, sys; from cnnjax import __main__, cli; cli.main = lambda: print(os.environ[__main__.HUGE_PAGES[0]], sys.argv); __main__.main()"
-    for before, seen in ((None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=0", "glibc.malloc.check=0")):
-        env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-        env |= {"GLIBC_TUNABLES": before} if before else {}
-        done = subprocess.run(
-            [sys.executable, "-c", program, "a b", "--c=d"], env=env, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == f"{seen} ['-c', 'a b', '--c=d']", done.stderr
+@pytest.mark.parametrize(
+    ("before", "seen"), [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=0",) * 2]
+)
+def test_the_command_starts_with_huge_pages_unless_told_otherwise(before, seen):
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    env |= {"GLIBC_TUNABLES": before} if before else {}
+    command = [sys.executable, "-c", HUGE_PAGES, "a b", "--c=d"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{seen} ['-c', 'a b', '--c=d']", done.stderr
