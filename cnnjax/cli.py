@@ -182,6 +182,7 @@ def evaluate(args: list[str]) -> None:
         flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
         flags.DEFINE_string("weights", "raw", "raw, or ema", flag_values=values)
         flags.DEFINE_string("data", None, "another data set of the same classes", flag_values=values)
+        flags.DEFINE_string("protocol", None, "the run's, or center, ten_crop ...", flag_values=values)
         flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
 
     values, _ = parse_flags("evaluate", args, define)
@@ -196,6 +197,7 @@ def evaluate(args: list[str]) -> None:
         checkpoint=values.checkpoint,
         weights=values.weights,
         data=values.data,
+        protocol=values.protocol,
     )
     if values.json:
         print(json.dumps(plain(found)))

@@ -26,6 +26,7 @@ def default() -> ConfigDict:
             "total_epochs": 10.0,
             "batch_size": 128,  # global, over all devices
             "eval_batch_size": 500,  # global
+            "eval_protocol": "center",  # views averaged: mirror, mirror_translate, ten_crop, multi_scale
             "dtype": "float32",  # of the computation; parameters and loss are float32
             "mesh": "",  # devices by axis: 'data:4,model:2'; '' has all of them on data
             "sharding": "replicated",  # of parameters: 'fsdp' over data; 'model', 'towers' over model

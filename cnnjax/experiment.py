@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
+from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data import augment as augment_lib
-from cnnjax.data import datasets, pipeline, records
+from cnnjax.data import datasets, pipeline, protocols, records
 from cnnjax.data.sources import channel_covariance, channel_statistics, to_memory
 from cnnjax.errors import UserError
 from cnnjax.models import Preset, create_model
@@ -50,6 +51,7 @@ class Experiment:
     train_source: Any
     augment: augment_lib.Augmentation
     eval_augment: augment_lib.Augmentation
+    protocol: protocols.Protocol
     model: nn.Module
     tx: Any
     schedule: schedules.Schedule
@@ -196,9 +198,11 @@ def build(
     source = source or load_split(config, "train")
     facts = _statistics(config, source)
     augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
+    protocol = protocols.parse(config.eval_protocol, eval_augment, source.image_shape)
     model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
     for augmentation in (augment, eval_augment):
         check_model(config.model, model, augmentation.output_shape)
+    _check_protocol(config, model, protocol)
     per_epoch = pipeline.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
     tx, schedule = _make_optimizer(config, total_steps, per_epoch)
@@ -206,8 +210,9 @@ def build(
     if config.init_from:
         initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
     experiment = Experiment(
-        config, mesh, source, augment, eval_augment, model, tx, schedule, per_epoch, total_steps, initial
-    )
+        config, mesh, source, augment, eval_augment, protocol, model, tx, schedule,
+        per_epoch, total_steps, initial,
+    )  # fmt: skip
     params = experiment.abstract_state().params
     optimizers.decay_mask(params, config.optimizer.decay)
     groups.frozen_paths(params, config.freeze)
@@ -266,6 +271,26 @@ def check_model(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> No
             f"config.model={spec!r} cannot be built for images of {image_shape}: {reason}; "
             "`cnnjax models` shows the input size of each model"
         ) from None
+
+
+def _check_protocol(config: ConfigDict, model: nn.Module, protocol: protocols.Protocol) -> None:
+    """Raises a UserError where the weights of one image size cannot be used at the protocol's others."""
+    own = protocol.augment.output_shape
+    others = protocol.input_shapes - {own}
+    if not others:
+        return
+    image = jax.ShapeDtypeStruct((2, *own), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    for shape in sorted(others):
+        image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        try:
+            jax.eval_shape(model.apply, variables, image)
+        except (UserError, FlaxError, TypeError, ValueError, ZeroDivisionError):
+            raise UserError(
+                f"config.eval_protocol={config.eval_protocol!r}: {config.model} made for images of {own} "
+                f"cannot take {shape}; allowed: networks that end in global average pooling, on images large "
+                "enough"
+            ) from None
 
 
 def _make_optimizer(

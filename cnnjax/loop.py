@@ -89,6 +89,7 @@ def evaluate(
     checkpoint: str = "last",
     weights: str = "raw",
     data: str | None = None,
+    protocol: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluates a run on every image of a split, each counted once.
 
@@ -98,15 +99,17 @@ def evaluate(
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
       data: another data set with the same classes, by name; None is the run's own.
+      protocol: one of `data.protocols`; None is the run's own.
 
     Returns:
-      The metrics of `training.metrics.compute`, with the step; and the predictions of `eval_step`, one
-      row an image in the order of the split.
+      The metrics of `training.metrics.compute`, with the step and the protocol; and the predictions of
+      `eval_step`, one row an image in the order of the split.
     """
     run = Run.open(workdir)
     config = run.config()
     if data:
         config.data.name, config.data.num_validation = data, 0
+    config.eval_protocol = protocol or config.eval_protocol
     config.init_from, config.mesh, config.sharding = "", "", "replicated"  # those of training are over
     experiment = build(config)
     saved = Checkpoints(run.path / "checkpoints")
@@ -124,7 +127,7 @@ def evaluate(
     variables = parallel.put(variables, parallel.replicated(experiment.mesh))
     with cpu.chosen(config.cpu_kernels):
         scores, predictions = Evaluator(experiment, split)(variables)
-    return {"step": step, "split": split, **scores}, predictions
+    return {"step": step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
 
 
 class Evaluator:
@@ -142,7 +145,7 @@ class Evaluator:
         step = functools.partial(
             eval_step,
             model=experiment.model,
-            augment=experiment.eval_augment,
+            protocol=experiment.protocol,
             placement=experiment.placement,
         )
         self.step = jax.jit(step, donate_argnums=1, out_shardings=self.whole)
@@ -396,7 +399,7 @@ class Trainer:
         if found.get("step") == self.step:
             return found
         evaluator = Evaluator(self.experiment, "test")
-        found = {"step": self.step, "split": "test"}
+        found = {"step": self.step, "split": "test", "protocol": self.config.eval_protocol}
         for prefix, variables in self._weights().items():
             scores, predictions = evaluator(variables)
             found |= {f"{prefix}{name}": value for name, value in scores.items()}

@@ -124,6 +124,13 @@ def _windows(
     return out.astype(images.dtype)
 
 
+def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Whole images [B, H, W, C] at another height and width (bilinear, antialiased), of the same dtype."""
+    count = images.shape[0]
+    whole = jnp.broadcast_to(jnp.asarray(images.shape[1:3], jnp.float32), (count, 2))
+    return _windows(images, jnp.zeros((count, 2)), whole, size)
+
+
 @operation(_resized_shape)
 def random_resized_crop(
     key: jax.Array,

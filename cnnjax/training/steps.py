@@ -1,5 +1,6 @@
 """One step of training and one of evaluation: pure functions of (state, batch, key)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -177,18 +178,19 @@ def eval_step(
     batch: Batch,
     *,
     model: nn.Module,
-    augment: Augment,
+    protocol: Callable[..., jax.Array],
     placement: Placement = ONE_DEVICE,
 ) -> tuple[metrics_lib.Metrics, Batch]:
     """Adds one batch to the metrics; also returns what was predicted for each of its examples.
+
+    `protocol` is (apply, images uint8) -> logits [B, K], see `data.protocols`.
 
     The predictions are label and prediction int32 [B], confidence (the highest probability), loss (nats)
     and mask float32 [B].
     """
     label = batch["label"]
-    image, _ = augment(jax.random.key(0), batch["image"], label)
     with placed(placement):
-        logits = model.apply(variables, image)
+        logits = protocol(functools.partial(model.apply, variables), batch["image"])
     losses = cross_entropy(logits, label)
     metrics = metrics_lib.update(metrics, logits, label, batch["mask"], losses)
     predictions = {
