@@ -30,7 +30,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   explore    a local page of a trained network           --workdir=DIR
   report     the page of a run, or of several compared   DIR...
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
-  data       the data sets; one as records of one size   --dir=DIR | prepare NAME --out=DIR --short_side=256
+  data       the data sets; one as records of one size   prepare NAME --out=DIR | inspect NAME --out=FILE.png
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
   compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
@@ -206,7 +206,7 @@ def evaluate(args: list[str]) -> None:
 
 
 def data(args: list[str]) -> None:
-    """Lists the data sets, or prepares one."""
+    """Lists the data sets, prepares one, or says what is in it."""
     from cnnjax import data_commands
 
     values, words = parse_flags("data", args, data_commands.define, max_names=2)
@@ -214,9 +214,12 @@ def data(args: list[str]) -> None:
         data_commands.list_datasets(values.dir)
     elif words[0] == "prepare" and len(words) == 2:
         data_commands.prepare_dataset(words[1], values)
+    elif words[0] == "inspect" and len(words) == 2:
+        data_commands.inspect_dataset(words[1], values)
     else:
         raise UserError(
-            "usage: cnnjax data, or cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
+            "usage: cnnjax data, or cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw, or "
+            "cnnjax data inspect NAME --out=FILE.png"
         )
 
 
