@@ -2,7 +2,7 @@
 
 Krizhevsky, Sutskever, Hinton 2012, sections 4 and 5: SGD with momentum 0.9, batch 128, weight decay 0.0005,
 learning rate 0.01 divided by 10 three times in 90 epochs. The steps are at fixed epochs, where the paper's
-were set by hand. The test images are the official validation images, cut in the middle.
+were set by hand. The test images are the official validation images, ten crops of each.
 
   cnnjax data prepare folder:/data/imagenet --short_side=256 --out=/data/imagenet256
   cnnjax train --config=configs/imagenet_alexnet.py --config.data.name=records:/data/imagenet256
@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.total_epochs = 90.0
     config.batch_size = 128
     config.eval_batch_size = 200
+    config.eval_protocol = "ten_crop"
     config.model = "alexnet"
     config.data.name = "records:imagenet256"
     config.data.num_validation = 0

@@ -1,0 +1,34 @@
+"""The ImageNet recipes: each is built for images as its file says they are prepared; nothing compiles."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnjax import config, experiment
+from cnnjax.data.sources import ArraySource
+
+RECIPES = Path(__file__).parents[1] / "configs"
+PARAMETERS = {
+    "imagenet_googlenet": 13_378_280,
+    "imagenet_inception_v3": 27_161_264,
+    "imagenet_resnet50": 25_557_032,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_a_recipe_can_be_built(name):
+    file = RECIPES / f"{name}.py"
+    side = int(re.search(r"--short_side=(\d+)", file.read_text())[1])
+    recipe = config.from_file(str(file))
+    assert recipe.data.name == f"records:imagenet{side}"
+    recipe.data.name = "folder:prepared"
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    names = tuple(map(str, range(1000)))
+    built = experiment.build(
+        recipe, source=ArraySource(images, np.zeros(2, np.int32), names, "folder:prepared", "train")
+    )
+    assert built.facts()["model"]["num_params"] == PARAMETERS[name]
+    assert built.augment.output_shape == built.eval_augment.output_shape
+    assert built.protocol.input_shapes == {built.eval_augment.output_shape}
