@@ -16,7 +16,7 @@ from absl import flags, logging
 from rich.console import Console
 from rich.table import Table
 
-from cnnjax import look, speed
+from cnnjax import look, replay, speed
 from cnnjax.errors import UserError, unknown
 from cnnjax.tables import in_pixels, in_units, print_metrics, print_table
 from cnnjax.terminal import parse_flags
@@ -35,6 +35,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
   checkpoint the checkpoints of a run, each file checked  list | verify | prune --workdir=DIR --keep=N
+  replay     a step whose loss was not finite, by layer    --workdir=DIR --step=N
   bench      speed of a training step, of the kernels    ops | train --model=NAME --against=torch
 
 `cnnjax COMMAND --help` lists the flags of a command."""
@@ -377,5 +378,6 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "compile": compile_step,
     "weights": weights,
     "checkpoint": checkpoint,
+    "replay": replay.replay,
     "bench": speed.bench,
 }

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cnnjax.errors import UserError
+from cnnjax.spec import parse_call
 
 DTYPES = ("float32", "bfloat16")
 
@@ -68,6 +69,7 @@ def default() -> ConfigDict:
             },
             "cpu_kernels": True,  # oneDNN on a CPU, where it is installed; False leaves all to XLA
             "ema_decay": 0.0,  # of the moving average of parameters and statistics; 0 is off
+            "on_nonfinite": "stop",  # before such an update; 'skip(limit=10)' leaves out so many of a run
             "log_every_steps": 20,
             "eval_every_epochs": 1.0,
             "checkpoint_every_steps": 0,  # besides the one after each evaluation; 0 is off
@@ -79,6 +81,7 @@ def default() -> ConfigDict:
 # Fields that may change between a run and its resumption: they leave the trained numbers alone.
 RESUMABLE = frozenset(
     {
+        "on_nonfinite",  # acts only where the run would have ended
         "data.dir",
         "data.download",
         "data.num_workers",
@@ -136,11 +139,27 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.data.on_bad_image={config.data.on_bad_image!r} must be one of error, skip")
     if config.init_head not in ("keep", "new"):
         raise UserError(f"config.init_head={config.init_head!r} must be one of keep, new")
+    skip_limit(config.on_nonfinite)
     if config.optimizer.warmup_epochs >= config.total_epochs:
         raise UserError(
             f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
             f"config.total_epochs={config.total_epochs}"
         )
+
+
+def skip_limit(on_nonfinite: str) -> int:
+    """How many steps of a run may be left out as their loss or gradient is not finite; 0 stops at the first.
+
+    Raises:
+      UserError: for anything but 'stop', 'skip' and 'skip(limit=n)'.
+    """
+    name, args, values = parse_call(on_nonfinite, "config.on_nonfinite")
+    limit = values.get("limit", 10)
+    if name == "stop" and not args and not values:
+        return 0
+    if name == "skip" and not args and values.keys() <= {"limit"} and type(limit) is int and limit > 0:
+        return limit
+    raise UserError(f"config.on_nonfinite={on_nonfinite!r} must be 'stop' or 'skip(limit=10)', limit from 1")
 
 
 def from_file(path: str) -> ConfigDict:
@@ -189,7 +208,8 @@ def _unknown_field(field: str, known: dict[str, Any]) -> UserError:
     near = difflib.get_close_matches(field, known, n=1)
     near = near or [last[n] for n in difflib.get_close_matches(field.rpartition(".")[2], last, n=1)]
     hint = f" (did you mean config.{near[0]}?)" if near else ""
-    return UserError(f"config.{field} is not a field{hint}; allowed: {', '.join(known)}")
+    name = f"config.{field}" if field.isprintable() else repr(f"config.{field}")  # one line, whatever it is
+    return UserError(f"{name} is not a field{hint}; allowed: {', '.join(known)}")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from cnnjax import config as config_lib
+from cnnjax.compiled_step import lower_step
 from cnnjax.data.sources import ArraySource
 from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import build, check_batch
-from cnnjax.loop import lower_step
 from cnnjax.models import variant
 from cnnjax.ops import cpu
 from cnnjax.program import Collective, Program, inspect, layer_paths, out_of_memory

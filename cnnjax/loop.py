@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax import processes
+from cnnjax.compiled_step import lower_step
 from cnnjax.data import pipeline
 from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import Experiment, build, check_batch
@@ -24,7 +25,7 @@ from cnnjax.signals import Interrupted, caught_signals
 from cnnjax.training import metrics, parallel, schedules
 from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.training.state import TrainState
-from cnnjax.training.steps import NEVER, TrainMetrics, eval_step, train_step
+from cnnjax.training.steps import TrainMetrics, eval_step
 
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
 
@@ -165,50 +166,6 @@ class Evaluator:
         return metrics.compute(sums), {name: values[real] for name, values in joined.items()}
 
 
-def accumulated_step(
-    experiment: Experiment,
-    state: TrainState,
-    interval: TrainMetrics,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-) -> tuple[TrainState, TrainMetrics]:
-    """`train_step` of an experiment, its metrics added to those of the interval."""
-    config = experiment.config
-    state, found = train_step(
-        state,
-        batch,
-        key,
-        model=experiment.model,
-        tx=experiment.tx,
-        augment=experiment.augment,
-        label_smoothing=config.loss.label_smoothing,
-        aux_weight=config.loss.aux_weight,
-        ema_decay=config.ema_decay,
-        freeze=config.freeze,
-        accumulate=config.accumulate_steps,
-        placement=experiment.placement,
-        gather=parallel.gatherer(experiment.mesh, experiment.rules),
-    )
-    return state, interval.merge(found)
-
-
-def lower_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The training step of the loop, lowered for the devices of the experiment; nothing is computed."""
-    whole = parallel.replicated(experiment.mesh)
-    tree = experiment.abstract_tree()
-    state, interval = tree["state"], tree["interval"]
-    batch = pipeline.abstract_batch(
-        experiment.train_source, experiment.config.batch_size, parallel.split_batch(experiment.mesh)
-    )
-    key = jax.eval_shape(jax.random.key, 0)
-    step = jax.jit(
-        functools.partial(accumulated_step, experiment),
-        donate_argnums=(0, 1),
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
-    )
-    return step.lower(state, interval, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
-
-
 class Trainer:
     """One run under way: the state, the sums of the current log interval, the position of the data."""
 
@@ -246,6 +203,9 @@ class Trainer:
             self.state, self.interval = tree["state"], tree["interval"]
             self.batches.set_state(position)
             self.progress.note(f"resuming {self.run_folder.path} at step {self.step}")
+        self.logged = self.step - self.step % self.config.log_every_steps  # where the interval began
+        rows = [row for row in self.run_folder.metrics() if row["step"] <= self.step]
+        self.skipped_steps = sum(row.get("skipped_steps", 0) for row in rows)  # of the intervals before
         self.run_folder.start_metrics(self.step)
 
     def run_to_end(self) -> None:
@@ -304,18 +264,19 @@ class Trainer:
         """Brings the interval's sums to the host, writes them as a row and starts the next interval."""
         sums = self._finite_interval()
         rate = schedules.learning_rate_at(self.experiment.schedule, self.step - 1, self.state.opt_state)
-        self._write(
-            {
-                "learning_rate": float(rate),
-                "loss": float(sums.loss / sums.weight),
-                "accuracy": float(sums.correct / sums.weight),
-                "gradient_norm": float(sums.gradient_norm / sums.num_steps),
-                "images_per_second": self.timed_steps * self.config.batch_size / self.trained_seconds,
-                "data_wait_seconds": self.wait_seconds,
-                **self._skipped(),
-            }
-        )
-        self.interval = self.no_interval()
+        row = {"learning_rate": float(rate)}
+        if sums.num_steps:
+            row["loss"] = float(sums.loss / sums.weight)
+            row["accuracy"] = float(sums.correct / sums.weight)
+            row["gradient_norm"] = float(sums.gradient_norm / sums.num_steps)
+        if skipped := self.step - self.logged - int(sums.num_steps):
+            row["skipped_steps"] = skipped
+            self.skipped_steps += skipped
+            self.progress.note(f"skipped {skipped} steps that were not finite, {self.skipped_steps} in all")
+        row["images_per_second"] = self.timed_steps * self.config.batch_size / self.trained_seconds
+        row["data_wait_seconds"] = self.wait_seconds
+        self._write({**row, **self._skipped()})
+        self.interval, self.logged = self.no_interval(), self.step
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
 
     def _skipped(self) -> dict[str, int]:
@@ -338,17 +299,29 @@ class Trainer:
         return elapsed
 
     def _finite_interval(self) -> TrainMetrics:
-        """The interval's sums on the host; raises where one of its steps was not finite."""
+        """The interval's sums on the host; raises where more of its steps than allowed were not finite.
+
+        nonfinite.json gets the first of those steps, with the places of its examples in the train split.
+        """
         sums = jax.device_get(self.interval)
         self.trained_seconds += self._elapsed()  # the device has done all steps that it was given
-        if sums.nonfinite_step == NEVER:
+        skipped = self.step - self.logged - int(sums.num_steps)
+        if not skipped:
+            return sums
+        bad = int(sums.nonfinite_step)
+        found = self.run_folder.read_json("nonfinite.json")
+        found[str(bad)] = {"step": bad, "indices": self.batches.indices(bad)}
+        self.run_folder.write_json("nonfinite.json", found)
+        limit = config_lib.skip_limit(self.config.on_nonfinite)
+        if self.skipped_steps + skipped <= limit:
             return sums
         self.saved.wait()
         steps = self.saved.steps()
         kept = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        more = f" ({self.skipped_steps + skipped} such steps, {limit} may be skipped)" if limit else ""
         raise NonFiniteLoss(
-            f"the loss or its gradient was not finite at step {sums.nonfinite_step}; training stopped "
-            f"before that update, and {kept} in {self.run_folder.path}; lower "
+            f"the loss or its gradient was not finite at step {bad}{more}; training stopped before that "
+            f"update, and {kept} in {self.run_folder.path}; look with `cnnjax replay`, lower "
             "config.optimizer.learning_rate, or set config.optimizer.gradient_clip"
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Sharding
 
-from cnnjax.data.loading import BatchReader
+from cnnjax.data.loading import BatchReader, epoch_order
 from cnnjax.data.sources import check_skipped
 from cnnjax.errors import UserError
 
@@ -83,6 +83,12 @@ class ResidentBatches:
         if self._order[0] != epoch:
             self._order = (epoch, self._order_of(np.int32(epoch)))
         return self._cut(self._images, self._labels, self._order[1], np.int32(index))
+
+    def indices(self, step: int) -> list[int]:
+        """The source's indices of the examples in the batch of a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = jax.device_get(self._order_of(np.int32(epoch)))
+        return order[index * self.batch_size :][: self.batch_size].tolist()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -194,6 +200,12 @@ class StreamBatches:
     def skipped(self) -> tuple[str, ...]:
         """A message for every image that has been left out so far."""
         return tuple(self._bad.values())
+
+    def indices(self, step: int) -> list[int]:
+        """The source's indices of the examples in the global batch of a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = epoch_order(self.size, self._read.seed, epoch)
+        return order[index * self.batch_size :][: self.batch_size].tolist()
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -26,8 +26,8 @@ NEVER = jnp.iinfo(jnp.int32).max
 class TrainMetrics:
     """Sums over the steps of one log interval; they merge and leave the device together.
 
-    `weight`, `loss`, `correct` are sums over examples, `gradient_norm` and `num_steps` over steps;
-    `nonfinite_step` is the first step whose loss or gradient was not finite, `NEVER` where all were.
+    `weight`, `loss`, `correct` are sums over examples, `gradient_norm` and `num_steps` over steps, without
+    those steps whose loss or gradient was not finite; `nonfinite_step` is the first of them, or `NEVER`.
     """
 
     weight: jax.Array
@@ -63,10 +63,12 @@ def train_step(
     accumulate: int = 1,
     placement: Placement = ONE_DEVICE,
     gather: Callable[[Any], Any] | None = None,
+    halted: jax.Array | bool = False,
 ) -> tuple[TrainState, TrainMetrics]:
     """Augments a batch, descends once along its gradient and returns the new state with its metrics.
 
-    Where the loss or the gradient is not finite nothing but `step` changes, and the metrics name the step.
+    Where the loss or the gradient is not finite nothing but `step` changes, and the metrics hold nothing but
+    the number of the step.
 
     Args:
       batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; the loss is the masked mean.
@@ -81,7 +83,61 @@ def train_step(
         part at a time, and for dropout, which draws other masks.
       placement: how the layers lie on devices, BatchNorm's groups of such a part among it.
       gather: brings parameters that are stored in parts together, see `parallel.gatherer`.
+      halted: bool []; True leaves the state alone as if the loss were not finite.
     """
+    loss, correct, batch_stats, grads = batch_gradient(
+        state,
+        batch,
+        key,
+        model=model,
+        augment=augment,
+        label_smoothing=label_smoothing,
+        aux_weight=aux_weight,
+        freeze=freeze,
+        accumulate=accumulate,
+        placement=placement,
+        gather=gather,
+    )
+    gradient_norm = optax.tree.norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
+    new = state.replace(
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    if state.ema:
+        new = new.replace(ema=ema_update(state.ema, new.variables, ema_decay, state.step))
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & ~jnp.asarray(halted)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    weight = batch["mask"].sum()
+    metrics = TrainMetrics(
+        weight=weight,
+        loss=loss * weight,
+        correct=correct,
+        gradient_norm=gradient_norm,
+        num_steps=jnp.ones((), jnp.float32),
+        nonfinite_step=jnp.asarray(NEVER, jnp.int32),
+    )
+    nothing = TrainMetrics.empty().replace(nonfinite_step=state.step)
+    metrics = jax.tree.map(lambda a, b: jnp.where(finite, a, b), metrics, nothing)
+    return new.replace(step=state.step + 1), metrics
+
+
+def batch_gradient(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    augment: Augment,
+    label_smoothing: float = 0.0,
+    aux_weight: float = 0.0,
+    freeze: str = "",
+    accumulate: int = 1,
+    placement: Placement = ONE_DEVICE,
+    gather: Callable[[Any], Any] | None = None,
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """(loss, number of hits, batch statistics, gradient) of the augmented batch, for `train_step`."""
     label = batch["label"]
     if getattr(augment, "mixes_labels", False):
         label = jax.nn.one_hot(label, model.num_classes)
@@ -105,30 +161,7 @@ def train_step(
         loss = masked_mean(losses, part["mask"]) * share
         return loss, (num_correct(logits, part), updates.get("batch_stats", {}))
 
-    loss, correct, batch_stats, grads = _gradients(
-        loss_fn, state, example, stream_key(key, "dropout", state.step), accumulate
-    )
-    gradient_norm = optax.tree.norm(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
-    new = state.replace(
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
-    if state.ema:
-        new = new.replace(ema=ema_update(state.ema, new.variables, ema_decay, state.step))
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    weight = batch["mask"].sum()
-    metrics = TrainMetrics(
-        weight=weight,
-        loss=loss * weight,
-        correct=correct,
-        gradient_norm=gradient_norm,
-        num_steps=jnp.ones((), jnp.float32),
-        nonfinite_step=jnp.where(finite, NEVER, state.step),
-    )
-    return new.replace(step=state.step + 1), metrics
+    return _gradients(loss_fn, state, example, stream_key(key, "dropout", state.step), accumulate)
 
 
 def _gradients(
