@@ -242,6 +242,12 @@ class Results:
         Raises:
           UserError: where it holds another, or cannot be written.
         """
+        if self.file.exists() and self._head() != self.columns:
+            there = [name for name in self._head() if name in config_lib.flatten(config) and name != "seed"]
+            raise UserError(
+                f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}; "
+                "set the same fields, or choose another --out"
+            )
         try:
             (self.out / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -259,12 +265,6 @@ class Results:
         if changed:
             raise UserError(
                 f"{self.out} holds a sweep of another config ({'; '.join(changed)}); choose another --out"
-            )
-        if self.file.exists() and self._head() != self.columns:
-            there = [name for name in self._head() if name in config_lib.flatten(config) and name != "seed"]
-            raise UserError(
-                f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}; "
-                "set the same fields, or choose another --out"
             )
 
     def _head(self) -> list[str]:
