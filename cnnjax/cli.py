@@ -19,11 +19,12 @@ from rich.table import Table
 from cnnjax import look, replay, speed
 from cnnjax.errors import UserError, unknown
 from cnnjax.tables import in_pixels, in_units, print_metrics, print_table
-from cnnjax.terminal import parse_flags
+from cnnjax.terminal import define_config, parse_flags
 
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
   train      train a network, or go on with a run       --config=FILE --config.a.b=value --workdir=DIR
+  sweep      several configs and seeds, in one table     --set FIELD=A,B,C --seeds=N --random=M --out=DIR
   launch     several processes of one training run       --processes=N --max_restarts=M -- train --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
   predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
@@ -92,28 +93,6 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
-def _define_config(args: list[str], values: flags.FlagValues) -> list[str]:
-    """Defines --config.a.b over the config of --config=FILE, or the default one; returns the rest."""
-    from ml_collections import config_flags
-
-    from cnnjax import config as config_lib
-
-    while "--config" in args[:-1]:  # `--config FILE` as `--config=FILE`
-        at = args.index("--config")
-        args = [*args[:at], f"--config={args[at + 1]}", *args[at + 2 :]]
-    files = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
-    config = config_lib.from_file(files[-1]) if files else config_lib.default()
-    overrides = [arg for arg in args if not arg.startswith("--config=")]
-    for arg in overrides:
-        name, given, value = arg.removeprefix("-").removeprefix("-").partition("=")
-        if arg.startswith("-") and name.startswith("config."):
-            config_lib.check_override(name.removeprefix("config."), value if given else None)
-    config_flags.DEFINE_config_dict(
-        "config", config, "--config=FILE or --config.field=value", flag_values=values, sys_argv=overrides
-    )
-    return overrides
-
-
 def train(args: list[str]) -> None:
     """Trains to the end, writes the report and prints the metrics of the test split."""
 
@@ -127,7 +106,7 @@ def train(args: list[str]) -> None:
         flags.DEFINE_integer("process_count", None, "how many", 1, flag_values=values)
         flags.DEFINE_integer("process_index", None, "which this is, from 0", 0, flag_values=values)
         flags.DEFINE_integer("hang_seconds", 1800, "without a step end the run", 1, flag_values=values)
-        return _define_config(args, values)
+        return define_config(args, values)
 
     values, _ = parse_flags("train", args, define)
     config = values.config
@@ -153,6 +132,13 @@ def train(args: list[str]) -> None:
     page = report.write(result.path)
     print_metrics(result.test, result.class_names)
     Console().print(f"run folder {result.path}, report {page}", highlight=False, soft_wrap=True)
+
+
+def sweep(args: list[str]) -> None:
+    """Trains several configs with several seeds."""
+    from cnnjax import sweep_command
+
+    sweep_command.command(args)
 
 
 def launch(args: list[str]) -> int:
@@ -296,7 +282,7 @@ def compile_step(args: list[str]) -> None:
         flags.DEFINE_string("image", None, "256x256x3: blank images for the data set's", flag_values=values)
         flags.DEFINE_integer("classes", 1000, "of the blank images", 1, flag_values=values)
         flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
-        return _define_config(args, values)
+        return define_config(args, values)
 
     values, _ = parse_flags("compile", args, define)
     from cnnjax import forecast
@@ -321,7 +307,7 @@ def weights(args: list[str]) -> None:
     def define(values: flags.FlagValues) -> list[str]:
         flags.DEFINE_string("model", None, "the network of the file", flag_values=values)
         flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
-        return _define_config(args, values)
+        return define_config(args, values)
 
     values, words = parse_flags("weights", args, define, max_names=2)
     if len(words) != 2 or words[0] not in ("import", "export") or not values.workdir:
@@ -367,6 +353,7 @@ def checkpoint(args: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "sweep": sweep,
     "launch": launch,
     "evaluate": evaluate,
     "predict": look.predict,

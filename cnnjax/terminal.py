@@ -37,5 +37,27 @@ def parse_flags(
     return values, words
 
 
+def define_config(args: list[str], values: flags.FlagValues) -> list[str]:
+    """Defines --config.a.b over the config of --config=FILE, or the default one; returns the rest."""
+    from ml_collections import config_flags
+
+    from cnnjax import config as config_lib
+
+    while "--config" in args[:-1]:  # `--config FILE` as `--config=FILE`
+        at = args.index("--config")
+        args = [*args[:at], f"--config={args[at + 1]}", *args[at + 2 :]]
+    files = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    config = config_lib.from_file(files[-1]) if files else config_lib.default()
+    overrides = [arg for arg in args if not arg.startswith("--config=")]
+    for arg in overrides:
+        name, given, value = arg.removeprefix("-").removeprefix("-").partition("=")
+        if arg.startswith("-") and name.startswith("config."):
+            config_lib.check_override(name.removeprefix("config."), value if given else None)
+    config_flags.DEFINE_config_dict(
+        "config", config, "--config=FILE or --config.field=value", flag_values=values, sys_argv=overrides
+    )
+    return overrides
+
+
 def _names(values: flags.FlagValues) -> list[str]:
     return [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]

@@ -36,7 +36,6 @@ def _here() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
-@pytest.mark.slow
 def test_the_public_surface_is_typed(tmp_path):
     """mypy, strict, on a user's program: it passes, and finds what is wrong."""
     good = (
@@ -88,7 +87,6 @@ def test_there_are_six_notebooks_without_outputs():
             assert "def " not in cell.source or cell.source.count("def ") <= 2, file
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     nbformat = pytest.importorskip("nbformat")

@@ -74,7 +74,6 @@ def test_a_checkpoint_of_eight_devices_restores_on_one_two_four_and_as_numpy(cur
     assert curves["elastic"] == [True] * 6
 
 
-@pytest.mark.slow
 def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
     flags = [f"--workdir={tmp_path / 'run'}", "--config.batch_size=12", f"--config.data.name={tiny_data}"]
     done = subprocess.run(

@@ -16,7 +16,6 @@ needs_data = pytest.mark.skipif(
 
 
 @needs_data
-@pytest.mark.slow
 def test_a_tenth_of_an_epoch_learns_a_lot(tmp_path):
     config = config_lib.from_file(str(ROOT / "configs/fashion_mnist_simple_cnn.py"))
     config.total_epochs, config.eval_every_epochs = 0.25, 0.25

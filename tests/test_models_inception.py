@@ -676,7 +676,7 @@ def drawn(model: nn.Module, size: tuple[int, ...]) -> dict:
 
 
 LEARNING = (
-    pytest.param("googlenet_cifar", marks=pytest.mark.slow),
+    "googlenet_cifar",
     "inception_cifar_3x3",
     "densenet121",
     "efficientnet_b0",

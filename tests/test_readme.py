@@ -80,6 +80,7 @@ def test_the_model_and_augmentation_examples_work():
         ("fashion_mnist", "experiments/fashion_mnist/README.md"),
         ("finetune", "experiments/finetune/README.md"),
         ("models", "README.md"),
+        ("pooling_types", "experiments/pooling_types/README.md"),
     ],
 )
 def test_tables_are_those_of_the_csv(study, page):

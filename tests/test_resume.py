@@ -83,7 +83,6 @@ def assert_same(workdir: Path, expected: tuple) -> None:
     assert test == expected[2]
 
 
-@pytest.mark.slow
 def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
     for step in (7, 150):
         process = start(tiny_data, tmp_path / "run")
@@ -96,7 +95,6 @@ def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
     assert_same(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(signum, uninterrupted, tiny_data, tmp_path):
     process = start(tiny_data, tmp_path / "run")

@@ -220,6 +220,7 @@ POOLINGS: dict[str, Callable[..., jax.Array]] = {
     "min": ops.min_pool,
     "l2": ops.l2_pool,
     "center_weighted": ops.center_weighted_pool,
+    "strided": ops.subsample,
 }
 
 

@@ -19,10 +19,17 @@ from cnnjax.models.variants import Preset, Variant
 
 
 def pooling_function(name: str) -> Callable[..., jax.Array]:
-    """The pooling of `POOLINGS` by name."""
+    """The pooling of `POOLINGS` by name, or "adaptive": called with images and a window."""
+    if name == "adaptive":
+        return _adaptive_pool
     if name not in POOLINGS:
-        raise unknown("pooling", name, POOLINGS)
+        raise unknown("pooling", name, [*POOLINGS, "adaptive"])
     return POOLINGS[name]
+
+
+def _adaptive_pool(x: jax.Array, window: int) -> jax.Array:
+    """Adaptive max pooling to a window'th of the image, rounded up: every pixel is covered."""
+    return ops.adaptive_max_pool(x, (-(-x.shape[1] // window), -(-x.shape[2] // window)))
 
 
 class SimpleCNN(nn.Module):

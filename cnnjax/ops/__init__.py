@@ -18,6 +18,7 @@ from cnnjax.ops.pooling import (
     l2_pool,
     max_pool,
     min_pool,
+    subsample,
 )
 from cnnjax.ops.shapes import (
     adaptive_windows,
@@ -49,4 +50,5 @@ __all__ = [
     "pool_output_size",
     "receptive_field",
     "resolve_padding",
+    "subsample",
 ]

@@ -138,6 +138,24 @@ def center_weighted_pool(
     return (total / _coverage(x, weights, strides, sides, ((0, 0), (0, 0)))).astype(x.dtype)
 
 
+def subsample(
+    x: jax.Array,
+    window: Size,
+    strides: Size | None = None,
+    padding: Padding = 0,
+    ceil: bool = False,
+) -> jax.Array:
+    """The first pixel of each window, the others unread: a convolution before it becomes a strided one.
+
+    Padding is zeros. Arguments and errors as for `max_pool`.
+
+    Returns: float [B, H', W', C] of the dtype of x.
+    """
+    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    x = _pad(x, sides, 0.0)
+    return x[:, : x.shape[1] - window[0] + 1 : strides[0], : x.shape[2] - window[1] + 1 : strides[1]]
+
+
 def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
     """The largest value of each of output_size windows that cover the image evenly.
 
