@@ -390,7 +390,7 @@ def test_inverted_residuals_are_linear_at_their_end_and_added_where_alike():
     block, project = found["stage2_block2"], found["stage2_block2/project"]
     np.testing.assert_allclose(block, found["stage2_block1"] + project, rtol=1e-5)
     np.testing.assert_array_equal(found["stage2_block2/project/norm"], project)
-    assert found["stem/norm"].max() > found["stem"].max() == 6  # ReLU6
+    assert found["stem/conv"].max() > found["stem"].max() == 6  # ReLU6
 
 
 # --- Initial values. -------------------------------------------------------------------------------

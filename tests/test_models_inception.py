@@ -528,7 +528,7 @@ def test_the_linear_variant_differs_by_the_relu_alone():
     np.testing.assert_array_equal(np.maximum(linear[between], 0), with_relu[between])
     assert (linear[end] >= 0).all()
     other = {k for k in linear if not np.array_equal(linear[k], with_relu[k])}
-    behind = r"(stage1_block1(/branch_large(/conv1|/conv2.*)?)?|head|__call__)$"
+    behind = r"(stage1_block1(/branch_large(/conv1(/norm)?|/conv2.*)?)?|head|__call__)$"
     assert all(re.match(behind, k) for k in other), other
 
 
