@@ -48,7 +48,7 @@ MEASURED = (
 def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
     """One row."""
     command = [sys.executable, "-m", "cnnjax", "bench", "train", f"--model={model}", f"--batch_size={batch}"]
-    command += [f"--dtype={dtype}", "--against=torch", "--seconds=2", "--json"]
+    command += [f"--dtype={dtype}", "--against=torch", "--seconds=1", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{model} {dtype}: {done.stderr.strip()[-500:]}")
@@ -95,10 +95,9 @@ def train_table(rows: list[dict[str, str]]) -> str:
     for row in rows:
         target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
         verdict = "" if target is None else f"{target} {'met' if float(row['ratio']) >= target else 'missed'}"
-        spent = [
-            part.rsplit(":", 1) for part in row["shares"].replace(" and ", "+").split(" ") if ":" in part
-        ]
-        where = ", ".join(f"{kind.replace('+', ' and ')} {float(share):.0%}" for kind, share in spent[:3])
+        where = ", ".join(
+            f"{kind} {share:.0%}" for kind, share in list(json.loads(row["shares"]).items())[:3]
+        )
         lines.append(
             f"| {row['model']}, {row['batch']} | {row['dtype']} | {float(row['images_per_second']):,.1f} "
             f"| {float(row['torch_images_per_second']):,.1f} "
