@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.data import augment as augment_lib
 from cnnjax.data import datasets, pipeline, protocols, records
-from cnnjax.data.sources import channel_covariance, channel_statistics, to_memory
+from cnnjax.data.sources import channel_covariance, channel_statistics, sample_images, to_memory
 from cnnjax.errors import UserError
 from cnnjax.models import Preset, create_model
 from cnnjax.models.placement import Placement
@@ -28,6 +28,7 @@ from cnnjax.training.steps import TrainMetrics
 from cnnjax.weights.initial import initial_variables
 
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
+START_IMAGES = 5000  # that a model may see before its first step
 # Values of an optimizer or schedule that the config holds in fields of their own.
 _OWN_FIELDS = {
     "learning_rate": "optimizer.learning_rate",
@@ -91,13 +92,21 @@ class Experiment:
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         # It runs once: on a CPU, optimizing its thousands of small outputs would take minutes.
         state = jax.jit(self._init_state, out_shardings=place, compiler_options=options)()
-        if not self.initial:
+        initial = self.initial or self._from_images()
+        if not initial:
             return state
-        flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(self.initial)
+        flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(initial)
         start = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
         start = parallel.put(start, {name: getattr(place, name) for name in start})
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
         return state.replace(**start, ema=ema)
+
+    def _from_images(self) -> dict[str, Any]:
+        """Variables that the model computes from training images, where it has a `from_images`."""
+        if not hasattr(self.model, "from_images"):
+            return {}
+        images = sample_images(self.train_source, START_IMAGES)
+        return self.model.from_images(self.eval_augment(jax.random.key(0), images))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from cnnjax import config, experiment
 from cnnjax.data.sources import ArraySource
+from cnnjax.models.cifar_fast import whitening_kernel
 
 RECIPES = Path(__file__).parents[1] / "configs"
 PARAMETERS = {
@@ -32,3 +34,17 @@ def test_a_recipe_can_be_built(name):
     assert built.facts()["model"]["num_params"] == PARAMETERS[name]
     assert built.augment.output_shape == built.eval_augment.output_shape
     assert built.protocol.input_shapes == {built.eval_augment.output_shape}
+
+
+def test_the_speed_run_starts_from_whitened_training_images():
+    recipe = config.from_file(str(RECIPES / "cifar10_airbench.py"))
+    recipe.data.num_validation = 0
+    recipe.model = "airbench94(widths=(8, 8, 8))"
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    names = tuple(map(str, range(10)))
+    built = experiment.build(recipe, source=ArraySource(images, np.zeros(40, np.int32), names, "x", "train"))
+    params = built.init_state().params
+    normalized = built.eval_augment(jax.random.key(0), images)
+    np.testing.assert_allclose(params["whiten"]["kernel"], whitening_kernel(normalized), rtol=1e-4, atol=1e-4)
+    assert "whiten/kernel" in built.facts()["model"]["frozen"]
+    assert "whiten/bias" not in built.facts()["model"]["frozen"]

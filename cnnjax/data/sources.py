@@ -253,6 +253,19 @@ def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
     if isinstance(source, ArraySource):
         yield from (source.images[i : i + 1024] for i in range(0, len(source), 1024))
         return
-    for index in np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int):
+    for index in _spaced(source, limit):
         with contextlib.suppress(BadImage):  # the pipeline says what becomes of it
-            yield source[int(index)]["image"][None]
+            yield source[index]["image"][None]
+
+
+def sample_images(source: Source, count: int) -> np.ndarray:
+    """uint8 [n, H, W, C]: at most `count` images of one shape, evenly spaced; unreadable ones are left out."""
+    images = []
+    for index in _spaced(source, count):
+        with contextlib.suppress(BadImage):
+            images.append(source[index]["image"])
+    return np.stack(images)
+
+
+def _spaced(source: Source, count: int) -> list[int]:
+    return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()

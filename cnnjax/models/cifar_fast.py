@@ -4,12 +4,14 @@ Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2404.00498, sect
 details from the author's scripts airbench94, airbench95, airbench96 (cifar10-airbench), which report the
 accuracies here as means of 1000, 200 and 400 runs with mirrored and translated views at test time.
 
-The recipe sets `whiten/kernel` to `whitening_kernel(training images)` and trains neither it nor the scales of
-the normalizations: `FROZEN` is the pattern of those paths. They count as parameters there and here.
+Training starts with `whiten/kernel` from training images (`CifarFast.from_images`). The recipe trains neither
+it nor the scales of the normalizations: `FROZEN` is the pattern of those paths for `config.freeze`, as in
+configs/cifar10_airbench.py. They count as parameters there and here.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,10 @@ class CifarFast(nn.Module):
         x = ops.global_max_pool(x)  # 256
         x = logits(x, self.num_classes, self.dtype, use_bias=False, kernel_init=torch_uniform)
         return x * self.scale
+
+    def from_images(self, images: jax.Array) -> dict[str, Any]:
+        """The variables that training starts from: the whitening kernel of images, as `__call__` takes them."""
+        return {"params": {"whiten": {"kernel": whitening_kernel(images)}}}
 
 
 PRESET = Preset((32, 32, 3), 10, resize=None, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
