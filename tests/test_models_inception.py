@@ -681,6 +681,8 @@ LEARNING = (
     "densenet121",
     "efficientnet_b0",
     "convnext_tiny",
+    pytest.param("inception_v2", marks=pytest.mark.slow),
+    pytest.param("inception_v3", marks=pytest.mark.slow),
 )
 
 
