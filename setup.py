@@ -18,11 +18,17 @@ def onednn(package: str, name: str) -> Path:
     raise FileNotFoundError(f"{package} holds no {name}")
 
 
-def kernels() -> list[Extension]:
-    """The extension, or nothing where it cannot be built: XLA does its work then."""
+def extensions() -> list[Extension]:
+    """What can be built here."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         print("cnnjax: the CPU kernels are for Linux on x86-64; XLA does their work here")
         return []
+    reuse = Extension("cnnjax.ops.cpu._reuse", [str(SOURCES / "reuse.c")], optional=True)
+    return [reuse, *kernels()]
+
+
+def kernels() -> list[Extension]:
+    """The extension, or nothing where it cannot be built: XLA does its work then."""
     try:
         jaxlib = importlib.util.find_spec("jaxlib")
         headers = [
@@ -54,4 +60,4 @@ def kernels() -> list[Extension]:
     ]
 
 
-setup(ext_modules=kernels())
+setup(ext_modules=extensions())

@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import os
 import re
 import resource
 import statistics
@@ -189,9 +188,7 @@ class Peer:
     def __init__(self, spec: str, batch_size: int, dtype: str):
         command = [sys.executable, "-m", "cnnjax.bench_torch", spec, str(batch_size), dtype]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        # As its users start it, without what this project's own command sets for itself.
-        env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-        self.process = subprocess.Popen(command, **pipes, text=True, env=env)
+        self.process = subprocess.Popen(command, **pipes, text=True)
         self._answer()
 
     def __call__(self, seconds: float) -> float:

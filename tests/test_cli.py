@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cnnjax import __main__ as program
 from cnnjax import cli
 from cnnjax.runs import Run
 from cnnjax.training.checkpoints import Checkpoints
 
+REUSE = next(Path(program.__file__).parent.glob("ops/cpu/_reuse*.so"), None)
 TINY = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=16",
@@ -181,21 +183,59 @@ def test_tensorflow_is_not_installed():
     assert not names & {"tensorflow", "tensorflow-cpu"}
 
 
-HUGE_PAGES = """
+STARTED = """
 import os, sys
 from cnnjax import __main__, cli
-cli.main = lambda: print(os.environ["GLIBC_TUNABLES"], sys.argv)
+maps = open("/proc/self/maps").read()
+cli.main = lambda: print("_reuse" in maps, os.environ.get("LD_PRELOAD"), sys.argv)
 __main__.main()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
-@pytest.mark.parametrize(
-    ("before", "seen"), [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=0",) * 2]
-)
-def test_the_command_starts_with_huge_pages_unless_told_otherwise(before, seen):
-    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    env |= {"GLIBC_TUNABLES": before} if before else {}
-    command = [sys.executable, "-c", HUGE_PAGES, "a b", "--c=d"]
+@pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
+@pytest.mark.parametrize("before", [None, "libm.so.6"])
+def test_the_command_uses_memory_again_and_the_programs_that_it_starts_do_not(before):
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    env |= {"LD_PRELOAD": before} if before else {}
+    command = [sys.executable, "-c", STARTED, "a b", "--c=d"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == f"{seen} ['-c', 'a b', '--c=d']", done.stderr
+    assert done.stdout.strip() == f"True {before} ['-c', 'a b', '--c=d']", done.stderr
+
+
+MEMORY = """
+import ctypes
+libc, size = ctypes.CDLL(None), 1 << 28
+libc.free.argtypes = [ctypes.c_void_p]
+
+def allocate(size):
+    block = ctypes.c_void_p()
+    assert libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
+    return block.value
+
+def mapped():
+    return int(open("/proc/self/statm").read().split()[0]) * 4096 / size - before
+
+before = 0
+before = mapped()
+first = allocate(size)
+libc.free(first)
+assert mapped() > 0.9  # kept
+assert allocate(size - 5) == first and allocate(size) != first  # used again, by one at a time
+blocks = [allocate(size) for _ in range(6)]
+for block in blocks:
+    libc.free(block)
+assert 4.9 < mapped() < 5.9, mapped()  # two are in use, less than 1 GiB waits, the rest is given back
+libc.free(allocate(5 * size))
+assert mapped() < 5, mapped()  # too large to keep
+small = [allocate(size // 32) for _ in range(5)]
+assert mapped() < 3, mapped()  # what other sizes push out is given back
+assert libc.posix_memalign(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(3), ctypes.c_size_t(size)) == 22
+print("done")
+"""
+
+
+@pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
+def test_freed_blocks_are_used_again_and_no_more_than_a_gibibyte_waits():
+    env = {**os.environ, "LD_PRELOAD": str(REUSE)}
+    done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr

@@ -259,7 +259,7 @@ def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
 
 
 def sample_images(source: Source, count: int) -> np.ndarray:
-    """uint8 [n, H, W, C]: at most `count` images of one shape, evenly spaced; unreadable ones are left out."""
+    """uint8 [n, H, W, C]: at most `count` images of one shape, evenly spaced, but unreadable ones."""
     images = []
     for index in _spaced(source, count):
         with contextlib.suppress(BadImage):

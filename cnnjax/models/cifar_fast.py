@@ -128,7 +128,7 @@ class CifarFast(nn.Module):
         return x * self.scale
 
     def from_images(self, images: jax.Array) -> dict[str, Any]:
-        """The variables that training starts from: the whitening kernel of images, as `__call__` takes them."""
+        """What training starts from: the whitening kernel of images, which are as `__call__` takes them."""
         return {"params": {"whiten": {"kernel": whitening_kernel(images)}}}
 
 

@@ -1,0 +1,87 @@
+// Large blocks of memory used again, for a process that is started with this library in LD_PRELOAD.
+//
+// XLA:CPU allocates the workspace of a step anew at each step, hundreds of megabytes that the C library
+// takes from the system and gives back, and that the system clears page by page. Here the last freed blocks,
+// at most 1 GiB, wait for an allocation of about their size. They remain the C library's own blocks, so
+// whatever else looks at them (realloc, malloc_usable_size) needs to know nothing.
+
+#include <features.h>
+
+#ifdef __GLIBC__
+#include <errno.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+void __libc_free(void *block);
+void *__libc_memalign(size_t alignment, size_t size);
+
+enum { SLOTS = 8 };
+static const size_t kLarge = (size_t)4 << 20, kMost = (size_t)1 << 30;
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static void *kept[SLOTS];  // the oldest first
+static int count = 0;
+static size_t bytes = 0;  // of all that are kept
+
+static void *removed(int i) {
+  void *block = kept[i];
+  bytes -= malloc_usable_size(block);
+  for (--count; i < count; ++i) kept[i] = kept[i + 1];
+  return block;
+}
+
+static int fits(void *block, size_t alignment, size_t size) {
+  size_t usable = malloc_usable_size(block);
+  return usable >= size && usable - size <= size / 8 && (uintptr_t)block % alignment == 0;
+}
+
+// A kept block that fits, or NULL; then the oldest one goes, as what is asked for has changed.
+static void *reused(size_t alignment, size_t size) {
+  void *found = NULL, *stale = NULL;
+  if (pthread_mutex_trylock(&mutex)) return NULL;  // never waits: a fork may have left it locked
+  for (int i = count - 1; i >= 0 && !found; --i)
+    if (fits(kept[i], alignment, size)) found = removed(i);
+  if (!found && count) stale = removed(0);
+  pthread_mutex_unlock(&mutex);
+  __libc_free(stale);
+  return found;
+}
+
+static void free_all(void) {
+  if (pthread_mutex_trylock(&mutex)) return;
+  while (count) __libc_free(removed(count - 1));
+  pthread_mutex_unlock(&mutex);
+}
+
+static void *allocate(size_t alignment, size_t size) {
+  void *block = size >= kLarge ? reused(alignment, size) : NULL;
+  if (!block) block = __libc_memalign(alignment, size);
+  if (block) return block;
+  free_all();
+  return __libc_memalign(alignment, size);
+}
+
+void *aligned_alloc(size_t alignment, size_t size) { return allocate(alignment, size); }
+
+int posix_memalign(void **block, size_t alignment, size_t size) {
+  if (alignment % sizeof(void *) || alignment & (alignment - 1) || !alignment) return EINVAL;
+  void *found = allocate(alignment, size);
+  if (!found) return ENOMEM;
+  *block = found;
+  return 0;
+}
+
+void free(void *block) {
+  size_t size = block ? malloc_usable_size(block) : 0;
+  if (size >= kLarge && size <= kMost && !pthread_mutex_trylock(&mutex)) {
+    while (count == SLOTS || bytes + size > kMost) __libc_free(removed(0));
+    kept[count++] = block;
+    bytes += size;
+    pthread_mutex_unlock(&mutex);
+  } else {
+    __libc_free(block);
+  }
+}
+#endif
