@@ -20,6 +20,7 @@ def _define_run(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "run folder", flag_values=values)
     flags.DEFINE_string("checkpoint", "last", "last, best, or a step", flag_values=values)
     flags.DEFINE_string("weights", "raw", "raw, or ema", flag_values=values)
+    flags.DEFINE_string("protocol", None, "views to average; the run's own", flag_values=values)
 
 
 def _load(values: flags.FlagValues) -> Any:
@@ -27,7 +28,8 @@ def _load(values: flags.FlagValues) -> Any:
         raise UserError("--workdir is missing; name the run folder that `cnnjax train` left")
     from cnnjax.trained import load_run
 
-    return load_run(values.workdir, checkpoint=values.checkpoint, weights=values.weights)
+    chosen = {"checkpoint": values.checkpoint, "weights": values.weights}
+    return load_run(values.workdir, **chosen, protocol=values.protocol)
 
 
 def predict(args: list[str]) -> None:

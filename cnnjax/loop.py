@@ -15,7 +15,6 @@ from cnnjax import config as config_lib
 from cnnjax import processes
 from cnnjax.compiled_step import lower_step
 from cnnjax.data import pipeline
-from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import Experiment, build, check_batch
 from cnnjax.ops import cpu
 from cnnjax.program import device_memory, out_of_memory
@@ -115,16 +114,9 @@ def evaluate(
     experiment = build(config)
     saved = Checkpoints(run.path / "checkpoints")
     try:
-        step = saved.find(checkpoint)
-        state = saved.read(step)["state"]
+        step, variables = saved.variables(checkpoint, weights)
     finally:
         saved.close()
-    if weights not in ("raw", "ema"):
-        raise unknown("--weights", weights, ["raw", "ema"])
-    if weights == "ema" and not state.get("ema"):
-        raise UserError(f"--weights=ema: {run.path} keeps no moving average (config.ema_decay is 0)")
-    tree = state["ema"] if weights == "ema" else state
-    variables = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
     variables = parallel.put(variables, parallel.replicated(experiment.mesh))
     with cpu.chosen(config.cpu_kernels):
         scores, predictions = Evaluator(experiment, split)(variables)

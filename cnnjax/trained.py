@@ -19,8 +19,9 @@ from flax.errors import FlaxError
 from PIL import Image
 
 from cnnjax.data import augment as augment_lib
+from cnnjax.data import protocols
 from cnnjax.data.images import IMAGE_SUFFIXES, decode_image
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError
 from cnnjax.experiment import load_split, parse_augment
 from cnnjax.models import create_model
 from cnnjax.runs import Run
@@ -63,6 +64,7 @@ class TrainedModel:
       step: of the checkpoint.
       model, variables: what `model.apply(variables, image)` takes; `image` is what `prepare` gives.
       augment: the run's preprocessing of evaluation, from uint8 images of `image_shape`.
+      protocol: how `predict` looks at an image; in the middle only, or from several views.
       image_shape: [H, W, C] of the images that it was trained on, before that preprocessing.
       class_names: one a class.
     """
@@ -73,6 +75,7 @@ class TrainedModel:
     model: nn.Module
     variables: Any
     augment: augment_lib.Augmentation
+    protocol: protocols.Protocol
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
@@ -185,9 +188,10 @@ class TrainedModel:
 
     @functools.cached_property
     def _apply(self) -> Any:
-        return jax.jit(
-            lambda variables, images: jax.nn.softmax(self.model.apply(variables, self.prepare(images)))
-        )
+        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.protocol(functools.partial(self.model.apply, variables), images))
+
+        return jax.jit(probabilities)
 
     def _probabilities(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
         """float32 [B, K]; a short batch is filled up, so that one size is compiled."""
@@ -203,13 +207,16 @@ class TrainedModel:
         )
 
 
-def load_run(workdir: str | Path, *, checkpoint: str = "last", weights: str = "raw") -> TrainedModel:
+def load_run(
+    workdir: str | Path, *, checkpoint: str = "last", weights: str = "raw", protocol: str | None = None
+) -> TrainedModel:
     """The trained network of a run folder, of `cnnjax train` or of `cnnjax weights import`.
 
     Args:
       workdir: the run folder.
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
+      protocol: views of an image that `predict` averages, see `data.protocols`; None is the run's own.
 
     Raises:
       UserError: where the folder is no run's, or lacks what was asked for.
@@ -218,16 +225,9 @@ def load_run(workdir: str | Path, *, checkpoint: str = "last", weights: str = "r
     config = run.config()
     saved = Checkpoints(run.path / "checkpoints")
     try:
-        step = saved.find(checkpoint)
-        state = saved.read(step)["state"]
+        step, variables = saved.variables(checkpoint, weights)
     finally:
         saved.close()
-    if weights not in ("raw", "ema"):
-        raise unknown("weights", weights, ["raw", "ema"])
-    if weights == "ema" and not state.get("ema"):
-        raise UserError(f"weights=ema: {run.path} keeps no moving average (config.ema_decay is 0)")
-    tree = state["ema"] if weights == "ema" else state
-    variables = {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
     facts = run.read_json("record.json").get("data", {})
     if "image_shape" not in facts:  # a run from before these were recorded
         source = load_split(config, "train")
@@ -248,7 +248,8 @@ def load_run(workdir: str | Path, *, checkpoint: str = "last", weights: str = "r
             f"{run.path} holds a network that does not fit its data set {config.data.name!r}: {reason}; "
             "name the data set when the weights are imported, as in --config.data.name=cifar10"
         ) from None
-    return TrainedModel(run.path, config, step, model, variables, augment, shape, names)
+    views = protocols.parse(protocol or config.eval_protocol, augment, shape)
+    return TrainedModel(run.path, config, step, model, variables, augment, views, shape, names)
 
 
 def name_images(images: Any) -> Iterable[tuple[str, Any]]:

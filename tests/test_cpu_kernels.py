@@ -428,16 +428,36 @@ def resident_megabytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def test_changing_shapes_do_not_fill_the_memory():
-    def prepare(i):  # mode, bfloat16, groups, bias, x, kernel, y, strides, padding, dilation
-        height, width = 5 + i % 60, 5 + i // 60
-        numbers = [i % 3, 0, 1, 0, 1, height, width, 4, 3, 3, 4, 8, 1, height - 2, width - 2, 8]
-        numbers += [1, 1, 0, 0, 0, 0, 1, 1]
-        assert library().cnnjax_convolution_is_fast((ctypes.c_int64 * 24)(*numbers)) in (0, 1)
+def prepare(i: int) -> None:
+    """One more convolution for the cache of primitives, of a size of its own."""
+    # mode, bfloat16, groups, bias, x, kernel, y, strides, padding, dilation
+    height, width = 5 + i % 60, 5 + i // 60
+    numbers = [i % 3, 0, 1, 0, 1, height, width, 4, 3, 3, 4, 8, 1, height - 2, width - 2, 8]
+    numbers += [1, 1, 0, 0, 0, 0, 1, 1]
+    assert library().cnnjax_convolution_is_fast((ctypes.c_int64 * 24)(*numbers)) in (0, 1)
 
+
+def test_changing_shapes_do_not_fill_the_memory():
     for i in range(700):  # more than the cache keeps
         prepare(i)
     before = resident_megabytes()
     for i in range(700, 1500):
         prepare(i)
+    assert resident_megabytes() - before < 30
+
+
+@pytest.mark.slow
+def test_ten_thousand_steps_of_changing_shapes_leave_the_memory_alone():
+    def loss(x, kernel, bias):
+        y, *_ = ops.batch_norm_train(ops.conv2d(x, kernel, bias, padding=1), bias, bias, relu=True)
+        return ops.max_pool(ops.local_response_norm(y), 3, 2).sum()
+
+    step = jax.jit(jax.grad(loss, (0, 1, 2)))
+    kernel, bias = jnp.ones((3, 3, 4, 8)), jnp.ones(8)
+    images = [jnp.ones((2, 6 + i, 9 + i % 7, 4)) for i in range(40)]
+    for i in range(10_000):
+        prepare(i)
+        jax.block_until_ready(step(images[i * 7 % 40], kernel, bias))
+        if i == 2000:
+            before = resident_megabytes()
     assert resident_megabytes() - before < 30

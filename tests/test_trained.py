@@ -50,6 +50,20 @@ def test_predictions_are_those_of_the_evaluation(trained, tiny_run, tiny_data):
     assert all(sum(share for _, share in p.top) == pytest.approx(1) for p in found)
 
 
+def test_a_protocol_averages_views_as_evaluation_does(trained, tiny_run, tiny_data):
+    source = datasets.load(tiny_data, "test")
+    ways = [source.images, source.images[:, :, ::-1]]
+    both = [trained.predict(np.ascontiguousarray(images), batch_size=37) for images in ways]
+    mirrored = cnnjax.load_run(tiny_run, protocol="mirror").predict(source.images, batch_size=37)
+    for a, b, found in zip(*both, mirrored, strict=True):
+        np.testing.assert_allclose(
+            found.probabilities, (a.probabilities + b.probabilities) / 2, rtol=1e-4, atol=1e-6
+        )
+    scores, _ = cnnjax.evaluate(tiny_run, protocol="mirror")
+    hits = [p.probabilities.argmax() == label for p, label in zip(mirrored, source.labels, strict=True)]
+    assert np.mean(hits) == pytest.approx(scores["accuracy"])
+
+
 def test_files_and_arrays_of_one_image_are_one_prediction(trained, tiny_data, pictures):
     source = datasets.load(tiny_data, "test")
     by_array = trained.predict(source.images[:4], batch_size=4)

@@ -183,6 +183,26 @@ class Checkpoints:
             reason = _line(error)
             raise UserError(f"checkpoint {step} in {self.directory} cannot be read: {reason}") from None
 
+    def variables(self, checkpoint: str, weights: str) -> tuple[int, dict[str, Any]]:
+        """The step that `find` names, and its params and batch_stats as NumPy arrays.
+
+        Args:
+          weights: "raw", or "ema" for the moving average.
+
+        Raises:
+          UserError: where it is damaged, or keeps no moving average.
+        """
+        if weights not in ("raw", "ema"):
+            raise unknown("weights", weights, ["raw", "ema"])
+        step = self.find(checkpoint)
+        state = self.read(step)["state"]
+        if weights == "ema" and not state.get("ema"):
+            raise UserError(
+                f"weights=ema: {self.directory.parent} keeps no moving average (config.ema_decay is 0)"
+            )
+        tree = state["ema"] if weights == "ema" else state
+        return step, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
+
     def find(self, checkpoint: str) -> int:
         """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means.
 
