@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line;
 3 the loss was not finite; 4 a process hung; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training
-after a save.
+with nothing lost.
 """
 
 import errno
@@ -101,6 +101,7 @@ def train(args: list[str]) -> None:
     def define(values: flags.FlagValues) -> list[str]:
         flags.DEFINE_string("workdir", None, "run folder; runs/TIME_MODEL", flag_values=values)
         flags.DEFINE_bool("print_config", False, "print the config and stop", flag_values=values)
+        flags.DEFINE_float("stop_seconds", 60.0, "from a signal to the end", 1.0, flag_values=values)
         flags.DEFINE_bool("distributed", False, "one of several processes", flag_values=values)
         flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
         flags.DEFINE_integer("process_count", None, "how many", 1, flag_values=values)
@@ -126,7 +127,8 @@ def train(args: list[str]) -> None:
         processes.watch(values.hang_seconds)
     name = config.model.partition("(")[0]
     workdir = values.workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{name}")
-    result = loop.train(config, workdir, terminal() if processes.is_first() else Silent())
+    board = terminal() if processes.is_first() else Silent()
+    result = loop.train(config, workdir, board, stop_seconds=values.stop_seconds)
     if not processes.is_first():
         return
     page = report.write(result.path)

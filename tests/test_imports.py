@@ -26,6 +26,7 @@ FLOORS = {
     "program": 3,
     "tables": 0,
     "compiled_step": 4.8,
+    "evaluator": 4.8,
     "loop": 5,
     "forecast": 6,
     "exchange": 5,

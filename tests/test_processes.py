@@ -131,10 +131,10 @@ def test_alone_everything_is_the_first_process():
     assert processes.is_first() and not processes.joined() and processes.name() == ""
     assert processes.first_then_others(lambda: 1, lambda: 2) == 1
     caught: list[int] = []
-    with processes.Stop(caught, 0) as stop:
-        assert stop.at(1) == 0
+    with processes.Stop(caught) as stop:
+        assert stop.at() == 0
         caught.append(signal.SIGTERM)
-        assert stop.at(2) == signal.SIGTERM
+        assert stop.at() == signal.SIGTERM
 
 
 @pytest.mark.parametrize(

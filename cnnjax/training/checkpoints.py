@@ -60,6 +60,18 @@ class Checkpoints:
         facts = {"step": step, "position": position, "metrics": metrics or {}}
         self._pending = self._thread.submit(self._complete, part, facts)
 
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds to a checkpoint what it is judged by, which was not known when it was saved.
+
+        Raises:
+          OSError: where that, or the save under way, could not be written.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            with self._disk_errors():
+                manifests.add(self.directory / str(step), {"metrics": metrics})
+                self._remove_old()
+
     def _complete(self, part: Path, facts: dict[str, Any]) -> None:
         """Waits for the arrays, adds the manifest, makes the checkpoint visible and removes older ones."""
         try:
@@ -253,10 +265,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all saves are complete; raises their errors."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            with self._disk_errors():
-                pending.result()
+        if self._pending is not None:
+            try:
+                with self._disk_errors():
+                    self._pending.result()
+            finally:
+                self._pending = None
+
+    def settled(self) -> bool:
+        """Waits too, but in another thread than that which saves; whether the last save is complete."""
+        pending = self._pending
+        return pending is None or pending.exception() is None
 
     def close(self) -> None:
         """Waits, and releases the threads."""

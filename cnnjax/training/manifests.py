@@ -16,8 +16,18 @@ def write(folder: Path, facts: dict[str, Any]) -> None:
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    manifest = {**facts, "files": files}
-    with (folder / NAME).open("w") as file:
+    _write(folder / NAME, {**facts, "files": files})
+
+
+def add(folder: Path, facts: dict[str, Any]) -> None:
+    """Changes `facts` in the manifest of a folder, all or none of them."""
+    part = folder / f".{NAME}"
+    _write(part, {**read(folder), **facts})
+    part.replace(folder / NAME)
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    with path.open("w") as file:
         json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
