@@ -115,7 +115,7 @@ def train(args: list[str]) -> None:
     if values.print_config:
         print(config)
         return
-    from cnnjax import loop, processes, report
+    from cnnjax import compile_cache, loop, processes, report
     from cnnjax.progress import Silent, terminal
 
     if values.distributed:
@@ -125,6 +125,7 @@ def train(args: list[str]) -> None:
             values.coordinator, values.process_count, values.process_index, hang_seconds=values.hang_seconds
         )
         processes.watch(values.hang_seconds)
+    compile_cache.enable()
     name = config.model.partition("(")[0]
     workdir = values.workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{name}")
     board = terminal() if processes.is_first() else Silent()

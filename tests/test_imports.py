@@ -25,6 +25,7 @@ FLOORS = {
     "launch": 5,
     "program": 3,
     "tables": 0,
+    "compile_cache": 4,
     "compiled_step": 4.8,
     "evaluator": 4.8,
     "loop": 5,

@@ -248,14 +248,14 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """What a checkpoint was saved with; {} where that was nothing, or cannot be read."""
         try:
-            return manifests.read(self.directory / str(step))["metrics"]
+            return manifests.read(self.directory / str(step)).get("metrics", {})
         except ValueError:
             return {}
 
     def best_metrics(self) -> dict[str, float]:
         """{"step", "accuracy", ...} of the checkpoint with the highest accuracy; {} without any."""
         found = {step: self.metrics(step) for step in self.steps()}
-        rows = [{"step": step, **metrics} for step, metrics in found.items() if metrics]
+        rows = [{"step": step, **metrics} for step, metrics in found.items() if "accuracy" in metrics]
         return max(rows, key=lambda row: (row["accuracy"], -row["step"]), default={})
 
     def check(self) -> None:
