@@ -44,7 +44,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps otherwise
+    logging.set_verbosity(logging.FATAL)  # orbax reports its steps, and stacks of errors that it raises too
     args = sys.argv[1:] if argv is None else list(argv)
     if "--distributed" not in args:
         sys.exit(run(args))
@@ -178,9 +178,10 @@ def evaluate(args: list[str]) -> None:
     values, _ = parse_flags("evaluate", args, define)
     if not values.workdir:
         raise UserError("--workdir is missing; name the run folder that `cnnjax train` left")
-    from cnnjax import loop
+    from cnnjax import compile_cache, loop
     from cnnjax.runs import Run, plain
 
+    compile_cache.enable()
     found, _ = loop.evaluate(
         values.workdir,
         split=values.split,

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def enable() -> str:
         folder = _private(_root() / key())
         _tidy(folder)
     except (Refused, OSError, RuntimeError) as error:
+        sys.stderr.write(f"cnnjax: compiled programs are not kept: {error}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return str(folder)

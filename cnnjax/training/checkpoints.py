@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 from cnnjax.errors import UserError, unknown
 from cnnjax.training import manifests
 
+SPARE_BYTES = 2**19  # what orbax and the manifest write beside the arrays, with some to spare
+
 
 class Checkpoints:
     """The checkpoints of one run, `directory/STEP/`.
@@ -52,6 +54,7 @@ class Checkpoints:
         self.wait()
         with self._disk_errors():
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._check_space(tree)
             part = self.directory / f".{step}.part"
             if jax.process_index() == 0:
                 shutil.rmtree(part, ignore_errors=True)
@@ -59,6 +62,12 @@ class Checkpoints:
             self._saver.save(part / "tree", args=ocp.args.StandardSave(tree))
         facts = {"step": step, "position": position, "metrics": metrics or {}}
         self._pending = self._thread.submit(self._complete, part, facts)
+
+    def _check_space(self, tree: Any) -> None:
+        """Raises an OSError where the disk is too full for a tree; orbax prints a stack for each array."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + SPARE_BYTES
+        if shutil.disk_usage(self.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Adds to a checkpoint what it is judged by, which was not known when it was saved.

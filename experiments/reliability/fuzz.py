@@ -101,7 +101,8 @@ SOUND = (
 
 def augmentations() -> st.SearchStrategy[str]:
     one = st.sampled_from(SOUND) | st.sampled_from(SOUND) | calls(sorted(AUGMENTATIONS))
-    return st.lists(one, max_size=4).map("|".join) | st.text(max_size=40)
+    chains = st.lists(one, max_size=4).map("|".join)
+    return chains | chains.map("{}|normalize".format) | st.text(max_size=40)
 
 
 def read_augmentation(text: str, _: Path) -> None:
