@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line;
 3 the loss was not finite; 4 a process hung; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training
-after a save.
+with nothing lost.
 """
 
 import errno
@@ -44,7 +44,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps otherwise
+    logging.set_verbosity(logging.FATAL)  # orbax reports its steps, and stacks of errors that it raises too
     args = sys.argv[1:] if argv is None else list(argv)
     if "--distributed" not in args:
         sys.exit(run(args))
@@ -101,6 +101,7 @@ def train(args: list[str]) -> None:
     def define(values: flags.FlagValues) -> list[str]:
         flags.DEFINE_string("workdir", None, "run folder; runs/TIME_MODEL", flag_values=values)
         flags.DEFINE_bool("print_config", False, "print the config and stop", flag_values=values)
+        flags.DEFINE_float("stop_seconds", 60.0, "from a signal to the end", 1.0, flag_values=values)
         flags.DEFINE_bool("distributed", False, "one of several processes", flag_values=values)
         flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
         flags.DEFINE_integer("process_count", None, "how many", 1, flag_values=values)
@@ -114,7 +115,7 @@ def train(args: list[str]) -> None:
     if values.print_config:
         print(config)
         return
-    from cnnjax import loop, processes, report
+    from cnnjax import compile_cache, loop, processes, report
     from cnnjax.progress import Silent, terminal
 
     if values.distributed:
@@ -124,9 +125,11 @@ def train(args: list[str]) -> None:
             values.coordinator, values.process_count, values.process_index, hang_seconds=values.hang_seconds
         )
         processes.watch(values.hang_seconds)
+    compile_cache.enable()
     name = config.model.partition("(")[0]
     workdir = values.workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{name}")
-    result = loop.train(config, workdir, terminal() if processes.is_first() else Silent())
+    board = terminal() if processes.is_first() else Silent()
+    result = loop.train(config, workdir, board, stop_seconds=values.stop_seconds)
     if not processes.is_first():
         return
     page = report.write(result.path)
@@ -175,9 +178,10 @@ def evaluate(args: list[str]) -> None:
     values, _ = parse_flags("evaluate", args, define)
     if not values.workdir:
         raise UserError("--workdir is missing; name the run folder that `cnnjax train` left")
-    from cnnjax import loop
+    from cnnjax import compile_cache, loop
     from cnnjax.runs import Run, plain
 
+    compile_cache.enable()
     found, _ = loop.evaluate(
         values.workdir,
         split=values.split,

@@ -1,7 +1,6 @@
 """The only loops: `train` and `evaluate`, used alike by the command line, tests and notebooks."""
 
 import dataclasses
-import functools
 import signal
 import time
 from pathlib import Path
@@ -15,17 +14,19 @@ from cnnjax import config as config_lib
 from cnnjax import processes
 from cnnjax.compiled_step import lower_step
 from cnnjax.data import pipeline
+from cnnjax.evaluator import Evaluator
 from cnnjax.experiment import Experiment, build, check_batch
 from cnnjax.ops import cpu
 from cnnjax.program import device_memory, out_of_memory
 from cnnjax.progress import Silent
 from cnnjax.runs import Follower, Run, make_record, plain
 from cnnjax.signals import Interrupted, caught_signals
-from cnnjax.training import metrics, parallel, schedules
+from cnnjax.training import parallel, schedules
 from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.training.state import TrainState
-from cnnjax.training.steps import TrainMetrics, eval_step
+from cnnjax.training.steps import TrainMetrics
 
+_ACCURACIES = ("validation_accuracy", "validation_ema_accuracy")
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
 
 
@@ -43,13 +44,21 @@ class Result:
     class_names: tuple[str, ...]
 
 
-def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = None) -> Result:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    progress: Silent | None = None,
+    *,
+    stop_seconds: float | None = None,
+) -> Result:
     """Trains to the end of the config, from the newest checkpoint of the folder where there is one.
 
     Args:
       config: see `config.default()`.
       workdir: the run folder, made where it is missing.
       progress: what the user sees; nothing by default.
+      stop_seconds: the most from a signal to the end of the process, which is ended by force then; None
+        waits for the end of the step, of the evaluation's batch or of the compilation.
 
     Raises:
       UserError: before anything compiles, for a mistake in the config, the data or the folder.
@@ -59,10 +68,12 @@ def train(config: ConfigDict, workdir: str | Path, progress: Silent | None = Non
     config_lib.validate(config)
     check_batch(config, parallel.make_mesh(config.mesh))
     with cpu.chosen(config.cpu_kernels):
-        return _train(build(config), workdir, progress or Silent())
+        return _train(build(config), workdir, progress or Silent(), stop_seconds)
 
 
-def _train(experiment: Experiment, workdir: str | Path, progress: Silent) -> Result:
+def _train(
+    experiment: Experiment, workdir: str | Path, progress: Silent, stop_seconds: float | None
+) -> Result:
     config = experiment.config
     fingerprint = experiment.train_source.fingerprint
     run = processes.first_then_others(
@@ -72,8 +83,9 @@ def _train(experiment: Experiment, workdir: str | Path, progress: Silent) -> Res
         run.write_json("record.json", make_record(**experiment.facts()))
     saved = Checkpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
     try:
-        with out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size):
-            trainer = Trainer(experiment, run, saved, progress)
+        explained = out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size)
+        with explained, caught_signals() as caught, processes.Stop(caught, seconds=stop_seconds) as stop:
+            trainer = Trainer(experiment, run, saved, progress, stop)
             trainer.run_to_end()
             return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
     finally:
@@ -123,45 +135,18 @@ def evaluate(
     return {"step": step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
 
 
-class Evaluator:
-    """Evaluates variables on one split, with one compiled step."""
-
-    def __init__(self, experiment: Experiment, split: str):
-        source = experiment.source(split)
-        mesh, devices = experiment.mesh, experiment.mesh.shape["data"]
-        self.whole = parallel.replicated(mesh)
-        # Rounded up to what the devices divide: padding counts for nothing.
-        size = -(-experiment.config.eval_batch_size // devices) * devices
-        self.batches = pipeline.make_batches(
-            source, size, sharding=parallel.split_batch(mesh), **experiment.reading
-        )
-        step = functools.partial(
-            eval_step,
-            model=experiment.model,
-            protocol=experiment.protocol,
-            placement=experiment.placement,
-        )
-        self.step = jax.jit(step, donate_argnums=1, out_shardings=self.whole)
-        self.no_sums = jax.jit(lambda: metrics.empty(source.num_classes), out_shardings=self.whole)
-
-    def __call__(self, variables: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The metrics and the predictions, one row an example in the source's order."""
-        sums = self.no_sums()
-        rows = []
-        for batch in self.batches.one_epoch():
-            sums, predictions = self.step(variables, sums, batch)
-            rows.append(predictions)
-            processes.beat()
-        rows = jax.device_get(rows)
-        joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        real = joined.pop("mask") > 0
-        return metrics.compute(sums), {name: values[real] for name, values in joined.items()}
-
-
 class Trainer:
     """One run under way: the state, the sums of the current log interval, the position of the data."""
 
-    def __init__(self, experiment: Experiment, run: Run, saved: Checkpoints, progress: Silent):
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Run,
+        saved: Checkpoints,
+        progress: Silent,
+        stop: processes.Stop | None = None,
+    ):
+        self.stop = stop or processes.Stop([])
         self.experiment, self.config = experiment, experiment.config
         self.run_folder, self.saved, self.progress = run, saved, progress
         self.batches = pipeline.make_batches(
@@ -180,6 +165,7 @@ class Trainer:
         self.step, self.seconds, self.saved_step, self.told_skipped = 0, 0.0, -1, 0
         self.memory = 0  # bytes that the compiled step holds on a device
         self._restore_or_start()
+        self.stop.kept = self._kept
         self.clock = time.perf_counter()
         self.trained_seconds, self.wait_seconds, self.timed_steps = 0.0, 0.0, 0
 
@@ -203,19 +189,16 @@ class Trainer:
     def run_to_end(self) -> None:
         """Trains until the last step, a signal, or a loss that is not finite."""
         total = self.experiment.total_steps
-        if self.step >= total:
-            return
         where = str(self.experiment.mesh.local_devices[0])
-        explained = out_of_memory(where, self.config.model, self.config.batch_size, lambda: self.memory)
-        with caught_signals() as caught, explained:
+        with out_of_memory(where, self.config.model, self.config.batch_size, lambda: self.memory):
             self.progress.start(self.step, total)
-            step_fn = self._compile()
-            with processes.Stop(caught, self.step) as stop:
-                while self.step < total:
-                    self._advance(step_fn)
-                    self._report_and_save()
-                    if signum := stop.at(self.step):
-                        self._stop(signum)
+            self._make_up_evaluation()
+            step_fn = self._compile() if self.step < total else None
+            self._stop_if_told()
+            while self.step < total:
+                self._advance(step_fn)
+                self._report_and_save()
+                self._stop_if_told()
         self.saved.wait()
 
     def _report_and_save(self) -> None:
@@ -223,10 +206,23 @@ class Trainer:
         self.saved.check()
         if self._due(self.config.log_every_steps):
             self._log()
-        at_boundary = self._due(self.experiment.steps_per_evaluation)
-        found = self._evaluate() if at_boundary and self.evaluator else None
-        if at_boundary or self._due(self.config.checkpoint_every_steps):
-            self._save(found)
+        evaluated = self._due(self.experiment.steps_per_evaluation)
+        if evaluated or self._due(self.config.checkpoint_every_steps):
+            self._save()
+        if evaluated and self.evaluator:
+            self._evaluate()
+
+    def _make_up_evaluation(self) -> None:
+        """The evaluation that was under way when the run ended."""
+        due = self.evaluator and self.step and self._due(self.experiment.steps_per_evaluation)
+        if not due or self.saved.metrics(self.step):
+            return
+        rows = [row for row in self.run_folder.metrics() if row["step"] == self.step]
+        accuracies = [row[name] for row in rows for name in _ACCURACIES if name in row]
+        if accuracies:
+            self.saved.add_metrics(self.step, {"accuracy": max(accuracies)})
+        else:
+            self._evaluate()
 
     def _due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.experiment.total_steps)
@@ -317,15 +313,16 @@ class Trainer:
             "config.optimizer.learning_rate, or set config.optimizer.gradient_clip"
         )
 
-    def _evaluate(self) -> dict[str, float]:
-        """Evaluates on the validation split, writes a row and returns what a checkpoint is judged by."""
+    def _evaluate(self) -> None:
+        """Evaluates on the validation split, writes a row and what the checkpoint is judged by."""
         self._finite_interval()
-        found = {prefix: self.evaluator(tree)[0] for prefix, tree in self._weights().items()}
+        row = {}
+        for prefix, tree in self._weights().items():
+            scores, _ = self.evaluator(tree, self._stop_if_told)
+            row |= {f"validation_{prefix}{name}": scores[name] for name in EVALUATED}
         self._elapsed()
-        self._write(
-            {f"validation_{prefix}{k}": scores[k] for prefix, scores in found.items() for k in EVALUATED}
-        )
-        return {"accuracy": max(scores["accuracy"] for scores in found.values())}
+        self._write(row)
+        self.saved.add_metrics(self.step, {"accuracy": max(row[name] for name in _ACCURACIES if name in row)})
 
     def _weights(self) -> dict[str, dict[str, Any]]:
         """The raw variables and, where there are any, their moving averages."""
@@ -338,24 +335,34 @@ class Trainer:
         self.run_folder.append_metrics(row)
         self.progress.row(row)
 
-    def _save(self, found: dict[str, float] | None = None) -> None:
+    def _save(self) -> None:
         """Saves a state that is known to be finite, once a step."""
         self._finite_interval()
         if self.step == self.saved_step:
             return
         position = {**self.batches.get_state(), "seconds": self.seconds}
-        self.saved.save(self.step, {"state": self.state, "interval": self.interval}, position, found)
+        self.saved.save(self.step, {"state": self.state, "interval": self.interval}, position)
         self.saved_step = self.step
         self._elapsed()
 
-    def _stop(self, signum: int) -> None:
-        self._save()
-        self.saved.wait()
-        name = signal.Signals(signum).name
-        raise Interrupted(
-            signum,
-            f"{name}: saved step {self.step} of {self.experiment.total_steps} in "
-            f"{self.run_folder.path}; the same command goes on from there",
+    def _stop_if_told(self) -> None:
+        """Where a signal has come: saves and ends the run."""
+        processes.beat()
+        if signum := self.stop.at():
+            if self.step:
+                self._save()
+            self.saved.wait()
+            raise Interrupted(signum, f"{signal.Signals(signum).name}: {self._kept()}")
+
+    def _kept(self) -> str:
+        """What of the run is kept where it ends now; '' where a step would be lost."""
+        if self.step == 0:
+            return "no step was done yet; the same command begins again"
+        if self.step != self.saved_step or not self.saved.settled():
+            return ""
+        return (
+            f"saved step {self.step} of {self.experiment.total_steps} in {self.run_folder.path}; the same "
+            "command goes on from there"
         )
 
     def test(self) -> dict[str, Any]:
@@ -366,7 +373,7 @@ class Trainer:
         evaluator = Evaluator(self.experiment, "test")
         found = {"step": self.step, "split": "test", "protocol": self.config.eval_protocol}
         for prefix, variables in self._weights().items():
-            scores, predictions = evaluator(variables)
+            scores, predictions = evaluator(variables, self._stop_if_told)
             found |= {f"{prefix}{name}": value for name, value in scores.items()}
         self.run_folder.write_arrays("predictions.npz", predictions)
         self.run_folder.write_json("test.json", found)

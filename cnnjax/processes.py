@@ -18,7 +18,9 @@ import jax
 from cnnjax.errors import UserError
 
 HUNG = 4  # exit code
+GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
 WAIT_SECONDS = 600  # the longest that a process waits for another's word
+_GONE = -1  # in place of a number: the run ends, or the others have
 _turns = itertools.count()
 _T = TypeVar("_T")
 
@@ -102,67 +104,115 @@ def first_then_others(first: Callable[[], _T], other: Callable[[], _T]) -> _T:
 
 
 class Stop:
-    """The step at which all processes stop, once one of them has caught a signal.
+    """The moment at which all processes stop, once one of them has caught a signal.
 
-    A process that is told by another freezes at the step it has reached and says which that is; all go on to
-    one step past the highest of them. So nobody waits for a step that another will not take part in.
+    A run calls `at` after each step and each batch of an evaluation, the same times in each process. One that
+    is told of a signal freezes at the call it has reached and says which that is; all go on to one call past
+    the highest of them. So nobody waits for a step that another will not take part in.
+
+    Where a process does not come to `at` in time, as it compiles or hangs, a thread ends it.
     """
 
-    def __init__(self, caught: Sequence[int], step: int):
-        """`caught` fills with the signals of this process; `step` steps are done."""
-        self._caught, self._step = caught, step
+    def __init__(self, caught: Sequence[int], *, seconds: float | None = None):
+        """`caught` fills with the signals of this process.
+
+        `seconds` is the most from a signal to the end of the process; None leaves that to `at`, as in a
+        notebook. `kept`, which the run sets, is called from another thread: it waits for a save in the
+        background and says what of the run is kept, '' where a step would be lost.
+        """
+        self.kept: Callable[[], str] = lambda: "no step was done yet; the same command begins again"
+        self._caught, self._seconds = caught, seconds
         self._frozen, self._decided, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._last, self._signum, self._told = -1, 0, False
-        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._calls, self._last, self._signum = 0, -1, 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Stop":
-        if joined():
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
-    def at(self, step: int) -> int:
-        """The signal to stop for after so many steps; 0 to go on."""
+    def at(self) -> int:
+        """The signal to stop for, here and now; 0 to go on."""
         if not joined():
             return self._caught[0] if self._caught else 0
-        if self._caught and not self._told:
-            self._told = True
-            _client().key_value_set("cnnjax/stop", str(self._caught[0]), allow_overwrite=True)
         with self._lock:
+            self._calls += 1
+            calls = self._calls
             if not self._frozen.is_set():
-                self._step = step
                 return 0
         self._decided.wait(WAIT_SECONDS)
-        return self._signum if step >= self._last else 0
+        return self._signum if calls >= self._last else 0
 
-    def _listen(self) -> None:
-        signum = self._word("cnnjax/stop")
-        if signum is None:
+    def _run(self) -> None:
+        signum = self._first_signal()
+        if signum == _GONE:
             return
+        start = time.monotonic()
+        if joined():
+            self._agree(signum)
+        if self._seconds is None:
+            return
+        # Alone, and with nothing to lose, no need to wait for the end of a compilation.
+        if not joined() and not self._over.wait(min(GRACE_SECONDS, self._seconds)) and (kept := self.kept()):
+            self._end(signum, kept)
+        last = start + self._seconds + (GRACE_SECONDS if joined() and is_first() else 0)  # others need it
+        if not self._over.wait(max(0.0, last - time.monotonic())):
+            self._end(signum, self.kept())
+
+    def _first_signal(self) -> int:
+        """The signal of this process or of another, as soon as there is one."""
+        # Asked for again and again: a thread that waits inside of JAX cannot be ended.
+        while not self._over.wait(0.1):
+            if self._caught:
+                if joined():
+                    _client().key_value_set("cnnjax/stop", str(self._caught[0]), allow_overwrite=True)
+                return self._caught[0]
+            if joined() and (found := _number("cnnjax/stop")) is not None:
+                return found
+        return _GONE
+
+    def _agree(self, signum: int) -> None:
         with self._lock:
             self._frozen.set()
-            mine = self._step
+            mine = self._calls
         _client().key_value_set(f"cnnjax/at/{jax.process_index()}", str(mine))
-        reached = [self._word(f"cnnjax/at/{i}") for i in range(jax.process_count())]
-        if None not in reached:
+        reached = [self._calls_of(i) for i in range(jax.process_count())]
+        if _GONE not in reached:
             self._last, self._signum = max(reached) + 1, signum
             self._decided.set()
 
-    def _word(self, key: str) -> int | None:
-        """The number under a key, as soon as there is one; None where the run ends before."""
-        # Asked for again and again: a thread that waits inside of JAX cannot be ended.
-        while not self._over.wait(0.2):
-            try:
-                return int(_client().key_value_try_get(key))
-            except jax.errors.JaxRuntimeError as error:
-                if "NOT_FOUND" not in str(error):
-                    return None  # the others are gone
-        return None
+    def _calls_of(self, index: int) -> int:
+        while not self._over.wait(0.1):
+            if (found := _number(f"cnnjax/at/{index}")) is not None:
+                return found
+        return _GONE
+
+    def _end(self, signum: int, kept: str) -> None:
+        """Ends the process from a thread beside the main one."""
+        where = f"cnnjax: {name()}{signal.Signals(signum).name}: "
+        if kept:
+            sys.stderr.write(f"{where}{kept}\n")
+            sys.stderr.flush()
+            os._exit(128 + signum)
+        sys.stderr.write(
+            f"{where}no step ended within {self._seconds:g} s (--stop_seconds); what was saved before is "
+            "unharmed, later steps are lost; the stacks of the threads follow\n"
+        )
+        sys.stderr.flush()
+        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        os._exit(HUNG)
+
+
+def _number(key: str) -> int | None:
+    """The number under a key that all processes share; None as long as there is none, or `_GONE`."""
+    try:
+        return int(_client().key_value_try_get(key))
+    except jax.errors.JaxRuntimeError as error:
+        return None if "NOT_FOUND" in str(error) else _GONE  # the others are gone
 
 
 class Watch:

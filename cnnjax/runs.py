@@ -215,6 +215,7 @@ def make_record(**facts: Any) -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
         "cpu_kernels": cpu.status(),
+        "compile_cache": bool(jax.config.jax_compilation_cache_dir),  # then compile_seconds may be a reading
         "devices": [str(device) for device in jax.devices()],
         "flags": {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "JAX_", "CNNJAX_"))},
         **facts,

@@ -1,11 +1,14 @@
-"""Signals that end a run: caught, so that it can save first."""
+"""Signals that end a run: seen at once, so that it can save first, whatever the main thread does."""
 
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(RuntimeError):
@@ -18,20 +21,39 @@ class Interrupted(RuntimeError):
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """The signals SIGINT and SIGTERM that have come; a second one ends the process at once."""
+    """The signals SIGINT and SIGTERM that have come; a second one ends the process at once.
+
+    A thread sees them, also while the main thread compiles or waits for a device.
+    """
     caught: list[int] = []
-
-    def note(signum: int, _frame: Any) -> None:
-        if caught:
-            os._exit(128 + signum)
-        caught.append(signum)
-
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may set handlers
         return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(read, caught), daemon=True)
+    watcher.start()
+    # The interpreter writes a signal's number to the socket at once; handlers wait for the main thread.
+    wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    before = {s: signal.signal(s, _ignore) for s in SIGNALS}
     try:
         yield caught
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        signal.set_wakeup_fd(wakeup)
+        write.close()
+        watcher.join()
+        read.close()
+
+
+def _watch(read: socket.socket, caught: list[int]) -> None:
+    while numbers := read.recv(64):
+        for signum in (n for n in numbers if n in SIGNALS):
+            if caught:
+                os._exit(128 + signum)
+            caught.append(signum)
+
+
+def _ignore(_signum: int, _frame: Any) -> None:
+    """What a caught signal does in the main thread."""

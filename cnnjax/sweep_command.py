@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from cnnjax import compile_cache
 from cnnjax import config as config_lib
 from cnnjax.errors import UserError
 from cnnjax.progress import describe
@@ -87,6 +88,7 @@ def command(args: list[str]) -> None:
     given, _ = parse_flags("sweep", args, define)
     if not given.out:
         raise UserError("--out is missing; name the folder of the table and the runs")
+    compile_cache.enable()
     values = parse_sets(given["set"].value)
     options = {"seeds": given.seeds, "random": given.random, "task": _parse_task(given.task)}
     console = Console()

@@ -1,5 +1,6 @@
 """What several tests share: a tiny data set with something to learn, and a small config on it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax import loop
+
+os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # each test compiles what it runs
 
 
 def tiny_arrays(num_train: int = 90, num_test: int = 37, size: int = 8) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, the newest few and the best, a damaged one passed over."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -150,6 +151,23 @@ def test_a_write_that_fails_is_an_error_at_the_next_step_and_loses_nothing(saved
     saved.save(7, tree(7), {"position": 70})
     saved.wait()
     assert saved.steps() == [2, 5, 7]
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(saved, monkeypatch):
+    usage = shutil.disk_usage(saved.directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    with pytest.raises(OSError, match="No space left on device"):
+        saved.save(6, tree(6), {"position": 60})
+    assert saved.steps() == [2, 4, 5]
+    assert not list(saved.directory.glob(".*"))
+
+
+def test_metrics_are_added_to_a_checkpoint_after_its_save(saved):
+    saved.save(6, tree(6), {"position": 60})
+    saved.add_metrics(6, {"accuracy": 0.95})
+    assert saved.steps() == [5, 6]  # the best is another one now
+    assert saved.best_metrics() == {"step": 6, "accuracy": 0.95}
+    assert saved.restore(tree(0))[2] == {"position": 60}
 
 
 def test_reading_leaves_a_save_under_way_alone(saved):

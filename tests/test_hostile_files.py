@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -14,17 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import cnnjax
 from cnnjax import config as config_lib
-from cnnjax.data import augment, datasets, images, readers
+from cnnjax.data import datasets, images, readers
 from cnnjax.errors import UserError
 from cnnjax.experiment import build
 from cnnjax.runs import Run
 from cnnjax.training import manifests
 from cnnjax.weights import files
+from experiments.reliability import fuzz
 
 PACKAGE = Path(cnnjax.__file__).parent
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "system", "popen", "extractall", "import_module"}
@@ -157,37 +157,28 @@ def test_a_run_folder_that_names_code_is_refused(tmp_path, monkeypatch, field, v
     assert not Path("ran").exists()
 
 
-SHORT = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("kind", fuzz.TARGETS)
+def test_any_input_gives_the_documented_error(kind):
+    """The short form of `experiments/reliability/run.py fuzz`, with the inputs that come first there."""
+    found = fuzz.fuzz(kind, 60)
+    assert found["inputs"] >= 60 and found["refused"] > 0
 
 
-@SHORT
-@given(st.binary(max_size=400), st.sampled_from(["x.npz", "x.safetensors", "x.pth", "x-ubyte", "x.gz"]))
-def test_any_bytes_give_the_documented_error(tmp_path, data, name):
-    path = tmp_path / name
-    path.write_bytes(data)
-    readers_of = {".npz": readers.read_npz, ".safetensors": files.read, ".pth": files.read}
-    read = readers_of.get(path.suffix, lambda p: readers.read_idx(p, 3))
-    with pytest.raises(UserError) as caught:
-        read(path)
-    assert "\n" not in str(caught.value)
-
-
-@SHORT
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text(max_size=9), lambda x: st.dictionaries(st.text(max_size=9), x)
-    )
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"files": {"a": {"bytes": 0}}},
+        {"files": {"a": {"bytes": True, "sha256": ""}}},
+        {"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}},
+        {"files": {"../a": {"bytes": 1, "sha256": ""}}},
+        {"files": {}, "metrics": {"accuracy": "high"}},
+        {"files": {}, "position": []},
+        {"files": []},
+        {},
+    ],
 )
-def test_any_manifest_gives_the_documented_error(tmp_path, value):
-    (tmp_path / "manifest.json").write_text(json.dumps(value))
+def test_a_manifest_with_the_right_digest_and_wrong_fields_is_damaged(tmp_path, manifest):
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
     with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
         manifests.verify(tmp_path)
-
-
-@SHORT
-@given(st.text(alphabet="mirorandm_cp(0123,)|=.-'\" \\{}[]\x00", max_size=60))
-def test_any_augmentation_string_gives_the_documented_error(text):
-    try:
-        augment.parse(text, image_shape=(8, 8, 1))
-    except UserError as error:
-        assert "\n" not in str(error)

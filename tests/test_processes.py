@@ -127,14 +127,57 @@ def test_a_signal_to_one_stops_all_at_one_step_and_a_hang_ends_all_with_stacks(t
     assert not Path(f"/proc/{stopped}").exists()
 
 
+MANAGERS = {
+    "Slurm": {
+        "SLURM_JOB_ID": "{number}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{index}",
+        "SLURM_LOCALID": "{index}",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1,10.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{index}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{index}",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_processes_find_each_other_by_what_a_cluster_tells_them(manager, tiny_data, tmp_path):
+    """The environment is that of `srun` and `mpirun`; the processes are started by hand."""
+    number = os.getpid()  # the port is made of it
+    train = ["train", "--distributed", f"--workdir={tmp_path / 'run'}", f"--config.data.name={tiny_data}"]
+    running = []
+    for index in range(2):
+        told = {
+            name: value.format(number=number, index=index, job=number * 2**12)
+            for name, value in MANAGERS[manager].items()
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "cnnjax", *train, *FIELDS, "--config.total_epochs=2"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "JAX_PLATFORMS": "cpu", **told},
+            )
+        )
+    outputs = [process.communicate(timeout=240)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)[-3000:]
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["count"] == 37
+    assert len(json.loads((tmp_path / "run" / "record.json").read_text())["devices"]) == 2
+
+
 def test_alone_everything_is_the_first_process():
     assert processes.is_first() and not processes.joined() and processes.name() == ""
     assert processes.first_then_others(lambda: 1, lambda: 2) == 1
     caught: list[int] = []
-    with processes.Stop(caught, 0) as stop:
-        assert stop.at(1) == 0
+    with processes.Stop(caught) as stop:
+        assert stop.at() == 0
         caught.append(signal.SIGTERM)
-        assert stop.at(2) == signal.SIGTERM
+        assert stop.at() == signal.SIGTERM
 
 
 @pytest.mark.parametrize(

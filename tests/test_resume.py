@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from cnnjax import loop
 from cnnjax.experiment import build
+from cnnjax.progress import Silent
 from cnnjax.runs import Run
+from cnnjax.signals import Interrupted
 from cnnjax.training.checkpoints import Checkpoints
 
 TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
@@ -31,10 +34,10 @@ FLAGS = [
 ]
 
 
-def start(data: str, workdir: Path) -> subprocess.Popen:
+def start(data: str, workdir: Path, *more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "cnnjax", "train", f"--workdir={workdir}", f"--config.data.name={data}"]
     return subprocess.Popen(
-        [*command, *FLAGS],
+        [*command, *FLAGS, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -107,3 +110,48 @@ def test_a_signal_saves_and_the_run_goes_on(signum, uninterrupted, tiny_data, tm
     code, output = end(start(tiny_data, tmp_path / "run"))
     assert code == 0, output
     assert_same(tmp_path / "run", uninterrupted)
+
+
+class SignalAt(Silent):
+    """Sends this process a signal when the row of a step has been written."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def row(self, row: dict) -> None:
+        if row["step"] == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [5, 10], ids=["evaluation", "last evaluation"])
+def test_a_signal_stops_an_evaluation_which_is_made_up_for(step, tiny_config, tmp_path):
+    tiny_config.ema_decay, tiny_config.log_every_steps = 0.9, 5
+    loop.train(tiny_config, tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"SIGTERM: saved step {step} of 10"):
+        loop.train(tiny_config, tmp_path / "run", SignalAt(step))
+    rows = Run.open(tmp_path / "run").metrics()
+    assert rows[-1]["step"] == step and "validation_loss" not in rows[-1]
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.steps()[-1] == step and saved.metrics(step) == {}
+    loop.train(tiny_config, tmp_path / "run")
+    assert saved.best_metrics()["step"] in saved.steps() and saved.metrics(10)
+    saved.close()
+    assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_ends_a_compilation(signals, tiny_data, tmp_path):
+    """One after the seconds of grace, a second at once."""
+    process = start(tiny_data, tmp_path / "run", "--config.model=resnet56_cifar")
+    until = time.monotonic() + 100
+    while time.monotonic() < until and not (tmp_path / "run" / "record.json").exists():
+        time.sleep(0.05)
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    began = time.monotonic()
+    code, output = end(process)
+    assert code == 143, output
+    assert time.monotonic() - began < (20 if signals == 1 else 5)
+    assert ("SIGTERM: no step was done yet" in output) == (signals == 1)
+    assert not Checkpoints(tmp_path / "run" / "checkpoints").steps()

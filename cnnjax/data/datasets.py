@@ -152,8 +152,8 @@ def _open_npz(path: Path) -> Opened:
 
     def read(split: str) -> Source:
         image, label = readers.npz_split(arrays, split, path)
-        count = int(readers.npz_split(arrays, "train", path)[1].max(initial=0)) + 1
-        names = tuple(map(str, arrays.get("class_names", range(count))))
+        train = readers.npz_split(arrays, "train", path)[1]
+        names = readers.npz_class_names(arrays, path) or tuple(map(str, range(int(train.max(initial=0)) + 1)))
         return ArraySource(image, label, names, f"npz:{path}", split)
 
     return splits, read

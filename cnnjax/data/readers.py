@@ -24,6 +24,7 @@ IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 # What unpacks to more than both is taken for a decompression bomb, and not read into memory.
 MAX_RATIO, ALWAYS_BYTES = 200, 2**28
+MAX_CLASSES = 2**20
 
 
 def _most_bytes(path: Path) -> int:
@@ -206,7 +207,19 @@ def npz_split(arrays: dict[str, np.ndarray], split: str, path: Path) -> tuple[np
     images, labels = arrays[f"{split}_image"], arrays.get(f"{split}_label")
     if labels is None or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {split}_label is missing or not of whole numbers")
+    if labels.size and not 0 <= labels.min() <= labels.max() < MAX_CLASSES:
+        raise UserError(
+            f"{path}: {split}_label holds {labels.min()} to {labels.max()}; allowed: 0 to {MAX_CLASSES - 1}"
+        )
     return (images[..., None] if images.ndim == 3 else images), labels.astype(np.int32)
+
+
+def npz_class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    """The names of the classes in the order of the labels; () where the file has none."""
+    names = arrays.get("class_names", np.zeros(0))
+    if names.ndim != 1:
+        raise UserError(f"{path}: class_names is {list(names.shape)}; allowed: one name for each class")
+    return tuple(map(str, names))
 
 
 def find_prepared(name: str, root: Path) -> Path | None:

@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 from cnnjax.errors import UserError, unknown
 from cnnjax.training import manifests
 
+SPARE_BYTES = 2**19  # what orbax and the manifest write beside the arrays, with some to spare
+
 
 class Checkpoints:
     """The checkpoints of one run, `directory/STEP/`.
@@ -52,6 +54,7 @@ class Checkpoints:
         self.wait()
         with self._disk_errors():
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._check_space(tree)
             part = self.directory / f".{step}.part"
             if jax.process_index() == 0:
                 shutil.rmtree(part, ignore_errors=True)
@@ -59,6 +62,24 @@ class Checkpoints:
             self._saver.save(part / "tree", args=ocp.args.StandardSave(tree))
         facts = {"step": step, "position": position, "metrics": metrics or {}}
         self._pending = self._thread.submit(self._complete, part, facts)
+
+    def _check_space(self, tree: Any) -> None:
+        """Raises an OSError where the disk is too full for a tree; orbax prints a stack for each array."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + SPARE_BYTES
+        if shutil.disk_usage(self.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds to a checkpoint what it is judged by, which was not known when it was saved.
+
+        Raises:
+          OSError: where that, or the save under way, could not be written.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            with self._disk_errors():
+                manifests.add(self.directory / str(step), {"metrics": metrics})
+                self._remove_old()
 
     def _complete(self, part: Path, facts: dict[str, Any]) -> None:
         """Waits for the arrays, adds the manifest, makes the checkpoint visible and removes older ones."""
@@ -236,14 +257,14 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """What a checkpoint was saved with; {} where that was nothing, or cannot be read."""
         try:
-            return manifests.read(self.directory / str(step))["metrics"]
+            return manifests.read(self.directory / str(step)).get("metrics", {})
         except ValueError:
             return {}
 
     def best_metrics(self) -> dict[str, float]:
         """{"step", "accuracy", ...} of the checkpoint with the highest accuracy; {} without any."""
         found = {step: self.metrics(step) for step in self.steps()}
-        rows = [{"step": step, **metrics} for step, metrics in found.items() if metrics]
+        rows = [{"step": step, **metrics} for step, metrics in found.items() if "accuracy" in metrics]
         return max(rows, key=lambda row: (row["accuracy"], -row["step"]), default={})
 
     def check(self) -> None:
@@ -253,10 +274,17 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when all saves are complete; raises their errors."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            with self._disk_errors():
-                pending.result()
+        if self._pending is not None:
+            try:
+                with self._disk_errors():
+                    self._pending.result()
+            finally:
+                self._pending = None
+
+    def settled(self) -> bool:
+        """Waits too, but in another thread than that which saves; whether the last save is complete."""
+        pending = self._pending
+        return pending is None or pending.exception() is None
 
     def close(self) -> None:
         """Waits, and releases the threads."""

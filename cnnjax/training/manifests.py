@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 NAME = "manifest.json"
@@ -16,8 +16,18 @@ def write(folder: Path, facts: dict[str, Any]) -> None:
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    manifest = {**facts, "files": files}
-    with (folder / NAME).open("w") as file:
+    _write(folder / NAME, {**facts, "files": files})
+
+
+def add(folder: Path, facts: dict[str, Any]) -> None:
+    """Changes `facts` in the manifest of a folder, all or none of them."""
+    part = folder / f".{NAME}"
+    _write(part, {**read(folder), **facts})
+    part.replace(folder / NAME)
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    with path.open("w") as file:
         json.dump({**manifest, "sha256": _digest(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -32,12 +42,29 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / NAME).read_bytes())
         written = manifest.pop("sha256")
-        if written != _digest(manifest) or not isinstance(manifest["files"], dict):
+        if written != _digest(manifest):
             raise ValueError("its own SHA-256 differs")
+        _check(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
         raise ValueError(f"{NAME} cannot be read: {reason}") from None
     return manifest
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Raises a ValueError where the fields are not of the kinds that `write` gives them."""
+    for name in ("position", "metrics"):
+        group = manifest.get(name, {})
+        if not isinstance(group, dict) or not all(type(v) in (int, float) for v in group.values()):
+            raise ValueError(f"{name} is not a group of numbers")
+    if not isinstance(manifest["files"], dict):
+        raise ValueError("files is not a group")
+    for name, facts in manifest["files"].items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable():
+            raise ValueError(f"{name!r} is no file of the checkpoint")
+        if not isinstance(facts, dict) or {*map(type, map(facts.get, ("bytes", "sha256")))} != {int, str}:
+            raise ValueError(f"{name!r} has no length and SHA-256")
 
 
 def verify(folder: Path) -> dict[str, Any]:

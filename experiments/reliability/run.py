@@ -1,0 +1,141 @@
+"""Is anything lost or broken when runs are killed, and when what they read is damaged?
+
+python experiments/reliability/run.py                # what is not in results.csv yet, the long form
+python experiments/reliability/run.py kill           # only the killed runs; or `term`, or `fuzz`
+python experiments/reliability/run.py fuzz --inputs=100
+python experiments/reliability/run.py --tables       # only rewrites the tables
+"""
+
+import csv
+import importlib.metadata
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiments import pages  # noqa: E402
+
+RESULTS = HERE / "results.csv"
+INPUTS = 10_000
+KILLS, TERMS = 5, 4  # of each setting
+FIELDS = (
+    *("test", "case", "phase", "inputs", "refused", "failed", "seconds"),
+    *("logged_step", "kept_step", "exit_code", "jax", "machine"),
+)
+Row = dict[str, str]
+
+
+def read_rows() -> list[Row]:
+    if not RESULTS.exists():
+        return []
+    with open(RESULTS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: dict) -> None:
+    """Adds a row, with what it was measured on."""
+    from cnnjax.runs import processor
+
+    row = {**row, "jax": importlib.metadata.version("jax"), "machine": processor()}
+    new = not RESULTS.exists()
+    with open(RESULTS, "a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(row, flush=True)
+
+
+def interrupt(signum: signal.Signals, count: int) -> None:
+    """Kills `count` runs of each setting, as far as they are not in the table."""
+    from experiments.reliability import stress
+
+    with tempfile.TemporaryDirectory() as place:
+        for name in stress.SETTINGS:
+            done = [row for row in read_rows() if (row["test"], row["case"]) == (signum.name, name)]
+            phases = [(signum, phase) for phase in stress.PHASES[len(done) : count]]
+            for row in stress.trials(name, Path(place), phases, seed=len(done)) if phases else ():
+                append(row)
+
+
+def fuzz(count: int) -> None:
+    """Tries the inputs of each kind, as far as it is not in the table."""
+    from experiments.reliability import fuzz as fuzzing
+
+    done = {row["case"] for row in read_rows() if row["test"] == "fuzz"}
+    for name in fuzzing.TARGETS:
+        if name not in done:
+            append(fuzzing.fuzz(name, count))
+
+
+def kill_table(rows: list[Row]) -> str:
+    """A row for each setting: how many runs ended bit for bit as the one that nobody stopped."""
+    lines = [
+        "| setting | `kill -9` in | resumed bit-identically | SIGTERM in | resumed bit-identically "
+        "| seconds to the end, at most |",
+        "|---|---|---|---|---|---|",
+    ]
+    cases = {row["case"]: None for row in rows if row["test"] != "fuzz"}
+    for case in cases:
+        killed, told = (
+            [row for row in rows if (row["test"], row["case"]) == (name, case)]
+            for name in ("SIGKILL", "SIGTERM")
+        )
+        slowest = max((float(row["seconds"]) for row in told), default=0)
+        cells = (case, _phases(killed), _same(killed), _phases(told), _same(told), f"{slowest:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    every = [[row for row in rows if row["test"] == name] for name in ("SIGKILL", "SIGTERM")]
+    slowest = max((float(row["seconds"]) for row in every[1]), default=0)
+    lines.append(f"| **in all** | | **{_same(every[0])}** | | **{_same(every[1])}** | {slowest:.1f} |")
+    return "\n".join(lines)
+
+
+def _phases(rows: list[Row]) -> str:
+    return ", ".join(
+        f"{phase} {n}" if n > 1 else phase for phase, n in Counter(r["phase"] for r in rows).items()
+    )
+
+
+def _same(rows: list[Row]) -> str:
+    return f"{sum(row['failed'] == '0' for row in rows)} of {len(rows)}" if rows else ""
+
+
+def fuzz_table(rows: list[Row]) -> str:
+    """A row for each kind of input."""
+    lines = ["| input | tried | refused in one line | taken | other errors |", "|---|---|---|---|---|"]
+    for row in (row for row in rows if row["test"] == "fuzz"):
+        tried, refused, failed = (int(row[name]) for name in ("inputs", "refused", "failed"))
+        lines.append(f"| {row['case']} | {tried:,} | {refused:,} | {tried - refused - failed:,} | {failed} |")
+    return "\n".join(lines)
+
+
+def table(rows: list[Row]) -> str:
+    """Both tables as Markdown."""
+    last = rows[-1]
+    return (
+        f"{kill_table(rows)}\n\n{fuzz_table(rows)}\n\n{last['machine']}, jax {last['jax']}. Written by "
+        "`python experiments/reliability/run.py` from `results.csv`."
+    )
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if not word.startswith("--")] or ["kill", "term", "fuzz"]
+    inputs = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("--inputs=")), INPUTS)
+    if "--tables" not in sys.argv:
+        if "kill" in words:
+            interrupt(signal.SIGKILL, KILLS)
+        if "term" in words:
+            interrupt(signal.SIGTERM, TERMS)
+        if "fuzz" in words:
+            fuzz(inputs)
+    if rows := read_rows():
+        pages.write((HERE / "README.md",), "reliability", table(rows))
+
+
+if __name__ == "__main__":
+    main()
