@@ -87,6 +87,16 @@ def test_a_broken_image_stops_nothing_but_itself(trained, pictures):
         trained.predict(np.zeros((4, 4, 1), np.float32))
 
 
+def test_a_cameras_file_of_two_frames_is_its_first_and_programs_are_no_images(trained, tmp_path):
+    """MPO, as telephones write: a JPEG with a preview behind it. EPS would be run by another program."""
+    photo = Image.fromarray(np.full((8, 12, 3), 200, np.uint8))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert trained.fit(tmp_path / "a.jpg").mean() == pytest.approx(200, abs=2)
+    photo.save(tmp_path / "b.jpg", "EPS")
+    with pytest.raises(UserError, match="not an image"):
+        trained.fit(tmp_path / "b.jpg")
+
+
 def test_the_command_prints_json_lines_and_goes_on_past_a_broken_image(tiny_run, pictures, capsys):
     (pictures / "2.png").write_bytes(b"no image")
     assert cli.run(["predict", f"--workdir={tiny_run}", str(pictures), "--json", "--top=2"]) == 2
