@@ -13,7 +13,6 @@ from PIL import Image
 
 import cnnjax
 from cnnjax.data import datasets
-from cnnjax.explore import examples
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
