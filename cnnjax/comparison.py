@@ -72,7 +72,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _scores(groups: Sequence[Group]) -> str:
-    head = ["", "model", "data", "seeds", "parameters", "test accuracy %", "macro F1", "test loss", "minutes"]
+    head = ["", "test accuracy %", "macro F1", "test loss", "minutes", "seeds", "parameters", "model", "data"]
     rows = []
     for group in groups:
         record = group.runs[0].read_json("record.json")
@@ -80,14 +80,14 @@ def _scores(groups: Sequence[Group]) -> str:
         rows.append(
             [
                 group.name,
-                html.escape(group.fields["model"]),
-                html.escape(group.fields["data.name"]),
-                ", ".join(str(run.config().seed) for run in group.runs),
-                f"{record.get('model', {}).get('num_params', 0):,}",
                 _mean([100 * test["accuracy"] for test in group.tests], 2),
                 _mean([test["macro"]["f1"] for test in group.tests], 4),
                 _mean([test["loss"] for test in group.tests], 4),
                 _mean(minutes, 1),
+                ", ".join(str(run.config().seed) for run in group.runs),
+                f"{record.get('model', {}).get('num_params', 0):,}",
+                html.escape(group.fields["model"]),
+                html.escape(group.fields["data.name"]),
             ]
         )
     note = "<p>Mean ± standard deviation over seeds. Each letter is one config.</p>"
@@ -129,7 +129,8 @@ def _curves(groups: Sequence[Group]) -> str:
         found = {group.name: group.curve(column) for group in groups}
         if any(found.values()):
             figures.append(_bands(title, {name: curve for name, curve in found.items() if curve}))
-    return f'<h2>Training</h2><div class="figures">{"".join(figures)}</div>'
+    note = "<p>Lines: mean over seeds. Bands: from the lowest seed to the highest.</p>"
+    return f'<h2>Training</h2>{note}<div class="figures">{"".join(figures)}</div>'
 
 
 def _bands(title: str, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:

@@ -44,8 +44,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
 th, td { padding: .2rem .55rem; text-align: right; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
+th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .figures svg { width: 100%; height: auto; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
 figure { margin: 0; font-size: .8rem; } img { width: 100%; image-rendering: pixelated; border-radius: 4px; }

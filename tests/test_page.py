@@ -13,7 +13,6 @@ from PIL import Image
 
 import cnnjax
 from cnnjax.data import datasets
-from cnnjax.explore import examples
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
@@ -86,8 +85,13 @@ def test_the_page_of_operations_gives_the_modules_numbers(client):
     np.testing.assert_allclose(found["convolution"], np.array(ninths) / 9, atol=1e-4)
     np.testing.assert_allclose(found["relu"], np.maximum(ninths, 0) / 9, atol=1e-4)
     np.testing.assert_allclose(found["pooling"], [[1], [1 / 3]], atol=1e-4)
-    asked |= {"image": examples.POOLING.tolist(), "kernel": [[1]]}
-    assert client.post("/api/operation", content=json.dumps(asked)).json()["pooling"] == [[8, 9], [3, 2]]
+    numbers = client.get("/api/example", params={"picture": "4x4 numbers", "filter": "identity"}).json()
+    assert numbers["divisor"] == 1
+    found = client.post("/api/operation", content=json.dumps(asked | numbers)).json()
+    assert found["pooling"] == [[8, 9], [3, 2]]
+    both = client.get("/api/example", params={"picture": "96", "filter": "loop"}).json()["image"]
+    found = client.post("/api/operation", content=json.dumps(asked | {"image": both})).json()
+    assert np.argwhere(np.array(found["convolution"]) > 0.999).tolist() == [[0, 1], [4, 6]]  # both loops
     asked |= {"image": np.eye(9).tolist(), "kernel": np.ones((3, 3)).tolist(), "padding": 1}
     assert np.shape(client.post("/api/operation", content=json.dumps(asked)).json()["convolution"]) == (9, 9)
 

@@ -9,6 +9,8 @@ import simplejpeg
 from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+# What Pillow may try: formats that are nothing but pixels. It would give EPS to another program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 
 
@@ -60,9 +62,10 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
     from PIL import ImageOps
 
     try:
-        with pillow.open(io.BytesIO(data)) as opened:
+        with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(what, *opened.size)
-            if getattr(opened, "n_frames", 1) > 1:
+            # The further frames of a camera's MPO are previews and depths of the first.
+            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                 raise BadImage(f"{what}: {opened.n_frames} frames; allowed: one image a file")
             if opened.mode.startswith(("I", "F")):
                 raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
@@ -73,7 +76,7 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: not an image that can be read ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
