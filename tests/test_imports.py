@@ -29,6 +29,7 @@ FLOORS = {
     "compiled_step": 4.8,
     "evaluator": 4.8,
     "loop": 5,
+    "together": 5.2,
     "forecast": 6,
     "exchange": 5,
     "trained": 5.5,

@@ -56,7 +56,9 @@ def make_primitive(
                 return jax.ffi.ffi_lowering(target)(context, *arrays, **found)
             # Processors without bfloat16 of their own: the call in float32 is several times as fast as XLA.
             if all(aval.dtype == jnp.bfloat16 for aval in (*inputs, *results)):
-                inputs, results = ([a.update(dtype=jnp.float32) for a in avals] for avals in (inputs, results))
+                inputs, results = (
+                    [a.update(dtype=jnp.float32) for a in avals] for avals in (inputs, results)
+                )
                 if attributes(inputs, results, **parameters) is not None:
                     return in_float32(context, *arrays, **parameters)
         return in_xla(context, *arrays, **parameters)
