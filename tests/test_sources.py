@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnjax.data import prepare, records
+from cnnjax.data import prepare, records, resizing
 from cnnjax.data.datasets import load
 from cnnjax.data.images import decode_image
 from cnnjax.data.pipeline import StreamBatches
@@ -163,6 +163,18 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
     small = decode_image(encoded(pixels, "JPEG", quality=95), "big", 3, 32).astype(int)
     reference = pillow.fromarray(pixels[:, 50:350]).resize((32, 32), pillow.Resampling.BOX)
     np.testing.assert_allclose(small, np.asarray(reference).astype(int), atol=5)
+
+
+@pytest.mark.skipif(resizing._kernel() is None, reason="the kernel was not built; Pillow does its work")
+def test_the_resizing_kernel_gives_pillows_bytes(monkeypatch):
+    shapes = ((375, 500, 3), (500, 375, 3), (256, 400, 3), (90, 91, 1), (17, 300, 3), (1, 7, 3), (2, 2, 1))
+    cases = [(RNG.integers(0, 256, shape, dtype=np.uint8), size) for shape in shapes for size in (256, 31, 1)]
+    ours = [resizing.middle_square(image, size) for image, size in cases]
+    flipped = resizing.middle_square(cases[0][0][:, ::-1], 64)  # strides that the kernel does not know
+    monkeypatch.setattr(resizing, "_kernel", lambda: None)
+    for (image, size), found in zip(cases, ours, strict=True):
+        np.testing.assert_array_equal(found, resizing.middle_square(image, size))
+    np.testing.assert_array_equal(flipped, resizing.middle_square(cases[0][0][:, ::-1], 64))
 
 
 def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):

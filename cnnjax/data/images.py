@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from cnnjax.data.resizing import middle_square
 from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
@@ -16,7 +17,7 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
     """Decodes an encoded image to uint8 [H, W, channels].
 
     JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK, EXIF
-    rotations (which are undone), other formats and every resize go through Pillow. Palettes become colours,
+    rotations (which are undone) and other formats go through Pillow. Palettes become colours,
     16 bits of colour their upper 8, and transparent pixels what they are over black.
 
     Args:
@@ -33,7 +34,7 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
         image = _decode_jpeg(data, what, channels, size)
     else:
         image = _decode_other(data, what, channels)
-    return image if size is None else _resize(image, what, size)
+    return image if size is None else middle_square(image, size)
 
 
 def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray:
@@ -86,17 +87,3 @@ def _pillow(what: object) -> Any:
             f"{what}: only JPEG at its own size is read without Pillow; pip install pillow"
         ) from None
     return Image
-
-
-def _resize(image: np.ndarray, what: object, size: int) -> np.ndarray:
-    """The middle square at uint8 [size, size, C]."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = np.ascontiguousarray(image[top : top + side, left : left + side])
-    if side == size:
-        return image
-    pillow = _pillow(what)
-    squeezed = image[..., 0] if image.shape[2] == 1 else image
-    image = np.asarray(pillow.fromarray(squeezed).resize((size, size), pillow.Resampling.BILINEAR))
-    return image if image.ndim == 3 else image[..., None]
