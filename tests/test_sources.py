@@ -17,7 +17,7 @@ from cnnjax.data.pipeline import StreamBatches
 from cnnjax.data.sources import channel_covariance, channel_statistics, to_memory
 from cnnjax.errors import BadImage, UserError
 
-pillow = pytest.importorskip("PIL.Image")
+pillow, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
 RNG = np.random.default_rng(0)
 SHARED = (
     next((p for p in Path(__file__).parents if (p / "shared/data").is_dir()), Path("/nowhere"))
@@ -109,9 +109,9 @@ def test_archives_with_ways_out_or_links_or_damage_are_refused(tmp_path):
         load(f"folder:{path}", "train")
 
 
-def turned(pixels: np.ndarray) -> bytes:
+def turned(pixels: np.ndarray, orientation: int) -> bytes:
     exif = pillow.Exif()
-    exif[0x0112] = 6  # the camera was held upright: 90 degrees clockwise undo it
+    exif[0x0112] = orientation
     return encoded(pixels, "JPEG", exif=exif, quality=95)
 
 
@@ -126,9 +126,11 @@ def test_kinds_of_images_that_are_read_as_they_look():
         )
         out = decode_image(file.getvalue(), mode, 3)
         np.testing.assert_allclose(out.astype(int), pixels, atol=12, err_msg=mode)
-    np.testing.assert_allclose(
-        decode_image(turned(pixels), "exif", 3).astype(int), np.rot90(pixels, -1), atol=8
-    )
+    pixels[:, 2:] //= 2
+    for orientation in range(1, 9):
+        data = turned(pixels, orientation)
+        theirs = np.asarray(ImageOps.exif_transpose(pillow.open(io.BytesIO(data)))).astype(int)
+        np.testing.assert_allclose(decode_image(data, "exif", 3), theirs, atol=8, err_msg=str(orientation))
     clear = np.dstack([pixels, np.zeros((8, 4), np.uint8)])
     assert not decode_image(encoded(clear), "clear", 3).any()
 

@@ -1,6 +1,7 @@
 """Encoded images to pixels: every format and kind that is wanted, and a clear no to the others."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,15 @@ from cnnjax.data.resizing import middle_square
 from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 
 
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
     """Decodes an encoded image to uint8 [H, W, channels].
 
-    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK, EXIF
-    rotations (which are undone) and other formats go through Pillow. Palettes become colours,
+    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK
+    and other formats go through Pillow. EXIF rotations are undone, palettes become colours,
     16 bits of colour their upper 8, and transparent pixels what they are over black.
 
     Args:
@@ -42,13 +44,29 @@ def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(what, width, height)
-        if space in ("CMYK", "YCCK") or b"Exif\0\0" in data[:4096]:
+        if space in ("CMYK", "YCCK"):
             return _decode_other(data, what, channels)
-        return simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
+        image = simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
+        return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
     except UserError:
         raise
     except ValueError as error:
         raise BadImage(f"{what}: JPEG that cannot be decoded ({error})") from None
+
+
+def _upright(image: np.ndarray, data: bytes) -> np.ndarray:
+    """[H, W, C] turned and mirrored as the camera's EXIF orientation says."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:  # reads the header alone
+            orientation = opened.getexif().get(ORIENTATION, 1)
+    except (OSError, SyntaxError, KeyError, TypeError, struct.error) as error:
+        raise ValueError(f"its EXIF is broken: {error}") from None
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return image[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def _check_pixels(what: object, width: int, height: int) -> None:

@@ -25,7 +25,8 @@ from cnnjax.errors import UserError
 
 Batch = dict[str, jax.Array]
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
-READ_AHEAD_BYTES = 2**28  # of streamed batches that wait for the step
+MOST_AHEAD = 8  # streamed batches that wait for the step
+READ_AHEAD_BYTES = 2**28  # of all of them
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -171,7 +172,7 @@ class StreamBatches:
             self._rows,
         )
         each = len(self._rows) * math.prod(source.image_shape)
-        self._ahead_of_step = max(2, min(8, READ_AHEAD_BYTES // each))
+        self._ahead_of_step = max(2, min(MOST_AHEAD, READ_AHEAD_BYTES // each))
         self._ahead: tuple[int, Iterator[dict] | None] = (-1, None)
 
     def _stream(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
