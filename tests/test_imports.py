@@ -46,6 +46,7 @@ FLOORS = {
     "bench": 6,
     "bench_torch": 6,
     "bench_ops": 6,
+    "bench_data": 6.2,
     "speed": 6.8,
     "replay": 6.8,
     "sweep": 6,
