@@ -56,6 +56,7 @@ def sweep(
     random: int = 0,
     task: tuple[int, int] = (0, 1),
     board: Board | None = None,
+    stop_seconds: float | None = None,
 ) -> list[Row]:
     """Trains every point with every seed, as far as `out` does not hold the result; returns all its rows.
 
@@ -70,6 +71,7 @@ def sweep(
         more are asked for.
       task: (i, n) runs each n-th run from the i-th, counted from 0: several processes may share a folder.
       board: what the user sees; nothing by default.
+      stop_seconds: as in `loop.train`.
 
     Returns: the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
       finite" where the loss was not), scores, seconds, machine, versions, command.
@@ -100,7 +102,7 @@ def sweep(
         run_config, point = runs[name]
         path = out / "runs" / name
         try:
-            loop.train(run_config, path, board)
+            loop.train(run_config, path, board, stop_seconds=stop_seconds)
             outcome = "finished"
         except loop.NonFiniteLoss:
             outcome = "not finite"

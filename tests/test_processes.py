@@ -180,6 +180,30 @@ def test_alone_everything_is_the_first_process():
         assert stop.at() == signal.SIGTERM
 
 
+HANGING = """
+import os, signal, sys, time
+from cnnjax import processes
+from cnnjax.signals import caught_signals
+with caught_signals() as caught, processes.Stop(caught, seconds=0.5) as stop:
+    stop.kept = lambda: sys.argv[1]
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "words"),
+    [("", processes.HUNG, "no step ended within 0.5 s"), ("saved step 3", 143, "SIGTERM: saved step 3")],
+)
+def test_a_process_that_hangs_is_ended_in_time(kept, code, words):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGING, kept], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert ("most recent call first" in done.stderr) == (code == processes.HUNG)
+    assert time.monotonic() - began < 60
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
