@@ -58,6 +58,7 @@ def sweep(
     task: tuple[int, int] = (0, 1),
     together: bool = False,
     board: Board | None = None,
+    stop_seconds: float | None = None,
 ) -> list[Row]:
     """Trains every point with every seed, as far as `out` does not hold the result; returns all its rows.
 
@@ -73,6 +74,7 @@ def sweep(
       task: (i, n) runs each n-th run from the i-th, counted from 0: several processes may share a folder.
       together: all seeds of a point in one compiled step, see `together`; for small nets on an accelerator.
       board: what the user sees; nothing by default.
+      stop_seconds: as in `loop.train`.
 
     Returns: the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
       finite" where the loss was not), scores, seconds, machine, versions, command.
@@ -103,7 +105,7 @@ def sweep(
         number += len(names)
         board.begin(", ".join(names), number, len(mine))
         paths = [out / "runs" / name for name in names]
-        outcomes = _train([runs[name][0] for name in names], paths, board)
+        outcomes = _train([runs[name][0] for name in names], paths, board, stop_seconds)
         for name, path, outcome in zip(names, paths, outcomes, strict=True):
             results.append(_row(Run.open(path), runs[name][1], outcome))
         board.rows(results.read(), fields)
@@ -122,13 +124,15 @@ def _batches(
     return list(found.values())
 
 
-def _train(configs: Sequence[ConfigDict], paths: Sequence[Path], board: Board) -> list[str]:
+def _train(
+    configs: Sequence[ConfigDict], paths: Sequence[Path], board: Board, stop_seconds: float | None
+) -> list[str]:
     """By run "finished", or "not finite"."""
     if len(configs) > 1:
-        results = train_together(configs, paths, board)
+        results = train_together(configs, paths, board, stop_seconds=stop_seconds)
         return ["not finite" if isinstance(each, loop.NonFiniteLoss) else "finished" for each in results]
     try:
-        loop.train(configs[0], paths[0], board)
+        loop.train(configs[0], paths[0], board, stop_seconds=stop_seconds)
     except loop.NonFiniteLoss:
         return ["not finite"]
     return ["finished"]

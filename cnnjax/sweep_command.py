@@ -84,6 +84,7 @@ def command(args: list[str]) -> None:
         flags.DEFINE_string("task", "0/1", "i/n: each n-th run from the i-th", flag_values=values)
         flags.DEFINE_bool("together", False, "all seeds of a point in one step", flag_values=values)
         flags.DEFINE_string("out", None, "folder of the table and the runs", flag_values=values)
+        flags.DEFINE_float("stop_seconds", 60.0, "from a signal to the end", 1.0, flag_values=values)
         return define_config(args, values)
 
     given, _ = parse_flags("sweep", args, define)
@@ -93,6 +94,7 @@ def command(args: list[str]) -> None:
     values = parse_sets(given["set"].value)
     options = {"seeds": given.seeds, "random": given.random, "task": _parse_task(given.task)}
     options["together"] = given.together
+    options["stop_seconds"] = given.stop_seconds
     console = Console()
     if console.is_terminal:
         with Live(console=console) as live:

@@ -30,9 +30,13 @@ from cnnjax.training import parallel
 
 
 def train_together(
-    configs: Sequence[ConfigDict], workdirs: Sequence[str | Path], progress: Silent | None = None
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[str | Path],
+    progress: Silent | None = None,
+    *,
+    stop_seconds: float | None = None,
 ) -> list[Result | NonFiniteLoss]:
-    """Trains configs that differ in `seed` alone to their ends, each in its folder.
+    """Trains configs that differ in `seed` alone to their ends, each in its folder; see `loop.train`.
 
     Returns: by config its result, or the error of a run whose loss was not finite; the others go on.
 
@@ -57,7 +61,7 @@ def train_together(
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu.chosen(first.cpu_kernels))
         caught = stack.enter_context(caught_signals())
-        stop = stack.enter_context(processes.Stop(caught))
+        stop = stack.enter_context(processes.Stop(caught, seconds=stop_seconds))
         shown = [progress or Silent(), *(Silent() for _ in configs[1:])]
         trainers = [
             stack.enter_context(opened(experiment, workdir, each, stop))

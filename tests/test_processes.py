@@ -115,13 +115,13 @@ def test_a_signal_to_one_stops_all_at_one_step_and_a_hang_ends_all_with_stacks(t
     saved.close()
 
     # from there, until one process stands still
-    launcher = start(folder, tiny_data, epochs=many, seconds=12)
+    launcher = start(folder, tiny_data, epochs=many, seconds=25)
     wait_for_steps(folder, int(said[0][1]) + 5, launcher)
     stopped = worker(launcher, 1)
     os.kill(stopped, signal.SIGSTOP)
     started = time.monotonic()
-    assert launcher.wait(timeout=90) != 0
-    assert time.monotonic() - started < 80
+    assert launcher.wait(timeout=120) != 0
+    assert time.monotonic() - started < 110
     text = log.read_text()
     assert "process 0 of 2" in text and "most recent call first" in text
     assert not Path(f"/proc/{stopped}").exists()
@@ -178,6 +178,30 @@ def test_alone_everything_is_the_first_process():
         assert stop.at() == 0
         caught.append(signal.SIGTERM)
         assert stop.at() == signal.SIGTERM
+
+
+HANGING = """
+import os, signal, sys, time
+from cnnjax import processes
+from cnnjax.signals import caught_signals
+with caught_signals() as caught, processes.Stop(caught, seconds=0.5) as stop:
+    stop.kept = lambda: sys.argv[1]
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "words"),
+    [("", processes.HUNG, "no step ended within 0.5 s"), ("saved step 3", 143, "SIGTERM: saved step 3")],
+)
+def test_a_process_that_hangs_is_ended_in_time(kept, code, words):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGING, kept], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert ("most recent call first" in done.stderr) == (code == processes.HUNG)
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,9 @@ def test_the_model_and_augmentation_examples_work():
         ("finetune", "experiments/finetune/README.md"),
         ("models", "README.md"),
         ("pooling_types", "experiments/pooling_types/README.md"),
+        ("reliability", "experiments/reliability/README.md"),
+        ("bfloat16", "experiments/bfloat16/README.md"),
+        ("scaling", "experiments/scaling/README.md"),
     ],
 )
 def test_tables_are_those_of_the_csv(study, page):
