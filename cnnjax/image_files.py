@@ -17,6 +17,7 @@ from cnnjax.data.images import IMAGE_SUFFIXES, decode_image
 from cnnjax.errors import UserError
 
 DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
+MAX_BYTES = 2**28  # of one file
 STDIN = "-"
 
 
@@ -95,7 +96,7 @@ def name_images(images: Any) -> Iterable[tuple[str, Any]]:
         elif not isinstance(image, str | Path):
             yield f"image {number}", np.asarray(image)
         elif str(image) == STDIN:
-            yield "stdin", sys.stdin.buffer.read()
+            yield "stdin", sys.stdin.buffer.read(MAX_BYTES)
         elif Path(image).is_dir():
             files = sorted(p for p in Path(image).rglob("*") if _is_image(p))
             if not files:
@@ -107,15 +108,21 @@ def name_images(images: Any) -> Iterable[tuple[str, Any]]:
 
 def _is_image(path: Path) -> bool:
     """Whether a file in a folder is meant: not the pictures that an earlier `--explain` left there."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():  # no folder, pipe or device
+        return False
     drawn = path.suffixes[-2:-1] and path.suffixes[-2].startswith(".gradcam")
-    return path.suffix.lower() in IMAGE_SUFFIXES and not drawn
+    return not drawn
 
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:  # also a pipe, which has no size beforehand
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: more than {MAX_BYTES // 2**20} MiB; allowed is an image file")
+    return data
 
 
 def _encode(image: np.ndarray, name: str) -> bytes:

@@ -19,7 +19,7 @@ from cnnjax.errors import UserError
 from cnnjax.experiment import load_split, parse_augment
 from cnnjax.image_files import Failure
 from cnnjax.models import create_model
-from cnnjax.runs import Run
+from cnnjax.runs import Run, readable
 from cnnjax.training.checkpoints import Checkpoints
 
 
@@ -183,16 +183,9 @@ def load_run(
         step, variables = saved.variables(checkpoint, weights)
     finally:
         saved.close()
-    facts = run.read_json("record.json").get("data", {})
-    if "image_shape" not in facts:  # a run from before these were recorded
-        source = load_split(config, "train")
-        augment = parse_augment(config, "eval", source)
-        facts = {"class_names": source.class_names, "image_shape": source.image_shape}
-    else:
-        augment = augment_lib.parse(facts["eval_augment"], image_shape=facts["image_shape"])
-    names = tuple(facts["class_names"])
+    with readable(run.path):
+        augment, shape, names = _preprocessing(run, config)
     model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
-    shape = tuple(facts["image_shape"])
     variables = jax.tree.map(jnp.asarray, variables)
     image = jax.ShapeDtypeStruct((1, *augment.output_shape), jnp.float32)
     try:
@@ -205,3 +198,16 @@ def load_run(
         ) from None
     views = protocols.parse(protocol or config.eval_protocol, augment, shape)
     return TrainedModel(run.path, config, step, model, variables, augment, views, shape, names)
+
+
+def _preprocessing(
+    run: Run, config: Any
+) -> tuple[augment_lib.Augmentation, tuple[int, int, int], tuple[str, ...]]:
+    """A run's preprocessing of evaluation, the shape of its images, and its class names."""
+    facts = run.read_json("record.json").get("data", {})
+    if "image_shape" not in facts:  # a run from before these were recorded
+        source = load_split(config, "train")
+        return parse_augment(config, "eval", source), tuple(source.image_shape), tuple(source.class_names)
+    height, width, channels = map(int, facts["image_shape"])
+    augment = augment_lib.parse(facts["eval_augment"], image_shape=(height, width, channels))
+    return augment, (height, width, channels), tuple(map(str, facts["class_names"]))
