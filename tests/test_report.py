@@ -85,7 +85,6 @@ def test_a_folder_that_is_no_run_has_no_report(tmp_path):
     ("file", "text", "words"),
     [
         ("record.json", "[]", "no JSON object"),
-        ("record.json", '{"data": {"class_names": 5}}', "is damaged"),
         ("test.json", '{"accuracy": 1}', "is damaged"),
         ("test.json", "{", "test.json is damaged"),
         ("predictions.npz", "x", "is damaged"),
