@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cnnjax.errors import UserError
 from cnnjax.explore import attribution, examples, landscape, layers, plots, scores, units
-from cnnjax.models import create_model
+from cnnjax.models import create_model, variant
 from cnnjax.models.layers import Conv, Dense
 from cnnjax.training.state import init_variables
 
@@ -445,3 +445,45 @@ def test_every_picture_can_be_drawn(tiny, image):
         assert np.asarray(canvas.buffer_rgba())[..., :3].std() > 0
     blended = plots.blend(byte, np.zeros((12, 12)))
     np.testing.assert_array_equal(blended, np.broadcast_to(byte, (12, 12, 3)))
+
+
+FAMILIES = {  # by network: the map that Grad-CAM looks at, and the features before the classifier
+    "lenet5": ("conv2:out", (5, 5, 16), 84),
+    "vgg11": ("stage5_conv2:out", (7, 7, 512), 4096),
+    "alexnet": ("conv5:out", (6, 6, 256), 4096),
+    "nin_cifar": ("mlpconv3", (8, 8, 192), 192),
+    "resnet18": ("stage4_block2", (7, 7, 512), 512),
+    "wrn_16_4": ("norm", (8, 8, 256), 256),
+    "squeezenet1_1": ("stage3_fire4", (13, 13, 512), 512),
+}
+SLOW_FAMILIES = {
+    "googlenet": ("cell5b", (7, 7, 1024), 1024),
+    "inception_v3": ("mixed7c", (8, 8, 2048), 2048),
+    "densenet121": ("norm", (7, 7, 1024), 1024),
+    "mobilenet_v1_025": ("stage5_block2/pointwise/norm", (7, 7, 256), 256),
+    "efficientnet_b0": ("last/norm", (7, 7, 1280), 1280),
+    "convnext_tiny": ("stage4_block3", (7, 7, 768), 768),
+    "airbench94": ("stage3", (3, 3, 256), 256),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FAMILIES)]
+)
+def test_every_family_has_a_sensible_default_layer(name):
+    """At the network's own size, by shapes alone: nothing is computed."""
+    model, shape = create_model(name), variant(name).preset.input_size
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
+    image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    label = jax.ShapeDtypeStruct((2,), jnp.int32)
+    layer, size, features = (FAMILIES | SLOW_FAMILIES)[name]
+    found = layers.default_layer(model, variables, shape)
+    assert (found.name, found.shape) == (layer, size)
+    heat = jax.eval_shape(functools.partial(attribution.grad_cam, model), variables, image, label)
+    assert heat.shape == (2, *size[:2])
+    kept = jax.eval_shape(functools.partial(layers.penultimate, model), variables, image)
+    assert kept.shape == (2, features)
+    assert layers.first_convolution(model, variables, image)
+    top, left, bottom, right = layers.receptive_box(model, variables, shape, None, (1, 1))
+    assert 0 <= top < bottom <= shape[0]
+    assert 0 <= left < right <= shape[1]
