@@ -15,7 +15,7 @@ from cnnjax import config as config_lib
 from cnnjax import report
 from cnnjax.errors import UserError
 from cnnjax.experiment import load_split
-from cnnjax.runs import Run, write_atomically
+from cnnjax.runs import Run, readable, write_atomically
 
 COMPARED = {
     "Validation accuracy": "validation_accuracy",
@@ -54,7 +54,8 @@ def write(paths: Sequence[str | Path], out: str | Path) -> Path:
     if file.suffix != ".html" or not file.parent.is_dir():
         raise UserError(f"--out={out}: allowed is a file that ends in .html, in a folder that is there")
     groups = make_groups([Run.open(path) for path in dict.fromkeys(map(str, paths))])
-    parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
+    with readable(Path(", ".join(map(str, paths)))):
+        parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
     title = f"{len(groups)} configs, {sum(len(group.runs) for group in groups)} runs"
     write_atomically(file, report.page(title, "".join(parts)))
     return file

@@ -6,14 +6,14 @@ from typing import Any
 from absl import flags
 from rich.table import Table
 
-from cnnjax.errors import unknown
+from cnnjax.errors import UserError, unknown
 from cnnjax.tables import print_table
 from cnnjax.terminal import parse_flags
 
 
 def bench(args: list[str]) -> None:
-    """Measures speed: `bench train` a whole step, `bench data` the input, `bench ops` each CPU kernel."""
-    kinds = {"train": _train, "data": _data, "ops": _ops}
+    """Measures speed: `train` a whole step, `data` the input, `read` image files, `ops` each CPU kernel."""
+    kinds = {"train": _train, "data": _data, "read": _read, "ops": _ops}
     kind, *rest = args or [""]
     if kind in ("-h", "--help"):
         kind, rest = "train", args
@@ -66,6 +66,23 @@ def _data(args: list[str]) -> None:
     for what, measured, target, met in rows(found):
         table.add_row(what, measured, target, "met" if met else "missed")
     print_table(table)
+
+
+def _read(args: list[str]) -> None:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("size", 256, "pixels of a side", flag_values=values, lower_bound=1)
+        flags.DEFINE_integer("batch_size", 64, "images at a time", flag_values=values, lower_bound=1)
+        flags.DEFINE_integer("rounds", 5, "measurements", flag_values=values, lower_bound=1)
+        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+
+    values, words = parse_flags("bench read", args, define, max_names=1)
+    if not words:
+        raise UserError("no folder; usage: cnnjax bench read FOLDER, with CLASS/*.jpg or CLASS_*.jpg")
+    from cnnjax.bench_read import bench_read
+
+    options = {"size": values.size, "batch_size": values.batch_size, "rounds": values.rounds}
+    found = bench_read(words[0], **options)
+    print(json.dumps(found)) if values.json else print_table(_as_table(found))
 
 
 def _train(args: list[str]) -> None:

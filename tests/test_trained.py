@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_a_cameras_file_of_two_frames_is_its_first_and_programs_are_no_images(tr
     photo.save(tmp_path / "b.jpg", "EPS")
     with pytest.raises(UserError, match="not an image"):
         trained.fit(tmp_path / "b.jpg")
+
+
+def test_a_folder_of_junk_gives_its_images(trained, tmp_path):
+    """No waiting at pipes and devices, no loops, and names of any kind."""
+    junk = tmp_path / "junk"
+    (junk / "folder.png").mkdir(parents=True)
+    os.mkfifo(junk / "pipe.png")
+    (junk / "zero.png").symlink_to("/dev/zero")
+    (junk / "loop.png").symlink_to("loop.png")
+    (junk / "self").symlink_to(junk)
+    (junk / "text.png").write_text("no image")
+    (junk / "notes.txt").write_text("nothing")
+    Image.new("L", (8, 8)).save(junk / "ünï\n.png")
+    Image.new("L", (20_000, 8_000)).save(junk / "bomb.png")
+    found = {Path(item.name).name: item for item in trained.stream([junk], batch_size=2)}
+    assert set(found) == {"text.png", "ünï\n.png", "bomb.png"}
+    assert "allowed: at most" in found["bomb.png"].reason
+    with pytest.raises(UserError, match="more than 256 MiB"):
+        trained.fit("/dev/zero")
 
 
 def test_the_command_prints_json_lines_and_goes_on_past_a_broken_image(tiny_run, pictures, capsys):

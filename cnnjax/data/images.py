@@ -95,6 +95,8 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UserError:
         raise
+    except pillow.UnidentifiedImageError:
+        raise BadImage(f"{what}: not an image that can be read; allowed: {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: not an image that can be read ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
