@@ -92,6 +92,17 @@ def test_tables_are_those_of_the_csv(study, page):
     assert run["pages"].fill(text, study, run["table"](run["read_rows"]())) == text
 
 
+def test_the_claims_are_those_of_the_csvs():
+    summary = runpy.run_path(str(ROOT / "experiments" / "summary.py"))
+    assert summary["pages"].fill(README, "claims", summary["table"]()) == README
+    for name in summary["STUDIES"]:
+        run = runpy.run_path(str(ROOT / "experiments" / name / "run.py"))
+        assert run["__doc__"]
+        if rows := run["read_rows"]():
+            page = (ROOT / "experiments" / name / "README.md").read_text()
+            assert run["pages"].fill(page, name, run["table"](rows)) == page
+
+
 def test_three_seeds_and_all_models_are_in_the_csvs():
     rows = {
         study: runpy.run_path(str(ROOT / "experiments" / study / "run.py"))["read_rows"]()

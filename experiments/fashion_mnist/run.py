@@ -21,7 +21,7 @@ from cnnjax import config as config_lib  # noqa: E402
 from cnnjax import loop  # noqa: E402
 from cnnjax.progress import terminal  # noqa: E402
 from cnnjax.runs import Run  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, studies  # noqa: E402
 
 CONFIG = "configs/fashion_mnist_simple_cnn.py"
 SEEDS = (0, 1, 2)
@@ -101,6 +101,17 @@ def table(rows: list[dict[str, str]]) -> str:
         "`python experiments/fashion_mnist/run.py` from `experiments/fashion_mnist/results.csv`.",
     ]
     return "\n".join(lines)
+
+
+def claim(rows: list[dict[str, str]]) -> studies.Claim:
+    accuracy = [100 * float(row["test_accuracy"]) for row in rows]
+    seconds = statistics.mean(float(row["train_seconds"]) for row in rows)
+    return studies.Claim(
+        "the module's own CNN on Fashion-MNIST",
+        "nets of two convolutions: 87.6 to 93.4 % (the data set's table)",
+        f"{statistics.mean(accuracy):.2f} ± {statistics.stdev(accuracy):.2f} % in {seconds:.0f} s",
+        "at least 92 %" if statistics.mean(accuracy) >= 92 else "below 92 %",
+    )
 
 
 def main() -> None:

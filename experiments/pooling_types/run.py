@@ -19,7 +19,7 @@ from cnnjax import config as config_lib  # noqa: E402
 from cnnjax import sweep as sweeps  # noqa: E402
 from cnnjax.sweep import Row, best, spread, sweep  # noqa: E402
 from cnnjax.sweep_command import Lines  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, studies  # noqa: E402
 
 MODEL, RATE = "model", "optimizer.learning_rate"
 KINDS = ("max", "average", "l2", "min", "center_weighted", "adaptive", "strided")
@@ -104,6 +104,17 @@ def plot(rows: list[Row]) -> None:
     axes.set_xlabel("test accuracy %, one dot a seed, the line their mean")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(HERE / "accuracy.svg", metadata={"Date": None})
+
+
+def claim(rows: list[Row]) -> studies.Claim:
+    means = {kind: studies.mean(chosen(rows, kind), "test_accuracy") for kind in KINDS if chosen(rows, kind)}
+    order = sorted(means, key=means.get, reverse=True)
+    return studies.Claim(
+        "kinds of pooling: max, average, L2, min, adaptive, strided",
+        "none given",
+        "; ".join(f"{kind} {100 * means[kind]:.1f} %" for kind in order),
+        f"{order[0]} ahead, {order[-1]} last",
+    )
 
 
 def main() -> None:
