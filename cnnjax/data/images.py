@@ -12,6 +12,7 @@ from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 ORIENTATION = 0x0112  # the EXIF tag
+FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 
 
@@ -92,6 +93,8 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UserError:
         raise
+    except pillow.UnidentifiedImageError:
+        raise BadImage(f"{what}: not an image of a known format; allowed: {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         raise BadImage(f"{what}: not an image that can be read ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
