@@ -25,7 +25,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "short_side", 256, "prepare: pixels of the square", flag_values=values, lower_bound=1
     )
-    flags.DEFINE_string("augment", "mirror|normalize", "inspect: shown in the sheet", flag_values=values)
+    flags.DEFINE_string("augment", "mirror|normalize", "inspect: shown, or 'each'", flag_values=values)
     flags.DEFINE_string("format", "raw", "prepare: raw or jpeg", flag_values=values)
     flags.DEFINE_string("on_bad_image", "error", "prepare: error or skip", flag_values=values)
 
@@ -97,8 +97,13 @@ def inspect_dataset(name: str, values: Any) -> None:
         print(f"  {a} {i} is {b} {k}")
     for message in (message for seen in found.values() for message in seen.unreadable):
         print(f"  cannot be read: {message}")
-    if values.out:
-        source = next(iter(sources.values()))
+    source = next(iter(sources.values()))
+    if values.out and values.augment == "each":
+        from cnnjax.explore.augmentations import contact_sheet
+
+        contact_sheet(np.stack([e["image"] for e in _chosen(source, found)])).savefig(values.out, dpi=120)
+        print(f"wrote {values.out}")
+    elif values.out:
         augment = augment_lib.parse(
             values.augment,
             image_shape=source.image_shape,
@@ -106,14 +111,21 @@ def inspect_dataset(name: str, values: Any) -> None:
             std=colours["std"],
             covariance=colours["eigenvectors"] * colours["eigenvalues"] @ colours["eigenvectors"].T,
         )
-        draw_sheet(source, augment, list(found[source.split].first.values()), Path(values.out))
+        draw_sheet(source, augment, _chosen(source, found), Path(values.out))
         print(f"wrote {values.out}")
 
 
-def draw_sheet(source: Any, augment: augment_lib.Augmentation, positions: list[int], out: Path) -> None:
-    """A PNG of eight images, evenly spaced among those at `positions`: above as they are, below augmented."""
-    chosen = [positions[i] for i in np.linspace(0, len(positions) - 1, min(8, len(positions))).astype(int)]
-    examples = [source[position] for position in chosen]
+def _chosen(source: Any, found: dict[str, inspection.Found]) -> list[dict[str, Any]]:
+    """Eight examples, evenly spaced among those that can be read and are not copies."""
+    positions = list(found[source.split].first.values())
+    places = np.linspace(0, len(positions) - 1, min(8, len(positions))).astype(int)
+    return [source[positions[place]] for place in places]
+
+
+def draw_sheet(
+    source: Any, augment: augment_lib.Augmentation, examples: list[dict[str, Any]], out: Path
+) -> None:
+    """A PNG of examples: above as they are, below augmented."""
     images = np.stack([example["image"] for example in examples])
     labels = np.eye(source.num_classes, dtype=np.float32)[[example["label"] for example in examples]]
     key, index = jax.random.key(0), jnp.arange(len(images))

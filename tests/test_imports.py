@@ -36,7 +36,7 @@ FLOORS = {
     "trained": 5.5,
     "terminal": 4.5,
     "upkeep": 5,
-    "data_commands": 6,
+    "data_commands": 6.2,
     "explore": 6,
     "explain": 6.2,
     "report": 6,

@@ -44,5 +44,9 @@ def test_the_command_prints_them_and_draws_a_sheet(folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "bad.png" in printed and "train 0 is validation 0" in printed and "eigenvalues" in printed
     assert sheet.read_bytes().startswith(b"\x89PNG")
+    small = sheet.stat().st_size
+    flags = ["--short_side=16", "--augment=each", f"--out={sheet}"]
+    assert cli.run(["data", "inspect", f"folder:{root}", *flags]) == 0
+    assert sheet.stat().st_size > 2 * small
     assert cli.run(["data", "inspect"]) == 2
     assert cli.run(["data", "inspect", f"folder:{root}", f"--out={tmp_path / 'a.txt'}"]) == 2

@@ -1,6 +1,10 @@
 """Batches: every example once an epoch, whatever the batch size; positions that can be restored."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -123,3 +127,30 @@ def test_padding_is_made_of_real_images():
     batch = pipeline.ResidentBatches(numbered(3), 8, seed=None).at(0)
     assert list(numbers(batch)) == [0, 1, 2, 0, 1, 2, 0, 1]
     assert list(np.asarray(batch["mask"])) == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+class Slow:
+    """A hundred images, each a hundredth of a second away."""
+
+    name, image_shape = "slow images", (2, 2, 1)
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return {"image": np.zeros((2, 2, 1), np.uint8), "label": 0}
+
+
+@pytest.mark.slow
+def test_a_dead_process_is_noticed_and_named():
+    batches = pipeline.StreamBatches(Slow(), 10, seed=0, num_workers=2)
+    next(batches)
+    victim = min(child.pid for child in multiprocessing.active_children())
+    os.kill(victim, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"a process that reads slow images died: {victim} .*exit code -9"):
+        for _ in range(1000):
+            next(batches)
+    assert time.monotonic() - start < 30  # seconds, where the machine is not busy
+    batches.close()

@@ -223,3 +223,16 @@ def test_eager_jit_vmap_and_shards_give_the_same():
     )
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1], check=True)
+
+
+def test_the_contact_sheet_has_a_row_for_each_augmentation():
+    from cnnjax.explore import augmentations
+
+    specs = augmentations.examples_of_each((24, 28, 3))
+    assert set(specs) == set(AUGMENTATIONS)
+    grey = augmentations.examples_of_each((24, 28, 1))
+    assert set(AUGMENTATIONS) - set(grey) == {"saturation", "hue"}
+    images, _, _ = batch_of(2)
+    shown = {name: specs[name] for name in ("mirror", "mixup", "normalize", "alternating_flip")}
+    titles = [axes.get_ylabel() for axes in augmentations.contact_sheet(images, shown).axes[::2]]
+    assert titles == ["as they are", *shown]

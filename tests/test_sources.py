@@ -98,6 +98,11 @@ def test_archives_with_ways_out_or_links_or_damage_are_refused(tmp_path):
     for kind in ("zip", "tar"):
         with pytest.raises(UserError, match=r"a/0.png' is a link"):
             load(f"folder:{tmp_path / f'link.{kind}'}", "train")
+    for kind in ("gz", "bz2", "xz"):
+        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as archive:
+            archive.add(__file__, "a/0.png")
+        with pytest.raises(UserError, match=rf"a.tar.{kind}: a compressed tar .*tar -xf a.tar.{kind}"):
+            load(f"folder:{tmp_path / f'a.tar.{kind}'}", "train")
     path = write(tmp_path, "zip", {"a/0.png": data})
     spoilt = bytearray(path.read_bytes())
     spoilt[60] ^= 255
@@ -139,7 +144,7 @@ def test_kinds_of_images_that_are_read_as_they_look():
     ("data", "words"),
     [
         (b"", "empty file"),
-        (b"hello", "not an image"),
+        (b"hello", "not an image of a known format"),
         (encoded(np.zeros((64, 64, 3), np.uint8) + 7, "JPEG")[:300], "JPEG that cannot be decoded"),
         (encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))[:2000], "not an image"),
         (encoded(np.zeros((4, 4), np.uint16)), "8 bits a channel"),
@@ -227,6 +232,7 @@ def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path)
     for name in ("dataset.json", "train-00001.json", "train-00002.array_record"):
         (out / name).unlink()  # as a kill would leave it
     (out / "train-00002.partial").write_bytes(b"half")
+    (out / "plan.json.partial").write_bytes(b"ha")
     with pytest.raises(UserError, match=r"dataset.json: cannot be read"):
         load(f"records:{out}", "train")
     prepare.prepare(sources, out, shard_examples=4)

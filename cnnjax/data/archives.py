@@ -149,6 +149,16 @@ def _zip_members(root: Path) -> list[Member]:
     return found
 
 
+def _is_compressed(root: Path) -> bool:
+    """Whether a file is gzip, bzip2, xz or Zstandard."""
+    magic = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+    try:
+        with open(root, "rb") as file:
+            return file.read(8).startswith(magic)
+    except OSError:
+        return False
+
+
 def _tar_members(root: Path) -> list[Member]:
     found = []
     try:
@@ -162,6 +172,11 @@ def _tar_members(root: Path) -> list[Member]:
                 name = PurePosixPath(info.name).as_posix()
                 found.append(Member(name, info.size, info.offset_data, info.size))
     except (OSError, EOFError, tarfile.TarError) as error:
+        if _is_compressed(root):
+            raise UserError(
+                f"{root}: a compressed tar can only be read from its start; unpack it once "
+                f"(tar -xf {root.name}) and name the folder, or take a .zip"
+            ) from None
         raise UserError(
             f"{root}: cannot be read as zip or tar ({error}); allowed: .zip, or .tar that is not compressed"
         ) from None

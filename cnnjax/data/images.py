@@ -12,7 +12,7 @@ from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 # What Pillow may try: formats that are nothing but pixels. It would give EPS to another program.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 
@@ -96,7 +96,7 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
     except UserError:
         raise
     except pillow.UnidentifiedImageError:
-        raise BadImage(f"{what}: not an image that can be read; allowed: {', '.join(FORMATS)}") from None
+        raise BadImage(f"{what}: not an image of a known format; allowed: {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: not an image that can be read ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -8,6 +8,7 @@ epoch whose mask is 0: the shapes never change, and BatchNorm only ever sees rea
 
 import functools
 import math
+import multiprocessing
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -135,6 +136,11 @@ def _cut(
     }
 
 
+def _children() -> set[int]:
+    """The processes that this one has started and that are alive."""
+    return {child.pid for child in multiprocessing.active_children()}
+
+
 class StreamBatches:
     """Batches of a source too large to be resident: read by grain's threads or processes, ahead of the step.
 
@@ -186,14 +192,19 @@ class StreamBatches:
                 flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
             options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
             batches = batches.mp_prefetch(options)  # spawned, never forked
+        before, workers = _children(), set()
         iterator = iter(batches)
         try:
-            yield from iterator
+            for batch in iterator:
+                workers = workers or _children() - before
+                yield batch
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise
+            dead = ", ".join(map(str, sorted(workers - _children()))) or "one of them"
+            reason = str(error).partition(". ")[0]
             raise UserError(
-                f"a process that reads {self._read.source.name} died ({error}); "
+                f"a process that reads {self._read.source.name} died: {dead} ({reason}); "
                 "was it out of memory? try fewer config.data.num_workers"
             ) from None
         finally:

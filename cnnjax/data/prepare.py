@@ -59,9 +59,7 @@ class _Shard:
         facts = {"file": self.file.name, "bytes": partial.stat().st_size, "sha256": _sha256(partial)}
         facts |= {"labels": labels, "skipped": skipped, **sums.facts()}
         os.replace(partial, self.file)
-        temporary = done.with_suffix(".json.partial")
-        temporary.write_text(json.dumps(facts))
-        os.replace(temporary, done)
+        _write_json(done, facts)
         return facts
 
     def _encode(self, image: np.ndarray) -> bytes:
@@ -156,22 +154,31 @@ def prepare(
                 done += 1
                 progress(done, total)
     facts = {**plan, **_moments(splits["train"]), "splits": splits}
-    temporary = out / f"{FACTS}.partial"
-    temporary.write_text(json.dumps(facts))
-    os.replace(temporary, out / FACTS)
+    _write_json(out / FACTS, facts)
     return facts
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     """Raises a UserError where the folder holds shards of another plan."""
     file = out / "plan.json"
-    if file.is_file() and json.loads(file.read_text()) != plan:
+    try:
+        differs = file.is_file() and json.loads(file.read_text()) != plan
+    except ValueError:
+        raise UserError(f"{file}: damaged; choose another --out, or remove that folder") from None
+    if differs:
         raise UserError(
             f"--out={out} holds images prepared from other data or in another way; choose another"
         )
-    if not file.is_file() and any(out.iterdir()):
+    if not file.is_file() and any(path.name != "plan.json.partial" for path in out.iterdir()):
         raise UserError(f"--out={out} is not empty; choose another")
-    file.write_text(json.dumps(plan))
+    _write_json(file, plan)
+
+
+def _write_json(file: Path, facts: dict[str, Any]) -> None:
+    """Writes a file that is whole or not there."""
+    partial = file.with_suffix(".json.partial")
+    partial.write_text(json.dumps(facts))
+    os.replace(partial, file)
 
 
 def _moments(shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""A contact sheet: what each augmentation makes of the same images."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from cnnjax.data import augment
+from cnnjax.data.operations import AUGMENTATIONS, Examples
+from cnnjax.errors import UserError
+
+
+def examples_of_each(image_shape: Sequence[int]) -> dict[str, str]:
+    """By name of an augmentation: a spec that shows it on images of [H, W, C], where it can be used."""
+    side = min(image_shape[:2])
+    arguments = {
+        "brightness": "0.6",
+        "center_crop": f"{side * 7 // 8}",
+        "contrast": "0.6",
+        "cutout": f"{max(1, side // 3)}",
+        "hue": "0.3",
+        "mixup": "1.0",
+        "normalize": "0.5, 0.25",
+        "pca_color": "1.0",
+        "random_crop": f"{side}, padding={side // 8}",
+        "random_resized_crop": f"{side}",
+        "saturation": "0.9",
+        "scale_jitter": f"{side}, sides=({side}, {2 * side})",
+    }
+    specs = {}
+    for name, operation in AUGMENTATIONS.items():
+        call = f"{name}({arguments[name]})" if name in arguments else name
+        before = "" if "uint8" in operation.takes else "scale|"
+        spec = f"{before}{call}" if operation.gives or before else f"{call}|scale"
+        try:
+            parse(spec, image_shape)
+        except UserError:  # it is for colour images, or needs an argument that is not known here
+            continue
+        specs[name] = spec
+    return specs
+
+
+def parse(spec: str, image_shape: Sequence[int], images: np.ndarray | None = None) -> augment.Augmentation:
+    """The chain, with the statistics of uint8 images [B, H, W, C] where it needs some."""
+    channels = image_shape[2]
+    pixels = np.zeros((2, channels)) if images is None else images.reshape(-1, channels) / 255
+    covariance = np.cov(pixels.T, bias=True).reshape(channels, channels)
+    std = np.where(pixels.std(0) > 0, pixels.std(0), 1.0)
+    return augment.parse(spec, image_shape=image_shape, mean=pixels.mean(0), std=std, covariance=covariance)
+
+
+def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, seed: int = 0) -> Figure:
+    """Draws the images, and under them a row for each augmentation.
+
+    Args:
+      images: uint8 [B, H, W, C], C 1 or 3.
+      specs: title of a row -> spec; None shows every augmentation that there is, once.
+      seed: of the draws.
+    """
+    count, shape = len(images), images.shape[1:]
+    specs = examples_of_each(shape) if specs is None else specs
+    rows = {"as they are": images / np.float32(255)}
+    key, index = jax.random.key(seed), jnp.arange(count)
+    examples = Examples(key, index, jnp.zeros_like(index))
+    for title, spec in specs.items():
+        chain = parse(spec, shape, images)
+        rows[title] = np.asarray(chain(key, images, jnp.eye(count), examples)[0])
+    figure = Figure(figsize=(1.2 * count + 1.4, 1.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), count, squeeze=False)
+    for axes, (title, pictures) in zip(grid, rows.items(), strict=True):
+        low, high = min(0.0, pictures.min()), max(1.0, pictures.max())
+        for axis, picture in zip(axes, pictures, strict=True):
+            axis.imshow((picture - low) / (high - low), cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+        axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+    return figure
