@@ -24,7 +24,10 @@ def extensions() -> list[Extension]:
         print("cnnjax: the CPU kernels are for Linux on x86-64; XLA does their work here")
         return []
     reuse = Extension("cnnjax.ops.cpu._reuse", [str(SOURCES / "reuse.c")], optional=True)
-    return [reuse, *kernels()]
+    resize = Extension(
+        "cnnjax.data._resize", ["cnnjax/data/resize.c"], extra_compile_args=["-O3"], optional=True
+    )
+    return [reuse, resize, *kernels()]
 
 
 def kernels() -> list[Extension]:

@@ -15,7 +15,7 @@ from cnnjax import config as config_lib
 from cnnjax import report
 from cnnjax.errors import UserError
 from cnnjax.experiment import load_split
-from cnnjax.runs import Run, write_atomically
+from cnnjax.runs import Run, readable, write_atomically
 
 COMPARED = {
     "Validation accuracy": "validation_accuracy",
@@ -54,7 +54,8 @@ def write(paths: Sequence[str | Path], out: str | Path) -> Path:
     if file.suffix != ".html" or not file.parent.is_dir():
         raise UserError(f"--out={out}: allowed is a file that ends in .html, in a folder that is there")
     groups = make_groups([Run.open(path) for path in dict.fromkeys(map(str, paths))])
-    parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
+    with readable(Path(", ".join(map(str, paths)))):
+        parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
     title = f"{len(groups)} configs, {sum(len(group.runs) for group in groups)} runs"
     write_atomically(file, report.page(title, "".join(parts)))
     return file
@@ -72,7 +73,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _scores(groups: Sequence[Group]) -> str:
-    head = ["", "model", "data", "seeds", "parameters", "test accuracy %", "macro F1", "test loss", "minutes"]
+    head = ["", "test accuracy %", "macro F1", "test loss", "minutes", "seeds", "parameters", "model", "data"]
     rows = []
     for group in groups:
         record = group.runs[0].read_json("record.json")
@@ -80,14 +81,14 @@ def _scores(groups: Sequence[Group]) -> str:
         rows.append(
             [
                 group.name,
-                html.escape(group.fields["model"]),
-                html.escape(group.fields["data.name"]),
-                ", ".join(str(run.config().seed) for run in group.runs),
-                f"{record.get('model', {}).get('num_params', 0):,}",
                 _mean([100 * test["accuracy"] for test in group.tests], 2),
                 _mean([test["macro"]["f1"] for test in group.tests], 4),
                 _mean([test["loss"] for test in group.tests], 4),
                 _mean(minutes, 1),
+                ", ".join(str(run.config().seed) for run in group.runs),
+                f"{record.get('model', {}).get('num_params', 0):,}",
+                html.escape(group.fields["model"]),
+                html.escape(group.fields["data.name"]),
             ]
         )
     note = "<p>Mean ± standard deviation over seeds. Each letter is one config.</p>"
@@ -129,7 +130,8 @@ def _curves(groups: Sequence[Group]) -> str:
         found = {group.name: group.curve(column) for group in groups}
         if any(found.values()):
             figures.append(_bands(title, {name: curve for name, curve in found.items() if curve}))
-    return f'<h2>Training</h2><div class="figures">{"".join(figures)}</div>'
+    note = "<p>Lines: mean over seeds. Bands: from the lowest seed to the highest.</p>"
+    return f'<h2>Training</h2>{note}<div class="figures">{"".join(figures)}</div>'
 
 
 def _bands(title: str, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from absl import flags
@@ -115,7 +116,8 @@ def draw_sheet(source: Any, augment: augment_lib.Augmentation, positions: list[i
     examples = [source[position] for position in chosen]
     images = np.stack([example["image"] for example in examples])
     labels = np.eye(source.num_classes, dtype=np.float32)[[example["label"] for example in examples]]
-    augmented, _ = augment(jax.random.key(0), images, labels)
+    key, index = jax.random.key(0), jnp.arange(len(images))
+    augmented, _ = augment(key, images, labels, augment_lib.Examples(key, index, jnp.zeros_like(index)))
     facts = [dict(arguments) for name, arguments in augment.steps if name == "normalize"]
     for fact in facts:
         augmented = augmented * np.asarray(fact["std"]) + np.asarray(fact["mean"])

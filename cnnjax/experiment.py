@@ -234,9 +234,15 @@ def parse_augment(
     """The augmentation that a config names for "train" or "eval", for the images of a source."""
     facts = facts or _statistics(config, source)
     try:
-        return augment_lib.parse(config.augment[split], image_shape=source.image_shape, **facts)
+        augment = augment_lib.parse(config.augment[split], image_shape=source.image_shape, **facts)
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
+    if split == "eval" and augment.takes_examples:
+        raise UserError(
+            f"config.augment.eval={augment.spec!r}: alternating_flip is for training; leave it out, and set "
+            "config.eval_protocol=mirror for both views"
+        )
+    return augment
 
 
 def explicit_spec(augment: augment_lib.Augmentation) -> str:

@@ -1,14 +1,13 @@
 """A trained network for other programs: safetensors with JSON, StableHLO, ONNX; each read back and compared.
 
-All take images float32 [B, H, W, C] as the network takes them; the JSON says how to prepare them. B is any
-number, in ONNX 1 where the converter can do no better (networks with max pooling).
+All take images float32 [B, H, W, C] as the network takes them, any number of them unless one is asked for;
+the JSON says how to prepare them.
 """
 
 import dataclasses
-import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from jax import export as jax_export
 from cnnjax.data import augment as augment_lib
 from cnnjax.errors import UserError
 from cnnjax.models import create_model
-from cnnjax.ops import cpu
+from cnnjax.ops.portable import portable
 from cnnjax.runs import write_atomically
 from cnnjax.trained import TrainedModel
 from cnnjax.weights import files
@@ -43,13 +42,16 @@ class Exported:
     difference: float
 
 
-def export(trained: TrainedModel, form: str, out: str | Path, *, half: bool = False) -> Exported:
-    """Writes a network, reads it back and compares its logits on two batches of unlike size.
+def export(
+    trained: TrainedModel, form: str, out: str | Path, *, half: bool = False, batch_size: int | None = None
+) -> Exported:
+    """Writes a network that computes in float32, reads it back and compares its logits.
 
     Args:
       form: of `FORMATS`.
       out: the file, ending in `SUFFIXES[form]`; FILE.json beside it says how to prepare images.
-      half: weights rounded to float16, for half the bytes; computed in float32 all the same.
+      half: weights rounded to float16, for half the bytes.
+      batch_size: the only one that a StableHLO or ONNX file shall take; None is any.
 
     Raises:
       UserError: for another ending, a converter that is not installed, or logits that differ; nothing is
@@ -60,12 +62,14 @@ def export(trained: TrainedModel, form: str, out: str | Path, *, half: bool = Fa
         raise UserError(f"--out={out}: a file of format {form} ends in {SUFFIXES[form]}")
     if not path.parent.is_dir():
         raise UserError(f"--out={out}: {path.parent} is not a folder; make it first")
+    trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
     variables = _halved(trained.variables) if half else trained.variables
     sidecar = path.with_name(path.name + ".json")
     written = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        WRITERS[form](trained, variables, written)
-        difference = _compare(trained, READERS[form](trained, written))
+        WRITERS[form](trained, variables, written, batch_size)
+        sizes = (1, 3) if batch_size is None else (batch_size,)
+        difference = _compare(trained, READERS[form](trained, written), sizes)
         limit = HALF_TOLERANCE if half else TOLERANCE
         if not difference <= limit:
             raise UserError(
@@ -74,18 +78,22 @@ def export(trained: TrainedModel, form: str, out: str | Path, *, half: bool = Fa
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
-    write_atomically(sidecar, json.dumps(description(trained, form, half), indent=2) + "\n")
+    facts = description(trained, form, half, batch_size)
+    write_atomically(sidecar, json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference)
 
 
-def description(trained: TrainedModel, form: str, half: bool) -> dict[str, Any]:
+def description(
+    trained: TrainedModel, form: str, half: bool, batch_size: int | None = None
+) -> dict[str, Any]:
     """What another program must know: preprocessing, classes, and the run's whole config."""
+    batch = batch_size or "batch"
     return {
         "format": form,
         "weights": "float16" if half else "float32",
         "model": trained.config.model,
-        "input": {"dtype": "float32", "shape": ["batch", *trained.input_shape], "layout": "NHWC"},
-        "output": {"dtype": "float32", "shape": ["batch", len(trained.class_names)], "values": "logits"},
+        "input": {"dtype": "float32", "shape": [batch, *trained.input_shape], "layout": "NHWC"},
+        "output": {"dtype": "float32", "shape": [batch, len(trained.class_names)], "values": "logits"},
         "preprocessing": [{"name": name, **dict(arguments)} for name, arguments in trained.augment.steps],
         "image_shape": list(trained.image_shape),
         "class_names": list(trained.class_names),
@@ -134,10 +142,10 @@ def _halved(variables: Any) -> Any:
     )
 
 
-def _compare(trained: TrainedModel, logits: Logits) -> float:
+def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> float:
     """The largest difference from the run's own logits, over the largest logit where that is above 1."""
     worst = 0.0
-    for size in (1, 3):
+    for size in sizes:
         draw = np.random.default_rng(size)
         raw = draw.integers(0, 256, (size, *trained.image_shape), dtype=np.uint8)
         image = np.asarray(trained.prepare(raw), np.float32)
@@ -157,7 +165,7 @@ def _forward(trained: TrainedModel, variables: Any) -> Callable[[jax.Array], jax
     return forward
 
 
-def _write_safetensors(trained: TrainedModel, variables: Any, path: Path) -> None:
+def _write_safetensors(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
     flat = traverse_util.flatten_dict(variables)
     files.write(path, {"/".join(name): np.asarray(x) for name, x in flat.items()})
 
@@ -168,10 +176,10 @@ def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
     return lambda image: np.asarray(apply(variables, image))
 
 
-def _write_stablehlo(trained: TrainedModel, variables: Any, path: Path) -> None:
-    batch = jax_export.symbolic_shape("batch")[0]
+def _write_stablehlo(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+    batch = batch_size or jax_export.symbolic_shape("batch")[0]
     image = jax.ShapeDtypeStruct((batch, *trained.input_shape), jnp.float32)
-    with cpu.paused():  # no call into this package's own kernels, which another program does not have
+    with portable():
         done = jax_export.export(jax.jit(_forward(trained, variables)), platforms=PLATFORMS)(image)
     write_atomically(path, lambda file: file.write(done.serialize()))
 
@@ -181,20 +189,21 @@ def _read_stablehlo(trained: TrainedModel, path: Path) -> Logits:
     return lambda image: np.asarray(call(image))
 
 
-def _write_onnx(trained: TrainedModel, variables: Any, path: Path) -> None:
+def _write_onnx(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
     try:
         import onnx
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(f"--format=onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
-    convert = functools.partial(to_onnx, _forward(trained, variables), model_name="cnnjax")
+    images = [(batch_size or "batch", *trained.input_shape)]
     logging.disable(logging.WARNING)  # the converter reports each of its plugins
     try:
-        with cpu.paused():
-            try:
-                model = convert([("batch", *trained.input_shape)])
-            except Exception:  # it lacks some operations, max pooling's padding, for batches of any size
-                model = convert([(1, *trained.input_shape)])
+        with portable():
+            model = to_onnx(_forward(trained, variables), images, model_name="cnnjax")
+    except Exception as error:  # whatever an operation that it lacks makes it raise
+        reason = " ".join(str(error).split())[:160]
+        advice = "" if batch_size else "; --batch_size=1 may do, or --format=stablehlo"
+        raise UserError(f"--format=onnx: jax2onnx cannot convert this network ({reason}){advice}") from None
     finally:
         logging.disable(logging.NOTSET)
     onnx.save(model, str(path))
@@ -207,9 +216,7 @@ def _read_onnx(trained: TrainedModel, path: Path) -> Logits:
         raise UserError("--format=onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
-    if given.shape[0] != 1:
-        return lambda image: session.run(None, {given.name: image})[0]
-    return lambda image: np.concatenate([session.run(None, {given.name: one[None]})[0] for one in image])
+    return lambda image: session.run(None, {given.name: image})[0]
 
 
 WRITERS = {"safetensors": _write_safetensors, "stablehlo": _write_stablehlo, "onnx": _write_onnx}

@@ -135,6 +135,7 @@ def export(args: list[str]) -> None:
         flags.DEFINE_string("format", "safetensors", "safetensors, stablehlo or onnx", flag_values=values)
         flags.DEFINE_string("out", None, "the file", flag_values=values)
         flags.DEFINE_bool("half", False, "weights as float16", flag_values=values)
+        flags.DEFINE_integer("batch_size", None, "the only one; any", 1, flag_values=values)
 
     values, _ = parse_flags("export", args, define)
     from cnnjax import export as export_lib
@@ -145,7 +146,8 @@ def export(args: list[str]) -> None:
         raise UserError(
             f"--out is missing; name a file, as in --out=model{export_lib.SUFFIXES[values.format]}"
         )
-    done = export_lib.export(_load(values), values.format, values.out, half=values.half)
+    options = {"half": values.half, "batch_size": values.batch_size}
+    done = export_lib.export(_load(values), values.format, values.out, **options)
     print(
         f"wrote {values.out} ({done.num_bytes:,} bytes); read back, its logits differ by at most "
         f"{done.difference:.1e}"

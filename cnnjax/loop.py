@@ -1,8 +1,10 @@
 """The only loops: `train` and `evaluate`, used alike by the command line, tests and notebooks."""
 
+import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +77,31 @@ def _train(
     experiment: Experiment, workdir: str | Path, progress: Silent, stop_seconds: float | None
 ) -> Result:
     config = experiment.config
+    explained = out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size)
+    with (
+        explained,
+        caught_signals() as caught,
+        processes.Stop(caught, seconds=stop_seconds) as stop,
+        opened(experiment, workdir, progress, stop) as trainer,
+    ):
+        trainer.run_to_end()
+        return trainer.result()
+
+
+@contextlib.contextmanager
+def opened(
+    experiment: Experiment, workdir: str | Path, progress: Silent, stop: processes.Stop
+) -> Iterator["Trainer"]:
+    """A run in its folder, new or to be gone on with; nobody else trains there meanwhile."""
     fingerprint = experiment.train_source.fingerprint
     run = processes.first_then_others(
-        lambda: Run.create(workdir, config, fingerprint), lambda: Follower(Path(workdir))
+        lambda: Run.create(workdir, experiment.config, fingerprint), lambda: Follower(Path(workdir))
     )
     if not run.read_json("record.json"):
         run.write_json("record.json", make_record(**experiment.facts()))
-    saved = Checkpoints(run.path / "checkpoints", keep=config.keep_checkpoints)
+    saved = Checkpoints(run.path / "checkpoints", keep=experiment.config.keep_checkpoints)
     try:
-        explained = out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size)
-        with explained, caught_signals() as caught, processes.Stop(caught, seconds=stop_seconds) as stop:
-            trainer = Trainer(experiment, run, saved, progress, stop)
-            trainer.run_to_end()
-            return Result(trainer.state, run.path, trainer.test(), experiment.train_source.class_names)
+        yield Trainer(experiment, run, saved, progress, stop)
     finally:
         progress.stop()
         saved.close()
@@ -194,12 +208,28 @@ class Trainer:
             self.progress.start(self.step, total)
             self._make_up_evaluation()
             step_fn = self._compile() if self.step < total else None
-            self._stop_if_told()
+            self.stop_if_told()
             while self.step < total:
-                self._advance(step_fn)
-                self._report_and_save()
-                self._stop_if_told()
+                state, interval = step_fn(*self.next_arguments())
+                self.take(state, interval)
+                self.stop_if_told()
         self.saved.wait()
+
+    def next_arguments(self) -> tuple[TrainState, TrainMetrics, dict[str, jax.Array], jax.Array]:
+        """What the step takes next."""
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.wait_seconds += time.perf_counter() - start
+        return self.state, self.interval, batch, self.key
+
+    def take(self, state: TrainState, interval: TrainMetrics) -> None:
+        """What the step has returned: logs, saves and evaluates what is due."""
+        self.state, self.interval = state, interval
+        self.step += 1
+        self.timed_steps += 1
+        self.progress.advance(self.step)
+        processes.beat()
+        self._report_and_save()
 
     def _report_and_save(self) -> None:
         """What is due after a step; a save that failed in the background ends the run."""
@@ -208,7 +238,7 @@ class Trainer:
             self._log()
         evaluated = self._due(self.experiment.steps_per_evaluation)
         if evaluated or self._due(self.config.checkpoint_every_steps):
-            self._save()
+            self.save()
         if evaluated and self.evaluator:
             self._evaluate()
 
@@ -232,21 +262,15 @@ class Trainer:
         start = time.perf_counter()
         compiled = lower_step(self.experiment).compile()
         self.memory = device_memory(compiled)
-        record = self.run_folder.read_json("record.json")
-        record["compile_seconds"] = round(time.perf_counter() - start, 2)
-        self.run_folder.write_json("record.json", record)
-        self.clock = time.perf_counter()
+        self.compiled(time.perf_counter() - start)
         return compiled
 
-    def _advance(self, step_fn: Any) -> None:
-        start = time.perf_counter()
-        batch = next(self.batches)
-        self.wait_seconds += time.perf_counter() - start
-        self.state, self.interval = step_fn(self.state, self.interval, batch, self.key)
-        self.step += 1
-        self.timed_steps += 1
-        self.progress.advance(self.step)
-        processes.beat()
+    def compiled(self, seconds: float) -> None:
+        """Records how long compilation took, which is no part of the run's seconds."""
+        record = self.run_folder.read_json("record.json")
+        record["compile_seconds"] = round(seconds, 2)
+        self.run_folder.write_json("record.json", record)
+        self.clock = time.perf_counter()
 
     def _log(self) -> None:
         """Brings the interval's sums to the host, writes them as a row and starts the next interval."""
@@ -318,7 +342,7 @@ class Trainer:
         self._finite_interval()
         row = {}
         for prefix, tree in self._weights().items():
-            scores, _ = self.evaluator(tree, self._stop_if_told)
+            scores, _ = self.evaluator(tree, self.stop_if_told)
             row |= {f"validation_{prefix}{name}": scores[name] for name in EVALUATED}
         self._elapsed()
         self._write(row)
@@ -335,7 +359,7 @@ class Trainer:
         self.run_folder.append_metrics(row)
         self.progress.row(row)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Saves a state that is known to be finite, once a step."""
         self._finite_interval()
         if self.step == self.saved_step:
@@ -345,12 +369,12 @@ class Trainer:
         self.saved_step = self.step
         self._elapsed()
 
-    def _stop_if_told(self) -> None:
+    def stop_if_told(self) -> None:
         """Where a signal has come: saves and ends the run."""
         processes.beat()
         if signum := self.stop.at():
             if self.step:
-                self._save()
+                self.save()
             self.saved.wait()
             raise Interrupted(signum, f"{signal.Signals(signum).name}: {self._kept()}")
 
@@ -365,6 +389,10 @@ class Trainer:
             "command goes on from there"
         )
 
+    def result(self) -> Result:
+        """What the finished run leaves, with its test split evaluated."""
+        return Result(self.state, self.run_folder.path, self.test(), self.experiment.train_source.class_names)
+
     def test(self) -> dict[str, Any]:
         """Evaluates the finished run on the test split, once: the result stays in test.json."""
         found = self.run_folder.read_json("test.json")
@@ -373,7 +401,7 @@ class Trainer:
         evaluator = Evaluator(self.experiment, "test")
         found = {"step": self.step, "split": "test", "protocol": self.config.eval_protocol}
         for prefix, variables in self._weights().items():
-            scores, predictions = evaluator(variables, self._stop_if_told)
+            scores, predictions = evaluator(variables, self.stop_if_told)
             found |= {f"{prefix}{name}": value for name, value in scores.items()}
         self.run_folder.write_arrays("predictions.npz", predictions)
         self.run_folder.write_json("test.json", found)

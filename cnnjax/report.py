@@ -17,7 +17,7 @@ import numpy as np
 from cnnjax.config import to_json
 from cnnjax.errors import UserError
 from cnnjax.experiment import load_split
-from cnnjax.runs import Run, write_atomically
+from cnnjax.runs import Run, readable, write_atomically
 
 CURVES = {
     "Loss, nats": {
@@ -44,8 +44,8 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
 th, td { padding: .2rem .55rem; text-align: right; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); }
-th:first-child { text-align: left; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
+th:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .figures svg { width: 100%; height: auto; }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .8rem; }
 figure { margin: 0; font-size: .8rem; } img { width: 100%; image-rendering: pixelated; border-radius: 4px; }
@@ -60,7 +60,16 @@ def write(path: str | Path) -> Path:
       UserError: where the folder is not a run's.
     """
     run = Run.open(path)
-    config, record, test = run.config(), run.read_json("record.json"), run.read_json("test.json")
+    config = run.config()
+    with readable(run.path):
+        text = _page(run, config)
+    file = run.path / "report.html"
+    write_atomically(file, text)
+    return file
+
+
+def _page(run: Run, config: Any) -> str:
+    record, test = run.read_json("record.json"), run.read_json("test.json")
     parts = [_curves(run.metrics())]
     if test:
         names = run.class_names()
@@ -68,9 +77,7 @@ def write(path: str | Path) -> Path:
         parts += [_mistakes(run, config, names)]
     parts += [_details("Config", to_json(config)), _details("Record", json.dumps(record, indent=2))]
     title = f"{config.model} on {config.data.name}"
-    file = run.path / "report.html"
-    write_atomically(file, page(title, _summary(record, test) + "".join(parts)))
-    return file
+    return page(title, _summary(record, test) + "".join(parts))
 
 
 def page(title: str, body: str) -> str:

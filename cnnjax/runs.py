@@ -4,6 +4,7 @@ config.json, record.json, metrics.jsonl, checkpoints/STEP/, test.json, predictio
 in it is ever unpickled or executed.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -13,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -111,9 +113,12 @@ class Run:
         """A JSON file of the folder; {} where it is absent."""
         file = self.path / name
         try:
-            return json.loads(file.read_text()) if file.exists() else {}
-        except ValueError as error:
+            found = json.loads(file.read_text()) if file.exists() else {}
+        except (OSError, ValueError) as error:
             raise UserError(f"{file} is damaged: {error}") from None
+        if not isinstance(found, dict):
+            raise UserError(f"{file} is damaged: it holds no JSON object")
+        return found
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Writes a JSON file of the folder, whole or not at all."""
@@ -162,6 +167,20 @@ class Follower(Run):
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         pass
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What the files of a run folder lack inside is a UserError that names the folder, not a traceback."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UserError(
+            f"{path}: one of record.json, metrics.jsonl, test.json, predictions.npz is damaged ({reason})"
+        ) from None
 
 
 def _event_writer(path: Path, step: int) -> Any:

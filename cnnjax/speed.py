@@ -6,14 +6,14 @@ from typing import Any
 from absl import flags
 from rich.table import Table
 
-from cnnjax.errors import unknown
+from cnnjax.errors import UserError, unknown
 from cnnjax.tables import print_table
 from cnnjax.terminal import parse_flags
 
 
 def bench(args: list[str]) -> None:
-    """Measures speed: `bench train` a whole step, `bench ops` each CPU kernel beside XLA."""
-    kinds = {"train": _train, "ops": _ops}
+    """Measures speed: `train` a whole step, `data` the input, `read` image files, `ops` each CPU kernel."""
+    kinds = {"train": _train, "data": _data, "read": _read, "ops": _ops}
     kind, *rest = args or [""]
     if kind in ("-h", "--help"):
         kind, rest = "train", args
@@ -38,6 +38,51 @@ def _ops(args: list[str]) -> None:
         table.add_row(*(str(value) for value in row.values()))
     if not values.json:
         print_table(table)
+
+
+def _data(args: list[str]) -> None:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("data", None, "folder:PATH of JPEG files; made-up ones", flag_values=values)
+        flags.DEFINE_integer("images", 50_000, "to watch memory over", flag_values=values, lower_bound=1)
+        flags.DEFINE_string("model", "alexnet", "whose step is compared", flag_values=values)
+        flags.DEFINE_integer("rounds", 5, "measurements", flag_values=values, lower_bound=1)
+        flags.DEFINE_float("seconds", 3.0, "a measurement", flag_values=values, lower_bound=0.0)
+        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+
+    values, _ = parse_flags("bench data", args, define)
+    from cnnjax.bench_data import bench_data, rows
+
+    found = bench_data(
+        values.data,
+        rounds=values.rounds,
+        seconds=values.seconds,
+        images=values.images,
+        step_model=values.model,
+    )
+    if values.json:
+        print(json.dumps(found))
+        return
+    table = Table("measure", "value", "target", "")
+    for what, measured, target, met in rows(found):
+        table.add_row(what, measured, target, "met" if met else "missed")
+    print_table(table)
+
+
+def _read(args: list[str]) -> None:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_integer("size", 256, "pixels of a side", flag_values=values, lower_bound=1)
+        flags.DEFINE_integer("batch_size", 64, "images at a time", flag_values=values, lower_bound=1)
+        flags.DEFINE_integer("rounds", 5, "measurements", flag_values=values, lower_bound=1)
+        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
+
+    values, words = parse_flags("bench read", args, define, max_names=1)
+    if not words:
+        raise UserError("no folder; usage: cnnjax bench read FOLDER, with CLASS/*.jpg or CLASS_*.jpg")
+    from cnnjax.bench_read import bench_read
+
+    options = {"size": values.size, "batch_size": values.batch_size, "rounds": values.rounds}
+    found = bench_read(words[0], **options)
+    print(json.dumps(found)) if values.json else print_table(_as_table(found))
 
 
 def _train(args: list[str]) -> None:

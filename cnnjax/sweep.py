@@ -26,6 +26,7 @@ from cnnjax.errors import UserError
 from cnnjax.progress import Silent
 from cnnjax.runs import Run, write_atomically
 from cnnjax.spec import parse_call
+from cnnjax.together import train_together
 
 RESULTS = "results.csv"
 RANGES = ("uniform", "log_uniform")
@@ -55,6 +56,7 @@ def sweep(
     seeds: int = 1,
     random: int = 0,
     task: tuple[int, int] = (0, 1),
+    together: bool = False,
     board: Board | None = None,
     stop_seconds: float | None = None,
 ) -> list[Row]:
@@ -70,6 +72,7 @@ def sweep(
       random: 0, or how many points are drawn instead of the product; the first of them stay the same when
         more are asked for.
       task: (i, n) runs each n-th run from the i-th, counted from 0: several processes may share a folder.
+      together: all seeds of a point in one compiled step, see `together`; for small nets on an accelerator.
       board: what the user sees; nothing by default.
       stop_seconds: as in `loop.train`.
 
@@ -97,18 +100,42 @@ def sweep(
         if runs[name][0].seed == config.seed:
             experiment.build(runs[name][0])  # a mistake in the last point shows before the first is trained
     board.rows(results.read(), fields)
-    for number, name in enumerate(missing, len(mine) - len(missing) + 1):
-        board.begin(name, number, len(mine))
-        run_config, point = runs[name]
-        path = out / "runs" / name
-        try:
-            loop.train(run_config, path, board, stop_seconds=stop_seconds)
-            outcome = "finished"
-        except loop.NonFiniteLoss:
-            outcome = "not finite"
-        results.append(_row(Run.open(path), point, outcome))
+    number = len(mine) - len(missing)
+    for names in _batches(missing, runs, together):
+        number += len(names)
+        board.begin(", ".join(names), number, len(mine))
+        paths = [out / "runs" / name for name in names]
+        outcomes = _train([runs[name][0] for name in names], paths, board, stop_seconds)
+        for name, path, outcome in zip(names, paths, outcomes, strict=True):
+            results.append(_row(Run.open(path), runs[name][1], outcome))
         board.rows(results.read(), fields)
     return results.read()
+
+
+def _batches(
+    missing: Sequence[str], runs: Mapping[str, tuple[ConfigDict, dict[str, Any]]], together: bool
+) -> list[list[str]]:
+    """What is trained at once: a run, or all seeds of a point that are missing."""
+    if not together:
+        return [[name] for name in missing]
+    found: dict[str, list[str]] = {}
+    for name in missing:
+        found.setdefault(json.dumps(runs[name][1], sort_keys=True), []).append(name)
+    return list(found.values())
+
+
+def _train(
+    configs: Sequence[ConfigDict], paths: Sequence[Path], board: Board, stop_seconds: float | None
+) -> list[str]:
+    """By run "finished", or "not finite"."""
+    if len(configs) > 1:
+        results = train_together(configs, paths, board, stop_seconds=stop_seconds)
+        return ["not finite" if isinstance(each, loop.NonFiniteLoss) else "finished" for each in results]
+    try:
+        loop.train(configs[0], paths[0], board, stop_seconds=stop_seconds)
+    except loop.NonFiniteLoss:
+        return ["not finite"]
+    return ["finished"]
 
 
 def _check(

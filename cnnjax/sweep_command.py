@@ -82,6 +82,7 @@ def command(args: list[str]) -> None:
         flags.DEFINE_integer("seeds", 1, "how many", 1, flag_values=values)
         flags.DEFINE_integer("random", 0, "points drawn; 0 runs the grid", 0, flag_values=values)
         flags.DEFINE_string("task", "0/1", "i/n: each n-th run from the i-th", flag_values=values)
+        flags.DEFINE_bool("together", False, "all seeds of a point in one step", flag_values=values)
         flags.DEFINE_string("out", None, "folder of the table and the runs", flag_values=values)
         flags.DEFINE_float("stop_seconds", 60.0, "from a signal to the end", 1.0, flag_values=values)
         return define_config(args, values)
@@ -92,6 +93,7 @@ def command(args: list[str]) -> None:
     compile_cache.enable()
     values = parse_sets(given["set"].value)
     options = {"seeds": given.seeds, "random": given.random, "task": _parse_task(given.task)}
+    options["together"] = given.together
     options["stop_seconds"] = given.stop_seconds
     console = Console()
     if console.is_terminal:

@@ -1,13 +1,8 @@
 """A trained network, ready to use: `load_run(workdir).predict(images)`."""
 
-import collections
 import dataclasses
 import functools
-import io
-import itertools
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.errors import FlaxError
-from PIL import Image
 
+from cnnjax import image_files
 from cnnjax.data import augment as augment_lib
 from cnnjax.data import protocols
-from cnnjax.data.images import IMAGE_SUFFIXES, decode_image
 from cnnjax.errors import UserError
 from cnnjax.experiment import load_split, parse_augment
+from cnnjax.image_files import Failure
 from cnnjax.models import create_model
-from cnnjax.runs import Run
+from cnnjax.runs import Run, readable
 from cnnjax.training.checkpoints import Checkpoints
-
-DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
-STDIN = "-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +36,6 @@ class Prediction:
     name: str
     probabilities: np.ndarray
     top: tuple[tuple[str, float], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """An image that could not be read, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,24 +99,7 @@ class TrainedModel:
 
     def batches(self, images: Any, batch_size: int) -> Iterator[list[tuple[str, Any]]]:
         """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
-        with ThreadPoolExecutor(DECODERS) as pool:
-            named, ahead = iter(name_images(images)), collections.deque()
-            for name, image in itertools.islice(named, 2 * batch_size):
-                ahead.append((name, pool.submit(self._read, name, image)))
-            while ahead:
-                batch = []
-                while ahead and len(batch) < batch_size:
-                    name, future = ahead.popleft()
-                    batch.append((name, future.result()))
-                    for following, image in itertools.islice(named, 1):
-                        ahead.append((following, pool.submit(self._read, following, image)))
-                yield batch
-
-    def _read(self, name: str, image: Any) -> Any:
-        try:
-            return self.fit(image, name)
-        except UserError as error:
-            return Failure(name, str(error))
+        return image_files.read_batches(images, self.image_shape, batch_size)
 
     def fit(self, image: Any, name: str = "image") -> np.ndarray:
         """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`.
@@ -140,19 +107,7 @@ class TrainedModel:
         Raises:
           UserError: naming what cannot be read, or does not fit.
         """
-        height, width, channels = self.image_shape
-        size = height if height == width else None
-        if isinstance(image, np.ndarray):
-            if image.shape == self.image_shape and image.dtype == np.uint8:
-                return image
-            image = _encode(image, name)
-        data = image if isinstance(image, bytes) else _read_bytes(image)
-        found = decode_image(data, name, channels, size)
-        if found.shape != self.image_shape:
-            raise UserError(
-                f"{name}: {found.shape[0]}x{found.shape[1]} pixels; this run takes {height}x{width} only"
-            )
-        return found
+        return image_files.fit(image, self.image_shape, name)
 
     def prepare(self, images: Any) -> jax.Array:
         """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
@@ -228,16 +183,9 @@ def load_run(
         step, variables = saved.variables(checkpoint, weights)
     finally:
         saved.close()
-    facts = run.read_json("record.json").get("data", {})
-    if "image_shape" not in facts:  # a run from before these were recorded
-        source = load_split(config, "train")
-        augment = parse_augment(config, "eval", source)
-        facts = {"class_names": source.class_names, "image_shape": source.image_shape}
-    else:
-        augment = augment_lib.parse(facts["eval_augment"], image_shape=facts["image_shape"])
-    names = tuple(facts["class_names"])
+    with readable(run.path):
+        augment, shape, names = _preprocessing(run, config)
     model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
-    shape = tuple(facts["image_shape"])
     variables = jax.tree.map(jnp.asarray, variables)
     image = jax.ShapeDtypeStruct((1, *augment.output_shape), jnp.float32)
     try:
@@ -252,49 +200,14 @@ def load_run(
     return TrainedModel(run.path, config, step, model, variables, augment, views, shape, names)
 
 
-def name_images(images: Any) -> Iterable[tuple[str, Any]]:
-    """(name, path, bytes or array) of every image that the argument of `predict` stands for.
-
-    Raises:
-      UserError: for a path that is not there, a folder without images, or an array of another shape.
-    """
-    if isinstance(images, str | Path | bytes) or (hasattr(images, "ndim") and images.ndim == 3):
-        images = [images]
-    for number, image in enumerate(images):
-        if isinstance(image, bytes):
-            yield f"image {number}", image
-        elif not isinstance(image, str | Path):
-            yield f"image {number}", np.asarray(image)
-        elif str(image) == STDIN:
-            yield "stdin", sys.stdin.buffer.read()
-        elif Path(image).is_dir():
-            files = sorted(p for p in Path(image).rglob("*") if _is_image(p))
-            if not files:
-                raise UserError(f"{image}: a folder without images; allowed: *{', *'.join(IMAGE_SUFFIXES)}")
-            yield from ((str(file), file) for file in files)
-        else:
-            yield str(image), Path(image)
-
-
-def _is_image(path: Path) -> bool:
-    """Whether a file in a folder is meant: not the pictures that an earlier `--explain` left there."""
-    drawn = path.suffixes[-2:-1] and path.suffixes[-2].startswith(".gradcam")
-    return path.suffix.lower() in IMAGE_SUFFIXES and not drawn
-
-
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _encode(image: np.ndarray, name: str) -> bytes:
-    """An array as an encoded image, so that it takes the same way as a file."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise UserError(
-            f"{name} is {image.dtype} {list(image.shape)}; allowed: uint8 [H, W, 1 or 3], one or a batch"
-        )
-    data = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(data, format="png")
-    return data.getvalue()
+def _preprocessing(
+    run: Run, config: Any
+) -> tuple[augment_lib.Augmentation, tuple[int, int, int], tuple[str, ...]]:
+    """A run's preprocessing of evaluation, the shape of its images, and its class names."""
+    facts = run.read_json("record.json").get("data", {})
+    if "image_shape" not in facts:  # a run from before these were recorded
+        source = load_split(config, "train")
+        return parse_augment(config, "eval", source), tuple(source.image_shape), tuple(source.class_names)
+    height, width, channels = map(int, facts["image_shape"])
+    augment = augment_lib.parse(facts["eval_augment"], image_shape=(height, width, channels))
+    return augment, (height, width, channels), tuple(map(str, facts["class_names"]))

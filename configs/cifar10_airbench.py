@@ -4,7 +4,8 @@ Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498
 0.85, batch 1024, label smoothing 0.2, rates and decay decoupled from momentum. The script's loss is a sum:
 its rate 11.5 / (1024 (1 + 1 / 0.15)) and decay 0.0153 / (1024 (1 + 1 / 0.15)) a step become 1.5 and 0.00133
 for the mean. Biases learn 64 times as fast and do not decay here. The rate rises over the first 23 % and
-falls in a straight line to 7 %. Views at the test are mirrored and moved by a pixel.
+falls in a straight line to 7 %. Every image is flipped in every other epoch. Views at the test are mirrored
+and moved by a pixel.
 
 Other than in the script: an exponential average of the weights stands for its Lookahead, the rate starts at 0
 instead of 20 %, the bias of the whitening convolution trains to the end, and the last batch of an epoch is
@@ -34,7 +35,7 @@ def get_config() -> ConfigDict:
     config.freeze = FROZEN
     config.data.name = "cifar10"
     config.data.num_validation = 5000
-    config.augment.train = "random_crop(32, padding=2, padding_mode='reflect')|mirror|normalize"
+    config.augment.train = "random_crop(32, padding=2, padding_mode='reflect')|alternating_flip|normalize"
     config.loss.label_smoothing = 0.2
     config.optimizer.name = "nesterov(momentum=0.85)"
     config.optimizer.learning_rate = RATE

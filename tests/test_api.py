@@ -1,8 +1,10 @@
 """The public names, their types and their pages; the notebooks."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,22 @@ def test_there_are_six_notebooks_without_outputs():
         for cell in nbformat.read(file, 4).cells:
             assert not cell.get("outputs"), file
             assert "def " not in cell.source or cell.source.count("def ") <= 2, file
+
+
+def test_every_notebook_installs_the_package_where_it_is_missing(monkeypatch):
+    """Its first code cell, as IPython reads it: one `%pip`, of one place, and none where the package is."""
+    nbformat = pytest.importorskip("nbformat")
+    transform = pytest.importorskip("IPython.core.inputtransformer2")
+    cells = {nbformat.read(file, 4).cells[1].source for file in NOTEBOOKS}
+    assert len(cells) == 1
+    code = transform.TransformerManager().transform_cell(cells.pop())
+    for missing in (False, True):
+        asked = []
+        shell = types.SimpleNamespace(run_line_magic=lambda *words, asked=asked: asked.append(words))
+        if missing:
+            monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        exec(code, {"get_ipython": lambda shell=shell: shell})
+        assert asked == ([("pip", 'install -q "{PACKAGE}"')] if missing else [])
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)

@@ -4,7 +4,9 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 import cnnjax
 from cnnjax import bench_ops, cli
@@ -66,3 +68,20 @@ def test_the_cases_of_bench_ops_fit_their_operations():
 def test_an_unknown_bench_is_told(capsys):
     assert cli.run(["bench", "trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_reading_is_measured_both_ways_on_the_same_files(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    for i in range(7):
+        image = draw.integers(0, 255, (20 + i, 24, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{'ab'[i % 2]}_{i}.jpg")
+    flags = ["--size=16", "--rounds=1", "--batch_size=4", "--json"]
+    assert cli.run(["bench", "read", str(tmp_path), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 7
+    assert found["ratio"] == pytest.approx(found["predict"] / found["train"], rel=0.01)
+    (tmp_path / "b_1.jpg").write_bytes(b"no image")
+    assert cli.run(["bench", "read", str(tmp_path), "--size=16"]) == 2
+    assert cli.run(["bench", "read", str(tmp_path / "gone")]) == 2
+    assert cli.run(["bench", "read"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3

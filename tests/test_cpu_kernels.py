@@ -5,7 +5,7 @@ The same tests with every access of the kernels checked by AddressSanitizer:
     CFLAGS=-fsanitize=address pip install -e .
     export ASAN_OPTIONS=detect_leaks=0
     LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \\
-        pytest -n0 tests/test_cpu_kernels.py -k "not devices and not switch and not memory"
+        pytest -n0 tests/test_cpu_kernels.py -k "not devices and not switch and not memory and not processors"
 """
 
 import ctypes
@@ -298,6 +298,28 @@ def run(program, **environment):
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
+
+
+def test_processors_without_bfloat16_convolve_in_float32():
+    program = """
+import jax, jax.numpy as jnp
+from cnnjax import ops
+from cnnjax.ops import cpu
+
+x, kernel = jnp.ones((2, 9, 9, 16), jnp.bfloat16), jnp.ones((3, 3, 16, 8), jnp.bfloat16)
+def run(x, kernel):
+    y, pullback = jax.vjp(lambda x, kernel: ops.conv2d(x, kernel, padding=1), x, kernel)
+    return y, *pullback(y)
+text = jax.jit(run).lower(x, kernel).as_text()
+assert text.count("custom_call @cnnjax_convolution") == 3, text
+found = jax.jit(run)(x, kernel)
+with cpu.paused():
+    wanted = jax.jit(run)(x, kernel)
+for a, b in zip(found, wanted, strict=True):
+    assert a.dtype == b.dtype == jnp.bfloat16
+    assert jnp.abs(a / b - 1).max() < 1e-2
+"""
+    run(program, ONEDNN_MAX_CPU_ISA="AVX2")
 
 
 def test_switch_turns_the_kernels_off_and_import_does_not_load_them():

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cnnjax.errors import UserError
 from cnnjax.explore import attribution, examples, landscape, layers, plots, scores, units
-from cnnjax.models import create_model
+from cnnjax.models import create_model, variant
 from cnnjax.models.layers import Conv, Dense
 from cnnjax.training.state import init_variables
 
@@ -156,6 +156,26 @@ def test_grad_cam_changes_when_weights_are_drawn_anew(image):
     assert np.abs(correlation).max() < 0.9
 
 
+def test_the_cascade_of_random_weights_tells_what_a_map_is_about(image):
+    """Of Grad-CAM of a pooled net; of one that does not look at the network it finds that it does not."""
+    model = Pooled()
+    variables = model.init(jax.random.key(0), image)
+    find = functools.partial(attribution.cascade, model=model, variables=variables)
+    found = find(attribution.grad_cam, image=image, label=LABEL, key=jax.random.key(1))
+    assert list(found) == ["head", "conv"]
+    assert found["conv"] < 0.8
+    edges = find(
+        lambda model, variables, image, label: jnp.abs(image).sum(-1),
+        image=image,
+        label=LABEL,
+        key=jax.random.key(1),
+    )
+    assert edges == pytest.approx({"head": 1, "conv": 1})
+    drawn = attribution.randomized(variables, jax.random.key(2), ["head"])["params"]
+    np.testing.assert_array_equal(drawn["conv"]["kernel"], variables["params"]["conv"]["kernel"])
+    assert not np.allclose(drawn["head"]["kernel"], variables["params"]["head"]["kernel"])
+
+
 def torch_squeezenet(torch, num_classes):
     """SqueezeNet 1.1 with torchvision's names, from the layers of torch alone."""
     nn = torch.nn
@@ -195,12 +215,19 @@ def test_grad_cam_equals_torch_on_its_weights():
     logits = theirs["classifier"](maps).flatten()
     logits[logits.argmax()].backward()
     value, gradient = maps.detach().numpy(), maps.grad.numpy()
-    wanted = np.maximum((gradient.mean((2, 3), keepdims=True) * value).sum(1), 0)
-    assert wanted.max() > 0
+    alpha = gradient**2 / (2 * gradient**2 + value.sum((2, 3), keepdims=True) * gradient**3 + 1e-30)
+    weights = {
+        attribution.grad_cam: gradient.mean((2, 3), keepdims=True),
+        attribution.grad_cam_plus_plus: (alpha * np.maximum(gradient, 0)).sum((2, 3), keepdims=True),
+        attribution.hires_cam: gradient,
+    }
     variables = convert_into({k: v.numpy() for k, v in theirs.state_dict().items()}, ours, (63, 63, 3))
     label = jnp.array([int(logits.argmax())])
-    found = attributed(attribution.grad_cam, ours, variables, jnp.asarray(draw), label)
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+    for method, weight in weights.items():
+        wanted = np.maximum((weight * value).sum(1), 0)
+        assert wanted.max() > 0
+        found = attributed(method, ours, variables, jnp.asarray(draw), label)
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
 
 
 def test_integrated_gradients_add_up_to_the_difference_of_logits(tiny, image):
@@ -248,6 +275,23 @@ def test_guided_gradient_replaces_every_relu(tiny, image):
     )(image)
     assert found.shape == image.shape
     assert not np.allclose(found, plain)
+
+
+def test_guided_views_are_the_guided_gradients_of_the_patches(tiny, image):
+    model, variables = tiny
+    found = units.peaks(model, variables, [image], "conv2")
+    best = units.best_patches(model, variables, SHAPE, found, unit=0, count=2)
+    chosen = image[np.array([patch.index for patch in best])]
+    boxes = [patch.box for patch in best]
+    views = units.guided_views(model, variables, chosen, "conv2", 0, boxes)
+
+    def score(logits, values):
+        return values[..., 0].max((1, 2)).sum()
+
+    whole = np.asarray(attribution.guided_gradient(model, variables, chosen, score, "conv2"))
+    for view, one, (top, left, bottom, right) in zip(views, whole, boxes, strict=True):
+        np.testing.assert_allclose(view, one[top:bottom, left:right], rtol=1e-4, atol=1e-6)
+        assert np.count_nonzero(one) == np.count_nonzero(view)  # nothing outside the receptive field
 
 
 def test_occlusion_is_the_fall_of_the_logit(tiny, image):
@@ -401,3 +445,45 @@ def test_every_picture_can_be_drawn(tiny, image):
         assert np.asarray(canvas.buffer_rgba())[..., :3].std() > 0
     blended = plots.blend(byte, np.zeros((12, 12)))
     np.testing.assert_array_equal(blended, np.broadcast_to(byte, (12, 12, 3)))
+
+
+FAMILIES = {  # by network: the map that Grad-CAM looks at, and the features before the classifier
+    "lenet5": ("conv2:out", (5, 5, 16), 84),
+    "vgg11": ("stage5_conv2:out", (7, 7, 512), 4096),
+    "alexnet": ("conv5:out", (6, 6, 256), 4096),
+    "nin_cifar": ("mlpconv3", (8, 8, 192), 192),
+    "resnet18": ("stage4_block2", (7, 7, 512), 512),
+    "wrn_16_4": ("norm", (8, 8, 256), 256),
+    "squeezenet1_1": ("stage3_fire4", (13, 13, 512), 512),
+}
+SLOW_FAMILIES = {
+    "googlenet": ("cell5b", (7, 7, 1024), 1024),
+    "inception_v3": ("mixed7c", (8, 8, 2048), 2048),
+    "densenet121": ("norm", (7, 7, 1024), 1024),
+    "mobilenet_v1_025": ("stage5_block2/pointwise/norm", (7, 7, 256), 256),
+    "efficientnet_b0": ("last/norm", (7, 7, 1280), 1280),
+    "convnext_tiny": ("stage4_block3", (7, 7, 768), 768),
+    "airbench94": ("stage3", (3, 3, 256), 256),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FAMILIES)]
+)
+def test_every_family_has_a_sensible_default_layer(name):
+    """At the network's own size, by shapes alone: nothing is computed."""
+    model, shape = create_model(name), variant(name).preset.input_size
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), shape))
+    image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    label = jax.ShapeDtypeStruct((2,), jnp.int32)
+    layer, size, features = (FAMILIES | SLOW_FAMILIES)[name]
+    found = layers.default_layer(model, variables, shape)
+    assert (found.name, found.shape) == (layer, size)
+    heat = jax.eval_shape(functools.partial(attribution.grad_cam, model), variables, image, label)
+    assert heat.shape == (2, *size[:2])
+    kept = jax.eval_shape(functools.partial(layers.penultimate, model), variables, image)
+    assert kept.shape == (2, features)
+    assert layers.first_convolution(model, variables, image)
+    top, left, bottom, right = layers.receptive_box(model, variables, shape, None, (1, 1))
+    assert 0 <= top < bottom <= shape[0]
+    assert 0 <= left < right <= shape[1]

@@ -68,6 +68,7 @@ def test_unknown_names_and_fields_say_what_is_allowed():
 # A small member of each family with the size of its images: the surface is that of the large ones.
 TINY = {
     "simple_cnn(widths=(2, 3))": (8, 8, 1),
+    "lenet_300_100(widths=(6, 4))": (8, 8, 1),
     "lenet5": (28, 28, 1),
     "alexnet(image_size=67, widths=(8, 16, 16, 16, 8, 32, 32))": (67, 67, 3),
     "alexnet_torchvision(widths=(8, 16, 16, 16, 8, 32, 32))": (63, 63, 3),

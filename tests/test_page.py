@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,6 @@ from PIL import Image
 
 import cnnjax
 from cnnjax.data import datasets
-from cnnjax.explore import examples
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
@@ -86,8 +86,13 @@ def test_the_page_of_operations_gives_the_modules_numbers(client):
     np.testing.assert_allclose(found["convolution"], np.array(ninths) / 9, atol=1e-4)
     np.testing.assert_allclose(found["relu"], np.maximum(ninths, 0) / 9, atol=1e-4)
     np.testing.assert_allclose(found["pooling"], [[1], [1 / 3]], atol=1e-4)
-    asked |= {"image": examples.POOLING.tolist(), "kernel": [[1]]}
-    assert client.post("/api/operation", content=json.dumps(asked)).json()["pooling"] == [[8, 9], [3, 2]]
+    numbers = client.get("/api/example", params={"picture": "4x4 numbers", "filter": "identity"}).json()
+    assert numbers["divisor"] == 1
+    found = client.post("/api/operation", content=json.dumps(asked | numbers)).json()
+    assert found["pooling"] == [[8, 9], [3, 2]]
+    both = client.get("/api/example", params={"picture": "96", "filter": "loop"}).json()["image"]
+    found = client.post("/api/operation", content=json.dumps(asked | {"image": both})).json()
+    assert np.argwhere(np.array(found["convolution"]) > 0.999).tolist() == [[0, 1], [4, 6]]  # both loops
     asked |= {"image": np.eye(9).tolist(), "kernel": np.ones((3, 3)).tolist(), "padding": 1}
     assert np.shape(client.post("/api/operation", content=json.dumps(asked)).json()["convolution"]) == (9, 9)
 
@@ -111,6 +116,51 @@ def test_impossible_operations_are_refused(client, change, words):
     reply = client.post("/api/operation", content=json.dumps(asked))
     assert reply.status_code == 400
     assert words in reply.json()["error"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"image": [[[1]]]}', b"null"])
+def test_a_body_that_is_no_operation_is_refused(client, body):
+    assert client.post("/api/operation", content=body).status_code == 400
+
+
+def test_a_real_server_answers_to_its_own_address_alone(trained):
+    """Through a socket: paths out of the folder, other methods, other hosts, a body without a length."""
+    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.path}", "--port=0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    killer = threading.Timer(120, process.kill)
+    killer.start()
+    try:
+        address = next(line for line in process.stderr if line.startswith("open ")).split()[1]
+        port = int(address.rpartition(":")[2])
+
+        def ask(text: bytes) -> str:
+            with socket.create_connection(("127.0.0.1", port), 30) as opened:
+                opened.sendall(text)
+                return opened.makefile("rb").readline().decode().split()[1]
+
+        def get(path: str, method: str = "GET", **headers: str) -> str:
+            lines = {"Host": f"127.0.0.1:{port}", "Connection": "close"} | headers
+            head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
+            return ask(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode())
+
+        assert get("/") == "200"
+        for path in ("/../server.py", "/..%2fserver.py", "/%2e%2e/views.py", "//etc/passwd", "/server.py"):
+            assert get(path) == "404", path
+        assert get("/", Host="evil.example") == "400"
+        assert get("/api/model", Origin=f"http://localhost:{port}") == "403"  # another origin too
+        assert get("/api/upload", "OPTIONS", Origin="http://evil.example") == "403"
+        assert get("/api/upload") == "405"
+        assert get("/", "DELETE") == "405"
+        assert ask(b"nonsense\r\n\r\n") == "400"
+        chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+        head = f"POST /api/upload HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert ask(head.encode() + chunk * 20) == "413"
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.2", port), 5).close()
+    finally:
+        killer.cancel()
+        process.terminate()
+        process.wait(20)
 
 
 def test_uploads_are_limited_in_bytes_and_in_pixels_and_must_be_images(client, monkeypatch):

@@ -1,12 +1,13 @@
 """The page of a run: complete, self-contained, and safe whatever the names in it."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from cnnjax import loop, report
+from cnnjax import comparison, loop, report
 from cnnjax.errors import UserError
 from tests.conftest import tiny_arrays
 
@@ -78,3 +79,22 @@ def test_names_are_escaped(page):
 def test_a_folder_that_is_no_run_has_no_report(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("record.json", "[]", "no JSON object"),
+        ("test.json", '{"accuracy": 1}', "is damaged"),
+        ("test.json", "{", "test.json is damaged"),
+        ("predictions.npz", "x", "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_one_line(tiny_run, tmp_path, file, text, words):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    (copy / file).write_text(text)
+    for write in (report.write, lambda path: comparison.write([path, tiny_run], tmp_path / "c.html")):
+        with pytest.raises(UserError, match=words) as found:
+            write(copy)
+        assert "\n" not in str(found.value)

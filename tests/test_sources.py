@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnjax.data import prepare, records
+from cnnjax.data import prepare, records, resizing
 from cnnjax.data.datasets import load
 from cnnjax.data.images import decode_image
 from cnnjax.data.pipeline import StreamBatches
 from cnnjax.data.sources import channel_covariance, channel_statistics, to_memory
 from cnnjax.errors import BadImage, UserError
 
-pillow = pytest.importorskip("PIL.Image")
+pillow, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
 RNG = np.random.default_rng(0)
 SHARED = (
     next((p for p in Path(__file__).parents if (p / "shared/data").is_dir()), Path("/nowhere"))
@@ -109,9 +109,9 @@ def test_archives_with_ways_out_or_links_or_damage_are_refused(tmp_path):
         load(f"folder:{path}", "train")
 
 
-def turned(pixels: np.ndarray) -> bytes:
+def turned(pixels: np.ndarray, orientation: int) -> bytes:
     exif = pillow.Exif()
-    exif[0x0112] = 6  # the camera was held upright: 90 degrees clockwise undo it
+    exif[0x0112] = orientation
     return encoded(pixels, "JPEG", exif=exif, quality=95)
 
 
@@ -126,9 +126,11 @@ def test_kinds_of_images_that_are_read_as_they_look():
         )
         out = decode_image(file.getvalue(), mode, 3)
         np.testing.assert_allclose(out.astype(int), pixels, atol=12, err_msg=mode)
-    np.testing.assert_allclose(
-        decode_image(turned(pixels), "exif", 3).astype(int), np.rot90(pixels, -1), atol=8
-    )
+    pixels[:, 2:] //= 2
+    for orientation in range(1, 9):
+        data = turned(pixels, orientation)
+        theirs = np.asarray(ImageOps.exif_transpose(pillow.open(io.BytesIO(data)))).astype(int)
+        np.testing.assert_allclose(decode_image(data, "exif", 3), theirs, atol=8, err_msg=str(orientation))
     clear = np.dstack([pixels, np.zeros((8, 4), np.uint8)])
     assert not decode_image(encoded(clear), "clear", 3).any()
 
@@ -163,6 +165,18 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
     small = decode_image(encoded(pixels, "JPEG", quality=95), "big", 3, 32).astype(int)
     reference = pillow.fromarray(pixels[:, 50:350]).resize((32, 32), pillow.Resampling.BOX)
     np.testing.assert_allclose(small, np.asarray(reference).astype(int), atol=5)
+
+
+@pytest.mark.skipif(resizing._kernel() is None, reason="the kernel was not built; Pillow does its work")
+def test_the_resizing_kernel_gives_pillows_bytes(monkeypatch):
+    shapes = ((375, 500, 3), (500, 375, 3), (256, 400, 3), (90, 91, 1), (17, 300, 3), (1, 7, 3), (2, 2, 1))
+    cases = [(RNG.integers(0, 256, shape, dtype=np.uint8), size) for shape in shapes for size in (256, 31, 1)]
+    ours = [resizing.middle_square(image, size) for image, size in cases]
+    flipped = resizing.middle_square(cases[0][0][:, ::-1], 64)  # strides that the kernel does not know
+    monkeypatch.setattr(resizing, "_kernel", lambda: None)
+    for (image, size), found in zip(cases, ours, strict=True):
+        np.testing.assert_array_equal(found, resizing.middle_square(image, size))
+    np.testing.assert_array_equal(flipped, resizing.middle_square(cases[0][0][:, ::-1], 64))
 
 
 def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):

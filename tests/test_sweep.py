@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cnnjax import cli
+from cnnjax import cli, loop
 from cnnjax import config as config_lib
 from cnnjax import sweep as sweep_lib
 from cnnjax.errors import UserError
 from cnnjax.runs import Run
 from cnnjax.sweep import best, spread, sweep
 from cnnjax.sweep_command import parse_sets
+from cnnjax.together import train_together
 
 FIELD = "optimizer.learning_rate"
 TINY = [
@@ -191,3 +193,32 @@ def test_adaptive_pooling_of_whole_windows_is_max_pooling_and_strided_takes_the_
 def test_a_config_of_another_type_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config.batch_size=8.5 must be int"):
         sweep(config_lib.default(), {"batch_size": [8.5]}, tmp_path)
+
+
+def test_seeds_trained_together_are_those_trained_alone(tiny_config, tmp_path):
+    """The first goes on from half of its way, where the other meets it."""
+    tiny_config.augment.train = "mirror|normalize(mean=0.5, std=0.25)"
+    tiny_config.optimizer.name = "sgd"  # Adam makes whole steps of rounding noise
+    configs = [config_lib.from_json(config_lib.to_json(tiny_config)) for _ in range(2)]
+    configs[1].seed = 1
+    alone = [loop.train(config, tmp_path / f"alone{config.seed}") for config in configs]
+    shutil.copytree(alone[0].path, tmp_path / "together0")
+    (tmp_path / "together0/test.json").unlink()
+    saved = sorted(int(path.name) for path in (tmp_path / "together0/checkpoints").glob("[0-9]*"))
+    for step in saved[1:]:
+        shutil.rmtree(tmp_path / f"together0/checkpoints/{step}")
+    together = train_together(configs, [tmp_path / "together0", tmp_path / "together1"])
+    for a, b in zip(alone, together, strict=True):
+        assert a.test["loss"] == pytest.approx(b.test["loss"], rel=1e-4)
+        runs = [Run.open(result.path) for result in (a, b)]
+        losses = [[row["loss"] for row in run.metrics() if "loss" in row] for run in runs]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(UserError, match=r"differ in config\.batch_size"):
+        configs[1].batch_size = 8
+        train_together(configs, [tmp_path / "x", tmp_path / "y"])
+
+
+def test_a_sweep_of_seeds_together_tells_whose_loss_was_not_finite(tiny_config, tmp_path):
+    tiny_config.augment.train = "mirror|normalize(mean=0.5, std=0.25)"
+    rows = sweep(tiny_config, {FIELD: [1e38]}, tmp_path, seeds=2, together=True)
+    assert [row["outcome"] for row in rows] == ["not finite", "not finite"]

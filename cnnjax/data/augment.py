@@ -1,9 +1,10 @@
 """Augmentation on the device: the string that chains keyed functions of a batch.
 
 Every operation is `(key, images [B, H, W, C], **literals) -> images`; one that mixes labels is
-`(key, images, labels, **literals) -> (images, labels)`. They live in `geometry`, `color` and `mixing`. A
-new one is a function under `@operation(...)`, and a row in `ARGUMENTS` for each new argument name: it
-is then legal in the string that `parse` checks, as in `"random_crop(28, padding=2)|mirror|normalize"`.
+`(key, images, labels, **literals) -> (images, labels)`. They live in `geometry`, `color`, `policies` and
+`mixing`. A new one is a function under `@operation(...)`, and a row in `ARGUMENTS` for each new argument
+name: it is then legal in the string that `parse` checks, as in
+`"random_crop(28, padding=2)|mirror|normalize"`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from cnnjax.data.color import brightness, contrast, hue, normalize, pca_color, saturation, scale
 from cnnjax.data.geometry import (
+    alternating_flip,
     center_crop,
     cutout,
     mirror,
@@ -24,7 +26,8 @@ from cnnjax.data.geometry import (
     scale_jitter,
 )
 from cnnjax.data.mixing import cutmix, mixup
-from cnnjax.data.operations import ARGUMENTS, AUGMENTATIONS, Operation, Shape, operation
+from cnnjax.data.operations import ARGUMENTS, AUGMENTATIONS, Examples, Operation, Shape, operation
+from cnnjax.data.policies import rand_augment, trivial_augment
 from cnnjax.errors import UserError, unknown
 from cnnjax.spec import parse_call
 
@@ -32,7 +35,9 @@ __all__ = [
     "ARGUMENTS",
     "AUGMENTATIONS",
     "Augmentation",
+    "Examples",
     "Operation",
+    "alternating_flip",
     "brightness",
     "center_crop",
     "contrast",
@@ -45,12 +50,14 @@ __all__ = [
     "operation",
     "parse",
     "pca_color",
+    "rand_augment",
     "random_crop",
     "random_erasing",
     "random_resized_crop",
     "saturation",
     "scale",
     "scale_jitter",
+    "trivial_augment",
 ]
 
 
@@ -58,8 +65,8 @@ __all__ = [
 class Augmentation:
     """A checked chain of operations: `augmentation(key, images) -> images`.
 
-    Given labels too, it returns `(images, labels)`. Operation i draws from `fold_in(key, i)`, so
-    the same key gives the same images. `str()` is the normalised spec.
+    Given labels too, it returns `(images, labels)`; `alternating_flip` needs `examples`. Operation i draws
+    from `fold_in(key, i)`, so the same key gives the same images. `str()` is the normalised spec.
 
     Attributes:
       steps: (name, arguments) in order, data set's mean and std filled in.
@@ -76,12 +83,27 @@ class Augmentation:
     def mixes_labels(self) -> bool:
         return any(AUGMENTATIONS[name].mixes_labels for name, _ in self.steps)
 
-    def __call__(self, key: jax.Array, images: jax.Array, labels: jax.Array | None = None) -> Any:
+    @property
+    def takes_examples(self) -> bool:
+        """Whether `examples` must be given."""
+        return any(AUGMENTATIONS[name].takes_examples for name, _ in self.steps)
+
+    def __call__(
+        self,
+        key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array | None = None,
+        examples: Examples | None = None,
+    ) -> Any:
         images, given = jnp.asarray(images), labels is not None
         for position, (name, arguments) in enumerate(self.steps):
             op = AUGMENTATIONS[name]
             step_key = jax.random.fold_in(key, position)
-            if not op.mixes_labels:
+            if op.takes_examples:
+                if examples is None:
+                    raise UserError(f"augmentation {name} draws by example; pass examples=, or take mirror")
+                images = op.apply(step_key, images, examples, **dict(arguments))
+            elif not op.mixes_labels:
                 images = op.apply(step_key, images, **dict(arguments))
             elif given:
                 if labels.ndim == 1:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.image import ResizeMethod, scale_and_translate
 
-from cnnjax.data.operations import Shape, operation
+from cnnjax.data.operations import Examples, Shape, operation
 from cnnjax.errors import UserError
 
 
@@ -44,6 +44,25 @@ def mirror(key: jax.Array, images: jax.Array, probability: float = 0.5) -> jax.A
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1 (horizontal reflections).
     """
     flip = jax.random.bernoulli(key, float(probability), images.shape[:1])
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1, :], images)
+
+
+@operation(takes_examples=True)
+def alternating_flip(key: jax.Array, images: jax.Array, examples: Examples) -> jax.Array:
+    """Flips each image left to right in every other epoch; which of them in the first is drawn by example.
+
+    So two epochs in a row show every image both ways, where `mirror` repeats half of the views.
+
+    Args:
+      key: not used; the draw is a pure function of `examples`.
+      images: [B, H, W, C] of any dtype.
+      examples: their places in the data set and their epochs.
+    Returns: [B, H, W, C], same dtype.
+    Source: Jordan 2024, arXiv:2404.00498, section 3.6 (there a hash of the index; here a draw by it).
+    """
+    del key
+    first = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(examples.key, index)))
+    flip = first(examples.index) ^ (examples.epoch % 2 == 1)
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1, :], images)
 
 

@@ -1,22 +1,27 @@
 """Encoded images to pixels: every format and kind that is wanted, and a clear no to the others."""
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
 import simplejpeg
 
+from cnnjax.data.resizing import middle_square
 from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+# What Pillow may try: formats that are nothing but pixels. It would give EPS to another program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 
 
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
     """Decodes an encoded image to uint8 [H, W, channels].
 
-    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK, EXIF
-    rotations (which are undone), other formats and every resize go through Pillow. Palettes become colours,
+    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK
+    and other formats go through Pillow. EXIF rotations are undone, palettes become colours,
     16 bits of colour their upper 8, and transparent pixels what they are over black.
 
     Args:
@@ -33,7 +38,7 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
         image = _decode_jpeg(data, what, channels, size)
     else:
         image = _decode_other(data, what, channels)
-    return image if size is None else _resize(image, what, size)
+    return image if size is None else middle_square(image, size)
 
 
 def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray:
@@ -41,13 +46,29 @@ def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(what, width, height)
-        if space in ("CMYK", "YCCK") or b"Exif\0\0" in data[:4096]:
+        if space in ("CMYK", "YCCK"):
             return _decode_other(data, what, channels)
-        return simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
+        image = simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
+        return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
     except UserError:
         raise
     except ValueError as error:
         raise BadImage(f"{what}: JPEG that cannot be decoded ({error})") from None
+
+
+def _upright(image: np.ndarray, data: bytes) -> np.ndarray:
+    """[H, W, C] turned and mirrored as the camera's EXIF orientation says."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as opened:  # reads the header alone
+            orientation = opened.getexif().get(ORIENTATION, 1)
+    except (OSError, SyntaxError, KeyError, TypeError, struct.error) as error:
+        raise ValueError(f"its EXIF is broken: {error}") from None
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return image[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def _check_pixels(what: object, width: int, height: int) -> None:
@@ -60,9 +81,10 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
     from PIL import ImageOps
 
     try:
-        with pillow.open(io.BytesIO(data)) as opened:
+        with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(what, *opened.size)
-            if getattr(opened, "n_frames", 1) > 1:
+            # The further frames of a camera's MPO are previews and depths of the first.
+            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
                 raise BadImage(f"{what}: {opened.n_frames} frames; allowed: one image a file")
             if opened.mode.startswith(("I", "F")):
                 raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
@@ -73,7 +95,9 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+    except pillow.UnidentifiedImageError:
+        raise BadImage(f"{what}: not an image that can be read; allowed: {', '.join(FORMATS)}") from None
+    except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: not an image that can be read ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -86,17 +110,3 @@ def _pillow(what: object) -> Any:
             f"{what}: only JPEG at its own size is read without Pillow; pip install pillow"
         ) from None
     return Image
-
-
-def _resize(image: np.ndarray, what: object, size: int) -> np.ndarray:
-    """The middle square at uint8 [size, size, C]."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = np.ascontiguousarray(image[top : top + side, left : left + side])
-    if side == size:
-        return image
-    pillow = _pillow(what)
-    squeezed = image[..., 0] if image.shape[2] == 1 else image
-    image = np.asarray(pillow.fromarray(squeezed).resize((size, size), pillow.Resampling.BILINEAR))
-    return image if image.ndim == 3 else image[..., None]

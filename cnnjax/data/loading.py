@@ -11,7 +11,8 @@ from cnnjax.errors import BadImage
 
 @dataclasses.dataclass(frozen=True)
 class BatchReader:
-    """step -> {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B], "bad": messages}.
+    """step -> {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B], "bad": messages}; also
+    "index", the places in the source, and "epoch", int32 [B].
 
     B is this process's part of the global batch. As whole batches are read by their number,
     any number of threads, workers and processes serves the same examples.
@@ -51,7 +52,14 @@ class BatchReader:
             image[row], label[row], good = example["image"], example["label"], row
         mask[failed] = 0
         image[failed] = image[good] if good >= 0 else 0  # BatchNorm sees real images, where there are any
-        return {"image": image, "label": label, "mask": mask, "bad": list(bad.items())}
+        return {
+            "image": image,
+            "label": label,
+            "mask": mask,
+            "index": order[slots % size].astype(np.int32),
+            "epoch": np.full(local, epoch, np.int32),
+            "bad": list(bad.items()),
+        }
 
 
 @functools.lru_cache(maxsize=4)

@@ -4,7 +4,9 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 Shape = tuple[int, int, int]
 PADDING_MODES = ("zero", "reflect")
@@ -53,6 +55,8 @@ ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "std": (lambda v: _is_channels(v, True), "a number > 0, or a tuple of one for each channel"),
     "covariance": (_is_matrix, "C tuples of C numbers"),
     "strength": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
+    "magnitude": (lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+    "count": (lambda v: _is_count(v, 1), "a whole number >= 1"),
     "hue": (lambda v: _is_number(v) and 0 <= v <= 0.5, "a number in [0, 0.5], of the colour circle"),
     "alpha": (lambda v: _is_number(v) and v >= 0, "a number >= 0"),
     "area": (lambda v: _is_range(v) and v[1] <= 1, "(low, high) with 0 < low <= high <= 1"),
@@ -60,6 +64,17 @@ ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sides": (_is_range, "(low, high) with 0 < low <= high, in pixels"),
     "antialias": (lambda v: isinstance(v, bool), "True or False"),
 }
+
+
+class Examples(NamedTuple):
+    """Which examples a batch holds: what a draw that belongs to an example rather than to a step is made of.
+
+    `key` is the same at every step of a run; `index` (place in the source) and `epoch` are int32 [B].
+    """
+
+    key: jax.Array
+    index: jax.Array
+    epoch: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +88,7 @@ class Operation:
       takes: the kinds of pixel it works on: "uint8", "unit" (float in [0, 1]), "normalized".
       gives: the kind it leaves behind; None where it keeps what it was given.
       mixes_labels: whether it takes and returns labels too.
+      takes_examples: whether it takes `Examples` after the images, and what it draws is theirs.
     """
 
     apply: Callable
@@ -80,12 +96,13 @@ class Operation:
     takes: tuple[str, ...] = ("uint8", "unit", "normalized")
     gives: str | None = None
     mixes_labels: bool = False
+    takes_examples: bool = False
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """Its literal arguments, in order: what follows key, images (and labels)."""
+        """Its literal arguments, in order: what follows key, images (and labels, or examples)."""
         every = list(inspect.signature(self.apply).parameters.items())
-        return dict(every[3 if self.mixes_labels else 2 :])
+        return dict(every[3 if self.mixes_labels or self.takes_examples else 2 :])
 
 
 AUGMENTATIONS: dict[str, Operation] = {}

@@ -1,6 +1,7 @@
 """Shuffled, restorable batches of a source, resident on the device or streamed by grain.
 
-A batch is `{"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B]}` with the global B. Every
+A batch is `{"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B]}` with the global B, and
+`index` and `epoch`, int32 [B]: each example's place in the source, and how often it was served before. Every
 example comes once an epoch with mask 1. The last batch of an epoch is filled up with images of the same
 epoch whose mask is 0: the shapes never change, and BatchNorm only ever sees real images.
 """
@@ -24,7 +25,8 @@ from cnnjax.errors import UserError
 
 Batch = dict[str, jax.Array]
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
-READ_AHEAD_BYTES = 2**28  # of streamed batches that wait for the step
+MOST_AHEAD = 8  # streamed batches that wait for the step
+READ_AHEAD_BYTES = 2**28  # of all of them
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -39,6 +41,8 @@ def abstract_batch(source: Any, batch_size: int, sharding: Sharding | None = Non
         "image": array((batch_size, *source.image_shape), jnp.uint8),
         "label": array((batch_size,), jnp.int32),
         "mask": array((batch_size,), jnp.float32),
+        "index": array((batch_size,), jnp.int32),
+        "epoch": array((batch_size,), jnp.int32),
     }
 
 
@@ -82,7 +86,7 @@ class ResidentBatches:
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, self._order_of(np.int32(epoch)))
-        return self._cut(self._images, self._labels, self._order[1], np.int32(index))
+        return self._cut(self._images, self._labels, self._order[1], np.int32(index), np.int32(epoch))
 
     def indices(self, step: int) -> list[int]:
         """The source's indices of the examples in the batch of a step."""
@@ -110,12 +114,25 @@ class ResidentBatches:
 
 
 def _cut(
-    images: jax.Array, labels: jax.Array, order: jax.Array, index: jax.Array, *, batch_size: int
+    images: jax.Array,
+    labels: jax.Array,
+    order: jax.Array,
+    index: jax.Array,
+    epoch: jax.Array,
+    *,
+    batch_size: int,
 ) -> Batch:
     slots = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     chosen = order[slots % order.shape[0]]  # past the end: real images again, with mask 0
     mask = (slots < order.shape[0]).astype(jnp.float32)
-    return {"image": images[chosen], "label": labels[chosen], "mask": mask}
+    epochs = jnp.full(batch_size, epoch, jnp.int32)
+    return {
+        "image": images[chosen],
+        "label": labels[chosen],
+        "mask": mask,
+        "index": chosen,
+        "epoch": epochs,
+    }
 
 
 class StreamBatches:
@@ -155,7 +172,7 @@ class StreamBatches:
             self._rows,
         )
         each = len(self._rows) * math.prod(source.image_shape)
-        self._ahead_of_step = max(2, min(8, READ_AHEAD_BYTES // each))
+        self._ahead_of_step = max(2, min(MOST_AHEAD, READ_AHEAD_BYTES // each))
         self._ahead: tuple[int, Iterator[dict] | None] = (-1, None)
 
     def _stream(self, start: int, stop: int) -> Iterator[dict[str, Any]]:

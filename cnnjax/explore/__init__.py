@@ -1,7 +1,8 @@
 """What a network has learned: pure functions that return arrays, and thin pictures of them.
 
 layers        feature maps of any layer by name, the receptive field of a place, the penultimate features
-attribution   saliency, SmoothGrad, integrated and guided gradients, Grad-CAM, Grad-CAM++, occlusion
+attribution   saliency, SmoothGrad, integrated and guided gradients, Grad-CAM, Grad-CAM++, occlusion, and
+              whether they change with the weights
 units         first filters, statistics and dead units, the patches and images that excite a unit
 landscape     PCA, t-SNE, the loss between two checkpoints and around one
 scores        confusion matrix, accuracy of classes, calibration, worst mistakes

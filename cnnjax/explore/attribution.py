@@ -6,11 +6,12 @@ with the model and the names as static arguments.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from cnnjax.errors import UserError
@@ -252,3 +253,61 @@ def occlusion(
 def _inside(start: jax.Array, size: int, *, window: int) -> jax.Array:
     places = jnp.arange(size)
     return (places >= start) & (places < start + window)
+
+
+def randomized(variables: Any, key: jax.Array, modules: Collection[str] | None = None) -> Any:
+    """The same variables with the params of some top modules drawn anew, at their own mean and spread.
+
+    Args:
+      modules: names at the top of the params; None is all of them.
+    """
+    params = {}
+    for i, (name, tree) in enumerate(sorted(variables["params"].items())):
+        leaves, structure = jax.tree.flatten(tree)
+        drawn = [
+            x.mean() + x.std() * jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), x.shape)
+            for j, x in enumerate(leaves)
+        ]
+        chosen = modules is None or name in modules
+        params[name] = jax.tree.unflatten(structure, drawn) if chosen else tree
+    return {**variables, "params": params}
+
+
+def cascade(
+    method: Callable[..., jax.Array],
+    model: nn.Module,
+    variables: Any,
+    image: jax.Array,
+    label: jax.Array,
+    key: jax.Array,
+) -> dict[str, float]:
+    """How alike a method's map stays as the modules are drawn anew one after another, from the head down.
+
+    Returns: top module, in the order of drawing -> mean rank correlation of the maps, 1 for the same. A
+      method whose correlation stays high is about the image, not about what the network has learned.
+
+    Args:
+      method: such as `grad_cam` or `saliency`: (model, variables, image, label) -> [B, h, w].
+    Source: Adebayo et al. 2018, arXiv:1810.03292, section 3.1.
+    """
+    traced = trace(unrolled(model), variables, image)
+    order = dict.fromkeys(name.partition("/")[0].partition(":")[0] for name in reversed(traced.layers))
+    modules = [name for name in order if name in variables["params"]]
+    find = jax.jit(functools.partial(method, model))
+    own = np.asarray(find(variables, image, label))
+    found = {}
+    for count, name in enumerate(modules, 1):
+        changed = np.asarray(find(randomized(variables, key, modules[:count]), image, label))
+        found[name] = float(np.mean([_rank_correlation(a, b) for a, b in zip(own, changed, strict=True)]))
+    return found
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of all values of two arrays; equal values share their rank; 0 where one is constant."""
+    ranks = []
+    for values in (a, b):
+        _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[where.reshape(-1)])
+    if min(np.ptp(rank) for rank in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(ranks)[0, 1])

@@ -17,6 +17,7 @@ FILTERS = {
     "rising stroke": "..# .#. #..",
     "cross": "#.# .#. #.#",
 }
+WORDS = ("96",)  # pictures side by side
 POOLING = np.array([[5, 1, 3, 4], [8, 2, 9, 2], [1, 3, 0, 1], [2, 2, 2, 0]], np.float32)
 
 

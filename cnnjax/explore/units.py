@@ -11,8 +11,10 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cnnjax.errors import UserError
+from cnnjax.explore import attribution
 from cnnjax.explore.layers import Layer, first_convolution, receptive_box, run, trace, unrolled
 
+Box = tuple[int, int, int, int]
 Batches = Iterable[jax.Array]  # of images as the network takes them, float [B, H, W, C]
 
 
@@ -96,7 +98,7 @@ class Patch:
 
     index: int
     value: float
-    box: tuple[int, int, int, int]
+    box: Box
 
 
 def best_patches(
@@ -121,6 +123,26 @@ def best_patches(
         )
         for i in order
     ]
+
+
+def guided_views(
+    model: nn.Module, variables: Any, image: jax.Array, layer: str, unit: int, boxes: Sequence[Box]
+) -> list[np.ndarray]:
+    """What of each patch a unit of a deep layer answers to: its guided gradient, float32 [h, w, C] each.
+
+    Args:
+      image: float [B, H, W, C] as the network takes them, such as the images of `best_patches`.
+      boxes: of the patches, (top, left, bottom, right), one an image.
+
+    Source: Springenberg et al. 2014, arXiv:1412.6806, section 3.4 and figure 4.
+    """
+
+    def peak(logits: jax.Array, values: jax.Array) -> jax.Array:
+        unit_values = values[..., unit]
+        return unit_values.reshape(unit_values.shape[0], -1).max(1).sum()
+
+    found = np.asarray(attribution.guided_gradient(model, variables, image, peak, layer))
+    return [one[top:bottom, left:right] for one, (top, left, bottom, right) in zip(found, boxes, strict=True)]
 
 
 def maximize(

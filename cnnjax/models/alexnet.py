@@ -149,6 +149,7 @@ class AlexNetCifar(nn.Module):
     response_norm: str = "paper"
     widths: tuple[int, ...] = (32, 32, 64)
     stds: tuple[float, ...] = (1e-4, 0.01, 0.01, 0.01)
+    dropout_rate: float = 0.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -172,6 +173,7 @@ class AlexNetCifar(nn.Module):
         x = activation(conv3(x))  # 8 8 64
         x = pool3(x)  # 4 4 64
         x = x.reshape(x.shape[0], -1)  # 1024
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.stds[-1]))
 
 

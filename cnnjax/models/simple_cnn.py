@@ -1,4 +1,4 @@
-"""SimpleCNN, the module's first network, and LeNet-5, its ancestor.
+"""SimpleCNN, the module's first network, LeNet-5, its ancestor, and a net without convolutions beside them.
 
 LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", fig. 2.
 Deviations of `lenet5`: C3 sees all six maps of S2 (the paper connects each to some of them), subsampling is
@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
-from cnnjax.models.layers import POOLINGS, BatchNorm, Conv, Dense, Dtype, logits
+from cnnjax.models.layers import POOLINGS, BatchNorm, Conv, Dense, Dtype, he_normal, logits
 from cnnjax.models.variants import Preset, Variant
 
 
@@ -59,6 +59,27 @@ class SimpleCNN(nn.Module):
         return logits(x, self.num_classes, self.dtype)
 
 
+class FullyConnected(nn.Module):
+    """Dense layers of these widths on the flattened image, with an activation after each; then `head`.
+
+    LeCun, Bottou, Bengio, Haffner 1998, section III.A.3: one or two hidden layers, there with tanh. The first
+    layer has a weight a pixel and neuron. He-normal kernels, zero biases; `head` is LeCun-normal.
+    """
+
+    num_classes: int = 10
+    widths: tuple[int, ...] = (300, 100)
+    activation: str = "relu"
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        activation = ops.activation(self.activation)
+        x = image.reshape(image.shape[0], -1)  # 784
+        for i, width in enumerate(self.widths, 1):
+            x = activation(Dense(width, kernel_init=he_normal, dtype=self.dtype, name=f"dense{i}")(x))  # 300
+        return logits(x, self.num_classes, self.dtype)
+
+
 class LeNet5(nn.Module):
     """LeNet-5 on 32x32; smaller images are zero-padded to 32x32 as the paper does with its digits.
 
@@ -94,6 +115,13 @@ VARIANTS = {
         SimpleCNN,
         "the module's own layout",
         Preset((28, 28, 1), 10, resize=None, mean=None, std=None),
+    ),
+    "lenet_300_100": Variant(
+        FullyConnected,
+        "LeCun et al. 1998, the fully connected net",
+        Preset((28, 28, 1), 10, resize=None, mean=None, std=None),
+        top1=96.95,
+        published="MNIST",
     ),
     "lenet5": Variant(
         LeNet5,

@@ -9,6 +9,7 @@ from jax import lax
 
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_max_pool, takes
+from cnnjax.ops.portable import is_portable, max_windows, sum_windows
 from cnnjax.ops.shapes import (
     Padding,
     Sides,
@@ -46,6 +47,8 @@ def max_pool(
       UserError: if x is not float [B, H, W, C] or sizes do not fit.
     """
     window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    if is_portable():
+        return max_windows(x, window, strides, sides)
     # With few channels, or windows that do not overlap, XLA is as fast, as it fuses what is around.
     overlap = window[0] > strides[0] or window[1] > strides[1]
     if overlap and x.shape[3] >= 32 and window[0] * window[1] <= 255 and takes(x):
@@ -206,6 +209,8 @@ def global_max_pool(x: jax.Array) -> jax.Array:
       UserError: if x is not float [B, H, W, C].
     """
     _check_image(x)
+    if is_portable():
+        return x.max((1, 2))
     size = x.shape[1] * x.shape[2]
     return _first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
 
@@ -318,9 +323,9 @@ def _adaptive_max(x: jax.Array, axis: int, output_size: int) -> jax.Array:
     # A window shorter than the longest one repeats its last pixel, which changes no maximum and,
     # as only a larger value replaces an earlier one, no gradient.
     index, _ = _adaptive_index(x.shape[axis], output_size)
-    best = jnp.take(x, index[0], axis)
+    best = jnp.take(x, index[0], axis=axis)
     for row in index[1:]:
-        value = jnp.take(x, row, axis)
+        value = jnp.take(x, row, axis=axis)
         best = jnp.where(_beats(value, best), value, best)
     return best
 
@@ -328,7 +333,7 @@ def _adaptive_max(x: jax.Array, axis: int, output_size: int) -> jax.Array:
 def _adaptive_mean(x: jax.Array, axis: int, output_size: int) -> jax.Array:
     index, inside = _adaptive_index(x.shape[axis], output_size)
     total = sum(
-        jnp.where(_along(mask, axis, x.ndim), jnp.take(x, row, axis), 0)
+        jnp.where(_along(mask, axis, x.ndim), jnp.take(x, row, axis=axis), 0)
         for row, mask in zip(index, inside, strict=True)
     )
     return total / _along(inside.sum(0), axis, x.ndim).astype(x.dtype)
@@ -340,6 +345,8 @@ def _beats(value: jax.Array, best: jax.Array) -> jax.Array:
 
 def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides) -> jax.Array:
     """Sum of weight times value over each window, zeros around the image."""
+    if is_portable():
+        return sum_windows(x, weights, strides, sides)
     x, weights = _pad(x, sides, 0), weights.astype(x.dtype)
     if weights.shape == strides:
         height, width = (size // s for size, s in zip(x.shape[1:3], strides, strict=True))

@@ -129,7 +129,7 @@ function redraw() {
 const choose = guarded(async () => {
   const name = (id) => encodeURIComponent($(id).selectedOptions[0].text);
   const found = await ask(`/api/example?picture=${name("picture")}&filter=${name("filter")}`);
-  state.image = found.image; state.kernel = found.kernel;
+  state.image = found.image; state.kernel = found.kernel; $("divisor").value = found.divisor;
   await redraw();
 });
 

@@ -111,7 +111,7 @@ async def _reply(view: Callable[[], dict[str, Any]]) -> Response:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for brackets nested a thousand deep
         found = None
     if not isinstance(found, dict):
         raise UserError("the body is not a JSON object")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cnnjax import ops
+from cnnjax.data.images import FORMATS
 from cnnjax.errors import UserError, unknown
 from cnnjax.experiment import load_split
 from cnnjax.explain import Explainer
@@ -25,6 +26,8 @@ MAX_SIDE = 64  # of a picture on the page of operations
 MAPS_SHOWN = 64
 PATCH_IMAGES = 512  # of the test split, in which a unit's best patches are looked for
 KEPT_IMAGES = 16
+PICTURES = (*examples.PICTURES, *examples.WORDS, "4x4 numbers")  # of the page of operations
+FILTERS = (*examples.FILTERS, "identity")
 
 
 class Views:
@@ -46,8 +49,8 @@ class Views:
             "data": self.trained.config.data.name,
             "classes": list(self.trained.class_names),
             "layers": [{"name": name, "shape": list(shape)} for name, shape in self.maps.items()],
-            "pictures": list(examples.PICTURES),
-            "filters": list(examples.FILTERS),
+            "pictures": list(PICTURES),
+            "filters": list(FILTERS),
         }
 
     def upload(self, data: bytes) -> dict[str, Any]:
@@ -140,10 +143,10 @@ def check_size(data: bytes) -> None:
     if len(data) > MAX_BYTES:
         raise UserError(f"the image has more than {MAX_BYTES // 1_000_000} MB; take a smaller one")
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
     except Exception:  # Pillow raises many kinds for bytes that are no image
-        raise UserError("not an image that can be read; allowed: JPEG, PNG, WebP, BMP") from None
+        raise UserError(f"not an image that can be read; allowed: {', '.join(FORMATS)}") from None
     if width * height > MAX_PIXELS:
         raise UserError(
             f"the image has {width}x{height} pixels; allowed: {MAX_PIXELS // 1_000_000} million in all"
@@ -184,14 +187,17 @@ def operation(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def example(picture: str, kernel: str) -> dict[str, Any]:
-    """A picture and a filter of the page of operations by name, in ninths where the filter has them."""
-    if picture not in examples.PICTURES:
-        raise unknown("picture", picture, examples.PICTURES)
-    if kernel not in examples.FILTERS:
-        raise unknown("filter", kernel, examples.FILTERS)
+    """A picture and a filter of the page of operations by name; the weights are over `divisor`."""
+    if picture not in PICTURES:
+        raise unknown("picture", picture, PICTURES)
+    if kernel not in FILTERS:
+        raise unknown("filter", kernel, FILTERS)
+    image = examples.POOLING if picture == PICTURES[-1] else examples.picture(picture)
+    weights = 9 * examples.feature(kernel) if kernel in examples.FILTERS else np.ones((1, 1))
     return {
-        "image": examples.picture(picture).tolist(),
-        "kernel": (9 * examples.feature(kernel)).round().astype(int).tolist(),
+        "image": image.tolist(),
+        "kernel": weights.round().astype(int).tolist(),
+        "divisor": 9 if kernel in examples.FILTERS else 1,
     }
 
 

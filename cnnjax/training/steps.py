@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from cnnjax.data.operations import Examples
 from cnnjax.models.placement import ONE_DEVICE, Placement, placed
 from cnnjax.training import metrics as metrics_lib
 from cnnjax.training.groups import frozen_collection, stop_frozen
@@ -71,7 +72,8 @@ def train_step(
     the number of the step.
 
     Args:
-      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; the loss is the masked mean.
+      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; the loss is the masked mean;
+        where `augment.takes_examples` also index and epoch int32 [B].
       key: the run's key; every draw is folded from it by stream and step.
       tx: as `optimizers.make_optimizer` returns it; sees the loss as `value`.
       augment: (key, images, labels) -> (images float [B, H', W', C], labels), see `data.augment.parse`.
@@ -141,7 +143,11 @@ def batch_gradient(
     label = batch["label"]
     if getattr(augment, "mixes_labels", False):
         label = jax.nn.one_hot(label, model.num_classes)
-    image, label = augment(stream_key(key, "augment", state.step), batch["image"], label)
+    by_example = {}
+    if getattr(augment, "takes_examples", False):
+        every = stream_key(key, "augment by example", 0)
+        by_example["examples"] = Examples(every, batch["index"], batch["epoch"])
+    image, label = augment(stream_key(key, "augment", state.step), batch["image"], label, **by_example)
     example = {"image": image, "label": label, "mask": batch["mask"]}
     frozen = frozen_collection(state.batch_stats, freeze)
 

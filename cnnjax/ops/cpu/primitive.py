@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
@@ -41,13 +42,26 @@ def make_primitive(
         found = [ShapedArray(result.shape, result.dtype) for result in jax.tree.leaves(results)]
         return found if multiple_results else found[0]
 
+    def widened(*arrays, **parameters):
+        results = primitive.bind(*(array.astype(jnp.float32) for array in arrays), **parameters)
+        return jax.tree.map(lambda result: result.astype(jnp.bfloat16), results)
+
+    in_float32 = mlir.lower_fun(widened, multiple_results=multiple_results)
+
     def on_cpu(context, *arrays, **parameters):
-        found = None
+        inputs, results = context.avals_in, context.avals_out
         if runs_on_one_device(context):
-            found = attributes(context.avals_in, context.avals_out, **parameters)
-        if found is None:
-            return in_xla(context, *arrays, **parameters)
-        return jax.ffi.ffi_lowering(target)(context, *arrays, **found)
+            found = attributes(inputs, results, **parameters)
+            if found is not None:
+                return jax.ffi.ffi_lowering(target)(context, *arrays, **found)
+            # Processors without bfloat16 of their own: the call in float32 is several times as fast as XLA.
+            if all(aval.dtype == jnp.bfloat16 for aval in (*inputs, *results)):
+                inputs, results = (
+                    [a.update(dtype=jnp.float32) for a in avals] for avals in (inputs, results)
+                )
+                if attributes(inputs, results, **parameters) is not None:
+                    return in_float32(context, *arrays, **parameters)
+        return in_xla(context, *arrays, **parameters)
 
     def jvp(primals, tangents, **parameters):
         tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]

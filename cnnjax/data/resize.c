@@ -1,0 +1,139 @@
+// Resizing of uint8 images with the triangle filter, bit for bit as Pillow does it.
+//
+// Pillow (BILINEAR) resizes rows, rounds to bytes, and then resizes columns, with weights of 22 bits. Here the
+// weights come from the caller and the sums are the same whole numbers; images stay packed (Pillow keeps a
+// fourth byte a pixel, so its images are copied in and out), and only the middle square is read.
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BITS = 22 };
+
+static inline uint8_t byte(int32_t sum) {
+  const int32_t value = sum >> BITS;
+  return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+// One row of three channels, four inputs of a pixel at once. `packed` [size][fours][2][16] holds each four
+// weights four times, first their lower 15 bits, then the upper ones; `in` must be readable 16 bytes past its
+// end, and `out` writable one.
+__attribute__((target("avx2"))) static void row_avx2(const uint8_t *in, uint8_t *out, int size,
+                                                     const int32_t *first, int fours, const int16_t *packed) {
+  const __m128i by_channel = _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
+  const __m128i half = _mm_set1_epi32(1 << (BITS - 1));
+  for (int x = 0; x < size; x++) {
+    const uint8_t *from = in + 3 * first[x];
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (int k = 0; k < fours; k++, from += 12, packed += 32) {
+      const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), by_channel);
+      const __m256i values = _mm256_cvtepu8_epi16(bytes);
+      low = _mm256_add_epi32(low, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)packed)));
+      high = _mm256_add_epi32(
+          high, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)(packed + 16))));
+    }
+    const __m256i pairs = _mm256_add_epi32(low, _mm256_slli_epi32(high, 15));
+    __m128i sum = _mm_hadd_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    sum = _mm_srai_epi32(_mm_add_epi32(sum, half), BITS);
+    const __m128i words = _mm_packs_epi32(sum, sum);
+    const int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
+    memcpy(out + 3 * x, &pixel, 4);  // the fourth byte is the next pixel's, written later
+  }
+}
+
+// `taps` rows to one; returns how many bytes of it are done, the last few being left.
+__attribute__((target("avx2"))) static int column_avx2(const uint8_t *const *rows, uint8_t *out, int length,
+                                                       int taps, const int32_t *weight) {
+  const __m256i half = _mm256_set1_epi32(1 << (BITS - 1));
+  int i = 0;
+  for (; i + 16 <= length; i += 16) {
+    __m256i a = half, b = half;
+    for (int k = 0; k < taps; k++) {
+      const __m256i w = _mm256_set1_epi32(weight[k]);
+      const __m128i bytes = _mm_loadu_si128((const __m128i *)(rows[k] + i));
+      a = _mm256_add_epi32(a, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), w));
+      b = _mm256_add_epi32(b, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), w));
+    }
+    // Packing works within halves of 128 bits: a's and b's four by four, put in order after.
+    const __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(a, BITS), _mm256_srai_epi32(b, BITS));
+    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
+    _mm_storeu_si128((__m128i *)(out + i), _mm_packus_epi16(_mm256_castsi256_si128(ordered),
+                                                            _mm256_extracti128_si256(ordered, 1)));
+  }
+  return i;
+}
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#else
+#define HAS_AVX2 0
+#define row_avx2(...)
+#define column_avx2(...) 0
+#endif
+
+static void row_of_three(const uint8_t *in, uint8_t *out, int size, const int32_t *first, int taps,
+                         const int32_t *weights) {
+  for (int x = 0; x < size; x++) {
+    const uint8_t *from = in + 3 * first[x];
+    int32_t sum[3] = {1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)};
+    for (int k = 0; k < taps; k++, from += 3)
+      for (int c = 0; c < 3; c++) sum[c] += from[c] * weights[x * taps + k];
+    for (int c = 0; c < 3; c++) out[3 * x + c] = byte(sum[c]);
+  }
+}
+
+static void row_of_one(const uint8_t *in, uint8_t *out, int size, const int32_t *first, int taps,
+                       const int32_t *weights) {
+  for (int x = 0; x < size; x++) {
+    int32_t sum = 1 << (BITS - 1);
+    for (int k = 0; k < taps; k++) sum += in[first[x] + k] * weights[x * taps + k];
+    out[x] = byte(sum);
+  }
+}
+
+static void column(const uint8_t *const *rows, uint8_t *out, int start, int length, int taps,
+                   const int32_t *weight) {
+  for (int i = start; i < length; i++) {
+    int32_t sum = 1 << (BITS - 1);
+    for (int k = 0; k < taps; k++) sum += rows[k][i] * weight[k];
+    out[i] = byte(sum);
+  }
+}
+
+// The square of `side` pixels whose first one is `image`, in rows of `stride` bytes, to `size` x `size`.
+// `first` and `weights` [size][taps] say for each output pixel where its inputs begin and what they weigh, all of
+// them within the square; `packed`: see `row_avx2`. Returns 0, or -1 where there is no memory.
+int cnnjax_resize(const uint8_t *image, int64_t stride, int side, int channels, uint8_t *out, int size,
+                  const int32_t *first, int taps, const int32_t *weights, const int16_t *packed) {
+  const int length = size * channels, wide = side * channels;
+  const int fast = HAS_AVX2 && channels == 3 && side >= 16;
+  void (*row)(const uint8_t *, uint8_t *, int, const int32_t *, int, const int32_t *) =
+      channels == 3 ? row_of_three : row_of_one;
+  // The last row goes through a copy, so that reading past a row never leaves the image.
+  // Only the rows that one output row needs are kept, in a ring.
+  uint8_t *ring = malloc((size_t)taps * length + 1), *last = calloc(wide + 16, 1);
+  const uint8_t **rows = malloc(taps * sizeof *rows);
+  const int failed = !ring || !last || !rows;
+  if (!failed) memcpy(last, image + (side - 1) * stride, wide);
+  for (int y = 0, done = first[0]; y < size && !failed; y++) {
+    for (; done < first[y] + taps; done++) {
+      const uint8_t *in = done == side - 1 ? last : image + done * stride;
+      uint8_t *to = ring + (size_t)(done % taps) * length;
+      const uint8_t next = to[length];  // which `row_avx2` writes over
+      if (fast)
+        row_avx2(in, to, size, first, (taps + 3) / 4, packed);
+      else
+        row(in, to, size, first, taps, weights);
+      to[length] = next;
+    }
+    for (int k = 0; k < taps; k++) rows[k] = ring + (size_t)((first[y] + k) % taps) * length;
+    uint8_t *to = out + (size_t)y * length;
+    const int ready = HAS_AVX2 ? column_avx2(rows, to, length, taps, weights + y * taps) : 0;
+    column(rows, to, ready, length, taps, weights + y * taps);
+  }
+  free(ring);
+  free(last);
+  free(rows);
+  return -failed;
+}
