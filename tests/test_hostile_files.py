@@ -157,6 +157,12 @@ def test_a_run_folder_that_names_code_is_refused(tmp_path, monkeypatch, field, v
     assert not Path("ran").exists()
 
 
+def test_an_idx_file_of_nothing_in_huge_dimensions_is_refused(tmp_path):
+    (tmp_path / "x").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1))
+    with pytest.raises(UserError, match="too large"):
+        readers.read_idx(tmp_path / "x", 3)
+
+
 @pytest.mark.parametrize("kind", fuzz.TARGETS)
 def test_any_input_gives_the_documented_error(kind):
     """The short form of `experiments/reliability/run.py fuzz`, with the inputs that come first there."""

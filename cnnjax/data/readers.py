@@ -81,7 +81,10 @@ def read_idx(path: Path, ndim: int, sha256: str | None = None) -> np.ndarray:
     if found != expected:
         what = "truncated" if found < expected else "followed by other bytes"
         raise UserError(f"{path}: {what}: {found} bytes after the header; allowed: {expected}, for {shape}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError:  # no bytes, with dimensions beyond those of an array
+        raise UserError(f"{path}: dimensions {shape} are too large") from None
 
 
 def _read_idx_kind(

@@ -181,9 +181,12 @@ def trials(name: str, folder: Path, phases: list[tuple[int, str]], seed: int) ->
     expected = outcome(whole)
     draw = random.Random(f"{name} {seed}")
     for number, (signum, phase) in enumerate(phases):
-        workdir = place / f"{seed}_{number}"
-        process = start(fields, workdir, log)
-        wait_for(phase, workdir, process, draw, usual)
+        while True:
+            workdir = place / f"{seed}_{number}_{draw.random()}"
+            process = start(fields, workdir, log)
+            wait_for(phase, workdir, process, draw, usual)
+            if process.poll() is None:
+                break  # else it came to its end before the moment that was drawn: another one
         began = time.monotonic()
         process.send_signal(signum)
         code = process.wait()
