@@ -68,6 +68,13 @@ class Browser:
             time.sleep(0.1)
         return value
 
+    def show_as(self, width: int, *, dark: bool) -> None:
+        """What a screen of that width, and a reader's choice of colours, make of pages."""
+        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
         self.until("document.readyState === 'complete'")

@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnjax import comparison, loop, report
 from cnnjax.errors import UserError
+from tests import browser
 from tests.conftest import tiny_arrays
 
 
@@ -69,6 +71,29 @@ def test_the_page_shows_what_the_run_found(page):
     assert page.count("<svg") == 4
     assert page.count("<figcaption>") >= 1
     assert "of 37 test images" in page
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_reports_are_read_on_a_telephone_in_light_and_in_dark(page, tiny_run, tmp_path):
+    """Nothing wider than the screen, and paper and ink that follow the reader's choice."""
+    (tmp_path / "one.html").write_text(page)
+    comparison.write([tiny_run], tmp_path / "all.html")
+    seen = browser.Browser(tmp_path / "profile")
+    try:
+        for file in ("one.html", "all.html"):
+            shades = []
+            for width, dark in ((1000, False), (320, False), (320, True)):
+                seen.show_as(width, dark=dark)
+                seen.open((tmp_path / file).as_uri())
+                assert seen.run("document.documentElement.scrollWidth") == width
+                assert seen.run("[...document.images].every((image) => image.naturalWidth > 0)")
+                seen.screenshot(tmp_path / "seen.png")
+                with Image.open(tmp_path / "seen.png") as opened:
+                    shades.append(np.median(np.asarray(opened.convert("L"))))
+            assert min(shades[:2]) > 240
+            assert shades[2] < 40
+    finally:
+        seen.close()
 
 
 def test_names_are_escaped(page):
