@@ -53,7 +53,11 @@ def bench_data(
     """
     with tempfile.TemporaryDirectory() as folder:
         source = _jpegs(name, Path(folder))
-        found = {"images": name or "made up", "cores": _cores(), **_decoding(source, rounds, seconds)}
+        found = {
+            "images": Path(name).name if name else "made up",
+            "cores": _cores(),
+            **_decoding(source, rounds, seconds),
+        }
         raw = _raw_records(source, Path(folder) / "raw")
         found |= _raw_speed(raw, rounds, seconds) | _memory(raw, images)
     found |= _augmentation(step_model, rounds, seconds)

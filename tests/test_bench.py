@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import cnnjax
-from cnnjax import bench_ops, cli
+from cnnjax import bench_data, bench_ops, cli
 from cnnjax.bench import TrainBench, bench_train
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
@@ -57,6 +57,24 @@ def test_each_kernel_is_measured_beside_xla(monkeypatch):
     rows = list(bench_ops.bench_ops(rounds=1, seconds=0.0))
     assert [row["dtype"] for row in rows] == ["float32", "bfloat16"]
     assert all(row["xla_ms"] > 0 and row["kernel_ms"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+def test_bench_data_measures_the_input_and_says_what_is_met(monkeypatch, capsys):
+    monkeypatch.setattr(bench_data, "RAW", 16)
+    monkeypatch.setattr(bench_data, "MADE_UP", 6)
+    monkeypatch.setattr(bench_data, "BATCH", 4)
+    flags = ["--rounds=1", "--seconds=0", "--images=8", "--model=simple_cnn(widths=(2,2))"]
+    assert cli.run(["bench", "data", "--json", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == "made up" and found["memory_images"] == 8
+    assert all(found[name] > 0 for name in found if "per_second" in name or "ratio" in name)
+    assert found["augment_share"] > 0
+    good = found | {"jpeg_ratio": 0.9, "raw_images_per_second": 6000.0, "augment_share": 0.01}
+    assert all(met for *_, met in bench_data.rows(good | {"memory_growth_bytes": 0}))
+    bad = {"jpeg_ratio": 0.8, "raw_images_per_second": 5999.0, "augment_share": 0.1}
+    assert not any(met for *_, met in bench_data.rows(found | bad | {"memory_growth_bytes": 2**30}))
+    assert cli.run(["bench", "data", "--data=fashion_mnist_mini"]) == 2
+    assert "must be folder:PATH of JPEG files" in capsys.readouterr().err
 
 
 def test_the_cases_of_bench_ops_fit_their_operations():

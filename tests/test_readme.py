@@ -78,6 +78,7 @@ def test_the_model_and_augmentation_examples_work():
     [
         ("fashion_mnist", "README.md"),
         ("fashion_mnist", "experiments/fashion_mnist/README.md"),
+        ("data_speed", "experiments/data_speed/README.md"),
         ("finetune", "experiments/finetune/README.md"),
         ("models", "README.md"),
         ("pooling_types", "experiments/pooling_types/README.md"),

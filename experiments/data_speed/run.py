@@ -1,0 +1,84 @@
+"""The input pipeline beside simplejpeg alone, and what it costs a training step, on this machine.
+
+python experiments/data_speed/run.py --data=folder:PATH  # measures; JPEG files, by default made-up ones
+python experiments/data_speed/run.py --tables            # only rewrites the table from the CSV
+
+A row is `cnnjax bench data --data=... --json` in a process of its own; leave the machine alone meanwhile. The
+table shows the last row.
+"""
+
+import csv
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from cnnjax import bench_data, runs  # noqa: E402
+from experiments import pages  # noqa: E402
+
+RESULTS = HERE / "results.csv"
+
+
+def measure(arguments: list[str]) -> dict[str, object]:
+    """One row."""
+    command = [sys.executable, "-m", "cnnjax", "bench", "data", "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip()[-500:])
+    found = json.loads(done.stdout.splitlines()[-1])
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "grain", "simplejpeg")}
+    return {**found, **versions, "machine": runs.processor()}
+
+
+def read_rows() -> list[dict[str, str]]:
+    """The measured rows."""
+    if not RESULTS.exists():
+        return []
+    with open(RESULTS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: dict[str, object]) -> None:
+    is_new = not RESULTS.exists()
+    with open(RESULTS, "a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The last row as Markdown, with the targets."""
+    if not rows:
+        return "Not measured yet."
+    last = rows[-1]
+    words = ("images", "device", "jax", "grain", "simplejpeg", "machine")
+    numbers = {name: value if name in words else float(value) for name, value in last.items()}
+    numbers["memory_images"] = int(last["memory_images"])
+    lines = ["| measure | value | target | |", "|---|---|---|---|"]
+    lines += [
+        f"| {what} | {value} | {target} | {'met' if met else 'missed'} |"
+        for what, value, target, met in bench_data.rows(numbers)
+    ]
+    lines += [
+        "",
+        f"Medians of five; JPEG files: {last['images']}. {last['machine']}, {last['cores']} cores, "
+        f"jax {last['jax']}, grain {last['grain']}, simplejpeg {last['simplejpeg']}. Written by "
+        "`python experiments/data_speed/run.py` from `experiments/data_speed/results.csv`.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    if "--tables" not in arguments:
+        append(measure(arguments))
+    pages.write((HERE / "README.md",), "data_speed", table(read_rows()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
