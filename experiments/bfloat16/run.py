@@ -60,7 +60,9 @@ def read_rows() -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """A row for each data set and dtype, as Markdown."""
+    """A row for each data set and dtype, as Markdown; nothing as long as no run has ended."""
+    if not rows:
+        return ""
     lines = [
         "| data | network | dtype | validation % | test % | test loss | seeds | seconds a run |",
         "|---|---|---|---|---|---|---|---|",
