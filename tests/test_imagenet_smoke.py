@@ -15,28 +15,27 @@ pytestmark = [
     pytest.mark.skipif(not SHARED.is_dir(), reason="needs shared/data beside the repository"),
 ]
 ROOT = Path(__file__).parents[1]
-NARROW = "alexnet(widths=(16, 32, 48, 48, 32, 64, 64))"
+# Biases of 1, the paper's, drown what narrow layers pass on.
+NARROW = "alexnet(bias=0.0, widths=(16, 32, 48, 48, 32, 64, 64))"
 
 
-def archive(path: Path, members: dict[str, tuple[str, str]]) -> str:
-    """A zip of other names for members of shared archives."""
-    with zipfile.ZipFile(path, "w") as new:
-        for name, (origin, member) in members.items():
-            with zipfile.ZipFile(SHARED / origin) as old:
-                new.writestr(name, old.read(member))
+def archive(path: Path, origin: str, members: dict[str, str]) -> str:
+    """A zip of other names for members of a shared archive."""
+    with zipfile.ZipFile(SHARED / origin) as old, zipfile.ZipFile(path, "w") as new:
+        for name, member in members.items():
+            new.writestr(name, old.read(member))
     return f"folder:{path}"
 
 
 def cifar(path: Path, each: int, classes: tuple[str, ...]) -> str:
     """`each` training and each / 4 validation images of some classes of CIFAR-10, in ImageNet's folders."""
-    origin = "cifar10-images.zip"
     wanted = {
-        f"{to}/{name}/{i:04d}.jpg": (origin, f"{split}/{name}/{i:04d}.jpg")
+        f"{to}/{name}/{i:04d}.jpg": f"{split}/{name}/{i:04d}.jpg"
         for split, to, count in (("train", "train", each), ("test", "val", each // 4))
         for name in classes
         for i in range(count)
     }
-    return archive(path, wanted)
+    return archive(path, "cifar10-images.zip", wanted)
 
 
 def samples(path: Path, count: int) -> str:
@@ -44,8 +43,8 @@ def samples(path: Path, count: int) -> str:
     origin = "imagenet-samples.zip"
     with zipfile.ZipFile(SHARED / origin) as old:
         names = [name for name in old.namelist() if name.endswith(".JPEG")][:count]
-    wanted = {f"{split}/{n.partition('_')[0]}/{n}": (origin, n) for split in ("train", "val") for n in names}
-    return archive(path, wanted)
+    wanted = {f"{split}/{n.partition('_')[0]}/{n}": n for split in ("train", "val") for n in names}
+    return archive(path, origin, wanted)
 
 
 def recipe(name: str, prepared: Path, **fields) -> config.ConfigDict:
@@ -64,9 +63,9 @@ def test_two_towers_learn_from_upsampled_cifar_in_prepared_records(tmp_path):
     name = cifar(tmp_path / "cifar.zip", 64, ("airplane", "frog", "horse", "ship"))
     prepare(name, tmp_path / "records", "--short_side=256")
     small = recipe("alexnet", tmp_path / "records", model=NARROW, batch_size=32, eval_batch_size=32)
-    assert small.augment.train == "random_crop(227)|mirror|pca_color(0.1)|normalize"
-    small.total_epochs, small.log_every_steps = 14.0, 8
-    # The paper's start (deviation 0.01) is of wide layers, and its rate of batches of a million images.
+    assert small.augment.train.startswith("random_crop(227)|mirror|pca_color(0.1)|normalize")
+    small.total_epochs, small.log_every_steps = 12.0, 8
+    small.optimizer.schedule, small.optimizer.warmup_epochs = "cosine", 1.0
     small.optimizer.name, small.optimizer.learning_rate = "adamw", 0.001
     small.data.num_workers = 2
     result = loop.train(small, tmp_path / "run")
