@@ -155,7 +155,8 @@ def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     )
     assert chain.mixes_labels == op.mixes_labels
     images, labels = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), jax.ShapeDtypeStruct((2, 5), jnp.float32)
-    out, mixed = jax.eval_shape(chain, jax.random.key(0), images, labels)
+    examples = augment.Examples(jax.random.key(0), jnp.arange(2), jnp.zeros(2, jnp.int32))
+    out, mixed = jax.eval_shape(lambda *args: chain(*args, examples), jax.random.key(0), images, labels)
     assert mixed.shape == (2, 5)
     assert out.shape == (2, *chain.output_shape) and out.dtype == jnp.float32
 

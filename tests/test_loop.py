@@ -149,7 +149,7 @@ def test_the_state_is_donated(tiny_config, tmp_path):
     saved = Checkpoints(tmp_path / "run" / "checkpoints")
     trainer = loop.Trainer(experiment, run, saved, loop.Silent())
     trainer.state = kept
-    trainer._advance(trainer._compile())
+    trainer.take(*trainer._compile()(*trainer.next_arguments()))
     assert leaf.is_deleted()
     saved.close()
     run.close()

@@ -129,6 +129,10 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert set(variables) <= {"params", "batch_stats"}
+    if name == "lenet_300_100":  # it has no map at all
+        with pytest.raises(UserError, match="no map"):
+            layers.default_layer(model, variables, size)
+        return
     scanned = model.clone(scan_blocks=True) if hasattr(model, "scan_blocks") else model
     last = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32)).last_map
     assert 3 <= last.shape[0] == last.shape[1] <= 13, last
