@@ -39,6 +39,7 @@ MOST_CLASSES = 30  # of a confusion matrix that still can be read as a table
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --cell: 37 99 235; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+body { overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }

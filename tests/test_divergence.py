@@ -12,7 +12,7 @@ import pytest
 from cnnjax import cli, compiled_step, loop
 from cnnjax import config as config_lib
 from cnnjax.data import pipeline
-from cnnjax.data.augment import operation
+from cnnjax.data.augment import AUGMENTATIONS, operation
 from cnnjax.errors import UserError
 from cnnjax.experiment import build
 from cnnjax.runs import Run
@@ -22,10 +22,16 @@ from tests.conftest import tiny_arrays
 BAD = 70  # the one image that is white all over; the shuffle brings it at step 3
 
 
-@operation()
 def infinite_white(key, images):
     """An image of nothing but 255 becomes infinite, as broken preprocessing would make it."""
     return jnp.where((images == 255).all((1, 2, 3), keepdims=True), jnp.inf, images)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def broken_augmentation():
+    operation()(infinite_white)
+    yield
+    AUGMENTATIONS.pop("infinite_white")
 
 
 @pytest.fixture
