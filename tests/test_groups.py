@@ -45,15 +45,16 @@ def test_a_frozen_batch_norm_normalizes_with_its_running_statistics(tiny_config)
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], state.batch_stats)
 
 
-def test_scales_multiply_the_update_of_the_first_matching_group():
+@pytest.mark.parametrize("freeze", ["", "stem"])
+def test_scales_multiply_the_update_of_the_first_matching_group(freeze):
     params = {"stem": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}}
     grads = jax.tree.map(jnp.ones_like, params)
     schedule = make_schedule("constant", learning_rate=0.1, total_steps=9)
     scales = groups.parse_scales("stem: 0.5, head/bias: 0, head: 10")
-    tx = groups.with_groups(make_optimizer("sgd", schedule), scales=scales)
+    tx = groups.with_groups(make_optimizer("sgd", schedule), freeze=freeze, scales=scales)
     updates, _ = tx.update(grads, tx.init(params), params, value=1.0)
     new = flat(optax.apply_updates(params, updates))
-    np.testing.assert_allclose(new["stem/kernel"], 0.95)
+    np.testing.assert_allclose(new["stem/kernel"], 1.0 if freeze else 0.95)
     np.testing.assert_allclose(new["head/kernel"], 0.0, atol=1e-7)
     np.testing.assert_allclose(new["head/bias"], 1.0)
 

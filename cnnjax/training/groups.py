@@ -81,12 +81,11 @@ def with_groups(
     _check_pattern("freeze", freeze)
 
     def scale(updates: Any, params: Any) -> Any:
-        def factor(path: tuple[str, ...]) -> float:
-            name = "/".join(path)
-            return next((f for pattern, f in scales if re.search(pattern, name)), 1.0)
+        def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return next((f for pattern, f in scales if re.search(pattern, name)), 1.0) * leaf
 
-        flat = traverse_util.flatten_dict(updates)
-        return traverse_util.unflatten_dict({path: factor(path) * leaf for path, leaf in flat.items()})
+        return jax.tree.map_with_path(scaled, updates)
 
     def labels(params: Any) -> Any:
         flat = traverse_util.flatten_dict(params)
