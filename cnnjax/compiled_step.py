@@ -56,8 +56,7 @@ def accumulated_step(
 def lower_step(experiment: Experiment) -> jax.stages.Lowered:
     """The training step of the loop, lowered for the devices of the experiment; nothing is computed."""
     whole = parallel.replicated(experiment.mesh)
-    tree = experiment.abstract_tree()
-    state, interval = tree["state"], tree["interval"]
+    state, interval = experiment.abstract_step_state, experiment.abstract_tree()["interval"]
     batch = pipeline.abstract_batch(
         experiment.train_source, experiment.config.batch_size, parallel.split_batch(experiment.mesh)
     )

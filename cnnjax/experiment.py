@@ -21,6 +21,7 @@ from cnnjax.data.sources import channel_covariance, channel_statistics, sample_i
 from cnnjax.errors import UserError
 from cnnjax.models import Preset, create_model
 from cnnjax.models.placement import Placement
+from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.spec import parse_call
 from cnnjax.training import groups, optimizers, parallel, schedules
 from cnnjax.training.state import TrainState, count_params, init_state
@@ -82,24 +83,35 @@ class Experiment:
         return Placement(self.mesh, groups)
 
     @property
+    def stacked_blocks(self) -> list[list[str]]:
+        """The equal blocks that the loop keeps stacked, where no rule tells their arrays apart."""
+        config = self.config
+        name, *_ = parse_call(config.optimizer.name, "config.optimizer.name")
+        by_name = config.freeze or config.optimizer.learning_rate_scales or self.rules
+        alike = config.optimizer.decay in ("kernels", "all") and optimizers.OPTIMIZERS[name].elementwise
+        return scanned_blocks(self.model) if alike and not by_name else []
+
+    @property
     def reading(self) -> dict[str, Any]:
         """How `make_batches` reads streamed images."""
         return {"num_workers": self.config.data.num_workers, "max_bad": max_bad_images(self.config)}
 
     def init_state(self) -> TrainState:
-        """The state before the first step, on the devices of the mesh."""
-        place = parallel.shardings(jax.eval_shape(self._init_state), self.mesh, self.rules)
+        """The state before the first step as the step takes it, on the devices of the mesh."""
+        place = jax.tree.map(lambda x: x.sharding, self.abstract_step_state)
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         # It runs once: on a CPU, optimizing its thousands of small outputs would take minutes.
-        state = jax.jit(self._init_state, out_shardings=place, compiler_options=options)()
+        state = jax.jit(self._init_step_state, out_shardings=place, compiler_options=options)()
         initial = self.initial or self._from_images()
         if not initial:
             return state
+        state = unstack_blocks(state, self.stacked_blocks)
         flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(initial)
         start = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
-        start = parallel.put(start, {name: getattr(place, name) for name in start})
+        place = {name: getattr(self.abstract_state, name) for name in start}
+        start = parallel.put(start, jax.tree.map(lambda x: x.sharding, place))
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
-        return state.replace(**start, ema=ema)
+        return stack_blocks(state.replace(**start, ema=ema), self.stacked_blocks)
 
     def _from_images(self) -> dict[str, Any]:
         """Variables that the model computes from training images, where it has a `from_images`."""
@@ -108,9 +120,17 @@ class Experiment:
         images = sample_images(self.train_source, START_IMAGES)
         return self.model.from_images(self.eval_augment(jax.random.key(0), images))
 
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, without computing it."""
-        shapes = jax.eval_shape(self._init_state)
+        return self._placed(jax.eval_shape(self._init_state))
+
+    @functools.cached_property
+    def abstract_step_state(self) -> TrainState:
+        """The same of the state as the step takes it, the blocks of `stacked_blocks` stacked."""
+        return self._placed(jax.eval_shape(self._init_step_state))
+
+    def _placed(self, shapes: Any) -> Any:
         places = parallel.shardings(shapes, self.mesh, self.rules)
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
@@ -120,7 +140,10 @@ class Experiment:
         """What a checkpoint holds: the state, and the sums of the log interval it was taken in."""
         array = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.replicated(self.mesh))
         interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
-        return {"state": self.abstract_state(), "interval": interval}
+        return {"state": self.abstract_state, "interval": interval}
+
+    def _init_step_state(self) -> TrainState:
+        return stack_blocks(self._init_state(), self.stacked_blocks)
 
     def _init_state(self) -> TrainState:
         key = jax.random.key(self.config.seed)
@@ -129,7 +152,7 @@ class Experiment:
 
     def facts(self) -> dict[str, Any]:
         """What the run record says of this experiment."""
-        params = self.abstract_state().params
+        params = self.abstract_state.params
         return {
             "seed": self.config.seed,
             "data": {
@@ -222,7 +245,7 @@ def build(
         config, mesh, source, augment, eval_augment, protocol, model, tx, schedule,
         per_epoch, total_steps, initial,
     )  # fmt: skip
-    params = experiment.abstract_state().params
+    params = experiment.abstract_state.params
     optimizers.decay_mask(params, config.optimizer.decay)
     groups.frozen_paths(params, config.freeze)
     return experiment

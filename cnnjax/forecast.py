@@ -130,7 +130,7 @@ def forecast(config: ConfigDict, name: str, *, source: Any = None) -> Forecast:
     with _for_other_devices(chip), out_of_memory(name, config.model, config.batch_size):
         compiled = lower_step(experiment).compile()
     seconds = time.perf_counter() - start
-    program = inspect(compiled, layer_paths(experiment.abstract_state().params))
+    program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     count = experiment.mesh.size
     if chip is None:
         return Forecast(program, count, seconds)

@@ -18,6 +18,7 @@ from cnnjax.compiled_step import lower_step
 from cnnjax.data import pipeline
 from cnnjax.evaluator import Evaluator
 from cnnjax.experiment import Experiment, build, check_batch
+from cnnjax.models.stages import stack_blocks, unstack_blocks
 from cnnjax.ops import cpu
 from cnnjax.program import device_memory, out_of_memory
 from cnnjax.progress import Silent
@@ -192,7 +193,8 @@ class Trainer:
         else:
             self.step, tree, position = restored
             self.saved_step, self.seconds = self.step, position.pop("seconds")
-            self.state, self.interval = tree["state"], tree["interval"]
+            self.state = stack_blocks(tree["state"], self.experiment.stacked_blocks)
+            self.interval = tree["interval"]
             self.batches.set_state(position)
             self.progress.note(f"resuming {self.run_folder.path} at step {self.step}")
         self.logged = self.step - self.step % self.config.log_every_steps  # where the interval began
@@ -365,9 +367,13 @@ class Trainer:
         if self.step == self.saved_step:
             return
         position = {**self.batches.get_state(), "seconds": self.seconds}
-        self.saved.save(self.step, {"state": self.state, "interval": self.interval}, position)
+        self.saved.save(self.step, {"state": self.named_state(), "interval": self.interval}, position)
         self.saved_step = self.step
         self._elapsed()
+
+    def named_state(self) -> TrainState:
+        """The state with a name for each layer; the step holds equal blocks stacked."""
+        return unstack_blocks(self.state, self.experiment.stacked_blocks)
 
     def stop_if_told(self) -> None:
         """Where a signal has come: saves and ends the run."""
@@ -391,7 +397,9 @@ class Trainer:
 
     def result(self) -> Result:
         """What the finished run leaves, with its test split evaluated."""
-        return Result(self.state, self.run_folder.path, self.test(), self.experiment.train_source.class_names)
+        return Result(
+            self.named_state(), self.run_folder.path, self.test(), self.experiment.train_source.class_names
+        )
 
     def test(self) -> dict[str, Any]:
         """Evaluates the finished run on the test split, once: the result stays in test.json."""

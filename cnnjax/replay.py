@@ -91,6 +91,7 @@ def _replay(directory: Path, experiment: Any, step: int) -> Replayed:
 
     from cnnjax.compiled_step import gradient_values, lower_step
     from cnnjax.data import pipeline
+    from cnnjax.models.stages import unstack_blocks
     from cnnjax.training import parallel
     from cnnjax.training.steps import TrainMetrics, batch_gradient
 
@@ -103,6 +104,7 @@ def _replay(directory: Path, experiment: Any, step: int) -> Replayed:
         **experiment.reading,
     )
     start, state = _state_before(directory, experiment, step)
+    blocks = experiment.stacked_blocks
     batches.set_state({"position": start})
     key = jax.jit(lambda: jax.random.key(experiment.config.seed), out_shardings=whole)()
     no_interval = jax.jit(TrainMetrics.empty, out_shardings=whole)
@@ -113,13 +115,14 @@ def _replay(directory: Path, experiment: Any, step: int) -> Replayed:
     values = gradient_values(experiment)
     differentiate = jax.jit(lambda state, batch, key: batch_gradient(state, batch, key, **values))
     loss, _, _, grads = differentiate(state, next(batches), key)
-    params = _norms(jax.device_get(state.params))
-    layers = {name: (norm, params[name]) for name, norm in _norms(jax.device_get(grads)).items()}
+    params, gradients = (_norms(unstack_blocks(jax.device_get(x), blocks)) for x in (state.params, grads))
+    layers = {name: (norm, params[name]) for name, norm in gradients.items()}
     return Replayed(step, start, batches.indices(step), float(loss), layers)
 
 
 def _state_before(directory: Path, experiment: Any, step: int) -> tuple[int, Any]:
-    """The newest sound checkpoint of at most a step, or the initial state."""
+    """The newest sound checkpoint of at most a step, or the initial state; as the step takes it."""
+    from cnnjax.models.stages import stack_blocks
     from cnnjax.training.checkpoints import Checkpoints
 
     saved = Checkpoints(directory)
@@ -127,7 +130,7 @@ def _state_before(directory: Path, experiment: Any, step: int) -> tuple[int, Any
         sound = [s for s in saved.steps() if s <= step and not saved.problem(s)]
         if sound:
             found = saved.restore(experiment.abstract_tree(), sound[-1])
-            return sound[-1], found[1]["state"]
+            return sound[-1], stack_blocks(found[1]["state"], experiment.stacked_blocks)
     finally:
         saved.close()
     return 0, experiment.init_state()

@@ -64,7 +64,7 @@ def make(model: str, size: int, fields: dict) -> loop.Experiment:
 def train(experiment: loop.Experiment, start: Any = None) -> tuple[list[float], dict, Any]:
     """The losses of a few steps from a state on the host, facts of the program, and the last state."""
     compiled = loop.lower_step(experiment).compile()
-    program = inspect(compiled, layer_paths(experiment.abstract_state().params))
+    program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     whole = parallel.replicated(experiment.mesh)
     batches = pipeline.make_batches(
         experiment.train_source, 16, seed=0, sharding=parallel.split_batch(experiment.mesh)
@@ -86,7 +86,7 @@ def train(experiment: loop.Experiment, start: Any = None) -> tuple[list[float], 
 
 
 def placed_as(experiment: loop.Experiment) -> Any:
-    return jax.tree.map(lambda x: x.sharding, experiment.abstract_state())
+    return jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
 
 
 def elastic(state: Any, experiments: list[loop.Experiment], folder: Path) -> list[bool]:
@@ -97,7 +97,7 @@ def elastic(state: Any, experiments: list[loop.Experiment], folder: Path) -> lis
     expected = jax.tree.map(np.asarray, state)
     same = []
     for experiment in experiments:
-        like = {"state": experiment.abstract_state()}
+        like = {"state": experiment.abstract_state}
         _, tree, _ = saved.restore(like)
         places = jax.tree.map(lambda x, y: x.sharding == y.sharding, tree["state"], like["state"])
         equal = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), tree["state"], expected)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from cnnjax import loop
 from cnnjax.errors import UserError
 from cnnjax.experiment import build
 from cnnjax.loop import Evaluator
+from cnnjax.replay import replay_step
 from cnnjax.training.checkpoints import Checkpoints
 from tests.conftest import tiny_arrays
 
@@ -138,6 +140,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config, tmp_path
     saved.close()
     if restored is not None:  # whatever was saved before is finite
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored[1]["state"].params))
+
+
+def test_blocks_are_stacked_in_the_step_and_named_in_the_checkpoint(tiny_config, tmp_path):
+    spec = "resnet20_cifar(stage_sizes=(1, 4), widths=(2, 3), scan_blocks={})"
+    tiny_config.total_epochs, tiny_config.checkpoint_every_steps, tiny_config.ema_decay = 1.0, 2, 0.5
+    tiny_config.optimizer.name = "sgd(momentum=0.9)"
+    found = {}
+    for scans in (False, True):
+        tiny_config.model = spec.format(scans)
+        result = loop.train(tiny_config, tmp_path / str(scans))
+        saved = Checkpoints(result.path / "checkpoints")
+        found[scans] = saved.read(saved.steps()[-1])["state"]
+        shutil.rmtree(saved.directory / str(saved.steps()[-1]))
+        saved.close()
+        again = loop.train(tiny_config, result.path).state  # goes on from the step before
+        jax.tree.map(np.testing.assert_array_equal, again.params, result.state.params)
+    assert jax.tree.structure(found[True]) == jax.tree.structure(found[False])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found.values())
+    experiment = build(tiny_config)
+    assert "stage2_block2_to_4" in experiment.init_state().params
+    layers = replay_step(result.path, 3).layers
+    assert {"stage2_block2/conv1", "stage2_block4/norm2"} < set(layers)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("optimizer.name", "lamb"),
+        ("optimizer.decay", "stage2_block3"),
+        ("optimizer.learning_rate_scales", "stage2_block3: 0.1"),
+        ("freeze", "stage2_block2/"),
+        ("sharding", "model"),
+    ],
+)
+def test_blocks_that_a_rule_tells_apart_are_not_stacked(tiny_config, field, value):
+    tiny_config.model = "resnet20_cifar(stage_sizes=(1, 4), widths=(2, 3), scan_blocks=True)"
+    tiny_config.update_from_flattened_dict({field: value})
+    experiment = build(tiny_config)
+    assert not experiment.stacked_blocks
+    assert "stage2_block4" in experiment.abstract_step_state.params
 
 
 def test_the_state_is_donated(tiny_config, tmp_path):

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from cnnjax.errors import UserError
-from cnnjax.models import create_model, list_models, preact_resnet, resnet, resnet_cifar, variant, wide_resnet
+from cnnjax.models import (
+    create_model,
+    list_models,
+    preact_resnet,
+    resnet,
+    resnet_cifar,
+    stages,
+    variant,
+    wide_resnet,
+)
 from cnnjax.models.layers import BatchNorm, Conv
 from cnnjax.ops import cpu
 from cnnjax.training.state import count_variant_params, init_variables
@@ -216,6 +225,21 @@ def test_scanned_and_rematerialized_blocks_equal_unrolled_ones(kind, fields):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4 * (1e-3 + np.abs(theirs).max()))
+
+
+def test_stacked_variables_give_the_same_and_unstack_to_what_they_were():
+    model, variables, image = randomized(
+        "resnet20_cifar(stage_sizes=(2, 4), widths=(4, 6), scan_blocks=True)"
+    )
+    blocks = stages.scanned_blocks(model)
+    assert blocks == [["stage2_block2", "stage2_block3", "stage2_block4"]]
+    stacked = stages.stack_blocks(variables, blocks)
+    assert len(jax.tree.leaves(stacked)) == len(jax.tree.leaves(variables)) - 2 * (2 + 4 + 4)
+    expected, found = (quick(partial(loss_and_all, model), v, image) for v in (variables, stacked))
+    found = stages.unstack_blocks(found, blocks)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
+    jax.tree.map(np.testing.assert_array_equal, stages.unstack_blocks(stacked, blocks), variables)
 
 
 def test_scanned_blocks_keep_frozen_statistics_of_some_as_unrolled_ones_do():

@@ -2,7 +2,7 @@
 
 He, Zhang, Ren, Sun 2016, "Identity mappings in deep residual networks", arXiv:1603.05027: the CIFAR nets of
 tables 2 to 4, the ImageNet nets of table 5, and the five places of activation in its fig. 4 by the field
-`order`.
+`order`. The blocks of the net of 1001 layers are scanned, see `stages`.
 
 The stem ends with normalization and ReLU, so the first unit activates nothing before its two paths part,
 and the last sum is activated once more (the paper's appendix). As in the authors' code
@@ -141,7 +141,13 @@ class PreactResNet(nn.Module):
 
 def _cifar(n: int, top1: float, unit: str, shortcut: str) -> Variant:
     build = partial(
-        PreactResNet, stage_sizes=(n, n, n), widths=(16, 32, 64), unit=unit, shortcut=shortcut, stem="cifar"
+        PreactResNet,
+        stage_sizes=(n, n, n),
+        widths=(16, 32, 64),
+        unit=unit,
+        shortcut=shortcut,
+        stem="cifar",
+        scan_blocks=n > 100,
     )
     preset = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
     return Variant(build, "He et al. 2016", preset, top1, published="CIFAR-10")

@@ -3,6 +3,7 @@
 He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385, section 4.2 and
 table 6: a 3x3 stem of 16 channels, three stages of n basic blocks with 16, 32, 64 channels on 32, 16, 8
 pixels, global average pooling. Shortcuts are option A (no parameters). `ResNet` says how it is initialized.
+The blocks of the net of 1202 layers are scanned, see `stages`.
 """
 
 from functools import partial
@@ -16,7 +17,13 @@ PRESET = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
 def _variant(depth: int, shortcut: str, top1: float | None = None) -> Variant:
     n = (depth - 2) // 6
     build = partial(
-        ResNet, stage_sizes=(n, n, n), widths=(16, 32, 64), block=BasicBlock, shortcut=shortcut, stem="cifar"
+        ResNet,
+        stage_sizes=(n, n, n),
+        widths=(16, 32, 64),
+        block=BasicBlock,
+        shortcut=shortcut,
+        stem="cifar",
+        scan_blocks=n > 100,
     )
     return Variant(build, "He et al. 2015", PRESET, top1, published="" if top1 is None else "CIFAR-10")
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import BatchNorm, Conv, Dtype, he_normal_fan_out, logits
-from cnnjax.models.stages import Constructor, run_stage
+from cnnjax.models.stages import Constructor, run_stage, stages
 from cnnjax.models.variants import Preset, Variant
 
 
@@ -56,6 +56,16 @@ class WideResNet(nn.Module):
     remat: bool = False
     dtype: Dtype = jnp.float32
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(width * self.widen_factor for width in (16, 32, 64))
+
+    @property
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        return ((self.depth - 4) // 6,) * 3
+
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if self.depth < 10 or (self.depth - 4) % 6:
@@ -65,11 +75,10 @@ class WideResNet(nn.Module):
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
         block = partial(WideBlock, conv=conv, norm=norm, dropout=dropout)
         x = conv(16, 3, padding=1, name="stem")(image)  # 32 32 16
-        for i, width in enumerate((16, 32, 64), 1):
-            width *= self.widen_factor
+        for i, (width, count) in enumerate(stages(self), 1):
             first = partial(block, width, 1 if i == 1 else 2)
             # wrn_28_10: 32 32 160, 16 16 320, 8 8 640
-            x = run_stage(self, x, f"stage{i}", (self.depth - 4) // 6, first, partial(block, width, 1))
+            x = run_stage(self, x, f"stage{i}", count, first, partial(block, width, 1))
         x = norm(name="norm", act=nn.relu)(x)
         x = ops.global_avg_pool(x)  # 640
         return logits(x, self.num_classes, self.dtype)

@@ -220,11 +220,15 @@ def _muon(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """An optimizer: how it finds a direction, how its weights decay, what it does to the sum."""
+    """An optimizer: how it finds a direction, how its weights decay, what it does to the sum.
+
+    `elementwise`: each number moves by its own gradient alone, so that arrays may be stacked or cut.
+    """
 
     build: Callable[..., optax.GradientTransformation]
     decay_mode: str
     rescale: Callable[[], optax.GradientTransformation] = optax.identity
+    elementwise: bool = True
 
 
 OPTIMIZERS = {
@@ -233,8 +237,8 @@ OPTIMIZERS = {
     "adam": Rule(_adam, "coupled"),
     "adamw": Rule(_adam, "decoupled"),
     "rmsprop": Rule(_rmsprop, "coupled"),
-    "lamb": Rule(_lamb, "decoupled", optax.scale_by_trust_ratio),
-    "muon": Rule(_muon, "decoupled"),
+    "lamb": Rule(_lamb, "decoupled", optax.scale_by_trust_ratio, elementwise=False),
+    "muon": Rule(_muon, "decoupled", elementwise=False),
 }
 
 

@@ -66,7 +66,7 @@ def train(data: str, seed: int, place: str) -> dict[str, object]:
     result = loop.train(config, path)
     experiment = build(config)
     compiled = lower_step(experiment).compile()
-    program = inspect(compiled, layer_paths(experiment.abstract_state().params))
+    program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     state = jax.tree.leaves(result.state)
     first = jax.tree.leaves(result.state.params["conv1"]["kernel"])[0].devices()
     device = min(first, key=lambda d: d.id)
