@@ -18,7 +18,7 @@ from cnnjax.sweep import Board, Row, sweep  # noqa: E402
 from experiments import pages, studies  # noqa: E402, F401
 
 RECIPE = str(studies.ROOT / "configs" / "cifar10_airbench.py")
-WIDTHS = "(24, 64, 64)"
+WIDTHS = "(16, 32, 32)"
 EPOCHS = (2.0, 4.0, 8.0)
 SEEDS = 3
 

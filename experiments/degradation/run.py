@@ -65,7 +65,7 @@ def table(rows: list[Row]) -> str:
 def last_loss(net: str, rows: Sequence[Row]) -> str:
     """The training loss of the last epoch."""
     curves = studies.read_curves(HERE)
-    found = [[p["loss"] for p in curves[row["run"]] if "loss" in p] for row in rows]
+    found = [[p["loss"] for p in curves.get(row["run"], []) if "loss" in p] for row in rows]
     return spread([str(losses[-1]) for losses in found if losses], 1, 3)
 
 

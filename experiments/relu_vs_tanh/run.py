@@ -19,7 +19,7 @@ from cnnjax.sweep import Board, Row, spread  # noqa: E402
 from experiments import pages, studies  # noqa: E402, F401
 
 ACTIVATIONS = ("relu", "tanh")
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.01, 0.03)
 SEEDS = 3
 GOAL = 0.25
 STDS = "response_norm='none', stds=(0.1, 0.05, 0.05, 0.03)"
