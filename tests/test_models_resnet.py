@@ -449,6 +449,11 @@ def test_the_imagenet_stem_warns_on_small_images():
         ("resnet18(stem='mnist')", "unknown stem 'mnist'.*imagenet"),
         ("resnet20_cifar(stage_sizes=(2, 2))", "as many of each"),
         ("wrn_28_10(depth=27)", "depth 27"),
+        (
+            "resnext50_32x4d(widths=(8, 8, 8, 8), stem='cifar')",
+            "layer stage1_block1/conv1 has 8 inputs and 0 outputs",
+        ),
+        ("resnet20_cifar(num_classes=0)", "layer head has 64 inputs and 0 outputs"),
         ("preact_resnet164_cifar(unit='tall')", "unknown unit 'tall'"),
     ],
 )

@@ -35,6 +35,14 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def check_widths(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises a UserError that names the layer whose kernel [..., in, out] has no inputs or no outputs."""
+    inputs, outputs = shape[-2:]
+    if min(inputs, outputs) < 1:
+        name = "/".join(layer.path)
+        raise UserError(f"layer {name} has {inputs} inputs and {outputs} outputs; widen the model")
+
+
 class Conv(nn.Module):
     """2-D convolution of `[B, H, W, C]` with `features` kernels; parameters `kernel` HWIO and `bias`.
 
@@ -55,6 +63,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
+        check_widths(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = None
         if self.use_bias:
@@ -77,6 +86,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        check_widths(self, (x.shape[-1], self.features))
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
