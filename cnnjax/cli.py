@@ -10,7 +10,9 @@ import json
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags, logging
 from rich.console import Console
@@ -45,6 +47,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
     logging.set_verbosity(logging.FATAL)  # orbax reports its steps, and stacks of errors that it raises too
+    warnings.showwarning = _warn
     args = sys.argv[1:] if argv is None else list(argv)
     if "--distributed" not in args:
         sys.exit(run(args))
@@ -91,6 +94,12 @@ def _fail(message: object, code: int) -> int:
     processes = sys.modules.get("cnnjax.processes")
     print(f"cnnjax: {processes.name() if processes else ''}{message}", file=sys.stderr)
     return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Tells a warning that is meant for users in one line; where others come from, in two as ever."""
+    one_line = f"cnnjax: {message}\n" if category is UserWarning else None
+    sys.stderr.write(one_line or warnings.formatwarning(message, category, *place[:2]))
 
 
 def train(args: list[str]) -> None:

@@ -176,6 +176,15 @@ def test_tensorflow_is_never_imported_and_help_needs_no_jax():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_warning_is_one_line_without_a_place_in_the_code():
+    command = [sys.executable, "-m", "cnnjax", "train", "--config.model=resnet18(widths=(0, 8, 8, 8))"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith("cnnjax: the ImageNet stem leaves little")
+    assert "layer stem/conv has 1 inputs and 0 outputs" in second
+
+
 def test_tensorflow_is_not_installed():
     from importlib import metadata
 

@@ -64,7 +64,7 @@ def table(rows: list[Row]) -> str:
 
 
 def macs(cell: str, rows: Sequence[Row]) -> str:
-    return f"{summarize(spec(cell), (32, 32, 3)).macs / 1e6:.1f}"
+    return f"{summarize(spec(cell), (16, 16, 3)).macs / 1e6:.1f}"
 
 
 def figure(rows: list[Row]) -> Figure:
