@@ -3,7 +3,7 @@
 A registered name (`DATASETS`) is looked for in this order: the `data_dir` argument,
 `$CNNJAX_DATA_DIR`, Debian's folder, a prepared TFDS folder, the cache of earlier downloads, a
 download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zip or .tar), `npz:FILE`,
-`records:FOLDER` (of `cnnjax data prepare`) or `tfds:NAME`.
+`parquet:FOLDER` (of the Hugging Face Hub), `records:FOLDER` (of `cnnjax data prepare`) or `tfds:NAME`.
 """
 
 import os
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.data import downloads, folders, readers, records
+from cnnjax.data import downloads, folders, parquet, readers, records
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
 from cnnjax.data.sources import ArraySource, Source, hold_out, to_memory
 from cnnjax.errors import UserError, unknown
 
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
-FORMS = ("idx:FOLDER", "folder:PATH", "records:FOLDER", "npz:FILE", "tfds:NAME")
+FORMS = ("idx:FOLDER", "folder:PATH", "parquet:FOLDER", "records:FOLDER", "npz:FILE", "tfds:NAME")
 
 
 def cache_folder(name: str) -> Path:
@@ -192,6 +192,9 @@ def _open(name: str, data_dir: str | os.PathLike | None, size: int | None, downl
     if form == "folder":
         opened = folders.ImageFolder(path)
         return tuple(opened.splits), lambda split: opened.source(split, name, size)
+    if form == "parquet":
+        files = parquet.ParquetFolder(path)
+        return tuple(files.files), lambda split: files.source(split, name, size)
     if form == "records":
         return tuple(records.read_facts(path)["splits"]), lambda split: records.read_split(path, split, name)
     if form == "tfds":
@@ -248,7 +251,7 @@ def load(
       num_validation: examples held out, or
       validation_fraction: the part of train held out, in [0, 1).
       seed: of the draw; the indices are a pure function of it.
-      size: for image folders and tfds:NAME: short side to it, and the middle square.
+      size: for image folders, parquet and tfds:NAME: short side to it, and the middle square.
       download: whether a registered data set that is not here may be downloaded.
     Returns: an `ArraySource` for registered names, idx and npz; else a `FileSource`.
     Raises: UserError naming what does not exist and what does.

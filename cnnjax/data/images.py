@@ -41,6 +41,17 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
     return image if size is None else middle_square(image, size)
 
 
+def num_channels(data: bytes, what: object) -> int:
+    """1 where an encoded image is grey, else 3; raises BadImage where its header cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
+            return 1 if opened.mode in ("1", "L", "LA") or opened.mode.startswith("I") else 3
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise BadImage(f"{what}: no image that is known here ({error})") from None
+
+
 def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray:
     smaller = {} if size is None else {"min_height": size, "min_width": size, "min_factor": 2}
     try:
