@@ -166,8 +166,8 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
     labels = [name for name in labels if name == "label"] or labels
     if len(images) != 1 or len(labels) != 1:
         raise UserError(
-            f"{path}: columns {schema.names}: images {images}, labels {labels}; allowed: one column of each, or a "
-            "column 'label'"
+            f"{path}: columns {schema.names}: images {images}, labels {labels}; allowed: one column of each, "
+            "or a column 'label'"
         )
     names = features[labels[0]].get("names") or () if features else ()
     return images[0], labels[0], tuple(map(str, names))
