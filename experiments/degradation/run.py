@@ -70,14 +70,23 @@ def last_loss(net: str, rows: Sequence[Row]) -> str:
 
 
 def figure(rows: list[Row]) -> Figure:
-    """Training loss by epoch, plain beside residual."""
-    drawn = Figure(figsize=(9, 3.6), layout="constrained")
-    curves = studies.read_curves(HERE)
-    for kind, axes in zip(KINDS, drawn.subplots(1, len(KINDS), sharey=True), strict=True):
-        members = {net: runs for net, runs in groups(rows).items() if net.startswith(kind)}
-        studies.draw_curves(axes, members, curves, "loss")
-        axes.set_ylabel("training loss of the epoch")
-        axes.legend()
+    """Training and validation error by epoch, plain beside residual."""
+    drawn = Figure(figsize=(9, 6), layout="constrained")
+    curves = {
+        run: [
+            {**point, **{f"{c} error": 1 - point[c] for c in point if c.endswith("accuracy")}}
+            for point in curve
+        ]
+        for run, curve in studies.read_curves(HERE).items()
+    }
+    words = {"accuracy": "training error of the epoch", "validation_accuracy": "validation error"}
+    grid = drawn.subplots(len(words), len(KINDS), sharey=True)
+    for (column, label), line in zip(words.items(), grid, strict=True):
+        for kind, axes in zip(KINDS, line, strict=True):
+            members = {net: runs for net, runs in groups(rows).items() if net.startswith(kind)}
+            studies.draw_curves(axes, members, curves, f"{column} error")
+            axes.set_ylabel(label)
+            axes.legend()
     return drawn
 
 
