@@ -29,12 +29,13 @@ def spec(heads: str, full: bool = False) -> str:
 def make_config(full: bool) -> config_lib.ConfigDict:
     """Nesterov momentum at one rate for all; each head weighs 0.3."""
     config = studies.cifar10()
-    config.total_epochs = 100.0 if full else 5.0
+    config.total_epochs = 100.0 if full else 1.5
     config.augment.train = "random_crop(32, padding=4)|mirror|normalize" if full else "mirror|normalize"
     config.optimizer.name = "nesterov(momentum=0.9)"
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 0.0005
-    config.optimizer.warmup_epochs = 0.5
+    config.optimizer.warmup_epochs = 0.5 if full else 0.25
+    config.eval_every_epochs = 1.0 if full else 0.5
     return config
 
 
