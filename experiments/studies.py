@@ -70,8 +70,10 @@ def main(
     if not given.tables:
         config = make_config(given.full)
         config.data.name = given.data or config.data.name
-        train(config, out, Lines())
-        write_curves(out)
+        try:
+            train(config, out, Lines())
+        finally:
+            write_curves(out)  # of the runs that ended, where it is stopped too
     if not given.full and (rows := rows_of()):
         pages.write((here / "README.md",), here.name, table(rows))
         figure(rows).savefig(here / "figure.svg", metadata={"Date": None})
@@ -132,6 +134,8 @@ def write_curves(out: Path) -> None:
             for values in Run.open(path).metrics():
                 merged.setdefault(round(values["epoch"], 3), {}).update(values)
             curves[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
+    if not curves:
+        return
     with open(out / CURVES, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("run", *CURVE_COLUMNS))

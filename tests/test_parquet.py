@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from cnnjax import cli
 from cnnjax.data.datasets import load
+from cnnjax.data.images import num_channels
 from cnnjax.data.sources import to_memory
 from cnnjax.errors import BadImage, UserError
 from tests.test_sources import encoded
@@ -112,6 +113,9 @@ def test_a_cut_file_and_a_bad_image_are_told(tmp_path):
     for position in (6, 7, 8):
         with pytest.raises(BadImage, match=f"row group 0 row {position - 6}"):
             source[position]
+    bomb = b"BM" + bytes(16) + 2 * (10**6).to_bytes(4, "little") + bytes(28)  # claims a million by a million
+    with pytest.raises(BadImage, match="row 0"):
+        num_channels(bomb, "row 0")
     file = tmp_path / "data/test-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match="test-00000-of-00001.parquet: cannot be read"):

@@ -20,7 +20,7 @@ def code(language: str) -> list[str]:
 
 def test_the_two_commands_stand_as_they_are_promised():
     assert [line.strip() for line in code("sh")] == [
-        "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/cnnjax train",
+        "python3 -m venv .venv && . .venv/bin/activate && pip install -e . && cnnjax train",
         "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
     ]
 

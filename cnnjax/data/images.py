@@ -43,12 +43,11 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
 
 def num_channels(data: bytes, what: object) -> int:
     """1 where an encoded image is grey, else 3; raises BadImage where its header cannot be read."""
-    from PIL import Image
-
+    pillow = _pillow(what)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
+        with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
             return 1 if opened.mode in ("1", "L", "LA") or opened.mode.startswith("I") else 3
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+    except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: no image that is known here ({error})") from None
 
 

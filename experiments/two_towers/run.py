@@ -176,12 +176,14 @@ def claim(rows: list[Row]) -> studies.Claim:
     one, two = by_place(rows).values()
     share = int(two[0]["state_bytes"]) / int(one[0]["state_bytes"])
     apart = statistics.mean(abs(a - b) for a, b in (json.loads(row["colour"]) for row in one + two))
+    learned = statistics.mean(float(row["test_accuracy"]) for row in rows) > 0.15
+    verdict = "same curve" if max(difference(rows)) < 1e-3 else "curves differ"
     return studies.Claim(
         "the network split over 2 devices trains the same",
         "two GPUs, kernels halved between them; one tower learns colour",
         f"losses within {max(difference(rows)):.0e} over 100 steps; state {100 * share:.0f} % a device; "
         f"colour differs by {100 * apart:.0f} points between towers",
-        "same curve" if max(difference(rows)) < 1e-3 else "curves differ",
+        verdict if learned else f"{verdict}, of a net still at chance",
     )
 
 
