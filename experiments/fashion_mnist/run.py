@@ -1,6 +1,6 @@
-"""SimpleCNN on Fashion-MNIST over three seeds: trains what is missing, then writes the tables.
+"""SimpleCNN on Fashion-MNIST over three seeds, then the best of an hour.
 
-    python experiments/fashion_mnist/run.py            # resumes where it was stopped
+    python experiments/fashion_mnist/run.py            # trains what is missing, then writes the tables
     python experiments/fashion_mnist/run.py --tables   # only rewrites the tables from results.csv
 
 Rows are appended to results.csv as runs end; the README here and the one of the project get their table from
@@ -23,17 +23,18 @@ from cnnjax.progress import terminal  # noqa: E402
 from cnnjax.runs import Run  # noqa: E402
 from experiments import pages, studies  # noqa: E402
 
-CONFIG = "configs/fashion_mnist_simple_cnn.py"
-SEEDS = (0, 1, 2)
+SIMPLE, HOUR = "configs/fashion_mnist_simple_cnn.py", "configs/fashion_mnist_airbench.py"
+SEEDS = {SIMPLE: (0, 1, 2), HOUR: (0,)}
+GOALS = (92, 95.5)  # test accuracy in per cent
 RESULTS = HERE / "results.csv"
 PAGES = (HERE / "README.md", ROOT / "README.md")
 
 
-def train(seed: int) -> dict[str, object]:
-    """Trains one seed to the end and returns its row."""
-    config = config_lib.from_file(str(ROOT / CONFIG))
+def train(file: str, seed: int) -> dict[str, object]:
+    """Trains one seed of a config to the end and returns its row."""
+    config = config_lib.from_file(str(ROOT / file))
     config.seed = seed
-    result = loop.train(config, HERE / "runs" / f"seed{seed}", terminal())
+    result = loop.train(config, HERE / "runs" / f"{Path(file).stem}_seed{seed}", terminal())
     run = Run.open(result.path)
     record, last = run.read_json("record.json"), run.metrics()[-1]
     return {
@@ -45,7 +46,7 @@ def train(seed: int) -> dict[str, object]:
         "train_seconds": f"{last['seconds']:.1f}",
         "compile_seconds": record["compile_seconds"],
         "cpu_kernels": record.get("cpu_kernels", "off"),
-        "config": CONFIG,
+        "config": file,
         "commit": record["commit"],
         "started": record["started"],
         "machine": f"{record['machine']['processor']}, {record['machine']['cores']} cores",
@@ -71,54 +72,90 @@ def append(row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """The rows as Markdown, with mean and standard deviation over the seeds."""
+def runs_of(rows: list[dict[str, str]], file: str) -> list[dict[str, str]]:
+    """The rows of one config."""
+    return [row for row in rows if row["config"] == file]
+
+
+def lines(rows: list[dict[str, str]]) -> list[str]:
+    """A line a run of one config, and below several their mean and standard deviation."""
 
     def spread(name: str, scale: float, digits: int) -> str:
         values = [scale * float(row[name]) for row in rows]
         return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
-    lines = ["| seed | validation % | test % | macro F1 | minutes |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['seed']} | {100 * float(row['validation_accuracy']):.2f} "
+    name = f"`{Path(rows[0]['config']).stem}`"
+    found = [
+        f"| {name} | {row['seed']} | {100 * float(row['validation_accuracy']):.2f} "
         f"| {100 * float(row['test_accuracy']):.2f} | {row['test_macro_f1']} "
         f"| {float(row['train_seconds']) / 60:.1f} |"
         for row in rows
     ]
     if len(rows) > 1:
-        lines.append(
-            f"| **mean ± std** | {spread('validation_accuracy', 100, 2)} "
+        found.append(
+            f"| {name} | **mean ± std** | {spread('validation_accuracy', 100, 2)} "
             f"| **{spread('test_accuracy', 100, 2)}** | {spread('test_macro_f1', 1, 4)} "
             f"| {spread('train_seconds', 1 / 60, 1)} |"
         )
+    return found
+
+
+def source(rows: list[dict[str, str]]) -> str:
+    """Where the lines of one config come from."""
     first = rows[0]
     versions = json.loads(first["versions"])
-    lines += [
-        "",
-        f"`{first['config']}`, {float(first['epochs']):g} epochs, {first['machine']}, "
-        f"CPU kernels: {first['cpu_kernels']}, jax {versions['jax']}, flax {versions['flax']}. Minutes are "
-        f"training with its evaluations, after {first['compile_seconds']} s of compilation. Written by "
-        "`python experiments/fashion_mnist/run.py` from `experiments/fashion_mnist/results.csv`.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"`{first['config']}`: {float(first['epochs']):g} epochs, {first['machine']}, CPU kernels: "
+        f"{first['cpu_kernels']}, jax {versions['jax']}, flax {versions['flax']}; compiled in "
+        f"{first['compile_seconds']} s."
+    )
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The runs of both configs as Markdown."""
+    groups = [members for file in SEEDS if (members := runs_of(rows, file))]
+    head = ["| config | seed | validation % | test % | macro F1 | minutes |", "|---|---|---|---|---|---|"]
+    return "\n".join(
+        [
+            *head,
+            *(line for members in groups for line in lines(members)),
+            "",
+            *(source(members) for members in groups),
+            "Minutes are training with its evaluations. Written by `python experiments/fashion_mnist/run.py` "
+            "from `experiments/fashion_mnist/results.csv`.",
+        ]
+    )
 
 
 def claim(rows: list[dict[str, str]]) -> studies.Claim:
-    accuracy = [100 * float(row["test_accuracy"]) for row in rows]
-    seconds = statistics.mean(float(row["train_seconds"]) for row in rows)
+    """The module's net in a minute, and the best of an hour."""
+    words = []
+    for file in SEEDS:
+        if members := runs_of(rows, file):
+            accuracy = [100 * float(row["test_accuracy"]) for row in members]
+            minutes = statistics.mean(float(row["train_seconds"]) for row in members) / 60
+            apart = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+            words.append(
+                (statistics.mean(accuracy), f"{statistics.mean(accuracy):.2f}{apart} % in {minutes:.1f} min")
+            )
+    goals = [
+        f"{'at least' if found >= goal else 'below'} {goal} %"
+        for (found, _), goal in zip(words, GOALS, strict=False)
+    ]
     return studies.Claim(
-        "the module's own CNN on Fashion-MNIST",
+        "the module's own CNN on Fashion-MNIST, and the best of an hour",
         "nets of two convolutions: 87.6 to 93.4 % (the data set's table)",
-        f"{statistics.mean(accuracy):.2f} ± {statistics.stdev(accuracy):.2f} % in {seconds:.0f} s",
-        "at least 92 %" if statistics.mean(accuracy) >= 92 else "below 92 %",
+        "; ".join(text for _, text in words),
+        "; ".join(goals),
     )
 
 
 def main() -> None:
-    done = {int(row["seed"]) for row in read_rows()}
-    for seed in () if "--tables" in sys.argv else SEEDS:
-        if seed not in done:
-            append(train(seed))
+    done = {(row["config"], int(row["seed"])) for row in read_rows()}
+    for file, seeds in () if "--tables" in sys.argv else SEEDS.items():
+        for seed in seeds:
+            if (file, seed) not in done:
+                append(train(file, seed))
     pages.write(PAGES, "fashion_mnist", table(read_rows()))
 
 
