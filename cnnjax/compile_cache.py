@@ -73,17 +73,17 @@ def _private(folder: Path) -> Path:
     """Makes the folder and the one above it where they are missing.
 
     Raises:
-      Refused: where one of them is a link, another user's, or open to others.
+      Refused: where one of them is a link, another user's, or can be changed by others (the folder: or read).
     """
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
-    for place in (folder.parent, folder):
+    for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
         place.mkdir(mode=0o700, exist_ok=True)
         found = place.lstat()
         if not stat.S_ISDIR(found.st_mode):
             raise Refused(f"{place} is not a folder")
         if found.st_uid != os.getuid():
             raise Refused(f"{place} belongs to another user")
-        if stat.S_IMODE(found.st_mode) & 0o077:
+        if stat.S_IMODE(found.st_mode) & closed:
             raise Refused(f"{place} is open to other users; chmod 700 it, or remove it")
     return folder
 

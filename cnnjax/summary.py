@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Literal
 
-from cnnjax.data.datasets import cache_folder
+from cnnjax.data.datasets import cache_folder, make_cache_folder
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.receptive_fields import UNKNOWN, field_size, image_field, output_field
@@ -123,7 +123,7 @@ def _sources_hash() -> str:
 
 def _replace_cache(file: Path, text: str) -> None:
     """Writes a file as a whole or not at all, and removes those of other sources."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(file.parent.name)
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(text)
     part.replace(file)

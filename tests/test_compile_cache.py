@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from cnnjax import compile_cache
+from cnnjax.data.datasets import make_cache_folder
 from cnnjax.runs import Run
 
 
@@ -31,7 +32,19 @@ def test_the_folder_is_private_and_keyed(cache):
     assert jax.config.jax_compilation_cache_dir == str(folder)
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o755, 0o702])
+@pytest.mark.parametrize("umask", [0o002, 0o022])
+def test_what_else_is_cached_first_does_not_keep_programs_out(cache, umask):
+    before = os.umask(umask)
+    try:
+        make_cache_folder("models")
+    finally:
+        os.umask(before)
+    assert Path(compile_cache.enable()).is_dir()
+    cache.chmod(0o755)  # as an older version made it
+    assert Path(compile_cache.enable()).is_dir()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o772, 0o702])
 def test_a_folder_that_is_open_to_others_is_refused(cache, capsys, mode):
     folder = Path(compile_cache.enable())
     jax.config.update("jax_compilation_cache_dir", None)

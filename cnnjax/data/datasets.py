@@ -28,6 +28,15 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnjax" / name
 
 
+def make_cache_folder(name: str) -> Path:
+    """`cache_folder`, made; the one above it not writable for others, as compile_cache asks, at any umask."""
+    folder = cache_folder(name)
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def _given_folders(data_dir: str | os.PathLike | None) -> list[Path]:
     given = (data_dir, os.environ.get("CNNJAX_DATA_DIR"))
     return [Path(p).expanduser() for p in given if p]
@@ -108,7 +117,7 @@ def _read_registered(
         raise _not_found(info, data_dir, "a download was not allowed")
     if found is None:
         try:
-            downloads.download(info.archives, cache_folder(info.name), info.mirrors)
+            downloads.download(info.archives, make_cache_folder(info.name), info.mirrors)
         except (OSError, UserError) as error:
             raise _not_found(info, data_dir, str(error)) from None
         found = "files", info.find(cache_folder(info.name))
