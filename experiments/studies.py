@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from cnnjax import compile_cache
 from cnnjax import config as config_lib
+from cnnjax.errors import UserError
 from cnnjax.runs import Run
 from cnnjax.sweep import Board, Row, read_rows, spread, sweep
 from cnnjax.sweep_command import Lines
@@ -72,6 +73,8 @@ def main(
         config.data.name = given.data or config.data.name
         try:
             train(config, out, Lines())
+        except UserError as error:
+            raise SystemExit(f"{parser.prog}: {error}") from None
         finally:
             write_curves(out)  # of the runs that ended, where it is stopped too
     if not given.full and (rows := rows_of()):

@@ -44,9 +44,10 @@ normal = nn.initializers.normal
 class AlexNet(nn.Module):
     """Five convolutions and three dense layers: N(0, 0.01) kernels, 227x227 input.
 
-    `groups` is the number of towers; `bias` the initial bias of conv2, conv4, conv5, dense1 and dense2 (the
-    others start at 0); `order` what follows conv1 and conv2; `response_norm` a name of `RESPONSE_NORMS`;
-    `pool_window` 3 overlaps at stride 2, 2 does not; `widths` are those of the seven hidden layers.
+    `groups` is the number of towers; `std` the kernels' initial deviation (a narrow net needs more to start);
+    `bias` the initial bias of conv2, conv4, conv5, dense1 and dense2 (the others start at 0); `order` what
+    follows conv1 and conv2; `response_norm` a name of `RESPONSE_NORMS`; `pool_window` 3 overlaps at stride 2,
+    2 does not; `widths` are those of the seven hidden layers.
     """
 
     num_classes: int = 1000
@@ -55,6 +56,7 @@ class AlexNet(nn.Module):
     order: tuple[str, str] = ("norm", "pool")
     pool_window: int = 3
     dropout_rate: float = 0.5
+    std: float = 0.01
     bias: float = 1.0
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
     image_size: int = 227
@@ -63,7 +65,7 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_size(image, self.image_size, "AlexNet")
-        fields = {"kernel_init": normal(0.01), "dtype": self.dtype}
+        fields = {"kernel_init": normal(self.std), "dtype": self.dtype}
         biased = {"bias_init": nn.initializers.constant(self.bias), **fields}
         grouped, relu = {"groups": self.groups, **biased}, jax.nn.relu
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
@@ -81,7 +83,7 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)  # 9216
         x = dropout(name="dropout1")(relu(Dense(d1, name="dense1", **biased)(x)))  # 4096
         x = dropout(name="dropout2")(relu(Dense(d2, name="dense2", **biased)(x)))  # 4096
-        return logits(x, self.num_classes, self.dtype, kernel_init=normal(0.01))
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.std))
 
     def norm_and_pool(self, x: jax.Array) -> jax.Array:
         """Response normalization and 3x3/2 pooling, in this net's order."""
