@@ -150,8 +150,8 @@ def table(rows: list[Row]) -> str:
     last, versions = rows[-1], json.loads(rows[-1]["versions"])
     return (
         studies.markdown(head, cells)
-        + f"\n\nLargest relative difference of the loss over the first 20 steps: {difference(rows, 20):.0e}, over "
-        f"100: {difference(rows, 100):.0e}, over all: {difference(rows, 10_000):.0e}. `{MODEL}`, "
+        + f"\n\nLargest relative difference of the loss over the first 20 steps: {difference(rows, 20):.0e}, "
+        f"over 100: {difference(rows, 100):.0e}, over all: {difference(rows, 10_000):.0e}. `{MODEL}`, "
         f"{len(rows)} runs of one epoch, JPEG copies of CIFAR-10 at 67x67; {last['machine']}, "
         f"{last['devices']} simulated devices, XLA, float32, jax {versions['jax']}, flax {versions['flax']}. "
         "Written by `python experiments/two_towers/run.py` from `results.csv`."
