@@ -1,7 +1,8 @@
 """Compiled programs kept between processes, in a folder that no other user can read or change.
 
-JAX keeps them; what is in its files is run, so they lie in `~/.cache/cnnjax/` (or `$XDG_CACHE_HOME/cnnjax/`)
-with mode 0700, in one folder for each combination of versions, platform and features of the processor.
+JAX keeps them; what is in its files is run, so they lie in folders of mode 0700, one for each combination of
+versions, platform and features of the processor. Those lie in `~/.cache/cnnjax/` (or
+`$XDG_CACHE_HOME/cnnjax/`), which other users may read, as data sets lie there too, but not write to.
 """
 
 import hashlib
@@ -73,7 +74,8 @@ def _private(folder: Path) -> Path:
     """Makes the folder and the one above it where they are missing.
 
     Raises:
-      Refused: where one of them is a link, another user's, or can be changed by others (the folder: or read).
+      Refused: where one of them is a link or another user's, where others may do anything with the folder, or
+        write to the one above it.
     """
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     for place, closed in ((folder.parent, 0o022), (folder, 0o077)):

@@ -110,7 +110,7 @@ def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
     finally:  # also of what was counted before an interrupt
         if len(known) > counted:
             with contextlib.suppress(OSError):
-                _replace_cache(file, json.dumps(known))
+                _replace_cache(make_cache_folder("models") / file.name, json.dumps(known))
 
 
 def _sources_hash() -> str:
@@ -123,7 +123,6 @@ def _sources_hash() -> str:
 
 def _replace_cache(file: Path, text: str) -> None:
     """Writes a file as a whole or not at all, and removes those of other sources."""
-    make_cache_folder(file.parent.name)
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(text)
     part.replace(file)

@@ -44,11 +44,11 @@ def test_what_else_is_cached_first_does_not_keep_programs_out(cache, umask):
     assert Path(compile_cache.enable()).is_dir()
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o772, 0o702])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o755, 0o702])
 def test_a_folder_that_is_open_to_others_is_refused(cache, capsys, mode):
     folder = Path(compile_cache.enable())
     jax.config.update("jax_compilation_cache_dir", None)
-    for place in (cache, folder):
+    for place in (cache, folder) if mode & 0o022 else (folder,):  # above it lie data sets, which all may read
         place.chmod(mode)
         assert compile_cache.enable() == f"off: {place} is open to other users; chmod 700 it, or remove it"
         assert capsys.readouterr().err.count("\n") == 1

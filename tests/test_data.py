@@ -503,6 +503,16 @@ def write_prepared(root: Path, name: str, splits: dict[str, np.ndarray], class_n
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
+@pytest.mark.parametrize("stored", ["tfrecord", "riegeli"])
+def test_a_prepared_folder_of_another_format_is_told(tmp_path, stored):
+    write_prepared(tmp_path, "pets", {"train": RNG.integers(0, 256, (2, 4, 4, 3), np.uint8)}, ["cat", "dog"])
+    folder = tmp_path / "pets" / "1.0.0"
+    file = folder / "dataset_info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": stored}))
+    text = message(readers.read_prepared, folder, "train", "tfds:pets")
+    assert text == f"{folder}: records are {stored}; prepare it with file_format='array_record'"
+
+
 def test_prepared_folder_is_read_and_tensorflow_never_imported(tmp_path):
     pictures = RNG.integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
     write_prepared(tmp_path, "pets", {"train": pictures, "test": pictures[:2]}, ["cat", "dog"])

@@ -109,7 +109,7 @@ def test_a_finished_run_is_not_trained_again(finished):
     assert (result.path / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("count", [1, 15, 17, 10_000])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 10_000])
 def test_each_image_is_evaluated_once_whatever_the_batch(tiny_config, tmp_path, count):
     file = tmp_path / "some.npz"
     np.savez(file, **tiny_arrays(num_test=count))
@@ -142,7 +142,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config, tmp_path
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored[1]["state"].params))
 
 
-@pytest.mark.slow
 def test_blocks_are_stacked_in_the_step_and_named_in_the_checkpoint(tiny_config, tmp_path):
     spec = "resnet20_cifar(stage_sizes=(1, 3), widths=(2, 3), scan_blocks={})"
     tiny_config.total_epochs, tiny_config.checkpoint_every_steps, tiny_config.ema_decay = 1.0, 2, 0.5

@@ -123,9 +123,7 @@ class SignalAt(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(5, marks=pytest.mark.slow), 10], ids=["evaluation", "last evaluation"]
-)
+@pytest.mark.parametrize("step", [5, 10], ids=["evaluation", "last evaluation"])
 def test_a_signal_stops_an_evaluation_which_is_made_up_for(step, tiny_config, tmp_path):
     tiny_config.ema_decay, tiny_config.log_every_steps = 0.9, 5
     loop.train(tiny_config, tmp_path / "whole")

@@ -194,8 +194,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         RuntimeError,
         MemoryError,
         LookupError,
-        NotImplementedError,
-    ) as error:
+    ) as error:  # RuntimeError: of zipfile, for a password or an unknown compression
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as npz without pickle ({reason})") from None
 
@@ -269,13 +268,10 @@ def read_prepared(folder: Path, split: str, name: str, size: int | None = None) 
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     if kinds.get("image") != "Image" or kinds.get("label") != "ClassLabel":
         raise UserError(f"{folder}: features {kinds}; allowed: image: Image, label: ClassLabel")
+    if (stored := builder.info.file_format.value) != "array_record":
+        raise UserError(f"{folder}: records are {stored}; prepare it with file_format='array_record'")
     encoded = {"image": tfds.decode.SkipDecoding()}  # TFDS decodes with OpenCV or Pillow
-    try:
-        records = builder.as_data_source(split, decoders=encoded)
-    except NotImplementedError:
-        raise UserError(
-            f"{folder}: records are not ArrayRecord; prepare it with file_format='array_record'"
-        ) from None
+    records = builder.as_data_source(split, decoders=encoded)
     channels = features["image"].shape[-1] or 3
     files = sorted(folder.glob(f"*-{split}.*"))
     listing = [(p.name, p.stat().st_size) for p in files]

@@ -98,7 +98,9 @@ class CifarFast(nn.Module):
 
     3x3 kernels start as the identity of their input channels, the rest uniform within 1 / sqrt(fan-in);
     `momentum` is that of the running statistics, `scale` multiplies the logits. Takes any input of 10x10
-    or more (the scripts pool 3x3 at the end, which is all of the map of a 32x32 image).
+    or more (the scripts pool 3x3 at the end, which is all of the map of a 32x32 image). Grey images belong in
+    one channel: repeated in three, whitening leaves channels of rounding noise, whose normalization (epsilon
+    1e-12, as published) can make the first gradients overflow.
     """
 
     num_classes: int = 10

@@ -25,7 +25,7 @@ from experiments import pages, studies  # noqa: E402
 
 SIMPLE, HOUR = "configs/fashion_mnist_simple_cnn.py", "configs/fashion_mnist_airbench.py"
 SEEDS = {SIMPLE: (0, 1, 2), HOUR: (0,)}
-GOALS = (92, 95.5)  # test accuracy in per cent
+GOALS = {SIMPLE: 92, HOUR: 95.5}  # test accuracy in per cent
 RESULTS = HERE / "results.csv"
 PAGES = (HERE / "README.md", ROOT / "README.md")
 
@@ -127,26 +127,26 @@ def table(rows: list[dict[str, str]]) -> str:
     )
 
 
+def reached(rows: list[dict[str, str]], file: str) -> tuple[str, str]:
+    """What the runs of a config reached, and whether that is its goal."""
+    if not (members := runs_of(rows, file)):
+        return "not run yet", f"{GOALS[file]} % not tried"
+    accuracy = [100 * float(row["test_accuracy"]) for row in members]
+    mean = statistics.mean(accuracy)
+    seconds = statistics.mean(float(row["train_seconds"]) for row in members)
+    apart = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+    verdict = f"{'at least' if mean >= GOALS[file] else 'below'} {GOALS[file]} %"
+    return f"{mean:.2f}{apart} % in {seconds:.0f} s", verdict
+
+
 def claim(rows: list[dict[str, str]]) -> studies.Claim:
-    """The module's net in a minute, and the best of an hour."""
-    words = []
-    for file in SEEDS:
-        if members := runs_of(rows, file):
-            accuracy = [100 * float(row["test_accuracy"]) for row in members]
-            minutes = statistics.mean(float(row["train_seconds"]) for row in members) / 60
-            apart = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
-            words.append(
-                (statistics.mean(accuracy), f"{statistics.mean(accuracy):.2f}{apart} % in {minutes:.1f} min")
-            )
-    goals = [
-        f"{'at least' if found >= goal else 'below'} {goal} %"
-        for (found, _), goal in zip(words, GOALS, strict=False)
-    ]
+    """The module's net, and the best of an hour."""
+    (simple, simple_goal), (hour, hour_goal) = (reached(rows, file) for file in SEEDS)
     return studies.Claim(
-        "the module's own CNN on Fashion-MNIST, and the best of an hour",
+        "the module's own CNN on Fashion-MNIST, and the best that an hour gives",
         "nets of two convolutions: 87.6 to 93.4 % (the data set's table)",
-        "; ".join(text for _, text in words),
-        "; ".join(goals),
+        f"{simple}; an hour: {hour}",
+        f"{simple_goal}; {hour_goal}",
     )
 
 

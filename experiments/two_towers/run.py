@@ -1,9 +1,11 @@
-"""AlexNet's two towers on one device and on two: the same curve, half of the parameters, what moves.
+"""AlexNet's two towers on one device and on two: the curve, half of the parameters, what moves.
 
     python experiments/two_towers/run.py --data=NAME   # images of 67x67 pixels; goes on where it was stopped
     python experiments/two_towers/run.py --tables      # only rewrites table and figure from results.csv
 
-Two devices of one CPU are simulated; all goes through XLA. `losses` in results.csv are means over ten steps.
+Two devices of one CPU are simulated, and both places go through XLA. The control is one device with oneDNN,
+whose sums run in another order: how far equal programs part by rounding alone. `losses` in results.csv are
+means over ten steps.
 """
 
 import csv
@@ -31,8 +33,9 @@ from experiments import pages, studies  # noqa: E402
 
 MODEL = "alexnet(image_size=67, widths=(32, 64, 96, 96, 64, 256, 256), std=0.06, bias=0.1)"
 PLACES = {
-    "one device": {"mesh": "data:1"},
-    "two devices": {"mesh": "model:2", "sharding": "towers"},
+    "one device": {"mesh": "data:1", "cpu_kernels": False},
+    "two devices": {"mesh": "model:2", "sharding": "towers", "cpu_kernels": False},
+    "control": {"mesh": "data:1", "cpu_kernels": True},
 }
 SEEDS = 3
 RESULTS = HERE / "results.csv"
@@ -46,7 +49,6 @@ def make_config(data: str, seed: int) -> config_lib.ConfigDict:
     config.data.num_validation = 5000
     config.data.num_workers = 0
     config.model = MODEL
-    config.cpu_kernels = False
     config.total_epochs = 1.0
     config.eval_every_epochs = 1.0
     config.augment.train = "mirror|normalize"
@@ -112,12 +114,12 @@ def by_place(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {place: sorted(members, key=lambda row: int(row["seed"])) for place, members in found.items()}
 
 
-def difference(rows: Sequence[Row], steps: int) -> float:
-    """The largest relative difference of any seed between its two curves over the first steps."""
-    one, two = by_place(rows).values()
+def difference(rows: Sequence[Row], place: str, steps: int) -> float:
+    """The largest relative difference of a seed's curve from that on one device, over the first steps."""
+    places = by_place(rows)
     return max(
         abs(a / b - 1)
-        for pair in zip(one, two, strict=True)
+        for pair in zip(places[place], places["one device"], strict=True)
         for a, b in zip(*(json.loads(row["losses"])[: steps // 10] for row in pair), strict=True)
     )
 
@@ -148,13 +150,19 @@ def table(rows: list[Row]) -> str:
         "colour in conv1, % by tower and seed", "seeds",
     )  # fmt: skip
     last, versions = rows[-1], json.loads(rows[-1]["versions"])
+    apart = studies.markdown(
+        ("largest relative difference of the loss from one device", "20 steps", "100 steps", "all"),
+        [
+            (place, *(f"{difference(rows, place, steps):.1e}" for steps in (20, 100, 10_000)))
+            for place in ("two devices", "control")
+        ],
+    )
     return (
-        studies.markdown(head, cells)
-        + f"\n\nLargest relative difference of the loss over the first 20 steps: {difference(rows, 20):.0e}, "
-        f"over 100: {difference(rows, 100):.0e}, over all: {difference(rows, 10_000):.0e}. `{MODEL}`, "
+        f"{studies.markdown(head, cells)}\n\n{apart}\n\n`{MODEL}`, "
         f"{len(rows)} runs of one epoch, JPEG copies of CIFAR-10 at 67x67; {last['machine']}, "
-        f"{last['devices']} simulated devices, XLA, float32, jax {versions['jax']}, flax {versions['flax']}. "
-        "Written by `python experiments/two_towers/run.py` from `results.csv`."
+        f"{last['devices']} simulated devices, XLA (control: oneDNN), float32, "
+        f"jax {versions['jax']}, flax {versions['flax']}. Written by "
+        "`python experiments/two_towers/run.py` from `results.csv`."
     )
 
 
@@ -162,7 +170,7 @@ def figure(rows: list[Row]) -> Figure:
     """The loss by step, both places of each seed on top of each other."""
     drawn = Figure(figsize=(6, 3.6), layout="constrained")
     axes = drawn.add_subplot(xlabel="step", ylabel="training loss")
-    for place, style in zip(PLACES, ("-", ":"), strict=True):
+    for place, style in zip(PLACES, ("-", ":"), strict=False):
         for row, colour_of in zip(by_place(rows)[place], studies.COLOURS, strict=False):
             losses = json.loads(row["losses"])
             steps = [10 * (i + 1) for i in range(len(losses))]
@@ -174,15 +182,19 @@ def figure(rows: list[Row]) -> Figure:
 
 
 def claim(rows: list[Row]) -> studies.Claim:
-    one, two = by_place(rows).values()
+    one, two, _ = by_place(rows).values()
     share = int(two[0]["state_bytes"]) / int(one[0]["state_bytes"])
     apart = statistics.mean(abs(a - b) for a, b in (json.loads(row["colour"]) for row in one + two))
     learned = statistics.mean(float(row["test_accuracy"]) for row in rows) > 0.15
-    verdict = "same curve" if difference(rows, 20) < 1e-5 else "curves differ"
+    found, control = (difference(rows, place, 100) for place in ("two devices", "control"))
+    verdict = "same curve" if found < 1e-3 else "curves differ"
+    if 1e-3 <= found <= control:
+        verdict = "apart by no more than another order of sums"
     return studies.Claim(
         "the network split over 2 devices trains the same",
         "two GPUs, kernels halved between them; one tower learns colour",
-        f"losses within {difference(rows, 20):.0e} over 20 steps; state {100 * share:.0f} % a device; "
+        f"losses within {found:.1e} over 100 steps (another order of sums: "
+        f"{control:.1e}); state {100 * share:.0f} % a device; "
         f"colour differs by {100 * apart:.0f} points between towers",
         verdict if learned else f"{verdict}, of a net still at chance",
     )
