@@ -1,24 +1,16 @@
 """What several tests share: a tiny data set with something to learn, and a small config on it."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
-# Many tests compile the same small step: each pytest process, with those that it starts, keeps its programs.
-# JAX reads these where it is imported.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cnnjax-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-os.environ["CNNJAX_COMPILE_CACHE"] = "off"
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
+from cnnjax import config as config_lib
+from cnnjax import loop
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import loop  # noqa: E402
+os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # each test compiles what it runs
 
 
 def tiny_arrays(num_train: int = 90, num_test: int = 37, size: int = 8) -> dict[str, np.ndarray]:
