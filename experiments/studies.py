@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from cnnjax.errors import UserError
 from cnnjax.runs import Run
 from cnnjax.sweep import Board, Row, read_rows, spread, sweep
 from cnnjax.sweep_command import Lines
-from experiments import pages
+from experiments import pages, results
 
 ROOT = Path(__file__).parents[1]
 matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
@@ -72,14 +73,20 @@ def main(
         config = make_config(given.full)
         config.data.name = given.data or config.data.name
         try:
-            train(config, out, Lines())
-        except UserError as error:
-            raise SystemExit(f"{parser.prog}: {error}") from None
+            start(lambda: train(config, out, Lines()))
         finally:
             write_curves(out)  # of the runs that ended, where it is stopped too
     if not given.full and (rows := rows_of()):
         pages.write((here / "README.md",), here.name, table(rows))
         figure(rows).savefig(here / "figure.svg", metadata={"Date": None})
+
+
+def start(work: Callable[[], None]) -> None:
+    """Does the work of a study; a user's mistake ends it with one line."""
+    try:
+        work()
+    except UserError as error:
+        raise SystemExit(f"{sys.argv[0]}: {error}") from None
 
 
 def cifar10() -> config_lib.ConfigDict:
@@ -151,11 +158,9 @@ def write_curves(out: Path) -> None:
 def read_curves(out: Path) -> dict[str, Curve]:
     """By run the rows of curves.csv, without empty cells."""
     curves: dict[str, Curve] = {}
-    if (out / CURVES).exists():
-        with open(out / CURVES, newline="") as file:
-            for row in csv.DictReader(file):
-                point = {column: float(row[column]) for column in CURVE_COLUMNS if row[column]}
-                curves.setdefault(row["run"], []).append(point)
+    for row in results.read(out / CURVES):
+        point = {column: float(row[column]) for column in CURVE_COLUMNS if row[column]}
+        curves.setdefault(row["run"], []).append(point)
     return curves
 
 
@@ -178,10 +183,7 @@ def with_scores(rows: Sequence[Row], out: Path, name: str) -> list[Row]:
 
 
 def _read_scores(out: Path, name: str) -> dict[str, Row]:
-    if not (file := out / f"{name}.csv").exists():
-        return {}
-    with open(file, newline="") as opened:
-        return {row["run"]: row for row in csv.DictReader(opened)}
+    return {row["run"]: row for row in results.read(out / f"{name}.csv")}
 
 
 def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Row]], curves: Mapping[str, Curve], column: str):
@@ -261,9 +263,10 @@ def footer(here: Path, rows: Sequence[Row]) -> str:
     name = config.data.name
     data = name if ":" not in name else f"JPEG copies of the images ({name.partition(':')[0]})"
     last, versions = rows[-1], json.loads(rows[-1]["versions"])
+    epochs = ", ".join(f"{value:g}" for value in sorted({float(row["epochs"]) for row in rows}))
     minutes = sum(float(row["seconds"] or 0) for row in rows) / 60
     return (
-        f"\n\nMean ± standard deviation over seeds. {len(rows)} runs of {float(last['epochs']):g} epochs, "
+        f"\n\nMean ± standard deviation over seeds. {len(rows)} runs of {epochs} epochs, "
         f"{minutes:.0f} minutes in all; data: {data}; {last['machine']}, CPU kernels: {last['cpu_kernels']}, "
         f"{config.dtype}, jax {versions['jax']}, flax {versions['flax']}. Written by `python "
         f"experiments/{here.name}/run.py` from `results.csv`."

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from cnnjax import cli
+from cnnjax.data.datasets import load
 from cnnjax.models import list_models
+from experiments import studies
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,6 +80,8 @@ def test_the_model_and_augmentation_examples_work():
     [
         ("fashion_mnist", "README.md"),
         ("fashion_mnist", "experiments/fashion_mnist/README.md"),
+        ("cpu_speed", "README.md"),
+        ("cpu_speed", "experiments/cpu_speed/README.md"),
         ("data_speed", "experiments/data_speed/README.md"),
         ("finetune", "experiments/finetune/README.md"),
         ("models", "README.md"),
@@ -91,6 +95,17 @@ def test_tables_are_those_of_the_csv(study, page):
     run = runpy.run_path(str(ROOT / "experiments" / study / "run.py"))
     text = (ROOT / page).read_text()
     assert run["pages"].fill(text, study, run["table"](run["read_rows"]())) == text
+
+
+def test_the_table_of_kernels_is_that_of_its_csv():
+    run = runpy.run_path(str(ROOT / "experiments" / "cpu_speed" / "run.py"))
+    page = (ROOT / "experiments" / "cpu_speed" / "README.md").read_text()
+    assert run["pages"].fill(page, "cpu_ops", run["ops_table"](run["results"].read(run["OPS"]))) == page
+
+
+def test_a_mistake_ends_a_study_with_one_line():
+    with pytest.raises(SystemExit, match=r"^.*: .*/nowhere\.npz"):
+        studies.start(lambda: load("npz:/nowhere.npz", "train"))
 
 
 def test_the_claims_are_those_of_the_csvs():

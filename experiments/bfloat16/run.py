@@ -16,7 +16,7 @@ from cnnjax import config as config_lib  # noqa: E402
 from cnnjax import sweep as sweeps  # noqa: E402
 from cnnjax.sweep import Row, spread, sweep  # noqa: E402
 from cnnjax.sweep_command import Lines  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, studies  # noqa: E402
 
 DTYPES = ("float32", "bfloat16")
 SEEDS = 3
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    studies.start(main)

@@ -8,7 +8,6 @@ Needs the extra `peers`. Each row is `cnnjax bench train --model=M --batch_size=
 in a process of its own, five alternations; leave the machine alone meanwhile.
 """
 
-import csv
 import importlib.metadata
 import json
 import platform
@@ -26,7 +25,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnnjax import runs  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, results  # noqa: E402
 
 RESULTS, OPS = HERE / "results.csv", HERE / "ops.csv"
 # The ratios to PyTorch that this project set itself, float32 and bfloat16.
@@ -69,23 +68,11 @@ def measure_ops() -> list[dict[str, object]]:
     return [{**json.loads(line), **facts} for line in lines]
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def read_rows() -> list[dict[str, str]]:
+    return results.read(RESULTS)
 
 
-def append(path: Path, row: dict[str, object]) -> None:
-    is_new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def train_table(rows: list[dict[str, str]]) -> str:
+def table(rows: list[dict[str, str]]) -> str:
     """The measured rows as Markdown, with the target of each."""
     lines = [
         "| model, batch | dtype | images/s | PyTorch | ratio (lowest, highest) | target | first step s "
@@ -145,18 +132,17 @@ def draw(rows: list[dict[str, str]]) -> None:
 
 def main(arguments: list[str]) -> None:
     if "--tables" not in arguments:
-        have = {(row["model"], row["dtype"]) for row in read_rows(RESULTS)}
+        have = {(row["model"], row["dtype"]) for row in read_rows()}
         for model, batch in TARGETS:
             for dtype in DTYPES:
                 if (model, dtype) not in have and (not arguments or model in arguments):
-                    append(RESULTS, measure(model, batch, dtype))
+                    results.append(RESULTS, measure(model, batch, dtype))
         if not OPS.exists() and (not arguments or "ops" in arguments):
-            for row in measure_ops():
-                append(OPS, row)
-    rows, ops = read_rows(RESULTS), read_rows(OPS)
+            results.append(OPS, *measure_ops())
+    rows, ops = read_rows(), results.read(OPS)
     if rows:
         draw(rows)
-        pages.write((HERE / "README.md", ROOT / "README.md"), "cpu_speed", train_table(rows))
+        pages.write((HERE / "README.md", ROOT / "README.md"), "cpu_speed", table(rows))
     if ops:
         pages.write((HERE / "README.md",), "cpu_ops", ops_table(ops))
 

@@ -7,7 +7,6 @@ A row is `cnnjax bench data --data=... --json` in a process of its own; leave th
 table shows the last row.
 """
 
-import csv
 import importlib.metadata
 import json
 import subprocess
@@ -19,7 +18,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnnjax import bench_data, runs  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, results  # noqa: E402
 
 RESULTS = HERE / "results.csv"
 
@@ -37,19 +36,7 @@ def measure(arguments: list[str]) -> dict[str, object]:
 
 def read_rows() -> list[dict[str, str]]:
     """The measured rows."""
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(row: dict[str, object]) -> None:
-    is_new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+    return results.read(RESULTS)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -76,7 +63,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 def main(arguments: list[str]) -> None:
     if "--tables" not in arguments:
-        append(measure(arguments))
+        results.append(RESULTS, measure(arguments))
     pages.write((HERE / "README.md",), "data_speed", table(read_rows()))
 
 

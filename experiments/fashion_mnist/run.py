@@ -7,7 +7,6 @@ Rows are appended to results.csv as runs end; the README here and the one of the
 that file.
 """
 
-import csv
 import json
 import statistics
 import sys
@@ -21,7 +20,7 @@ from cnnjax import config as config_lib  # noqa: E402
 from cnnjax import loop  # noqa: E402
 from cnnjax.progress import terminal  # noqa: E402
 from cnnjax.runs import Run  # noqa: E402
-from experiments import pages, studies  # noqa: E402
+from experiments import pages, results, studies  # noqa: E402
 
 SIMPLE, HOUR = "configs/fashion_mnist_simple_cnn.py", "configs/fashion_mnist_airbench.py"
 SEEDS = {SIMPLE: (0, 1, 2), HOUR: (0,)}
@@ -56,20 +55,7 @@ def train(file: str, seed: int) -> dict[str, object]:
 
 def read_rows() -> list[dict[str, str]]:
     """The rows of results.csv so far."""
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(row: dict[str, object]) -> None:
-    """Adds one row to results.csv, with the head where it is new."""
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    return results.read(RESULTS)
 
 
 def runs_of(rows: list[dict[str, str]], file: str) -> list[dict[str, str]]:
@@ -155,9 +141,9 @@ def main() -> None:
     for file, seeds in () if "--tables" in sys.argv else SEEDS.items():
         for seed in seeds:
             if (file, seed) not in done:
-                append(train(file, seed))
+                results.append(RESULTS, train(file, seed))
     pages.write(PAGES, "fashion_mnist", table(read_rows()))
 
 
 if __name__ == "__main__":
-    main()
+    studies.start(main)

@@ -8,7 +8,6 @@ SimpleCNN is trained on the classes 0-4 of `fashion_mnist_mini`; then nets for t
 frozen.
 """
 
-import csv
 import statistics
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from cnnjax import config as config_lib  # noqa: E402
 from cnnjax import loop  # noqa: E402
 from cnnjax.data import datasets  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, results, studies  # noqa: E402
 
 RESULTS = HERE / "results.csv"
 SEEDS = (0, 1, 2)
@@ -75,10 +74,7 @@ def run(seed: int) -> list[dict[str, object]]:
 
 
 def read_rows() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
+    return results.read(RESULTS)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -94,17 +90,10 @@ def table(rows: list[dict[str, str]]) -> str:
 def main() -> None:
     done = {int(row["seed"]) for row in read_rows()}
     for seed in () if "--tables" in sys.argv else SEEDS:
-        if seed in done:
-            continue
-        rows = run(seed)
-        new = not RESULTS.exists()
-        with open(RESULTS, "a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        if seed not in done:
+            results.append(RESULTS, *run(seed))
     pages.write((HERE / "README.md",), "finetune", table(read_rows()))
 
 
 if __name__ == "__main__":
-    main()
+    studies.start(main)

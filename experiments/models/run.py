@@ -4,7 +4,6 @@ python experiments/models/run.py            # counts again, about a minute
 python experiments/models/run.py --tables   # only rewrites the tables from results.csv
 """
 
-import csv
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from cnnjax import summary  # noqa: E402
 from cnnjax.models import list_models, variant  # noqa: E402
-from experiments import pages  # noqa: E402
+from experiments import pages, results  # noqa: E402
 
 RESULTS = HERE / "results.csv"
 PAGES = (ROOT / "README.md",)
@@ -57,17 +56,14 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def read_rows() -> list[dict[str, str]]:
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
+    return results.read(RESULTS)
 
 
 def main() -> None:
     if "--tables" not in sys.argv:
         rows = count()
-        with open(RESULTS, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        RESULTS.unlink(missing_ok=True)
+        results.append(RESULTS, *rows)
     pages.write(PAGES, "models", table(read_rows()))
 
 

@@ -6,7 +6,6 @@ python experiments/reliability/run.py fuzz --inputs=100
 python experiments/reliability/run.py --tables       # only rewrites the tables
 """
 
-import csv
 import importlib.metadata
 import signal
 import sys
@@ -18,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import pages  # noqa: E402
+from experiments import pages, results  # noqa: E402
 
 RESULTS = HERE / "results.csv"
 INPUTS = 10_000
@@ -31,10 +30,7 @@ Row = dict[str, str]
 
 
 def read_rows() -> list[Row]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
+    return results.read(RESULTS)
 
 
 def append(row: dict) -> None:
@@ -42,12 +38,7 @@ def append(row: dict) -> None:
     from cnnjax.runs import processor
 
     row = {**row, "jax": importlib.metadata.version("jax"), "machine": processor()}
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    results.append(RESULTS, {field: row.get(field, "") for field in FIELDS})
     print(row, flush=True)
 
 

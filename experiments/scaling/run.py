@@ -7,7 +7,6 @@
 Needs `pip install -e '.[tpu]'` on Linux. Each row is one `cnnjax compile`.
 """
 
-import csv
 import importlib.metadata
 import json
 import subprocess
@@ -18,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import pages  # noqa: E402
+from experiments import pages, results  # noqa: E402
 
 RESULTS = HERE / "results.csv"
 PER_CHIP = 128  # images
@@ -133,10 +132,7 @@ def plot(rows: list[dict[str, str]]) -> None:
 
 
 def read_rows() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
+    return results.read(RESULTS)
 
 
 def main() -> None:
@@ -147,11 +143,7 @@ def main() -> None:
             continue
         row = measure(net, topology)
         print(row, flush=True)
-        with open(RESULTS, "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if not done:
-                writer.writeheader()
-            writer.writerow(row)
+        results.append(RESULTS, row)
     if rows := read_rows():
         pages.write((HERE / "README.md",), "scaling", table(rows))
         plot(rows)

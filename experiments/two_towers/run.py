@@ -8,7 +8,6 @@ whose sums run in another order: how far equal programs part by rounding alone. 
 means over ten steps.
 """
 
-import csv
 import json
 import statistics
 import sys
@@ -29,7 +28,7 @@ from cnnjax.experiment import build  # noqa: E402
 from cnnjax.program import inspect, layer_paths  # noqa: E402
 from cnnjax.runs import Run  # noqa: E402
 from cnnjax.sweep import Row, spread  # noqa: E402
-from experiments import pages, studies  # noqa: E402
+from experiments import pages, results, studies  # noqa: E402
 
 MODEL = "alexnet(image_size=67, widths=(32, 64, 96, 96, 64, 256, 256), std=0.06, bias=0.1)"
 PLACES = {
@@ -103,10 +102,7 @@ def colour(kernel: np.ndarray) -> list[float]:
 
 
 def read_rows() -> list[Row]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS, newline="") as file:
-        return list(csv.DictReader(file))
+    return results.read(RESULTS)
 
 
 def by_place(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -208,17 +204,11 @@ def main() -> None:
         for seed in range(SEEDS):
             for place in PLACES:
                 if (seed, place) not in done:
-                    row = train(data, seed, place)
-                    new = not RESULTS.exists()
-                    with open(RESULTS, "a", newline="") as file:
-                        writer = csv.DictWriter(file, row, lineterminator="\n")
-                        if new:
-                            writer.writeheader()
-                        writer.writerow(row)
+                    results.append(RESULTS, train(data, seed, place))
     if rows := read_rows():
         pages.write((HERE / "README.md",), "two_towers", table(rows))
         figure(rows).savefig(HERE / "figure.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    main()
+    studies.start(main)
