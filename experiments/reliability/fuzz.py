@@ -8,6 +8,7 @@ import json
 import struct
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cnnjax.errors import UserError
 from cnnjax.training import manifests
 from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.weights import files
+from cnnjax.weights.torch_files import LEGACY_MAGIC
 
 Json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -174,6 +176,84 @@ def read_safetensors(data: bytes, folder: Path) -> None:
     files.read(folder / "x.safetensors")
 
 
+def pickled_text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+# A state dict of one 2x3 tensor, opcode by opcode, as torch writes it.
+TORCH_PICKLE = (
+    *(b"\x80\x02", b"}", b"(", pickled_text("w"), b"ctorch._utils\n_rebuild_tensor_v2\n", b"(", b"("),
+    *(pickled_text("storage"), b"ctorch\nFloatStorage\n", pickled_text("0"), pickled_text("cpu"), b"K\x06"),
+    *(b"t", b"Q", b"K\x00", b"K\x02", b"K\x03", b"\x86", b"K\x03", b"K\x01", b"\x86", b"\x89"),
+    *(b"ccollections\nOrderedDict\n", b")", b"R", b"t", b"R", b"u", b"."),
+)
+TORCH_OTHERS = (
+    *(
+        b"cos\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"ios\nsystem\n",
+        b"ctorch\nSize\n",
+        b"\x93",
+        b"\x81",
+        b"b",
+        b"P0\n",
+    ),
+    *(
+        b"q\x00",
+        b"h\x00",
+        b"\x94",
+        b"0",
+        b"2",
+        b"1",
+        b"]",
+        b"a",
+        b"e",
+        b"l",
+        b"d",
+        b"s",
+        b"N",
+        b"K\xff",
+        b"\x85",
+    ),
+    *(b"J\xff\xff\xff\xff", b"\x8a\x08" + 8 * b"\x7f", b"\x8b\xff\xff\xff\x7f", b"G" + 8 * b"\xff", b"\x97"),
+)
+
+
+def torch_zip(stream: bytes, storage: bytes = bytes(24)) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", stream)
+        archive.writestr("x/data/0", storage)
+    return file.getvalue()
+
+
+def torch_files() -> st.SearchStrategy[bytes]:
+    """Both containers; opcodes of a state dict left out, doubled or replaced by others, hostile ones too."""
+    sound = b"".join(TORCH_PICKLE)
+    magic = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
+    head = magic + b".\x80\x02M\xe9\x03.\x80\x02}" + pickled_text("little_endian") + b"\x88s."
+    tail = b"\x80\x02](" + pickled_text("0") + b"e." + struct.pack("<q", 6) + bytes(24)
+
+    def edited(edits: list[tuple[int, bytes | None, bool]]) -> bytes:
+        opcodes = list(TORCH_PICKLE)
+        for place, other, keep in edits:
+            at = place % len(opcodes)
+            opcodes[at : at + (not keep)] = [other] if other is not None else []
+        return b"".join(opcodes)
+
+    one = st.sampled_from(TORCH_PICKLE) | st.sampled_from(TORCH_OTHERS)
+    edits = st.lists(st.tuples(SMALL, one | st.none(), st.booleans()), max_size=3).map(edited)
+    streams = edits | st.lists(one, max_size=12).map(b"".join)
+    either = streams.map(torch_zip) | streams.map(lambda stream: head + stream + tail)
+    return either | damaged(torch_zip(sound), head + sound + tail)
+
+
+def read_torch(data: bytes, folder: Path) -> None:
+    (folder / "x.pth").write_bytes(data)
+    for array in files.read(folder / "x.pth").values():
+        assert array.nbytes <= len(data)
+
+
 def manifest_files() -> st.SearchStrategy[bytes]:
     """Also such as carry the right digest of themselves."""
     entry = st.fixed_dictionaries({"bytes": SMALL | Json, "sha256": st.text(max_size=5)}) | Json
@@ -251,6 +331,7 @@ TARGETS: dict[str, tuple[Callable[[], st.SearchStrategy], Callable[[Any, Path], 
     "idx files": (idx_files, read_idx),
     "npz files": (npz_files, read_npz),
     "safetensors files": (safetensors_files, read_safetensors),
+    "torch.save files": (torch_files, read_torch),
     "checkpoint manifests": (manifest_files, read_manifest),
     "image bytes": (encoded_images, read_image),
 }
