@@ -188,34 +188,10 @@ TORCH_PICKLE = (
     *(b"ccollections\nOrderedDict\n", b")", b"R", b"t", b"R", b"u", b"."),
 )
 TORCH_OTHERS = (
-    *(
-        b"cos\nsystem\n",
-        b"cbuiltins\neval\n",
-        b"ios\nsystem\n",
-        b"ctorch\nSize\n",
-        b"\x93",
-        b"\x81",
-        b"b",
-        b"P0\n",
-    ),
-    *(
-        b"q\x00",
-        b"h\x00",
-        b"\x94",
-        b"0",
-        b"2",
-        b"1",
-        b"]",
-        b"a",
-        b"e",
-        b"l",
-        b"d",
-        b"s",
-        b"N",
-        b"K\xff",
-        b"\x85",
-    ),
-    *(b"J\xff\xff\xff\xff", b"\x8a\x08" + 8 * b"\x7f", b"\x8b\xff\xff\xff\x7f", b"G" + 8 * b"\xff", b"\x97"),
+    *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"ios\nsystem\n", b"ctorch\nSize\n", b"P0\n", b"q\x00"),
+    *(b"h\x00", b"J\xff\xff\xff\xff", b"\x8a\x08" + 8 * b"\x7f", b"\x8b\xff\xff\xff\x7f", b"G" + 8 * b"\xff"),
+    b"K\xff",
+    *(bytes([opcode]) for opcode in b"\x93\x81\x94\x97\x85b021]aeldsN"),
 )
 
 
