@@ -174,7 +174,16 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
 
 @pytest.mark.skipif(resizing._kernel() is None, reason="the kernel was not built; Pillow does its work")
 def test_the_resizing_kernel_gives_pillows_bytes(monkeypatch):
-    shapes = ((375, 500, 3), (500, 375, 3), (256, 400, 3), (90, 91, 1), (17, 300, 3), (1, 7, 3), (2, 2, 1))
+    shapes = (
+        (375, 500, 3),
+        (500, 512, 3),
+        (500, 375, 3),
+        (256, 400, 3),
+        (90, 91, 1),
+        (17, 300, 3),
+        (1, 7, 3),
+        (2, 2, 1),
+    )
     cases = [(RNG.integers(0, 256, shape, dtype=np.uint8), size) for shape in shapes for size in (256, 31, 1)]
     ours = [resizing.middle_square(image, size) for image, size in cases]
     flipped = resizing.middle_square(cases[0][0][:, ::-1], 64)  # strides that the kernel does not know

@@ -18,35 +18,62 @@ static inline uint8_t byte(int32_t sum) {
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-// One row of three channels, four inputs of a pixel at once. `packed` [size][fours][2][16] holds each four
-// weights four times, first their lower 15 bits, then the upper ones; `in` must be readable 16 bytes past its
-// end, and `out` writable one.
-__attribute__((target("avx2"))) static void row_avx2(const uint8_t *in, uint8_t *out, int size,
-                                                     const int32_t *first, int fours, const int16_t *packed) {
+#define AVX2 __attribute__((target("avx2")))
+#define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
+
+// The sums of one output pixel, four inputs at once, in pairs: two each for red, green | blue, and two of nothing.
+AVX2_INLINE __m256i pixel_avx2(const uint8_t *from, int fours, const int16_t *packed) {
   const __m128i by_channel = _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
-  const __m128i half = _mm_set1_epi32(1 << (BITS - 1));
-  for (int x = 0; x < size; x++) {
-    const uint8_t *from = in + 3 * first[x];
-    __m256i low = _mm256_setzero_si256(), high = low;
-    for (int k = 0; k < fours; k++, from += 12, packed += 32) {
-      const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), by_channel);
-      const __m256i values = _mm256_cvtepu8_epi16(bytes);
-      low = _mm256_add_epi32(low, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)packed)));
-      high = _mm256_add_epi32(
-          high, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)(packed + 16))));
-    }
-    const __m256i pairs = _mm256_add_epi32(low, _mm256_slli_epi32(high, 15));
-    __m128i sum = _mm_hadd_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    sum = _mm_srai_epi32(_mm_add_epi32(sum, half), BITS);
-    const __m128i words = _mm_packs_epi32(sum, sum);
-    const int32_t pixel = _mm_cvtsi128_si32(_mm_packus_epi16(words, words));
-    memcpy(out + 3 * x, &pixel, 4);  // the fourth byte is the next pixel's, written later
+  __m256i low = _mm256_setzero_si256(), high = low;
+  for (int k = 0; k < fours; k++, from += 12, packed += 32) {
+    const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), by_channel);
+    const __m256i values = _mm256_cvtepu8_epi16(bytes);
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)packed)));
+    high = _mm256_add_epi32(
+        high, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)(packed + 16))));
+  }
+  return _mm256_add_epi32(low, _mm256_slli_epi32(high, 15));
+}
+
+// One row of three channels, four pixels at once, the last four again where `size` is no multiple of four.
+// `packed` [size][fours][2][16] holds each four weights four times, first their lower 15 bits, then the upper
+// ones; `in` must be readable 16 bytes past its end.
+AVX2_INLINE void row_of_fours(const uint8_t *in, uint8_t *out, int size, const int32_t *first, int fours,
+                              const int16_t *packed) {
+  const __m128i by_pixel = _mm_setr_epi8(0, 1, 8, 2, 3, 10, 4, 5, 12, 6, 7, 14, -1, -1, -1, -1);
+  const __m256i half = _mm256_set1_epi32(1 << (BITS - 1));
+  for (int group = 0; group < size; group += 4) {
+    const int x = group + 4 <= size ? group : size - 4;
+    __m256i pixels[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+      pixels[i] = pixel_avx2(in + 3 * first[x + i], fours, packed + (size_t)32 * fours * (x + i));
+    const __m256i a = _mm256_add_epi32(_mm256_hadd_epi32(pixels[0], pixels[1]), half);
+    const __m256i b = _mm256_add_epi32(_mm256_hadd_epi32(pixels[2], pixels[3]), half);
+    const __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(a, BITS), _mm256_srai_epi32(b, BITS));
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const __m128i both = _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    const __m128i done = _mm_shuffle_epi8(both, by_pixel);
+    const int32_t rest = _mm_extract_epi32(done, 2);
+    _mm_storel_epi64((__m128i *)(out + 3 * x), done);
+    memcpy(out + 3 * x + 8, &rest, 4);
   }
 }
 
+// With the usual counts of fours as constants, without which the loop over them takes longer than their sums.
+AVX2 static void row_avx2(const uint8_t *in, uint8_t *out, int size, const int32_t *first, int fours,
+                          const int16_t *packed) {
+  if (fours == 1)
+    row_of_fours(in, out, size, first, 1, packed);
+  else if (fours == 2)
+    row_of_fours(in, out, size, first, 2, packed);
+  else
+    row_of_fours(in, out, size, first, fours, packed);
+}
+
 // `taps` rows to one; returns how many bytes of it are done, the last few being left.
-__attribute__((target("avx2"))) static int column_avx2(const uint8_t *const *rows, uint8_t *out, int length,
-                                                       int taps, const int32_t *weight) {
+AVX2 static int column_avx2(const uint8_t *const *rows, uint8_t *out, int length, int taps,
+                            const int32_t *weight) {
   const __m256i half = _mm256_set1_epi32(1 << (BITS - 1));
   int i = 0;
   for (; i + 16 <= length; i += 16) {
@@ -107,12 +134,12 @@ static void column(const uint8_t *const *rows, uint8_t *out, int start, int leng
 int cnnjax_resize(const uint8_t *image, int64_t stride, int side, int channels, uint8_t *out, int size,
                   const int32_t *first, int taps, const int32_t *weights, const int16_t *packed) {
   const int length = size * channels, wide = side * channels;
-  const int fast = HAS_AVX2 && channels == 3 && side >= 16;
+  const int fast = HAS_AVX2 && channels == 3 && side >= 16 && size >= 4;
   void (*row)(const uint8_t *, uint8_t *, int, const int32_t *, int, const int32_t *) =
       channels == 3 ? row_of_three : row_of_one;
   // The last row goes through a copy, so that reading past a row never leaves the image.
   // Only the rows that one output row needs are kept, in a ring.
-  uint8_t *ring = malloc((size_t)taps * length + 1), *last = calloc(wide + 16, 1);
+  uint8_t *ring = malloc((size_t)taps * length), *last = calloc(wide + 16, 1);
   const uint8_t **rows = malloc(taps * sizeof *rows);
   const int failed = !ring || !last || !rows;
   if (!failed) memcpy(last, image + (side - 1) * stride, wide);
@@ -120,12 +147,10 @@ int cnnjax_resize(const uint8_t *image, int64_t stride, int side, int channels, 
     for (; done < first[y] + taps; done++) {
       const uint8_t *in = done == side - 1 ? last : image + done * stride;
       uint8_t *to = ring + (size_t)(done % taps) * length;
-      const uint8_t next = to[length];  // which `row_avx2` writes over
       if (fast)
         row_avx2(in, to, size, first, (taps + 3) / 4, packed);
       else
         row(in, to, size, first, taps, weights);
-      to[length] = next;
     }
     for (int k = 0; k < taps; k++) rows[k] = ring + (size_t)((first[y] + k) % taps) * length;
     uint8_t *to = out + (size_t)y * length;
