@@ -1,6 +1,7 @@
 """What several tests share: a tiny data set with something to learn, and a small config on it."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,20 @@ from cnnjax import config as config_lib
 from cnnjax import loop
 
 os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # each test compiles what it runs
+
+# Nearly all of the time of these tests is XLA's, compiling what runs once, so it optimizes less here;
+# test_resume compiles as users do. The second option is one of jaxlib 0.10; others refuse it.
+QUICK = "--xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+USERS = os.environ.get("XLA_FLAGS", "").removeprefix(QUICK).strip()  # a worker of pytest-xdist inherits both
+os.environ["XLA_FLAGS"] = f"{QUICK} {USERS}"
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process that sees so many CPU devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def tiny_arrays(num_train: int = 90, num_test: int = 37, size: int = 8) -> dict[str, np.ndarray]:

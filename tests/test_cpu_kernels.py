@@ -27,6 +27,7 @@ from jax import export
 from cnnjax import loop, ops
 from cnnjax.ops import cpu
 from cnnjax.ops.cpu.library import library, thread_count
+from tests.conftest import simulated
 
 pytestmark = pytest.mark.skipif(cpu.status().startswith("off"), reason=f"CPU kernels {cpu.status()}")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -363,7 +364,7 @@ for count in (1, 2, 4, 8):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 print(jax.device_count())
 """
-    assert run(program, XLA_FLAGS="--xla_force_host_platform_device_count=8") == "8"
+    assert run(program, **simulated(8)) == "8"
 
 
 def test_thread_count_follows_the_environment(monkeypatch):

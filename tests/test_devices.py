@@ -16,22 +16,17 @@ from cnnjax import cli, ops
 from cnnjax.errors import UserError
 from cnnjax.program import collectives
 from cnnjax.training import parallel
+from tests.conftest import simulated
 
 ROOT = Path(__file__).parents[1]
-
-
-def simulated(devices: int) -> dict[str, str]:
-    """The environment of a process that sees so many CPU devices."""
-    # Unoptimized code compiles in half the time, and adds up in the same order.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "CNNJAX_CPU_KERNELS": "off"}
+EIGHT = {**simulated(8), "CNNJAX_CPU_KERNELS": "off"}
 
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory) -> dict:
     """What `tests.mesh_curves` finds."""
     command = [sys.executable, "-m", "tests.mesh_curves", str(tmp_path_factory.mktemp("curves"))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=simulated(8))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=EIGHT)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -80,7 +75,7 @@ def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
         [sys.executable, "-m", "cnnjax", "train", *flags],
         capture_output=True,
         text=True,
-        env=simulated(8),
+        env=EIGHT,
     )
     assert done.returncode == 2
     assert "config.batch_size=12 is not divisible by the 8 devices on 'data'; take 8 or 16" in done.stderr

@@ -16,8 +16,6 @@ from cnnjax.models.layers import Conv, Dense
 from cnnjax.training.state import init_variables
 
 SHAPE = (12, 12, 1)
-# What is compiled here runs once, so that optimizing it would only take time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def build(spec, shape=SHAPE, seed=0, **fields):
@@ -35,12 +33,12 @@ def build(spec, shape=SHAPE, seed=0, **fields):
 
 
 def values(model, variables, image, *names):
-    return jit(lambda v, x: layers.feature_maps(model, v, x, names))(variables, image)
+    return jax.jit(lambda v, x: layers.feature_maps(model, v, x, names))(variables, image)
 
 
 def attributed(method, model, variables, image, label=None, **options):
     label = LABEL if label is None else label
-    return jit(functools.partial(method, model, **options))(variables, image, label)
+    return jax.jit(functools.partial(method, model, **options))(variables, image, label)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,7 @@ def test_layers_are_named_in_order_and_hold_what_the_modules_give(tiny, image):
     assert found["head"] == (3,)
     maps = values(model, variables, image, *found)
     capture = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
-    _, captured = jit(capture)(variables, image)
+    _, captured = jax.jit(capture)(variables, image)
     for name in ("conv1", "norm2", "head"):
         (wanted,) = captured["intermediates"][name]["__call__"]
         np.testing.assert_allclose(maps[name], wanted, rtol=1e-5, atol=1e-6)
@@ -91,8 +89,8 @@ def test_blocks_have_names_and_run_gives_the_logits(image):
     traced = layers.trace(layers.unrolled(model), variables, small)
     assert {"stem", "stage1_block2/conv1", "stage2_block1"} <= set(traced.layers)
     assert traced.last_map.name == "stage2_block1"
-    logits = jit(lambda v, x: layers.run(traced, v, x)[0])(variables, small)
-    np.testing.assert_allclose(logits, jit(model.apply)(variables, small), rtol=1e-4, atol=1e-5)
+    logits = jax.jit(lambda v, x: layers.run(traced, v, x)[0])(variables, small)
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, small), rtol=1e-4, atol=1e-5)
 
 
 def test_a_receptive_box_is_what_changes_the_place(tiny):
@@ -104,7 +102,7 @@ def test_a_receptive_box_is_what_changes_the_place(tiny):
             return layers.feature_maps(model, variables, x, [layer])[layer][0, place[0], place[1]].sum()
 
         draws = np.random.default_rng(1).normal(size=(6, 1, *SHAPE)).astype(np.float32)
-        gradient = jit(jax.vmap(jax.grad(value)))(draws)
+        gradient = jax.jit(jax.vmap(jax.grad(value)))(draws)
         seen = np.argwhere(np.any(gradient[:, 0, ..., 0] != 0, 0))
         assert (top <= seen.min(0)[0]) and (left <= seen.min(0)[1])
         assert (bottom > seen.max(0)[0]) and (right > seen.max(0)[1])
@@ -234,7 +232,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_logits(tiny, image):
     model, variables = tiny
     method = functools.partial(attribution.integrated_gradients, model, variables)
     for baseline in (0.0, -1.0):
-        found = jit(functools.partial(method, baseline=baseline, steps=128))(image, LABEL)
+        found = jax.jit(functools.partial(method, baseline=baseline, steps=128))(image, LABEL)
         start = jnp.full_like(image, baseline)
         ends = [attributed(attribution.class_logits, model, variables, x) for x in (image, start)]
         np.testing.assert_allclose(found.sum((1, 2, 3)), ends[0] - ends[1], atol=0.01)
@@ -269,8 +267,8 @@ def test_guided_gradient_replaces_every_relu(tiny, image):
     def score(logits, values):
         return values[..., 0].max((1, 2)).sum()
 
-    found = jit(lambda x: attribution.guided_gradient(model, variables, x, score, "conv2"))(image)
-    plain = jit(
+    found = jax.jit(lambda x: attribution.guided_gradient(model, variables, x, score, "conv2"))(image)
+    plain = jax.jit(
         jax.grad(lambda x: score(None, layers.feature_maps(model, variables, x, ["conv2"])["conv2"]))
     )(image)
     assert found.shape == image.shape
@@ -343,7 +341,7 @@ def test_maximization_excites_the_unit_far_more_than_noise(tiny):
     model, variables = tiny
     for layer, unit in ((None, 1), ("conv2", 3)):
         climb = functools.partial(units.maximize, model, image_shape=SHAPE, layer=layer, steps=24)
-        image = jit(functools.partial(climb, unit=unit))(variables=variables, key=jax.random.key(0))
+        image = jax.jit(functools.partial(climb, unit=unit))(variables=variables, key=jax.random.key(0))
         noise = jax.random.normal(jax.random.key(1), (16, *SHAPE)) * image.std()
         name = layer or "head"
         high, usual = (
@@ -362,10 +360,10 @@ def test_first_filters_are_the_first_kernel(tiny):
 
 def test_penultimate_features_give_the_logits(tiny, image):
     for model, variables in (tiny, (Pooled(), Pooled().init(jax.random.key(0), image))):
-        features = jit(functools.partial(layers.penultimate, model))(variables, image)
+        features = jax.jit(functools.partial(layers.penultimate, model))(variables, image)
         head = variables["params"]["head"]
         logits = features @ head["kernel"] + head["bias"]
-        np.testing.assert_allclose(logits, jit(model.apply)(variables, image), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, image), rtol=1e-3, atol=1e-5)
 
 
 def test_pca_is_scikit_learns_and_tsne_keeps_clusters():

@@ -97,7 +97,6 @@ TINY = {
     "convnext_tiny(stem='cifar', stage_sizes=(1, 1), widths=(8, 16))": (14, 14, 1),
     "airbench94(widths=(8, 8, 8))": (12, 12, 3),
 }
-FAST = {"xla_backend_optimization_level": 0}  # the compiler takes longer than these nets
 
 
 def initialized(spec: str) -> tuple[nn.Module, dict, jax.Array]:
@@ -151,14 +150,14 @@ SLOW = ("googlenet_cifar", "inception_v2")
 def test_one_surface(spec):
     """Evaluation repeats itself and leaves statistics alone; all parameters get a finite gradient."""
     model, variables, image = initialized(spec)
-    apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]), compiler_options=FAST)
+    apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))
     logits, updates = apply(variables, image)
     assert logits.shape == (3, 5)
     assert np.isfinite(logits).all()
     np.testing.assert_array_equal(logits, apply(variables, image)[0])
     jax.tree.map(np.testing.assert_array_equal, updates.get("batch_stats", {}), variables["batch_stats"])
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def gradient(params):
         def loss(params):
             logits, updates = model.apply(
@@ -244,13 +243,13 @@ def test_loss_falls_on_real_images(spec, size, learning_rate):
     model, tx = create_model(spec, num_classes=10), optax.adam(learning_rate)
     image, label = fashion(size)
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def start(key):
         variables = init_variables(model, key, size)
         variables["params"] = he_scaled(variables["params"])
         return variables, tx.init(variables["params"])
 
-    @functools.partial(jax.jit, compiler_options=FAST)
+    @jax.jit
     def step(variables, opt_state, key):
         def loss(params):
             given = {**variables, "params": params}

@@ -44,9 +44,6 @@ PARAMS = {
     "airbench94": 1972792,
 }
 
-# Compiled without optimization: these nets run once or a few times, and compiling them is what takes long.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 @pytest.mark.parametrize("name", PARAMS)
 def test_exact_parameter_count(name):
@@ -282,7 +279,7 @@ def random_variables(model: nn.Module, size: tuple[int, ...]) -> dict:
 def captured(model: nn.Module, variables: dict, image: jax.Array, **fields) -> dict[str, np.ndarray]:
     """What each module puts out, by path."""
 
-    @quick_jit
+    @jax.jit
     def run(variables, image):
         return model.apply(variables, image, capture_intermediates=True, mutable=["intermediates"], **fields)[
             1
@@ -397,7 +394,7 @@ def test_inverted_residuals_are_linear_at_their_end_and_added_where_alike():
 def initial(spec: str, size: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Fresh parameters by path."""
     model = create_model(spec)
-    variables = quick_jit(lambda key: init_variables(model, key, size))(jax.random.key(3))
+    variables = jax.jit(lambda key: init_variables(model, key, size))(jax.random.key(3))
     return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(variables["params"], sep="/").items()}
 
 
@@ -475,7 +472,7 @@ def test_nin_starts_at_the_released_spreads():
 def test_whitening_kernel_makes_patches_white_strongest_first():
     images = jax.random.normal(jax.random.key(0), (20, 16, 16, 3))
     images = images + 3 * images.mean(-1, keepdims=True) + jnp.roll(images, 1, 1)  # correlated
-    whitening = quick_jit(whitening_kernel)
+    whitening = jax.jit(whitening_kernel)
     kernel = whitening(images, epsilon=0.0)
     assert kernel.shape == (2, 2, 3, 24)
     np.testing.assert_array_equal(kernel[..., 12:], -kernel[..., :12])
@@ -491,7 +488,7 @@ def test_whitening_kernel_makes_patches_white_strongest_first():
 
 
 def test_identity_uniform_passes_each_input_channel_on():
-    kernel = quick_jit(lambda key: identity_uniform(key, (3, 3, 4, 16)))(jax.random.key(0))
+    kernel = jax.jit(lambda key: identity_uniform(key, (3, 3, 4, 16)))(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
     y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     np.testing.assert_allclose(y[..., :4], x, rtol=1e-5, atol=1e-5)
@@ -513,7 +510,7 @@ def test_speed_run_logits_are_scaled_by_one_ninth():
     model, other = (create_model("airbench94", widths=(8, 8, 8), **kw) for kw in ({}, {"scale": 1.0}))
     variables = random_variables(model, (16, 16, 3))
     image = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    logits = [quick_jit(m.apply)(variables, image) for m in (model, other)]
+    logits = [jax.jit(m.apply)(variables, image) for m in (model, other)]
     np.testing.assert_allclose(9 * logits[0], logits[1], rtol=1e-5)
 
 

@@ -201,11 +201,6 @@ def loss_and_all(model, variables: dict, image: np.ndarray):
     return value, gradient, updates["batch_stats"], model.apply(variables, image)
 
 
-def quick(function, *args):
-    """The value of a function, compiled without optimizations, which would take most of the time."""
-    return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})(*args)
-
-
 @pytest.mark.parametrize(
     "kind, fields",
     [
@@ -221,7 +216,7 @@ def test_scanned_and_rematerialized_blocks_equal_unrolled_ones(kind, fields):
     other = model.clone(**fields)
     shapes = jax.eval_shape(lambda: init_variables(other, jax.random.key(0), image.shape[1:]))
     assert jax.tree.structure(shapes) == jax.tree.structure(variables)
-    expected, found = (quick(partial(loss_and_all, m), variables, image) for m in (model, other))
+    expected, found = (jax.jit(partial(loss_and_all, m))(variables, image) for m in (model, other))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4 * (1e-3 + np.abs(theirs).max()))
@@ -235,7 +230,7 @@ def test_stacked_variables_give_the_same_and_unstack_to_what_they_were():
     assert blocks == [["stage2_block2", "stage2_block3", "stage2_block4"]]
     stacked = stages.stack_blocks(variables, blocks)
     assert len(jax.tree.leaves(stacked)) == len(jax.tree.leaves(variables)) - 2 * (2 + 4 + 4)
-    expected, found = (quick(partial(loss_and_all, model), v, image) for v in (variables, stacked))
+    expected, found = (jax.jit(partial(loss_and_all, model))(v, image) for v in (variables, stacked))
     found = stages.unstack_blocks(found, blocks)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
@@ -253,7 +248,7 @@ def test_scanned_blocks_keep_frozen_statistics_of_some_as_unrolled_ones_do():
     def train(model, variables):
         return model.apply({**variables, "frozen": frozen}, image, train=True, mutable=["batch_stats"])
 
-    expected, found = (quick(partial(train, m), variables) for m in (model, model.clone(scan_blocks=True)))
+    expected, found = (jax.jit(partial(train, m))(variables) for m in (model, model.clone(scan_blocks=True)))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
     old, new = variables["batch_stats"], found[1]["batch_stats"]
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), new, expected[1]["batch_stats"])
@@ -264,7 +259,7 @@ def test_scanned_blocks_keep_frozen_statistics_of_some_as_unrolled_ones_do():
 def test_alike_blocks_begin_with_values_of_their_own_and_statistics_at_rest():
     model = create_model(TINY["option a"])
     found, scanned, trained = (
-        quick(lambda key, init=init: init(key, jnp.ones((1, 8, 8, 3))), jax.random.key(3))
+        jax.jit(lambda key, init=init: init(key, jnp.ones((1, 8, 8, 3))))(jax.random.key(3))
         for init in (
             model.init,
             model.clone(scan_blocks=True).init,
@@ -301,7 +296,7 @@ def test_shortcut_option_a_pads_channels_and_takes_every_second_pixel():
 def test_zero_init_makes_a_block_the_identity_and_its_relu():
     def variables(name):
         model = create_model(TINY[name], zero_init=True)
-        return quick(lambda key: init_variables(model, key, (8, 8, 3)), jax.random.key(0))
+        return jax.jit(lambda key: init_variables(model, key, (8, 8, 3)))(jax.random.key(0))
 
     found = variables("option a")
     x = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
@@ -400,7 +395,7 @@ def test_wide_resnet_drops_between_its_convolutions_only_in_training(spec):
     def logits(key):
         return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0]
 
-    run = jax.jit(logits).lower(jax.random.key(0)).compile({"xla_backend_optimization_level": 0})
+    run = jax.jit(logits)
     first, again, other = (run(jax.random.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -413,7 +408,7 @@ def test_wide_resnet_drops_between_its_convolutions_only_in_training(spec):
 
 def test_kernels_are_he_normal_with_fan_out_and_scales_begin_at_one():
     model = create_model("resnet18(stage_sizes=(1,), widths=(128,), stem='cifar')")
-    params = quick(lambda key: init_variables(model, key, (8, 8, 3))["params"], jax.random.key(0))
+    params = jax.jit(lambda key: init_variables(model, key, (8, 8, 3))["params"])(jax.random.key(0))
     block = params["stage1_block1"]
     for name in ("conv1", "conv2"):
         np.testing.assert_allclose(block[name]["kernel"].std(), np.sqrt(2 / (9 * 128)), rtol=0.01)

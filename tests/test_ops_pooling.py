@@ -1,6 +1,5 @@
 import functools
 import math
-import os
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ from jax import lax
 
 from cnnjax.errors import UserError
 from cnnjax.ops import pooling
+from tests.conftest import simulated
 
 POOLS = [
     pooling.max_pool,
@@ -291,7 +291,5 @@ for a, b in zip(f(x), f(jax.device_put(x, sharding))):
 
 
 def test_two_devices_give_the_result_of_one():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=simulated(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

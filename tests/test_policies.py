@@ -1,7 +1,6 @@
 """RandAugment and TrivialAugment beside Pillow on real pictures; the alternating flip; what all promise."""
 
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from cnnjax.data.augment import AUGMENTATIONS, Examples, parse
 from cnnjax.data.datasets import load
 from cnnjax.data.sources import ArraySource
 from cnnjax.errors import UserError
+from tests.conftest import simulated
 
 Image = pytest.importorskip("PIL.Image")
 ImageEnhance, ImageOps = pytest.importorskip("PIL.ImageEnhance"), pytest.importorskip("PIL.ImageOps")
@@ -216,13 +216,11 @@ def compare(names: list[str]) -> None:
 
 @pytest.mark.slow
 def test_eager_jit_vmap_and_shards_give_the_same():
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     code = (
         "import jax; from tests.test_policies import compare, STRONG; assert len(jax.devices()) == 2; "
         "compare(sorted(STRONG))"
     )
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1], check=True)
+    subprocess.run([sys.executable, "-c", code], env=simulated(2), cwd=Path(__file__).parents[1], check=True)
 
 
 def test_the_contact_sheet_has_a_row_for_each_augmentation():

@@ -17,6 +17,7 @@ import pytest
 from cnnjax import cli, loop, processes
 from cnnjax.errors import UserError
 from cnnjax.training.checkpoints import Checkpoints
+from tests.conftest import simulated
 
 MODEL = "resnet20_cifar(stage_sizes=(1,1), widths=(4,8))"
 FIELDS = [
@@ -36,8 +37,7 @@ def start(workdir: Path, data: str, *, launch: str = "", seconds: int = 120, epo
     """`cnnjax launch` of a tiny run, its output in LOG."""
     command = [sys.executable, "-m", "cnnjax", "launch", "--processes=2", *launch.split()]
     train = ["train", f"--workdir={workdir}", f"--hang_seconds={seconds}", f"--config.data.name={data}"]
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    env = {**simulated(2), "PYTHONUNBUFFERED": "1"}
     with open(workdir.with_suffix(".log"), "w") as log:
         return subprocess.Popen(
             [*command, "--", *train, *FIELDS, epochs], stdout=log, stderr=subprocess.STDOUT, env=env

@@ -18,6 +18,7 @@ from cnnjax.progress import Silent
 from cnnjax.runs import Run
 from cnnjax.signals import Interrupted
 from cnnjax.training.checkpoints import Checkpoints
+from tests.conftest import USERS
 
 TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
 FLAGS = [
@@ -40,7 +41,7 @@ def start(data: str, workdir: Path, *more: str) -> subprocess.Popen:
         [*command, *FLAGS, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": USERS},
     )
 
 
