@@ -11,6 +11,7 @@ import pytest
 from cnnjax import compile_cache
 from cnnjax.data.datasets import make_cache_folder
 from cnnjax.runs import Run
+from tests.conftest import USERS
 
 
 @pytest.fixture
@@ -87,7 +88,12 @@ def test_a_second_start_takes_the_program_from_the_folder_with_the_same_result(t
     runs = []
     for name, switch in (("first", "on"), ("second", "on"), ("without", "off")):
         command = [sys.executable, "-m", "cnnjax", "train", f"--workdir={tmp_path / name}", *flags]
-        env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), compile_cache.SWITCH: switch}
+        env = {
+            **os.environ,
+            "XDG_CACHE_HOME": str(tmp_path),
+            compile_cache.SWITCH: switch,
+            "XLA_FLAGS": USERS,
+        }
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
         runs.append(Run.open(tmp_path / name))
