@@ -14,7 +14,7 @@ from cnnjax import loop
 os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # each test compiles what it runs
 
 # Nearly all of the time of these tests is XLA's, compiling what runs once, so it optimizes less here;
-# test_resume and test_compile_cache compile as users do. The second option is one of jaxlib 0.10; others refuse it.
+# test_resume and test_compile_cache compile as users do. The second flag is of jaxlib 0.10; others refuse it.
 QUICK = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
