@@ -2,9 +2,9 @@
 
     cnnjax train --config=configs/fashion_mnist_airbench.py --workdir=runs/fm_airbench
 
-configs/cifar10_airbench.py for images of 28x28 and a longer run: half the batch at the same rate an example; the
-rate falls to 0, so that no average of the weights is kept; a square of each image is cut out (DeVries, Taylor
-2017, arXiv:1708.04552), as in the author's airbench96. What it reached stands in
+configs/cifar10_airbench.py for images of 28x28 and a longer run: half the batch at the same rate an example;
+the rate falls to 0, so that no average of the weights is kept; a square of each image is cut out (DeVries,
+Taylor 2017, arXiv:1708.04552), as in the author's airbench96. What it reached stands in
 experiments/fashion_mnist/README.md.
 """
 
