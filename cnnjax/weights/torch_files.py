@@ -5,7 +5,6 @@ older one, a row of pickles followed by the storages. `opcodes` says why reading
 """
 
 import io
-import pickletools
 import reprlib
 import struct
 import zipfile
@@ -112,7 +111,7 @@ def _open_zip(path: Path) -> tuple[Any, Load]:
         raise Malformed(f"data.pkl has more than {MAX_PICKLE_BYTES} bytes")
     order = archive.read(entries["byteorder"]).decode() if "byteorder" in entries else "little"
     interpreter = Interpreter(BUILDERS, _storage)
-    found = interpreter.run(pickletools.genops(archive.read(entries["data.pkl"])))
+    found = interpreter.run(io.BytesIO(archive.read(entries["data.pkl"])))
     loaded: dict[str, np.ndarray] = {}
 
     def load(storage: Storage) -> np.ndarray:
@@ -135,9 +134,7 @@ def _open_legacy(path: Path) -> tuple[Any, Load]:
     if file.read(1) != b"\x80":
         raise Malformed("neither a zip archive nor a pickle")
     file.seek(0)
-    magic, _, machine, found, keys = (
-        Interpreter(BUILDERS, note).run(pickletools.genops(file)) for _ in range(5)
-    )
+    magic, _, machine, found, keys = (Interpreter(BUILDERS, note).run(file) for _ in range(5))
     data = np.frombuffer(file.getbuffer(), np.uint8)[file.tell() :]
     if magic != LEGACY_MAGIC:
         raise Malformed("a pickle of something else")
