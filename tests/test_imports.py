@@ -62,7 +62,7 @@ OWNERS = {
     "grain": ["data/pipeline.py"],
     "orbax": ["training/checkpoints.py"],
 }
-FORBIDDEN = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "tensorflow", "yaml"}
+FORBIDDEN = {"pickle", "pickletools", "dill", "cloudpickle", "marshal", "shelve", "tensorflow", "yaml"}
 
 
 def imports(file: Path) -> set[str]:
