@@ -53,6 +53,7 @@ def kernels() -> list[Extension]:
                 "-std=c++17",
                 "-fopenmp",
                 "-fno-math-errno",
+                "-fno-thread-jumps",
                 "-fvisibility=hidden",
                 "-w",
                 "-g0",

@@ -118,6 +118,69 @@ def test_batch_norm_and_its_gradients_are_those_of_xla(rows, width, channels, re
     compare(lambda *arrays: function(*arrays)[0], [x, scale, bias], dtype)
 
 
+def pooled(x, scale, bias, relu=True):
+    """Normalization and pooling in one pass."""
+    return ops.batch_norm_train(x, scale, bias, relu=relu, pool=2)[0]
+
+
+def pooled_after(x, scale, bias, relu=True):
+    """One after the other."""
+    return ops.max_pool(ops.batch_norm_train(x, scale, bias, relu=relu)[0], 2)
+
+
+@settings(examples, max_examples=5)
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.booleans(), dtypes)
+def test_batch_norm_with_pooling_takes_the_same_pixels_as_pooling_after_it(b, h, w, blocks, relu, dtype):
+    channels = 16 * blocks
+    x = jnp.round(normal(0, (b, 2 * h, 2 * w, channels)) * 2).astype(dtype)  # many ties
+    x = x.at[0, 0, 0, ::5].set(jnp.nan)
+    arrays = x, normal(1, (channels,)), normal(2, (channels,))
+
+    def run(function):
+        def both(*arrays):
+            y, pullback = jax.vjp(functools.partial(function, relu=relu), *arrays)
+            return y, *pullback(normal(3, y.shape, dtype))
+
+        return jax.jit(both).lower(*arrays)
+
+    one, two = run(pooled), run(pooled_after)
+    assert one.as_text().count("custom_call @cnnjax_batch_norm") == 2
+    assert f"tensor<{b}x{2 * h}x{2 * w}x{channels}xi1>" not in one.as_text()  # no pooling by XLA
+    (y, *found), (wanted_y, *wanted) = one.compile()(*arrays), two.compile()(*arrays)
+    np.testing.assert_array_equal(np.float32(y), np.float32(wanted_y))
+    for got, exact in zip(found, wanted, strict=True):
+        assert got.dtype == exact.dtype
+        np.testing.assert_array_equal(jnp.isnan(got), jnp.isnan(exact))
+        assert distance(jnp.nan_to_num(got), jnp.nan_to_num(exact)) < TOLERANCE[dtype]
+
+
+def test_images_that_the_kernel_does_not_pool_are_pooled_after_it():
+    for shape in ((2, 5, 6, 16), (2, 4, 7, 16), (2, 4, 6, 24)):
+        arrays = normal(0, shape), normal(1, shape[-1:]), normal(2, shape[-1:])
+        assert_equal(
+            *(jax.jit(jax.grad(lambda *a, f=f: (f(*a) ** 2).sum()))(*arrays) for f in (pooled, pooled_after))
+        )
+
+
+def test_batch_norm_with_pooling_under_transformations():
+    arrays = normal(0, (4, 6, 4, 16)), normal(1, (16,)), normal(2, (16,))
+
+    def loss(*arrays):
+        return jnp.tanh(pooled(*arrays)).sum()
+
+    def squares(*arrays):
+        return sum((g**2).sum() for g in jax.grad(loss, (0, 1, 2))(*arrays))
+
+    assert_equal(*both(jax.grad(squares, (0, 1, 2)), *arrays), 1e-4)
+    assert_equal(*both(jax.vmap(jax.grad(loss)), *(jnp.stack([a, 2 * a]) for a in arrays)))
+    exported = export.export(jax.jit(jax.grad(loss)), platforms=["cpu", "tpu"])(*arrays)
+    assert "custom_call @cnnjax" not in exported.mlir_module()
+    assert_equal(exported.call(*arrays), jax.grad(loss)(*arrays))
+    slope = jax.jit(lambda *a: jax.jvp(loss, a, a)[1])(*arrays)  # forward mode
+    wanted = sum((g * a).sum() for g, a in zip(jax.grad(loss, (0, 1, 2))(*arrays), arrays, strict=True))
+    np.testing.assert_allclose(slope, wanted, rtol=1e-4)
+
+
 def test_batch_norm_of_many_rows_far_from_zero():
     x = normal(0, (40_001, 7), mean=3000.0)
     _, mean, var = ops.batch_norm_train(x, jnp.ones(7), jnp.zeros(7))
@@ -424,13 +487,23 @@ def test_bad_convolutions_are_errors_with_the_numbers(change):
 
 def test_other_bad_calls_are_errors_with_the_numbers():
     f32, u8, x = "float32", "uint8", jnp.zeros((2, 6, 6, 4))
-    norm, pool = {"epsilon": np.float32(1e-5), "relu": False}, {"strides": [2, 2], "padding": [0] * 4}
+    norm, pool = (
+        {"epsilon": np.float32(1e-5), "relu": False, "pool": 1},
+        {"strides": [2, 2], "padding": [0] * 4},
+    )
     statistics = [((4,), f32), ((4,), f32)]
     y = ((2, 3, 3, 4), f32)
+    wide, means, vectors = ((2, 3, 3, 16), f32), [((16,), f32)] * 2, [jnp.zeros(16)] * 2
     bad = [
         ("cnnjax_batch_norm", [(x.shape, f32), *statistics], [x, jnp.zeros(5), jnp.zeros(4)], norm),
         ("cnnjax_batch_norm", [(x.shape, f32), *statistics], [x, jnp.zeros(4)], norm),
         ("cnnjax_batch_norm", [((2, 6, 6, 5), f32), *statistics], [x, jnp.zeros(4), jnp.zeros(4)], norm),
+        ("cnnjax_batch_norm", [y, *statistics], [x, jnp.zeros(4), jnp.zeros(4)], norm),
+        ("cnnjax_batch_norm", [y, *statistics], [x, jnp.zeros(4), jnp.zeros(4)], {**norm, "pool": 2}),
+        ("cnnjax_batch_norm", [wide, *means], [jnp.zeros(wide[0]), *vectors], {**norm, "pool": 2}),
+        ("cnnjax_batch_norm", [wide, *means], [jnp.zeros((2, 6, 6, 16)), *vectors], {**norm, "pool": 3}),
+        ("cnnjax_batch_norm", [wide, *means], [jnp.zeros((2, 6, 7, 16)), *vectors], {**norm, "pool": 2}),
+        ("cnnjax_batch_norm", [wide, *means], [jnp.zeros((2, 6, 6, 16)), *vectors], norm),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 4), f32)], [x], {"window": [2, 2], **pool}),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 3), u8)], [x], {"window": [2, 2], **pool}),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 4), u8)], [x], {"window": [16, 17], **pool}),

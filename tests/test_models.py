@@ -70,6 +70,7 @@ def test_unknown_names_and_fields_say_what_is_allowed():
 # A small member of each family with the size of its images: the surface is that of the large ones.
 TINY = {
     "simple_cnn(widths=(2, 3))": (8, 8, 1),
+    "simple_cnn(widths=(16, 32))": (8, 8, 1),
     "lenet_300_100(widths=(6, 4))": (8, 8, 1),
     "lenet5": (28, 28, 1),
     "alexnet(image_size=67, widths=(8, 16, 16, 16, 8, 32, 32))": (67, 67, 3),
@@ -191,6 +192,22 @@ def test_training_moves_the_running_statistics_by_one_minus_momentum():
     old, new = variables["batch_stats"]["norm1"]["mean"], updates["batch_stats"]["norm1"]["mean"]
     x = nn.Conv(2, (5, 5), padding=2).apply({"params": variables["params"]["conv1"]}, image)
     np.testing.assert_allclose(new, 0.9 * old + 0.1 * x.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_within_the_normalization_trains_as_pooling_after_it():
+    _, variables, image = initialized("simple_cnn(widths=(16, 32))")
+    found = []
+    for pooling in ("max", "adaptive"):  # the same windows; only the first is pooled by the layer before
+        model = create_model(f"simple_cnn(pooling={pooling!r})", num_classes=5)
+
+        def loss(params, model=model):
+            state = {**variables, "params": params}
+            logits, updates = model.apply(state, image, train=True, mutable=["batch_stats"])
+            return (logits**2).mean(), updates
+
+        found.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
+    for (path, a), b in zip(jax.tree.leaves_with_path(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
 
 
 # --- Learning. -------------------------------------------------------------------------------------

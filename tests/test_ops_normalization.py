@@ -141,6 +141,31 @@ def test_batch_norm_under_vmap_and_second_derivatives():
     assert jnp.isfinite(jax.jit(jax.grad(slope))(x[0])).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 6, 16), (2, 6, 9, 5)])
+@pytest.mark.parametrize("pool", [2, 3])
+def test_pooling_after_the_normalization(shape, pool):
+    """Windows of 2 on 16 channels are pooled in the pass that normalizes, the others after it."""
+    x, scale, bias = normal(shape), normal(shape[-1:], 1), normal(shape[-1:], 2)
+    y = np.maximum(batch_norm_reference(x, scale, bias)[0], 0)
+    b, h, w, c = y.shape
+    cut = y[:, : h // pool * pool, : w // pool * pool]
+    windows = cut.reshape(b, h // pool, pool, w // pool, pool, c).transpose(0, 1, 3, 2, 4, 5)
+    flat = windows.reshape(b, h // pool, w // pool, pool**2, c)
+    args = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias)]
+    got, back = jax.vjp(lambda *a: batch_norm_train(*a, relu=True, pool=pool)[0], *args)
+    np.testing.assert_allclose(got, flat.max(3), rtol=1e-4, atol=1e-5)
+    # The gradient at each maximum, zeros elsewhere, and through the normalization.
+    g = np.float32(normal(got.shape, 3))
+    taken = (np.arange(pool**2)[:, None] == flat.argmax(3)[..., None, :]) * (g * (flat.max(3) > 0))[
+        ..., None, :
+    ]
+    dy = np.zeros(y.shape)
+    spread = taken.reshape(windows.shape).transpose(0, 1, 3, 2, 4, 5).reshape(cut.shape)
+    dy[:, : cut.shape[1], : cut.shape[2]] = spread
+    for a, b in zip(back(jnp.asarray(g)), batch_norm_gradient(x, scale, dy), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_batch_norm_mistakes():
     x, two, three = jnp.ones((2, 3, 3, 2)), jnp.ones(2), jnp.ones(3)
     with pytest.raises(UserError, match="scale"):
@@ -151,6 +176,10 @@ def test_batch_norm_mistakes():
         batch_norm_train(x[:0], two, two)
     with pytest.raises(UserError, match="float"):
         batch_norm_train(x.astype(jnp.int32), two, two)
+    with pytest.raises(UserError, match="window"):
+        batch_norm_train(x, two, two, pool=0)
+    with pytest.raises(UserError, match="pooling of x"):
+        batch_norm_train(x[0], two, two, pool=2)
 
 
 def test_activations_by_name():

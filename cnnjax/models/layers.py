@@ -101,7 +101,8 @@ class BatchNorm(nn.Module):
     `momentum` is the decay of the old running value (PyTorch's momentum is one minus it). The running
     variance is the biased one, as in the paper's training step; PyTorch stores the unbiased one. A layer
     named in the collection `frozen` keeps its statistics and normalizes with them in training too. `act`
-    follows; ReLU in the same pass.
+    follows, then maximum pooling in windows of `pool` pixels a side; ReLU, and with it windows of 2, in the
+    same pass.
     """
 
     train: bool = False
@@ -110,6 +111,7 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = ones
     bias_init: Initializer = zeros
     act: Callable[[jax.Array], jax.Array] = ops.activation("identity")
+    pool: int = 1
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -122,15 +124,18 @@ class BatchNorm(nn.Module):
         x = x.astype(self.dtype)
         if not self.train or self.has_variable("frozen", "statistics"):
             y = ops.batch_norm_inference(x, scale, bias, mean.value, var.value, epsilon=self.epsilon)
-            return self.act(y)
+            return self._pooled(self.act(y))
         relu = self.act is jax.nn.relu
         y, batch_mean, batch_var = ops.batch_norm_train(
-            x, scale, bias, epsilon=self.epsilon, relu=relu, **norm_fields()
+            x, scale, bias, epsilon=self.epsilon, relu=relu, pool=self.pool if relu else 1, **norm_fields()
         )
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        return y if relu else self.act(y)
+        return y if relu else self._pooled(self.act(y))
+
+    def _pooled(self, y: jax.Array) -> jax.Array:
+        return y if self.pool == 1 else ops.max_pool(y, self.pool)
 
 
 class ConvNorm(nn.Module):

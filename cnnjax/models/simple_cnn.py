@@ -52,9 +52,16 @@ class SimpleCNN(nn.Module):
         for i, width in enumerate(self.widths, 1):
             padding = self.kernel_size // 2
             x = Conv(width, self.kernel_size, padding=padding, dtype=self.dtype, name=f"conv{i}")(x)
-            norm = BatchNorm(train=train, act=activation, dtype=self.dtype, name=f"norm{i}")
+            in_norm = train and self.pooling == "max"  # pooled in the pass that normalizes
+            norm = BatchNorm(
+                train=train,
+                act=activation,
+                pool=2 if in_norm else 1,
+                dtype=self.dtype,
+                name=f"norm{i}",
+            )
             x = norm(x)  # 28 28 16, then 14 14 32
-            x = pool(x, 2)  # 14 14 16, then 7 7 32
+            x = x if in_norm else pool(x, 2)  # 14 14 16, then 7 7 32
         x = x.reshape(x.shape[0], -1)  # 1568
         return logits(x, self.num_classes, self.dtype)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnnjax.errors import UserError
-from cnnjax.ops.cpu import make_batch_norm, make_response_norm, takes
+from cnnjax.ops.cpu import make_batch_norm, make_response_norm, max_windows_and_places, takes
+from cnnjax.ops.pooling import max_pool
 
 
 def local_response_norm(
@@ -72,6 +73,7 @@ def batch_norm_train(
     *,
     epsilon: float = 1e-5,
     relu: bool = False,
+    pool: int = 1,
     groups: int = 1,
     gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -87,14 +89,17 @@ def batch_norm_train(
       scale, bias: float32 [C].
       epsilon: added to the variance.
       relu: y is max(y, 0), which on a CPU is cheaper here than after it.
+      pool: then, of [B, H, W, C], `max_pool` with windows of so many pixels a side, gradient in reverse mode
+        only; on a CPU windows of 2 are cheaper here than after it.
       groups: consecutive examples are cut into so many groups of equal size, each normalized by statistics of
         its own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
       gather: brings an array [groups, 2 C], a row on each device, together: then the groups share the
         statistics of the whole batch, at the cost of this one exchange (Chan et al. 1979, "Updating Formulae
         and a Pairwise Algorithm for Computing Sample Variances").
 
-    Returns: y, float [..., C] of the dtype of x; mean and biased variance, float32 [C]; of groups with
-      statistics of their own, the averages (of the variance within groups, not that between them).
+    Returns: y, float [..., C] (with `pool` [B, H // pool, W // pool, C]) of the dtype of x; mean and biased
+      variance, float32 [C]; of groups with statistics of their own, the averages (of the variance within
+      groups, not that between them).
 
     Raises:
       UserError: if x holds no values, scale and bias are not [C], or x has no such groups.
@@ -103,23 +108,35 @@ def batch_norm_train(
     if x.size == 0:
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
     _check_float(x)
+    options = {"epsilon": epsilon, "relu": relu}
     if groups > 1:
-        return _batch_norm_in_groups(x, scale, bias, epsilon=epsilon, relu=relu, groups=groups, gather=gather)
-    in_kernel = takes(x) and scale.dtype == bias.dtype == jnp.float32
-    return (_batch_norm_on_cpu if in_kernel else _batch_norm_in_xla)(
-        x, scale, bias, epsilon=epsilon, relu=relu
-    )
+        y, mean, var = _batch_norm_in_groups(x, scale, bias, **options, groups=groups, gather=gather)
+    elif takes(x) and scale.dtype == bias.dtype == jnp.float32:
+        inside = 2 if pool == 2 and _pools_in_kernel(x) else 1
+        y, mean, var = _batch_norm_on_cpu(x, scale, bias, **options, pool=inside)
+        pool //= inside
+    else:
+        y, mean, var = _batch_norm_in_xla(x, scale, bias, **options)
+    return (y if pool == 1 else max_pool(y, pool)), mean, var
+
+
+def _pools_in_kernel(x: jax.Array) -> bool:
+    return x.ndim == 4 and x.shape[1] % 2 == x.shape[2] % 2 == x.shape[3] % 16 == 0
 
 
 def _batch_norm_in_xla(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool, pool: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     wide, axes = _widen(x), tuple(range(x.ndim - 1))
     mean = wide.mean(axes)
     centered = wide - mean
     var = jnp.square(centered).mean(axes)
     y = centered * (lax.rsqrt(var + epsilon) * scale) + bias
-    return (jax.nn.relu(y) if relu else y).astype(x.dtype), mean, var
+    y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    if pool > 1:
+        window = (pool, pool)
+        y, _ = max_windows_and_places(y, window=window, strides=window, sides=((0, 0), (0, 0)))
+    return y, mean, var
 
 
 _batch_norm_on_cpu = make_batch_norm(_batch_norm_in_xla)

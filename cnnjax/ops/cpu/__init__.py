@@ -7,7 +7,7 @@ loads; everything else goes through XLA, with the same results. `CNNJAX_CPU_KERN
 from cnnjax.ops.cpu.convolution import make_convolution
 from cnnjax.ops.cpu.library import chosen, paused, status, takes
 from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
-from cnnjax.ops.cpu.pooling import make_max_pool
+from cnnjax.ops.cpu.pooling import make_max_pool, max_windows_and_places
 
 __all__ = [
     "chosen",
@@ -15,6 +15,7 @@ __all__ = [
     "make_convolution",
     "make_max_pool",
     "make_response_norm",
+    "max_windows_and_places",
     "paused",
     "status",
     "takes",

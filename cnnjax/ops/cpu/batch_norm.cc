@@ -1,4 +1,5 @@
-// Batch normalization of [..., channels] in training, with or without a ReLU, and its gradient.
+// Batch normalization of [..., channels] in training, with or without a ReLU, with or without 2x2 maximum pooling of
+// NHWC images after it, and its gradient.
 //
 // The rows are cut into blocks that fit into a core's cache. A block's mean and sum of squared distances from
 // it take two passes over the block but one over memory; the blocks' moments are merged in order (Chan, Golub,
@@ -10,11 +11,10 @@
 
 #include "engine.h"
 #include "loops.h"
+#include "norm_pool.h"
 
 namespace cnnjax {
 namespace {
-
-constexpr int64_t kBlockBytes = 1 << 16;
 
 template <class T>
 CNNJAX_INLINE void moments_of(const T* x, int64_t rows, int64_t width, float* __restrict mean, float* __restrict squares) {
@@ -91,6 +91,7 @@ CNNJAX_FOR(BFloat16)
 // fill the vector registers too; the rows beyond the last whole one are the tail, a block of its own.
 struct Plan {
   int64_t rows, channels, fold, width, wide_rows, block_rows, blocks, tail;
+  Windows windows;
 
   Plan(int64_t rows_, int64_t channels_) : rows(rows_), channels(channels_) {
     fold = std::max<int64_t>(1, std::min<int64_t>(rows, 64 / channels));
@@ -145,6 +146,13 @@ void forward(const Plan& p, const T* x, const float* scale, const float* bias, f
     var[c] = static_cast<float>(all_squares[c] / total);
     factor[c] = scale[c] / std::sqrt(var[c] + epsilon);
   }
+  if (p.windows.rows) {
+    p.windows.each(factor.data(), mean, bias, floor,
+                   [&](int64_t, const WindowRow& row, int64_t from, int64_t to, int64_t) {
+      normalize_windows(row, x + from, y + to);
+    });
+    return;
+  }
   std::vector<float> factors = p.repeat(factor.data()), means = p.repeat(mean), biases = p.repeat(bias);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < p.blocks; ++b)
@@ -163,17 +171,25 @@ void backward(const Plan& p, const T* x, const T* dy, const float* mean, const f
     factor[c] = scale[c] * inverse[c];
   }
   std::vector<float> factors = p.repeat(factor.data()), means = p.repeat(mean), biases = p.repeat(bias);
-  std::vector<float> block_scale((p.blocks + 1) * p.width), block_bias((p.blocks + 1) * p.width);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t b = 0; b < p.blocks; ++b)
-    sums(x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
-         &block_scale[b * p.width], &block_bias[b * p.width]);
+  int64_t parts = p.windows.rows ? p.windows.blocks * p.channels : p.blocks * p.width + (p.tail ? p.channels : 0);
+  std::vector<float> block_scale(parts), block_bias(parts);
   int64_t rest = p.wide_rows * p.width;
-  if (p.tail)
-    sums(x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, floor, &block_scale[p.blocks * p.width],
-         &block_bias[p.blocks * p.width]);
+  if (p.windows.rows) {
+    p.windows.each(factor.data(), mean, bias, floor,
+                   [&](int64_t b, const WindowRow& row, int64_t from, int64_t to, int64_t c) {
+      sums_windows(row, x + from, dy + to, &block_scale[b * p.channels + c], &block_bias[b * p.channels + c]);
+    });
+  } else {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t b = 0; b < p.blocks; ++b)
+      sums(x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
+           &block_scale[b * p.width], &block_bias[b * p.width]);
+    if (p.tail)
+      sums(x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, floor, &block_scale[p.blocks * p.width],
+           &block_bias[p.blocks * p.width]);
+  }
   std::vector<double> sum_scale(p.channels), sum_bias(p.channels);
-  for (int64_t i = 0; i < p.blocks * p.width + (p.tail ? p.channels : 0); ++i) {
+  for (int64_t i = 0; i < parts; ++i) {
     sum_scale[i % p.channels] += block_scale[i];
     sum_bias[i % p.channels] += block_bias[i];
   }
@@ -182,6 +198,13 @@ void backward(const Plan& p, const T* x, const T* dy, const float* mean, const f
     dbias[c] = static_cast<float>(sum_bias[c]);
     offset[c] = static_cast<float>(factor[c] * (sum_bias[c] / p.rows));
     slope[c] = static_cast<float>(factor[c] * (static_cast<double>(dscale[c]) * inverse[c] / p.rows));
+  }
+  if (p.windows.rows) {
+    p.windows.each(factor.data(), mean, bias, floor,
+                   [&](int64_t, const WindowRow& row, int64_t from, int64_t to, int64_t c) {
+      gradient_windows(row, x + from, dy + to, &slope[c], &offset[c], dx + from);
+    });
+    return;
   }
   std::vector<float> slopes = p.repeat(slope.data()), offsets = p.repeat(offset.data());
 #pragma omp parallel for schedule(dynamic)
@@ -208,7 +231,8 @@ void dispatch(const Plan& plan, const std::vector<void*>& in, const std::vector<
 }
 
 // forward: x, scale, bias -> y, mean, var; backward: x, dy, mean, var, scale, bias -> dx, dscale, dbias.
-ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, float epsilon, bool relu) {
+ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, float epsilon, bool relu,
+                     int64_t pool) {
   return guarded([&] {
     size_t large = arguments.size() == 6 ? 2 : 1;
     check((arguments.size() == 3 || arguments.size() == 6) && results.size() == 3, arguments.size(),
@@ -218,16 +242,25 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
     Dims dims = shape("x", x);
     int64_t channels = dims.back(), rows = 1;
     for (size_t axis = 0; axis + 1 < dims.size(); ++axis) rows *= dims[axis];
+    const Dims vector{channels};
+    Dims pooled = dims;
+    Plan plan(rows, channels);
+    if (pool != 1) {
+      check(pool == 2 && dims.size() == 4 && dims[1] % 2 == 0 && dims[2] % 2 == 0 && channels % kLanes == 0, "x ",
+            show(dims), " pooled by ", pool, ": must be by 2, and even images of a multiple of ", kLanes, " channels");
+      pooled = {dims[0], dims[1] / 2, dims[2] / 2, channels};
+      plan.windows = Windows(dims);
+    }
     std::vector<void*> in, out;
-    auto take = [&](const char* name, ffi::AnyBuffer buffer, bool is_large, std::vector<void*>& into) {
-      check_type(name, buffer.element_type(), is_large ? x.element_type() : ffi::DataType::F32);
-      check_shape(name, shape(name, buffer), is_large ? dims : Dims{channels});
+    auto take = [&](const char* name, ffi::AnyBuffer buffer, const Dims& wanted, std::vector<void*>& into) {
+      check_type(name, buffer.element_type(), &wanted == &vector ? ffi::DataType::F32 : x.element_type());
+      check_shape(name, shape(name, buffer), wanted);
       into.push_back(buffer.untyped_data());
     };
     for (size_t i = 0; i < arguments.size(); ++i)
-      take("argument", *arguments.get<ffi::AnyBuffer>(i), i < large, in);
-    for (size_t i = 0; i < 3; ++i) take("result", **results.get<ffi::AnyBuffer>(i), i == 0, out);
-    Plan plan(rows, channels);
+      take("argument", *arguments.get<ffi::AnyBuffer>(i), i == 0 ? dims : i < large ? pooled : vector, in);
+    for (size_t i = 0; i < 3; ++i)
+      take("result", **results.get<ffi::AnyBuffer>(i), i > 0 ? vector : large == 1 ? pooled : dims, out);
     float floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
     Turn turn;
     if (type == dnnl::memory::data_type::f32) {
@@ -244,5 +277,6 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     CnnjaxBatchNorm, cnnjax::BatchNorm,
-    xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<float>("epsilon").Attr<bool>("relu"));
+    xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<float>("epsilon").Attr<bool>("relu").Attr<int64_t>(
+        "pool"));
 #pragma GCC visibility pop

@@ -29,13 +29,29 @@ CNNJAX_INLINE float widen(BFloat16 value) {
   return wide;
 }
 
-CNNJAX_INLINE void narrow(float wide, float& value) { value = wide; }
+// The nearest number of that type, ties to even, still as a float32; NaN stays one.
+CNNJAX_INLINE float round_as(float wide, const float*) { return wide; }
 
-CNNJAX_INLINE void narrow(float wide, BFloat16& value) {
+CNNJAX_INLINE float round_as(float wide, const BFloat16*) {
   uint32_t bits;
   std::memcpy(&bits, &wide, sizeof bits);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  value.bits = static_cast<uint16_t>(wide != wide ? (bits >> 16) | 0x40 : rounded);
+  uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  rounded = (wide != wide ? bits | 0x400000 : rounded) & 0xffff0000;
+  std::memcpy(&wide, &rounded, sizeof wide);
+  return wide;
+}
+
+CNNJAX_INLINE void cut(float rounded, float& value) { value = rounded; }
+
+CNNJAX_INLINE void cut(float rounded, BFloat16& value) {
+  uint32_t bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  value.bits = static_cast<uint16_t>(bits >> 16);
+}
+
+template <class T>
+CNNJAX_INLINE void narrow(float wide, T& value) {
+  cut(round_as(wide, &value), value);
 }
 
 }  // namespace cnnjax

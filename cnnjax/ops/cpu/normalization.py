@@ -16,16 +16,17 @@ def make_batch_norm(reference: Callable[..., Any]) -> Callable[..., Any]:
     """`reference`, or the kernels where they run.
 
     Args:
-      reference: (x [..., C], scale [C], bias [C], epsilon=, relu=) -> y [..., C] of the dtype of x, mean and
-        biased variance; all but x and y float32.
+      reference: (x [..., C], scale [C], bias [C], epsilon=, relu=, pool=) -> y of the dtype of x, mean and
+        biased variance; all but x and y float32. `pool` is 1 for y [..., C], or 2 for x [B, H, W, C] with
+        even H and W and C a multiple of 16.
     """
 
     def gradient_reference(x, dy, mean, var, scale, bias, **parameters):
         function = functools.partial(reference, **parameters)
         return jax.vjp(lambda *arrays: function(*arrays)[0], x, scale, bias)[1](dy)
 
-    def attributes(inputs, results, *, epsilon, relu):
-        return {"epsilon": np.float32(epsilon), "relu": np.bool_(relu)}
+    def attributes(inputs, results, *, epsilon, relu, pool):
+        return {"epsilon": np.float32(epsilon), "relu": np.bool_(relu), "pool": np.int64(pool)}
 
     forward = make_primitive("batch_norm", reference, "cnnjax_batch_norm", attributes, True)
     backward = make_primitive(
@@ -45,8 +46,8 @@ def make_batch_norm(reference: Callable[..., Any]) -> Callable[..., Any]:
 
     set_gradient(forward, reference, gradient)
 
-    def batch_norm(x, scale, bias, *, epsilon, relu):
-        return tuple(forward.bind(x, scale, bias, epsilon=float(epsilon), relu=bool(relu)))
+    def batch_norm(x, scale, bias, *, epsilon, relu, pool):
+        return tuple(forward.bind(x, scale, bias, epsilon=float(epsilon), relu=bool(relu), pool=pool))
 
     return batch_norm
 

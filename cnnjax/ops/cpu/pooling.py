@@ -25,7 +25,7 @@ def make_max_pool() -> Callable[..., jax.Array]:
         numbers = {"window": window, "strides": strides, "padding": (*sides[0], *sides[1])}
         return {name: np.array(value, np.int64) for name, value in numbers.items()}
 
-    forward = make_primitive("max_pool", _reference, "cnnjax_max_pool", attributes, True)
+    forward = make_primitive("max_pool", max_windows_and_places, "cnnjax_max_pool", attributes, True)
     backward = make_primitive("max_pool_gradient", _gradient, "cnnjax_max_pool", attributes, True)
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
@@ -42,8 +42,10 @@ def make_max_pool() -> Callable[..., jax.Array]:
     return lambda x, window, strides, sides: pool(x, x.shape[1:3], window, strides, sides)
 
 
-def _reference(x: jax.Array, *, window: Size, strides: Size, sides: Sides) -> tuple[jax.Array, jax.Array]:
-    """Maxima, and the number of the place in the window, row-major, where each stands, as a byte."""
+def max_windows_and_places(
+    x: jax.Array, *, window: Size, strides: Size, sides: Sides
+) -> tuple[jax.Array, jax.Array]:
+    """Maxima, differentiable in every mode, and the place of each in its window, row-major, as a byte."""
     x = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
     height, width = ((size - w) // s for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
     best = place = None
