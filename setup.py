@@ -53,7 +53,6 @@ def kernels() -> list[Extension]:
                 "-std=c++17",
                 "-fopenmp",
                 "-fno-math-errno",
-                "-fno-thread-jumps",
                 "-fvisibility=hidden",
                 "-w",
                 "-g0",

@@ -8,6 +8,11 @@
 #include "engine.h"
 #include "loops.h"
 
+// With jump threading GCC makes branches of the selections below, and scalar code of the loops around them. (Without
+// it the loops of `pooling.cc` become scalar.)
+#pragma GCC push_options
+#pragma GCC optimize("no-thread-jumps")
+
 namespace cnnjax {
 
 constexpr int64_t kBlockBytes = 1 << 16;  // of x or y at a time, so that they stay in a core's cache
@@ -131,3 +136,5 @@ struct Windows {
 };
 
 }  // namespace cnnjax
+
+#pragma GCC pop_options
