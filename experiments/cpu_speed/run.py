@@ -1,6 +1,6 @@
 """Training steps of this project beside PyTorch's, in turn, on this machine's CPU.
 
-python experiments/cpu_speed/run.py            # measures the rows that results.csv lacks, then the ops
+python experiments/cpu_speed/run.py            # measures what results.csv lacks of this machine, then the ops
 python experiments/cpu_speed/run.py simple_cnn # only what is named; `ops` are the kernels
 python experiments/cpu_speed/run.py --tables   # only rewrites tables and figure from the CSVs
 
@@ -69,15 +69,17 @@ def measure_ops() -> list[dict[str, object]]:
 
 
 def read_rows() -> list[dict[str, str]]:
-    return results.read(RESULTS)
+    """All rows, machines of one model and dtype beside each other."""
+    order = [(model, dtype) for model, _ in TARGETS for dtype in DTYPES]
+    return sorted(results.read(RESULTS), key=lambda row: order.index((row["model"], row["dtype"])))
 
 
 def table(rows: list[dict[str, str]]) -> str:
     """The measured rows as Markdown, with the target of each."""
     lines = [
-        "| model, batch | dtype | images/s | PyTorch | ratio (lowest, highest) | target | first step s "
-        "| where our time goes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model, batch | dtype | processor | images/s | PyTorch | ratio (lowest, highest) | target "
+        "| first step s | where our time goes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
@@ -86,7 +88,8 @@ def table(rows: list[dict[str, str]]) -> str:
             f"{kind} {share:.0%}" for kind, share in list(json.loads(row["shares"]).items())[:3]
         )
         lines.append(
-            f"| {row['model']}, {row['batch']} | {row['dtype']} | {float(row['images_per_second']):,.1f} "
+            f"| {row['model']}, {row['batch']} | {row['dtype']} | {row['machine']} "
+            f"| {float(row['images_per_second']):,.1f} "
             f"| {float(row['torch_images_per_second']):,.1f} "
             f"| **{float(row['ratio']):.2f}** ({float(row['ratio_min']):.2f}, {float(row['ratio_max']):.2f}) "
             f"| {verdict} | {float(row['first_step_seconds']):.1f} | {where} |"
@@ -95,7 +98,7 @@ def table(rows: list[dict[str, str]]) -> str:
     lines += [
         "",
         f"Median of five alternations; synthetic images, SGD with momentum, cross entropy; PyTorch eager and "
-        f"channels_last. {last['machine']}, {last['cpu_kernels']}, jax {last['jax']}, torch {last['torch']}. "
+        f"channels_last. {last['cpu_kernels']}, jax {last['jax']}, torch {last['torch']}. "
         "Written by `python experiments/cpu_speed/run.py` from `experiments/cpu_speed/results.csv`.",
     ]
     return "\n".join(lines)
@@ -114,7 +117,7 @@ def ops_table(rows: list[dict[str, str]]) -> str:
 
 def draw(rows: list[dict[str, str]]) -> None:
     """The ratios as bars, with their range and their targets."""
-    figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
     for i, row in enumerate(rows):
         ratio = float(row["ratio"])
         spread = [[ratio - float(row["ratio_min"])], [float(row["ratio_max"]) - ratio]]
@@ -123,7 +126,7 @@ def draw(rows: list[dict[str, str]]) -> None:
         target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
         if target:
             axis.plot([target, target], [i - 0.4, i + 0.4], color="black")
-    axis.set_yticks(range(len(rows)), [f"{row['model']} {row['dtype']}" for row in rows])
+    axis.set_yticks(range(len(rows)), [f"{row['model']} {row['dtype']}, {row['machine']}" for row in rows])
     axis.invert_yaxis()
     axis.axvline(1, color="grey", linestyle=":")
     axis.set_xlabel("images/s, ratio to PyTorch (black: target)")
@@ -132,7 +135,7 @@ def draw(rows: list[dict[str, str]]) -> None:
 
 def main(arguments: list[str]) -> None:
     if "--tables" not in arguments:
-        have = {(row["model"], row["dtype"]) for row in read_rows()}
+        have = {(row["model"], row["dtype"]) for row in read_rows() if row["machine"] == runs.processor()}
         for model, batch in TARGETS:
             for dtype in DTYPES:
                 if (model, dtype) not in have and (not arguments or model in arguments):
