@@ -28,11 +28,12 @@ def cases() -> dict[str, tuple[Callable[..., jax.Array], tuple[tuple[int, ...], 
 
         return f"{name} of {_show(x)}", (run, (x, kernel))
 
-    def norm(x: tuple[int, ...]):
+    def norm(x: tuple[int, ...], pool: int = 1):
         def run(image: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-            return ops.batch_norm_train(image, scale, bias, relu=True)[0]
+            return ops.batch_norm_train(image, scale, bias, relu=True, pool=pool)[0]
 
-        return f"BatchNorm and ReLU of {_show(x)}", (run, (x, x[-1:], x[-1:]))
+        name = "BatchNorm and ReLU" if pool == 1 else f"BatchNorm, ReLU and max pool {pool}x{pool}"
+        return f"{name} of {_show(x)}", (run, (x, x[-1:], x[-1:]))
 
     pooled, response = (32, 112, 112, 64), (32, 55, 55, 96)
     return dict(
@@ -47,6 +48,7 @@ def cases() -> dict[str, tuple[Callable[..., jax.Array], tuple[tuple[int, ...], 
             conv((32, 14, 14, 384), 3, 256, groups=2),
             norm((32, 56, 56, 64)),
             norm((128, 28, 28, 16)),
+            norm((128, 28, 28, 16), pool=2),
             (f"max pool 3x3/2 of {_show(pooled)}", (lambda x: ops.max_pool(x, 3, 2, padding=1), (pooled,))),
             (f"LRN over 5 of {_show(response)}", (ops.local_response_norm, (response,))),
         ]

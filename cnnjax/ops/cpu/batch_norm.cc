@@ -242,7 +242,6 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
     Dims dims = shape("x", x);
     int64_t channels = dims.back(), rows = 1;
     for (size_t axis = 0; axis + 1 < dims.size(); ++axis) rows *= dims[axis];
-    const Dims vector{channels};
     Dims pooled = dims;
     Plan plan(rows, channels);
     if (pool != 1) {
@@ -252,15 +251,16 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
       plan.windows = Windows(dims);
     }
     std::vector<void*> in, out;
-    auto take = [&](const char* name, ffi::AnyBuffer buffer, const Dims& wanted, std::vector<void*>& into) {
-      check_type(name, buffer.element_type(), &wanted == &vector ? ffi::DataType::F32 : x.element_type());
-      check_shape(name, shape(name, buffer), wanted);
+    auto take = [&](const char* name, ffi::AnyBuffer buffer, bool is_vector, const Dims& image,
+                    std::vector<void*>& into) {
+      check_type(name, buffer.element_type(), is_vector ? ffi::DataType::F32 : x.element_type());
+      check_shape(name, shape(name, buffer), is_vector ? Dims{channels} : image);
       into.push_back(buffer.untyped_data());
     };
     for (size_t i = 0; i < arguments.size(); ++i)
-      take("argument", *arguments.get<ffi::AnyBuffer>(i), i == 0 ? dims : i < large ? pooled : vector, in);
+      take("argument", *arguments.get<ffi::AnyBuffer>(i), i >= large, i == 0 ? dims : pooled, in);
     for (size_t i = 0; i < 3; ++i)
-      take("result", **results.get<ffi::AnyBuffer>(i), i > 0 ? vector : large == 1 ? pooled : dims, out);
+      take("result", **results.get<ffi::AnyBuffer>(i), i > 0, large == 1 ? pooled : dims, out);
     float floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
     Turn turn;
     if (type == dnnl::memory::data_type::f32) {
