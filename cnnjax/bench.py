@@ -23,9 +23,10 @@ from cnnjax.data import augment as augment_lib
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
+from cnnjax.program import device_memory
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.state import init_state
-from cnnjax.training.steps import train_step
+from cnnjax.training.steps import in_turn_on_cpu, train_step
 
 DTYPES = ("float32", "bfloat16")
 # What a profiled operation is, by the innermost JAX function that made it; the first match counts.
@@ -77,7 +78,8 @@ class TrainBench:
         )
         step = functools.partial(train_step, model=model, tx=tx, augment=augment)
         self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.batch, key).compile()
-        return lambda state: self.compiled(state, self.batch, key)
+        memory = device_memory(self.compiled)
+        return lambda state: in_turn_on_cpu(self.compiled(state, self.batch, key), memory)
 
     def step(self) -> None:
         """One step, done when it returns."""

@@ -27,7 +27,7 @@ from cnnjax.signals import Interrupted, caught_signals
 from cnnjax.training import parallel, schedules
 from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.training.state import TrainState
-from cnnjax.training.steps import TrainMetrics
+from cnnjax.training.steps import TrainMetrics, in_turn_on_cpu
 
 _ACCURACIES = ("validation_accuracy", "validation_ema_accuracy")
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
@@ -226,7 +226,7 @@ class Trainer:
 
     def take(self, state: TrainState, interval: TrainMetrics) -> None:
         """What the step has returned: logs, saves and evaluates what is due."""
-        self.state, self.interval = state, interval
+        self.state, self.interval = in_turn_on_cpu((state, interval), self.memory)
         self.step += 1
         self.timed_steps += 1
         self.progress.advance(self.step)

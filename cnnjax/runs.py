@@ -241,6 +241,15 @@ def make_record(**facts: Any) -> dict[str, Any]:
     }
 
 
+_VECTORS = {  # flags of /proc/cpuinfo, the widest first
+    "amx_bf16": "AMX",
+    "avx512_fp16": "AVX-512 with FP16",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+
+
 def _commit() -> str:
     """The commit of the package's checkout, with '+' where files differ; '' outside a checkout."""
     here = Path(__file__).parent
@@ -252,8 +261,12 @@ def _commit() -> str:
 
 
 def processor() -> str:
+    """The processor's name and its widest vector instructions; the name alone may stand for several."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    facts = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if ":" in line}
+    flags = facts.get("flags", "").split()
+    vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "")
+    return ", ".join(filter(None, (facts.get("model name", ""), vectors)))

@@ -234,17 +234,58 @@ blocks = [allocate(size) for _ in range(6)]
 for block in blocks:
     libc.free(block)
 assert 4.9 < mapped() < 5.9, mapped()  # two are in use, less than 1 GiB waits, the rest is given back
-libc.free(allocate(5 * size))
-assert mapped() < 5, mapped()  # too large to keep
 small = [allocate(size // 32) for _ in range(5)]
 assert mapped() < 3, mapped()  # what other sizes push out is given back
 assert libc.posix_memalign(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(3), ctypes.c_size_t(size)) == 22
+
+before += mapped()
+first = allocate(5 * size)  # more than all that may wait beside it
+libc.free(first)
+assert mapped() > 4.9 and allocate(5 * size - 5) == first  # waits alone
+second = allocate(5 * size)
+libc.free(first)
+assert mapped() < 5.1, mapped()  # the next one was taken before it was free: one of the two is given back
+libc.free(second)
+assert allocate(5 * size) == second
+libc.free(second)
+libc.free(allocate(7 * size))
+assert 6.9 < mapped() < 7.1, mapped()  # the last one waits
+print("done")
+"""
+
+
+FORKS = """
+import ctypes, os, threading
+libc = ctypes.CDLL(None)
+libc.aligned_alloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def again(times):
+    for i in range(times):  # none fits the next one, so that most of the time is spent on giving back
+        libc.free(libc.aligned_alloc(ctypes.c_size_t(64), ctypes.c_size_t((1 + i % 5) << 23)))
+
+threads = [threading.Thread(target=again, args=(30000,)) for _ in range(2)]
+for thread in threads:
+    thread.start()
+while threads[0].is_alive():
+    child = os.fork()
+    if not child:
+        again(3)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 print("done")
 """
 
 
 @pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
-def test_freed_blocks_are_used_again_and_no_more_than_a_gibibyte_waits():
+def test_a_process_forked_while_memory_is_used_again_can_use_it_too():
+    env = {**os.environ, "LD_PRELOAD": str(REUSE)}
+    command = [sys.executable, "-W", "ignore", "-c", FORKS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
+def test_freed_blocks_are_used_again_and_no_more_than_a_gibibyte_and_one_block_waits():
     env = {**os.environ, "LD_PRELOAD": str(REUSE)}
     done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)
     assert done.stdout == "done\n", done.stderr

@@ -1,7 +1,7 @@
 """Training steps of this project beside PyTorch's, in turn, on this machine's CPU.
 
 python experiments/cpu_speed/run.py            # measures what results.csv lacks of this machine, then the ops
-python experiments/cpu_speed/run.py simple_cnn # only what is named; `ops` are the kernels
+python experiments/cpu_speed/run.py resnet18 float32 # only what is named; `ops` are the kernels
 python experiments/cpu_speed/run.py --tables   # only rewrites tables and figure from the CSVs
 
 Needs the extra `peers`. Each row is `cnnjax bench train --model=M --batch_size=B --dtype=D --against=torch`
@@ -136,11 +136,13 @@ def draw(rows: list[dict[str, str]]) -> None:
 def main(arguments: list[str]) -> None:
     if "--tables" not in arguments:
         have = {(row["model"], row["dtype"]) for row in read_rows() if row["machine"] == runs.processor()}
+        dtypes = [dtype for dtype in DTYPES if dtype in arguments] or DTYPES
+        models = [model for model in arguments if model not in DTYPES]
         for model, batch in TARGETS:
-            for dtype in DTYPES:
-                if (model, dtype) not in have and (not arguments or model in arguments):
+            for dtype in dtypes:
+                if (model, dtype) not in have and (not models or model in models):
                     results.append(RESULTS, measure(model, batch, dtype))
-        if not OPS.exists() and (not arguments or "ops" in arguments):
+        if not OPS.exists() and (not models or "ops" in models):
             results.append(OPS, *measure_ops())
     rows, ops = read_rows(), results.read(OPS)
     if rows:

@@ -1,9 +1,9 @@
 // Large blocks of memory used again, for a process that is started with this library in LD_PRELOAD.
 //
-// XLA:CPU allocates the workspace of a step anew at each step, hundreds of megabytes that the C library
-// takes from the system and gives back, and that the system clears page by page. Here the last freed blocks,
-// at most 1 GiB, wait for an allocation of about their size. They remain the C library's own blocks, so
-// whatever else looks at them (realloc, malloc_usable_size) needs to know nothing.
+// XLA:CPU allocates the workspace of a step anew at each step, up to gigabytes that the C library takes from
+// the system and gives back, and that the system clears page by page. Here the last freed blocks, at most 1 GiB
+// and one block of more than that, wait for an allocation of about their size. They remain the C library's own
+// blocks, so whatever else looks at them (realloc, malloc_usable_size) needs to know nothing.
 
 #include <features.h>
 
@@ -25,6 +25,14 @@ static void *kept[SLOTS];  // the oldest first
 static int count = 0;
 static size_t bytes = 0;  // of all that are kept
 
+static void *huge = NULL;  // the one block of more than kMost that waits
+static int in_use = 0, surplus = 0;  // such blocks in use; how many of them are given back when they are freed
+
+// A forked process must not inherit the lock of a thread that it does not have.
+static void lock(void) { pthread_mutex_lock(&mutex); }
+static void unlock(void) { pthread_mutex_unlock(&mutex); }
+__attribute__((constructor)) static void guard_forks(void) { pthread_atfork(lock, unlock, unlock); }
+
 static void *removed(int i) {
   void *block = kept[i];
   bytes -= malloc_usable_size(block);
@@ -40,23 +48,57 @@ static int fits(void *block, size_t alignment, size_t size) {
 // A kept block that fits, or NULL; then the oldest one goes, as what is asked for has changed.
 static void *reused(size_t alignment, size_t size) {
   void *found = NULL, *stale = NULL;
-  if (pthread_mutex_trylock(&mutex)) return NULL;  // never waits: a fork may have left it locked
+  lock();
   for (int i = count - 1; i >= 0 && !found; --i)
     if (fits(kept[i], alignment, size)) found = removed(i);
   if (!found && count) stale = removed(0);
-  pthread_mutex_unlock(&mutex);
+  unlock();
   __libc_free(stale);
   return found;
 }
 
+// The one that waits, or NULL. Where a step asks for its workspace before that of the last step is free, the new
+// one waits later and the old one never does, so that both are touched for no longer than without this library.
+static void *reused_huge(size_t alignment, size_t size) {
+  lock();
+  void *found = huge, *stale = NULL;
+  if (found && !fits(found, alignment, size)) stale = found, found = NULL;
+  huge = NULL;
+  if (!found && in_use) ++surplus;
+  ++in_use;
+  unlock();
+  __libc_free(stale);
+  return found;
+}
+
+static void free_huge(void *block) {
+  lock();
+  if (in_use) --in_use;
+  if (surplus) {
+    --surplus;
+  } else {
+    void *before = huge;
+    huge = block, block = before;
+  }
+  unlock();
+  __libc_free(block);
+}
+
 static void free_all(void) {
-  if (pthread_mutex_trylock(&mutex)) return;
+  lock();
   while (count) __libc_free(removed(count - 1));
-  pthread_mutex_unlock(&mutex);
+  __libc_free(huge);
+  huge = NULL;
+  unlock();
 }
 
 static void *allocate(size_t alignment, size_t size) {
-  void *block = size >= kLarge ? reused(alignment, size) : NULL;
+  void *block = NULL;
+  if (size > kMost) {
+    block = reused_huge(alignment, size);
+  } else if (size >= kLarge) {
+    block = reused(alignment, size);
+  }
   if (!block) block = __libc_memalign(alignment, size);
   if (block) return block;
   free_all();
@@ -75,11 +117,14 @@ int posix_memalign(void **block, size_t alignment, size_t size) {
 
 void free(void *block) {
   size_t size = block ? malloc_usable_size(block) : 0;
-  if (size >= kLarge && size <= kMost && !pthread_mutex_trylock(&mutex)) {
+  if (size > kMost) {
+    free_huge(block);
+  } else if (size >= kLarge) {
+    lock();
     while (count == SLOTS || bytes + size > kMost) __libc_free(removed(0));
     kept[count++] = block;
     bytes += size;
-    pthread_mutex_unlock(&mutex);
+    unlock();
   } else {
     __libc_free(block);
   }
