@@ -17,6 +17,7 @@ from cnnjax.experiment import build
 from cnnjax.loop import Evaluator
 from cnnjax.replay import replay_step
 from cnnjax.training.checkpoints import Checkpoints
+from cnnjax.training.steps import in_turn_on_cpu
 from tests.conftest import tiny_arrays
 
 
@@ -195,6 +196,13 @@ def test_the_state_is_donated(tiny_config, tmp_path):
     assert leaf.is_deleted()
     saved.close()
     run.close()
+
+
+def test_only_a_large_step_on_a_cpu_is_waited_for():
+    step = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: y @ y, x))
+    x = jax.numpy.full((256, 256), 1 / 256)
+    assert in_turn_on_cpu((step(x), x), 2**31)[0].is_ready()  # compiles, too
+    assert not in_turn_on_cpu((step(x), x), 2**20)[0].is_ready()
 
 
 def test_another_config_or_other_images_may_not_resume(finished, tiny_config, tmp_path):
