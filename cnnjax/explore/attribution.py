@@ -211,7 +211,9 @@ def heatmap(values: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Maps [B, h, w] brought to [B, *size] (bilinear) and each to 0..1; one of zeros stays so."""
     large = jax.image.resize(values, (values.shape[0], *size), "bilinear")
     low, high = large.min((1, 2), keepdims=True), large.max((1, 2), keepdims=True)
-    return (large - low) / jnp.where(high > low, high - low, 1.0)
+    scaled = (large - low) / jnp.where(high > low, high - low, 1.0)
+    # Compiled, it may be a product with the reciprocal, which leaves the highest below 1 on some processors.
+    return jnp.where((large == high) & (high > low), 1.0, scaled)
 
 
 def occlusion(
