@@ -241,15 +241,6 @@ def make_record(**facts: Any) -> dict[str, Any]:
     }
 
 
-_VECTORS = {  # flags of /proc/cpuinfo, the widest first
-    "amx_bf16": "AMX",
-    "avx512_fp16": "AVX-512 with FP16",
-    "avx512_bf16": "AVX-512 with bfloat16",
-    "avx512f": "AVX-512",
-    "avx2": "AVX2",
-}
-
-
 def _commit() -> str:
     """The commit of the package's checkout, with '+' where files differ; '' outside a checkout."""
     here = Path(__file__).parent
@@ -258,6 +249,15 @@ def _commit() -> str:
         return subprocess.run(args, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+_VECTORS = {  # flags of /proc/cpuinfo, the widest first
+    "amx_bf16": "AMX",
+    "avx512_fp16": "AVX-512 with FP16",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
 
 
 def processor() -> str:

@@ -199,7 +199,7 @@ def test_the_state_is_donated(tiny_config, tmp_path):
 
 
 def test_only_a_large_step_on_a_cpu_is_waited_for():
-    step = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: y @ y, x))
+    step = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, y: y @ y, x))  # a second
     x = jax.numpy.full((256, 256), 1 / 256)
     assert in_turn_on_cpu((step(x), x), 2**31)[0].is_ready()  # compiles, too
     assert not in_turn_on_cpu((step(x), x), 2**20)[0].is_ready()
