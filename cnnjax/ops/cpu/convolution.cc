@@ -1,27 +1,11 @@
 // Convolution, its input gradient and its kernel gradient (arrays NHWC, kernels HWIO), by oneDNN.
-#include "engine.h"
+#include "convolution.h"
 
 namespace cnnjax {
 namespace {
 
 using dnnl::memory;
 using Span = ffi::Span<const int64_t>;
-
-enum Mode : int64_t { kForward, kInputGradient, kKernelGradient };
-
-struct Problem {
-  Mode mode;
-  memory::data_type type;
-  Dims x, kernel, y;  // as the caller sees them: NHWC, HWIO, NHWC
-  Dims strides, padding, dilation;
-  int64_t groups, threads;
-  bool bias;
-
-  std::string key() const {
-    return cache_key({{mode, static_cast<int64_t>(type), groups, threads, bias}, x, kernel, y, strides, padding,
-                      dilation});
-  }
-};
 
 struct Primitive {
   dnnl::primitive run, reorder;  // reorder is empty where the caller's layout is taken as it is
@@ -185,6 +169,11 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
       bias = vector.untyped_data();
     }
     Turn turn;
+    if (has_kernel_gradient(problem)) {
+      auto floats = [](void* data) { return static_cast<float*>(data); };
+      return kernel_gradient(problem, turn, floats(x.untyped_data()), floats(y.untyped_data()),
+                             floats(kernel.untyped_data()), floats(bias));
+    }
     problem.threads = omp_get_max_threads();
     Primitive& primitive = primitives().get(problem.key(), [&] { return make(problem); });
     run(primitive, problem.mode, turn, x.untyped_data(), kernel.untyped_data(), y.untyped_data(), bias);
@@ -194,9 +183,9 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
 }  // namespace
 }  // namespace cnnjax
 
-// Whether oneDNN has generated code for a convolution on this processor that is worth a call in this dtype, or only
-// its slow reference loop, or nothing. Numbers: mode, bfloat16, groups, bias, then x, kernel, y (4 each), strides
-// (2), padding (4), dilation (2).
+// Whether a convolution is worth a call in this dtype on this processor: there is code for it here, or oneDNN
+// generates some and has not only its slow reference loop, or nothing. Numbers: mode, bfloat16, groups, bias, then
+// x, kernel, y (4 each), strides (2), padding (4), dilation (2).
 extern "C" __attribute__((visibility("default"))) int cnnjax_convolution_is_fast(const int64_t* numbers) {
   using namespace cnnjax;
   auto take = [&](int begin, int count) { return Dims(numbers + begin, numbers + begin + count); };
@@ -208,6 +197,10 @@ extern "C" __attribute__((visibility("default"))) int cnnjax_convolution_is_fast
   guarded([&] {
     check_problem(problem);
     Turn turn;
+    if (has_kernel_gradient(problem)) {
+      fast = 1;
+      return;
+    }
     problem.threads = omp_get_max_threads();
     Primitive& primitive = primitives().get(problem.key(), [&] { return make(problem); });
     fast = primitive.implementation.rfind("ref", 0) != 0;
