@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -464,6 +465,16 @@ def test_grey_decoding_and_every_format_alike():
         grey = images.decode_image(file.getvalue(), kind, 1)
         assert grey.shape == (8, 6, 1)
         np.testing.assert_allclose(grey[..., 0].astype(int), pixels[..., 0], atol=4)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_a_decoded_jpeg_is_not_written_over_by_the_next_one(size):
+    encoded = [simplejpeg.encode_jpeg(np.full((16, 16, 3), level, np.uint8)) for level in (10, 200)]
+    first = images.decode_image(encoded[0], "first", 3, size)
+    kept = first.copy()
+    second = images.decode_image(encoded[1], "second", 3, size)
+    np.testing.assert_array_equal(first, kept)
+    assert first.max() < 20 and second.min() > 190
 
 
 # Prepared TFDS folders

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".ti
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
+SCRATCH_BYTES = 2**22  # a thread's memory for an image that is resized next, so that its pages stay mapped
+_thread = threading.local()
 
 
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
@@ -58,12 +61,21 @@ def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> 
         _check_pixels(what, width, height)
         if space in ("CMYK", "YCCK"):
             return _decode_other(data, what, channels)
+        if size is not None and height * width * channels <= SCRATCH_BYTES:
+            smaller["buffer"] = _scratch()
         image = simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
         return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
     except UserError:
         raise
     except ValueError as error:
         raise BadImage(f"{what}: JPEG that cannot be decoded ({error})") from None
+
+
+def _scratch() -> np.ndarray:
+    """uint8 [SCRATCH_BYTES] of this thread, written over by its next image."""
+    if not hasattr(_thread, "scratch"):
+        _thread.scratch = np.empty(SCRATCH_BYTES, np.uint8)
+    return _thread.scratch
 
 
 def _upright(image: np.ndarray, data: bytes) -> np.ndarray:

@@ -17,7 +17,7 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side]
     if side == size:
-        return np.ascontiguousarray(square)
+        return square.copy()
     kernel = _kernel()
     if kernel is None:
         return by_pillow(square, size)
