@@ -74,7 +74,7 @@ Primitive make(const Problem& p) {
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   dnnl::convolution_forward::primitive_desc forward(
       cpu(), dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, kernel,
-      p.mode == kForward ? bias : memory::desc(), y, p.strides, dilation, before, after, attributes);
+      bias, y, p.strides, dilation, before, after, attributes);
   Primitive made;
   auto keep = [&](const auto& desc, const auto& primitive, memory::desc chosen) {
     made.run = primitive;
@@ -91,7 +91,7 @@ Primitive make(const Problem& p) {
     keep(backward, dnnl::convolution_backward_data(backward), backward.weights_desc());
   } else {
     dnnl::convolution_backward_weights::primitive_desc backward(cpu(), dnnl::algorithm::convolution_direct, x,
-                                                                kernel, bias, y, p.strides, dilation, before, after,
+                                                                kernel, y, p.strides, dilation, before, after,
                                                                 forward, attributes);
     keep(backward, dnnl::convolution_backward_weights(backward), backward.diff_weights_desc());
   }
@@ -126,7 +126,6 @@ void run(Primitive& p, Mode mode, Turn& turn, void* x, void* kernel, void* y, vo
     arguments.insert({{DNNL_ARG_DIFF_DST, ys}, {DNNL_ARG_WEIGHTS, blocked}, {DNNL_ARG_DIFF_SRC, xs}});
   } else {
     arguments.insert({{DNNL_ARG_SRC, xs}, {DNNL_ARG_DIFF_DST, ys}, {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-    if (bias) arguments.insert({DNNL_ARG_DIFF_BIAS, memory(p.bias, cpu(), bias)});
   }
   if (p.reorder && mode != kKernelGradient) {
     Single single(p.kernel);
@@ -140,14 +139,14 @@ void run(Primitive& p, Mode mode, Turn& turn, void* x, void* kernel, void* y, vo
   stream->wait();
 }
 
-// forward: x, kernel (, bias) -> y; input gradient: dy, kernel -> dx; kernel gradient: x, dy -> dkernel (, dbias).
+// forward: x, kernel (, bias) -> y; input gradient: dy, kernel -> dx; kernel gradient: x, dy -> dkernel.
 ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results, int64_t mode, Span strides,
                        Span padding, Span dilation, int64_t groups) {
   return guarded([&] {
     check(mode >= kForward && mode <= kKernelGradient, "mode ", mode, ": must be 0, 1 or 2");
-    size_t most_in = mode == kForward ? 3 : 2, most_out = mode == kKernelGradient ? 2 : 1;
-    check(arguments.size() >= 2 && arguments.size() <= most_in && results.size() >= 1 && results.size() <= most_out,
-          "mode ", mode, " of ", arguments.size(), " arguments and ", results.size(), " results");
+    size_t most = mode == kForward ? 3 : 2;
+    check(arguments.size() >= 2 && arguments.size() <= most && results.size() == 1, "mode ", mode, " of ",
+          arguments.size(), " arguments and ", results.size(), " results");
     ffi::AnyBuffer first = *arguments.get<ffi::AnyBuffer>(0), second = *arguments.get<ffi::AnyBuffer>(1);
     ffi::AnyBuffer result = **results.get<ffi::AnyBuffer>(0);
     ffi::AnyBuffer& x = mode == kInputGradient ? result : first;
@@ -160,9 +159,8 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
     check_type("y", y.element_type(), x.element_type());
     check_problem(problem);
     void* bias = nullptr;
-    if (arguments.size() == 3 || results.size() == 2) {
-      ffi::AnyBuffer vector =
-          mode == kForward ? *arguments.get<ffi::AnyBuffer>(2) : **results.get<ffi::AnyBuffer>(1);
+    if (arguments.size() == 3) {
+      ffi::AnyBuffer vector = *arguments.get<ffi::AnyBuffer>(2);
       check_type("bias", vector.element_type(), x.element_type());
       check_shape("bias", shape("bias", vector, 1), {problem.kernel[3]});
       problem.bias = true;
@@ -172,7 +170,7 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
     if (has_kernel_gradient(problem)) {
       auto floats = [](void* data) { return static_cast<float*>(data); };
       return kernel_gradient(problem, turn, floats(x.untyped_data()), floats(y.untyped_data()),
-                             floats(kernel.untyped_data()), floats(bias));
+                             floats(kernel.untyped_data()));
     }
     problem.threads = omp_get_max_threads();
     Primitive& primitive = primitives().get(problem.key(), [&] { return make(problem); });

@@ -24,7 +24,6 @@ struct Problem {
 // Whether `kernel_gradient` computes this faster than oneDNN's code for processors with AVX2 and no AVX-512.
 bool has_kernel_gradient(const Problem& p);
 
-// dkernel, and dbias where it is not null, of x and dy in float32.
-void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* dy, float* dkernel, float* dbias);
+void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* dy, float* dkernel);
 
 }  // namespace cnnjax

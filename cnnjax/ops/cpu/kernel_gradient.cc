@@ -128,7 +128,7 @@ struct Part {
     }
   }
 
-  void pack_dy(const float* dy, Span images, Span rows, float* dbias) const {
+  void pack_dy(const float* dy, Span images, Span rows) const {
     int64_t all = p.y[3], count = rows.size() * p.y[2], pixels = images.size() * count;
     for (int64_t image = 0; image < images.size(); ++image) {
       const float* from = dy + ((images.begin + image) * p.y[1] + rows.begin) * p.y[2] * all;
@@ -139,13 +139,6 @@ struct Part {
           pack_filters(from + i * all + span.begin, all, std::min(kBlock, count - i), span.size(), to);
         }
       }
-    }
-    for (int64_t u = 0; u < wide() && dbias; ++u) {
-      const float* packed = packed_dy + u * pixels * kWide;
-      float sums[kWide] = {};
-      for (int64_t i = 0; i < pixels; ++i)
-        for (int64_t k = 0; k < kWide; ++k) sums[k] += packed[i * kWide + k];
-      for (int64_t k = 0; k < filters_of(u).size(); ++k) dbias[filters_of(u).begin + k] += sums[k];
     }
   }
 
@@ -182,11 +175,10 @@ struct Part {
     return (tap * p.kernel[2] + channels.begin + channel) * p.kernel[3];
   }
 
-  void run(const float* x, const float* dy, float* dkernel, float* dbias) const {
+  void run(const float* x, const float* dy, float* dkernel) const {
     int64_t first = filters_of(0).begin;
     for (int64_t tap = 0; tap < p.kernel[0] * p.kernel[1]; ++tap)
       for (int64_t c = 0; c < channels.size(); ++c) std::fill_n(dkernel + at(tap, c) + first, filters.size(), 0.0f);
-    if (dbias) std::fill_n(dbias + first, filters.size(), 0.0f);
     for (int64_t image = 0; image < p.x[0]; image += images) {
       Span some = {image, std::min(image + images, p.x[0])};
       for (int64_t row = 0; row < p.y[1]; row += rows) {
@@ -194,8 +186,8 @@ struct Part {
         int64_t top = row * p.strides[0] - p.padding[0];
         int64_t end = (down.end - 1) * p.strides[0] - p.padding[0] + (p.kernel[0] - 1) * p.dilation[0] + 1;
         Span x_rows = {std::clamp<int64_t>(top, 0, p.x[1]), std::clamp<int64_t>(end, 0, p.x[1])};
-        pack_dy(dy, some, down, dbias);
         if (x_rows.size() == 0) continue;
+        pack_dy(dy, some, down);
         pack_x(x, some, x_rows);
         add(some, down, x_rows, dkernel);
       }
@@ -227,7 +219,7 @@ bool has_kernel_gradient(const Problem& p) {
          !__builtin_cpu_supports("avx512f");
 }
 
-void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* dy, float* dkernel, float* dbias) {
+void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* dy, float* dkernel) {
   int64_t images = std::max<int64_t>(1, std::min(p.x[0], kPixels / (p.y[1] * p.y[2])));
   int64_t rows = images > 1 ? p.y[1] : std::max<int64_t>(1, std::min(p.y[1], kPixels / p.y[2]));
   int64_t x_rows = std::min(p.x[1], (rows - 1) * p.strides[0] + (p.kernel[0] - 1) * p.dilation[0] + 1);
@@ -245,7 +237,7 @@ void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* 
     float* mine = scratch + omp_get_thread_num() * (x_size + y_size);
     Part part{p, group, part_of(channels, across, i), {tiles.begin * kWide, std::min(tiles.end * kWide, filters)},
               images, rows, mine, mine + x_size};
-    part.run(x, dy, dkernel, i == 0 ? dbias : nullptr);
+    part.run(x, dy, dkernel);
   }
 }
 
@@ -253,6 +245,6 @@ void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* 
 #else
 namespace cnnjax {
 bool has_kernel_gradient(const Problem&) { return false; }
-void kernel_gradient(const Problem&, Turn&, const float*, const float*, float*, float*) {}
+void kernel_gradient(const Problem&, Turn&, const float*, const float*, float*) {}
 }  // namespace cnnjax
 #endif
