@@ -116,8 +116,9 @@ struct Part {
 
   void pack_x(const float* x, Span images, Span rows) const {
     int64_t all = p.x[3], count = rows.size() * p.x[2], pixels = images.size() * count;
+    int64_t first = group * p.kernel[2] + channels.begin;
     for (int64_t image = 0; image < images.size(); ++image) {
-      const float* from = x + ((images.begin + image) * p.x[1] + rows.begin) * p.x[2] * all + group * p.kernel[2] + channels.begin;
+      const float* from = x + ((images.begin + image) * p.x[1] + rows.begin) * p.x[2] * all + first;
       for (int64_t i = 0; i < count; i += kBlock) {
         for (int64_t t = 0; t < tall(); ++t) {
           Span span = channels_of(t);
@@ -142,30 +143,27 @@ struct Part {
     }
   }
 
-  void add(Span images, Span rows, Span x_rows, float* dkernel) const {
-    int64_t width = p.x[2], row = p.y[2];
-    int64_t x_pixels = images.size() * x_rows.size() * width, y_pixels = images.size() * rows.size() * row;
-    for (int64_t u = 0; u < wide(); ++u) {
-      for (int64_t t = 0; t < tall(); ++t) {
-        Span some = channels_of(t), by = filters_of(u);
-        int64_t height = some.size();
-        for (int64_t i = 0; i < p.kernel[0]; ++i) {
-          int64_t shift = i * p.dilation[0] - p.padding[0];
-          Span down = outputs_of(p.y[1], p.strides[0], shift, p.x[1]);
-          down = {std::max(down.begin, rows.begin), std::min(down.end, rows.end)};
-          for (int64_t j = 0; j < p.kernel[1] && down.size() > 0; ++j) {
-            int64_t aside = j * p.dilation[1] - p.padding[2];
-            Span across = outputs_of(row, p.strides[1], aside, width);
-            Walk walk{images.size(), down.size(), across.size(), x_rows.size() * width * height,
-                      p.strides[0] * width * height, p.strides[1] * height, rows.size() * row * kWide, row * kWide};
-            int64_t x_row = down.begin * p.strides[0] + shift - x_rows.begin;
-            int64_t x_column = across.begin * p.strides[1] + aside;
-            const float* x = packed_x + some.begin * x_pixels + (x_row * width + x_column) * height;
-            const float* dy = packed_dy + (u * y_pixels + (down.begin - rows.begin) * row + across.begin) * kWide;
-            float* to = dkernel + at(i * p.kernel[1] + j, some.begin) + by.begin;
-            if (walk.columns > 0) kSums[height - 1](walk, x, dy, to, p.kernel[3], by.size());
-          }
-        }
+  // Adds what some rows of y and the rows of x under them give to all taps of one tile.
+  void add_tile(int64_t t, int64_t u, Span images, Span rows, Span x_rows, float* dkernel) const {
+    Span some = channels_of(t), by = filters_of(u);
+    int64_t width = p.x[2], row = p.y[2], height = some.size();
+    const float* tile_x = packed_x + some.begin * images.size() * x_rows.size() * width;
+    const float* tile_dy = packed_dy + u * kWide * images.size() * rows.size() * row;
+    for (int64_t i = 0; i < p.kernel[0]; ++i) {
+      int64_t below = i * p.dilation[0] - p.padding[0];
+      Span down = outputs_of(p.y[1], p.strides[0], below, p.x[1]);
+      down = {std::max(down.begin, rows.begin), std::min(down.end, rows.end)};
+      for (int64_t j = 0; j < p.kernel[1]; ++j) {
+        int64_t aside = j * p.dilation[1] - p.padding[2];
+        Span across = outputs_of(row, p.strides[1], aside, width);
+        if (down.size() <= 0 || across.size() == 0) continue;
+        Walk walk{images.size(), down.size(), across.size(), x_rows.size() * width * height,
+                  p.strides[0] * width * height, p.strides[1] * height, rows.size() * row * kWide, row * kWide};
+        int64_t x_row = down.begin * p.strides[0] + below - x_rows.begin;
+        int64_t x_column = across.begin * p.strides[1] + aside;
+        const float* x = tile_x + (x_row * width + x_column) * height;
+        const float* dy = tile_dy + ((down.begin - rows.begin) * row + across.begin) * kWide;
+        kSums[height - 1](walk, x, dy, dkernel + at(i * p.kernel[1] + j, some.begin) + by.begin, p.kernel[3], by.size());
       }
     }
   }
@@ -189,7 +187,8 @@ struct Part {
         if (x_rows.size() == 0) continue;
         pack_dy(dy, some, down);
         pack_x(x, some, x_rows);
-        add(some, down, x_rows, dkernel);
+        for (int64_t u = 0; u < wide(); ++u)
+          for (int64_t t = 0; t < tall(); ++t) add_tile(t, u, some, down, x_rows, dkernel);
       }
     }
   }
