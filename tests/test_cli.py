@@ -238,6 +238,12 @@ small = [allocate(size // 32) for _ in range(5)]
 assert mapped() < 3, mapped()  # what other sizes push out is given back
 assert libc.posix_memalign(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(3), ctypes.c_size_t(size)) == 22
 
+libc.malloc.restype = ctypes.c_void_p
+first = libc.malloc(ctypes.c_size_t(size // 2))
+libc.free(first)
+assert first % 64 == 0 and libc.malloc(ctypes.c_size_t(size // 2)) == first  # NumPy's are used again too
+assert libc.malloc(ctypes.c_size_t(1000))
+
 before += mapped()
 first = allocate(5 * size)  # more than all that may wait beside it
 libc.free(first)
