@@ -27,7 +27,8 @@ def extensions() -> list[Extension]:
     resize = Extension(
         "cnnjax.data._resize", ["cnnjax/data/resize.c"], extra_compile_args=["-O3"], optional=True
     )
-    return [reuse, resize, *kernels()]
+    stack = Extension("cnnjax._deep_stack", ["cnnjax/deep_stack.c"], libraries=["dl"], optional=True)
+    return [reuse, resize, stack, *kernels()]
 
 
 def kernels() -> list[Extension]:

@@ -14,6 +14,7 @@ from cnnjax.runs import Run
 from cnnjax.training.checkpoints import Checkpoints
 
 REUSE = next(Path(program.__file__).parent.glob("ops/cpu/_reuse*.so"), None)
+DEEP_STACK = next(Path(program.__file__).parent.glob("_deep_stack*.so"), None)
 TINY = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=16",
@@ -196,19 +197,49 @@ STARTED = """
 import os, sys
 from cnnjax import __main__, cli
 maps = open("/proc/self/maps").read()
-cli.main = lambda: print("_reuse" in maps, os.environ.get("LD_PRELOAD"), sys.argv)
+cli.main = lambda: print("_reuse" in maps, "_deep_stack" in maps, os.environ.get("LD_PRELOAD"), sys.argv)
 __main__.main()
 """
 
 
 @pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
-@pytest.mark.parametrize("before", [None, "libm.so.6"])
-def test_the_command_uses_memory_again_and_the_programs_that_it_starts_do_not(before):
+@pytest.mark.parametrize(
+    ("before", "word", "deep"), [(None, "a b", False), ("libm.so.6", "compile", bool(DEEP_STACK))]
+)
+def test_the_command_uses_memory_again_and_the_programs_that_it_starts_do_not(before, word, deep):
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     env |= {"LD_PRELOAD": before} if before else {}
-    command = [sys.executable, "-c", STARTED, "a b", "--c=d"]
+    command = [sys.executable, "-c", STARTED, word, "--c=d"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == f"True {before} ['-c', 'a b', '--c=d']", done.stderr
+    assert done.stdout.strip() == f"True {deep} {before} ['-c', '{word}', '--c=d']", done.stderr
+
+
+STACK = """
+import ctypes, threading
+libc, attributes, size = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.c_size_t()
+libc.pthread_self.restype = ctypes.c_ulong
+
+def ask():
+    libc.pthread_getattr_np(ctypes.c_ulong(libc.pthread_self()), attributes)
+    libc.pthread_attr_getstacksize(attributes, ctypes.byref(size))
+
+threading.stack_size(1 << 20)
+thread = threading.Thread(target=ask)
+thread.start()
+thread.join()
+print(size.value)
+"""
+
+
+@pytest.mark.skipif(not DEEP_STACK, reason="the library of deep stacks was not built")
+def test_threads_that_choose_a_small_stack_get_a_deep_one():
+    def size(**env):
+        done = subprocess.run(
+            [sys.executable, "-c", STACK], env=os.environ | env, capture_output=True, text=True
+        )
+        return int(done.stdout)
+
+    assert size() < 2**21 and size(LD_PRELOAD=str(DEEP_STACK)) == 2**31
 
 
 MEMORY = """
