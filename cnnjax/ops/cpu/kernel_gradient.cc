@@ -5,12 +5,11 @@
 // is summed in registers over some hundred pixels at a time, packed so that they stay in the first-level cache while
 // all taps of the window go over them. Each thread owns some channels and some filters: nothing is summed across
 // threads, and the result does not depend on their number.
+#include <immintrin.h>
+
 #include <algorithm>
 
 #include "convolution.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
 
 #define CNNJAX_AVX2 __attribute__((target("avx2,fma")))
 
@@ -241,9 +240,3 @@ void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* 
 }
 
 }  // namespace cnnjax
-#else
-namespace cnnjax {
-bool has_kernel_gradient(const Problem&) { return false; }
-void kernel_gradient(const Problem&, Turn&, const float*, const float*, float*) {}
-}  // namespace cnnjax
-#endif
