@@ -183,8 +183,7 @@ class StreamBatches:
 
     def _stream(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Host batches of the steps from start to stop, in order; a dead worker is an error that says so."""
-        # One more than there are cores, for while another copies or waits for the interpreter.
-        threads = 1 if self.num_workers else min(4, (os.cpu_count() or 1) + 1)
+        threads = 1 if self.num_workers else min(4, os.cpu_count() or 1)
         ahead = max(1, self._ahead_of_step // max(1, self.num_workers))
         steps = grain.MapDataset.range(start, stop).map(self._read)
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
