@@ -232,14 +232,14 @@ print(size.value)
 
 
 @pytest.mark.skipif(not DEEP_STACK, reason="the library of deep stacks was not built")
-def test_threads_that_choose_a_small_stack_get_a_deep_one():
-    def size(**env):
-        done = subprocess.run(
-            [sys.executable, "-c", STACK], env=os.environ | env, capture_output=True, text=True
-        )
-        return int(done.stdout)
+def test_threads_that_choose_a_small_stack_get_a_deep_one_where_there_is_room():
+    def size(limit="", **env):
+        command = ["sh", "-c", f'{limit} exec "$0" -c "$1"', sys.executable, STACK]
+        return int(subprocess.run(command, env=os.environ | env, capture_output=True, text=True).stdout)
 
-    assert size() < 2**21 and size(LD_PRELOAD=str(DEEP_STACK)) == 2**31
+    deep = {"LD_PRELOAD": str(DEEP_STACK)}
+    assert size() < 2**21 and size(**deep) == 2**31
+    assert size("ulimit -v 8000000;", **deep) < 2**21
 
 
 MEMORY = """
