@@ -1,5 +1,5 @@
 // The gradient of a convolution's kernel in float32 for processors with AVX2 and no AVX-512, where oneDNN's takes
-// twice as long as its forward pass.
+// longer than its other two passes.
 //
 // It is a sum over pixels of products of a channel of x and a filter of dy. A tile of up to 6 channels and 16 filters
 // is summed in registers over some hundred pixels at a time, packed so that they stay in the first-level cache while
