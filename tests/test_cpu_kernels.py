@@ -95,26 +95,48 @@ def convolutions(draw, least=1, most=5):
     return x, (*kernel, depth, groups * filters), parameters, draw(st.booleans())
 
 
-@examples
-@given(convolutions(), dtypes)
-def test_convolution_and_its_gradients_are_those_of_xla(problem, dtype):
-    x, kernel, parameters, has_bias = problem
+def compare_convolution(x, kernel, parameters, has_bias, dtype):
     arrays = [normal(0, x, dtype), normal(1, kernel, dtype)]
     if has_bias:
         arrays.append(normal(2, kernel[3:], dtype))
     compare(lambda *arrays: ops.conv2d(*arrays, **parameters), arrays, dtype)
 
 
+@examples
+@given(convolutions(), dtypes)
+def test_convolution_and_its_gradients_are_those_of_xla(problem, dtype):
+    compare_convolution(*problem, dtype)
+
+
 @settings(examples, max_examples=8)
 @given(convolutions(16, 40), st.sampled_from([1, 2, 3, 16]), dtypes)
 def test_convolutions_of_many_channels_are_those_of_xla_on_any_number_of_threads(problem, threads, dtype):
-    x, kernel, parameters, has_bias = problem
-    arrays = [normal(0, x, dtype), normal(1, kernel, dtype)]
-    if has_bias:
-        arrays.append(normal(2, kernel[3:], dtype))
     library().cnnjax_start(threads)
     try:
-        compare(lambda *arrays: ops.conv2d(*arrays, **parameters), arrays, dtype)
+        compare_convolution(*problem, dtype)
+    finally:
+        library().cnnjax_start(thread_count())
+
+
+@settings(examples, max_examples=8)
+@given(
+    st.sampled_from([3, 5]),
+    st.sampled_from([16, 24, 72]),
+    st.sampled_from([64, 88]),
+    st.sampled_from([1, 1, 2]),
+    st.tuples(st.integers(20, 29), st.integers(16, 27)),
+    st.tuples(*[st.tuples(st.integers(0, 5), st.integers(0, 5))] * 2),
+    st.sampled_from([1, 2, 3, 16]),
+    st.booleans(),
+)
+def test_square_windows_of_stride_one_are_those_of_xla(
+    window, channels, filters, groups, size, padding, threads, has_bias
+):
+    """Sizes at which Winograd's method is taken where the processor is one for it."""
+    x, kernel = (3, *size, channels * groups), (window, window, channels, filters * groups)
+    library().cnnjax_start(threads)
+    try:
+        compare_convolution(x, kernel, {"padding": padding, "groups": groups}, has_bias, "float32")
     finally:
         library().cnnjax_start(thread_count())
 

@@ -167,8 +167,12 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
       bias = vector.untyped_data();
     }
     Turn turn;
+    auto floats = [](void* data) { return static_cast<float*>(data); };
+    if (has_winograd(problem)) {
+      return winograd(problem, turn, floats(first.untyped_data()), floats(second.untyped_data()), floats(bias),
+                      floats(result.untyped_data()));
+    }
     if (has_kernel_gradient(problem)) {
-      auto floats = [](void* data) { return static_cast<float*>(data); };
       return kernel_gradient(problem, turn, floats(x.untyped_data()), floats(y.untyped_data()),
                              floats(kernel.untyped_data()));
     }
@@ -195,7 +199,7 @@ extern "C" __attribute__((visibility("default"))) int cnnjax_convolution_is_fast
   guarded([&] {
     check_problem(problem);
     Turn turn;
-    if (has_kernel_gradient(problem)) {
+    if (has_winograd(problem) || has_kernel_gradient(problem)) {
       fast = 1;
       return;
     }

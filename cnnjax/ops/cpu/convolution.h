@@ -26,4 +26,10 @@ bool has_kernel_gradient(const Problem& p);
 
 void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* dy, float* dkernel);
 
+// Whether `winograd` computes this faster than oneDNN and `kernel_gradient`.
+bool has_winograd(const Problem& p);
+
+// The forward pass of x and the kernel, or the input gradient of dy and the kernel.
+void winograd(const Problem& p, Turn& turn, const float* first, const float* kernel, const float* bias, float* result);
+
 }  // namespace cnnjax
