@@ -1,6 +1,6 @@
 """Training steps of this project beside PyTorch's, in turn, on this machine's CPU.
 
-python experiments/cpu_speed/run.py            # measures what results.csv lacks of this machine, then the ops
+python experiments/cpu_speed/run.py            # measures what the CSVs lack of this machine
 python experiments/cpu_speed/run.py resnet18 float32 # only what is named; `ops` are the kernels
 python experiments/cpu_speed/run.py --tables   # only rewrites tables and figure from the CSVs
 
@@ -105,13 +105,21 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def ops_table(rows: list[dict[str, str]]) -> str:
-    """Each kernel beside XLA as Markdown."""
-    lines = ["| operation | dtype | XLA ms | kernel ms | ratio |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['operation']} | {row['dtype']} | {float(row['xla_ms']):.2f} "
-        f"| {float(row['kernel_ms']):.2f} | {float(row['ratio']):.1f} |"
-        for row in rows
+    """Each kernel beside XLA as Markdown, machines beside each other."""
+    machines = list(dict.fromkeys(row["machine"] for row in rows))
+    found = {(row["operation"], row["dtype"], row["machine"]): row for row in rows}
+    lines = [
+        "| operation | dtype |" + "".join(f" {machine}: XLA ms | kernel ms | ratio |" for machine in machines),
+        "|---|---|" + "---|---|---|" * len(machines),
     ]
+    for operation, dtype in dict.fromkeys((row["operation"], row["dtype"]) for row in rows):
+        line = f"| {operation} | {dtype} |"
+        for machine in machines:
+            row = found.get((operation, dtype, machine))
+            line += " | | |" if row is None else (
+                f" {float(row['xla_ms']):.2f} | {float(row['kernel_ms']):.2f} | {float(row['ratio']):.1f} |"
+            )  # fmt: skip
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -142,7 +150,8 @@ def main(arguments: list[str]) -> None:
             for dtype in dtypes:
                 if (model, dtype) not in have and (not models or model in models):
                     results.append(RESULTS, measure(model, batch, dtype))
-        if not OPS.exists() and (not models or "ops" in models):
+        measured = any(row["machine"] == runs.processor() for row in results.read(OPS))
+        if not measured and (not models or "ops" in models):
             results.append(OPS, *measure_ops())
     rows, ops = read_rows(), results.read(OPS)
     if rows:

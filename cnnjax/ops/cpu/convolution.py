@@ -1,4 +1,4 @@
-"""Convolution by oneDNN, with its gradients to any order."""
+"""Convolution by oneDNN or the code beside it, with its gradients to any order."""
 
 import ctypes
 import functools
@@ -18,7 +18,7 @@ Sizes = tuple[int, ...]
 
 
 def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`reference`, or oneDNN where it is faster.
+    """`reference`, or the CPU kernels where they are faster.
 
     Convolution is linear in each of its arrays, and so are its two gradients: each of the three is the
     derivative of the others, so that the kernels serve gradients to any order, forward and reverse.
@@ -128,7 +128,7 @@ def _shape(array: Any) -> Sizes:
 
 
 def _attributes(mode: int, inputs: Any, results: Any, *, strides, padding, dilation, groups, **_) -> Any:
-    """The call's attributes, or None where oneDNN has no generated code for this convolution."""
+    """The call's attributes, or None where there is no fast code for this convolution."""
     first, second, result = (tuple(aval.shape) for aval in (*inputs[:2], results[0]))
     x, kernel, y = ((first, second, result), (result, second, first), (first, result, second))[mode]
     sides = (*padding[0], *padding[1])
