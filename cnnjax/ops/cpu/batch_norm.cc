@@ -48,8 +48,8 @@ CNNJAX_INLINE void sums_of(const T* x, const T* dy, int64_t rows, int64_t width,
   std::fill(dbias, dbias + width, 0.0f);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < width; ++c) {
-      float distance = widen(x[r * width + c]) - mean[c];
-      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : widen(dy[r * width + c]);
+      float distance = widen(x[r * width + c]) - mean[c], all = widen(dy[r * width + c]);
+      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : all;  // a load that hangs on x is no vector's
       dscale[c] += grad * distance;
       dbias[c] += grad;
     }
@@ -60,8 +60,8 @@ CNNJAX_INLINE void gradient_of(const T* x, const T* dy, int64_t rows, int64_t wi
                         const float* bias, float floor, const float* slope, const float* offset, T* __restrict dx) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < width; ++c) {
-      float distance = widen(x[r * width + c]) - mean[c];
-      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : widen(dy[r * width + c]);
+      float distance = widen(x[r * width + c]) - mean[c], all = widen(dy[r * width + c]);
+      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : all;  // a load that hangs on x is no vector's
       narrow(factor[c] * grad - offset[c] - distance * slope[c], dx[r * width + c]);
     }
 }

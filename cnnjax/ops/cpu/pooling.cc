@@ -32,7 +32,10 @@ CNNJAX_INLINE void compare_of(const T* x, int64_t channels, uint8_t tap, float* 
 
 template <class T>
 CNNJAX_INLINE void collect_of(const T* dy, const uint8_t* place, int64_t channels, uint8_t tap, float* __restrict sum) {
-  for (int64_t c = 0; c < channels; ++c) sum[c] += place[c] == tap ? widen(dy[c]) : 0.0f;
+  for (int64_t c = 0; c < channels; ++c) {
+    float value = widen(dy[c]);  // a load that hangs on the place is no vector's
+    sum[c] += place[c] == tap ? value : 0.0f;
+  }
 }
 
 template <class T>
