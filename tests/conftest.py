@@ -1,6 +1,7 @@
 """What several tests share: a tiny data set with something to learn, and a small config on it."""
 
 import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax import loop
 
-os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # each test compiles what it runs
+os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # the tests of this cache turn it on
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # JAX's own, until the tests end: many train the same small net. Workers and processes inherit it.
+    _cache = tempfile.TemporaryDirectory(prefix="cnnjax-tests-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # Nearly all of the time of these tests is XLA's, compiling what runs once, so it optimizes less here;
 # test_resume and test_compile_cache compile as users do. The second flag is of jaxlib 0.10; others refuse it.

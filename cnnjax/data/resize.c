@@ -21,54 +21,64 @@ static inline uint8_t byte(int32_t sum) {
 #define AVX2 __attribute__((target("avx2")))
 #define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
 
-// The sums of one output pixel, four inputs at once, in pairs: two each for red, green | blue, and two of nothing.
-AVX2_INLINE __m256i pixel_avx2(const uint8_t *from, int fours, const int16_t *packed) {
-  const __m128i by_channel = _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
-  __m256i low = _mm256_setzero_si256(), high = low;
-  for (int k = 0; k < fours; k++, from += 12, packed += 32) {
-    const __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)from), by_channel);
-    const __m256i values = _mm256_cvtepu8_epi16(bytes);
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)packed)));
-    high = _mm256_add_epi32(
-        high, _mm256_madd_epi16(values, _mm256_loadu_si256((const __m256i *)(packed + 16))));
+// The sums of one output pixel in two rows, each in its half: red, green, blue and nothing. Four inputs at
+// a time, in pairs.
+AVX2_INLINE __m256i pixel_avx2(const uint8_t *a, const uint8_t *b, int fours, const int16_t *packed) {
+  const __m256i in_pairs = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 6, 9, 7, 10, 8, 11, -1, -1));
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i low = zero, high = zero;
+  for (int k = 0; k < fours; k++, a += 12, b += 12, packed += 32) {
+    const __m256i one = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)a));
+    const __m256i both = _mm256_inserti128_si256(one, _mm_loadu_si128((const __m128i *)b), 1);
+    const __m256i bytes = _mm256_shuffle_epi8(both, in_pairs);
+    const __m256i first = _mm256_unpacklo_epi8(bytes, zero), second = _mm256_unpackhi_epi8(bytes, zero);
+    __m256i weight[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+      weight[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)packed + i));
+    low = _mm256_add_epi32(low, _mm256_add_epi32(_mm256_madd_epi16(first, weight[0]),
+                                                 _mm256_madd_epi16(second, weight[1])));
+    high = _mm256_add_epi32(high, _mm256_add_epi32(_mm256_madd_epi16(first, weight[2]),
+                                                   _mm256_madd_epi16(second, weight[3])));
   }
   return _mm256_add_epi32(low, _mm256_slli_epi32(high, 15));
 }
 
-// One row of three channels, four pixels at once, the last four again where `size` is no multiple of four.
-// `packed` [size][fours][2][16] holds each four weights four times, first their lower 15 bits, then the upper
-// ones; `in` must be readable 16 bytes past its end.
-AVX2_INLINE void row_of_fours(const uint8_t *in, uint8_t *out, int size, const int32_t *first, int fours,
-                              const int16_t *packed) {
-  const __m128i by_pixel = _mm_setr_epi8(0, 1, 8, 2, 3, 10, 4, 5, 12, 6, 7, 14, -1, -1, -1, -1);
+// Two rows of three channels, four pixels at once, the last four again where `size` is no multiple of four.
+// `packed` [size][fours][2][2][8] holds each pair of weights four times: the lower 15 bits of the two pairs, then the
+// upper ones. Both rows must be readable 16 bytes past their end, and what comes out writable 4 bytes past its own.
+AVX2_INLINE void rows_of_fours(const uint8_t *a, const uint8_t *b, uint8_t *to_a, uint8_t *to_b, int size,
+                               const int32_t *first, int fours, const int16_t *packed) {
+  const __m256i packing = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
   const __m256i half = _mm256_set1_epi32(1 << (BITS - 1));
   for (int group = 0; group < size; group += 4) {
     const int x = group + 4 <= size ? group : size - 4;
     __m256i pixels[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-      pixels[i] = pixel_avx2(in + 3 * first[x + i], fours, packed + (size_t)32 * fours * (x + i));
-    const __m256i a = _mm256_add_epi32(_mm256_hadd_epi32(pixels[0], pixels[1]), half);
-    const __m256i b = _mm256_add_epi32(_mm256_hadd_epi32(pixels[2], pixels[3]), half);
-    const __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(a, BITS), _mm256_srai_epi32(b, BITS));
-    const __m256i bytes = _mm256_packus_epi16(words, words);
-    const __m128i both = _mm_unpacklo_epi64(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    const __m128i done = _mm_shuffle_epi8(both, by_pixel);
-    const int32_t rest = _mm_extract_epi32(done, 2);
-    _mm_storel_epi64((__m128i *)(out + 3 * x), done);
-    memcpy(out + 3 * x + 8, &rest, 4);
+    for (int i = 0; i < 4; i++) {
+      const size_t at = 3 * (size_t)first[x + i];
+      const __m256i sum = pixel_avx2(a + at, b + at, fours, packed + (size_t)32 * fours * (x + i));
+      pixels[i] = _mm256_srai_epi32(_mm256_add_epi32(sum, half), BITS);
+    }
+    const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(pixels[0], pixels[1]),
+                                              _mm256_packs_epi32(pixels[2], pixels[3]));
+    const __m256i done = _mm256_shuffle_epi8(bytes, packing);
+    _mm_storeu_si128((__m128i *)(to_a + 3 * x), _mm256_castsi256_si128(done));
+    _mm_storeu_si128((__m128i *)(to_b + 3 * x), _mm256_extracti128_si256(done, 1));
   }
 }
 
 // With the usual counts of fours as constants, without which the loop over them takes longer than their sums.
-AVX2 static void row_avx2(const uint8_t *in, uint8_t *out, int size, const int32_t *first, int fours,
-                          const int16_t *packed) {
+AVX2 static void rows_avx2(const uint8_t *a, const uint8_t *b, uint8_t *to_a, uint8_t *to_b, int size,
+                           const int32_t *first, int fours, const int16_t *packed) {
   if (fours == 1)
-    row_of_fours(in, out, size, first, 1, packed);
+    rows_of_fours(a, b, to_a, to_b, size, first, 1, packed);
   else if (fours == 2)
-    row_of_fours(in, out, size, first, 2, packed);
+    rows_of_fours(a, b, to_a, to_b, size, first, 2, packed);
   else
-    row_of_fours(in, out, size, first, fours, packed);
+    rows_of_fours(a, b, to_a, to_b, size, first, fours, packed);
 }
 
 // `taps` rows to one; returns how many bytes of it are done, the last few being left.
@@ -95,7 +105,7 @@ AVX2 static int column_avx2(const uint8_t *const *rows, uint8_t *out, int length
 #define HAS_AVX2 __builtin_cpu_supports("avx2")
 #else
 #define HAS_AVX2 0
-#define row_avx2(...)
+#define rows_avx2(...)
 #define column_avx2(...) 0
 #endif
 
@@ -130,29 +140,33 @@ static void column(const uint8_t *const *rows, uint8_t *out, int start, int leng
 
 // The square of `side` pixels whose first one is `image`, in rows of `stride` bytes, to `size` x `size`.
 // `first` and `weights` [size][taps] say for each output pixel where its inputs begin and what they weigh, all of
-// them within the square; `packed`: see `row_avx2`. Returns 0, or -1 where there is no memory.
+// them within the square; `packed`: see `rows_avx2`. Returns 0, or -1 where there is no memory.
 int cnnjax_resize(const uint8_t *image, int64_t stride, int side, int channels, uint8_t *out, int size,
                   const int32_t *first, int taps, const int32_t *weights, const int16_t *packed) {
-  const int length = size * channels, wide = side * channels;
+  const int length = size * channels, wide = side * channels, kept = taps + 1, apart = length + 4;
   const int fast = HAS_AVX2 && channels == 3 && side >= 16 && size >= 4;
   void (*row)(const uint8_t *, uint8_t *, int, const int32_t *, int, const int32_t *) =
       channels == 3 ? row_of_three : row_of_one;
   // The last row goes through a copy, so that reading past a row never leaves the image.
-  // Only the rows that one output row needs are kept, in a ring.
-  uint8_t *ring = malloc((size_t)taps * length), *last = calloc(wide + 16, 1);
+  // Only the rows that one output row needs are kept, in a ring, and one more: two are made at a time.
+  uint8_t *ring = malloc((size_t)kept * apart), *last = calloc(wide + 16, 1);
   const uint8_t **rows = malloc(taps * sizeof *rows);
   const int failed = !ring || !last || !rows;
   if (!failed) memcpy(last, image + (side - 1) * stride, wide);
   for (int y = 0, done = first[0]; y < size && !failed; y++) {
-    for (; done < first[y] + taps; done++) {
-      const uint8_t *in = done == side - 1 ? last : image + done * stride;
-      uint8_t *to = ring + (size_t)(done % taps) * length;
-      if (fast)
-        row_avx2(in, to, size, first, (taps + 3) / 4, packed);
-      else
-        row(in, to, size, first, taps, weights);
+    for (; done < first[y] + taps; done += 2) {
+      const int next = done + 1 < side ? done + 1 : done;
+      const uint8_t *a = done == side - 1 ? last : image + done * stride;
+      const uint8_t *b = next == side - 1 ? last : image + next * stride;
+      uint8_t *to_a = ring + (size_t)(done % kept) * apart, *to_b = ring + (size_t)(next % kept) * apart;
+      if (fast) {
+        rows_avx2(a, b, to_a, to_b, size, first, (taps + 3) / 4, packed);
+      } else {
+        row(a, to_a, size, first, taps, weights);
+        row(b, to_b, size, first, taps, weights);
+      }
     }
-    for (int k = 0; k < taps; k++) rows[k] = ring + (size_t)((first[y] + k) % taps) * length;
+    for (int k = 0; k < taps; k++) rows[k] = ring + (size_t)((first[y] + k) % kept) * apart;
     uint8_t *to = out + (size_t)y * length;
     const int ready = HAS_AVX2 ? column_avx2(rows, to, length, taps, weights + y * taps) : 0;
     column(rows, to, ready, length, taps, weights + y * taps);

@@ -54,7 +54,7 @@ def by_pillow(square: np.ndarray, size: int) -> np.ndarray:
 def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First input int32 [size] and weights int32 [size, taps] of the triangle filter.
 
-    It widens with the shrinking. Also the weights as `resize.c` packs them: int16 [size, fours, 2, 16].
+    It widens with the shrinking. Also the weights as `resize.c` packs them: int16 [size, fours, 2, 2, 8].
     """
     scale = side / size
     support = max(scale, 1.0)
@@ -67,8 +67,8 @@ def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first[x] = min(low, side - taps)
         start = low - first[x]
         weights[x, start : start + high - low] = np.floor(part / part.sum() * (1 << BITS) + 0.5)
-    fours = np.pad(weights, ((0, 0), (0, -taps % 4))).reshape(size, -1, 1, 4)
-    packed = np.concatenate([fours & 0x7FFF, fours >> 15], 2).astype(np.int16)
+    pairs = np.pad(weights, ((0, 0), (0, -taps % 4))).reshape(size, -1, 1, 2, 2)
+    packed = np.concatenate([pairs & 0x7FFF, pairs >> 15], 2).astype(np.int16)
     return first, weights, np.ascontiguousarray(np.tile(packed, 4))
 
 

@@ -108,10 +108,8 @@ def ops_table(rows: list[dict[str, str]]) -> str:
     """Each kernel beside XLA as Markdown, machines beside each other."""
     machines = list(dict.fromkeys(row["machine"] for row in rows))
     found = {(row["operation"], row["dtype"], row["machine"]): row for row in rows}
-    lines = [
-        "| operation | dtype |" + "".join(f" {machine}: XLA ms | kernel ms | ratio |" for machine in machines),
-        "|---|---|" + "---|---|---|" * len(machines),
-    ]
+    heads = "".join(f" {machine}: XLA ms | kernel ms | ratio |" for machine in machines)
+    lines = [f"| operation | dtype |{heads}", "|---|---|" + "---|---|---|" * len(machines)]
     for operation, dtype in dict.fromkeys((row["operation"], row["dtype"]) for row in rows):
         line = f"| {operation} | {dtype} |"
         for machine in machines:

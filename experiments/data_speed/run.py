@@ -4,7 +4,7 @@ python experiments/data_speed/run.py --data=folder:PATH  # measures; JPEG files,
 python experiments/data_speed/run.py --tables            # only rewrites the table from the CSV
 
 A row is `cnnjax bench data --data=... --json` in a process of its own; leave the machine alone meanwhile. The
-table shows the last row.
+table shows the last row of each kind of machine.
 """
 
 import importlib.metadata
@@ -40,25 +40,29 @@ def read_rows() -> list[dict[str, str]]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The last row as Markdown, with the targets."""
+    """The last row of each machine as Markdown, with the targets."""
     if not rows:
         return "Not measured yet."
-    last = rows[-1]
     words = ("images", "device", "jax", "grain", "simplejpeg", "machine")
-    numbers = {name: value if name in words else float(value) for name, value in last.items()}
-    numbers["memory_images"] = int(last["memory_images"])
-    lines = ["| measure | value | target | |", "|---|---|---|---|"]
-    lines += [
-        f"| {what} | {value} | {target} | {'met' if met else 'missed'} |"
-        for what, value, target, met in bench_data.rows(numbers)
-    ]
-    lines += [
-        "",
-        f"Medians of five; JPEG files: {last['images']}. {last['machine']}, {last['cores']} cores, "
-        f"jax {last['jax']}, grain {last['grain']}, simplejpeg {last['simplejpeg']}. Written by "
-        "`python experiments/data_speed/run.py` from `experiments/data_speed/results.csv`.",
-    ]
-    return "\n".join(lines)
+    measures: dict[str, list[str]] = {}
+    for machine, row in {row["machine"]: row for row in rows}.items():
+        numbers = {name: value if name in words else float(value) for name, value in row.items()}
+        numbers["memory_images"] = int(row["memory_images"])
+        for what, value, target, met in bench_data.rows(numbers):
+            line = f"| {what} | {machine} | {value} | {target} | {'met' if met else 'missed'} |"
+            measures.setdefault(what, []).append(line)
+    last = rows[-1]
+    return "\n".join(
+        [
+            "| measure | processor | value | target | |",
+            "|---|---|---|---|---|",
+            *(line for lines in measures.values() for line in lines),
+            "",
+            f"Medians of five; JPEG files: {last['images']}. {last['cores']} cores, jax {last['jax']}, "
+            f"grain {last['grain']}, simplejpeg {last['simplejpeg']}. Written by "
+            "`python experiments/data_speed/run.py` from `experiments/data_speed/results.csv`.",
+        ]
+    )
 
 
 def main(arguments: list[str]) -> None:
