@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
