@@ -18,7 +18,6 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
@@ -124,6 +123,7 @@ def ops_table(rows: list[dict[str, str]]) -> str:
 
 def draw(rows: list[dict[str, str]]) -> None:
     """The ratios as bars, with their range and their targets."""
+    plt.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
     figure, axis = plt.subplots(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
     for i, row in enumerate(rows):
         ratio = float(row["ratio"])
