@@ -141,7 +141,7 @@ static void column(const uint8_t *const *rows, uint8_t *out, int start, int leng
 // The square of `side` pixels whose first one is `image`, in rows of `stride` bytes, to `size` x `size`.
 // `first` and `weights` [size][taps] say for each output pixel where its inputs begin and what they weigh, all of
 // them within the square; `packed`: see `rows_avx2`. Returns 0, or -1 where there is no memory.
-int cnnjax_resize(const uint8_t *image, int64_t stride, int side, int channels, uint8_t *out, int size,
+int cnnjax_middle_square(const uint8_t *image, int64_t stride, int side, int channels, uint8_t *out, int size,
                   const int32_t *first, int taps, const int32_t *weights, const int16_t *packed) {
   const int length = size * channels, wide = side * channels, kept = taps + 1, apart = length + 4;
   const int fast = HAS_AVX2 && channels == 3 && side >= 16 && size >= 4;
