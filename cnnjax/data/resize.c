@@ -24,15 +24,16 @@ static inline uint8_t byte(int32_t sum) {
 // The sums of one output pixel in two rows, each in its half: red, green, blue and nothing. Four inputs at
 // a time, in pairs.
 AVX2_INLINE __m256i pixel_avx2(const uint8_t *a, const uint8_t *b, int fours, const int16_t *packed) {
-  const __m256i in_pairs = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 3, 1, 4, 2, 5, -1, -1, 6, 9, 7, 10, 8, 11, -1, -1));
-  const __m256i zero = _mm256_setzero_si256();
-  __m256i low = zero, high = zero;
+  const __m256i first_two = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
+  const __m256i last_two = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(6, -1, 9, -1, 7, -1, 10, -1, 8, -1, 11, -1, -1, -1, -1, -1));
+  __m256i low = _mm256_setzero_si256(), high = low;
   for (int k = 0; k < fours; k++, a += 12, b += 12, packed += 32) {
     const __m256i one = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)a));
     const __m256i both = _mm256_inserti128_si256(one, _mm_loadu_si128((const __m128i *)b), 1);
-    const __m256i bytes = _mm256_shuffle_epi8(both, in_pairs);
-    const __m256i first = _mm256_unpacklo_epi8(bytes, zero), second = _mm256_unpackhi_epi8(bytes, zero);
+    const __m256i first = _mm256_shuffle_epi8(both, first_two);
+    const __m256i second = _mm256_shuffle_epi8(both, last_two);
     __m256i weight[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)

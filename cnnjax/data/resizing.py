@@ -4,10 +4,12 @@ import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 BITS = 22  # of a weight, as in Pillow for bytes
+VOID = ctypes.c_void_p
 
 
 def middle_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -24,19 +26,8 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     if square.strides[1:] != (channels, 1):
         square = np.ascontiguousarray(square)
     out = np.empty((size, size, channels), np.uint8)
-    first, weights, packed = _weights(side, size)
-    if kernel(
-        square.ctypes.data,
-        square.strides[0],
-        side,
-        channels,
-        out.ctypes.data,
-        size,
-        first.ctypes.data,
-        weights.shape[1],
-        weights.ctypes.data,
-        packed.ctypes.data,
-    ):
+    at = square.ctypes.data, square.strides[0], side, channels, out.ctypes.data, size
+    if kernel(*at, *_pointers(side, size)):
         raise MemoryError(f"no memory to resize an image of {height}x{width}")
     return out
 
@@ -51,6 +42,17 @@ def by_pillow(square: np.ndarray, size: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
+def _pointers(side: int, size: int) -> tuple[Any, int, Any, Any]:
+    """What the kernel takes of `_weights`: asking NumPy for an address costs a microsecond each time."""
+    first, weights, packed = _weights(side, size)
+    return (
+        first.ctypes.data_as(VOID),
+        weights.shape[1],
+        weights.ctypes.data_as(VOID),
+        packed.ctypes.data_as(VOID),
+    )
+
+
 def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First input int32 [size] and weights int32 [size, taps] of the triangle filter.
 
@@ -83,8 +85,7 @@ def _kernel() -> Callable[..., int] | None:
         function = ctypes.CDLL(str(file)).cnnjax_middle_square
     except (OSError, AttributeError):
         return None
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    function.argtypes = [pointer, ctypes.c_int64, number, number, pointer, number, pointer, number]
-    function.argtypes += [pointer, pointer]
+    number = ctypes.c_int
+    function.argtypes = [VOID, ctypes.c_int64, number, number, VOID, number, VOID, number, VOID, VOID]
     function.restype = number
     return function
