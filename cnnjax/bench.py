@@ -25,7 +25,7 @@ from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.program import device_memory
 from cnnjax.training import optimizers, schedules
-from cnnjax.training.state import init_state
+from cnnjax.training.state import init_state, run_init
 from cnnjax.training.steps import in_turn_on_cpu, train_step
 
 DTYPES = ("float32", "bfloat16")
@@ -67,7 +67,7 @@ class TrainBench:
         tx = optimizers.make_optimizer("sgd", schedule)
         augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
         key = jax.random.key(0)
-        self.state = jax.jit(functools.partial(init_state, model, tx, image_shape=shape))(key)
+        self.state = run_init(functools.partial(init_state, model, tx, key, shape))
         draw = np.random.default_rng(0)
         self.batch = jax.device_put(
             {

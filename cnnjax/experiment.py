@@ -24,7 +24,7 @@ from cnnjax.models.placement import Placement
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.spec import parse_call
 from cnnjax.training import groups, optimizers, parallel, schedules
-from cnnjax.training.state import TrainState, count_params, init_state
+from cnnjax.training.state import TrainState, count_params, init_state, run_init
 from cnnjax.training.steps import TrainMetrics
 from cnnjax.weights.initial import initial_variables
 
@@ -99,9 +99,7 @@ class Experiment:
     def init_state(self) -> TrainState:
         """The state before the first step as the step takes it, on the devices of the mesh."""
         place = jax.tree.map(lambda x: x.sharding, self.abstract_step_state)
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        # It runs once: on a CPU, optimizing its thousands of small outputs would take minutes.
-        state = jax.jit(self._init_step_state, out_shardings=place, compiler_options=options)()
+        state = run_init(self._init_step_state, out_shardings=place)
         initial = self.initial or self._from_images()
         if not initial:
             return state

@@ -25,7 +25,7 @@ FLAGS = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=4",
     "--config.eval_batch_size=16",
-    "--config.total_epochs=16",
+    "--config.total_epochs=8",
     "--config.log_every_steps=7",
     "--config.checkpoint_every_steps=33",
     "--config.data.num_validation=10",
@@ -88,7 +88,7 @@ def assert_same(workdir: Path, expected: tuple) -> None:
 
 
 def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
-    for step in (7, 150):
+    for step in (7, 80):
         process = start(tiny_data, tmp_path / "run")
         wait_for_step(process, tmp_path / "run", step)
         process.send_signal(signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(signum, uninterrupted, tiny_data, tmp_path):
     process = start(tiny_data, tmp_path / "run")
-    wait_for_step(process, tmp_path / "run", 100)
+    wait_for_step(process, tmp_path / "run", 60)
     process.send_signal(signum)
     code, output = end(process)
     assert code == 128 + signum, output

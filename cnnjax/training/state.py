@@ -1,6 +1,7 @@
 """The training state, arrays only, and the keys that every random draw is made from."""
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -62,6 +63,12 @@ def init_state(
         # Copied, since a donated state must not hold one buffer twice.
         ema=jax.tree.map(jnp.copy, variables) if ema else {},
     )
+
+
+def run_init(init: Callable[[], TrainState], **placement: Any) -> TrainState:
+    """What `init` returns, compiled for this one run: a CPU would take minutes to optimize it."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=options, **placement)()
 
 
 def count_params(params: Any) -> int:

@@ -36,10 +36,16 @@ def make_primitive(
     primitive.multiple_results = multiple_results
     in_xla = mlir.lower_fun(reference, multiple_results=multiple_results)
 
+    # A deep net asks for the same shapes again and again, and JAX would trace the reference each time.
+    @functools.lru_cache(4096)
+    def shapes_and_dtypes(inputs, parameters):
+        arrays = [jax.ShapeDtypeStruct(*each) for each in inputs]
+        results = jax.eval_shape(functools.partial(reference, **dict(parameters)), *arrays)
+        return [(result.shape, result.dtype) for result in jax.tree.leaves(results)]
+
     def abstract(*avals, **parameters):
-        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-        results = jax.eval_shape(lambda *arrays: reference(*arrays, **parameters), *shapes)
-        found = [ShapedArray(result.shape, result.dtype) for result in jax.tree.leaves(results)]
+        inputs = tuple((aval.shape, aval.dtype) for aval in avals)
+        found = [ShapedArray(*each) for each in shapes_and_dtypes(inputs, tuple(parameters.items()))]
         return found if multiple_results else found[0]
 
     def widened(*arrays, **parameters):
