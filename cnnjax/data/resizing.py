@@ -43,7 +43,7 @@ def by_pillow(square: np.ndarray, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _pointers(side: int, size: int) -> tuple[Any, int, Any, Any]:
-    """What the kernel takes of `_weights`: asking NumPy for an address costs a microsecond each time."""
+    """What the kernel takes of `_weights`: asked of NumPy once, not for each image."""
     first, weights, packed = _weights(side, size)
     return (
         first.ctypes.data_as(VOID),
