@@ -30,7 +30,12 @@ def make_batch_norm(reference: Callable[..., Any]) -> Callable[..., Any]:
 
     forward = make_primitive("batch_norm", reference, "cnnjax_batch_norm", attributes, True)
     backward = make_primitive(
-        "batch_norm_gradient", gradient_reference, "cnnjax_batch_norm", attributes, True
+        "batch_norm_gradient",
+        gradient_reference,
+        "cnnjax_batch_norm",
+        attributes,
+        multiple_results=True,
+        alike=lambda x, dy, mean, var, scale, bias, **_: (x, scale, bias),
     )
 
     def gradient(arrays, results, cotangents, **parameters):

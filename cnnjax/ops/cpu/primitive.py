@@ -19,6 +19,7 @@ def make_primitive(
     target: str = "",
     attributes: Callable[..., dict[str, Any] | None] = lambda *_, **__: None,
     multiple_results: bool = False,
+    alike: Callable[..., Any] | None = None,
 ) -> Primitive:
     """A primitive that computes `reference`, and on a CPU through the FFI call `target`.
 
@@ -31,6 +32,8 @@ def make_primitive(
         parameters are hashable.
       attributes: (avals of the arrays, avals of the results, **parameters) -> attributes of the call, or
         None to leave this case to XLA.
+      alike: (*avals of the arrays, **parameters) -> a list of those avals that the results are like, where
+        that is known without tracing the reference.
     """
     primitive = Primitive(f"cnnjax_{name}")
     primitive.multiple_results = multiple_results
@@ -44,6 +47,8 @@ def make_primitive(
         return [(result.shape, result.dtype) for result in jax.tree.leaves(results)]
 
     def abstract(*avals, **parameters):
+        if alike:
+            return [ShapedArray(aval.shape, aval.dtype) for aval in alike(*avals, **parameters)]
         inputs = tuple((aval.shape, aval.dtype) for aval in avals)
         found = [ShapedArray(*each) for each in shapes_and_dtypes(inputs, tuple(parameters.items()))]
         return found if multiple_results else found[0]
@@ -89,7 +94,7 @@ def set_gradient(primitive: Primitive, reference: Reference, gradient: Callable[
     """Makes reverse mode take `gradient`; forward mode and higher orders stay the reference's.
 
     Args:
-      primitive: from `make_primitive`, with multiple_results.
+      primitive: from `make_primitive`, with multiple_results, all of them floating point.
       gradient: (arrays, results, cotangents of the results or `ad.Zero`, **parameters) -> cotangents of the
         arrays.
     """
@@ -99,7 +104,12 @@ def set_gradient(primitive: Primitive, reference: Reference, gradient: Callable[
         function = functools.partial(reference, **parameters)
         return jax.jvp(function, inputs[:count], inputs[-count:])[1]
 
-    derivative = make_primitive(f"{primitive.name}_derivative", tangents_of, multiple_results=True)
+    def tangents(*inputs, count, **_):
+        return inputs[count:-count]
+
+    derivative = make_primitive(
+        f"{primitive.name}_derivative", tangents_of, multiple_results=True, alike=tangents
+    )
 
     def jvp(primals, tangents, **parameters):
         results = primitive.bind(*primals, **parameters)

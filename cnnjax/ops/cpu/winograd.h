@@ -1,112 +1,153 @@
-// The transformations of Winograd's method on vectors of AVX2, for 3x3 and 5x5 windows and tiles of 6x6 inputs
-// (Lavin and Gray 2016, section 4.1).
+// What Winograd's method for 3x3 windows (winograd.cc) and for 5x5 ones (winograd_rows.cc) have in common, on vectors
+// of AVX2 (Lavin and Gray 2016, section 4.1).
 //
-// The outputs are A' [(G w) * (B' d)] with the matrices of Toom and Cook for the points 0, 3/4, -3/4, 3/2, -3/2 and
-// infinity; the gradients take the transposes. Symmetric points need fewer operations, and these round less than the
-// paper's (0, 1, -1, 2, -2; on the choice: Barabasz et al. 2020).
+// Outputs are A' [(G w) * (B' d)] with the matrices of Toom and Cook for 0, some pairs of points of opposite sign, and
+// infinity; the gradients take the transposes. Symmetric points need fewer operations; the choice of both files rounds
+// less than the paper's (on the choice: Barabasz et al. 2020).
 #pragma once
 
 #include <immintrin.h>
+
+#include <algorithm>
+
+#include "convolution.h"
 
 #define CNNJAX_AVX2 __attribute__((target("avx2,fma")))
 #define CNNJAX_INLINE CNNJAX_AVX2 __attribute__((always_inline)) inline
 
 namespace cnnjax {
-namespace {
 
-constexpr int kSide = 6, kPoints = kSide * kSide;
-constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
+// Images of one group: `channels` of the `all` of a pixel.
+struct Images {
+  int64_t height, width, channels, all;
+};
+
+constexpr int64_t kLanes = 8, kWide = 16;  // floats of a vector; filters of a tile of the products
+constexpr int64_t kTall = 6;               // rows of such a tile, whose sums fill 12 of 16 registers
+constexpr int64_t kGroup = 64;             // filters whose products lie in the second-level cache
+constexpr int64_t kStaying = 320;          // times 16 transformed weights stay in the first-level cache
+constexpr int64_t kOut = 4;                // outputs of a tile along an axis
+
+// A convolution of stride 1, whose input gradient is another one. A weight lies at tap * `tap` + input channel *
+// `input` + output channel * `output`.
+struct Layer {
+  int64_t count, groups;
+  Images in, out;
+  int64_t top, left;  // zeros before the inputs
+  int64_t tap, input, output;
+  bool flipped;  // the taps stand in reverse
+
+  int64_t down() const { return (out.height + kOut - 1) / kOut; }
+  int64_t across() const { return (out.width + kOut - 1) / kOut; }
+  int64_t wide() const { return (out.channels + kWide - 1) / kWide; }
+};
+
+// Of the three passes over 5x5 windows.
+void convolve_rows(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y);
+void kernel_gradient_of_rows(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel);
+
+namespace {
 
 using Vector = __m256;
 CNNJAX_INLINE Vector all(float value) { return _mm256_set1_ps(value); }
 
-// The three steps and the transposes of two of them in one dimension, from every `stride`-th vector to every `to`-th.
-CNNJAX_INLINE void input_step(const Vector* d, int stride, Vector* v, int to) {
-  Vector d0 = d[0], d1 = d[stride], d2 = d[2 * stride], d3 = d[3 * stride], d4 = d[4 * stride], d5 = d[5 * stride];
-  Vector even_a = d4 - all(kB2) * d2, odd_a = all(kA) * (d3 - all(kB2) * d1);
-  Vector even_b = d4 - all(kA2) * d2, odd_b = all(kB) * (d3 - all(kA2) * d1);
-  v[0] = all(kA2 * kB2) * d0 - all(kA2 + kB2) * d2 + d4;
-  v[to] = even_a + odd_a;
-  v[2 * to] = even_a - odd_a;
-  v[3 * to] = even_b + odd_b;
-  v[4 * to] = even_b - odd_b;
-  v[5 * to] = all(kA2 * kB2) * d1 - all(kA2 + kB2) * d3 + d5;
-}
+struct Place {
+  int64_t image, row, column;
+};
 
-template <int kWindow>
-CNNJAX_INLINE void kernel_step(const Vector* w, int stride, Vector* u, int to) {
-  constexpr float a = 1 / (2 * kA2 * (kA2 - kB2)), b = 1 / (2 * kB2 * (kB2 - kA2));
-  Vector w0 = w[0], w1 = w[stride], w2 = w[2 * stride];
-  Vector even_a = w0 + all(kA2) * w2, odd_a = all(kA) * w1, even_b = w0 + all(kB2) * w2, odd_b = all(kB) * w1;
-  if (kWindow == 5) {
-    Vector w3 = w[(kWindow - 2) * stride], w4 = w[(kWindow - 1) * stride];
-    even_a += all(kA2 * kA2) * w4, odd_a += all(kA2 * kA) * w3;
-    even_b += all(kB2 * kB2) * w4, odd_b += all(kB2 * kB) * w3;
+// Where the pixels of a rectangle are; zeros outside the image.
+template <int kRows, int kColumns>
+inline void find_pixels(const float* data, const Images& images, Place first, const float* zeros,
+                        const float** pixels) {
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) {
+      int64_t row = first.row + i, column = first.column + j;
+      bool inside = row >= 0 && row < images.height && column >= 0 && column < images.width;
+      int64_t pixel = (first.image * images.height + row) * images.width + column;
+      pixels[i * kColumns + j] = inside ? data + pixel * images.all : zeros;
+    }
   }
-  u[0] = all(1 / (kA2 * kB2)) * w0;
-  u[to] = all(a) * (even_a + odd_a);
-  u[2 * to] = all(a) * (even_a - odd_a);
-  u[3 * to] = all(b) * (even_b + odd_b);
-  u[4 * to] = all(b) * (even_b - odd_b);
-  u[5 * to] = w[(kWindow - 1) * stride];
 }
 
-template <int kWindow>
-CNNJAX_INLINE void kernel_step_transposed(const Vector* u, int stride, Vector* w, int to) {
-  constexpr float a = 1 / (2 * kA2 * (kA2 - kB2)), b = 1 / (2 * kB2 * (kB2 - kA2));
-  Vector even_a = all(a) * (u[stride] + u[2 * stride]), odd_a = all(a * kA) * (u[stride] - u[2 * stride]);
-  Vector even_b = all(b) * (u[3 * stride] + u[4 * stride]), odd_b = all(b * kB) * (u[3 * stride] - u[4 * stride]);
-  w[0] = all(1 / (kA2 * kB2)) * u[0] + even_a + even_b;
-  w[to] = odd_a + odd_b;
-  w[2 * to] = all(kA2) * even_a + all(kB2) * even_b;
-  if (kWindow == 5) {
-    w[(kWindow - 2) * to] = all(kA2) * odd_a + all(kB2) * odd_b;
-    w[(kWindow - 1) * to] = all(kA2 * kA2) * even_a + all(kB2 * kB2) * even_b;
+// The kTaps weights of one input channel and 16 output channels from a first tap, zeros past the last filter.
+template <int kTaps>
+inline void pack_kernel(const Layer& l, const float* kernel, int64_t last, int64_t first, int64_t outputs,
+                        float (*packed)[kWide]) {
+  for (int t = 0; t < kTaps; ++t) {
+    const float* from = kernel + (l.flipped ? last - first - t : first + t) * l.tap;
+    for (int64_t k = 0; k < kWide; ++k) packed[t][k] = k < outputs ? from[k * l.output] : 0;
   }
-  w[(kWindow - 1) * to] += u[5 * stride];
 }
 
-template <int kWindow>
-CNNJAX_INLINE void output_step(const Vector* m, int stride, Vector* y, int to) {
-  constexpr int kOut = kSide - kWindow + 1;
-  Vector even_a = m[stride] + m[2 * stride], odd_a = all(kA) * (m[stride] - m[2 * stride]);
-  Vector even_b = m[3 * stride] + m[4 * stride], odd_b = all(kB) * (m[3 * stride] - m[4 * stride]);
-  y[0] = m[0] + even_a + even_b;
-  y[to] = odd_a + odd_b;
-  if (kOut == 4) {
-    y[(kOut - 2) * to] = all(kA2) * even_a + all(kB2) * even_b;
-    y[(kOut - 1) * to] = all(kA2) * odd_a + all(kB2) * odd_b;
-  }
-  y[(kOut - 1) * to] += m[5 * stride];
-}
-
-template <int kWindow>
-CNNJAX_INLINE void output_step_transposed(const Vector* y, int stride, Vector* m, int to) {
-  constexpr int kOut = kSide - kWindow + 1;
-  Vector even_a = y[0], even_b = y[0], odd_a = y[stride], odd_b = y[stride];
-  if (kOut == 4) {
-    even_a += all(kA2) * y[2 * stride], odd_a += all(kA2) * y[(kOut - 1) * stride];
-    even_b += all(kB2) * y[2 * stride], odd_b += all(kB2) * y[(kOut - 1) * stride];
-  }
-  m[0] = y[0];
-  m[to] = even_a + all(kA) * odd_a;
-  m[2 * to] = even_a - all(kA) * odd_a;
-  m[3 * to] = even_b + all(kB) * odd_b;
-  m[4 * to] = even_b - all(kB) * odd_b;
-  m[5 * to] = y[(kOut - 1) * stride];
-}
-
-using Step = void (*)(const Vector*, int, Vector*, int);
-
-// Both dimensions of a square of vectors: kFrom x kFrom to kTo x kTo.
-template <int kFrom, int kTo, Step step>
-CNNJAX_INLINE void both(const Vector* from, Vector* to) {
-  Vector half[kTo * kFrom];
+// `kHeight` tiles at one point: the sum over `taps` of v [kHeight][depth] times u [depth][16], added to m or put there.
+template <int kHeight>
+CNNJAX_AVX2 void multiply(const float* v, int64_t v_row, int64_t v_tap, int64_t taps, const float* u, int64_t depth,
+                          bool add, float* m, int64_t m_row) {
+  Vector low[kHeight], high[kHeight];
 #pragma GCC unroll 6
-  for (int j = 0; j < kFrom; ++j) step(from + j, kFrom, half + j, kFrom);
+  for (int i = 0; i < kHeight; ++i) {
+    low[i] = add ? _mm256_loadu_ps(m + i * m_row) : all(0);
+    high[i] = add ? _mm256_loadu_ps(m + i * m_row + kLanes) : all(0);
+  }
+  for (int64_t tap = 0; tap < taps; ++tap, v += v_tap) {
+    for (int64_t c = 0; c < depth; ++c, u += kWide) {
+      Vector first = _mm256_loadu_ps(u), second = _mm256_loadu_ps(u + kLanes);
 #pragma GCC unroll 6
-  for (int i = 0; i < kTo; ++i) step(half + i * kFrom, 1, to + i * kTo, 1);
+      for (int i = 0; i < kHeight; ++i) {
+        Vector value = _mm256_broadcast_ss(v + i * v_row + c);
+        low[i] = _mm256_fmadd_ps(value, first, low[i]);
+        high[i] = _mm256_fmadd_ps(value, second, high[i]);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kHeight; ++i) {
+    _mm256_storeu_ps(m + i * m_row, low[i]);
+    _mm256_storeu_ps(m + i * m_row + kLanes, high[i]);
+  }
 }
+
+using Multiply = decltype(multiply<1>)*;
+constexpr Multiply kMultiply[] = {multiply<1>, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>};
+
+// Adds `count` tiles of kHeight channels and 16 filters at one point: v [count][kHeight] times d [count][16].
+template <int kHeight>
+CNNJAX_AVX2 void accumulate(const float* v, int64_t v_row, const float* d, int64_t d_row, int64_t count, float* sum,
+                            int64_t sum_row) {
+  Vector low[kHeight], high[kHeight];
+#pragma GCC unroll 6
+  for (int i = 0; i < kHeight; ++i) low[i] = high[i] = _mm256_setzero_ps();
+  for (int64_t t = 0; t < count; ++t, v += v_row, d += d_row) {
+    Vector first = _mm256_loadu_ps(d), second = _mm256_loadu_ps(d + kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < kHeight; ++i) {
+      Vector value = _mm256_broadcast_ss(v + i);
+      low[i] = _mm256_fmadd_ps(value, first, low[i]);
+      high[i] = _mm256_fmadd_ps(value, second, high[i]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kHeight; ++i) {  // of some tiles apart from the sum so far, which is larger: less is rounded
+    float* to = sum + i * sum_row;
+    _mm256_storeu_ps(to, _mm256_loadu_ps(to) + low[i]);
+    _mm256_storeu_ps(to + kLanes, _mm256_loadu_ps(to + kLanes) + high[i]);
+  }
+}
+
+using Accumulate = decltype(accumulate<1>)*;
+constexpr Accumulate kAccumulate[] = {accumulate<1>, accumulate<2>, accumulate<3>,
+                                      accumulate<4>, accumulate<5>, accumulate<6>};
+
+// The channels and filters of which each of `down` x `across` threads sums all tiles, so that no sum is made across
+// threads.
+struct Division {
+  explicit Division(const Layer& l)
+      : across(std::min<int64_t>(omp_get_max_threads(), l.wide())),
+        down(std::max<int64_t>(1, std::min(omp_get_max_threads() / across, l.in.channels / kLanes))),
+        depth((l.in.channels / kLanes + down - 1) / down * kLanes),
+        width((l.wide() + across - 1) / across * kWide) {}
+  int64_t across, down, depth, width;
+};
 
 }  // namespace
 }  // namespace cnnjax

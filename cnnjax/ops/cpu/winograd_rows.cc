@@ -1,0 +1,281 @@
+// Convolutions of 5x5 windows and stride 1 in float32 by Winograd's method along the rows alone, for processors with
+// AVX2.
+//
+// 8 pixels of a row give what one row of the window adds to 4 outputs, with 8 products in place of 20. The products of
+// its five rows are summed before they are transformed to the outputs, so the transformations are few; in both
+// directions (2x2 outputs) 5x5 windows would need 9 products an output in place of these 10, and four times the
+// transformed numbers. The points are 0, 1/2, -1/2, 1, -1, 2, -2 and infinity.
+#include "winograd.h"
+
+namespace cnnjax {
+namespace {
+
+constexpr int kSide = 8;                     // points
+constexpr int64_t kWindow = 5;               // rows of the window and taps of a row
+constexpr int64_t kStripBytes = 192 * 1024;  // of transformed pixels at a time
+constexpr int64_t kFewest = 4;               // rows of outputs in a strip, since it needs 4 more rows of pixels
+
+// A pair of points p and -p: the square of p, those of the two other pairs, and what the weights are divided by.
+struct Pair {
+  float p, square, sum, product;
+  constexpr Pair(float p, float q, float r)
+      : p(p), square(p * p), sum(q * q + r * r), product(q * q * r * r) {}
+  constexpr float scale() const { return 1 / (2 * square * (square * square - sum * square + product)); }
+};
+constexpr Pair kPairs[] = {{0.5f, 1, 2}, {1, 0.5f, 2}, {2, 0.5f, 1}};
+constexpr float kSum = 0.25f + 1 + 4, kProducts = 0.25f * 1 + 0.25f * 4 + 1 * 4, kProduct = 0.25f * 1 * 4;
+
+CNNJAX_INLINE void input_step(const Vector* d, Vector* v) {
+  v[0] = d[6] - all(kSum) * d[4] + all(kProducts) * d[2] - all(kProduct) * d[0];
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Pair& pair = kPairs[i];
+    Vector even = d[6] - all(pair.sum) * d[4] + all(pair.product) * d[2];
+    Vector odd = all(pair.p) * (d[5] - all(pair.sum) * d[3] + all(pair.product) * d[1]);
+    v[2 * i + 1] = even + odd;
+    v[2 * i + 2] = even - odd;
+  }
+  v[7] = d[7] - all(kSum) * d[5] + all(kProducts) * d[3] - all(kProduct) * d[1];
+}
+
+CNNJAX_INLINE void kernel_step(const Vector* w, Vector* u) {
+  u[0] = all(-1 / kProduct) * w[0];
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Pair& pair = kPairs[i];
+    Vector even = w[0] + all(pair.square) * (w[2] + all(pair.square) * w[4]);
+    Vector odd = all(pair.p) * (w[1] + all(pair.square) * w[3]);
+    u[2 * i + 1] = all(pair.scale()) * (even + odd);
+    u[2 * i + 2] = all(pair.scale()) * (even - odd);
+  }
+  u[7] = w[4];
+}
+
+CNNJAX_INLINE void kernel_step_transposed(const Vector* u, Vector* w) {
+  w[0] = all(-1 / kProduct) * u[0];
+  w[1] = w[2] = w[3] = all(0);
+  w[4] = u[7];
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Pair& pair = kPairs[i];
+    Vector even = all(pair.scale()) * (u[2 * i + 1] + u[2 * i + 2]);
+    Vector odd = all(pair.scale() * pair.p) * (u[2 * i + 1] - u[2 * i + 2]);
+    w[0] += even, w[1] += odd;
+    w[2] += all(pair.square) * even, w[3] += all(pair.square) * odd;
+    w[4] += all(pair.square * pair.square) * even;
+  }
+}
+
+CNNJAX_INLINE void output_step(const Vector* m, Vector* y) {
+  y[0] = m[0];
+  y[1] = y[2] = all(0);
+  y[3] = m[7];
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Pair& pair = kPairs[i];
+    Vector even = m[2 * i + 1] + m[2 * i + 2], odd = all(pair.p) * (m[2 * i + 1] - m[2 * i + 2]);
+    y[0] += even, y[1] += odd;
+    y[2] += all(pair.square) * even, y[3] += all(pair.square) * odd;
+  }
+}
+
+CNNJAX_INLINE void output_step_transposed(const Vector* y, Vector* m) {
+  m[0] = y[0];
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    const Pair& pair = kPairs[i];
+    Vector even = y[0] + all(pair.square) * y[2], odd = all(pair.p) * (y[1] + all(pair.square) * y[3]);
+    m[2 * i + 1] = even + odd;
+    m[2 * i + 2] = even - odd;
+  }
+  m[7] = y[3];
+}
+
+using Step = void (*)(const Vector*, Vector*);
+
+// The tiles of `rows` rows of kCount pixels each, 4 pixels apart, transformed: `channels` numbers of each tile at each
+// of the points `apart`.
+template <int kCount, Step step>
+CNNJAX_AVX2 void transform_rows(const Layer& l, const float* data, const Images& images, Place first, int64_t rows,
+                                int64_t channels, const float* zeros, float* to, int64_t stride, int64_t apart) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t tile = 0; tile < l.across(); ++tile, to += stride) {
+      const float* pixels[kCount];
+      Place place = {first.image, first.row + row, first.column + tile * kOut};
+      find_pixels<1, kCount>(data, images, place, zeros, pixels);
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        Vector from[kCount], done[kSide];
+#pragma GCC unroll 8
+        for (int i = 0; i < kCount; ++i) from[i] = _mm256_loadu_ps(pixels[i] + c);
+        step(from, done);
+#pragma GCC unroll 8
+        for (int i = 0; i < kSide; ++i) _mm256_storeu_ps(to + i * apart + c, done[i]);
+      }
+    }
+  }
+}
+
+// One row of the window: the transformed weights of one input channel and 16 output channels.
+CNNJAX_AVX2 void transform_kernel(const Layer& l, const float* kernel, int64_t row, int64_t outputs, float* to,
+                                  int64_t apart) {
+  float packed[kWindow][kWide];
+  pack_kernel<kWindow>(l, kernel, kWindow * kWindow - 1, row * kWindow, outputs, packed);
+  for (int64_t k = 0; k < kWide; k += kLanes) {
+    Vector from[kWindow], done[kSide];
+#pragma GCC unroll 5
+    for (int t = 0; t < kWindow; ++t) from[t] = _mm256_loadu_ps(packed[t] + k);
+    kernel_step(from, done);
+#pragma GCC unroll 8
+    for (int i = 0; i < kSide; ++i) _mm256_storeu_ps(to + i * apart + k, done[i]);
+  }
+}
+
+// The outputs of `rows` rows of tiles from their sums.
+CNNJAX_AVX2 void transform_outputs(const Layer& l, Place first, int64_t rows, const float* m, int64_t m_row,
+                                   int64_t apart, const float* bias, int64_t channels, float* y) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float* to = y + (first.image * l.out.height + first.row + row) * l.out.width * l.out.all;
+    for (int64_t tile = 0; tile < l.across(); ++tile, m += m_row, to += kOut * l.out.all) {
+      int64_t columns = std::min(kOut, l.out.width - tile * kOut);
+      for (int64_t k = 0; k < channels; k += kLanes) {
+        Vector from[kSide], done[kOut];
+#pragma GCC unroll 8
+        for (int i = 0; i < kSide; ++i) from[i] = _mm256_loadu_ps(m + i * apart + k);
+        output_step(from, done);
+        Vector more = bias ? _mm256_loadu_ps(bias + k) : all(0);
+        for (int64_t i = 0; i < columns; ++i) _mm256_storeu_ps(to + i * l.out.all + k, done[i] + more);
+      }
+    }
+  }
+}
+
+// The taps of one channel in one row of the window from the sums of all tiles, 8 filters at a time.
+CNNJAX_AVX2 void transform_sums(const float* sums, int64_t apart, int64_t filters, float* dkernel, int64_t tap) {
+  for (int64_t k = 0; k < filters; k += kLanes) {
+    Vector from[kSide], done[kWindow];
+#pragma GCC unroll 8
+    for (int i = 0; i < kSide; ++i) from[i] = _mm256_loadu_ps(sums + i * apart + k);
+    kernel_step_transposed(from, done);
+#pragma GCC unroll 5
+    for (int i = 0; i < kWindow; ++i) _mm256_storeu_ps(dkernel + i * tap + k, done[i]);
+  }
+}
+
+// Nearly equal strips of rows of outputs, whose transformed pixels of `depth` channels stay in the second-level
+// cache where they can.
+struct Strips {
+  Strips(const Layer& l, int64_t depth) : height(l.out.height), across(l.across()), depth(depth) {
+    int64_t row = kSide * across * depth * sizeof(float);
+    int64_t most = std::min(std::max(kStripBytes / row - (kWindow - 1), kFewest), height);
+    count = (height + most - 1) / most;
+    rows = (height + count - 1) / count;
+  }
+  int64_t height, across, depth, count, rows;
+  // Points lie an odd number of cache lines apart: otherwise they would push each other out.
+  int64_t point(int64_t tall, int64_t numbers) const { return tall * across * numbers + kWide; }
+  int64_t v_point() const { return point(rows + kWindow - 1, depth); }
+  int64_t rows_of(int64_t strip) const { return std::min(rows, height - strip * rows); }
+};
+
+}  // namespace
+
+// Each thread takes some strips of all channels and filters.
+void convolve_rows(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y) {
+  int64_t depth = l.in.channels, most = std::clamp<int64_t>(kStaying / depth, 1, kWindow);  // rows of the window
+  Strips strips(l, depth);
+  int64_t u_point = kWindow * depth * kWide + kWide, block_size = kSide * u_point;
+  int64_t u_size = l.groups * l.wide() * block_size;
+  int64_t m_row = std::min(kGroup, l.wide() * kWide), m_point = strips.point(strips.rows, m_row);
+  int64_t v_size = kSide * strips.v_point(), m_size = kSide * m_point;
+  int64_t size = u_size + depth + omp_get_max_threads() * (v_size + m_size);
+  float* u = reinterpret_cast<float*>(turn.scratch(size * sizeof(float)));
+  float* zeros = u + u_size;
+  std::fill_n(zeros, depth, 0.0f);
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t index = 0; index < l.groups * l.wide() * kWindow * depth; ++index) {
+      int64_t c = index % depth, row = index / depth % kWindow, block = index / depth / kWindow;
+      int64_t k = block % l.wide() * kWide, group = block / l.wide();
+      const float* from = kernel + c * l.input + (group * l.out.channels + k) * l.output;
+      if (l.flipped) from = kernel + (group * depth + c) * l.input + k * l.output;
+      float* to = u + block * block_size + (row * depth + c) * kWide;
+      transform_kernel(l, from, row, std::min(kWide, l.out.channels - k), to, u_point);
+    }
+    float* v = zeros + depth + omp_get_thread_num() * (v_size + m_size);
+    float* m = v + v_size;
+#pragma omp for schedule(dynamic)
+    for (int64_t index = 0; index < l.groups * l.count * strips.count; ++index) {
+      int64_t group = index / (l.count * strips.count), strip = index % strips.count;
+      int64_t rows = strips.rows_of(strip), tiles = rows * l.across();
+      Place first = {index / strips.count % l.count, strip * strips.rows, 0};
+      Place before = {first.image, first.row - l.top, -l.left};
+      transform_rows<kSide, input_step>(l, x + group * depth, l.in, before, rows + kWindow - 1, depth, zeros, v, depth,
+                                        strips.v_point());
+      for (int64_t filter = 0; filter < l.out.channels; filter += kGroup) {
+        int64_t filters = std::min(kGroup, l.out.channels - filter);
+        for (int64_t point = 0; point < kSide; ++point) {
+          for (int64_t k = 0; k < filters; k += kWide) {
+            const float* some = u + (group * l.wide() + (filter + k) / kWide) * block_size + point * u_point;
+            for (int64_t row = 0; row < kWindow; row += most) {
+              for (int64_t t = 0; t < tiles; t += kTall) {
+                kMultiply[std::min(kTall, tiles - t) - 1](
+                    v + point * strips.v_point() + (row * l.across() + t) * depth, depth, l.across() * depth,
+                    std::min(most, kWindow - row), some + row * depth * kWide, depth, row > 0,
+                    m + point * m_point + t * m_row + k, m_row);
+              }
+            }
+          }
+        }
+        int64_t k = group * l.out.channels + filter;
+        transform_outputs(l, first, rows, m, m_row, m_point, bias ? bias + k : nullptr, filters, y + k);
+      }
+    }
+  }
+}
+
+void kernel_gradient_of_rows(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel) {
+  Division division(l);
+  int64_t down = division.down, across = division.across, depth = division.depth, width = division.width;
+  Strips strips(l, depth);
+  int64_t d_point = strips.point(strips.rows, width), sum_point = kWindow * depth * width + kWide;
+  int64_t v_size = kSide * strips.v_point(), d_size = kSide * d_point, most = std::max(depth, width);
+  int64_t size = v_size + d_size + kSide * sum_point;
+  float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
+  std::fill_n(zeros, most, 0.0f);
+#pragma omp parallel for schedule(static, 1)
+  for (int64_t index = 0; index < l.groups * down * across; ++index) {
+    int64_t group = index / (down * across), c = index / across % down * depth, k = index % across * width;
+    int64_t channels = std::min(depth, l.in.channels - c), filters = std::min(width, l.out.channels - k);
+    if (channels <= 0 || filters <= 0) continue;
+    float* v = zeros + most + omp_get_thread_num() * size;
+    float *d = v + v_size, *sums = d + d_size;
+    std::fill_n(sums, kSide * sum_point, 0.0f);
+    const float *from = x + group * l.in.channels + c, *by = dy + group * l.out.channels + k;
+    for (int64_t strip = 0; strip < l.count * strips.count; ++strip) {
+      int64_t rows = strips.rows_of(strip % strips.count), tiles = rows * l.across();
+      Place first = {strip / strips.count, strip % strips.count * strips.rows, 0};
+      transform_rows<kOut, output_step_transposed>(l, by, l.out, first, rows, filters, zeros, d, width, d_point);
+      first.row -= l.top, first.column -= l.left;
+      transform_rows<kSide, input_step>(l, from, l.in, first, rows + kWindow - 1, channels, zeros, v, depth,
+                                        strips.v_point());
+      for (int64_t point = 0; point < kSide; ++point) {
+        for (int64_t row = 0; row < kWindow; ++row) {
+          for (int64_t j = 0; j < filters; j += kWide) {
+            for (int64_t i = 0; i < channels; i += kTall) {
+              kAccumulate[std::min(kTall, channels - i) - 1](
+                  v + point * strips.v_point() + row * l.across() * depth + i, depth, d + point * d_point + j, width,
+                  tiles, sums + point * sum_point + (row * depth + i) * width + j, width);
+            }
+          }
+        }
+      }
+    }
+    for (int64_t row = 0; row < kWindow; ++row)
+      for (int64_t i = 0; i < channels; ++i)
+        transform_sums(sums + (row * depth + i) * width, sum_point, filters,
+                       dkernel + row * kWindow * l.tap + (c + i) * l.input + group * l.out.channels + k, l.tap);
+  }
+}
+
+}  // namespace cnnjax
