@@ -2,8 +2,8 @@
 // of AVX2 (Lavin and Gray 2016, section 4.1).
 //
 // Outputs are A' [(G w) * (B' d)] with the matrices of Toom and Cook for 0, some pairs of points of opposite sign, and
-// infinity; the gradients take the transposes. Symmetric points need fewer operations; the choice of both files rounds
-// less than the paper's (on the choice: Barabasz et al. 2020).
+// infinity; the gradients take the transposes. Symmetric points need fewer operations; on their choice, which decides
+// what is rounded: Barabasz et al. 2020.
 #pragma once
 
 #include <immintrin.h>
@@ -25,7 +25,6 @@ struct Images {
 constexpr int64_t kLanes = 8, kWide = 16;  // floats of a vector; filters of a tile of the products
 constexpr int64_t kTall = 6;               // rows of such a tile, whose sums fill 12 of 16 registers
 constexpr int64_t kGroup = 64;             // filters whose products lie in the second-level cache
-constexpr int64_t kStaying = 320;          // times 16 transformed weights stay in the first-level cache
 constexpr int64_t kOut = 4;                // outputs of a tile along an axis
 
 // A convolution of stride 1, whose input gradient is another one. A weight lies at tap * `tap` + input channel *

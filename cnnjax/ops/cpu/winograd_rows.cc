@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kSide = 8;                     // points
 constexpr int64_t kWindow = 5;               // rows of the window and taps of a row
+constexpr int64_t kStaying = 320;            // channels times rows whose weights stay in the first-level cache
 constexpr int64_t kStripBytes = 192 * 1024;  // of transformed pixels at a time
 constexpr int64_t kFewest = 4;               // rows of outputs in a strip, since it needs 4 more rows of pixels
 
