@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -260,13 +261,16 @@ _VECTORS = {  # flags of /proc/cpuinfo, the widest first
 }
 
 
-def processor() -> str:
-    """The processor's name and its widest vector instructions; the name alone may stand for several."""
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, with family and model where the name has no number, and its widest vectors."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = cpuinfo.read_text().splitlines()
     except OSError:
         return platform.processor()
     facts = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if ":" in line}
     flags = facts.get("flags", "").split()
     vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "")
-    return ", ".join(filter(None, (facts.get("model name", ""), vectors)))
+    name = facts.get("model name", "")
+    if name and not re.search(r"\d", name):  # a virtual machine hides it: several processors have this name
+        name += f" (family {facts.get('cpu family')}, model {facts.get('model')})"
+    return ", ".join(filter(None, (name, vectors)))

@@ -7,7 +7,7 @@ import pytest
 
 from cnnjax import config as config_lib
 from cnnjax.errors import UserError
-from cnnjax.runs import Run, make_record, plain, write_atomically
+from cnnjax.runs import Run, make_record, plain, processor, write_atomically
 
 
 @pytest.fixture
@@ -89,3 +89,16 @@ def test_the_config_survives_json():
     config = config_lib.default()
     config.optimizer.schedule = "step(boundaries=(0.5, 0.75))"
     assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("model name\t: AMD EPYC\nflags\t: avx2 avx512f", "AMD EPYC (family 26, model 2), AVX-512"),
+        ("model name\t: AMD Ryzen 9 5950X\nflags\t: avx2", "AMD Ryzen 9 5950X, AVX2"),
+    ],
+)
+def test_processors_with_one_name_are_told_apart(tmp_path, cpuinfo, name):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"cpu family\t: 26\nmodel\t\t: 2\n{cpuinfo}\n")
+    assert processor(file) == name

@@ -24,9 +24,9 @@ def conv2d(
 ) -> jax.Array:
     """Cross-correlates images with a bank of filters (the kernel is not flipped).
 
-    On CPUs whose widest fast instructions are AVX2, float32 windows of 3x3 and 5x5 and their gradients go by
-    Winograd's method where that pays: within 1e-5 of the plain sums, as all kernels for CPUs are, but what is
-    exactly zero in those (the gradient of a pixel that an output does not see) may be some 1e-7 instead.
+    On CPUs with AVX2 or AVX-512, float32 windows of 3x3 and 5x5 and their gradients go by Winograd's method
+    where that pays: within 1e-5 of the plain sums, as all kernels for CPUs are, but what is exactly zero in
+    those (the gradient of a pixel that an output does not see) may be some 1e-7 instead.
 
     Args:
       x: float [B, H, W, C].

@@ -1,14 +1,16 @@
-// Convolutions of 5x5 windows and stride 1 in float32 by Winograd's method along the rows alone, for processors with
-// AVX2.
+// Convolutions of 5x5 windows and stride 1 in float32 by Winograd's method along the rows alone.
 //
 // 8 pixels of a row give what one row of the window adds to 4 outputs, with 8 products in place of 20. The products of
 // its five rows are summed before they are transformed to the outputs, so the transformations are few; in both
 // directions (2x2 outputs) 5x5 windows would need 9 products an output in place of these 10, and four times the
 // transformed numbers. The points are 0, 1/2, -1/2, 1, -1, 2, -2 and infinity.
-#include "winograd.h"
+#pragma once
+
+#include "winograd_tiles.h"
 
 namespace cnnjax {
 namespace {
+namespace rows {
 
 constexpr int kSide = 8;                     // points
 constexpr int64_t kWindow = 5;               // rows of the window and taps of a row
@@ -97,136 +99,133 @@ using Step = void (*)(const Vector*, Vector*);
 // The tiles of `rows` rows of kCount pixels each, 4 pixels apart, transformed: `channels` numbers of each tile at each
 // of the points `apart`.
 template <int kCount, Step step>
-CNNJAX_AVX2 void transform_rows(const Layer& l, const float* data, const Images& images, Place first, int64_t rows,
+CNNJAX_VECTORS void transform_rows(const Layer& l, const float* data, const Images& images, Place first, int64_t rows,
                                 int64_t channels, const float* zeros, float* to, int64_t stride, int64_t apart) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t tile = 0; tile < l.across(); ++tile, to += stride) {
+    for (int64_t tile = 0; tile < across(l); ++tile, to += stride) {
       const float* pixels[kCount];
       Place place = {first.image, first.row + row, first.column + tile * kOut};
       find_pixels<1, kCount>(data, images, place, zeros, pixels);
       for (int64_t c = 0; c < channels; c += kLanes) {
         Vector from[kCount], done[kSide];
 #pragma GCC unroll 8
-        for (int i = 0; i < kCount; ++i) from[i] = _mm256_loadu_ps(pixels[i] + c);
+        for (int i = 0; i < kCount; ++i) from[i] = load(pixels[i] + c);
         step(from, done);
 #pragma GCC unroll 8
-        for (int i = 0; i < kSide; ++i) _mm256_storeu_ps(to + i * apart + c, done[i]);
+        for (int i = 0; i < kSide; ++i) store(to + i * apart + c, done[i]);
       }
     }
   }
 }
 
 // One row of the window: the transformed weights of one input channel and 16 output channels.
-CNNJAX_AVX2 void transform_kernel(const Layer& l, const float* kernel, int64_t row, int64_t outputs, float* to,
+CNNJAX_VECTORS void transform_kernel(const Layer& l, const float* kernel, int64_t row, int64_t outputs, float* to,
                                   int64_t apart) {
   float packed[kWindow][kWide];
-  pack_kernel<kWindow>(l, kernel, kWindow * kWindow - 1, row * kWindow, outputs, packed);
+  pack_kernel<kWindow * kWindow, kWindow>(l, kernel, row * kWindow, outputs, packed);
   for (int64_t k = 0; k < kWide; k += kLanes) {
     Vector from[kWindow], done[kSide];
 #pragma GCC unroll 5
-    for (int t = 0; t < kWindow; ++t) from[t] = _mm256_loadu_ps(packed[t] + k);
+    for (int t = 0; t < kWindow; ++t) from[t] = load(packed[t] + k);
     kernel_step(from, done);
 #pragma GCC unroll 8
-    for (int i = 0; i < kSide; ++i) _mm256_storeu_ps(to + i * apart + k, done[i]);
+    for (int i = 0; i < kSide; ++i) store(to + i * apart + k, done[i]);
   }
 }
 
 // The outputs of `rows` rows of tiles from their sums.
-CNNJAX_AVX2 void transform_outputs(const Layer& l, Place first, int64_t rows, const float* m, int64_t m_row,
+CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, int64_t rows, const float* m, int64_t m_row,
                                    int64_t apart, const float* bias, int64_t channels, float* y) {
   for (int64_t row = 0; row < rows; ++row) {
     float* to = y + (first.image * l.out.height + first.row + row) * l.out.width * l.out.all;
-    for (int64_t tile = 0; tile < l.across(); ++tile, m += m_row, to += kOut * l.out.all) {
+    for (int64_t tile = 0; tile < across(l); ++tile, m += m_row, to += kOut * l.out.all) {
       int64_t columns = std::min(kOut, l.out.width - tile * kOut);
       for (int64_t k = 0; k < channels; k += kLanes) {
         Vector from[kSide], done[kOut];
 #pragma GCC unroll 8
-        for (int i = 0; i < kSide; ++i) from[i] = _mm256_loadu_ps(m + i * apart + k);
+        for (int i = 0; i < kSide; ++i) from[i] = load(m + i * apart + k);
         output_step(from, done);
-        Vector more = bias ? _mm256_loadu_ps(bias + k) : all(0);
-        for (int64_t i = 0; i < columns; ++i) _mm256_storeu_ps(to + i * l.out.all + k, done[i] + more);
+        Vector more = bias ? load(bias + k) : all(0);
+        for (int64_t i = 0; i < columns; ++i) store(to + i * l.out.all + k, done[i] + more);
       }
     }
   }
 }
 
 // The taps of one channel in one row of the window from the sums of all tiles, 8 filters at a time.
-CNNJAX_AVX2 void transform_sums(const float* sums, int64_t apart, int64_t filters, float* dkernel, int64_t tap) {
+CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t filters, float* dkernel, int64_t tap) {
   for (int64_t k = 0; k < filters; k += kLanes) {
     Vector from[kSide], done[kWindow];
 #pragma GCC unroll 8
-    for (int i = 0; i < kSide; ++i) from[i] = _mm256_loadu_ps(sums + i * apart + k);
+    for (int i = 0; i < kSide; ++i) from[i] = load(sums + i * apart + k);
     kernel_step_transposed(from, done);
 #pragma GCC unroll 5
-    for (int i = 0; i < kWindow; ++i) _mm256_storeu_ps(dkernel + i * tap + k, done[i]);
+    for (int i = 0; i < kWindow; ++i) store(dkernel + i * tap + k, done[i]);
   }
 }
 
 // Nearly equal strips of rows of outputs, whose transformed pixels of `depth` channels stay in the second-level
 // cache where they can.
 struct Strips {
-  Strips(const Layer& l, int64_t depth) : height(l.out.height), across(l.across()), depth(depth) {
+  Strips(const Layer& l, int64_t depth) : height(l.out.height), across(cnnjax::across(l)), depth(depth) {
     int64_t row = kSide * across * depth * sizeof(float);
     int64_t most = std::min(std::max(kStripBytes / row - (kWindow - 1), kFewest), height);
     count = (height + most - 1) / most;
     rows = (height + count - 1) / count;
   }
   int64_t height, across, depth, count, rows;
-  // Points lie an odd number of cache lines apart: otherwise they would push each other out.
-  int64_t point(int64_t tall, int64_t numbers) const { return tall * across * numbers + kWide; }
+  int64_t point(int64_t tall, int64_t numbers) const { return odd_lines(tall * across * numbers); }
   int64_t v_point() const { return point(rows + kWindow - 1, depth); }
   int64_t rows_of(int64_t strip) const { return std::min(rows, height - strip * rows); }
 };
 
-}  // namespace
-
 // Each thread takes some strips of all channels and filters.
-void convolve_rows(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y) {
+void convolve(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y) {
   int64_t depth = l.in.channels, most = std::clamp<int64_t>(kStaying / depth, 1, kWindow);  // rows of the window
   Strips strips(l, depth);
-  int64_t u_point = kWindow * depth * kWide + kWide, block_size = kSide * u_point;
-  int64_t u_size = l.groups * l.wide() * block_size;
-  int64_t m_row = std::min(kGroup, l.wide() * kWide), m_point = strips.point(strips.rows, m_row);
-  int64_t v_size = kSide * strips.v_point(), m_size = kSide * m_point;
-  int64_t size = u_size + depth + omp_get_max_threads() * (v_size + m_size);
+  int64_t u_point = odd_lines(kWindow * depth * kWide), panel = kSide * u_point, u_size = l.groups * panels(l) * panel;
+  int64_t m_row = std::min(kGroup, panels(l) * kWide), m_point = strips.point(strips.rows, m_row);
+  int64_t v_point = strips.v_point(), v_size = kSide * v_point, m_size = kSide * m_point;
+  int64_t size = u_size + odd_lines(depth) + omp_get_max_threads() * (v_size + m_size);
   float* u = reinterpret_cast<float*>(turn.scratch(size * sizeof(float)));
   float* zeros = u + u_size;
   std::fill_n(zeros, depth, 0.0f);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
-    for (int64_t index = 0; index < l.groups * l.wide() * kWindow * depth; ++index) {
+    for (int64_t index = 0; index < l.groups * panels(l) * kWindow * depth; ++index) {
       int64_t c = index % depth, row = index / depth % kWindow, block = index / depth / kWindow;
-      int64_t k = block % l.wide() * kWide, group = block / l.wide();
+      int64_t k = block % panels(l) * kWide, group = block / panels(l);
       const float* from = kernel + c * l.input + (group * l.out.channels + k) * l.output;
       if (l.flipped) from = kernel + (group * depth + c) * l.input + k * l.output;
-      float* to = u + block * block_size + (row * depth + c) * kWide;
+      float* to = u + block * panel + (row * depth + c) * kWide;
       transform_kernel(l, from, row, std::min(kWide, l.out.channels - k), to, u_point);
     }
-    float* v = zeros + depth + omp_get_thread_num() * (v_size + m_size);
+    float* v = zeros + odd_lines(depth) + omp_get_thread_num() * (v_size + m_size);
     float* m = v + v_size;
 #pragma omp for schedule(dynamic)
     for (int64_t index = 0; index < l.groups * l.count * strips.count; ++index) {
       int64_t group = index / (l.count * strips.count), strip = index % strips.count;
-      int64_t rows = strips.rows_of(strip), tiles = rows * l.across();
+      int64_t rows = strips.rows_of(strip), tiles = rows * across(l);
       Place first = {index / strips.count % l.count, strip * strips.rows, 0};
       Place before = {first.image, first.row - l.top, -l.left};
       transform_rows<kSide, input_step>(l, x + group * depth, l.in, before, rows + kWindow - 1, depth, zeros, v, depth,
-                                        strips.v_point());
+                                        v_point);
       for (int64_t filter = 0; filter < l.out.channels; filter += kGroup) {
         int64_t filters = std::min(kGroup, l.out.channels - filter);
         for (int64_t point = 0; point < kSide; ++point) {
-          for (int64_t k = 0; k < filters; k += kWide) {
-            const float* some = u + (group * l.wide() + (filter + k) / kWide) * block_size + point * u_point;
+          split(parts_of(filters, kWide), kPanels, [&](int64_t k, int64_t wide) {
+            const float* some = u + (group * panels(l) + filter / kWide + k) * panel + point * u_point;
             for (int64_t row = 0; row < kWindow; row += most) {
-              for (int64_t t = 0; t < tiles; t += kTall) {
-                kMultiply[std::min(kTall, tiles - t) - 1](
-                    v + point * strips.v_point() + (row * l.across() + t) * depth, depth, l.across() * depth,
-                    std::min(most, kWindow - row), some + row * depth * kWide, depth, row > 0,
-                    m + point * m_point + t * m_row + k, m_row);
-              }
+              split(tiles, kTall, [&](int64_t t, int64_t tall) {
+                const float* from = v + point * v_point + (row * across(l) + t) * depth;
+                float* to = m + point * m_point + t * m_row + k * kWide;
+                Versions<Multiply, Product>::run(
+                    tall, wide, {from, depth, across(l) * depth, std::min(most, kWindow - row),
+                                 some + row * depth * kWide, panel, depth, row > 0, to, m_row});
+              });
             }
-          }
+          });
         }
         int64_t k = group * l.out.channels + filter;
         transform_outputs(l, first, rows, m, m_row, m_point, bias ? bias + k : nullptr, filters, y + k);
@@ -235,48 +234,42 @@ void convolve_rows(const Layer& l, Turn& turn, const float* x, const float* kern
   }
 }
 
-void kernel_gradient_of_rows(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel) {
+void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel) {
   Division division(l);
-  int64_t down = division.down, across = division.across, depth = division.depth, width = division.width;
+  int64_t depth = division.depth, width = division.width;
   Strips strips(l, depth);
-  int64_t d_point = strips.point(strips.rows, width), sum_point = kWindow * depth * width + kWide;
-  int64_t v_size = kSide * strips.v_point(), d_size = kSide * d_point, most = std::max(depth, width);
-  int64_t size = v_size + d_size + kSide * sum_point;
+  int64_t v_point = strips.v_point(), d_point = strips.point(strips.rows, width);
+  int64_t sum_point = odd_lines(kWindow * depth * width), size = kSide * (v_point + d_point + sum_point);
+  int64_t most = odd_lines(std::max(depth, width));
   float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
   std::fill_n(zeros, most, 0.0f);
 #pragma omp parallel for schedule(static, 1)
-  for (int64_t index = 0; index < l.groups * down * across; ++index) {
-    int64_t group = index / (down * across), c = index / across % down * depth, k = index % across * width;
-    int64_t channels = std::min(depth, l.in.channels - c), filters = std::min(width, l.out.channels - k);
-    if (channels <= 0 || filters <= 0) continue;
+  for (int64_t index = 0; index < division.parts; ++index) {
+    Part part(l, division, index);
+    if (part.empty()) continue;
     float* v = zeros + most + omp_get_thread_num() * size;
-    float *d = v + v_size, *sums = d + d_size;
+    float *d = v + kSide * v_point, *sums = d + kSide * d_point;
     std::fill_n(sums, kSide * sum_point, 0.0f);
-    const float *from = x + group * l.in.channels + c, *by = dy + group * l.out.channels + k;
+    const float *from = part.of_x(l, x), *by = part.of_dy(l, dy);
     for (int64_t strip = 0; strip < l.count * strips.count; ++strip) {
-      int64_t rows = strips.rows_of(strip % strips.count), tiles = rows * l.across();
+      int64_t rows = strips.rows_of(strip % strips.count);
       Place first = {strip / strips.count, strip % strips.count * strips.rows, 0};
-      transform_rows<kOut, output_step_transposed>(l, by, l.out, first, rows, filters, zeros, d, width, d_point);
+      transform_rows<kOut, output_step_transposed>(l, by, l.out, first, rows, part.filters, zeros, d, width, d_point);
       first.row -= l.top, first.column -= l.left;
-      transform_rows<kSide, input_step>(l, from, l.in, first, rows + kWindow - 1, channels, zeros, v, depth,
-                                        strips.v_point());
-      for (int64_t point = 0; point < kSide; ++point) {
-        for (int64_t row = 0; row < kWindow; ++row) {
-          for (int64_t j = 0; j < filters; j += kWide) {
-            for (int64_t i = 0; i < channels; i += kTall) {
-              kAccumulate[std::min(kTall, channels - i) - 1](
-                  v + point * strips.v_point() + row * l.across() * depth + i, depth, d + point * d_point + j, width,
-                  tiles, sums + point * sum_point + (row * depth + i) * width + j, width);
-            }
-          }
-        }
-      }
+      transform_rows<kSide, input_step>(l, from, l.in, first, rows + kWindow - 1, part.channels, zeros, v, depth,
+                                        v_point);
+      for (int64_t point = 0; point < kSide; ++point)
+        for (int64_t row = 0; row < kWindow; ++row)
+          correlate(v + point * v_point + row * across(l) * depth, depth, part.channels, d + point * d_point, width,
+                    part.filters, rows * across(l), sums + point * sum_point + row * depth * width);
     }
     for (int64_t row = 0; row < kWindow; ++row)
-      for (int64_t i = 0; i < channels; ++i)
-        transform_sums(sums + (row * depth + i) * width, sum_point, filters,
-                       dkernel + row * kWindow * l.tap + (c + i) * l.input + group * l.out.channels + k, l.tap);
+      for (int64_t i = 0; i < part.channels; ++i)
+        transform_sums(sums + (row * depth + i) * width, sum_point, part.filters,
+                       part.of_dkernel(l, dkernel) + row * kWindow * l.tap + i * l.input, l.tap);
   }
 }
 
+}  // namespace rows
+}  // namespace
 }  // namespace cnnjax

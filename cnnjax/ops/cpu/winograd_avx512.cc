@@ -1,0 +1,11 @@
+// Winograd's method on vectors of AVX-512.
+#define CNNJAX_LANES 16
+#include "winograd_rows.h"
+#include "winograd_squares.h"
+
+namespace cnnjax {
+
+const Winograd kWinogradAvx512 = {
+    kLanes, {squares::convolve, squares::kernel_gradient}, {rows::convolve, rows::kernel_gradient}};
+
+}  // namespace cnnjax

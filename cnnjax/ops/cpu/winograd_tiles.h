@@ -1,0 +1,233 @@
+// What Winograd's method for 3x3 windows (winograd_squares.h) and for 5x5 ones (winograd_rows.h) have in common, on
+// vectors of CNNJAX_LANES numbers, which the file that includes this defines (Lavin and Gray 2016, section 4.1).
+//
+// Outputs are A' [(G w) * (B' d)] with the matrices of Toom and Cook for 0, some pairs of points of opposite sign, and
+// infinity; the gradients take the transposes. Symmetric points need fewer operations; on their choice, which decides
+// what is rounded: Barabasz et al. 2020.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "winograd.h"
+
+#if CNNJAX_LANES == 16
+#define CNNJAX_VECTORS __attribute__((target("avx512f")))
+#else
+#define CNNJAX_VECTORS __attribute__((target("avx2,fma")))
+#endif
+#define CNNJAX_INLINE CNNJAX_VECTORS __attribute__((always_inline)) inline
+
+namespace cnnjax {
+namespace {
+
+constexpr int64_t kLanes = CNNJAX_LANES, kWide = 16;  // floats of a vector; filters of a panel of weights
+constexpr int64_t kGroup = 64;                        // filters whose products lie in the second-level cache
+constexpr int64_t kOut = 4;                           // outputs of a tile along an axis
+
+#if CNNJAX_LANES == 16
+constexpr int64_t kTall = 12, kPanels = 2;  // rows and panels of a tile of products: its sums fill 24 of 32 registers
+using Vector = __m512;
+CNNJAX_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
+CNNJAX_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
+CNNJAX_INLINE Vector all(float value) { return _mm512_set1_ps(value); }
+CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+#else
+constexpr int64_t kTall = 6, kPanels = 1;  // 12 of 16 registers
+using Vector = __m256;
+CNNJAX_INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
+CNNJAX_INLINE void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
+CNNJAX_INLINE Vector all(float value) { return _mm256_set1_ps(value); }
+CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+#endif
+
+int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
+int64_t down(const Layer& l) { return parts_of(l.out.height, kOut); }
+int64_t across(const Layer& l) { return parts_of(l.out.width, kOut); }
+int64_t panels(const Layer& l) { return parts_of(l.out.channels, kWide); }
+
+// At least so many numbers, an odd count of cache lines: blocks that far apart do not push each other out.
+int64_t odd_lines(int64_t numbers) { return (parts_of(numbers, 16) | 1) * 16; }
+
+struct Place {
+  int64_t image, row, column;
+};
+
+// Where the pixels of a rectangle are; zeros outside the image.
+template <int kRows, int kColumns>
+inline void find_pixels(const float* data, const Images& images, Place first, const float* zeros,
+                        const float** pixels) {
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) {
+      int64_t row = first.row + i, column = first.column + j;
+      bool inside = row >= 0 && row < images.height && column >= 0 && column < images.width;
+      int64_t pixel = (first.image * images.height + row) * images.width + column;
+      pixels[i * kColumns + j] = inside ? data + pixel * images.all : zeros;
+    }
+  }
+}
+
+// kTaps of the kAll weights of one input channel and a panel of output channels, zeros past the last filter.
+template <int kAll, int kTaps>
+inline void pack_kernel(const Layer& l, const float* kernel, int64_t first, int64_t outputs, float (*packed)[kWide]) {
+  for (int t = 0; t < kTaps; ++t) {
+    const float* from = kernel + (l.flipped ? kAll - 1 - first - t : first + t) * l.tap;
+    for (int64_t k = 0; k < kWide; ++k) packed[t][k] = k < outputs ? from[k * l.output] : 0;
+  }
+}
+
+// A tile of kHeight rows and some panels of sums in registers.
+template <int kHeight, int kPanels>
+struct Tile {
+  static constexpr int kVectors = kPanels * kWide / kLanes;
+  Vector sums[kHeight][kVectors];
+
+  CNNJAX_INLINE void fill(const float* from, int64_t row) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kHeight; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = from ? load(from + i * row + j * kLanes) : all(0);
+  }
+
+  // Adds kHeight numbers `row` apart times the panels' numbers, `panel` apart.
+  CNNJAX_INLINE void add(const float* values, int64_t row, const float* by, int64_t panel) {
+    Vector factors[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j)
+      factors[j] = load(by + j * kLanes / kWide * panel + j * kLanes % kWide);
+#pragma GCC unroll 12
+    for (int i = 0; i < kHeight; ++i) {
+      Vector value = all(values[i * row]);
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = multiply_add(value, factors[j], sums[i][j]);
+    }
+  }
+
+  CNNJAX_INLINE void write(float* to, int64_t row, bool add) const {
+#pragma GCC unroll 12
+    for (int i = 0; i < kHeight; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        float* at = to + i * row + j * kLanes;
+        store(at, add ? load(at) + sums[i][j] : sums[i][j]);
+      }
+  }
+};
+
+// Rows of tiles at one point: the sum over `taps` of v [rows][depth] times u [depth][16], whose panels lie `panel`
+// apart, added to m or put there.
+struct Product {
+  const float* v;
+  int64_t v_row, v_tap, taps;
+  const float* u;
+  int64_t panel, depth;
+  bool add;
+  float* m;
+  int64_t m_row;
+};
+
+struct Multiply {
+  template <int kHeight, int kPanels>
+  CNNJAX_VECTORS static void run(const Product& p) {
+    Tile<kHeight, kPanels> tile;
+    tile.fill(p.add ? p.m : nullptr, p.m_row);
+    const float *v = p.v, *u = p.u;
+    for (int64_t tap = 0; tap < p.taps; ++tap, v += p.v_tap)
+      for (int64_t c = 0; c < p.depth; ++c, u += kWide) tile.add(v + c, p.v_row, u, p.panel);
+    tile.write(p.m, p.m_row, false);
+  }
+};
+
+// `count` tiles of channels and of filters at one point: v [count][channels] times d [count][16 a panel], added to sum.
+struct Correlation {
+  const float* v;
+  int64_t v_row;
+  const float* d;
+  int64_t d_row, count;
+  float* sum;
+  int64_t sum_row;
+};
+
+struct Correlate {
+  template <int kHeight, int kPanels>
+  CNNJAX_VECTORS static void run(const Correlation& c) {
+    Tile<kHeight, kPanels> tile;
+    tile.fill(nullptr, 0);
+    const float *v = c.v, *d = c.d;
+    for (int64_t t = 0; t < c.count; ++t, v += c.v_row, d += c.d_row) tile.add(v, 1, d, kWide);
+    tile.write(c.sum, c.sum_row, true);  // apart from the sum so far, which is larger: less is rounded
+  }
+};
+
+// A kernel's versions for tiles of 1 to kTall rows and of 1 to kPanels panels.
+template <class Kernel, class Arguments>
+struct Versions {
+  using Run = void (*)(const Arguments&);
+  using Heights = std::array<Run, kTall>;
+
+  template <int kPanels, int... kRows>
+  static constexpr Heights heights(std::integer_sequence<int, kRows...>) {
+    return {Kernel::template run<kRows + 1, kPanels>...};
+  }
+  template <int... kCounts>
+  static constexpr std::array<Heights, sizeof...(kCounts)> table(std::integer_sequence<int, kCounts...>) {
+    return {heights<kCounts + 1>(std::make_integer_sequence<int, kTall>())...};
+  }
+
+  static void run(int64_t height, int64_t panels, const Arguments& arguments) {
+    static constexpr auto kAll = table(std::make_integer_sequence<int, kPanels>());
+    kAll[panels - 1][height - 1](arguments);
+  }
+};
+
+// Calls `run` with the begin and the size of nearly equal pieces.
+template <class Run>
+void split(int64_t size, int64_t most, Run run) {
+  int64_t count = parts_of(size, most);
+  for (int64_t i = 0; i < count; ++i) run(size * i / count, size * (i + 1) / count - size * i / count);
+}
+
+// Adds to sum [channels][d_row] the products of `count` tiles: v [count][v_row] transposed times d [count][d_row].
+inline void correlate(const float* v, int64_t v_row, int64_t channels, const float* d, int64_t d_row, int64_t filters,
+                      int64_t count, float* sum) {
+  split(parts_of(filters, kWide), kPanels, [&](int64_t j, int64_t wide) {
+    split(channels, kTall, [&](int64_t i, int64_t tall) {
+      Versions<Correlate, Correlation>::run(
+          tall, wide, {v + i, v_row, d + j * kWide, d_row, count, sum + i * d_row + j * kWide, d_row});
+    });
+  });
+}
+
+// What each of `down` x `across` threads takes of the kernel's gradient: some channels and filters of a group, whose
+// tiles it sums alone.
+struct Division {
+  explicit Division(const Layer& l)
+      : across(std::min<int64_t>(omp_get_max_threads(), panels(l))),
+        down(std::max<int64_t>(1, std::min(omp_get_max_threads() / across, l.in.channels / kLanes))),
+        parts(l.groups * down * across),
+        depth(parts_of(l.in.channels / kLanes, down) * kLanes),
+        width(parts_of(panels(l), across) * kWide) {}
+  int64_t across, down, parts, depth, width;
+};
+
+struct Part {
+  Part(const Layer& l, const Division& by, int64_t index)
+      : group(index / (by.down * by.across)),
+        channel(index / by.across % by.down * by.depth),
+        filter(index % by.across * by.width),
+        channels(std::min(by.depth, l.in.channels - channel)),
+        filters(std::min(by.width, l.out.channels - filter)) {}
+  bool empty() const { return channels <= 0 || filters <= 0; }
+  const float* of_x(const Layer& l, const float* x) const { return x + group * l.in.channels + channel; }
+  const float* of_dy(const Layer& l, const float* dy) const { return dy + group * l.out.channels + filter; }
+  float* of_dkernel(const Layer& l, float* dkernel) const {
+    return dkernel + channel * l.input + group * l.out.channels + filter;
+  }
+  int64_t group, channel, filter, channels, filters;
+};
+
+}  // namespace
+}  // namespace cnnjax
