@@ -100,7 +100,7 @@ using Step = void (*)(const Vector*, Vector*);
 // of the points `apart`.
 template <int kCount, Step step>
 CNNJAX_VECTORS void transform_rows(const Layer& l, const float* data, const Images& images, Place first, int64_t rows,
-                                int64_t channels, const float* zeros, float* to, int64_t stride, int64_t apart) {
+                                   int64_t channels, const float* zeros, float* to, int64_t stride, int64_t apart) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t tile = 0; tile < across(l); ++tile, to += stride) {
       const float* pixels[kCount];
@@ -120,7 +120,7 @@ CNNJAX_VECTORS void transform_rows(const Layer& l, const float* data, const Imag
 
 // One row of the window: the transformed weights of one input channel and 16 output channels.
 CNNJAX_VECTORS void transform_kernel(const Layer& l, const float* kernel, int64_t row, int64_t outputs, float* to,
-                                  int64_t apart) {
+                                     int64_t apart) {
   float packed[kWindow][kWide];
   pack_kernel<kWindow * kWindow, kWindow>(l, kernel, row * kWindow, outputs, packed);
   for (int64_t k = 0; k < kWide; k += kLanes) {
@@ -135,7 +135,7 @@ CNNJAX_VECTORS void transform_kernel(const Layer& l, const float* kernel, int64_
 
 // The outputs of `rows` rows of tiles from their sums.
 CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, int64_t rows, const float* m, int64_t m_row,
-                                   int64_t apart, const float* bias, int64_t channels, float* y) {
+                                      int64_t apart, const float* bias, int64_t channels, float* y) {
   for (int64_t row = 0; row < rows; ++row) {
     float* to = y + (first.image * l.out.height + first.row + row) * l.out.width * l.out.all;
     for (int64_t tile = 0; tile < across(l); ++tile, m += m_row, to += kOut * l.out.all) {
@@ -152,7 +152,7 @@ CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, int64_t rows,
   }
 }
 
-// The taps of one channel in one row of the window from the sums of all tiles, 8 filters at a time.
+// The taps of one channel in one row of the window from the sums of all tiles, a vector of filters at a time.
 CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t filters, float* dkernel, int64_t tap) {
   for (int64_t k = 0; k < filters; k += kLanes) {
     Vector from[kSide], done[kWindow];

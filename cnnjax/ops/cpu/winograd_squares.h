@@ -98,7 +98,7 @@ Place place_of(const Layer& l, int64_t tile) {
 // kCount x kCount pixels, transformed: `channels` numbers at each of 36 points `apart`.
 template <int kCount, Step step>
 CNNJAX_VECTORS void transform_pixels(const float* data, const Images& images, Place first, int64_t channels,
-                                  const float* zeros, float* to, int64_t apart) {
+                                     const float* zeros, float* to, int64_t apart) {
   const float* pixels[kCount * kCount];
   find_pixels<kCount, kCount>(data, images, first, zeros, pixels);
   for (int64_t c = 0; c < channels; c += kLanes) {
@@ -125,7 +125,7 @@ CNNJAX_VECTORS void transform_kernel(const Layer& l, const float* kernel, int64_
 
 // The outputs of one tile from its sums, `channels` numbers at each of 36 points `apart` from each other.
 CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* m, int64_t apart, const float* bias,
-                                   int64_t channels, float* y) {
+                                      int64_t channels, float* y) {
   int64_t rows = std::min(kOut, l.out.height - first.row), columns = std::min(kOut, l.out.width - first.column);
   float* to = y + ((first.image * l.out.height + first.row) * l.out.width + first.column) * l.out.all;
   for (int64_t k = 0; k < channels; k += kLanes) {
@@ -194,7 +194,7 @@ void convolve(const Layer& l, Turn& turn, const float* x, const float* kernel, c
   }
 }
 
-// The taps of one channel from the sums of all tiles, 8 filters at a time.
+// The taps of one channel from the sums of all tiles, a vector of filters at a time.
 CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t filters, float* dkernel, int64_t tap) {
   for (int64_t k = 0; k < filters; k += kLanes) {
     Vector from[kPoints], done[kWindow * kWindow];
@@ -208,8 +208,8 @@ CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t fil
 
 void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel) {
   Division division(l);
-  int64_t depth = division.depth, width = division.width, tiles = tiles_of(l), few = most_tiles(l);
-  int64_t v_point = odd_lines(few * depth), d_point = odd_lines(few * width);
+  int64_t depth = division.depth, width = division.width, tiles = tiles_of(l), batch = most_tiles(l);
+  int64_t v_point = odd_lines(batch * depth), d_point = odd_lines(batch * width);
   int64_t sum_point = odd_lines(depth * width), size = kPoints * (v_point + d_point + sum_point);
   int64_t most = odd_lines(std::max(depth, width));
   float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
@@ -222,8 +222,8 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
     float *d = v + kPoints * v_point, *sums = d + kPoints * d_point;
     std::fill_n(sums, kPoints * sum_point, 0.0f);
     const float *from = part.of_x(l, x), *by = part.of_dy(l, dy);
-    for (int64_t begin = 0; begin < tiles; begin += few) {
-      int64_t count = std::min(few, tiles - begin);
+    for (int64_t begin = 0; begin < tiles; begin += batch) {
+      int64_t count = std::min(batch, tiles - begin);
       for (int64_t t = 0; t < count; ++t) {
         Place first = place_of(l, begin + t);
         transform_pixels<kOut, output_step_transposed>(by, l.out, first, part.filters, zeros, d + t * width, d_point);
