@@ -74,14 +74,14 @@ def lines(rows: list[dict[str, str]]) -> list[str]:
     found = [
         f"| {name} | {row['seed']} | {100 * float(row['validation_accuracy']):.2f} "
         f"| {100 * float(row['test_accuracy']):.2f} | {row['test_macro_f1']} "
-        f"| {float(row['train_seconds']) / 60:.1f} |"
+        f"| {float(row['train_seconds']):,.0f} |"
         for row in rows
     ]
     if len(rows) > 1:
         found.append(
             f"| {name} | **mean ± std** | {spread('validation_accuracy', 100, 2)} "
             f"| **{spread('test_accuracy', 100, 2)}** | {spread('test_macro_f1', 1, 4)} "
-            f"| {spread('train_seconds', 1 / 60, 1)} |"
+            f"| {spread('train_seconds', 1, 0)} |"
         )
     return found
 
@@ -100,14 +100,14 @@ def source(rows: list[dict[str, str]]) -> str:
 def table(rows: list[dict[str, str]]) -> str:
     """The runs of both configs as Markdown."""
     groups = [members for file in SEEDS if (members := runs_of(rows, file))]
-    head = ["| config | seed | validation % | test % | macro F1 | minutes |", "|---|---|---|---|---|---|"]
+    head = ["| config | seed | validation % | test % | macro F1 | seconds |", "|---|---|---|---|---|---|"]
     return "\n".join(
         [
             *head,
             *(line for members in groups for line in lines(members)),
             "",
             *(source(members) for members in groups),
-            "Minutes are training with its evaluations. Written by `python experiments/fashion_mnist/run.py` "
+            "Seconds are training with its evaluations. Written by `python experiments/fashion_mnist/run.py` "
             "from `experiments/fashion_mnist/results.csv`.",
         ]
     )
