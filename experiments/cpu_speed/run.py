@@ -122,22 +122,29 @@ def ops_table(rows: list[dict[str, str]]) -> str:
 
 
 def draw(rows: list[dict[str, str]]) -> None:
-    """The ratios as bars, with their range and their targets."""
+    """The ratios as bars, with their range and their targets; a panel a machine."""
     plt.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
-    figure, axis = plt.subplots(figsize=(8, 1 + 0.25 * len(rows)), layout="constrained")
-    for i, row in enumerate(rows):
-        ratio = float(row["ratio"])
+    machines = list(dict.fromkeys(row["machine"] for row in rows))
+    kinds = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
+    figure, axes = plt.subplots(
+        1, len(machines), sharex=True, sharey=True, squeeze=False, figsize=(10, 4), layout="constrained"
+    )
+    panels = dict(zip(machines, axes[0], strict=True))
+    for row in rows:
+        axis, i = panels[row["machine"]], kinds.index((row["model"], row["dtype"]))
+        ratio, dtype = float(row["ratio"]), DTYPES.index(row["dtype"])
         spread = [[ratio - float(row["ratio_min"])], [float(row["ratio_max"]) - ratio]]
-        color = ("#4477aa", "#ee6677")[DTYPES.index(row["dtype"])]
-        axis.barh(i, ratio, xerr=spread, color=color, error_kw={"elinewidth": 1})
-        target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
-        if target:
+        axis.barh(i, ratio, xerr=spread, color=("#4477aa", "#ee6677")[dtype], error_kw={"elinewidth": 1})
+        if target := TARGETS[row["model"], int(row["batch"])][dtype]:
             axis.plot([target, target], [i - 0.4, i + 0.4], color="black")
-    axis.set_yticks(range(len(rows)), [f"{row['model']} {row['dtype']}, {row['machine']}" for row in rows])
-    axis.invert_yaxis()
-    axis.axvline(1, color="grey", linestyle=":")
-    axis.set_xlabel("images/s, ratio to PyTorch (black: target)")
+    for machine, axis in panels.items():
+        axis.set_title(",\n".join(machine.rsplit(", ", 1)), fontsize="medium")
+        axis.axvline(1, color="grey", linestyle=":")
+    axes[0, 0].set_yticks(range(len(kinds)), [f"{model} {dtype}" for model, dtype in kinds])
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("images/s, ratio to PyTorch (black: target)", fontsize="medium")
     figure.savefig(HERE / "ratios.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 def main(arguments: list[str]) -> None:
