@@ -12,6 +12,7 @@ namespace {
 namespace squares {
 
 constexpr int kWindow = 3, kSide = 6, kPoints = kSide * kSide;
+constexpr int64_t kTiles = 3 * kLanes;  // that are added to the kernel's gradient at a time
 constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
 
 // The three steps and the transposes of two of them in one dimension, from every `stride`-th vector to every `to`-th.
@@ -83,7 +84,7 @@ CNNJAX_INLINE void both(const Vector* from, Vector* to) {
 
 int64_t tiles_of(const Layer& l) { return l.count * down(l) * across(l); }
 
-// How many are worked on at a time: so many that their transformed pixels stay in the second-level cache, and more
+// How many are convolved at a time: so many that their transformed pixels stay in the second-level cache, and more
 // where the transformed weights do not stay in the third and come from memory each time.
 int64_t most_tiles(const Layer& l) {
   return l.in.channels * l.out.channels * kPoints * sizeof(float) > 16 << 20 ? 72 : 24;
@@ -208,8 +209,8 @@ CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t fil
 
 void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel) {
   Division division(l);
-  int64_t depth = division.depth, width = division.width, tiles = tiles_of(l), batch = most_tiles(l);
-  int64_t v_point = odd_lines(batch * depth), d_point = odd_lines(batch * width);
+  int64_t depth = division.depth, width = division.width, tiles = tiles_of(l);
+  int64_t v_point = odd_lines(kTiles * depth), d_point = odd_lines(kTiles * width);
   int64_t sum_point = odd_lines(depth * width), size = kPoints * (v_point + d_point + sum_point);
   int64_t most = odd_lines(std::max(depth, width));
   float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
@@ -222,8 +223,8 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
     float *d = v + kPoints * v_point, *sums = d + kPoints * d_point;
     std::fill_n(sums, kPoints * sum_point, 0.0f);
     const float *from = part.of_x(l, x), *by = part.of_dy(l, dy);
-    for (int64_t begin = 0; begin < tiles; begin += batch) {
-      int64_t count = std::min(batch, tiles - begin);
+    for (int64_t begin = 0; begin < tiles; begin += kTiles) {
+      int64_t count = std::min(kTiles, tiles - begin);
       for (int64_t t = 0; t < count; ++t) {
         Place first = place_of(l, begin + t);
         transform_pixels<kOut, output_step_transposed>(by, l.out, first, part.filters, zeros, d + t * width, d_point);
