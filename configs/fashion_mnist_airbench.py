@@ -16,9 +16,9 @@ from cnnjax.config import from_file
 
 
 def get_config() -> ConfigDict:
-    """80 epochs on 55,000 images; 5,000 of train are held out as validation."""
+    """32 epochs on 55,000 images; 5,000 of train are held out as validation."""
     config = from_file(str(Path(__file__).with_name("cifar10_airbench.py")))
-    config.total_epochs = 80.0
+    config.total_epochs = 32.0
     config.eval_every_epochs = config.total_epochs
     config.log_every_steps = 100
     config.batch_size //= 2
