@@ -209,7 +209,7 @@ class _Walk:
     def _equation(self, eqn: Any, fields: list[Any], names: str) -> list[Any]:
         name, inner = eqn.primitive.name, _inner_jaxpr(eqn)
         if name == "scan":
-            return self._scan(eqn.params, inner, fields, names)
+            return self._scan(eqn, inner, fields, names)
         if inner is not None and len(inner.invars) == len(fields):
             return self.run(inner, fields, names)
         macs = _equation_macs(eqn)
@@ -221,13 +221,13 @@ class _Walk:
             self.macs[module] = self.macs.get(module, 0) + macs
         return [output_field(eqn, fields)] * len(eqn.outvars)
 
-    def _scan(self, params: dict, body: Any, fields: list[Any], names: str) -> list[Any]:
+    def _scan(self, eqn: Any, body: Any, fields: list[Any], names: str) -> list[Any]:
         """Every turn is walked, so each adds its multiply-adds and widens the field."""
-        count = params["num_consts"]
-        end = count + params["num_carry"]
+        end = _whole(eqn.invars, body.invars)  # jax's own counts are kept under other names from 0.12 on
+        count = end - _whole(eqn.outvars, body.outvars)
         consts, carry, rows = fields[:count], fields[count:end], fields[end:]
         rows = [None if field is None else UNKNOWN for field in rows]
-        for _ in range(params["length"]):
+        for _ in range(eqn.params["length"]):
             outputs = self.run(body, [*consts, *carry, *rows], names)
             carry = outputs[: len(carry)]
         return [*carry, *(None if field is None else UNKNOWN for field in outputs[len(carry) :])]
@@ -240,6 +240,11 @@ class _Walk:
         parts = [name for name in names.split("/")[1:] if "." not in name]
         known = (end for end in range(len(parts), 0, -1) if "/".join(parts[:end]) in self.params)
         return "/".join(parts[: next(known, len(parts))])
+
+
+def _whole(outside: list[Any], inside: list[Any]) -> int:
+    """How many of a loop's arrays its body sees whole; it sees a row of the others, which come after them."""
+    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outside, inside, strict=True))
 
 
 def _inner_jaxpr(eqn: Any) -> Any:
