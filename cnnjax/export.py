@@ -5,6 +5,7 @@ the JSON says how to prepare them.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -202,8 +203,12 @@ def _write_onnx(trained: TrainedModel, variables: Any, path: Path, batch_size: i
             model = to_onnx(_forward(trained, variables), images, model_name="cnnjax")
     except Exception as error:  # whatever an operation that it lacks makes it raise
         reason = " ".join(str(error).split())[:160]
-        advice = "" if batch_size else "; --batch_size=1 may do, or --format=stablehlo"
-        raise UserError(f"--format=onnx: jax2onnx cannot convert this network ({reason}){advice}") from None
+        versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
+        advice = "--format=stablehlo may do, " + ("" if batch_size else "or --batch_size=1, ")
+        raise UserError(
+            f"--format=onnx: {versions} cannot convert this network ({reason}); {advice}"
+            "or versions that go together: pip install 'cnnjax[onnx]'"
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
     onnx.save(model, str(path))

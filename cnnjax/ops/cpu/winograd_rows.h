@@ -240,23 +240,16 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
   Strips strips(l, depth);
   int64_t v_point = strips.v_point(), d_point = strips.point(strips.rows, width);
   int64_t sum_point = odd_lines(kWindow * depth * width), size = kSide * (v_point + d_point + sum_point);
-  int64_t most = odd_lines(std::max(depth, width));
-  float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
-  std::fill_n(zeros, most, 0.0f);
-#pragma omp parallel for schedule(static, 1)
-  for (int64_t index = 0; index < division.parts; ++index) {
-    Part part(l, division, index);
-    if (part.empty()) continue;
-    float* v = zeros + most + omp_get_thread_num() * size;
+  divide(l, division, turn, size, x, dy, dkernel, [&](const Part& part, const float* zeros, float* v) {
     float *d = v + kSide * v_point, *sums = d + kSide * d_point;
     std::fill_n(sums, kSide * sum_point, 0.0f);
-    const float *from = part.of_x(l, x), *by = part.of_dy(l, dy);
     for (int64_t strip = 0; strip < l.count * strips.count; ++strip) {
       int64_t rows = strips.rows_of(strip % strips.count);
       Place first = {strip / strips.count, strip % strips.count * strips.rows, 0};
-      transform_rows<kOut, output_step_transposed>(l, by, l.out, first, rows, part.filters, zeros, d, width, d_point);
+      transform_rows<kOut, output_step_transposed>(l, part.dy, l.out, first, rows, part.filters, zeros, d, width,
+                                                   d_point);
       first.row -= l.top, first.column -= l.left;
-      transform_rows<kSide, input_step>(l, from, l.in, first, rows + kWindow - 1, part.channels, zeros, v, depth,
+      transform_rows<kSide, input_step>(l, part.x, l.in, first, rows + kWindow - 1, part.channels, zeros, v, depth,
                                         v_point);
       for (int64_t point = 0; point < kSide; ++point)
         for (int64_t row = 0; row < kWindow; ++row)
@@ -266,8 +259,8 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
     for (int64_t row = 0; row < kWindow; ++row)
       for (int64_t i = 0; i < part.channels; ++i)
         transform_sums(sums + (row * depth + i) * width, sum_point, part.filters,
-                       part.of_dkernel(l, dkernel) + row * kWindow * l.tap + i * l.input, l.tap);
-  }
+                       part.dkernel + row * kWindow * l.tap + i * l.input, l.tap);
+  });
 }
 
 }  // namespace rows

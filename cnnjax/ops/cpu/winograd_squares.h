@@ -212,32 +212,25 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
   int64_t depth = division.depth, width = division.width, tiles = tiles_of(l);
   int64_t v_point = odd_lines(kTiles * depth), d_point = odd_lines(kTiles * width);
   int64_t sum_point = odd_lines(depth * width), size = kPoints * (v_point + d_point + sum_point);
-  int64_t most = odd_lines(std::max(depth, width));
-  float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
-  std::fill_n(zeros, most, 0.0f);
-#pragma omp parallel for schedule(static, 1)
-  for (int64_t index = 0; index < division.parts; ++index) {
-    Part part(l, division, index);
-    if (part.empty()) continue;
-    float* v = zeros + most + omp_get_thread_num() * size;
+  divide(l, division, turn, size, x, dy, dkernel, [&](const Part& part, const float* zeros, float* v) {
     float *d = v + kPoints * v_point, *sums = d + kPoints * d_point;
     std::fill_n(sums, kPoints * sum_point, 0.0f);
-    const float *from = part.of_x(l, x), *by = part.of_dy(l, dy);
     for (int64_t begin = 0; begin < tiles; begin += kTiles) {
       int64_t count = std::min(kTiles, tiles - begin);
       for (int64_t t = 0; t < count; ++t) {
         Place first = place_of(l, begin + t);
-        transform_pixels<kOut, output_step_transposed>(by, l.out, first, part.filters, zeros, d + t * width, d_point);
+        transform_pixels<kOut, output_step_transposed>(part.dy, l.out, first, part.filters, zeros, d + t * width,
+                                                       d_point);
         first.row -= l.top, first.column -= l.left;
-        transform_pixels<kSide, input_step>(from, l.in, first, part.channels, zeros, v + t * depth, v_point);
+        transform_pixels<kSide, input_step>(part.x, l.in, first, part.channels, zeros, v + t * depth, v_point);
       }
       for (int64_t point = 0; point < kPoints; ++point)
         correlate(v + point * v_point, depth, part.channels, d + point * d_point, width, part.filters, count,
                   sums + point * sum_point);
     }
     for (int64_t i = 0; i < part.channels; ++i)
-      transform_sums(sums + i * width, sum_point, part.filters, part.of_dkernel(l, dkernel) + i * l.input, l.tap);
-  }
+      transform_sums(sums + i * width, sum_point, part.filters, part.dkernel + i * l.input, l.tap);
+  });
 }
 
 }  // namespace squares

@@ -201,33 +201,40 @@ inline void correlate(const float* v, int64_t v_row, int64_t channels, const flo
   });
 }
 
-// What each of `down` x `across` threads takes of the kernel's gradient: some channels and filters of a group, whose
-// tiles it sums alone.
+// How the kernel's gradient is divided: each of `down` x `across` threads sums all tiles of some channels and filters
+// of a group, so that no sum is made across threads.
 struct Division {
   explicit Division(const Layer& l)
       : across(std::min<int64_t>(omp_get_max_threads(), panels(l))),
         down(std::max<int64_t>(1, std::min(omp_get_max_threads() / across, l.in.channels / kLanes))),
-        parts(l.groups * down * across),
         depth(parts_of(l.in.channels / kLanes, down) * kLanes),
         width(parts_of(panels(l), across) * kWide) {}
-  int64_t across, down, parts, depth, width;
+  int64_t across, down, depth, width;
 };
 
 struct Part {
-  Part(const Layer& l, const Division& by, int64_t index)
-      : group(index / (by.down * by.across)),
-        channel(index / by.across % by.down * by.depth),
-        filter(index % by.across * by.width),
-        channels(std::min(by.depth, l.in.channels - channel)),
-        filters(std::min(by.width, l.out.channels - filter)) {}
-  bool empty() const { return channels <= 0 || filters <= 0; }
-  const float* of_x(const Layer& l, const float* x) const { return x + group * l.in.channels + channel; }
-  const float* of_dy(const Layer& l, const float* dy) const { return dy + group * l.out.channels + filter; }
-  float* of_dkernel(const Layer& l, float* dkernel) const {
-    return dkernel + channel * l.input + group * l.out.channels + filter;
-  }
-  int64_t group, channel, filter, channels, filters;
+  const float *x, *dy;  // the first numbers of its channels and of its filters
+  float* dkernel;
+  int64_t channels, filters;
 };
+
+// Calls `run` for each part with numbers that are zero, as many as the part has channels or filters, and `size` numbers
+// of its own.
+template <class Run>
+void divide(const Layer& l, const Division& by, Turn& turn, int64_t size, const float* x, const float* dy,
+            float* dkernel, Run run) {
+  int64_t most = odd_lines(std::max(by.depth, by.width));
+  float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
+  std::fill_n(zeros, most, 0.0f);
+#pragma omp parallel for schedule(static, 1)
+  for (int64_t index = 0; index < l.groups * by.down * by.across; ++index) {
+    int64_t group = index / (by.down * by.across), c = index / by.across % by.down * by.depth;
+    int64_t k = index % by.across * by.width, filter = group * l.out.channels + k;
+    Part part = {x + group * l.in.channels + c, dy + filter, dkernel + c * l.input + filter,
+                 std::min(by.depth, l.in.channels - c), std::min(by.width, l.out.channels - k)};
+    if (part.channels > 0 && part.filters > 0) run(part, zeros, zeros + most + omp_get_thread_num() * size);
+  }
+}
 
 }  // namespace
 }  // namespace cnnjax
