@@ -94,6 +94,7 @@ def test_a_second_start_takes_the_program_from_the_folder_with_the_same_result(t
             compile_cache.SWITCH: switch,
             "XLA_FLAGS": USERS,
         }
+        del env["JAX_COMPILATION_CACHE_DIR"]  # the tests' own, which would stand in for the folder
         # By default what compiles within a second is not kept, which a fast machine does here.
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         done = subprocess.run(command, capture_output=True, text=True, env=env)
