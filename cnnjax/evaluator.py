@@ -21,8 +21,8 @@ class Evaluator:
         source = experiment.source(split)
         mesh, devices = experiment.mesh, experiment.mesh.shape["data"]
         self.whole = parallel.replicated(mesh)
-        # Rounded up to what the devices divide: padding counts for nothing.
-        size = -(-experiment.config.eval_batch_size // devices) * devices
+        # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
+        size = -(-min(experiment.config.eval_batch_size, len(source)) // devices) * devices
         self.batches = pipeline.make_batches(
             source, size, sharding=parallel.split_batch(mesh), **experiment.reading
         )

@@ -119,7 +119,9 @@ def test_each_image_is_evaluated_once_whatever_the_batch(tiny_config, tmp_path, 
         tiny_config.data.name, tiny_config.eval_batch_size = f"npz:{file}", batch_size
         experiment = build(tiny_config)
         state = experiment.init_state()
-        found[batch_size], predictions = Evaluator(experiment, "test")(state.variables)
+        evaluator = Evaluator(experiment, "test")
+        assert evaluator.batches.batch_size == min(batch_size, count)  # a small split is not filled up
+        found[batch_size], predictions = evaluator(state.variables)
         assert found[batch_size]["count"] == count
         assert found[batch_size]["confusion_matrix"].sum() == count
         np.testing.assert_array_equal(predictions["label"], tiny_arrays(num_test=count)["test_label"])
