@@ -27,6 +27,7 @@ from jax import export
 from cnnjax import loop, ops
 from cnnjax.ops import cpu
 from cnnjax.ops.cpu.library import library, thread_count
+from cnnjax.runs import processor
 from tests.conftest import simulated
 
 pytestmark = pytest.mark.skipif(cpu.status().startswith("off"), reason=f"CPU kernels {cpu.status()}")
@@ -399,6 +400,17 @@ def run(program, **environment):
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
+
+
+@pytest.mark.skipif("AVX-512" not in processor(), reason="without AVX-512 all tests here are of AVX2")
+def test_convolutions_on_avx2_are_those_of_xla_too():
+    program = """
+from tests.test_cpu_kernels import *
+
+test_square_windows_of_stride_one_are_those_of_xla()
+test_convolutions_of_many_channels_are_those_of_xla_on_any_number_of_threads()
+"""
+    run(program, ONEDNN_MAX_CPU_ISA="AVX2")
 
 
 def test_processors_without_bfloat16_convolve_in_float32():

@@ -21,6 +21,15 @@ struct Problem {
   }
 };
 
+// The floats of the widest vectors that oneDNN may use, and so the kernels beside it: 16 (AVX-512), 8 (AVX2) or 0.
+// ONEDNN_MAX_CPU_ISA limits them.
+inline int64_t widest_vectors() {
+  static const int here = static_cast<int>(dnnl::get_effective_cpu_isa());
+  auto has = [](dnnl::cpu_isa set) { return (here & static_cast<int>(set)) == static_cast<int>(set); };
+  if (has(dnnl::cpu_isa::avx512_core)) return 16;
+  return has(dnnl::cpu_isa::avx2) && __builtin_cpu_supports("fma") ? 8 : 0;
+}
+
 // Whether `kernel_gradient` computes this faster than oneDNN's code for processors with AVX2 and no AVX-512.
 bool has_kernel_gradient(const Problem& p);
 

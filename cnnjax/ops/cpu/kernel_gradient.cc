@@ -213,8 +213,7 @@ bool has_kernel_gradient(const Problem& p) {
   bool dense = taps > 1 ? taps * channels * filters >= 1 << 12
                         : p.strides == Dims{1, 1} && channels * filters >= 1 << 18;
   return p.mode == kKernelGradient && p.type == dnnl::memory::data_type::f32 && channels >= kWide &&
-         filters >= kWide && dense && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         !__builtin_cpu_supports("avx512f");
+         filters >= kWide && dense && widest_vectors() == 8;
 }
 
 void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* dy, float* dkernel) {

@@ -12,9 +12,9 @@ constexpr int64_t kMostWeights = 1 << 20;  // of a tap: transformed they take up
 // The kernels on the widest vectors that the processor has, or null. Channels and filters have to fill them: narrower
 // ones gained nothing beside AVX-512.
 const Winograd* kernels(int64_t channels, int64_t filters) {
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const Winograd* widest = __builtin_cpu_supports("avx512f") ? &kWinogradAvx512 : avx2 ? &kWinogradAvx2 : nullptr;
-  return widest && channels % widest->lanes == 0 && filters % widest->lanes == 0 ? widest : nullptr;
+  for (const Winograd* some : {&kWinogradAvx512, &kWinogradAvx2})
+    if (some->lanes == widest_vectors() && channels % some->lanes == 0 && filters % some->lanes == 0) return some;
+  return nullptr;
 }
 
 }  // namespace
