@@ -288,10 +288,10 @@ def test_an_export_is_read_back_and_gives_the_same_logits(form, half, trained, t
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([file.name, f"{file.name}.json"])
 
 
-def test_onnx_takes_batches_of_any_size_in_operations_that_others_know(trained, tmp_path):
-    """One test, because the converter takes seconds to load: any batch, one batch size, half weights."""
+def test_onnx_takes_batches_of_any_size_in_operations_that_others_know(trained, tmp_path, monkeypatch):
+    """One test, since the converter takes seconds to load: any batch, one size, half weights, a refusal."""
     onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not here")
-    pytest.importorskip("jax2onnx", reason="the converter is not here: the extra `onnx`")
+    converter = pytest.importorskip("jax2onnx", reason="the converter is not here: the extra `onnx`")
     runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not here")
     for asked in map(Requirement, importlib.metadata.requires("cnnjax")):
         if asked.name == "jax" and "onnx" in str(asked.marker) and jax.__version__ not in asked.specifier:
@@ -314,6 +314,14 @@ def test_onnx_takes_batches_of_any_size_in_operations_that_others_know(trained, 
     assert half.difference <= export.HALF_TOLERANCE
     export.export(trained, "onnx", tmp_path / "two.onnx", batch_size=2)
     assert runtime.InferenceSession(tmp_path / "two.onnx").get_inputs()[0].shape == [2, *trained.input_shape]
+
+    def refuse(*arguments, **names):
+        raise KeyError("no plugin")
+
+    monkeypatch.setattr(converter, "to_onnx", refuse)
+    with pytest.raises(UserError, match=rf"jax2onnx \S+ with jax {jax.__version__} .*no plugin.*stablehlo"):
+        export.export(trained, "onnx", tmp_path / "none.onnx")
+    assert not (tmp_path / "none.onnx").exists()
 
 
 def with_network(trained, spec):

@@ -27,10 +27,11 @@ bool has_winograd(const Problem& p) {
   if (!fits || !on) return false;
   // Products have to outweigh the transformation of pixels, and those saved by each weight that of the weights.
   const Dims& out = p.mode == kInputGradient ? p.x : p.y;
-  int64_t across = (out[2] + 3) / 4, down = (out[1] + 3) / 4;  // tiles of 4 outputs
+  int64_t across = (out[2] + kOut - 1) / kOut, down = (out[1] + kOut - 1) / kOut;
   int64_t products = window == 3 ? 36 * down * across : 40 * out[1] * across;
   int64_t saved = out[0] * (window * window * out[1] * out[2] - products);
-  int64_t least = window == 3 && p.mode == kKernelGradient ? 2 * on->lanes : 16;  // which transforms two images
+  // Of few channels the kernel's gradient would spend its time on transforming both x and dy.
+  int64_t least = window == 3 && p.mode == kKernelGradient ? 2 * on->lanes : 16;
   return std::min(channels, filters) >= least && saved >= kSaved && channels * filters <= kMostWeights;
 }
 

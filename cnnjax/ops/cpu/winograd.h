@@ -5,6 +5,8 @@
 
 namespace cnnjax {
 
+constexpr int64_t kOut = 4;  // outputs of a tile along an axis
+
 // Images of one group: `channels` of the `all` of a pixel.
 struct Images {
   int64_t height, width, channels, all;

@@ -170,8 +170,8 @@ struct Strips {
   Strips(const Layer& l, int64_t depth) : height(l.out.height), across(cnnjax::across(l)), depth(depth) {
     int64_t row = kSide * across * depth * sizeof(float);
     int64_t most = std::min(std::max(kStripBytes / row - (kWindow - 1), kFewest), height);
-    count = (height + most - 1) / most;
-    rows = (height + count - 1) / count;
+    count = parts_of(height, most);
+    rows = parts_of(height, count);
   }
   int64_t height, across, depth, count, rows;
   int64_t point(int64_t tall, int64_t numbers) const { return odd_lines(tall * across * numbers); }

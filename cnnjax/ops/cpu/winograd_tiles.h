@@ -26,7 +26,6 @@ namespace {
 
 constexpr int64_t kLanes = CNNJAX_LANES, kWide = 16;  // floats of a vector; filters of a panel of weights
 constexpr int64_t kGroup = 64;                        // filters whose products lie in the second-level cache
-constexpr int64_t kOut = 4;                           // outputs of a tile along an axis
 
 #if CNNJAX_LANES == 16
 constexpr int64_t kTall = 12, kPanels = 2;  // rows and panels of a tile of products: its sums fill 24 of 32 registers
@@ -85,11 +84,11 @@ struct Tile {
   static constexpr int kVectors = kPanels * kWide / kLanes;
   Vector sums[kHeight][kVectors];
 
-  CNNJAX_INLINE void fill(const float* from, int64_t row) {
+  CNNJAX_INLINE void clear() {
 #pragma GCC unroll 12
     for (int i = 0; i < kHeight; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) sums[i][j] = from ? load(from + i * row + j * kLanes) : all(0);
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = all(0);
   }
 
   // Adds kHeight numbers `row` apart times the panels' numbers, `panel` apart.
@@ -106,6 +105,7 @@ struct Tile {
     }
   }
 
+  // Puts the sums there or adds them to larger ones, of which less is rounded than in registers.
   CNNJAX_INLINE void write(float* to, int64_t row, bool add) const {
 #pragma GCC unroll 12
     for (int i = 0; i < kHeight; ++i)
@@ -133,11 +133,11 @@ struct Multiply {
   template <int kHeight, int kPanels>
   CNNJAX_VECTORS static void run(const Product& p) {
     Tile<kHeight, kPanels> tile;
-    tile.fill(p.add ? p.m : nullptr, p.m_row);
+    tile.clear();
     const float *v = p.v, *u = p.u;
     for (int64_t tap = 0; tap < p.taps; ++tap, v += p.v_tap)
       for (int64_t c = 0; c < p.depth; ++c, u += kWide) tile.add(v + c, p.v_row, u, p.panel);
-    tile.write(p.m, p.m_row, false);
+    tile.write(p.m, p.m_row, p.add);
   }
 };
 
@@ -155,10 +155,10 @@ struct Correlate {
   template <int kHeight, int kPanels>
   CNNJAX_VECTORS static void run(const Correlation& c) {
     Tile<kHeight, kPanels> tile;
-    tile.fill(nullptr, 0);
+    tile.clear();
     const float *v = c.v, *d = c.d;
     for (int64_t t = 0; t < c.count; ++t, v += c.v_row, d += c.d_row) tile.add(v, 1, d, kWide);
-    tile.write(c.sum, c.sum_row, true);  // apart from the sum so far, which is larger: less is rounded
+    tile.write(c.sum, c.sum_row, true);
   }
 };
 
