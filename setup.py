@@ -7,7 +7,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = Path("cnnjax/ops/cpu")
+SOURCES = Path("cnnjax/ops/cpu/native")
 
 
 def onednn(package: str, name: str) -> Path:
@@ -23,11 +23,13 @@ def extensions() -> list[Extension]:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         print("cnnjax: the CPU kernels are for Linux on x86-64; XLA does their work here")
         return []
-    reuse = Extension("cnnjax.ops.cpu._reuse", [str(SOURCES / "reuse.c")], optional=True)
+    reuse = Extension("cnnjax.ops.cpu._reuse", ["cnnjax/ops/cpu/reuse.c"], optional=True)
     resize = Extension(
         "cnnjax.data._resize", ["cnnjax/data/resize.c"], extra_compile_args=["-O3"], optional=True
     )
-    stack = Extension("cnnjax._deep_stack", ["cnnjax/deep_stack.c"], libraries=["dl"], optional=True)
+    stack = Extension(
+        "cnnjax.profiling._deep_stack", ["cnnjax/profiling/deep_stack.c"], libraries=["dl"], optional=True
+    )
     return [reuse, resize, stack, *kernels()]
 
 

@@ -28,11 +28,11 @@ __all__ = [
 _PLACES = {
     "create_model": ("cnnjax.models", "create_model"),
     "default_config": ("cnnjax.config", "default"),
-    "evaluate": ("cnnjax.loop", "evaluate"),
+    "evaluate": ("cnnjax.runs.evaluate", "evaluate"),
     "list_models": ("cnnjax.models", "list_models"),
     "load_dataset": ("cnnjax.data.datasets", "load"),
-    "load_run": ("cnnjax.trained", "load_run"),
-    "train": ("cnnjax.loop", "train"),
+    "load_run": ("cnnjax.inference.model", "load_run"),
+    "train": ("cnnjax.runs.train", "train"),
 }
 
 

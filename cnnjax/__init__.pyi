@@ -1,10 +1,10 @@
 from cnnjax.config import default as default_config
 from cnnjax.data.datasets import load as load_dataset
-from cnnjax.loop import evaluate as evaluate
-from cnnjax.loop import train as train
+from cnnjax.inference.model import load_run as load_run
 from cnnjax.models import create_model as create_model
 from cnnjax.models import list_models as list_models
-from cnnjax.trained import load_run as load_run
+from cnnjax.runs.evaluate import evaluate as evaluate
+from cnnjax.runs.train import train as train
 
 __all__ = [
     "create_model",

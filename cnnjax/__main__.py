@@ -14,7 +14,10 @@ def main() -> None:
     What compiles for TPUs also has deep stacks (deep_stack.c).
     """
     folder = Path(__file__).parent
-    patterns = ["ops/cpu/_reuse*.so", *(["_deep_stack*.so"] if sys.argv[1:2] == ["compile"] else [])]
+    patterns = [
+        "ops/cpu/_reuse*.so",
+        *(["profiling/_deep_stack*.so"] * (sys.argv[1:2] == ["compile"])),
+    ]
     ours = [str(file) for pattern in patterns for file in folder.glob(pattern)]
     before = re.split("[: ]", os.environ.pop(PRELOAD, ""))
     others = [name for name in before if name not in ("", *ours)]
@@ -23,7 +26,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if others:
         os.environ[PRELOAD] = ":".join(others)  # ours are not for the programs that this one starts
-    from cnnjax import cli
+    from cnnjax.cli import main as cli
 
     cli.main()
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import UserError
-from cnnjax.spec import parse_call
+from cnnjax.errors import UserError, parse_call
 
 DTYPES = ("float32", "bfloat16")
 

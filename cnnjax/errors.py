@@ -1,7 +1,11 @@
 """What a user's mistake looks like: one line that names the field, the value and the way out."""
 
+import ast
 import difflib
-from collections.abc import Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -24,3 +28,70 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return UserError(f"unknown {what} {value!r}{hint}; allowed: {', '.join(names)}")
+
+
+def parse_call(text: str, what: str) -> tuple[str, list, dict]:
+    """Splits a call of literals into its name, positional and named arguments.
+
+    Args:
+      text: `name` or `name(literal, field=literal)`.
+      what: the config field that holds the text, for the error.
+
+    Raises:
+      UserError: where the text is anything else than a name with literals.
+    """
+    bad = UserError(f"{what}={text!r} is not a name or a call of literals such as 'crop(28, pad=4)'")
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise bad from None
+    if isinstance(node, ast.Name):
+        return node.id, [], {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise bad
+    try:
+        args = [ast.literal_eval(arg) for arg in node.args]
+        kwargs = {kw.arg: ast.literal_eval(kw.value) for kw in node.keywords}
+    except (ValueError, TypeError, RecursionError):
+        raise bad from None
+    if None in kwargs or len(kwargs) < len(node.keywords):  # **more, or one name twice
+        raise bad
+    return node.func.id, args, kwargs
+
+
+def check(field: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
+    """Raises a UserError unless `value` is a finite number that `holds`; `allowed` says it in words."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not holds(value):
+        raise UserError(f"{field}={value!r} must be {allowed}")
+
+
+def check_count(field: str, value: Any, least: int) -> None:
+    """Raises a UserError unless `value` is an integer of at least `least`."""
+    allowed = f"an integer of at least {least}"
+    check(field, value, allowed, lambda v: isinstance(v, int) and v >= least)
+
+
+def check_fraction(field: str, value: Any) -> None:
+    """Raises a UserError unless 0 <= value < 1."""
+    check(field, value, "in [0, 1)", lambda v: 0 <= v < 1)
+
+
+def own_values(field: str, name: str, build: Callable, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are not None, all of them keyword-only parameters of `build`.
+
+    Args:
+      field: what chose `build`, for the error: 'optimizer.schedule'.
+      name: its value: 'cosine'.
+
+    Raises:
+      UserError: for a value that `build` does not take.
+    """
+    parameters = inspect.signature(build).parameters.values()
+    own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    given = {key: value for key, value in values.items() if value is not None}
+    for key, value in given.items():
+        if key not in own:
+            takes = ", ".join(own) or "no values"
+            raise UserError(f"{field}: {name} takes no {key} (given {value!r}); it takes: {takes}")
+    return given

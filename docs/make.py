@@ -8,7 +8,7 @@ import pdoc
 
 import cnnjax
 
-COMMANDS = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.look", "cnnjax.terminal", "cnnjax.page", "cnnjax.bench")
+COMMANDS = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.torch_peer")
 
 
 def modules() -> list[str]:

@@ -24,12 +24,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnjax import compile_cache
 from cnnjax import config as config_lib
+from cnnjax.cli.sweep import Lines
 from cnnjax.errors import UserError
-from cnnjax.runs import Run
-from cnnjax.sweep import Board, Row, read_rows, spread, sweep
-from cnnjax.sweep_command import Lines
+from cnnjax.runs import compile_cache
+from cnnjax.runs.folder import Run
+from cnnjax.runs.sweep import Board, Row, read_rows, spread, sweep
 from experiments import pages, results
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from experiments import pages, studies  # noqa: E402
+from experiments import pages, studies
 
 STUDIES = (
     "relu_vs_tanh",

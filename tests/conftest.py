@@ -5,12 +5,13 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax import loop
+from cnnjax.runs import train
 
 os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # the tests of this cache turn it on
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -27,6 +28,20 @@ if version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 USERS = os.environ.get("XLA_FLAGS", "").removeprefix(QUICK).strip()  # a worker of pytest-xdist inherits both
 os.environ["XLA_FLAGS"] = f"{QUICK} {USERS}"
+
+
+# CNNJAX_TESTS_STRICT=1: dtypes and ranks are never promoted silently, and warnings from cnnjax are errors.
+STRICT = os.environ.get("CNNJAX_TESTS_STRICT") == "1"
+if STRICT:  # in the environment, so that the processes that tests start are strict too
+    os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if STRICT:
+        jax.config.update("jax_numpy_dtype_promotion", "strict")
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        config.addinivalue_line("filterwarnings", "error:::cnnjax")
 
 
 def simulated(devices: int) -> dict[str, str]:
@@ -65,7 +80,7 @@ def tiny_run(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.update({"eval_batch_size": 16, "data": {"name": tiny_data, "num_validation": 10}})
     config.optimizer.learning_rate = 0.03
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    loop.train(config, workdir)
+    train.train(config, workdir)
     return workdir
 
 

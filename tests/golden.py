@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cnnjax.models import create_model
-from cnnjax.weights import convert
+from cnnjax.models.weights import convert
 
 FOLDER = Path(
     os.environ.get("CNNJAX_GOLDEN") or Path(__file__).parents[2] / "shared" / "reference" / "golden"

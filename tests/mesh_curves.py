@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from cnnjax import config as config_lib
-from cnnjax import loop
-from cnnjax.data import pipeline
-from cnnjax.data.sources import ArraySource
-from cnnjax.experiment import build
-from cnnjax.program import inspect, layer_paths
+from cnnjax.data import batches as pipeline
+from cnnjax.data.sources.source import ArraySource
+from cnnjax.profiling.compiled import inspect, layer_paths
+from cnnjax.runs import train as loop
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import build
 from cnnjax.training import parallel
-from cnnjax.training.checkpoints import Checkpoints
 from cnnjax.training.steps import TrainMetrics
 from tests.conftest import tiny_arrays
 

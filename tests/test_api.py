@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import cnnjax
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

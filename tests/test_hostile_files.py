@@ -18,12 +18,13 @@ import pytest
 
 import cnnjax
 from cnnjax import config as config_lib
-from cnnjax.data import datasets, images, readers
+from cnnjax.data import datasets, decode
+from cnnjax.data.sources import readers
 from cnnjax.errors import UserError
-from cnnjax.experiment import build
-from cnnjax.runs import Run
-from cnnjax.training import manifests
-from cnnjax.weights import files
+from cnnjax.models.weights import files
+from cnnjax.runs import manifest as manifests
+from cnnjax.runs.experiment import build
+from cnnjax.runs.folder import Run
 from experiments.reliability import fuzz
 
 PACKAGE = Path(cnnjax.__file__).parent
@@ -32,6 +33,7 @@ MAY = {
     ("__init__.py", "import_module"),
     ("models/__init__.py", "import_module"),
     ("config.py", "run_path"),
+    ("cli/main.py", "import_module"),
 }  # own files; the user's --config=FILE
 
 
@@ -124,14 +126,14 @@ def png(width: int, height: int) -> bytes:
 def test_an_image_that_claims_too_many_pixels_is_refused():
     pytest.importorskip("PIL")
     with pytest.raises(UserError, match="pixels"):
-        images.decode_image(png(12_000, 12_000), "big.png", 3)
+        decode.decode_image(png(12_000, 12_000), "big.png", 3)
     import simplejpeg
 
     small = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
     at = small.index(b"\xff\xc0") + 5
     small[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
     with pytest.raises(UserError, match=r"big\.jpg: 60000x60000 pixels"):
-        images.decode_image(bytes(small), "big.jpg", 3)
+        decode.decode_image(bytes(small), "big.jpg", 3)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,15 @@
 import re
 import runpy
 import shlex
-from pathlib import Path
 
 import pytest
 
-from cnnjax import cli
+from cnnjax.cli import main
 from cnnjax.data.datasets import load
 from cnnjax.models import list_models
 from experiments import studies
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -29,13 +28,13 @@ def test_the_two_commands_stand_as_they_are_promised():
 
 def test_every_command_of_the_table_exists():
     rows = re.findall(r"^\| `cnnjax ([^`]*)` \|", README, re.MULTILINE)
-    assert {row.split()[0] for row in rows} == set(cli.COMMANDS)
+    assert {row.split()[0] for row in rows} == set(main.COMMANDS)
 
 
 def test_the_listing_commands_run_as_written(capsys):
     for row in re.findall(r"^\| `cnnjax ((?:data|models|train --print)[^`]*)` \|", README, re.MULTILINE):
         if not row.startswith("data prepare"):
-            assert cli.run(shlex.split(row)) == 0
+            assert main.run(shlex.split(row)) == 0
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
@@ -54,7 +53,8 @@ def test_the_model_and_augmentation_examples_work():
     names = (
         "from typing import Any\nimport jax, jax.numpy as jnp\nfrom flax import linen as nn\n"
         "from cnnjax import ops\nfrom cnnjax.models.layers import Conv, logits\n"
-        "from cnnjax.models.variants import Preset, Variant\nfrom cnnjax.data.augment import operation\n"
+        "from cnnjax.models.variants import Preset, Variant\n"
+        "from cnnjax.data.augment.register import operation\n"
     )
     space: dict = {}
     for example in code("python")[1:]:
@@ -62,7 +62,7 @@ def test_the_model_and_augmentation_examples_work():
     import jax
     import jax.numpy as jnp
 
-    from cnnjax.data import augment
+    from cnnjax.data.augment import chain as augment
 
     image = jnp.arange(2 * 28 * 28.0).reshape(2, 28, 28, 1)
     model = space["VARIANTS"]["tiny"].build()

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.data import downloads, readers
+from cnnjax.data import downloads
 from cnnjax.data.downloads import Archive
+from cnnjax.data.sources import readers
 
 Arrays = tuple[np.ndarray, np.ndarray]
 MINI = Path(__file__).parent / "fashion_mnist_mini.npz"

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.data import downloads, folders, parquet, readers, records
+from cnnjax.data import downloads
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
-from cnnjax.data.sources import ArraySource, Source, hold_out, to_memory
+from cnnjax.data.sources import folder as folders
+from cnnjax.data.sources import parquet, readers, records
+from cnnjax.data.sources.source import ArraySource, Source, hold_out, to_memory
 from cnnjax.errors import UserError, unknown
 
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")

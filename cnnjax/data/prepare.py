@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from cnnjax.data.records import ENCODINGS, FACTS
-from cnnjax.data.sources import Source
+from cnnjax.data.sources.records import ENCODINGS, FACTS
+from cnnjax.data.sources.source import Source
 from cnnjax.errors import BadImage, UserError, unknown
 
 JPEG_QUALITY = 92

@@ -1,14 +1,18 @@
 """A contact sheet: what each augmentation makes of the same images."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 from matplotlib.figure import Figure
 
-from cnnjax.data import augment
-from cnnjax.data.operations import AUGMENTATIONS, Examples
+from cnnjax.data.augment import chain as augment
+from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.augment.register import AUGMENTATIONS, Examples
 from cnnjax.errors import UserError
 
 
@@ -76,3 +80,25 @@ def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, se
             axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
     return figure
+
+
+def draw_sheet(
+    source: Any, augment: augment_lib.Augmentation, examples: list[dict[str, Any]], out: Path
+) -> None:
+    """A PNG of examples: above as they are, below augmented."""
+    images = np.stack([example["image"] for example in examples])
+    labels = np.eye(source.num_classes, dtype=np.float32)[[example["label"] for example in examples]]
+    key, index = jax.random.key(0), jnp.arange(len(images))
+    augmented, _ = augment(key, images, labels, augment_lib.Examples(key, index, jnp.zeros_like(index)))
+    facts = [dict(arguments) for name, arguments in augment.steps if name == "normalize"]
+    for fact in facts:
+        augmented = augmented * np.asarray(fact["std"]) + np.asarray(fact["mean"])
+    figure = matplotlib.figure.Figure(figsize=(1.5 * len(examples), 3.4), layout="constrained")
+    axes = figure.subplots(2, len(examples), squeeze=False)
+    for row, pictures in zip(axes, (images / 255, np.clip(augmented, 0, 1)), strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+    for axis, example in zip(axes[0], examples, strict=True):
+        axis.set_title(source.class_names[example["label"]], fontsize=8)
+    figure.savefig(out, dpi=120)

@@ -22,8 +22,8 @@ from jax.extend.core import Literal
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.ops import cpu
-from cnnjax.receptive_fields import field_size
-from cnnjax.summary import image_fields
+from cnnjax.profiling.receptive_fields import field_size
+from cnnjax.profiling.summary import image_fields
 
 Rules = Mapping[str, Callable[..., Any]]
 CALLED = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # where an equation keeps the function that it calls

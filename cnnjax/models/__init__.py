@@ -5,13 +5,15 @@ import fnmatch
 import functools
 import importlib
 import pkgutil
+import zlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, parse_call, unknown
 from cnnjax.models.variants import Preset, Variant
-from cnnjax.spec import parse_call
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
 
@@ -21,6 +23,8 @@ def variants() -> dict[str, Variant]:
     """All variants of all families in this folder; a name that two families claim is an error."""
     merged: dict[str, Variant] = {}
     for info in pkgutil.iter_modules(__path__):
+        if info.ispkg:  # weights/ is no family
+            continue
         family = importlib.import_module(f"{__name__}.{info.name}")
         for name, row in getattr(family, "VARIANTS", {}).items():
             if name in merged:
@@ -63,3 +67,27 @@ def create_model(spec: str, **fields: Any) -> nn.Module:
         if field not in allowed:
             raise unknown(f"field of model {name}", field, allowed)
     return build(**fields)
+
+
+def stream_key(key: jax.Array, stream: str, step: jax.Array | int) -> jax.Array:
+    """The key of one named stream ("dropout", "augment", ...) at one step: a pure function of all three."""
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(stream.encode())), step)
+
+
+def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict:
+    """Fresh `params` and `batch_stats` for images of [H, W, C]; `batch_stats` is {} where there are none."""
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init(stream_key(key, "params", 0), image)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def count_params(params: Any) -> int:
+    """The number of trained scalars in a tree of arrays or of shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def count_variant_params(spec: str) -> int:
+    """The number of parameters of a model at its preset's input size; nothing is allocated."""
+    model, size = create_model(spec), variant(spec).preset.input_size
+    shapes = jax.eval_shape(lambda key: init_variables(model, key, size), jax.random.key(0))
+    return count_params(shapes["params"])

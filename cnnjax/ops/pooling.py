@@ -10,15 +10,7 @@ from jax import lax
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_max_pool, takes
 from cnnjax.ops.portable import is_portable, max_windows, sum_windows
-from cnnjax.ops.shapes import (
-    Padding,
-    Sides,
-    Size,
-    adaptive_windows,
-    pair,
-    pool_output_size,
-    resolve_padding,
-)
+from cnnjax.ops.shapes import Padding, Sides, Size, adaptive_windows, pair, pool_output_size, resolve_padding
 
 
 def max_pool(

@@ -17,8 +17,7 @@ import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
-from cnnjax.errors import UserError, unknown
-from cnnjax.training.fields import check, check_count, check_fraction, own_values
+from cnnjax.errors import UserError, check, check_count, check_fraction, own_values, unknown
 from cnnjax.training.schedules import Schedule
 
 PyTree = Any

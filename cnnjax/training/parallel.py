@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cnnjax.data import pipeline
+from cnnjax.data import batches
 from cnnjax.errors import UserError, unknown
 
 AXES = ("data", "model")
@@ -153,8 +153,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -
 def put(tree: Any, places: Any) -> Any:
     """A tree of host arrays, the same in every process, on the devices; `places` is a sharding, or a tree."""
     if isinstance(places, jax.sharding.Sharding):
-        return jax.tree.map(lambda x: pipeline.put(x, places), tree)
-    return jax.tree.map(pipeline.put, tree, places)
+        return jax.tree.map(lambda x: batches.put(x, places), tree)
+    return jax.tree.map(batches.put, tree, places)
 
 
 def path_name(path: Sequence[Any]) -> str:

@@ -10,8 +10,7 @@ import optax
 from jax import Array
 from optax.contrib import ReduceLROnPlateauState
 
-from cnnjax.errors import UserError, unknown
-from cnnjax.training.fields import check, check_count, own_values
+from cnnjax.errors import UserError, check, check_count, own_values, unknown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cnnjax.data.operations import Examples
+from cnnjax.data.augment.register import Examples
+from cnnjax.models import stream_key
 from cnnjax.models.placement import ONE_DEVICE, Placement, placed
 from cnnjax.training import metrics as metrics_lib
-from cnnjax.training.groups import frozen_collection, stop_frozen
 from cnnjax.training.losses import cross_entropy, masked_mean
 from cnnjax.training.optimizers import ema_update
-from cnnjax.training.state import TrainState, stream_key
+from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
+from cnnjax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Augment = Callable[..., Any]

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cnnjax.runs import evaluate
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import loop  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.sweep import Board, Row, spread, sweep  # noqa: E402
-from experiments import pages, studies  # noqa: E402, F401
+from cnnjax import config as config_lib
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.sweep import Board, Row, spread, sweep
+from experiments import pages, studies  # noqa: F401
 
 MODEL, AUGMENT = "model", "augment.train"
 NET = "alexnet_cifar(widths=(16, 16, 32), stds=(0.1, 0.05, 0.05, 0.03), dropout_rate={rate})"
@@ -62,7 +63,7 @@ def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
     nets = [spec(rate, full=out != HERE) for rate in DROPOUT.values()]
     sweep(config, {MODEL: nets, AUGMENT: list(AUGMENTATIONS)}, out, seeds=SEEDS, board=board)
     studies.add_scores(
-        out, "train", lambda run: {"train_accuracy": loop.evaluate(run, split="train")[0]["accuracy"]}
+        out, "train", lambda run: {"train_accuracy": evaluate.evaluate(run, split="train")[0]["accuracy"]}
     )
 
 

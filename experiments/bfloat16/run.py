@@ -12,11 +12,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.sweep import Row, spread, sweep  # noqa: E402
-from cnnjax.sweep_command import Lines  # noqa: E402
-from experiments import pages, studies  # noqa: E402
+from cnnjax import config as config_lib
+from cnnjax.cli.sweep import Lines
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.sweep import Row, spread, sweep
+from experiments import pages, studies
 
 DTYPES = ("float32", "bfloat16")
 SEEDS = 3

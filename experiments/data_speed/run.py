@@ -17,8 +17,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax import bench_data, runs  # noqa: E402
-from experiments import pages, results  # noqa: E402
+from cnnjax.profiling import input_pipeline
+from cnnjax.runs import folder
+from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
 
@@ -31,7 +32,7 @@ def measure(arguments: list[str]) -> dict[str, object]:
         raise SystemExit(done.stderr.strip()[-500:])
     found = json.loads(done.stdout.splitlines()[-1])
     versions = {name: importlib.metadata.version(name) for name in ("jax", "grain", "simplejpeg")}
-    return {**found, **versions, "machine": runs.processor()}
+    return {**found, **versions, "machine": folder.processor()}
 
 
 def read_rows() -> list[dict[str, str]]:
@@ -48,7 +49,7 @@ def table(rows: list[dict[str, str]]) -> str:
     for machine, row in {row["machine"]: row for row in rows}.items():
         numbers = {name: value if name in words else float(value) for name, value in row.items()}
         numbers["memory_images"] = int(row["memory_images"])
-        for what, value, target, met in bench_data.rows(numbers):
+        for what, value, target, met in input_pipeline.rows(numbers):
             line = f"| {what} | {machine} | {value} | {target} | {'met' if met else 'missed'} |"
             measures.setdefault(what, []).append(line)
     last = rows[-1]

@@ -12,12 +12,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.sweep import Board, Row, spread, sweep  # noqa: E402
-from experiments import pages, studies  # noqa: E402, F401
+from cnnjax import config as config_lib
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.sweep import Board, Row, spread, sweep
+from experiments import pages, studies  # noqa: F401
 
 KINDS = ("plain", "resnet")
 DEPTHS = (20, 32, 56)

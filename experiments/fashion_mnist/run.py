@@ -16,11 +16,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import loop  # noqa: E402
-from cnnjax.progress import terminal  # noqa: E402
-from cnnjax.runs import Run  # noqa: E402
-from experiments import pages, results, studies  # noqa: E402
+from cnnjax import config as config_lib
+from cnnjax.cli.progress import terminal
+from cnnjax.runs import train as loop
+from cnnjax.runs.folder import Run
+from experiments import pages, results, studies
 
 SIMPLE, HOUR = "configs/fashion_mnist_simple_cnn.py", "configs/fashion_mnist_airbench.py"
 SEEDS = {SIMPLE: (0, 1, 2), HOUR: (0,)}

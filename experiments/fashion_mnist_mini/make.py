@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.datasets import MINI, load
-from cnnjax.data.sources import hold_out
+from cnnjax.data.sources.source import hold_out
 
 PER_CLASS = {"train": 600, "test": 100}
 

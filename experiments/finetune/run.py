@@ -18,10 +18,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import loop  # noqa: E402
-from cnnjax.data import datasets  # noqa: E402
-from experiments import pages, results, studies  # noqa: E402
+from cnnjax import config as config_lib
+from cnnjax.data import datasets
+from cnnjax.runs import train
+from experiments import pages, results, studies
 
 RESULTS = HERE / "results.csv"
 SEEDS = (0, 1, 2)
@@ -59,7 +59,7 @@ def run(seed: int) -> list[dict[str, object]]:
     """All arms of one seed."""
     folder = HERE / "runs" / f"seed{seed}"
     first = make_config(write_half(range(5), 600, seed, folder / "first.npz"), seed, 8.0)
-    loop.train(first, folder / "first")
+    train.train(first, folder / "first")
     few = write_half(range(5, 10), 20, seed, folder / "few.npz")
     rows = []
     for arm, fields in ARMS.items():
@@ -68,7 +68,7 @@ def run(seed: int) -> list[dict[str, object]]:
         config.update(fields)
         if fields:
             config.init_from = str(folder / "first")
-        result = loop.train(config, folder / arm.replace(" ", "_").replace(",", ""))
+        result = train.train(config, folder / arm.replace(" ", "_").replace(",", ""))
         rows.append({"seed": seed, "arm": arm, "test_accuracy": f"{result.test['accuracy']:.4f}"})
     return rows
 

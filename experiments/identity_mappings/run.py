@@ -11,14 +11,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.replay import replay_step  # noqa: E402
-from cnnjax.runs import Run  # noqa: E402
-from cnnjax.sweep import Board, Row, spread, sweep  # noqa: E402
-from experiments import pages, studies  # noqa: E402, F401
+from cnnjax import config as config_lib
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.folder import Run
+from cnnjax.runs.replay import replay_step
+from cnnjax.runs.sweep import Board, Row, spread, sweep
+from experiments import pages, studies  # noqa: F401
 
 NETS = {"original": "original", "pre-activation": "full_preactivation"}
 BLOCKS = 18  # of each of three stages

@@ -11,9 +11,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax import summary  # noqa: E402
-from cnnjax.models import list_models, variant  # noqa: E402
-from experiments import pages, results  # noqa: E402
+from cnnjax.models import list_models, variant
+from cnnjax.profiling import summary
+from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
 PAGES = (ROOT / "README.md",)

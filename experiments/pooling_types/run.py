@@ -15,11 +15,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.sweep import Row, best, spread, sweep  # noqa: E402
-from cnnjax.sweep_command import Lines  # noqa: E402
-from experiments import pages, studies  # noqa: E402
+from cnnjax import config as config_lib
+from cnnjax.cli.sweep import Lines
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.sweep import Row, best, spread, sweep
+from experiments import pages, studies
 
 MODEL, RATE = "model", "optimizer.learning_rate"
 KINDS = ("max", "average", "l2", "min", "center_weighted", "adaptive", "strided")

@@ -18,15 +18,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnjax import cli
 from cnnjax import config as config_lib
-from cnnjax.data import augment, datasets, images, readers
-from cnnjax.data.operations import AUGMENTATIONS
+from cnnjax.cli import main
+from cnnjax.data import datasets, decode
+from cnnjax.data.augment import chain
+from cnnjax.data.augment.register import AUGMENTATIONS
+from cnnjax.data.sources import readers
 from cnnjax.errors import UserError
-from cnnjax.training import manifests
-from cnnjax.training.checkpoints import Checkpoints
-from cnnjax.weights import files
-from cnnjax.weights.torch_files import LEGACY_MAGIC
+from cnnjax.models.weights import files
+from cnnjax.models.weights.torch_files import LEGACY_MAGIC
+from cnnjax.runs import manifest as manifests
+from cnnjax.runs.checkpoints import Checkpoints
 
 Json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -84,7 +86,7 @@ def overrides() -> st.SearchStrategy[list[str]]:
 def read_overrides(args: list[str], _: Path) -> None:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(["train", *args, "--print_config"])
+        code = main.run(["train", *args, "--print_config"])
     if code:
         assert code == 2 and err.getvalue().count("\n") == 1, err.getvalue()
         raise UserError(err.getvalue().strip())
@@ -108,7 +110,7 @@ def augmentations() -> st.SearchStrategy[str]:
 
 
 def read_augmentation(text: str, _: Path) -> None:
-    augment.parse(text, image_shape=(28, 28, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
+    chain.parse(text, image_shape=(28, 28, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def idx_files() -> st.SearchStrategy[bytes]:
@@ -297,7 +299,7 @@ def encoded_images() -> st.SearchStrategy[bytes]:
 
 def read_image(data: bytes, _: Path) -> None:
     for size in (None, 8):
-        pixels = images.decode_image(data, "x", 3, size)
+        pixels = decode.decode_image(data, "x", 3, size)
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import pages, results  # noqa: E402
+from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
 INPUTS = 10_000
@@ -35,7 +35,7 @@ def read_rows() -> list[Row]:
 
 def append(row: dict) -> None:
     """Adds a row, with what it was measured on."""
-    from cnnjax.runs import processor
+    from cnnjax.runs.folder import processor
 
     row = {**row, "jax": importlib.metadata.version("jax"), "machine": processor()}
     results.append(RESULTS, {field: row.get(field, "") for field in FIELDS})

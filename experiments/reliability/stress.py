@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from cnnjax.data import datasets
-from cnnjax.runs import Run
-from cnnjax.training.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.folder import Run
 
 TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
 PHASES = ("compile", "step", "evaluation", "save", "any moment")

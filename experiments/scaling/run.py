@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiments import pages, results  # noqa: E402
+from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
 PER_CHIP = 128  # images

@@ -17,18 +17,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import jax
+import numpy as np
+from matplotlib.figure import Figure
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import loop  # noqa: E402
-from cnnjax.compiled_step import lower_step  # noqa: E402
-from cnnjax.experiment import build  # noqa: E402
-from cnnjax.program import inspect, layer_paths  # noqa: E402
-from cnnjax.runs import Run  # noqa: E402
-from cnnjax.sweep import Row, spread  # noqa: E402
-from experiments import pages, results, studies  # noqa: E402
+from cnnjax import config as config_lib
+from cnnjax.profiling.compiled import inspect, layer_paths
+from cnnjax.runs import train as loop
+from cnnjax.runs.experiment import build
+from cnnjax.runs.folder import Run
+from cnnjax.runs.step import lower_step
+from cnnjax.runs.sweep import Row, spread
+from experiments import pages, results, studies
 
 MODEL = "alexnet(image_size=67, widths=(32, 64, 96, 96, 64, 256, 256), std=0.06, bias=0.1)"
 PLACES = {

@@ -10,14 +10,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-import numpy as np  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import numpy as np
+from matplotlib.figure import Figure
 
-import cnnjax  # noqa: E402
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.sweep import Board, Row, sweep  # noqa: E402
-from experiments import pages, studies  # noqa: E402, F401
+import cnnjax
+from cnnjax import config as config_lib
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.sweep import Board, Row, sweep
+from experiments import pages, studies  # noqa: F401
 
 MODEL = "model"
 NETS = {

@@ -10,12 +10,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from cnnjax import config as config_lib  # noqa: E402
-from cnnjax import sweep as sweeps  # noqa: E402
-from cnnjax.sweep import Board, Row, sweep  # noqa: E402
-from experiments import pages, studies  # noqa: E402, F401
+from cnnjax import config as config_lib
+from cnnjax.runs import sweep as sweeps
+from cnnjax.runs.sweep import Board, Row, sweep
+from experiments import pages, studies  # noqa: F401
 
 SIZES = ((10, 1), (16, 1), (28, 1), (10, 2))  # depth, widening factor
 FULL_SIZES = ((40, 1), (40, 2), (40, 4), (16, 4), (16, 8), (28, 10))

@@ -1,0 +1,1 @@
+"""Doors: the command line, one file a command; nothing but flags and words."""

@@ -1,0 +1,75 @@
+"""What a run shows while it goes on: a bar on a terminal, one line an interval elsewhere, or nothing."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cnnjax.runs.progress import Silent
+
+
+class Lines(Silent):
+    """One line for each row of metrics."""
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.console.print(describe(row), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+class Bar(Lines):
+    """A progress bar with the latest training loss beside it, and a line for each evaluation."""
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+        )
+        self._task: Any = None
+
+    def start(self, step: int, total_steps: int) -> None:
+        self._bar.start()
+        self._task = self._bar.add_task("compiling ...", completed=step, total=total_steps)
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def row(self, row: dict[str, Any]) -> None:
+        if "loss" in row:
+            words = f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+            self._bar.update(self._task, description=words)
+        else:
+            super().row(row)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+def terminal() -> Lines:
+    """A bar where the standard output is a terminal, else lines."""
+    console = Console()
+    return Bar(console) if console.is_terminal else Lines(console)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row of metrics as one line of text."""
+    words = [f"step {row['step']}", f"epoch {row['epoch']:.2f}"]
+    for name, value in row.items():
+        if name.endswith("accuracy"):
+            words.append(f"{name.replace('_', ' ')} {100 * value:.2f} %")
+        elif name.endswith("loss"):
+            words.append(f"{name.replace('_', ' ')} {value:.4f}")
+        elif name == "learning_rate":
+            words.append(f"learning rate {value:.2g}")
+        elif name == "images_per_second":
+            words.append(f"{value:.0f} images/s")
+    return "  ".join(words)

@@ -1,0 +1,1 @@
+"""Augmentations, one file a kind, and the chain that a config spells."""

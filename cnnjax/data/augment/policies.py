@@ -1,0 +1,213 @@
+"""RandAugment and TrivialAugment: one of fourteen operations an image, all in one pass over the batch.
+
+Every operation is a move of pixels, a table of 256 values a channel, or a blend with a blurred or grey
+image. So each image goes through one gather, one table and one blend, whose parameters its own operation
+sets, and nothing is computed fourteen times.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cnnjax.data.augment.register import Shape, operation
+from cnnjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """The amount at magnitude 1 of RandAugment and, `wide`, of TrivialAugment, and whether it has a sign."""
+
+    narrow: float
+    wide: float
+    signed: bool = True
+
+
+# Amounts: shear as a slope, translations in pixels (narrow: parts of the side), rotations in degrees
+# counter-clockwise; of the enhancements the factor less 1; posterize in bits lost; solarize in levels.
+OPERATIONS = {
+    "identity": _Range(0, 0),
+    "shear_x": _Range(0.3, 0.99),
+    "shear_y": _Range(0.3, 0.99),
+    "translate_x": _Range(150 / 331, 32),
+    "translate_y": _Range(150 / 331, 32),
+    "rotate": _Range(30, 135),
+    "brightness": _Range(0.9, 0.99),
+    "saturation": _Range(0.9, 0.99),
+    "contrast": _Range(0.9, 0.99),
+    "sharpness": _Range(0.9, 0.99),
+    "posterize": _Range(4, 6, signed=False),
+    "solarize": _Range(256, 256, signed=False),
+    "autocontrast": _Range(0, 0),
+    "equalize": _Range(0, 0),
+}
+NAMES = tuple(OPERATIONS)
+
+
+def _grey_or_rgb(shape: Shape, arguments: dict[str, Any]) -> Shape:
+    if shape[2] not in (1, 3):
+        raise UserError(f"images have {shape[2]} channels; allowed: 1 (grey) or 3 (RGB)")
+    return shape
+
+
+@operation(_grey_or_rgb, takes=("uint8",))
+def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 0.3, count: int = 2) -> jax.Array:
+    """Applies to each image `count` of fourteen operations, at one magnitude and with a random sign.
+
+    Args:
+      key: one key for the whole batch.
+      images: uint8 [B, H, W, C], C 1 or 3.
+      magnitude: in [0, 1]; the paper's M = 9 of 30 is 0.3. 0 is the identity.
+      count: the paper's N.
+    Returns: uint8 [B, H, W, C]; uncovered pixels are 0.
+    Source: Cubuk et al. 2019, arXiv:1909.13719, figure 2; ranges as torchvision's RandAugment. Autocontrast
+      and equalize have no magnitude.
+    """
+    if not magnitude:
+        return images
+    size = len(images)
+    for one in jax.random.split(key, count):
+        name_key, sign_key = jax.random.split(one)
+        chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
+        positive = jax.random.bernoulli(sign_key, 0.5, (size,))
+        images = apply(
+            images, chosen, _amounts(images, chosen, jnp.full(size, magnitude), positive, "narrow")
+        )
+    return images
+
+
+@operation(_grey_or_rgb, takes=("uint8",))
+def trivial_augment(key: jax.Array, images: jax.Array, magnitude: float = 1.0) -> jax.Array:
+    """Applies to each image one of fourteen operations, at a magnitude and with a sign of its own.
+
+    Args:
+      key: one key for the whole batch.
+      images: uint8 [B, H, W, C], C 1 or 3.
+      magnitude: the greatest one, in [0, 1]; drawn evenly from 0 to it. 0 is the identity.
+    Returns: uint8 [B, H, W, C]; uncovered pixels are 0.
+    Source: Mueller, Hutter 2021, arXiv:2103.10158, table 1 (the wide space).
+    """
+    if not magnitude:
+        return images
+    size = len(images)
+    name_key, sign_key, amount_key = jax.random.split(key, 3)
+    chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
+    drawn = jax.random.uniform(amount_key, (size,), maxval=float(magnitude))
+    positive = jax.random.bernoulli(sign_key, 0.5, (size,))
+    return apply(images, chosen, _amounts(images, chosen, drawn, positive, "wide"))
+
+
+def _amounts(
+    images: jax.Array, chosen: jax.Array, magnitude: jax.Array, positive: jax.Array, space: str
+) -> jax.Array:
+    """float32 [B]: the amount of each image's operation at its magnitude, with its sign."""
+    _, height, width, _ = images.shape
+    sides = {"translate_x": width, "translate_y": height} if space == "narrow" else {}
+    most = jnp.asarray([getattr(r, space) * sides.get(name, 1) for name, r in OPERATIONS.items()])
+    signed = jnp.asarray([r.signed for r in OPERATIONS.values()])
+    return magnitude * most[chosen] * jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
+
+
+def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
+    """Applies to each image the operation `NAMES[chosen]` at its amount, as Pillow does (nearest pixels).
+
+    Args:
+      images: uint8 [B, H, W, C], C 1 or 3.
+      chosen: int [B].
+      amount: float32 [B], in the operation's units, see `OPERATIONS`.
+    Returns: uint8 [B, H, W, C].
+    """
+
+    def one(image: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
+        is_one = {name: chosen == i for i, name in enumerate(NAMES)}
+        amounts = {name: jnp.where(is_one[name], amount, 0.0) for name in NAMES}
+        image = _through_tables(_moved(image, amounts), amounts, is_one)
+        return _blended(image, amounts)
+
+    return jax.vmap(one)(images, chosen, amount)
+
+
+def _moved(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
+    """Output pixel (x, y) is the one nearest to where shear, translation and rotation take it, or 0."""
+    height, width, _ = image.shape
+    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    angle = -jnp.deg2rad(amounts["rotate"])
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    turned_x = cosine * (x - width / 2) + sine * (y - height / 2) + width / 2
+    turned_y = -sine * (x - width / 2) + cosine * (y - height / 2) + height / 2
+    from_x = turned_x + amounts["shear_x"] * y + amounts["translate_x"]
+    from_y = turned_y + amounts["shear_y"] * x + amounts["translate_y"]
+    column, row = jnp.floor(from_x).astype(jnp.int32), jnp.floor(from_y).astype(jnp.int32)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    found = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+    return jnp.where(inside[..., None], found, 0).astype(image.dtype)
+
+
+def _through_tables(
+    image: jax.Array, amounts: dict[str, jax.Array], is_one: dict[str, jax.Array]
+) -> jax.Array:
+    """What changes each level of a channel into another: brightness, contrast and the rest, by table."""
+    channels = image.shape[-1]
+    level = jnp.arange(256, dtype=jnp.int32)
+    counts = jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), -1)(
+        image.reshape(-1, channels)
+    )  # [C, 256]
+    mean = jnp.floor(_grey(image).mean() + 0.5)
+    bright = level * (1 + amounts["brightness"])
+    contrasted = mean + (level - mean) * (1 + amounts["contrast"])
+    lost = jnp.round(amounts["posterize"]).astype(jnp.int32)
+    tables = {
+        "brightness": jnp.clip(bright, 0, 255).astype(jnp.int32),
+        "contrast": jnp.clip(contrasted, 0, 255).astype(jnp.int32),
+        "posterize": level >> lost << lost,
+        "solarize": jnp.where(level < 256 - amounts["solarize"], level, 255 - level),
+        "autocontrast": jax.vmap(_autocontrast)(counts),
+        "equalize": jax.vmap(_equalize)(counts),
+    }
+    table = jnp.broadcast_to(level, (channels, 256))
+    for name, changed in tables.items():
+        table = jnp.where(is_one[name], changed, table)
+    through = jax.vmap(lambda row, values: row[values], (0, -1), -1)(table, image.astype(jnp.int32))
+    return through.astype(image.dtype)
+
+
+def _autocontrast(counts: jax.Array) -> jax.Array:
+    """int32 [256]: the levels that occur, stretched to 0..255."""
+    level = jnp.arange(256)
+    low = jnp.argmax(counts > 0)
+    high = 255 - jnp.argmax(counts[::-1] > 0)
+    stretched = (level - low) * (255 / jnp.maximum(high - low, 1))
+    return jnp.where(high > low, jnp.clip(stretched, 0, 255).astype(jnp.int32), level)
+
+
+def _equalize(counts: jax.Array) -> jax.Array:
+    """int32 [256]: the levels so that about as many pixels have each, with Pillow's whole numbers."""
+    last = counts[255 - jnp.argmax(counts[::-1] > 0)]
+    step = (counts.sum() - last) // 255
+    below = jnp.cumsum(counts) - counts
+    spread = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    return jnp.where((step > 0) & ((counts > 0).sum() > 1), spread, jnp.arange(256))
+
+
+def _grey(image: jax.Array) -> jax.Array:
+    """float32 [H, W]: Pillow's mode L, whole numbers."""
+    if image.shape[-1] == 1:
+        return image[..., 0].astype(jnp.float32)
+    weights = jnp.asarray([19595, 38470, 7471], jnp.int32)  # ITU-R BT.601 in parts of 65536
+    return ((image.astype(jnp.int32) @ weights + 32768) >> 16).astype(jnp.float32)
+
+
+def _blended(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
+    """Away from, or towards, the grey image (saturation) or the smoothed one (sharpness)."""
+    values = image.astype(jnp.float32)
+    height, width, _ = image.shape
+    padded = jnp.pad(values, ((1, 1), (1, 1), (0, 0)), "edge")
+    around = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3))
+    smooth = jnp.floor((around + 4 * values) / 13 + 0.5)
+    row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
+    edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
+    smooth = jnp.where(edge, values, smooth)
+    grey = _grey(image)[..., None]
+    away = (values - grey) * amounts["saturation"] + (values - smooth) * amounts["sharpness"]
+    return jnp.clip(values + away, 0, 255).astype(image.dtype)

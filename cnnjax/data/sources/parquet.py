@@ -1,0 +1,173 @@
+"""Data sets of the Hugging Face Hub as they are downloaded: Parquet files of encoded images and labels.
+
+A file belongs to the split that its name or a folder of it begins with (`data/train-00000-of-00002.parquet`,
+`test/0000.parquet`). The columns and the names of the classes are those that the Hub's metadata in the files
+say, else the one column of images and the one of whole numbers. A row group is read as a whole: in order that
+is fast, at random it is not, so large data sets are best prepared once (`cnnjax data prepare`).
+"""
+
+import bisect
+import json
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjax.data.decode import decode_image, num_channels
+from cnnjax.data.sources.folder import SPLIT_FOLDERS
+from cnnjax.data.sources.source import FileSource, check_labels, digest
+from cnnjax.errors import BadImage, UserError
+
+SPLIT = re.compile(rf"({'|'.join(SPLIT_FOLDERS)})(?=[-_.]|$)")
+MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
+
+
+class ParquetFolder:
+    """The splits, columns and classes of a folder of Parquet files; no image is read.
+
+    Attributes:
+      files: split -> its files, sorted.
+      image, label: names of the columns.
+      class_names: those of the metadata, else the labels of `train` counted.
+    Raises: UserError for a folder without such files, or one whose columns are others.
+    """
+
+    def __init__(self, root: Path):
+        self.root, self.files = root, {}
+        for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
+            found = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
+            split = next((SPLIT_FOLDERS[match[1]] for match in found if match), None)
+            if split is None:
+                raise UserError(
+                    f"{path}: of which split? allowed: names or folders that begin with train, validation or "
+                    "test"
+                )
+            self.files.setdefault(split, []).append(path)
+        if "train" not in self.files:
+            raise UserError(f"{root}: no train-*.parquet; allowed: a folder of Parquet files of the Hub")
+        found = {path: _columns(path) for paths in self.files.values() for path in paths}
+        first = self.files["train"][0]
+        if other := [path for path in found if found[path] != found[first]]:
+            raise UserError(f"{other[0]}: columns {found[other[0]]}; allowed: {found[first]}, as in {first}")
+        self.image, self.label, names = found[first]
+        self.class_names = names or tuple(map(str, range(int(self.labels("train").max(initial=0)) + 1)))
+
+    def labels(self, split: str) -> np.ndarray:
+        """int32 [N]: the labels of a split."""
+        parts = [_read(path, None, self.label) for path in self.files[split]]
+        if any(part.null_count for part in parts):
+            raise UserError(f"{self.root}: {split} has examples without a label (column {self.label})")
+        return np.concatenate([part.to_numpy() for part in parts]).astype(np.int32)
+
+    def source(self, split: str, name: str, size: int | None = None) -> FileSource:
+        """One split, read when asked for; `size`: cut the middle square and resize it to this."""
+        labels = self.labels(split)
+        check_labels(labels, len(self.class_names), f"{self.root} {split}")
+        reader = _Reader(self.files[split], self.image, labels, size)
+        listing = [(path.name, path.stat().st_size) for path in self.files[split]]
+        contents = digest(listing, labels, size)
+        return FileSource(reader, np.arange(len(labels)), contents, labels, self.class_names, name, split)
+
+
+class _Reader:
+    """Position -> example; keeps the row group that was read last."""
+
+    def __init__(self, files: Sequence[Path], column: str, labels: np.ndarray, size: int | None):
+        self.column, self.labels, self.size = column, labels, size
+        self.groups = []  # (file, number of the row group in it)
+        counts = []
+        for path in files:
+            metadata = _opened(path).metadata
+            self.groups += [(path, index) for index in range(metadata.num_row_groups)]
+            counts += [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        self.ends = np.cumsum(counts).tolist()
+        self._kept: tuple[int, Any] = (-1, None)
+        self._lock = threading.Lock()
+        data, what = self._encoded(0)
+        self.channels = num_channels(data, what)
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= {**state, "_kept": (-1, None), "_lock": threading.Lock()}
+
+    def _encoded(self, position: int) -> tuple[bytes, str]:
+        group = bisect.bisect_right(self.ends, position)
+        path, index = self.groups[group]
+        row = position - (self.ends[group - 1] if group else 0)
+        with self._lock:
+            if self._kept[0] != group:
+                self._kept = group, _read(path, index, self.column)
+            cell = self._kept[1][row].as_py()
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        what = f"{path} row group {index} row {row}"
+        if not isinstance(data, bytes):
+            raise BadImage(f"{what}: no bytes of an image in column {self.column}; allowed: embedded images")
+        return data, what
+
+    def __call__(self, position: int) -> dict[str, Any]:
+        data, what = self._encoded(position)
+        image = decode_image(data, what, self.channels, self.size)
+        return {"image": image, "label": int(self.labels[position])}
+
+
+def _opened(path: Path) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read(path: Path, group: int | None, column: str) -> Any:
+    """A column of one row group, or of the whole file, as a pyarrow.ChunkedArray."""
+    import pyarrow
+
+    file = _opened(path)
+    try:
+        if group is None:
+            return file.read(columns=[column]).column(column)
+        claimed = file.metadata.row_group(group).total_byte_size
+        if claimed > MAX_GROUP_BYTES:
+            raise OSError(f"row group {group} claims {claimed} bytes; allowed: {MAX_GROUP_BYTES}")
+        return file.read_row_group(group, columns=[column]).column(column)
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path}: cannot be read as Parquet ({reason}); copy or download it again")
+
+
+def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
+    """Names of the image and of the label column, and of the classes (() where they are not said)."""
+    import pyarrow
+
+    schema = _opened(path).schema_arrow
+    try:
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        features = {name: feature for name, feature in info["features"].items() if isinstance(feature, dict)}
+    except (ValueError, AttributeError, KeyError):
+        features = {}
+    types = {field.name: field.type for field in schema}
+    images = [n for n, t in types.items() if pyarrow.types.is_binary(t) or pyarrow.types.is_struct(t)]
+    labels = [n for n, t in types.items() if pyarrow.types.is_integer(t)]
+    if features:
+        kinds = {name: feature.get("_type") for name, feature in features.items()}
+        images = [name for name in images if kinds.get(name) == "Image"]
+        labels = [name for name in labels if kinds.get(name) == "ClassLabel"]
+    labels = [name for name in labels if name == "label"] or labels
+    if len(images) != 1 or len(labels) != 1:
+        raise UserError(
+            f"{path}: columns {schema.names}: images {images}, labels {labels}; allowed: one column of each, "
+            "or a column 'label'"
+        )
+    names = features[labels[0]].get("names") or () if features else ()
+    return images[0], labels[0], tuple(map(str, names))

@@ -1,0 +1,228 @@
+"""A trained network for other programs: safetensors with JSON, StableHLO, ONNX; each read back and compared.
+
+All take images float32 [B, H, W, C] as the network takes them, any number of them unless one is asked for;
+the JSON says how to prepare them.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export as jax_export
+
+from cnnjax.data.augment import chain as augment_lib
+from cnnjax.errors import UserError
+from cnnjax.inference.model import TrainedModel
+from cnnjax.models import create_model
+from cnnjax.models.weights import files
+from cnnjax.ops.portable import portable
+from cnnjax.runs.folder import write_atomically
+
+SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
+FORMATS = tuple(SUFFIXES)
+TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
+HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
+PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
+
+Logits = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was written: its size, and the largest difference of its logits (see `TOLERANCE`)."""
+
+    num_bytes: int
+    difference: float
+
+
+def export(
+    trained: TrainedModel, form: str, out: str | Path, *, half: bool = False, batch_size: int | None = None
+) -> Exported:
+    """Writes a network that computes in float32, reads it back and compares its logits.
+
+    Args:
+      form: of `FORMATS`.
+      out: the file, ending in `SUFFIXES[form]`; FILE.json beside it says how to prepare images.
+      half: weights rounded to float16, for half the bytes.
+      batch_size: the only one that a StableHLO or ONNX file shall take; None is any.
+
+    Raises:
+      UserError: for another ending, a converter that is not installed, or logits that differ; nothing is
+        left behind then.
+    """
+    path = Path(out)
+    if path.suffix != SUFFIXES[form]:
+        raise UserError(f"--out={out}: a file of format {form} ends in {SUFFIXES[form]}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out={out}: {path.parent} is not a folder; make it first")
+    trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
+    variables = _halved(trained.variables) if half else trained.variables
+    sidecar = path.with_name(path.name + ".json")
+    written = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        WRITERS[form](trained, variables, written, batch_size)
+        sizes = (1, 3) if batch_size is None else (batch_size,)
+        difference = _compare(trained, READERS[form](trained, written), sizes)
+        limit = HALF_TOLERANCE if half else TOLERANCE
+        if not difference <= limit:
+            raise UserError(
+                f"--format={form}: the logits differ by {difference:.1e}, more than {limit}; nothing is kept"
+            )
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
+    facts = description(trained, form, half, batch_size)
+    write_atomically(sidecar, json.dumps(facts, indent=2) + "\n")
+    return Exported(path.stat().st_size, difference)
+
+
+def description(
+    trained: TrainedModel, form: str, half: bool, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What another program must know: preprocessing, classes, and the run's whole config."""
+    batch = batch_size or "batch"
+    return {
+        "format": form,
+        "weights": "float16" if half else "float32",
+        "model": trained.config.model,
+        "input": {"dtype": "float32", "shape": [batch, *trained.input_shape], "layout": "NHWC"},
+        "output": {"dtype": "float32", "shape": [batch, len(trained.class_names)], "values": "logits"},
+        "preprocessing": [{"name": name, **dict(arguments)} for name, arguments in trained.augment.steps],
+        "image_shape": list(trained.image_shape),
+        "class_names": list(trained.class_names),
+        "step": trained.step,
+        "config": trained.config.to_dict(),
+    }
+
+
+def load_safetensors(file: str | Path) -> tuple[Any, dict[str, Any], augment_lib.Augmentation]:
+    """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON.
+
+    Raises:
+      UserError: where one of the two files is missing or damaged.
+    """
+    path = Path(file)
+    try:
+        found = json.loads(path.with_name(path.name + ".json").read_text())
+        size, names = found["image_shape"], found["class_names"]
+        calls = ((step.pop("name"), step) for step in found["preprocessing"])
+        spec = "|".join(
+            f"{name}({', '.join(f'{k}={_literal(v)!r}' for k, v in step.items())})" for name, step in calls
+        )
+        model = create_model(found["model"], num_classes=len(names))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}.json cannot be read: {error}") from None
+    return model, _read_variables(path), augment_lib.parse(spec, image_shape=size)
+
+
+def _literal(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_variables(path: Path) -> dict[str, Any]:
+    tensors = {tuple(name.split("/")): jnp.asarray(x) for name, x in files.read(path).items()}
+    full = {
+        name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for name, x in tensors.items()
+    }
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(full)
+
+
+def _halved(variables: Any) -> Any:
+    """Floating leaves as float16."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float16) if jnp.issubdtype(x.dtype, jnp.floating) else x, variables
+    )
+
+
+def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> float:
+    """The largest difference from the run's own logits, over the largest logit where that is above 1."""
+    worst = 0.0
+    for size in sizes:
+        draw = np.random.default_rng(size)
+        raw = draw.integers(0, 256, (size, *trained.image_shape), dtype=np.uint8)
+        image = np.asarray(trained.prepare(raw), np.float32)
+        own = np.asarray(jax.jit(trained.model.apply)(trained.variables, image))
+        scale = max(1.0, float(np.abs(own).max()))
+        worst = max(worst, float(np.abs(logits(image) - own).max()) / scale)
+    return worst
+
+
+def _forward(trained: TrainedModel, variables: Any) -> Callable[[jax.Array], jax.Array]:
+    """image -> logits with the weights inside, kept in the dtype that they are stored in."""
+
+    def forward(image: jax.Array) -> jax.Array:
+        full = jax.tree.map(lambda x: x.astype(jnp.float32), variables)
+        return trained.model.apply(full, image)
+
+    return forward
+
+
+def _write_safetensors(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+    flat = traverse_util.flatten_dict(variables)
+    files.write(path, {"/".join(name): np.asarray(x) for name, x in flat.items()})
+
+
+def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
+    variables = _read_variables(path)
+    apply = jax.jit(trained.model.apply)
+    return lambda image: np.asarray(apply(variables, image))
+
+
+def _write_stablehlo(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+    batch = batch_size or jax_export.symbolic_shape("batch")[0]
+    image = jax.ShapeDtypeStruct((batch, *trained.input_shape), jnp.float32)
+    with portable():
+        done = jax_export.export(jax.jit(_forward(trained, variables)), platforms=PLATFORMS)(image)
+    write_atomically(path, lambda file: file.write(done.serialize()))
+
+
+def _read_stablehlo(trained: TrainedModel, path: Path) -> Logits:
+    call = jax_export.deserialize(bytearray(path.read_bytes())).call
+    return lambda image: np.asarray(call(image))
+
+
+def _write_onnx(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+    try:
+        import onnx
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise UserError(f"--format=onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
+    images = [(batch_size or "batch", *trained.input_shape)]
+    logging.disable(logging.WARNING)  # the converter reports each of its plugins
+    try:
+        with portable():
+            model = to_onnx(_forward(trained, variables), images, model_name="cnnjax")
+    except Exception as error:  # whatever an operation that it lacks makes it raise
+        reason = " ".join(str(error).split())[:160]
+        versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
+        advice = "--format=stablehlo may do, " + ("" if batch_size else "or --batch_size=1, ")
+        raise UserError(
+            f"--format=onnx: {versions} cannot convert this network ({reason}); {advice}"
+            "or versions that go together: pip install 'cnnjax[onnx]'"
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+    onnx.save(model, str(path))
+
+
+def _read_onnx(trained: TrainedModel, path: Path) -> Logits:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("--format=onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    return lambda image: session.run(None, {given.name: image})[0]
+
+
+WRITERS = {"safetensors": _write_safetensors, "stablehlo": _write_stablehlo, "onnx": _write_onnx}
+READERS = {"safetensors": _read_safetensors, "stablehlo": _read_stablehlo, "onnx": _read_onnx}

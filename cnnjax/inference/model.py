@@ -1,0 +1,213 @@
+"""A trained network, ready to use: `load_run(workdir).predict(images)`."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.errors import FlaxError
+
+from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.augment import views as protocols
+from cnnjax.errors import UserError
+from cnnjax.inference import images as image_files
+from cnnjax.inference.images import Failure
+from cnnjax.models import create_model
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.folder import Run, readable
+from cnnjax.runs.inputs import load_split, parse_augment
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the network makes of one image.
+
+    Attributes:
+      name: the file, or "image 3" for an array.
+      probabilities: float32 [K].
+      top: (class name, probability), the most likely first.
+    """
+
+    name: str
+    probabilities: np.ndarray
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """The network of a run folder with its preprocessing.
+
+    Attributes:
+      path: the run folder.
+      config: the config of the run.
+      step: of the checkpoint.
+      model, variables: what `model.apply(variables, image)` takes; `image` is what `prepare` gives.
+      augment: the run's preprocessing of evaluation, from uint8 images of `image_shape`.
+      protocol: how `predict` looks at an image; in the middle only, or from several views.
+      image_shape: [H, W, C] of the images that it was trained on, before that preprocessing.
+      class_names: one a class.
+    """
+
+    path: Path
+    config: Any
+    step: int
+    model: nn.Module
+    variables: Any
+    augment: augment_lib.Augmentation
+    protocol: protocols.Protocol
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    def predict(self, images: Any, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """Classifies images.
+
+        Args:
+          images: a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
+            stands for the images in it. Any size: the short side is brought to the run's and the middle cut.
+          top: how many classes `Prediction.top` lists.
+          batch_size: images at a time.
+
+        Raises:
+          UserError: for an image that cannot be read.
+        """
+        found = list(self.stream(images, top=top, batch_size=batch_size))
+        for item in found:
+            if isinstance(item, Failure):
+                raise UserError(item.reason)
+        return found
+
+    def stream(self, images: Any, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
+        """`predict` as a stream in the order of the images, of any number; failures are passed on."""
+        for batch in self.batches(images, batch_size):
+            yield from self.classify(batch, top=top, batch_size=batch_size)
+
+    def classify(
+        self, batch: Sequence[tuple[str, Any]], *, top: int = 5, batch_size: int = 64
+    ) -> list[Prediction | Failure]:
+        """One batch of `batches`, each image in its place."""
+        good = [image for _, image in batch if not isinstance(image, Failure)]
+        rows = iter(self._probabilities(good, batch_size))
+        return [
+            image if isinstance(image, Failure) else self._prediction(name, next(rows), top)
+            for name, image in batch
+        ]
+
+    def batches(self, images: Any, batch_size: int) -> Iterator[list[tuple[str, Any]]]:
+        """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
+        return image_files.read_batches(images, self.image_shape, batch_size)
+
+    def fit(self, image: Any, name: str = "image") -> np.ndarray:
+        """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`.
+
+        Raises:
+          UserError: naming what cannot be read, or does not fit.
+        """
+        return image_files.fit(image, self.image_shape, name)
+
+    def prepare(self, images: Any) -> jax.Array:
+        """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
+        return self.augment(jax.random.key(0), jnp.asarray(images))
+
+    def picture(self, images: Any) -> np.ndarray:
+        """uint8 [B, *image_shape] cut as the network sees it, before normalization: uint8 [B, H, W, C]."""
+        operations = augment_lib.AUGMENTATIONS
+        steps = tuple(step for step in self.augment.steps if operations[step[0]].gives is None)
+        cut = dataclasses.replace(self.augment, steps=steps)
+        return np.asarray(cut(jax.random.key(0), jnp.asarray(images)))
+
+    def with_class_names(self, file: str | Path) -> "TrainedModel":
+        """The same with the class names of a text file, one a line.
+
+        Raises:
+          UserError: unless the file has one for each class.
+        """
+        try:
+            names = tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"class_names={file} cannot be read: {error}") from None
+        if len(names) != len(self.class_names):
+            raise UserError(
+                f"class_names={file} has {len(names)} names; allowed: {len(self.class_names)}, one a line"
+            )
+        return dataclasses.replace(self, class_names=names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of what the network takes."""
+        return self.augment.output_shape
+
+    @functools.cached_property
+    def _apply(self) -> Any:
+        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.protocol(functools.partial(self.model.apply, variables), images))
+
+        return jax.jit(probabilities)
+
+    def _probabilities(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+        """float32 [B, K]; a short batch is filled up, so that one size is compiled."""
+        if not images:
+            return np.zeros((0, len(self.class_names)), np.float32)
+        full = [*images, *[images[0]] * (batch_size - len(images))]
+        return np.asarray(self._apply(self.variables, np.stack(full)))[: len(images)]
+
+    def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return Prediction(
+            name, probabilities, tuple((self.class_names[i], float(probabilities[i])) for i in order)
+        )
+
+
+def load_run(
+    workdir: str | Path, *, checkpoint: str = "last", weights: str = "raw", protocol: str | None = None
+) -> TrainedModel:
+    """The trained network of a run folder, of `cnnjax train` or of `cnnjax weights import`.
+
+    Args:
+      workdir: the run folder.
+      checkpoint: "last", "best" (on validation), or a step.
+      weights: "raw", or "ema" for the moving average.
+      protocol: views of an image that `predict` averages, see `data.protocols`; None is the run's own.
+
+    Raises:
+      UserError: where the folder is no run's, or lacks what was asked for.
+    """
+    run = Run.open(workdir)
+    config = run.config()
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        step, variables = saved.variables(checkpoint, weights)
+    finally:
+        saved.close()
+    with readable(run.path):
+        augment, shape, names = _preprocessing(run, config)
+    model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
+    variables = jax.tree.map(jnp.asarray, variables)
+    image = jax.ShapeDtypeStruct((1, *augment.output_shape), jnp.float32)
+    try:
+        jax.eval_shape(model.apply, variables, image)
+    except (FlaxError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{run.path} holds a network that does not fit its data set {config.data.name!r}: {reason}; "
+            "name the data set when the weights are imported, as in --config.data.name=cifar10"
+        ) from None
+    views = protocols.parse(protocol or config.eval_protocol, augment, shape)
+    return TrainedModel(run.path, config, step, model, variables, augment, views, shape, names)
+
+
+def _preprocessing(
+    run: Run, config: Any
+) -> tuple[augment_lib.Augmentation, tuple[int, int, int], tuple[str, ...]]:
+    """A run's preprocessing of evaluation, the shape of its images, and its class names."""
+    facts = run.read_json("record.json").get("data", {})
+    if "image_shape" not in facts:  # a run from before these were recorded
+        source = load_split(config, "train")
+        return parse_augment(config, "eval", source), tuple(source.image_shape), tuple(source.class_names)
+    height, width, channels = map(int, facts["image_shape"])
+    augment = augment_lib.parse(facts["eval_augment"], image_shape=(height, width, channels))
+    return augment, (height, width, channels), tuple(map(str, facts["class_names"]))

@@ -1,0 +1,90 @@
+"""Weights files as run folders, and the weights of a run as files that torch's users can load."""
+
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.data.augment.chain import explicit_spec, parse
+from cnnjax.data.catalog import DATASETS
+from cnnjax.models import Preset, count_params, create_model, variant
+from cnnjax.models.variants import preset_augment
+from cnnjax.models.weights import files, to_torch
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.folder import Run, make_record
+from cnnjax.runs.initial import initial_variables
+
+
+def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
+    """Makes a run folder of a weights file, which `evaluate` takes like one that was trained here.
+
+    Args:
+      file: .safetensors, .pth or .pt with torch's names.
+      config: its `model` names the network; the preprocessing of the model's preset is filled in.
+      workdir: a new folder.
+
+    Returns:
+      The paths of the parameters.
+
+    Raises:
+      UserError: listing every entry that does not fit; then no folder is made.
+    """
+    preset = variant(config.model).preset
+    config.augment.eval = preset_augment(preset)
+    config.augment.train, config.data.size = config.augment.eval, preset.resize or 0
+    config_lib.validate(config)
+    model = create_model(config.model)
+    variables = initial_variables(file, model, preset.input_size)
+    run = Run.create(workdir, config, fingerprint="")
+    facts = {"spec": config.model, "num_params": count_params(variables["params"])}
+    data = imported_data(config, preset)
+    run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
+        saved.wait()
+    finally:
+        saved.close()
+        run.close()
+    return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
+
+
+def imported_data(config: ConfigDict, preset: Preset) -> dict[str, Any]:
+    """What the run record says of the images of imported weights; {} where their mean cannot be known."""
+    info = DATASETS.get(config.data.name)
+    fits = info is not None and (info.num_classes, info.image_shape[2]) == (
+        preset.num_classes,
+        preset.input_size[2],
+    )
+    if not fits and preset.mean is None:
+        return {}
+    side = preset.resize
+    shape = (side, side, preset.input_size[2]) if side else preset.input_size
+    statistics = {"mean": info.mean, "std": info.std} if fits else {}
+    augment = parse(config.augment.eval, image_shape=shape, **statistics)
+    names = info.class_names if fits else [str(i) for i in range(preset.num_classes)]
+    return {
+        "class_names": list(names),
+        "image_shape": list(shape),
+        "eval_augment": explicit_spec(augment),
+    }
+
+
+def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:
+    """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
+
+    Raises:
+      UserError: where torchvision has no such family, or the folder is no run's.
+    """
+    run = Run.open(workdir)
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        state = saved.read(saved.find(checkpoint))["state"]
+    finally:
+        saved.close()
+    variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+    tensors = to_torch(variables, create_model(run.config().model))
+    files.write(file, tensors)
+    return len(tensors)

@@ -1,0 +1,203 @@
+"""What a compiled program holds and moves: memory, FLOPs, and the bytes of each collective by layer.
+
+All of it is read from what XLA has compiled, for one device of those that it was compiled for.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+
+KINDS = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
+)  # fmt: skip
+BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}
+# One instruction of HLO's text: its name, the shape of its result, and a collective's name.
+INSTRUCTION = re.compile(
+    rf"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-done)?\((.*)$", re.MULTILINE
+)
+SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+OTHER = "step"  # where a collective belongs to no layer: gradients combined, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of communication of one layer.
+
+    `size` is the bytes of its result on a device, `wire` those that a device sends in a ring algorithm,
+    `devices` how many take part, `count` how often a step does it, and `tensors` how many arrays XLA has
+    combined into one.
+    """
+
+    kind: str
+    layer: str
+    size: int
+    devices: int
+    count: int = 1
+    tensors: int = 1
+
+    @property
+    def wire(self) -> float:
+        n = self.devices
+        if self.kind == "reduce-scatter":
+            return self.size * (n - 1)
+        share = {"all-reduce": 2 * (n - 1) / n, "all-gather": (n - 1) / n, "all-to-all": (n - 1) / n}
+        return self.size * share.get(self.kind, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Of one device: bytes of its arguments, results, temporaries and of those that share a place (donated).
+
+    `flops` and `bytes_accessed` are XLA's own counts; `collectives` are those of one run.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+    aliased: int
+    flops: float
+    bytes_accessed: float
+    collectives: tuple[Collective, ...]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that a device holds while the program runs."""
+        return self.arguments + self.results + self.temporaries - self.aliased
+
+    def by_kind(self) -> dict[str, tuple[int, float]]:
+        """(how many, bytes sent) of each kind of collective."""
+        return _sums((c.kind, c) for c in self.collectives)
+
+    def by_layer(self) -> dict[str, tuple[int, float]]:
+        """(how many, bytes sent) by layer, the most bytes first."""
+        found = _sums((c.layer, c) for c in self.collectives)
+        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def _sums(pairs: Iterable[tuple[str, Collective]]) -> dict[str, tuple[int, float]]:
+    found: dict[str, tuple[int, float]] = {}
+    for name, each in pairs:
+        count, wire = found.get(name, (0, 0.0))
+        found[name] = count + each.count, wire + each.count * each.wire
+    return found
+
+
+def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Program:
+    """Reads a compiled program.
+
+    Args:
+      layers: the module paths ('stage1_block1/conv1') that collectives are told apart by.
+    """
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return Program(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        flops=cost.get("flops", math.nan),
+        bytes_accessed=cost.get("bytes accessed", math.nan),
+        collectives=tuple(collectives(compiled.as_text(), layers)),
+    )
+
+
+def collectives(text: str, layers: Iterable[str] = ()) -> Iterator[Collective]:
+    """The collectives in a module of optimized HLO text, those in loops counted as often as they run."""
+    known = set(layers)
+    times = _times(text)
+    lines = {match[1]: match[0] for match in INSTRUCTION_LINE.finditer(text)}
+    for name, body in _computations(text):
+        for found in INSTRUCTION.finditer(body):
+            shape, kind, done, rest = found[2], found[3], found[4], found[5]
+            start = lines.get(_operand(rest), "") if done else ""
+            whole = rest + start
+            shapes = SHAPE.findall(shape)
+            devices = _group_size(whole)
+            if devices > 1:
+                yield Collective(
+                    kind=kind,
+                    layer=_layer(whole, known),
+                    size=sum(_bytes(*each) for each in shapes),
+                    devices=devices,
+                    count=times.get(name, 1),
+                    tensors=len(shapes),
+                )
+
+
+INSTRUCTION_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*$", re.MULTILINE)
+
+
+def _operand(rest: str) -> str:
+    found = re.match(r"(?:[^%(]*)%?([\w.\-]+)\)", rest)
+    return found[1] if found else ""
+
+
+def _computations(text: str) -> Iterator[tuple[str, str]]:
+    """(name, body) of each computation."""
+    name, body = "", []
+    for line in text.splitlines():
+        if found := COMPUTATION.match(line):
+            name, body = found[1], []
+        elif line.startswith("}"):
+            yield name, "\n".join(body)
+        else:
+            body.append(line)
+
+
+def _times(text: str) -> dict[str, int]:
+    """How often each computation that a loop, or something in it, calls is run."""
+    calls: dict[str, list[tuple[str, int]]] = {}
+    for name, body in _computations(text):
+        for line in body.splitlines():
+            trips = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
+            for callee in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
+                count = int(trips[1]) if trips and f"body=%{callee}" in line else 1
+                calls.setdefault(callee, []).append((name, count))
+
+    def of(name: str, depth: int = 0) -> int:
+        callers = calls.get(name, [])
+        if not callers or depth > 50:
+            return 1
+        return max(of(caller, depth + 1) * count for caller, count in callers)
+
+    return {name: of(name) for name in calls}
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    if dtype not in BITS and not re.fullmatch(r"[a-z]+\d+\w*", dtype):
+        return 0
+    bits = BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+    return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8
+
+
+def _group_size(attributes: str) -> int:
+    """How many devices of a replica group: XLA writes it as lists, as [groups, size], or by mesh axes."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return found[1].count(",") + 1
+    if "source_target_pairs=" in attributes:
+        return 2
+    return 0
+
+
+def _layer(attributes: str, known: set[str]) -> str:
+    """The module that the collective's `op_name` lies in, the longest known path; `OTHER` without one."""
+    found = re.search(r'op_name="([^"]*)"', attributes)
+    parts = [part for part in (found[1].split("/") if found else []) if "(" not in part]
+    paths = ("/".join(parts[a:b]) for b in range(len(parts), 0, -1) for a in range(b))
+    return next((path for path in paths if path in known), OTHER)
+
+
+def layer_paths(params: Any) -> set[str]:
+    """The paths of the modules that hold parameters."""
+    return {
+        "/".join(str(key.key) for key in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }

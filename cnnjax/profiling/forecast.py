@@ -1,0 +1,189 @@
+"""What a training step would need on devices that are not here: compiled for them, run nowhere.
+
+XLA's own compiler for TPUs comes with `pip install 'cnnjax[tpu]'` and compiles on any Linux machine.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.data.sources.source import ArraySource
+from cnnjax.errors import UserError, unknown
+from cnnjax.models import variant
+from cnnjax.ops import cpu
+from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
+from cnnjax.runs.experiment import build, check_batch
+from cnnjax.runs.memory import out_of_memory
+from cnnjax.runs.step import lower_step
+from cnnjax.training import parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's published figures: FLOP/s in bfloat16, bytes of memory, bytes/s of memory and of the network.
+
+    `network` is what one chip sends in an all-reduce of a whole pod (its published all-reduce bandwidth over
+    its 256 chips); slices without wrap-around links have less. `hop` is the latency of one link, in seconds.
+    """
+
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    network: float
+    hop: float = 1e-6
+
+
+# Google Cloud's pages "TPU v5e" and "TPU v6e" (cloud.google.com/tpu/docs/v5e and /v6e, read in 2026): peak
+# bf16, HBM, and all-reduce bandwidth of a pod of 256 chips, 51.2 and 102.4 TB/s. About a microsecond for a
+# hop: Austin et al. 2025, "How to Scale Your Model", chapter on TPUs.
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 51.2e12 / 256),
+    "v6e": Chip(918e12, 32e9, 1638e9, 102.4e12 / 256),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """A compiled step and, where the chip's figures are known, the seconds that it should take.
+
+    `compute` is the larger of FLOPs over peak and of XLA's count of bytes over memory bandwidth; `network`
+    the time of all collectives one after the other, at the published rate. The efficiency of many chips
+    against one is predicted from `efficiency_alone` (nothing is hidden behind the computation) to
+    `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
+    """
+
+    program: Program
+    num_devices: int
+    compile_seconds: float
+    compute: float | None = None
+    network: float | None = None
+
+    @property
+    def efficiency_alone(self) -> float | None:
+        return None if self.compute is None else self.compute / (self.compute + self.network)
+
+    @property
+    def efficiency_hidden(self) -> float | None:
+        return None if self.compute is None else self.compute / max(self.compute, self.network)
+
+
+def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, ...]]:
+    """The devices, the chip and the shape that a name such as 'v5e:2x4' or 'cpu:8' means.
+
+    Raises:
+      UserError: for another name, or where the compiler is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in (*CHIPS, "cpu"):
+        raise unknown("--topology", name, [*(f"{chip}:2x4" for chip in CHIPS), "cpu:8"])
+    sides = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
+    if kind == "cpu" and len(sides) == 1:
+        with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
+            jax.config.update("jax_num_cpu_devices", sides[0])
+        devices = jax.devices("cpu")
+        if len(devices) < sides[0]:
+            raise UserError(f"--topology={name}: this process already runs with {len(devices)} CPU devices")
+        return devices[: sides[0]], None, sides
+    if kind == "cpu" or len(sides) != 2:
+        raise UserError(f"--topology={name} must give the shape, as in 'v5e:2x4', 'v5e:16x16' or 'cpu:8'")
+    if not importlib.util.find_spec("libtpu"):
+        raise UserError(
+            f"--topology={name} needs the compiler for TPUs: pip install 'cnnjax[tpu]' (on Linux)"
+        )
+    from jax.experimental import topologies
+
+    # It asks the cloud's metadata server what machine it runs on, unless told that there is none.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody takes a chip
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except Exception as error:  # the runtime raises several kinds
+        raise UserError(f"--topology={name}: {' '.join(str(error).split())[:200]}") from None
+    return found.devices, CHIPS[kind], sides
+
+
+def forecast(config: ConfigDict, name: str, *, source: Any = None) -> Forecast:
+    """Compiles the training step of a config for a topology; `source` stands for its images.
+
+    Raises:
+      UserError: for a mistake in either, or a step that does not fit the chip's memory.
+    """
+    config_lib.validate(config)
+    devices, chip, sides = topology(name)
+    check_batch(config, parallel.make_mesh(config.mesh, devices))
+    experiment = build(config, devices=devices, source=source)
+    start = time.perf_counter()
+    with _for_other_devices(chip), out_of_memory(name, config.model, config.batch_size):
+        compiled = lower_step(experiment).compile()
+    seconds = time.perf_counter() - start
+    program = inspect(compiled, layer_paths(experiment.abstract_state.params))
+    count = experiment.mesh.size
+    if chip is None:
+        return Forecast(program, count, seconds)
+    compute = max(program.flops / chip.flops, program.bytes_accessed / chip.memory_bandwidth)
+    network = sum(each.count * collective_seconds(each, chip, sides) for each in program.collectives)
+    return Forecast(program, count, seconds, compute, network)
+
+
+def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> float:
+    """Seconds of one collective: its bytes over the network's bandwidth, and the latency of its hops.
+
+    A ring along each side of the slice in turn, both ways round: half of each side in hops, and twice that
+    for an all-reduce, which scatters and gathers.
+    """
+    hops = 1 if each.kind == "collective-permute" else sum(side // 2 for side in sides)
+    return each.wire / chip.network + hops * chip.hop * (2 if each.kind == "all-reduce" else 1)
+
+
+@contextlib.contextmanager
+def _for_other_devices(chip: Chip | None) -> Iterator[None]:
+    with cpu.paused() if chip else contextlib.nullcontext():
+        yield
+
+
+def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_examples: int = 64) -> ArraySource:
+    """Images that hold nothing and take no memory, to compile a step without the data set."""
+    image = np.broadcast_to(np.uint8(0), (num_examples, *image_shape))
+    names = tuple(map(str, range(num_classes)))
+    return ArraySource(image, np.zeros(num_examples, np.int32), names, name="blank", split="train")
+
+
+def model_memory(spec: str, batch_size: int, *, dtype: str = "float32", topology_name: str = "") -> Forecast:
+    """The memory of a training step of one model at its preset's size, compiled for one device."""
+    preset = variant(spec).preset
+    config = config_lib.default()
+    config.update({"model": spec, "batch_size": batch_size, "dtype": dtype, "mesh": "data:1"})
+    config.augment.train = config.augment.eval = "normalize(mean=0.5, std=0.25)"
+    source = blank_source(preset.input_size, preset.num_classes)
+    return forecast(config, topology_name or "cpu:1", source=source)
+
+
+def facts(found: Forecast) -> dict[str, Any]:
+    """A forecast as plain numbers, for JSON and CSV."""
+    program = found.program
+    return {
+        "devices": found.num_devices,
+        "memory_bytes": program.memory,
+        "argument_bytes": program.arguments,
+        "temporary_bytes": program.temporaries,
+        "flops": program.flops,
+        "bytes_accessed": program.bytes_accessed,
+        "collectives": {kind: {"count": n, "bytes_sent": b} for kind, (n, b) in program.by_kind().items()},
+        "layers": {layer: {"count": n, "bytes_sent": b} for layer, (n, b) in program.by_layer().items()},
+        "compute_seconds": found.compute,
+        "network_seconds": found.network,
+        "efficiency_alone": found.efficiency_alone,
+        "efficiency_hidden": found.efficiency_hidden,
+        "compile_seconds": round(found.compile_seconds, 1),
+    }

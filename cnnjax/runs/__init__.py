@@ -1,0 +1,1 @@
+"""One config made real, run, and kept on disk."""

@@ -1,0 +1,99 @@
+"""Metrics of variables on a whole split, each image counted once on any number of devices."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cnnjax.data import batches
+from cnnjax.ops import cpu
+from cnnjax.runs import processes
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import Experiment, build
+from cnnjax.runs.folder import Run
+from cnnjax.training import metrics, parallel
+from cnnjax.training.steps import eval_step
+
+
+class Evaluator:
+    """Evaluates variables on one split, with one compiled step."""
+
+    def __init__(self, experiment: Experiment, split: str):
+        source = experiment.source(split)
+        mesh, devices = experiment.mesh, experiment.mesh.shape["data"]
+        self.whole = parallel.replicated(mesh)
+        # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
+        size = -(-min(experiment.config.eval_batch_size, len(source)) // devices) * devices
+        self.batches = batches.make_batches(
+            source, size, sharding=parallel.split_batch(mesh), **experiment.reading
+        )
+        step = functools.partial(
+            eval_step,
+            model=experiment.model,
+            protocol=experiment.protocol,
+            placement=experiment.placement,
+        )
+        self.step = jax.jit(step, donate_argnums=1, out_shardings=self.whole)
+        self.no_sums = jax.jit(lambda: metrics.empty(source.num_classes), out_shardings=self.whole)
+
+    def __call__(
+        self, variables: Any, after_each: Callable[[], None] = processes.beat
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The metrics and the predictions, one row an example in the source's order.
+
+        `after_each` is called after each batch.
+        """
+        sums = self.no_sums()
+        rows = []
+        for batch in self.batches.one_epoch():
+            sums, predictions = self.step(variables, sums, batch)
+            rows.append(predictions)
+            after_each()
+        rows = jax.device_get(rows)
+        joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        real = joined.pop("mask") > 0
+        return metrics.compute(sums), {name: values[real] for name, values in joined.items()}
+
+
+def evaluate(
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    checkpoint: str = "last",
+    weights: str = "raw",
+    data: str | None = None,
+    protocol: str | None = None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluates a run on every image of a split, each counted once.
+
+    Args:
+      workdir: a run folder.
+      split: "test", "validation" or "train" (without what is held out).
+      checkpoint: "last", "best" (on validation), or a step.
+      weights: "raw", or "ema" for the moving average.
+      data: another data set with the same classes, by name; None is the run's own.
+      protocol: one of `data.protocols`; None is the run's own.
+
+    Returns:
+      The metrics of `training.metrics.compute`, with the step and the protocol; and the predictions of
+      `eval_step`, one row an image in the order of the split.
+    """
+    run = Run.open(workdir)
+    config = run.config()
+    if data:
+        config.data.name, config.data.num_validation = data, 0
+    config.eval_protocol = protocol or config.eval_protocol
+    config.init_from, config.mesh, config.sharding = "", "", "replicated"  # those of training are over
+    experiment = build(config)
+    saved = Checkpoints(run.path / "checkpoints")
+    try:
+        step, variables = saved.variables(checkpoint, weights)
+    finally:
+        saved.close()
+    variables = parallel.put(variables, parallel.replicated(experiment.mesh))
+    with cpu.chosen(config.cpu_kernels):
+        scores, predictions = Evaluator(experiment, split)(variables)
+    return {"step": step, "split": split, "protocol": config.eval_protocol, **scores}, predictions

@@ -1,0 +1,296 @@
+"""A config made real: data, augmentation, model, optimizer and mesh, checked before anything compiles."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from flax.errors import FlaxError
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.data import batches
+from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.augment import views
+from cnnjax.data.augment.chain import explicit_spec
+from cnnjax.data.sources.source import sample_images
+from cnnjax.errors import UserError, parse_call
+from cnnjax.models import count_params, create_model
+from cnnjax.models.placement import Placement
+from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
+from cnnjax.runs.initial import initial_variables
+from cnnjax.runs.inputs import load_split, max_bad_images, parse_augment, statistics
+from cnnjax.training import optimizers, parallel, parameter_groups, schedules
+from cnnjax.training.state import TrainState, init_state, run_init
+from cnnjax.training.steps import TrainMetrics
+
+START_IMAGES = 5000  # that a model may see before its first step
+# Values of an optimizer or schedule that the config holds in fields of their own.
+_OWN_FIELDS = {
+    "learning_rate": "optimizer.learning_rate",
+    "total_steps": "total_epochs",
+    "warmup_steps": "optimizer.warmup_epochs",
+    "steps_per_epoch": "batch_size",
+    "schedule": "optimizer.schedule",
+    "weight_decay": "optimizer.weight_decay",
+    "decay": "optimizer.decay",
+    "decay_mode": "optimizer.decay_mode",
+    "gradient_clip": "optimizer.gradient_clip",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that training and evaluation need, and nothing that changes."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    train_source: Any
+    augment: augment_lib.Augmentation
+    eval_augment: augment_lib.Augmentation
+    protocol: views.Protocol
+    model: nn.Module
+    tx: Any
+    schedule: schedules.Schedule
+    steps_per_epoch: int
+    total_steps: int
+    initial: dict[str, Any] | None  # variables of config.init_from, in place of drawn ones
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Evaluations end at whole steps, at least one apart."""
+        return max(1, round(self.config.eval_every_epochs * self.steps_per_epoch))
+
+    def source(self, split: str) -> Any:
+        """One split of the data set, `validation` held out of `train`."""
+        return load_split(self.config, split)
+
+    @property
+    def rules(self) -> tuple[parallel.Rule, ...]:
+        """How the state is cut over the mesh."""
+        return parallel.rules_of(self.config.sharding)
+
+    @property
+    def placement(self) -> Placement:
+        """How the layers lie on the mesh; BatchNorm's groups are of what passes through at once."""
+        passed = self.config.batch_size // self.config.accumulate_steps
+        parameter_groups = parallel.norm_groups(self.config.batch_norm, passed, self.mesh)
+        return Placement(self.mesh, parameter_groups)
+
+    @property
+    def stacked_blocks(self) -> list[list[str]]:
+        """The equal blocks that the loop keeps stacked, where no rule tells their arrays apart."""
+        config = self.config
+        name, *_ = parse_call(config.optimizer.name, "config.optimizer.name")
+        by_name = config.freeze or config.optimizer.learning_rate_scales or self.rules
+        alike = config.optimizer.decay in ("kernels", "all") and optimizers.OPTIMIZERS[name].elementwise
+        return scanned_blocks(self.model) if alike and not by_name else []
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How `make_batches` reads streamed images."""
+        return {"num_workers": self.config.data.num_workers, "max_bad": max_bad_images(self.config)}
+
+    def init_state(self) -> TrainState:
+        """The state before the first step as the step takes it, on the devices of the mesh."""
+        place = jax.tree.map(lambda x: x.sharding, self.abstract_step_state)
+        state = run_init(self._init_step_state, out_shardings=place)
+        initial = self.initial or self._from_images()
+        if not initial:
+            return state
+        state = unstack_blocks(state, self.stacked_blocks)
+        flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(initial)
+        start = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
+        place = {name: getattr(self.abstract_state, name) for name in start}
+        start = parallel.put(start, jax.tree.map(lambda x: x.sharding, place))
+        ema = jax.tree.map(jnp.copy, start) if state.ema else {}
+        return stack_blocks(state.replace(**start, ema=ema), self.stacked_blocks)
+
+    def _from_images(self) -> dict[str, Any]:
+        """Variables that the model computes from training images, where it has a `from_images`."""
+        if not hasattr(self.model, "from_images"):
+            return {}
+        images = sample_images(self.train_source, START_IMAGES)
+        return self.model.from_images(self.eval_augment(jax.random.key(0), images))
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, without computing it."""
+        return self._placed(jax.eval_shape(self._init_state))
+
+    @functools.cached_property
+    def abstract_step_state(self) -> TrainState:
+        """The same of the state as the step takes it, the blocks of `stacked_blocks` stacked."""
+        return self._placed(jax.eval_shape(self._init_step_state))
+
+    def _placed(self, shapes: Any) -> Any:
+        places = parallel.shardings(shapes, self.mesh, self.rules)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        )
+
+    def abstract_tree(self) -> dict[str, Any]:
+        """What a checkpoint holds: the state, and the sums of the log interval it was taken in."""
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.replicated(self.mesh))
+        interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
+        return {"state": self.abstract_state, "interval": interval}
+
+    def _init_step_state(self) -> TrainState:
+        return stack_blocks(self._init_state(), self.stacked_blocks)
+
+    def _init_state(self) -> TrainState:
+        key = jax.random.key(self.config.seed)
+        shape = self.eval_augment.output_shape
+        return init_state(self.model, self.tx, key, shape, ema=self.config.ema_decay > 0)
+
+    def facts(self) -> dict[str, Any]:
+        """What the run record says of this experiment."""
+        params = self.abstract_state.params
+        return {
+            "seed": self.config.seed,
+            "data": {
+                "name": self.train_source.name,
+                "train_examples": len(self.train_source),
+                "class_names": list(self.train_source.class_names),
+                "image_shape": list(self.train_source.image_shape),
+                "eval_augment": explicit_spec(self.eval_augment),
+                "fingerprint": self.train_source.fingerprint,
+            },
+            "model": {
+                "spec": self.config.model,
+                "num_params": count_params(params),
+                "frozen": parameter_groups.frozen_paths(params, self.config.freeze),
+                "decayed": optimizers.decayed_paths(params, self.config.optimizer.decay),
+            },
+            "steps_per_epoch": self.steps_per_epoch,
+            "total_steps": self.total_steps,
+        }
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises a UserError where the batch cannot be cut over the devices, into parts and into groups."""
+    parts = config.accumulate_steps
+    if config.batch_size % parts:
+        raise UserError(f"config.accumulate_steps={parts} must divide config.batch_size={config.batch_size}")
+    field = f"config.batch_size / accumulate_steps={parts}" if parts > 1 else "config.batch_size"
+    parallel.check_divides(field, config.batch_size // parts, mesh)
+    parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
+
+
+def build(
+    config: ConfigDict, *, devices: Sequence[jax.Device] | None = None, source: Any = None
+) -> Experiment:
+    """Checks a config against its data, its model and the devices.
+
+    Args:
+      devices: those that the mesh is made of; None are all there are.
+      source: images in place of those that the config names.
+
+    Raises:
+      UserError: naming the field and what is allowed.
+    """
+    config_lib.validate(config)
+    mesh = parallel.make_mesh(config.mesh, devices)
+    parallel.rules_of(config.sharding)
+    create_model(config.model)  # names that need no data are checked before it is read
+    _make_optimizer(config, total_steps=1000, steps_per_epoch=1000 / config.total_epochs)
+    source = source or load_split(config, "train")
+    facts = statistics(config, source)
+    augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
+    protocol = views.parse(config.eval_protocol, eval_augment, source.image_shape)
+    model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
+    for augmentation in (augment, eval_augment):
+        check_model(config.model, model, augmentation.output_shape)
+    _check_protocol(config, model, protocol)
+    per_epoch = batches.steps_per_epoch(len(source), config.batch_size)
+    total_steps = max(1, round(config.total_epochs * per_epoch))
+    tx, schedule = _make_optimizer(config, total_steps, per_epoch)
+    initial = None
+    if config.init_from:
+        initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
+    experiment = Experiment(
+        config, mesh, source, augment, eval_augment, protocol, model, tx, schedule,
+        per_epoch, total_steps, initial,
+    )  # fmt: skip
+    params = experiment.abstract_state.params
+    optimizers.decay_mask(params, config.optimizer.decay)
+    parameter_groups.frozen_paths(params, config.freeze)
+    return experiment
+
+
+def check_model(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Raises a UserError where a model cannot take images of [H, W, C]."""
+    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    try:
+        init = functools.partial(model.init, train=False)
+        jax.eval_shape(init, jax.random.key(0), image)
+    except UserError as error:
+        raise UserError(f"config.model={spec!r}: {error}") from None
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"config.model={spec!r} cannot be built for images of {image_shape}: {reason}; "
+            "`cnnjax models` shows the input size of each model"
+        ) from None
+
+
+def _check_protocol(config: ConfigDict, model: nn.Module, protocol: views.Protocol) -> None:
+    """Raises a UserError where the weights of one image size cannot be used at the protocol's others."""
+    own = protocol.augment.output_shape
+    others = protocol.input_shapes - {own}
+    if not others:
+        return
+    image = jax.ShapeDtypeStruct((2, *own), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+    for shape in sorted(others):
+        image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        try:
+            jax.eval_shape(model.apply, variables, image)
+        except (UserError, FlaxError, TypeError, ValueError, ZeroDivisionError):
+            raise UserError(
+                f"config.eval_protocol={config.eval_protocol!r}: {config.model} made for images of {own} "
+                f"cannot take {shape}; allowed: networks that end in global average pooling, on images large "
+                "enough"
+            ) from None
+
+
+def _make_optimizer(
+    config: ConfigDict, total_steps: int, steps_per_epoch: float
+) -> tuple[Any, schedules.Schedule]:
+    fields = config.optimizer
+    name, values = _parse_values("optimizer.schedule", fields.schedule)
+    schedule = schedules.make_schedule(
+        name,
+        learning_rate=fields.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        **values,
+    )
+    name, values = _parse_values("optimizer.name", fields.name)
+    tx = optimizers.make_optimizer(
+        name,
+        schedule,
+        weight_decay=fields.weight_decay,
+        decay=fields.decay,
+        decay_mode=fields.decay_mode,
+        gradient_clip=fields.gradient_clip,
+        **values,
+    )
+    scales = parameter_groups.parse_scales(fields.learning_rate_scales)
+    return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
+
+
+def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the named values of a call such as 'sgd(momentum=0.9)'."""
+    name, args, values = parse_call(spec, f"config.{field}")
+    if args:
+        raise UserError(f"config.{field}={spec!r}: values are given by name, as in {name}(x=1)")
+    for value in values:
+        if value in _OWN_FIELDS:
+            raise UserError(f"config.{field}={spec!r}: {value} is set by config.{_OWN_FIELDS[value]}")
+    return name, values

@@ -1,0 +1,237 @@
+"""Augmentations against NumPy, their keys, and the errors of the string that chains them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnjax.data.augment import chain as augment
+from cnnjax.data.augment.chain import AUGMENTATIONS, Operation, parse
+from cnnjax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def numbered(batch: int, height: int, width: int) -> np.ndarray:
+    """uint8 [B, H, W, 3]: channels row, column and image, so that each pixel says where it was."""
+    image, row, column = np.meshgrid(*map(np.arange, (batch, height, width)), indexing="ij")
+    return np.stack([row, column, image], -1).astype(np.uint8)
+
+
+def test_mirror_flips_or_keeps_each_image_as_a_whole():
+    images = RNG.integers(0, 256, (64, 3, 5, 2), dtype=np.uint8)
+    out = np.asarray(augment.mirror(jax.random.key(0), images))
+    flipped = [np.array_equal(o, i[:, ::-1]) for o, i in zip(out, images, strict=True)]
+    kept = [np.array_equal(o, i) for o, i in zip(out, images, strict=True)]
+    assert all(f != k for f, k in zip(flipped, kept, strict=True))
+    assert 16 < sum(flipped) < 48
+    assert out.dtype == np.uint8
+
+
+def test_mirror_at_probability_one_is_numpys_flip_and_at_zero_the_identity():
+    images = RNG.normal(size=(8, 3, 4, 1)).astype(np.float32)
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(augment.mirror(key, images, 1.0), images[:, :, ::-1])
+    np.testing.assert_array_equal(augment.mirror(key, images, 0.0), images)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    height=st.integers(3, 6),
+    width=st.integers(3, 6),
+    size=st.integers(1, 5),
+    padding=st.integers(0, 2),
+    mode=st.sampled_from(["zero", "reflect"]),
+    seed=st.integers(0, 1000),
+)
+def test_random_crop_is_a_window_of_numpys_padded_image(height, width, size, padding, mode, seed):
+    size = min(size, height + 2 * padding, width + 2 * padding)
+    images = RNG.integers(1, 256, (4, height, width, 2), dtype=np.uint8)
+    out = np.asarray(augment.random_crop(jax.random.key(seed), images, size, padding, mode))
+    pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    padded = np.pad(images, pad, mode="constant" if mode == "zero" else "reflect")
+    assert out.shape == (4, size, size, 2) and out.dtype == np.uint8
+    for image, cut in zip(padded, out, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(0, 1))
+        windows = windows.transpose(0, 1, 3, 4, 2).reshape(-1, *cut.shape)
+        assert (windows == cut).all((1, 2, 3)).any()
+
+
+def test_every_crop_place_and_mirror_occurs_about_equally_often():
+    """Views of 4x4 from 6x6: 3 rows, 3 columns, mirrored or not."""
+    images = jnp.asarray(np.tile(numbered(1, 6, 6), (3600, 1, 1, 1)))
+    views = parse("random_crop(4)|mirror|scale", image_shape=(6, 6, 3))(jax.random.key(3), images)
+    corners = np.round(np.asarray(views)[:, 0, [0, -1], :2] * 255).astype(int).reshape(-1, 4)
+    found, counts = np.unique(corners, axis=0, return_counts=True)
+    assert len(found) == 3 * 3 * 2
+    assert counts.min() > 130 and counts.max() < 280  # 200 expected, sigma 14
+
+
+def test_views_of_a_227_crop_from_256():
+    """Shifts of 0..28 give the course's 29 * 29 * 2 = 1682; all the places there are, 30 * 30 * 2 = 1800."""
+    shifts = 256 - 227
+    assert shifts * shifts * 2 == 1682
+    images = np.zeros((2048, 256, 1, 1), np.uint8) + np.arange(256, dtype=np.uint8)[None, :, None, None]
+    crop = jax.jit(lambda key, x: augment.random_crop(key, x, (227, 1))[:, 0, 0, 0])
+    starts = np.unique(crop(jax.random.key(0), images))
+    np.testing.assert_array_equal(starts, np.arange(shifts + 1))
+    assert len(starts) ** 2 * 2 == 1800
+
+
+@pytest.mark.parametrize(("size", "top", "left"), [(2, 1, 2), ((3, 4), 1, 1), ((5, 6), 0, 0)])
+def test_center_crop_takes_the_middle(size, top, left):
+    images = numbered(2, 5, 6)
+    out = np.asarray(augment.center_crop(jax.random.key(0), images, size))
+    height, width = size if isinstance(size, tuple) else (size, size)
+    np.testing.assert_array_equal(out, images[:, top : top + height, left : left + width])
+
+
+def test_scale_and_normalize_against_numpy():
+    images = RNG.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    unit = images / np.float64(255)
+    expected = (unit - mean) / std
+    key = jax.random.key(0)
+    scaled = augment.scale(key, images)
+    assert scaled.dtype == jnp.float32
+    np.testing.assert_allclose(scaled, unit, atol=1e-7)
+    for x in (images, scaled):
+        normalized = augment.normalize(key, x, mean, std)
+        assert normalized.dtype == jnp.float32
+        np.testing.assert_allclose(normalized, expected, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "mirror(0)",
+        "random_crop((5, 6))",
+        "random_crop((5, 6), padding_mode='reflect')",
+        "center_crop((5, 6))",
+    ],
+)
+def test_identity_at_strength_zero(spec):
+    images = numbered(4, 5, 6)
+    out = parse(f"{spec}|scale", image_shape=(5, 6, 3))(jax.random.key(7), images)
+    np.testing.assert_array_equal(out, parse("scale", image_shape=(5, 6, 3))(jax.random.key(0), images))
+
+
+def test_same_key_same_images_other_key_other_images_and_jit_equals_eager():
+    chain = parse(
+        "random_crop(8, padding=2)|mirror|normalize", image_shape=(8, 8, 3), mean=(0.3,), std=(0.2,)
+    )
+    images = RNG.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    one, again, other = (np.asarray(chain(jax.random.key(s), images)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(jax.jit(chain)(jax.random.key(1), images), one, atol=1e-6)
+    keys = jax.random.split(jax.random.key(0), 2)
+    pair = jax.vmap(chain)(keys, jnp.stack([images, images]))
+    np.testing.assert_allclose(pair[1], chain(keys[1], images), atol=1e-6)
+
+
+def test_two_of_the_same_operation_draw_apart():
+    """Two fair flips with one key would cancel; with their own they leave half the images flipped."""
+    images = numbered(64, 2, 3)
+    out = parse("mirror|mirror|scale", image_shape=(2, 3, 3))(jax.random.key(0), images)
+    flipped = np.asarray(out)[:, 0, 0, 1] > 0
+    assert 16 < flipped.sum() < 48
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_every_operation_has_checked_arguments_and_says_its_shape(name):
+    op = AUGMENTATIONS[name]
+    assert set(op.parameters) <= set(augment.ARGUMENTS)
+    assert op.apply.__doc__
+    given = {"size": "6", "mean": "0.5", "std": "0.25", "strength": "0.4", "hue": "0.1"}
+    given["covariance"] = "((1, 0, 0), (0, 1, 0), (0, 0, 1))"
+    needed = [given[a] for a, p in op.parameters.items() if p.default is p.empty]
+    call = f"{name}({', '.join(needed)})"
+    chain = parse(
+        (call if op.gives else f"{call}|scale") if "uint8" in op.takes else f"scale|{call}",
+        image_shape=(8, 8, 3),
+    )
+    assert chain.mixes_labels == op.mixes_labels
+    images, labels = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    examples = augment.Examples(jax.random.key(0), jnp.arange(2), jnp.zeros(2, jnp.int32))
+    out, mixed = jax.eval_shape(lambda *args: chain(*args, examples), jax.random.key(0), images, labels)
+    assert mixed.shape == (2, 5)
+    assert out.shape == (2, *chain.output_shape) and out.dtype == jnp.float32
+
+
+def test_output_shape_and_normalised_spec():
+    chain = parse(
+        " random_crop(size = 24, padding=0) | mirror( 0.5 )|normalize",
+        image_shape=(28, 30, 1),
+        mean=(0.2,),
+        std=(0.3,),
+    )
+    assert chain.output_shape == (24, 24, 1)
+    assert str(chain) == "random_crop(24)|mirror|normalize"
+    assert parse(str(chain), image_shape=(28, 30, 1), mean=(0.2,), std=(0.3,)) == chain
+    assert str(parse("normalize(std=0.5, mean=[0.1])", image_shape=(2, 2, 1))) == "normalize((0.1,), 0.5)"
+
+
+def test_labels_go_along_and_an_operation_may_mix_them(monkeypatch):
+    def swap(key, images, labels):
+        return images[::-1], labels[::-1]
+
+    monkeypatch.setitem(
+        AUGMENTATIONS, "swap", Operation(swap, lambda shape, arguments: shape, mixes_labels=True)
+    )
+    images, labels = numbered(3, 2, 2), jnp.eye(3)
+    plain = parse("scale", image_shape=(2, 2, 3))
+    out, same = plain(jax.random.key(0), images, labels)
+    np.testing.assert_array_equal(same, labels)
+    chain = parse("swap|scale", image_shape=(2, 2, 3))
+    out, mixed = chain(jax.random.key(0), images, labels)
+    np.testing.assert_array_equal(mixed, labels[::-1])
+    np.testing.assert_allclose(out, images[::-1] / np.float32(255), rtol=1e-6)
+    with pytest.raises(UserError, match="swap mixes labels"):
+        chain(jax.random.key(0), images)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("miror|scale", ["augmentation", "'miror'", "did you mean 'mirror'", "random_crop"]),
+        ("random_crop(24, paddin=2)|scale", ["random_crop", "'paddin'", "did you mean 'padding'"]),
+        (
+            "random_crop(40, padding=2)|scale",
+            ["size = 40", "28x28", "padding 2", "at most 32x32"],
+        ),
+        ("center_crop(29)|scale", ["center_crop", "size = 29", "at most 28x28"]),
+        ("random_crop(20)|random_crop(24)|scale", ["random_crop", "size = 24", "at most 20x20"]),
+        ("random_crop(0)|scale", ["random_crop", "size = 0", ">= 1"]),
+        ("random_crop(2.5)|scale", ["random_crop", "size = 2.5", "whole number"]),
+        ("random_crop(True)|scale", ["random_crop", "size = True", "whole number"]),
+        ("random_crop|scale", ["random_crop", "size is missing"]),
+        ("random_crop(28, -1)|scale", ["random_crop", "padding = -1", ">= 0"]),
+        ("random_crop(28, 2, 'mirror')|scale", ["padding_mode = 'mirror'", "'zero' or 'reflect'"]),
+        ("random_crop(28, 28, 'reflect')|scale", ["random_crop", "padding = 28", "at most 27"]),
+        ("random_crop(28, size=28)|scale", ["random_crop", "size is given twice"]),
+        ("mirror(1.5)|scale", ["mirror", "probability = 1.5", "[0, 1]"]),
+        ("mirror('often')|scale", ["mirror", "probability = 'often'", "[0, 1]"]),
+        ("scale(2)", ["scale", "1 values", "none"]),
+        ("normalize((0.1, 0.2), 1)", ["normalize", "mean = (0.1, 0.2)", "2 channels", "allowed: 1"]),
+        ("normalize(0.1, 0)", ["normalize", "std = 0", "> 0"]),
+        ("normalize(0.1, 1e999)", ["normalize", "std = inf"]),
+        ("normalize(mean=0.1)", ["normalize", "std is missing"]),
+        ("scale|scale", ["scale", "uint8 pixels", "unit already"]),
+        ("", ["normalize or scale", "uint8"]),
+        ("mirror", ["normalize or scale", "uint8"]),
+        ("mirror||scale", ["augmentation"]),
+        ("mirror(__import__('os').getpid())|scale", ["augmentation", "__import__"]),
+        ("mirror(probability=p)|scale", ["augmentation", "probability=p"]),
+        ("(" * 300, ["augmentation"]),
+    ],
+)
+def test_errors_name_the_operation_the_value_and_what_is_allowed(spec, words):
+    with pytest.raises(UserError) as error:
+        parse(spec, image_shape=(28, 28, 1))
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message

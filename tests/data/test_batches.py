@@ -1,0 +1,156 @@
+"""Batches: every example once an epoch, whatever the batch size; positions that can be restored."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnjax.data import batches as pipeline
+from cnnjax.data.sources.source import ArraySource
+from cnnjax.errors import UserError
+
+KINDS = {"resident": pipeline.ResidentBatches, "stream": pipeline.StreamBatches}
+
+
+def numbered(count: int) -> ArraySource:
+    """Image i holds the number i; its label is i % 5."""
+    number = np.arange(count)
+    image = np.zeros((count, 2, 2, 1), np.uint8)
+    image[:, 0, 0, 0], image[:, 0, 1, 0] = number % 256, number // 256
+    return ArraySource(image, (number % 5).astype(np.int32), tuple("abcde"), "numbered", "train")
+
+
+def numbers(batch: dict) -> np.ndarray:
+    image = np.asarray(batch["image"]).astype(int)
+    return image[:, 0, 0, 0] + 256 * image[:, 0, 1, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None)
+@given(count=st.integers(1, 60), batch_size=st.integers(1, 25), seed=st.none() | st.integers(0, 9))
+def test_every_example_once_an_epoch(kind, count, batch_size, seed):
+    batches = KINDS[kind](numbered(count), batch_size, seed=seed)
+    for _ in range(2):
+        seen = []
+        for _ in range(batches.steps_per_epoch):
+            batch = next(batches)
+            assert batch["image"].shape == (batch_size, 2, 2, 1)
+            assert batch["image"].dtype == np.uint8
+            np.testing.assert_array_equal(batch["label"], numbers(batch) % 5)
+            seen += list(numbers(batch)[np.asarray(batch["mask"]) > 0])
+        assert sorted(seen) == list(range(count))
+        if seed is None:
+            assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_depends_on_seed_and_epoch_alone(kind):
+    def two_epochs(seed, batch_size=7):
+        batches = KINDS[kind](numbered(30), batch_size, seed=seed)
+        rows = [next(batches) for _ in range(2 * batches.steps_per_epoch)]
+        real = np.concatenate([numbers(b)[np.asarray(b["mask"]) > 0] for b in rows])
+        return real[:30], real[30:]
+
+    first, second = two_epochs(3)
+    assert list(first) != list(second)
+    np.testing.assert_array_equal(two_epochs(3)[1], second)
+    np.testing.assert_array_equal(two_epochs(3, batch_size=11)[1], second)
+    assert list(two_epochs(4)[0]) != list(first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_position_continues_at_the_next_example(kind):
+    batches = KINDS[kind](numbered(23), 4, seed=1)
+    for _ in range(8):
+        next(batches)
+    state = batches.get_state()
+    expected = [numbers(next(batches)) for _ in range(9)]
+    again = KINDS[kind](numbered(23), 4, seed=1)
+    next(again)
+    again.set_state(state)
+    for row in expected:
+        np.testing.assert_array_equal(numbers(next(again)), row)
+
+
+def test_small_sources_are_resident_and_others_stream():
+    source = numbered(4)
+    assert isinstance(pipeline.make_batches(source, 2), pipeline.ResidentBatches)
+
+    class Lazy:
+        image_shape = source.image_shape
+
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            return source[index]
+
+    streamed = pipeline.make_batches(Lazy(), 3)
+    assert isinstance(streamed, pipeline.StreamBatches)
+    rows = list(streamed.one_epoch())
+    assert [list(np.asarray(b["mask"])) for b in rows] == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_an_empty_source_is_an_error():
+    with pytest.raises(UserError, match="no images"):
+        pipeline.make_batches(numbered(1).subset([]), 2)
+
+
+def test_worker_processes_serve_the_same_batches_and_a_position_outlives_their_number():
+    whole = numbered(34)
+    threads = pipeline.StreamBatches(whole, 16, seed=2)
+    expected = [next(threads) for _ in range(8)]
+    workers = pipeline.StreamBatches(whole, 16, seed=2, num_workers=2)
+    workers.set_state({"position": 3})
+    for row in expected[3:]:
+        batch = next(workers)
+        np.testing.assert_array_equal(batch["image"], row["image"])
+        np.testing.assert_array_equal(batch["mask"], row["mask"])
+    workers.close()
+
+
+def test_processes_share_each_global_batch():
+    whole = numbered(21)
+    rows = pipeline.StreamBatches(whole, 8, seed=5)._read
+    for step in range(4):
+        parts = [dataclasses.replace(rows, rows=cut)(step)["image"] for cut in np.arange(8).reshape(2, 4)]
+        np.testing.assert_array_equal(np.concatenate(parts), rows(step)["image"])
+
+
+def test_padding_is_made_of_real_images():
+    batch = pipeline.ResidentBatches(numbered(3), 8, seed=None).at(0)
+    assert list(numbers(batch)) == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert list(np.asarray(batch["mask"])) == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+class Slow:
+    """A hundred images, each a hundredth of a second away."""
+
+    name, image_shape = "slow images", (2, 2, 1)
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return {"image": np.zeros((2, 2, 1), np.uint8), "label": 0}
+
+
+@pytest.mark.slow
+def test_a_dead_process_is_noticed_and_named():
+    batches = pipeline.StreamBatches(Slow(), 10, seed=0, num_workers=2)
+    next(batches)
+    victim = min(child.pid for child in multiprocessing.active_children())
+    os.kill(victim, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=rf"a process that reads slow images died: {victim} .*exit code -9"):
+        for _ in range(1000):
+            next(batches)
+    assert time.monotonic() - start < 30  # seconds, where the machine is not busy
+    batches.close()

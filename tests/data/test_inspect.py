@@ -1,0 +1,52 @@
+"""`cnnjax data inspect` on images with a copy across splits and a file that cannot be read."""
+
+import numpy as np
+import pytest
+
+from cnnjax.cli import main
+from cnnjax.data import datasets, inspect
+
+
+@pytest.fixture
+def folder(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    arrays = {f"{c}/{i}": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for c in "ab" for i in range(3)}
+    arrays["b/1"] = arrays["b/0"]
+    for split, names in {"train": list(arrays), "val": ["a/0"]}.items():
+        for name in names:
+            path = tmp_path / "set" / split / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.fromarray(arrays[name]).save(path)
+    (tmp_path / "set/train/a/bad.png").write_bytes(b"no image")
+    return tmp_path / "set", arrays
+
+
+def test_inspect_finds_counts_colours_copies_and_bad_files(folder):
+    root, arrays = folder
+    sources = {s: datasets.load(f"folder:{root}", s, size=8) for s in ("train", "validation")}
+    found, colours = inspect.inspect(sources)
+    assert dict(found["train"].classes) == {0: 3, 1: 3} and found["train"].sizes == {(8, 8): 6}
+    assert found["train"].copies == 1 and found["validation"].copies == 0
+    assert len(found["train"].unreadable) == 1 and "a/bad.png" in found["train"].unreadable[0]
+    assert inspect.shared(found) == [("train", 0, "validation", 0)]
+    pixels = np.concatenate([a.reshape(-1, 3) for a in arrays.values()]) / 255
+    np.testing.assert_allclose(colours["mean"], pixels.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(colours["std"], pixels.std(0), rtol=1e-9)
+    values = np.linalg.eigvalsh(np.cov(pixels.T, bias=True))[::-1]
+    np.testing.assert_allclose(colours["eigenvalues"], values, rtol=1e-6)
+
+
+def test_the_command_prints_them_and_draws_a_sheet(folder, tmp_path, capsys):
+    root, _ = folder
+    sheet = tmp_path / "sheet.png"
+    assert main.run(["data", "inspect", f"folder:{root}", "--short_side=8", f"--out={sheet}"]) == 0
+    printed = capsys.readouterr().out
+    assert "bad.png" in printed and "train 0 is validation 0" in printed and "eigenvalues" in printed
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    small = sheet.stat().st_size
+    flags = ["--short_side=16", "--augment=each", f"--out={sheet}"]
+    assert main.run(["data", "inspect", f"folder:{root}", *flags]) == 0
+    assert sheet.stat().st_size > 2 * small
+    assert main.run(["data", "inspect"]) == 2
+    assert main.run(["data", "inspect", f"folder:{root}", f"--out={tmp_path / 'a.txt'}"]) == 2

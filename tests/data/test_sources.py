@@ -1,0 +1,288 @@
+"""Archives of images, bad images, prepared records: what is read, what is refused, what is left out."""
+
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnjax.data import prepare, resizing
+from cnnjax.data.batches import StreamBatches
+from cnnjax.data.datasets import load
+from cnnjax.data.decode import decode_image
+from cnnjax.data.sources import records
+from cnnjax.data.sources.source import channel_covariance, channel_statistics, to_memory
+from cnnjax.errors import BadImage, UserError
+from tests import ROOT
+
+pillow, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
+RNG = np.random.default_rng(0)
+SHARED = (
+    next((p for p in Path(__file__).parents if (p / "shared/data").is_dir()), Path("/nowhere"))
+    / "shared/data"
+)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    pillow.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def pictures(count: int) -> dict[str, bytes]:
+    """class/number.png of 6x5, two classes."""
+    draw = np.random.default_rng(1)
+    return {
+        f"{'ab'[i % 2]}/{i}.png": encoded(draw.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+        for i in range(count)
+    }
+
+
+def write(root: Path, kind: str, files: dict[str, bytes]) -> Path:
+    """The files as a folder, a zip or a tar."""
+    path = root / f"data.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            for name, data in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    else:
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_serves_what_its_folder_does(tmp_path, kind):
+    files = {f"{split}/{name}": data for split in ("train", "test") for name, data in pictures(6).items()}
+    files |= {"train/a/.hidden.png": b"", "__MACOSX/train/a/0.png": b"", "readme.txt": b"x"}
+    folder, archive = (load(f"folder:{write(tmp_path, k, files)}", "train") for k in ("folder", kind))
+    archive = pickle.loads(pickle.dumps(archive))  # as for a reading process
+    assert archive.class_names == folder.class_names == ("a", "b") and len(archive) == 6
+    np.testing.assert_array_equal(to_memory(archive).images, to_memory(folder).images)
+    np.testing.assert_array_equal(archive.labels, [0, 0, 0, 1, 1, 1])
+
+
+def test_loose_files_have_their_class_in_front_of_the_name(tmp_path):
+    data = encoded(np.zeros((4, 4, 3), np.uint8))
+    path = write(tmp_path, "zip", {"n02_ray.png": data, "n01_tench.png": data})
+    source = load(f"folder:{path}", "train")
+    assert source.class_names == ("n01", "n02") and list(source.labels) == [0, 1]
+    path = write(tmp_path, "tar", {"tench.png": data})
+    with pytest.raises(UserError, match=r"data.tar/tench.png: an image outside a class folder"):
+        load(f"folder:{path}", "train")
+
+
+def test_archives_with_ways_out_or_links_or_damage_are_refused(tmp_path):
+    data = encoded(np.arange(3 * 40 * 40, dtype=np.uint8).reshape(40, 40, 3))
+    for kind in ("zip", "tar"):
+        path = write(tmp_path, kind, {"a/../../0.png": data})
+        with pytest.raises(UserError, match="outside the archive"):
+            load(f"folder:{path}", "train")
+    with tarfile.open(tmp_path / "link.tar", "w") as archive:
+        entry = tarfile.TarInfo("a/0.png")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(entry)
+    link = zipfile.ZipInfo("a/0.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    for kind in ("zip", "tar"):
+        with pytest.raises(UserError, match=r"a/0.png' is a link"):
+            load(f"folder:{tmp_path / f'link.{kind}'}", "train")
+    for kind in ("gz", "bz2", "xz"):
+        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as archive:
+            archive.add(__file__, "a/0.png")
+        with pytest.raises(UserError, match=rf"a.tar.{kind}: a compressed tar .*tar -xf a.tar.{kind}"):
+            load(f"folder:{tmp_path / f'a.tar.{kind}'}", "train")
+    path = write(tmp_path, "zip", {"a/0.png": data})
+    spoilt = bytearray(path.read_bytes())
+    spoilt[60] ^= 255
+    path.write_bytes(spoilt)
+    with pytest.raises(UserError, match=r"data.zip/a/0.png: damaged"):
+        load(f"folder:{path}", "train")[0]
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="data.zip"):
+        load(f"folder:{path}", "train")
+
+
+def turned(pixels: np.ndarray, orientation: int) -> bytes:
+    exif = pillow.Exif()
+    exif[0x0112] = orientation
+    return encoded(pixels, "JPEG", exif=exif, quality=95)
+
+
+def test_kinds_of_images_that_are_read_as_they_look():
+    pixels = np.zeros((8, 4, 3), np.uint8)
+    pixels[:4] = (200, 100, 40)
+    image = pillow.fromarray(pixels)
+    for mode, kind in (("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("RGB", "BMP")):
+        file = io.BytesIO()
+        (image.quantize(4) if mode == "P" else image.convert(mode)).save(
+            file, kind, **({"lossless": True} if kind == "WEBP" else {})
+        )
+        out = decode_image(file.getvalue(), mode, 3)
+        np.testing.assert_allclose(out.astype(int), pixels, atol=12, err_msg=mode)
+    pixels[:, 2:] //= 2
+    for orientation in range(1, 9):
+        data = turned(pixels, orientation)
+        theirs = np.asarray(ImageOps.exif_transpose(pillow.open(io.BytesIO(data)))).astype(int)
+        np.testing.assert_allclose(decode_image(data, "exif", 3), theirs, atol=8, err_msg=str(orientation))
+    clear = np.dstack([pixels, np.zeros((8, 4), np.uint8)])
+    assert not decode_image(encoded(clear), "clear", 3).any()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty file"),
+        (b"hello", "not an image of a known format"),
+        (encoded(np.zeros((64, 64, 3), np.uint8) + 7, "JPEG")[:300], "JPEG that cannot be decoded"),
+        (encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))[:2000], "not an image"),
+        (encoded(np.zeros((4, 4), np.uint16)), "8 bits a channel"),
+        (encoded(np.zeros((12000, 12000), bool)), "12000x12000 pixels"),
+    ],
+)
+def test_kinds_of_images_that_are_refused_by_name(data, words):
+    with pytest.raises(BadImage, match=f"x.png: .*{words}"):
+        decode_image(data, "x.png", 3)
+
+
+def test_an_animation_is_refused():
+    frames = [pillow.fromarray(np.full((4, 4), level, np.uint8)) for level in (0, 99)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadImage, match="2 frames"):
+        decode_image(file.getvalue(), "x.gif", 3)
+
+
+def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
+    row, column = np.mgrid[0:300, 0:400]
+    pixels = np.stack([row / 2, column / 2, (row + column) / 4], -1).astype(np.uint8)
+    small = decode_image(encoded(pixels, "JPEG", quality=95), "big", 3, 32).astype(int)
+    reference = pillow.fromarray(pixels[:, 50:350]).resize((32, 32), pillow.Resampling.BOX)
+    np.testing.assert_allclose(small, np.asarray(reference).astype(int), atol=5)
+
+
+@pytest.mark.skipif(resizing._kernel() is None, reason="the kernel was not built; Pillow does its work")
+def test_the_resizing_kernel_gives_pillows_bytes(monkeypatch):
+    shapes = (
+        (375, 500, 3),
+        (500, 512, 3),
+        (500, 375, 3),
+        (256, 400, 3),
+        (90, 91, 1),
+        (17, 300, 3),
+        (1, 7, 3),
+        (2, 2, 1),
+    )
+    cases = [(RNG.integers(0, 256, shape, dtype=np.uint8), size) for shape in shapes for size in (256, 31, 1)]
+    ours = [resizing.middle_square(image, size) for image, size in cases]
+    flipped = resizing.middle_square(cases[0][0][:, ::-1], 64)  # strides that the kernel does not know
+    monkeypatch.setattr(resizing, "_kernel", lambda: None)
+    for (image, size), found in zip(cases, ours, strict=True):
+        np.testing.assert_array_equal(found, resizing.middle_square(image, size))
+    np.testing.assert_array_equal(flipped, resizing.middle_square(cases[0][0][:, ::-1], 64))
+
+
+def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
+    files = pictures(12)
+    files["a/0.png"], files["b/5.png"] = b"", files["b/5.png"][:50]
+    source = load(f"folder:{write(tmp_path, 'zip', files)}", "train")
+    with pytest.raises(BadImage, match=r"a/0.png: an empty file"):
+        to_memory(source)
+    kept = to_memory(source, max_bad=2)
+    assert len(kept) == 10 and len(kept.skipped) == 2 and "b/5.png" in kept.skipped[1]
+    with pytest.raises(UserError, match="more than 1 images cannot be read, the first"):
+        to_memory(source, max_bad=1)
+    batches = StreamBatches(source, 5, seed=0, max_bad=2)
+    masks = np.concatenate([np.asarray(next(batches)["mask"]) for _ in range(6)])  # two epochs
+    assert masks.sum() == 20 and sorted(batches.skipped) == sorted(kept.skipped)
+    with pytest.raises(UserError, match="more than 1 images"):
+        list(StreamBatches(source, 5, seed=0, max_bad=1).one_epoch())
+    with pytest.raises(BadImage, match="png"):
+        list(StreamBatches(source, 5, seed=0).one_epoch())
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_prepared_records_hold_the_images_labels_classes_and_statistics(tmp_path, encoding):
+    path = write(tmp_path, "zip", {f"{s}/{n}": d for s in ("train", "test") for n, d in pictures(10).items()})
+    sources = {split: load(f"folder:{path}", split, size=16) for split in ("train", "test")}
+    prepare.prepare(sources, tmp_path / "out", encoding=encoding, shard_examples=4)
+    found = load(f"records:{tmp_path / 'out'}", "train")
+    assert len(list((tmp_path / "out").glob("train-*.array_record"))) == 3
+    assert found.class_names == ("a", "b") and found.image_shape == (16, 16, 3)
+    expected, again = to_memory(sources["train"]), to_memory(pickle.loads(pickle.dumps(found)))
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(again.labels, expected.labels)
+    facts = records.statistics(tmp_path / "out")
+    np.testing.assert_allclose((facts["mean"], facts["std"]), channel_statistics(expected), atol=1e-6)
+    np.testing.assert_allclose(facts["covariance"], channel_covariance(expected), atol=1e-6)
+    if encoding == "raw":
+        np.testing.assert_array_equal(again.images, expected.images)
+    else:
+        assert np.abs(again.images.astype(int) - expected.images).mean() < 8
+
+
+def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path):
+    sources = {"train": load(f"folder:{write(tmp_path, 'zip', pictures(10))}", "train")}
+    out = tmp_path / "out"
+    prepare.prepare(sources, out, shard_examples=4)
+    whole = {p.name: p.read_bytes() for p in out.iterdir()}
+    times = (out / "train-00000.array_record").stat().st_mtime_ns
+    for name in ("dataset.json", "train-00001.json", "train-00002.array_record"):
+        (out / name).unlink()  # as a kill would leave it
+    (out / "train-00002.partial").write_bytes(b"half")
+    (out / "plan.json.partial").write_bytes(b"ha")
+    with pytest.raises(UserError, match=r"dataset.json: cannot be read"):
+        load(f"records:{out}", "train")
+    prepare.prepare(sources, out, shard_examples=4)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == whole
+    assert (out / "train-00000.array_record").stat().st_mtime_ns == times
+    with pytest.raises(UserError, match="prepared from other data or in another way"):
+        prepare.prepare(sources, out, shard_examples=5)
+    before = load(f"records:{out}", "train").fingerprint
+    facts = json.loads((out / "dataset.json").read_text())
+    facts["splits"]["train"][0]["labels"][0] = 1
+    (out / "dataset.json").write_text(json.dumps(facts))
+    assert load(f"records:{out}", "train").fingerprint != before
+    (out / "train-00001.array_record").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"train-00001.array_record: 5 bytes"):
+        load(f"records:{out}", "train")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared archives")
+def test_the_real_archives():
+    cifar = load(f"folder:{SHARED}/cifar10-images.zip", "train")
+    assert len(cifar) == 50_000 and cifar.class_names[3] == "cat" and cifar.image_shape == (32, 32, 3)
+    samples = load(f"folder:{SHARED}/imagenet-samples.zip", "train", size=64)
+    assert len(samples) == 200 and samples.class_names[0] == "n01440764"
+    assert samples[199]["image"].shape == (64, 64, 3)
+
+
+def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
+    from cnnjax import config
+    from cnnjax.cli import main
+    from cnnjax.runs import experiment
+
+    files = {f"{s}/{n}": d for s in ("train", "val") for n, d in pictures(6).items()}
+    path = write(tmp_path, "zip", files)
+    out = f"--out={tmp_path / 'out'}"
+    assert main.run(["data", "prepare", f"folder:{path}", out, "--short_side=240"]) == 0
+    assert "train: 6 images, 0 left out" in capsys.readouterr().out
+    recipe = config.from_file(str(ROOT / "configs/imagenet_alexnet.py"))
+    recipe.data.name = f"records:{tmp_path / 'out'}"
+    built = experiment.build(recipe)
+    assert built.augment.output_shape == (227, 227, 3) and built.model.num_classes == 2
+    assert len(built.source("test")) == 6
+    assert main.run(["data", "prepare", f"folder:{path}"]) == 2

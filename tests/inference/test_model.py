@@ -1,0 +1,398 @@
+"""From a run folder to predictions, pictures, comparisons and files for other programs."""
+
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+
+import cnnjax
+from cnnjax import config as config_lib
+from cnnjax.cli import main
+from cnnjax.data import datasets
+from cnnjax.errors import UserError
+from cnnjax.explore import comparison
+from cnnjax.explore.explain import Explainer
+from cnnjax.inference import export
+from cnnjax.inference.model import Failure
+from cnnjax.models import create_model
+from cnnjax.runs.folder import Run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run):
+    return cnnjax.load_run(tiny_run)
+
+
+@pytest.fixture
+def pictures(tiny_data, tmp_path) -> Path:
+    """Five test images as files of several kinds, one of them larger and in colour, and one broken."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    source = datasets.load(tiny_data, "test")
+    images = [Image.fromarray(source[i]["image"][..., 0]) for i in range(5)]
+    images[4] = images[4].convert("RGB").resize((40, 24), Image.Resampling.NEAREST)
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.{('png', 'bmp', 'png', 'png', 'png')[i]}")
+    return folder
+
+
+def test_predictions_are_those_of_the_evaluation(trained, tiny_run, tiny_data):
+    source = datasets.load(tiny_data, "test")
+    found = trained.predict(source.images, batch_size=16)
+    with np.load(tiny_run / "predictions.npz") as saved:
+        assert [p.probabilities.argmax() for p in found] == list(saved["prediction"])
+        np.testing.assert_allclose([p.probabilities.max() for p in found], saved["confidence"], rtol=1e-5)
+    assert [p.top[0][0] for p in found] == [source.class_names[p.probabilities.argmax()] for p in found]
+    assert all(sum(share for _, share in p.top) == pytest.approx(1) for p in found)
+
+
+def test_a_protocol_averages_views_as_evaluation_does(trained, tiny_run, tiny_data):
+    source = datasets.load(tiny_data, "test")
+    ways = [source.images, source.images[:, :, ::-1]]
+    both = [trained.predict(np.ascontiguousarray(images), batch_size=37) for images in ways]
+    mirrored = cnnjax.load_run(tiny_run, protocol="mirror").predict(source.images, batch_size=37)
+    for a, b, found in zip(*both, mirrored, strict=True):
+        np.testing.assert_allclose(
+            found.probabilities, (a.probabilities + b.probabilities) / 2, rtol=1e-4, atol=1e-6
+        )
+    scores, _ = cnnjax.evaluate(tiny_run, protocol="mirror")
+    hits = [p.probabilities.argmax() == label for p, label in zip(mirrored, source.labels, strict=True)]
+    assert np.mean(hits) == pytest.approx(scores["accuracy"])
+
+
+def test_files_and_arrays_of_one_image_are_one_prediction(trained, tiny_data, pictures):
+    source = datasets.load(tiny_data, "test")
+    by_array = trained.predict(source.images[:4], batch_size=4)
+    by_file = trained.predict(pictures, batch_size=4)
+    assert [Path(p.name).name for p in by_file] == ["0.png", "1.bmp", "2.png", "3.png", "4.png"]
+    for a, b in zip(by_array, by_file[:4], strict=True):
+        np.testing.assert_allclose(a.probabilities, b.probabilities, rtol=1e-4, atol=1e-7)
+    data = (pictures / "0.png").read_bytes()
+    np.testing.assert_allclose(trained.predict([data])[0].probabilities, by_file[0].probabilities, rtol=1e-4)
+
+
+def test_a_broken_image_stops_nothing_but_itself(trained, pictures):
+    (pictures / "3.png").write_bytes(b"no image")
+    found = list(trained.stream([pictures, pictures / "gone.png"], batch_size=2))
+    assert [isinstance(item, Failure) for item in found] == [False, False, False, True, False, True]
+    with pytest.raises(UserError, match=r"3\.png: not an image"):
+        trained.predict(pictures)
+    with pytest.raises(UserError, match="allowed: uint8"):
+        trained.predict(np.zeros((4, 4, 1), np.float32))
+
+
+def test_a_cameras_file_of_two_frames_is_its_first_and_programs_are_no_images(trained, tmp_path):
+    """MPO, as telephones write: a JPEG with a preview behind it. EPS would be run by another program."""
+    photo = Image.fromarray(np.full((8, 12, 3), 200, np.uint8))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert trained.fit(tmp_path / "a.jpg").mean() == pytest.approx(200, abs=2)
+    photo.save(tmp_path / "b.jpg", "EPS")
+    with pytest.raises(UserError, match="not an image"):
+        trained.fit(tmp_path / "b.jpg")
+
+
+def test_a_folder_of_junk_gives_its_images(trained, tmp_path):
+    """No waiting at pipes and devices, no loops, and names of any kind."""
+    junk = tmp_path / "junk"
+    (junk / "folder.png").mkdir(parents=True)
+    os.mkfifo(junk / "pipe.png")
+    (junk / "zero.png").symlink_to("/dev/zero")
+    (junk / "loop.png").symlink_to("loop.png")
+    (junk / "self").symlink_to(junk)
+    (junk / "text.png").write_text("no image")
+    (junk / "notes.txt").write_text("nothing")
+    Image.new("L", (8, 8)).save(junk / "ünï\n.png")
+    Image.new("L", (20_000, 8_000)).save(junk / "bomb.png")
+    found = {Path(item.name).name: item for item in trained.stream([junk], batch_size=2)}
+    assert set(found) == {"text.png", "ünï\n.png", "bomb.png"}
+    assert "allowed: at most" in found["bomb.png"].reason
+    with pytest.raises(UserError, match="more than 256 MiB"):
+        trained.fit("/dev/zero")
+
+
+def test_the_command_prints_json_lines_and_goes_on_past_a_broken_image(tiny_run, pictures, capsys):
+    (pictures / "2.png").write_bytes(b"no image")
+    assert main.run(["predict", f"--workdir={tiny_run}", str(pictures), "--json", "--top=2"]) == 2
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [("error" in row) for row in rows] == [False, False, True, False, False]
+    assert len(rows[0]["classes"]) == 2
+    assert rows[0]["classes"][0]["probability"] >= rows[0]["classes"][1]["probability"]
+    assert "1 of the images could not be read" in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_standard_input_is_an_image(tiny_run, pictures, capsys, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO((pictures / "1.bmp").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main.run(["predict", f"--workdir={tiny_run}", "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == "stdin"
+
+
+def test_explanations_lie_beside_the_images_and_overwrite_nothing(tiny_run, pictures, tmp_path, capsys):
+    before = {file: file.read_bytes() for file in pictures.iterdir()}
+    command = ["predict", f"--workdir={tiny_run}", str(pictures), "--explain"]
+    assert main.run(command) == 0
+    assert main.run(command) == 0  # a second time: the pictures of the first are no images to classify
+    drawn = sorted(set(pictures.iterdir()) - set(before))
+    names = sorted(f"{i}.gradcam{end}.png" for i in range(5) for end in ("", "-2"))
+    assert [file.name for file in drawn] == names
+    assert {file: file.read_bytes() for file in before} == before
+    with Image.open(drawn[0]) as opened:
+        assert opened.size == (448, 224)
+        assert opened.mode == "RGB"
+    other = tmp_path / "elsewhere"
+    assert main.run([*command, f"--out={other}", "--method=grad_cam_plus_plus"]) == 0
+    assert len(list(other.iterdir())) == 5
+    assert "picture" in capsys.readouterr().out
+
+
+def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
+    """The dense kernel's mean over places is negative and one place is positive: so by construction."""
+    kernel = np.full((2, 2, 3, 3), -1.0, np.float32)
+    kernel[0, 1] = 2.0
+    head = trained.variables["params"]["head"] | {"kernel": kernel.reshape(12, 3)}
+    variables = {**trained.variables, "params": trained.variables["params"] | {"head": head}}
+    changed = dataclasses.replace(trained, variables=jax.tree.map(np.asarray, variables))
+    image = np.random.default_rng(0).integers(0, 255, trained.image_shape, dtype=np.uint8)
+    ((method, heat),) = Explainer(changed).drawn([image], [0], 1)
+    assert method == "hires_cam"
+    assert heat.max() == 1
+
+
+PREDICT_MISTAKES = {
+    "predict x.png": "x.png is neither a file nor a folder",
+    "predict": "no image; name files or folders",
+    "predict {image} --workdir=nowhere": "nowhere is not a run folder",
+    "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",
+    "predict {image} --workdir={run} --explain --method=cam": "unknown --method 'cam'",
+    "predict {image} --workdir={run} --explain --layer=conv9": "unknown layer 'conv9'",
+    "predict {image} --workdir={run} --explain --layer=head": "Grad-CAM needs a map",
+    "predict {image} --workdir={run} --class_names={image}": "class_names=",
+    "predict {image} --workdir={run} --explain --out={image}": "is not a folder",
+    "report": "no run folder",
+    "report nowhere": "nowhere is not a run folder",
+    "report {run} {run} --out=x.txt": "ends in .html",
+    "export --workdir={run} --format=caffe --out=x": "unknown --format 'caffe'",
+    "export --workdir={run}": "--out is missing; name a file, as in --out=model.safetensors",
+    "export --workdir={run} --format=stablehlo --out=x.onnx": "ends in .stablehlo",
+    "export --workdir={run} --out=nowhere/x.safetensors": "nowhere is not a folder",
+}
+
+
+@pytest.mark.parametrize("command", PREDICT_MISTAKES)
+def test_a_mistake_is_told_in_one_line(command, tiny_run, pictures, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = command.format(image=pictures / "0.png", run=tiny_run).split(" ")
+    assert main.run(words) == 2
+    error = capsys.readouterr().err
+    assert PREDICT_MISTAKES[command] in error
+    assert error.count("\n") == 1
+
+
+def test_an_imported_network_predicts_with_its_own_preprocessing(tmp_path, capsys):
+    """The short side to 256, the middle 224, ImageNet's colours: by hand on an image of two tones."""
+    from cnnjax.models import init_variables
+    from cnnjax.models.weights import files, to_torch
+
+    model = create_model("squeezenet1_1")
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (224, 224, 3)))
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: np.float32(draw.normal(0, 0.05, x.shape)), shapes)
+    files.write(tmp_path / "weights.safetensors", to_torch(variables, model))
+    words = ["import", str(tmp_path / "weights.safetensors"), "--model=squeezenet1_1"]
+    assert main.run(["weights", *words, f"--workdir={tmp_path / 'run'}"]) == 0
+    run = cnnjax.load_run(tmp_path / "run")
+    assert (run.image_shape, run.input_shape, len(run.class_names)) == ((256, 256, 3), (224, 224, 3), 1000)
+    image = np.zeros((300, 400, 3), np.uint8)
+    image[150:] = 255
+    prepared = np.asarray(run.prepare(run.fit(image)[None]))[0]
+    np.testing.assert_allclose(
+        prepared[0, 0], (0 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        prepared[-1, 0], (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225], rtol=1e-4
+    )
+
+
+def test_a_run_from_before_the_record_held_its_preprocessing_still_loads(trained, tiny_run, tmp_path):
+    import shutil
+
+    old = tmp_path / "old"
+    shutil.copytree(tiny_run, old)
+    record = json.loads((old / "record.json").read_text())
+    del record["data"]["image_shape"], record["data"]["eval_augment"]
+    (old / "record.json").write_text(json.dumps(record))
+    again = cnnjax.load_run(old)
+    assert (again.augment.steps, again.image_shape, again.class_names) == (
+        trained.augment.steps,
+        trained.image_shape,
+        trained.class_names,
+    )
+
+
+def test_the_comparison_groups_seeds_and_tells_what_differs(tiny_run, tmp_path, monkeypatch):
+    """Copies of one run under other seeds and another learning rate: three runs of two configs."""
+    import shutil
+
+    paths = []
+    for name, seed, rate in (("a", 0, 0.03), ("b", 1, 0.03), ("c", 0, 0.5)):
+        path = tmp_path / name
+        shutil.copytree(tiny_run, path)
+        config = Run.open(path).config()
+        config.seed, config.optimizer.learning_rate = seed, rate
+        (path / "config.json").write_text(config_lib.to_json(config))
+        test = json.loads((path / "test.json").read_text())
+        test["accuracy"] = 0.5 + 0.1 * seed
+        (path / "test.json").write_text(json.dumps(test))
+        paths.append(path)
+    with np.load(paths[2] / "predictions.npz") as arrays:
+        changed = dict(arrays)
+    changed["prediction"] = (changed["prediction"] + (np.arange(37) == 5)) % 3
+    np.savez(paths[2] / "predictions.npz", **changed)
+    groups = comparison.make_groups([Run.open(path) for path in paths])
+    assert [[run.path.name for run in group.runs] for group in groups] == [["a", "b"], ["c"]]
+    assert main.run(["report", *map(str, paths), f"--out={tmp_path / 'all.html'}"]) == 0
+    page = (tmp_path / "all.html").read_text()
+    assert "2 configs, 3 runs" in page
+    assert "55.00 ± 7.07" in page
+    assert "optimizer.learning_rate" in page
+    assert "<th>seed</th>" not in page
+    assert page.count("<figure>") == 1  # the one image on which they disagree
+    assert page.count("<svg") == len(comparison.COMPARED)
+    assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "stablehlo"])
+@pytest.mark.parametrize("half", [False, True])
+def test_an_export_is_read_back_and_gives_the_same_logits(form, half, trained, tmp_path):
+    file = tmp_path / f"net{export.SUFFIXES[form]}"
+    done = export.export(trained, form, file, half=half)
+    assert done.difference <= (export.HALF_TOLERANCE if half else export.TOLERANCE)
+    assert done.num_bytes == file.stat().st_size
+    facts = json.loads((tmp_path / f"{file.name}.json").read_text())
+    assert facts["preprocessing"][-1]["name"] == "normalize"
+    assert facts["class_names"] == list(trained.class_names)
+    assert facts["config"]["batch_size"] == 16
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([file.name, f"{file.name}.json"])
+
+
+def test_onnx_takes_batches_of_any_size_in_operations_that_others_know(trained, tmp_path, monkeypatch):
+    """One test, since the converter takes seconds to load: any batch, one size, half weights, a refusal."""
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not here")
+    converter = pytest.importorskip("jax2onnx", reason="the converter is not here: the extra `onnx`")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not here")
+    for asked in map(Requirement, importlib.metadata.requires("cnnjax")):
+        if asked.name == "jax" and "onnx" in str(asked.marker) and jax.__version__ not in asked.specifier:
+            pytest.skip(f"the extra `onnx` asks for jax{asked.specifier}, here is {jax.__version__}")
+    wide = with_network(trained, "simple_cnn(widths=(32, 64))")
+    done = export.export(wide, "onnx", tmp_path / "net.onnx")
+    assert done.num_bytes == (tmp_path / "net.onnx").stat().st_size
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert (kinds.count("MaxPool"), kinds.count("Conv")) == (2, 2)
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    (given,), (returned,) = session.get_inputs(), session.get_outputs()
+    assert [type(given.shape[0]), *given.shape[1:]] == [str, *trained.input_shape]
+    for size in (1, 5):
+        image = np.random.default_rng(size).normal(size=(size, *trained.input_shape)).astype(np.float32)
+        (logits,) = session.run([returned.name], {given.name: image})
+        wanted = wide.model.apply(wide.variables, image)
+        np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+    half = export.export(wide, "onnx", tmp_path / "half.onnx", half=True)
+    assert half.num_bytes < 0.6 * done.num_bytes
+    assert half.difference <= export.HALF_TOLERANCE
+    export.export(trained, "onnx", tmp_path / "two.onnx", batch_size=2)
+    assert runtime.InferenceSession(tmp_path / "two.onnx").get_inputs()[0].shape == [2, *trained.input_shape]
+
+    def refuse(*arguments, **names):
+        raise KeyError("no plugin")
+
+    monkeypatch.setattr(converter, "to_onnx", refuse)
+    with pytest.raises(UserError, match=rf"jax2onnx \S+ with jax {jax.__version__} .*no plugin.*stablehlo"):
+        export.export(trained, "onnx", tmp_path / "none.onnx")
+    assert not (tmp_path / "none.onnx").exists()
+
+
+def with_network(trained, spec):
+    """The run with another network of random weights."""
+    model = create_model(spec, num_classes=3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *trained.input_shape)))
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: jnp.float32(draw.uniform(0.01, 0.1, x.shape)), shapes)
+    return dataclasses.replace(trained, model=model, variables=variables)
+
+
+def test_an_export_of_one_batch_size_takes_that_alone(tiny_run, tmp_path, capsys):
+    file = tmp_path / "net.stablehlo"
+    command = ["export", f"--workdir={tiny_run}", "--format=stablehlo", f"--out={file}", "--batch_size=2"]
+    assert main.run(command) == 0
+    assert "read back" in capsys.readouterr().out
+    assert json.loads(Path(f"{file}.json").read_text())["input"]["shape"] == [2, 8, 8, 1]
+    read = export.READERS["stablehlo"](cnnjax.load_run(tiny_run), file)
+    assert read(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 3)
+    with pytest.raises(ValueError, match="shape"):
+        read(np.zeros((3, 8, 8, 1), np.float32))
+
+
+def test_a_network_that_computes_in_bfloat16_is_exported_in_float32(trained, tmp_path):
+    half = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
+    assert export.export(half, "stablehlo", tmp_path / "net.stablehlo").difference <= export.TOLERANCE
+    image = np.random.default_rng(0).normal(size=(2, *trained.input_shape)).astype(np.float32)
+    found = export.READERS["stablehlo"](trained, tmp_path / "net.stablehlo")(image)
+    np.testing.assert_allclose(found, trained.model.apply(trained.variables, image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "stablehlo"])
+def test_half_weights_take_half_the_bytes(form, trained, tmp_path):
+    wide = with_network(trained, "simple_cnn(widths=(32, 64))")
+    files = [tmp_path / f"{half}{export.SUFFIXES[form]}" for half in (False, True)]
+    full, half = (export.export(wide, form, file, half=i == 1).num_bytes for i, file in enumerate(files))
+    assert half < 0.6 * full
+
+
+def test_safetensors_come_back_exactly_with_their_preprocessing(trained, tmp_path):
+    export.export(trained, "safetensors", tmp_path / "net.safetensors")
+    model, variables, augment = export.load_safetensors(tmp_path / "net.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, variables, trained.variables)
+    assert augment.steps == trained.augment.steps
+    image = np.random.default_rng(0).integers(0, 255, (3, *trained.image_shape), dtype=np.uint8)
+    logits = model.apply(variables, augment(jax.random.key(0), image))
+    probabilities = np.stack([p.probabilities for p in trained.predict(image, batch_size=3)])
+    np.testing.assert_allclose(jax.nn.softmax(logits), probabilities, rtol=1e-4, atol=1e-6)
+
+
+def test_stablehlo_takes_batches_of_any_size_without_this_package(trained, tmp_path):
+    export.export(trained, "stablehlo", tmp_path / "net.stablehlo")
+    image = np.asarray(trained.prepare(np.zeros((5, *trained.image_shape), np.uint8)))
+    np.save(tmp_path / "image.npy", image)
+    code = (
+        "import sys, numpy as np; from jax import export\n"
+        f"call = export.deserialize(bytearray(open({str(tmp_path / 'net.stablehlo')!r}, 'rb').read())).call\n"
+        f"np.save({str(tmp_path / 'logits.npy')!r}, call(np.load({str(tmp_path / 'image.npy')!r})))\n"
+        "assert 'cnnjax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    wanted = trained.model.apply(trained.variables, image)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_that_differs_is_refused_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        export.READERS, "safetensors", lambda trained, path: lambda image: np.full((len(image), 3), 9.0)
+    )
+    with pytest.raises(UserError, match="the logits differ"):
+        export.export(trained, "safetensors", tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,105 @@
+"""The benchmark measures a real step and says all that is promised."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import cnnjax
+from cnnjax.cli import main
+from cnnjax.errors import UserError
+from cnnjax.ops import cpu
+from cnnjax.profiling import input_pipeline
+from cnnjax.profiling.benchmark import TrainBench, bench_train
+from experiments.cpu_speed import bench_ops
+from experiments.data_speed.bench_read import bench_read
+
+KEYS = "model dtype batch images_per_second compile_seconds first_step_seconds peak_memory_bytes cpu_kernels"
+
+
+def test_bench_train_prints_json_with_all_keys(capsys):
+    flags = ["--model=simple_cnn(widths=(2,2))", "--batch_size=4", "--rounds=2", "--seconds=0.01", "--json"]
+    assert main.run(["bench", "train", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(KEYS.split()) <= set(found)
+    assert found["images_per_second_min"] <= found["images_per_second"] <= found["images_per_second_max"]
+    assert found["first_step_seconds"] >= found["compile_seconds"] > 0
+    assert found["peak_memory_bytes"] > 10**7
+    assert sum(found["shares"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_the_step_trains():
+    bench = TrainBench("simple_cnn(widths=(2, 2))", 4, "bfloat16", image_size=12)
+    before = int(bench.state.step)
+    assert bench.rate(0.0) > 0
+    assert int(bench.state.step) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"dtype": "float16"}, "unknown --dtype 'float16'"),
+        ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+        ({"against": "tensorflow"}, "unknown --against 'tensorflow'"),
+    ],
+)
+def test_mistakes_are_told(fields, words):
+    with pytest.raises(UserError, match=words):
+        bench_train("simple_cnn", **fields)
+
+
+def test_each_kernel_is_measured_beside_xla(monkeypatch):
+    if cpu.status().startswith("off"):
+        pytest.skip(f"no kernels: {cpu.status()}")
+    shapes = ((2, 6, 6, 32),)
+    small = {"max pool": (lambda x: cnnjax.ops.max_pool(x, 3, 2), shapes)}
+    monkeypatch.setattr(bench_ops, "cases", lambda: small)
+    rows = list(bench_ops.bench_ops(rounds=1, seconds=0.0))
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16"]
+    assert all(row["xla_ms"] > 0 and row["kernel_ms"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+def test_bench_data_measures_the_input_and_says_what_is_met(monkeypatch, capsys):
+    monkeypatch.setattr(input_pipeline, "RAW", 16)
+    monkeypatch.setattr(input_pipeline, "MADE_UP", 6)
+    monkeypatch.setattr(input_pipeline, "BATCH", 4)
+    flags = ["--rounds=1", "--seconds=0", "--images=8", "--model=simple_cnn(widths=(2,2))"]
+    assert main.run(["bench", "data", "--json", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == "made up" and found["memory_images"] == 8
+    assert all(found[name] > 0 for name in found if "per_second" in name or "ratio" in name)
+    assert found["augment_share"] > 0
+    good = found | {"jpeg_ratio": 0.9, "raw_images_per_second": 6000.0, "augment_share": 0.01}
+    assert all(met for *_, met in input_pipeline.rows(good | {"memory_growth_bytes": 0}))
+    bad = {"jpeg_ratio": 0.8, "raw_images_per_second": 5999.0, "augment_share": 0.1}
+    assert not any(met for *_, met in input_pipeline.rows(found | bad | {"memory_growth_bytes": 2**30}))
+    assert main.run(["bench", "data", "--data=fashion_mnist_mini"]) == 2
+    assert "must be folder:PATH of JPEG files" in capsys.readouterr().err
+
+
+def test_the_cases_of_bench_ops_fit_their_operations():
+    for function, shapes in bench_ops.cases().values():
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        assert jax.eval_shape(function, *arrays).shape[0] == shapes[0][0]
+
+
+def test_an_unknown_bench_is_told(capsys):
+    assert main.run(["bench", "trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_reading_is_measured_both_ways_on_the_same_files(tmp_path):
+    draw = np.random.default_rng(0)
+    for i in range(7):
+        image = draw.integers(0, 255, (20 + i, 24, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / f"{'ab'[i % 2]}_{i}.jpg")
+    found = bench_read(str(tmp_path), size=16, rounds=1, batch_size=4)
+    assert found["images"] == 7
+    assert found["ratio"] == pytest.approx(found["predict"] / found["train"], rel=0.01)
+    (tmp_path / "b_1.jpg").write_bytes(b"no image")
+    for folder, words in ((tmp_path, "b_1.jpg: not an image"), (tmp_path / "gone", "is not a folder")):
+        with pytest.raises(UserError, match=words):
+            bench_read(str(folder), size=16)

@@ -1,0 +1,104 @@
+"""The run folder: whole files or none, rows that survive a cut, events for TensorBoard."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cnnjax import config as config_lib
+from cnnjax.errors import UserError
+from cnnjax.runs.folder import Run, make_record, plain, processor, write_atomically
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create(tmp_path / "run", config_lib.default(), fingerprint="f")
+    yield run
+    run.close()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "a.txt"
+    write_atomically(file, "old")
+
+    def fail(handle):
+        handle.write(b"half")
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        write_atomically(file, fail)
+    assert file.read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_rows_after_the_checkpoint_and_a_cut_line_are_dropped(run):
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "loss": 0.5})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3]
+    run.start_metrics(2)
+    run.append_metrics({"step": 3, "loss": 0.25})
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.5, 0.25]
+
+
+def test_scalars_reach_tensorboard(run):
+    tensorboard = pytest.importorskip("tensorboardX")
+    del tensorboard
+    run.start_metrics(0)
+    run.append_metrics({"step": 7, "loss": 0.125})
+    run.close()
+    (events,) = (run.path / "tensorboard").glob("events*")
+    assert b"loss" in events.read_bytes()
+
+
+def test_metrics_become_json(run):
+    value = {"a": np.float32(0.5), "b": {"c": np.arange(3)}, "d": "x"}
+    run.write_json("x.json", value)
+    assert run.read_json("x.json") == plain(value) == {"a": 0.5, "b": {"c": [0, 1, 2]}, "d": "x"}
+    assert run.read_json("absent.json") == {}
+
+
+def test_a_damaged_file_is_named(run):
+    (run.path / "test.json").write_text("{")
+    with pytest.raises(UserError, match=r"test\.json is damaged"):
+        run.read_json("test.json")
+
+
+def test_the_record_tells_how_to_repeat_the_run():
+    record = make_record(seed=3)
+    assert record["seed"] == 3
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(record["versions"])
+    assert record["machine"]["cores"] >= 1
+    assert record["devices"]
+
+
+def test_settings_that_leave_the_numbers_alone_may_change(tmp_path):
+    config = config_lib.default()
+    Run.create(tmp_path / "run", config, fingerprint="f").close()
+    config.keep_checkpoints = 5
+    config.data.download = False
+    Run.create(tmp_path / "run", config, fingerprint="f").close()
+    config.log_every_steps = 5
+    with pytest.raises(UserError, match="config.log_every_steps: saved 20, now 5"):
+        Run.create(tmp_path / "run", config, fingerprint="f")
+
+
+def test_the_config_survives_json():
+    config = config_lib.default()
+    config.optimizer.schedule = "step(boundaries=(0.5, 0.75))"
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("model name\t: AMD EPYC\nflags\t: avx2 avx512f", "AMD EPYC (family 26, model 2), AVX-512"),
+        ("model name\t: AMD Ryzen 9 5950X\nflags\t: avx2", "AMD Ryzen 9 5950X, AVX2"),
+    ],
+)
+def test_processors_with_one_name_are_told_apart(tmp_path, cpuinfo, name):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"cpu family\t: 26\nmodel\t\t: 2\n{cpuinfo}\n")
+    assert processor(file) == name

@@ -1,0 +1,226 @@
+"""Two real processes of two CPU devices each: the same run as one process, ended and restarted together."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnjax.cli import main
+from cnnjax.errors import UserError
+from cnnjax.runs import evaluate, processes
+from cnnjax.runs import train as loop
+from cnnjax.runs.checkpoints import Checkpoints
+from tests.conftest import simulated
+
+MODEL = "resnet20_cifar(stage_sizes=(1,1), widths=(4,8))"
+FIELDS = [
+    f"--config.model={MODEL}",
+    "--config.batch_size=16",
+    "--config.eval_batch_size=15",
+    "--config.data.num_validation=10",
+    "--config.optimizer.name=sgd(momentum=0.9)",
+    "--config.optimizer.learning_rate=0.03",
+    "--config.log_every_steps=1",
+    "--config.checkpoint_every_steps=2",
+]
+CHECK = "--config.total_epochs=5"
+
+
+def start(workdir: Path, data: str, *, launch: str = "", seconds: int = 120, epochs: str = CHECK):
+    """`cnnjax launch` of a tiny run, its output in LOG."""
+    command = [sys.executable, "-m", "cnnjax", "launch", "--processes=2", *launch.split()]
+    train = ["train", f"--workdir={workdir}", f"--hang_seconds={seconds}", f"--config.data.name={data}"]
+    env = {**simulated(2), "PYTHONUNBUFFERED": "1"}
+    with open(workdir.with_suffix(".log"), "w") as log:
+        return subprocess.Popen(
+            [*command, "--", *train, *FIELDS, epochs], stdout=log, stderr=subprocess.STDOUT, env=env
+        )
+
+
+def worker(launcher: subprocess.Popen, index: int) -> int:
+    """The pid of one of the processes."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for pid in children:
+        if f"--process_index={index}" in Path(f"/proc/{pid}/cmdline").read_text():
+            return int(pid)
+    raise AssertionError("no such worker")
+
+
+def wait_for_steps(workdir: Path, count: int, launcher: subprocess.Popen) -> None:
+    """Returns when so many rows of metrics are there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and launcher.poll() is None:
+        with contextlib.suppress(OSError):
+            if len((workdir / "metrics.jsonl").read_text().splitlines()) >= count:
+                return
+        time.sleep(0.05)
+    raise AssertionError(workdir.with_suffix(".log").read_text()[-3000:])
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+
+
+@needs_proc
+@pytest.mark.slow
+def test_two_processes_train_as_one_though_one_is_killed_and_all_restart(tiny_data, tmp_path, capfd):
+    alone = tmp_path / "alone"
+    assert main.run(["train", f"--workdir={alone}", f"--config.data.name={tiny_data}", *FIELDS, CHECK]) == 0
+    two = tmp_path / "two"
+    launcher = start(two, tiny_data, launch="--max_restarts=1")
+    wait_for_steps(two, 12, launcher)
+    os.kill(worker(launcher, 1), signal.SIGKILL)
+    assert launcher.wait(timeout=120) == 0, two.with_suffix(".log").read_text()[-3000:]
+    log = two.with_suffix(".log").read_text()
+    assert "restart 1 of 1" in log and "resuming" in log
+
+    rows, others = (loop.Run.open(path).metrics() for path in (alone, two))
+    for name in ("loss", "validation_loss"):
+        curves = [[row[name] for row in run if name in row] for run in (rows, others)]
+        np.testing.assert_allclose(*curves, rtol=1e-4)
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    tests = [json.loads((path / "test.json").read_text()) for path in (alone, two)]
+    assert tests[0]["count"] == tests[1]["count"] == 37
+    assert tests[0]["confusion_matrix"] == tests[1]["confusion_matrix"]
+    # the checkpoint is read, and evaluated, by one process with one device
+    found, _ = evaluate.evaluate(two)
+    assert found["loss"] == pytest.approx(tests[1]["loss"], rel=1e-4)
+    states = [Checkpoints(path / "checkpoints") for path in (alone, two)]
+    trees = [saved.read(saved.steps()[-1])["state"]["params"] for saved in states]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *trees)
+    # process 1 wrote and printed nothing
+    assert len(re.findall(r"^ *test, 37 images", log, re.MULTILINE)) == 1
+    assert len(json.loads((two / "record.json").read_text())["devices"]) == 4
+
+
+@needs_proc
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_at_one_step_and_a_hang_ends_all_with_stacks(tiny_data, tmp_path):
+    folder, many = tmp_path / "run", "--config.total_epochs=2000"
+    launcher = start(folder, tiny_data, epochs=many)
+    wait_for_steps(folder, 4, launcher)
+    os.kill(worker(launcher, 1), signal.SIGTERM)
+    log = folder.with_suffix(".log")
+    assert launcher.wait(timeout=60) == 143, log.read_text()[-3000:]
+    said = re.findall(r"process (\d) of 2: SIGTERM: saved step (\d+)", log.read_text())
+    assert {index for index, _ in said} == {"0", "1"} and len({step for _, step in said}) == 1
+    saved = Checkpoints(folder / "checkpoints")
+    assert saved.steps()[-1] == int(said[0][1])
+    saved.close()
+
+    # from there, until one process stands still
+    launcher = start(folder, tiny_data, epochs=many, seconds=25)
+    wait_for_steps(folder, int(said[0][1]) + 5, launcher)
+    stopped = worker(launcher, 1)
+    os.kill(stopped, signal.SIGSTOP)
+    started = time.monotonic()
+    assert launcher.wait(timeout=120) != 0
+    assert time.monotonic() - started < 110
+    text = log.read_text()
+    assert "process 0 of 2" in text and "most recent call first" in text
+    assert not Path(f"/proc/{stopped}").exists()
+
+
+MANAGERS = {
+    "Slurm": {
+        "SLURM_JOB_ID": "{number}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{index}",
+        "SLURM_LOCALID": "{index}",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "{job}.0;tcp://127.0.0.1,10.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{index}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{index}",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manager", MANAGERS)
+def test_processes_find_each_other_by_what_a_cluster_tells_them(manager, tiny_data, tmp_path):
+    """The environment is that of `srun` and `mpirun`; the processes are started by hand."""
+    number = os.getpid()  # the port is made of it
+    train = ["train", "--distributed", f"--workdir={tmp_path / 'run'}", f"--config.data.name={tiny_data}"]
+    running = []
+    for index in range(2):
+        told = {
+            name: value.format(number=number, index=index, job=number * 2**12)
+            for name, value in MANAGERS[manager].items()
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "cnnjax", *train, *FIELDS, "--config.total_epochs=2"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "JAX_PLATFORMS": "cpu", **told},
+            )
+        )
+    outputs = [process.communicate(timeout=240)[0].decode() for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)[-3000:]
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["count"] == 37
+    assert len(json.loads((tmp_path / "run" / "record.json").read_text())["devices"]) == 2
+
+
+def test_alone_everything_is_the_first_process():
+    assert processes.is_first() and not processes.joined() and processes.name() == ""
+    assert processes.first_then_others(lambda: 1, lambda: 2) == 1
+    caught: list[int] = []
+    with processes.Stop(caught) as stop:
+        assert stop.at() == 0
+        caught.append(signal.SIGTERM)
+        assert stop.at() == signal.SIGTERM
+
+
+HANGING = """
+import os, signal, sys, time
+from cnnjax.runs import processes
+from cnnjax.runs.signals import caught_signals
+with caught_signals() as caught, processes.Stop(caught, seconds=0.5) as stop:
+    stop.kept = lambda: sys.argv[1]
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kept", "code", "words"),
+    [("", processes.HUNG, "no step ended within 0.5 s"), ("saved step 3", 143, "SIGTERM: saved step 3")],
+)
+def test_a_process_that_hangs_is_ended_in_time(kept, code, words):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGING, kept], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert ("most recent call first" in done.stderr) == (code == processes.HUNG)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["train", "--distributed"], "--workdir is missing"),
+        (["launch", "--processes=2"], "usage: cnnjax launch"),
+        (["launch", "--", "data"], "usage: cnnjax launch"),
+        (["launch", "--", "train"], "--workdir is missing"),
+        (["train", "--distributed", "--workdir=x", "--process_count=2"], "are given together, or none"),
+    ],
+)
+def test_mistakes_are_told_before_any_process_starts(command, words, capsys):
+    assert main.run(command) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_index_outside_the_count_is_told():
+    with pytest.raises(UserError, match="must be at least 0 and less than --process_count=2"):
+        processes.join("127.0.0.1:1", 2, 2, hang_seconds=10)

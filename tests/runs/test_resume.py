@@ -1,0 +1,158 @@
+"""A killed or stopped run goes on to the very numbers of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnjax.runs import train
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import build
+from cnnjax.runs.folder import Run
+from cnnjax.runs.progress import Silent
+from cnnjax.runs.signals import Interrupted
+from tests.conftest import USERS
+
+TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
+FLAGS = [
+    "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
+    "--config.batch_size=4",
+    "--config.eval_batch_size=16",
+    "--config.total_epochs=8",
+    "--config.log_every_steps=7",
+    "--config.checkpoint_every_steps=33",
+    "--config.data.num_validation=10",
+    "--config.augment.train=random_crop(8, padding=1)|mirror|normalize",
+    "--config.ema_decay=0.9",
+    "--config.optimizer.learning_rate=0.001",
+]
+
+
+def start(data: str, workdir: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "cnnjax", "train", f"--workdir={workdir}", f"--config.data.name={data}"]
+    return subprocess.Popen(
+        [*command, *FLAGS, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": USERS},
+    )
+
+
+def end(process: subprocess.Popen) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output.decode()
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Returns when the run has written metrics of at least that step."""
+    file, until = workdir / "metrics.jsonl", time.monotonic() + 200
+    while time.monotonic() < until and process.poll() is None:
+        lines = file.read_text().splitlines() if file.exists() else []
+        if lines and json.loads(lines[-1] if lines[-1].endswith("}") else lines[-2])["step"] >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached: {end(process)[1]}")
+
+
+def outcome(workdir: Path) -> tuple[list[dict], list[np.ndarray], dict]:
+    """Metrics without times, the final parameters with the rest of the state, and the test scores."""
+    run = Run.open(workdir)
+    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()]
+    saved = Checkpoints(workdir / "checkpoints")
+    _, tree, _ = saved.restore(build(run.config()).abstract_tree())
+    saved.close()
+    return rows, [np.asarray(leaf) for leaf in jax.tree.leaves(tree["state"])], run.read_json("test.json")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("resume") / "whole"
+    code, output = end(start(tiny_data, workdir))
+    assert code == 0, output
+    return outcome(workdir)
+
+
+def assert_same(workdir: Path, expected: tuple) -> None:
+    rows, leaves, test = outcome(workdir)
+    assert rows == expected[0]
+    for ours, theirs in zip(leaves, expected[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert test == expected[2]
+
+
+def test_killed_runs_end_bit_identical(uninterrupted, tiny_data, tmp_path):
+    for step in (7, 80):
+        process = start(tiny_data, tmp_path / "run")
+        wait_for_step(process, tmp_path / "run", step)
+        process.send_signal(signal.SIGKILL)
+        assert end(process)[0] == -signal.SIGKILL
+    code, output = end(start(tiny_data, tmp_path / "run"))
+    assert code == 0, output
+    assert "resuming" in output
+    assert_same(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(signum, uninterrupted, tiny_data, tmp_path):
+    process = start(tiny_data, tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 60)
+    process.send_signal(signum)
+    code, output = end(process)
+    assert code == 128 + signum, output
+    assert "Traceback" not in output
+    assert f"{signum.name}: saved step" in output
+    code, output = end(start(tiny_data, tmp_path / "run"))
+    assert code == 0, output
+    assert_same(tmp_path / "run", uninterrupted)
+
+
+class SignalAt(Silent):
+    """Sends this process a signal when the row of a step has been written."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def row(self, row: dict) -> None:
+        if row["step"] == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [5, 10], ids=["evaluation", "last evaluation"])
+def test_a_signal_stops_an_evaluation_which_is_made_up_for(step, tiny_config, tmp_path):
+    tiny_config.ema_decay, tiny_config.log_every_steps = 0.9, 5
+    train.train(tiny_config, tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"SIGTERM: saved step {step} of 10"):
+        train.train(tiny_config, tmp_path / "run", SignalAt(step))
+    rows = Run.open(tmp_path / "run").metrics()
+    assert rows[-1]["step"] == step and "validation_loss" not in rows[-1]
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.steps()[-1] == step and saved.metrics(step) == {}
+    train.train(tiny_config, tmp_path / "run")
+    assert saved.best_metrics()["step"] in saved.steps() and saved.metrics(10)
+    saved.close()
+    assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_ends_a_compilation(signals, tiny_data, tmp_path):
+    """One after the seconds of grace, a second at once."""
+    process = start(tiny_data, tmp_path / "run", "--config.model=resnet56_cifar")
+    until = time.monotonic() + 100
+    while time.monotonic() < until and not (tmp_path / "run" / "record.json").exists():
+        time.sleep(0.05)
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    began = time.monotonic()
+    code, output = end(process)
+    assert code == 143, output
+    assert time.monotonic() - began < (20 if signals == 1 else 5)
+    assert ("SIGTERM: no step was done yet" in output) == (signals == 1)
+    assert not Checkpoints(tmp_path / "run" / "checkpoints").steps()

@@ -1,0 +1,254 @@
+"""The loop as a function: what a run leaves, exact evaluation, one compilation, bad losses."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnjax import config as config_lib
+from cnnjax.errors import UserError
+from cnnjax.runs import evaluate
+from cnnjax.runs import train as loop
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import build
+from cnnjax.runs.replay import replay_step
+from cnnjax.runs.train import Evaluator
+from cnnjax.training.steps import in_turn_on_cpu
+from tests.conftest import tiny_arrays
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory):
+    """A finished run with a moving average, and what was compiled on the way."""
+    config = config_lib.default()
+    config.model = "simple_cnn(widths=(2, 3), kernel_size=3)"
+    config.batch_size, config.eval_batch_size, config.total_epochs = 16, 16, 3.0
+    config.data.name, config.data.num_validation = tiny_data, 10
+    config.log_every_steps, config.ema_decay = 3, 0.5
+    config.optimizer.learning_rate = 0.01
+    compiled: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: compiled.append(record.getMessage())
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            result = loop.train(config, tmp_path_factory.mktemp("runs") / "run")
+    finally:
+        logger.removeHandler(handler)
+    return config, result, [m for m in compiled if m.startswith("Compiling")]
+
+
+def test_the_step_compiles_once_though_the_last_batch_is_short(finished):
+    _, result, compiled = finished
+    assert result.test["step"] == 15  # 80 images in batches of 16 three times: none is short, so:
+    assert len([m for m in compiled if re.search(r"Compiling (jit\()?accumulated_step", m)]) == 1
+    # validation (10) and test (37) are no multiples of 16
+    assert len([m for m in compiled if re.search(r"Compiling (jit\()?eval_step", m)]) <= 2
+
+
+def test_a_short_training_batch_does_not_compile_again(tiny_config, tmp_path, caplog):
+    tiny_config.batch_size, tiny_config.total_epochs = 24, 1.0
+    tiny_config.optimizer.warmup_epochs = 0.0
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        result = loop.train(tiny_config, tmp_path / "run")
+    assert result.test["step"] == 4  # 80 = 3 * 24 + 8
+    compiled = [r for r in caplog.messages if re.search(r"Compiling (jit\()?accumulated_step", r)]
+    assert len(compiled) == 1
+
+
+def test_the_run_folder_holds_what_the_design_says(finished):
+    config, result, _ = finished
+    names = {file.name for file in result.path.iterdir()}
+    assert {"config.json", "record.json", "metrics.jsonl", "checkpoints", "test.json"} <= names
+    assert config_lib.from_json((result.path / "config.json").read_text()) == config
+    record = json.loads((result.path / "record.json").read_text())
+    assert {"command", "commit", "versions", "flags", "devices", "seed", "data", "model"} <= set(record)
+    assert record["model"]["decayed"] == ["conv1/kernel", "conv2/kernel", "head/kernel"]
+    assert len(record["data"]["fingerprint"]) == 64
+
+
+def test_metrics_have_a_row_for_each_interval_and_evaluation(finished):
+    _, result, _ = finished
+    rows = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in train] == [3, 6, 9, 12, 15]
+    fields = "step epoch seconds learning_rate loss accuracy gradient_norm images_per_second"
+    assert all(set(row) >= {*fields.split(), "data_wait_seconds"} for row in train)
+    assert [row["step"] for row in rows if "validation_loss" in row] == [5, 10, 15]
+    assert all("validation_ema_accuracy" in row for row in rows if "validation_loss" in row)
+    assert train[-1]["loss"] < train[0]["loss"]
+
+
+def test_the_net_learns_the_bars(finished):
+    _, result, _ = finished
+    assert result.test["accuracy"] > 0.9
+    assert result.test["ema_accuracy"] > 0.8
+    assert result.test["count"] == 37
+
+
+def test_evaluate_reads_the_run_back(finished):
+    _, result, _ = finished
+    found, predictions = evaluate.evaluate(result.path)
+    assert found["loss"] == result.test["loss"]
+    np.testing.assert_array_equal(predictions["label"], tiny_arrays()["test_label"])
+    assert evaluate.evaluate(result.path, weights="ema")[0]["loss"] == result.test["ema_loss"]
+    assert evaluate.evaluate(result.path, checkpoint="best")[0]["step"] in (5, 10, 15)
+    assert evaluate.evaluate(result.path, split="validation")[0]["count"] == 10
+    with pytest.raises(UserError, match="unknown checkpoint 'first'"):
+        evaluate.evaluate(result.path, checkpoint="first")
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    config, result, _ = finished
+    before = (result.path / "metrics.jsonl").read_text()
+    assert loop.train(config, result.path).test == result.test
+    assert (result.path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 10_000])
+def test_each_image_is_evaluated_once_whatever_the_batch(tiny_config, tmp_path, count):
+    file = tmp_path / "some.npz"
+    np.savez(file, **tiny_arrays(num_test=count))
+    found = {}
+    for batch_size in (16, 5) if count < 100 else (16, 1111):
+        tiny_config.data.name, tiny_config.eval_batch_size = f"npz:{file}", batch_size
+        experiment = build(tiny_config)
+        state = experiment.init_state()
+        evaluator = Evaluator(experiment, "test")
+        assert evaluator.batches.batch_size == min(batch_size, count)  # a small split is not filled up
+        found[batch_size], predictions = evaluator(state.variables)
+        assert found[batch_size]["count"] == count
+        assert found[batch_size]["confusion_matrix"].sum() == count
+        np.testing.assert_array_equal(predictions["label"], tiny_arrays(num_test=count)["test_label"])
+    one, other = found.values()
+    assert one["accuracy"] == other["accuracy"]
+    np.testing.assert_array_equal(one["confusion_matrix"], other["confusion_matrix"])
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config, tmp_path):
+    tiny_config.total_epochs = 4.0
+    tiny_config.checkpoint_every_steps = 3
+    tiny_config.optimizer.name, tiny_config.optimizer.schedule = "sgd", "constant"
+    tiny_config.optimizer.learning_rate = 1e30
+    with pytest.raises(loop.NonFiniteLoss, match=r"at step \d+; training stopped before that update"):
+        loop.train(tiny_config, tmp_path / "run")
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
+    restored = saved.restore(build(tiny_config).abstract_tree())
+    saved.close()
+    if restored is not None:  # whatever was saved before is finite
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored[1]["state"].params))
+
+
+def test_blocks_are_stacked_in_the_step_and_named_in_the_checkpoint(tiny_config, tmp_path):
+    spec = "resnet20_cifar(stage_sizes=(1, 3), widths=(2, 3), scan_blocks={})"
+    tiny_config.total_epochs, tiny_config.checkpoint_every_steps, tiny_config.ema_decay = 1.0, 2, 0.5
+    tiny_config.optimizer.name = "sgd(momentum=0.9)"
+    found = {}
+    for scans in (False, True):
+        tiny_config.model = spec.format(scans)
+        result = loop.train(tiny_config, tmp_path / str(scans))
+        saved = Checkpoints(result.path / "checkpoints")
+        found[scans] = saved.read(saved.steps()[-1])["state"]
+        saved.close()
+    shutil.rmtree(saved.directory / str(saved.steps()[-1]))
+    again = loop.train(tiny_config, result.path).state  # goes on from the step before
+    jax.tree.map(np.testing.assert_array_equal, again.params, result.state.params)
+    assert jax.tree.structure(found[True]) == jax.tree.structure(found[False])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found.values())
+    experiment = build(tiny_config)
+    assert "stage2_block2_to_3" in experiment.init_state().params
+    layers = replay_step(result.path, 3).layers
+    assert {"stage2_block2/conv1", "stage2_block3/norm2"} < set(layers)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("optimizer.name", "lamb"),
+        ("optimizer.decay", "stage2_block3"),
+        ("optimizer.learning_rate_scales", "stage2_block3: 0.1"),
+        ("freeze", "stage2_block2/"),
+        ("sharding", "model"),
+    ],
+)
+def test_blocks_that_a_rule_tells_apart_are_not_stacked(tiny_config, field, value):
+    tiny_config.model = "resnet20_cifar(stage_sizes=(1, 4), widths=(2, 3), scan_blocks=True)"
+    tiny_config.update_from_flattened_dict({field: value})
+    experiment = build(tiny_config)
+    assert not experiment.stacked_blocks
+    assert "stage2_block4" in experiment.abstract_step_state.params
+
+
+def test_the_state_is_donated(tiny_config, tmp_path):
+    experiment = build(tiny_config)
+    kept = experiment.init_state()
+    leaf = kept.params["conv1"]["kernel"]
+    run = loop.Run.create(tmp_path / "run", tiny_config, experiment.train_source.fingerprint)
+    run.write_json("record.json", {})
+    saved = Checkpoints(tmp_path / "run" / "checkpoints")
+    trainer = loop.Trainer(experiment, run, saved, loop.Silent())
+    trainer.state = kept
+    trainer.take(*trainer._compile()(*trainer.next_arguments()))
+    assert leaf.is_deleted()
+    saved.close()
+    run.close()
+
+
+def test_only_a_large_step_on_a_cpu_is_waited_for():
+    step = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, y: y @ y, x))  # a second
+    x = jax.numpy.full((256, 256), 1 / 256)
+    assert in_turn_on_cpu((step(x), x), 2**31)[0].is_ready()  # compiles, too
+    assert not in_turn_on_cpu((step(x), x), 2**20)[0].is_ready()
+
+
+def test_another_config_or_other_images_may_not_resume(finished, tiny_config, tmp_path):
+    config, result, _ = finished
+    for field, value in (("seed", 3), ("batch_size", 8), ("model", "simple_cnn(widths=(2, 4))")):
+        other = config_lib.from_json(config_lib.to_json(config))
+        other[field] = value
+        with pytest.raises(UserError, match=rf"config\.{field}: saved"):
+            loop.train(other, result.path)
+    file = tmp_path / "other.npz"
+    np.savez(file, **tiny_arrays(num_train=120))
+    other = config_lib.from_json(config_lib.to_json(config))
+    other.data.name = f"npz:{file}"
+    with pytest.raises(UserError, match=r"config\.data\.name: saved"):
+        loop.train(other, result.path)
+    name = config.data.name.removeprefix("npz:")
+    original = Path(name).read_bytes()
+    try:
+        np.savez(name, **(tiny_arrays() | {"train_image": 255 - tiny_arrays()["train_image"]}))
+        with pytest.raises(UserError, match="other images"):
+            loop.train(config, result.path)
+    finally:
+        Path(name).write_bytes(original)
+
+
+def test_batch_and_devices_must_agree(tiny_config):
+    from cnnjax.training import parallel
+
+    mesh = parallel.make_mesh("", jax.devices()[:1])
+    parallel.check_divides("config.batch_size", 7, mesh)
+    fake = type("Mesh", (), {"shape": {"data": 4}})()
+    with pytest.raises(UserError, match=r"config.batch_size=7 is not divisible by the 4 devices"):
+        parallel.check_divides("config.batch_size", 7, fake)
+
+
+def test_a_folder_in_use_or_of_something_else_is_refused(tiny_config, tmp_path):
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(UserError, match="neither empty nor a run folder"):
+        loop.train(tiny_config, tmp_path)
+    assert (tmp_path / "diary.txt").read_text() == "mine"
+    experiment = build(tiny_config)
+    fingerprint = experiment.train_source.fingerprint
+    run = loop.Run.create(tmp_path / "run", tiny_config, fingerprint)
+    with pytest.raises(UserError, match="another process is training"):
+        loop.Run.create(tmp_path / "run", tiny_config, fingerprint)
+    run.close()

@@ -1,0 +1,107 @@
+"""The house's floors: a room imports only from lower floors, and a heavy library from one room only."""
+
+import ast
+import re
+from pathlib import Path
+
+import cnnjax
+from tests import ROOT
+
+PACKAGE = Path(cnnjax.__file__).parent
+DOORS = {"__init__", "__main__"}
+OWNERS = {
+    "tensorflow_datasets": ["data/sources/readers.py"],
+    "grain": ["data/batches.py"],
+    "orbax": ["runs/checkpoints.py"],
+}
+FORBIDDEN = {"pickle", "pickletools", "dill", "cloudpickle", "marshal", "shelve", "tensorflow", "yaml"}
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of all modules that a file imports, those inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floors() -> dict[str, int]:
+    """{room: floor} of the table in docs/architecture.md."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `([a-z_]+)(?:\.py|/)` \|", page, re.MULTILINE)
+    return {room: int(floor) for floor, room in rows}
+
+
+def test_the_page_names_every_room_and_no_other():
+    found = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert found - DOORS - {"__pycache__"} == set(floors())
+    assert len(floors()) <= 11
+    files = {p.name for p in PACKAGE.iterdir() if p.is_file() and p.suffix != ".so"}
+    assert files == {"__init__.py", "__init__.pyi", "__main__.py", "py.typed", "errors.py", "config.py"}
+
+
+def test_rooms_import_downwards_only():
+    floor = floors()
+    for file in files():
+        here = room(file)
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[0] != "cnnjax" or len(parts) == 1 or here in DOORS or parts[1] == here:
+                continue
+            there = parts[1]
+            assert there in floor, f"{file} imports {name}"
+            assert floor[there] < floor[here], f"{file.name} ({here}) imports {name}"
+
+
+def test_no_cycles_inside_a_room():
+    graph = {}
+    for file in files():
+        module = ".".join(("cnnjax", *file.relative_to(PACKAGE).with_suffix("").parts))
+        graph[module.removesuffix(".__init__")] = imports(file)
+
+    def visit(module, path):
+        assert module not in path, f"import cycle: {' -> '.join((*path, module))}"
+        for name in graph.get(module, ()):
+            if name in graph and name != module:
+                visit(name, (*path, module))
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_heavy_libraries_have_one_owner():
+    for file in files():
+        for name in imports(file):
+            top = name.split(".")[0]
+            assert top not in FORBIDDEN, f"{file} imports {name}"
+            place = str(file.relative_to(PACKAGE))
+            assert place in OWNERS.get(top, [place]), f"{file} imports {name}"
+
+
+def test_nobody_imports_the_doors():
+    for file in files():
+        doors = (
+            "configs",
+            "tests",
+            "experiments",
+            *(() if room(file) in ("cli", "__main__") else ("cnnjax.cli",)),
+        )
+        assert not any(name.startswith(doors) for name in imports(file)), file
+
+
+def test_no_file_is_long_and_none_is_a_drawer():
+    for file in files():
+        assert len(file.read_text().splitlines()) <= 420, file
+        assert file.stem not in ("utils", "common", "base", "core", "helpers", "misc"), file

@@ -1,0 +1,212 @@
+"""One program on any number of devices: loss curves, checkpoints and communication, on 8 simulated ones."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax import ops
+from cnnjax.cli import main
+from cnnjax.errors import UserError
+from cnnjax.profiling.compiled import collectives
+from cnnjax.training import parallel
+from tests import ROOT
+from tests.conftest import simulated
+
+EIGHT = {**simulated(8), "CNNJAX_CPU_KERNELS": "off"}
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory) -> dict:
+    """What `tests.mesh_curves` finds."""
+    command = [sys.executable, "-m", "tests.mesh_curves", str(tmp_path_factory.mktemp("curves"))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=EIGHT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["resnet", "alexnet", "inception"])
+def test_every_mesh_and_sharding_gives_the_same_loss_curve(curves, net):
+    one, *others = [row["losses"] for row in curves[net]]
+    assert len(set(one)) == len(one) and others
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_statistics_of_a_device_are_those_of_a_group_of_its_examples(curves):
+    (device,), (groups,) = curves["resnet device"], curves["resnet groups"]
+    np.testing.assert_allclose(device["losses"], groups["losses"], rtol=1e-5)
+    assert abs(device["losses"][-1] - curves["resnet"][0]["losses"][-1]) > 1e-4
+
+
+@pytest.mark.slow
+def test_parameters_and_optimizer_state_lie_in_parts(curves):
+    one, fsdp, _, towers, _ = curves["alexnet"]
+    assert fsdp["held"] < one["held"] / 5
+    assert towers["held"] == pytest.approx(one["held"] / 2, rel=0.01)
+
+
+@pytest.mark.slow
+def test_towers_talk_only_where_they_must(curves):
+    """conv3 and the dense layers see both towers; response normalization looks two channels across."""
+    towers = curves["alexnet"][3]
+    assert set(towers["layers"]) <= {"conv3", "dense1", "dense2", "head", "step"}
+    # two normalizations, to each side, forward and backward
+    assert towers["kinds"]["collective-permute"] == 8
+    assert towers["kinds"]["all-gather"] == 3
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_eight_devices_restores_on_one_two_four_and_as_numpy(curves):
+    assert curves["elastic"] == [True] * 6
+
+
+def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
+    flags = [f"--workdir={tmp_path / 'run'}", "--config.batch_size=12", f"--config.data.name={tiny_data}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnjax", "train", *flags],
+        capture_output=True,
+        text=True,
+        env=EIGHT,
+    )
+    assert done.returncode == 2
+    assert "config.batch_size=12 is not divisible by the 8 devices on 'data'; take 8 or 16" in done.stderr
+    assert json.dumps(done.stderr).count("\\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mesh": "data:2,rows:2"}, "unknown axis of config.mesh 'rows'"),
+        ({"mesh": "data:0"}, "must be an axis and a number"),
+        ({"mesh": "data:1,data:1"}, "must be an axis and a number"),
+        ({"mesh": "data:4096"}, "takes 4096 devices, but there are"),
+        ({"sharding": "fdsp"}, "did you mean 'fsdp'"),
+        ({"batch_norm": "groups(3)"}, "groups must divide the 16 examples"),
+        ({"batch_norm": "local"}, "must be 'global', 'device' or as 'groups\\(32\\)'"),
+        ({"accumulate_steps": 3}, "accumulate_steps=3 must divide config.batch_size=16"),
+    ],
+)
+def test_mistakes_are_told_before_anything_compiles(tiny_config, tmp_path, fields, words):
+    from cnnjax.runs import train
+
+    tiny_config.update(fields)
+    with pytest.raises(UserError, match=words):
+        train.train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rules_cut_the_largest_dimension_that_the_devices_divide():
+    mesh = jax.sharding.AbstractMesh((4, 2), parallel.AXES)
+
+    def cut(sharding: str, path: str, *shape: int) -> tuple:
+        return tuple(parallel.spec(path, shape, mesh, parallel.SHARDINGS[sharding]))
+
+    assert cut("fsdp", "/params/conv1/kernel", 3, 3, 64, 128) == (None, None, None, "data")
+    assert cut("fsdp", "/opt_state/0/trace/conv1/kernel", 3, 3, 128, 63) == (None, None, "data")
+    assert cut("fsdp", "/params/conv1/bias", 128) == ()
+    assert cut("towers", "/params/conv2/kernel", 5, 5, 48, 256) == (None, None, None, "model")
+    assert cut("towers", "/params/head/kernel", 4096, 1000) == ("model",)
+    assert cut("towers", "/params/head/bias", 1000) == ()
+    assert cut("replicated", "/params/conv2/kernel", 5, 5, 48, 256) == ()
+
+
+def test_groups_of_a_batch_are_normalized_each_by_its_own_statistics():
+    x = jax.random.normal(jax.random.key(0), (6, 3, 3, 4)) * jnp.arange(1, 7)[:, None, None, None]
+    scale, bias = jnp.full(4, 2.0), jnp.full(4, 0.5)
+    y, mean, var = ops.batch_norm_train(x, scale, bias, groups=3)
+    parts = [ops.batch_norm_train(part, scale, bias) for part in jnp.split(x, 3)]
+    np.testing.assert_allclose(y, jnp.concatenate([part[0] for part in parts]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(mean, sum(part[1] for part in parts) / 3, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(var, sum(part[2] for part in parts) / 3, rtol=1e-5)
+    # put together they are those of the batch, far from zero too
+    shifted = x + 3000.0
+    together = ops.batch_norm_train(shifted, scale, bias, groups=3, gather=lambda rows: rows)
+    for ours, whole in zip(together, ops.batch_norm_train(shifted, scale, bias), strict=True):
+        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-3)
+    with pytest.raises(UserError, match="4 groups"):
+        ops.batch_norm_train(x, scale, bias, groups=4)
+
+
+def test_collectives_are_read_from_what_xla_prints():
+    text = """
+%body (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %sum = f32[8] all-reduce(%p), replica_groups=[2,4]<=[8], metadata={op_name="jit(f)/Net/stem/conv/add"}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %loop = f32[8]{0} while(%x), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %start = (f32[2]{0}, bf16[3,8]{1,0}) all-gather-start(%x), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %done = bf16[3,8]{1,0} all-gather-done(%start)
+  %t = (f32[4], f32[6]) all-reduce(%x), replica_groups=mesh['a'=2,'b'=4] {'a','b'}, metadata={op_name="head"}
+  ROOT %alone = f32[8]{0} all-reduce(%x), replica_groups={{0},{1}}
+}
+"""
+    found = {c.kind + c.layer: c for c in collectives(text, ["stem/conv", "head"])}
+    assert {name: (c.size, c.devices, c.count, c.tensors) for name, c in found.items()} == {
+        "all-reducestem/conv": (32, 4, 5, 1),
+        "all-gatherstep": (48, 2, 1, 1),
+        "all-reducehead": (40, 8, 1, 2),
+    }
+    assert found["all-reducehead"].wire == 2 * 7 / 8 * 40
+
+
+@pytest.mark.slow
+def test_a_step_is_compiled_for_tpus_that_are_not_here(tiny_data):
+    pytest.importorskip("libtpu", reason="pip install 'cnnjax[tpu]'")
+    flags = ["--config.model=simple_cnn(widths=(8, 8))", "--config.dtype=bfloat16", "--config.batch_size=64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cnnjax", "compile", "--topology=v5e:2x4", "--json", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["devices"] == 8 and found["memory_bytes"] > 0
+    assert found["collectives"]["all-reduce"]["count"] > 0
+    assert 0 < found["efficiency_alone"] <= found["efficiency_hidden"] <= 1
+
+
+def test_memory_is_told_before_a_run_and_grows_with_the_batch(capsys):
+    def temporaries(batch_size: int) -> float:
+        command = ["models", "simple_cnn", "--memory", f"--batch_size={batch_size}"]
+        assert main.run(command) == 0
+        found = re.search(r"temporaries, bytes\W+([\d.]+) (\w)", capsys.readouterr().out)
+        return float(found[1]) * {"k": 1e3, "M": 1e6, "G": 1e9}[found[2]]
+
+    assert temporaries(512) > 3 * temporaries(64)
+
+
+def test_out_of_memory_names_batch_model_estimate_and_remedies(tiny_config, tmp_path):
+    from cnnjax.runs import train
+
+    tiny_config.batch_size = 10**9  # hundreds of GiB of images; of 2**30 XLA dies in jaxlib 0.12
+    tiny_config.augment.train = "normalize"
+    with pytest.raises(
+        UserError, match="out of memory on .*batch_size=1000000000.*needs .* GiB a device"
+    ) as said:
+        train.train(tiny_config, tmp_path / "run")
+    for word in ("simple_cnn", "accumulate_steps", "fsdp", "--memory"):
+        assert word in str(said.value)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("v5x:2x4", "unknown --topology"), ("v5e:8", "must give the shape"), ("cpu:9999", "already runs with")],
+)
+def test_an_unknown_topology_is_told(name, words, capsys):
+    jax.devices()
+    assert main.run(["compile", f"--topology={name}"]) == 2
+    assert words in capsys.readouterr().err

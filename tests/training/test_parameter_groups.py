@@ -1,0 +1,81 @@
+"""Frozen parts do not move, their statistics neither; groups have their own learning rate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from cnnjax.errors import UserError
+from cnnjax.runs import train
+from cnnjax.runs.experiment import build
+from cnnjax.training import parameter_groups
+from cnnjax.training.optimizers import make_optimizer
+from cnnjax.training.schedules import make_schedule
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_frozen_paths_and_statistics_stay_and_the_rest_moves(tiny_config, tmp_path, optimizer):
+    tiny_config.freeze, tiny_config.optimizer.name = "conv1|norm1", optimizer
+    before = build(tiny_config).init_state()
+    start = flat(before.params) | flat(before.batch_stats)
+    result = train.train(tiny_config, tmp_path / "run")
+    end = flat(result.state.params) | flat(result.state.batch_stats)
+    for path, value in start.items():
+        same = np.array_equal(end[path], value)
+        assert same == path.startswith(("conv1", "norm1")), path
+    record = train.Run.open(result.path).read_json("record.json")
+    assert record["model"]["frozen"] == ["conv1/bias", "conv1/kernel", "norm1/bias", "norm1/scale"]
+
+
+def test_a_frozen_batch_norm_normalizes_with_its_running_statistics(tiny_config):
+    experiment = build(tiny_config)
+    state = experiment.init_state()
+    image = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    frozen = parameter_groups.frozen_collection(state.batch_stats, "norm")
+    found, updates = experiment.model.apply(
+        {**state.variables, "frozen": frozen}, image, train=True, mutable=["batch_stats"]
+    )
+    np.testing.assert_array_equal(found, experiment.model.apply(state.variables, image))
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], state.batch_stats)
+
+
+@pytest.mark.parametrize("freeze", ["", "stem"])
+def test_scales_multiply_the_update_of_the_first_matching_group(freeze):
+    params = {"stem": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2), "bias": jnp.ones(1)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    schedule = make_schedule("constant", learning_rate=0.1, total_steps=9)
+    scales = parameter_groups.parse_scales("stem: 0.5, head/bias: 0, head: 10")
+    tx = parameter_groups.with_groups(make_optimizer("sgd", schedule), freeze=freeze, scales=scales)
+    updates, _ = tx.update(grads, tx.init(params), params, value=1.0)
+    new = flat(optax.apply_updates(params, updates))
+    np.testing.assert_allclose(new["stem/kernel"], 1.0 if freeze else 0.95)
+    np.testing.assert_allclose(new["head/kernel"], 0.0, atol=1e-7)
+    np.testing.assert_allclose(new["head/bias"], 1.0)
+
+
+@pytest.mark.parametrize("text", ["stem", "stem: fast", ": 2", "stem: -1", "stem: nan", "(: 1"])
+def test_scales_that_cannot_be_read_are_told(text):
+    with pytest.raises(UserError, match="config.optimizer.learning_rate_scales"):
+        parameter_groups.parse_scales(text)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "words"), [("nowhere", "matches no"), (".", "matches every"), ("(", "no regular expression")]
+)
+def test_a_pattern_that_freezes_nothing_or_all_is_told(tiny_config, freeze, words):
+    tiny_config.freeze = freeze
+    with pytest.raises(UserError, match=rf"config.freeze=.*{words}"):
+        build(tiny_config)
+
+
+def test_frozen_leaves_have_no_optimizer_state():
+    params = {"stem": {"kernel": jnp.ones(5)}, "head": {"kernel": jnp.ones(3)}}
+    schedule = make_schedule("constant", learning_rate=0.1, total_steps=9)
+    tx = parameter_groups.with_groups(make_optimizer("adamw", schedule), freeze="stem")
+    assert not [leaf for leaf in jax.tree.leaves(tx.init(params)) if leaf.shape == (5,)]
