@@ -16,6 +16,7 @@ import numpy as np
 
 from cnnjax.data import downloads
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
+from cnnjax.data.files import cache_folder, make_cache_folder
 from cnnjax.data.sources import folder as folders
 from cnnjax.data.sources import parquet, readers, records
 from cnnjax.data.sources.source import ArraySource, Source, hold_out, to_memory
@@ -23,20 +24,6 @@ from cnnjax.errors import UserError, unknown
 
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
 FORMS = ("idx:FOLDER", "folder:PATH", "parquet:FOLDER", "records:FOLDER", "npz:FILE", "tfds:NAME")
-
-
-def cache_folder(name: str) -> Path:
-    """Where a download of that data set lies: $XDG_CACHE_HOME, else ~/.cache, /cnnjax/NAME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnjax" / name
-
-
-def make_cache_folder(name: str) -> Path:
-    """`cache_folder`, made; the one above it not writable for others, as compile_cache asks, at any umask."""
-    folder = cache_folder(name)
-    folder.parent.parent.mkdir(parents=True, exist_ok=True)
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _given_folders(data_dir: str | os.PathLike | None) -> list[Path]:

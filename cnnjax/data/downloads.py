@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnnjax.data.files import sha256_of
 from cnnjax.errors import UserError
 
 CHUNK = 1 << 20
@@ -29,9 +30,7 @@ class Archive:
 
 def check(path: Path, archive: Archive) -> None:
     """Raises UserError naming the file where its SHA-256 is not the pinned one."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != archive.sha256:
+    if (found := sha256_of(path)) != archive.sha256:
         raise UserError(f"{path}: SHA-256 is {found}; allowed: {archive.sha256}; delete it and load again")
 
 

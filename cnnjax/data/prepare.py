@@ -1,7 +1,6 @@
 """One-off preparation: any data set to ArrayRecord shards of images of one size, see `records`."""
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from cnnjax.data.files import atomic_write, sha256_of
 from cnnjax.data.sources.records import ENCODINGS, FACTS
 from cnnjax.data.sources.source import Source
 from cnnjax.errors import BadImage, UserError, unknown
@@ -56,10 +56,10 @@ class _Shard:
             sums = sums.add(image)
             writer.write(int(example["label"]).to_bytes(4, "little", signed=True) + self._encode(image))
         writer.close()
-        facts = {"file": self.file.name, "bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+        facts = {"file": self.file.name, "bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
         facts |= {"labels": labels, "skipped": skipped, **sums.facts()}
         os.replace(partial, self.file)
-        _write_json(done, facts)
+        atomic_write(done, json.dumps(facts))
         return facts
 
     def _encode(self, image: np.ndarray) -> bytes:
@@ -89,11 +89,6 @@ class _Sums:
             "total": np.asarray(self.total).tolist(),
             "products": np.asarray(self.products).tolist(),
         }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare(
@@ -154,7 +149,7 @@ def prepare(
                 done += 1
                 progress(done, total)
     facts = {**plan, **_moments(splits["train"]), "splits": splits}
-    _write_json(out / FACTS, facts)
+    atomic_write(out / FACTS, json.dumps(facts))
     return facts
 
 
@@ -169,16 +164,9 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
         raise UserError(
             f"--out={out} holds images prepared from other data or in another way; choose another"
         )
-    if not file.is_file() and any(path.name != "plan.json.partial" for path in out.iterdir()):
+    if not file.is_file() and any(not path.name.startswith(".plan.json.") for path in out.iterdir()):
         raise UserError(f"--out={out} is not empty; choose another")
-    _write_json(file, plan)
-
-
-def _write_json(file: Path, facts: dict[str, Any]) -> None:
-    """Writes a file that is whole or not there."""
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(facts))
-    os.replace(partial, file)
+    atomic_write(file, json.dumps(plan))
 
 
 def _moments(shards: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Literal
 
-from cnnjax.data.datasets import cache_folder, make_cache_folder
+from cnnjax.data.files import cache_folder, make_cache_folder
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.receptive_fields import UNKNOWN, field_size, image_field, output_field

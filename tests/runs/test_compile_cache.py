@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from cnnjax.data.datasets import make_cache_folder
+from cnnjax.data.files import make_cache_folder
 from cnnjax.runs import compile_cache
 from cnnjax.runs.folder import Run
 from tests.conftest import USERS
