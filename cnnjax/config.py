@@ -1,13 +1,15 @@
-"""The one full default config, and the checks that run before anything compiles.
+"""Every field of a config in one table: default, meaning, allowed values; and the one check of all of them.
 
-`default()` lists every field; a config file takes it and assigns some of them. Durations carry their unit in
-the name. Strings such as `model` or `augment.train` are names or calls of literals.
+`default()` returns every field; a config file takes it and assigns some. Durations carry their unit in the
+name. Strings such as `model` or `augment.train` are names or calls of literals.
 """
 
+import dataclasses
 import difflib
 import json
 import math
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,129 +17,155 @@ from ml_collections import ConfigDict
 
 from cnnjax.errors import UserError, parse_call
 
-DTYPES = ("float32", "bfloat16")
+Value = bool | int | float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """Which values a field may have: a test, and the same in words ("greater than 0")."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the config.
+
+    Attributes:
+      default: its value in `default()`, whose type is the field's.
+      meaning: what `--help`, `--print_config` and the pages say of it.
+      allowed: which values of that type; None where any will do, or others check it.
+      resumable: whether it may change between a run and its resumption, as it leaves the numbers alone.
+    """
+
+    default: Value
+    meaning: str
+    allowed: Allowed | None = None
+    resumable: bool = False
+
+
+def _one_of(*values: str) -> Allowed:
+    return Allowed(f"one of {', '.join(values)}", lambda v: v in values)
+
+
+_POSITIVE = Allowed("greater than 0", lambda v: 0 < v < math.inf)
+_NOT_NEGATIVE = Allowed("at least 0", lambda v: 0 <= v < math.inf)
+_FRACTION = Allowed("in [0, 1)", lambda v: 0 <= v < 1)
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, "of every random draw", _NOT_NEGATIVE),
+    "total_epochs": Field(10.0, "length of training; fractions are allowed", _POSITIVE),
+    "batch_size": Field(128, "global, over all devices", _POSITIVE),
+    "eval_batch_size": Field(500, "global, of evaluations", _POSITIVE),
+    "eval_protocol": Field(
+        "center", "views averaged: center, mirror, mirror_translate, ten_crop, multi_scale"
+    ),
+    "dtype": Field(
+        "float32", "of computation; parameters and loss are float32", _one_of("float32", "bfloat16")
+    ),
+    "mesh": Field("", "devices by axis: 'data:4,model:2'; '' puts all of them on data", resumable=True),
+    "sharding": Field(
+        "replicated", "of parameters: 'fsdp' over data; 'model' or 'towers' over model", resumable=True
+    ),
+    "batch_norm": Field("global", "whose statistics: the 'global' batch's, each 'device's, or 'groups(32)'"),
+    "accumulate_steps": Field(1, "microbatches whose gradients make one step", _POSITIVE),
+    "model": Field("simple_cnn", "a name from `cnnjax models`, or 'simple_cnn(activation=\"tanh\")'"),
+    "init_from": Field("", "start from a run folder, or from a .safetensors or .pth file with torch's names"),
+    "init_head": Field(
+        "keep", "'new' initializes the head afresh, for other classes", _one_of("keep", "new")
+    ),
+    "freeze": Field("", "pattern of parameter paths that stay fixed: 'stem|stage[12]'"),
+    "data.name": Field(
+        "fashion_mnist_mini", "a name from `cnnjax data`, or folder:, npz:, idx:, tfds: and a path"
+    ),
+    "data.dir": Field(
+        "", "folder of the data set; '' searches those that `cnnjax data` lists", resumable=True
+    ),
+    "data.size": Field(
+        0, "resize image folders to this short side and crop the centre; 0 does not", _NOT_NEGATIVE
+    ),
+    "data.num_validation": Field(
+        600, "examples held out of train by `seed`; 0 holds out none", _NOT_NEGATIVE
+    ),
+    "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _NOT_NEGATIVE, True),
+    "data.on_bad_image": Field(
+        "error", "'skip' leaves out, counts and lists unreadable images", _one_of("error", "skip")
+    ),
+    "data.max_bad_images": Field(100, "skipped images after which the run ends", _NOT_NEGATIVE),
+    "data.test_split": Field("test", "official split of the final score; ImageNet's is 'validation'"),
+    "data.download": Field(True, "download the data set if it is not found", resumable=True),
+    "augment.train": Field(
+        "normalize", "operations joined by |: 'random_crop(28, padding=2)|mirror|normalize'"
+    ),
+    "augment.eval": Field("normalize", "the same for evaluation"),
+    "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", _FRACTION),
+    "loss.aux_weight": Field(0.3, "weight of each auxiliary head", _NOT_NEGATIVE),
+    "optimizer.name": Field("adamw", "its own values in the call: 'sgd(momentum=0.9)'"),
+    "optimizer.learning_rate": Field(0.003, "peak of the schedule", _POSITIVE),
+    "optimizer.schedule": Field(
+        "cosine", "its own values in the call: 'step(boundaries=(0.5, 0.75), factor=0.1)'"
+    ),
+    "optimizer.warmup_epochs": Field(1.0, "linear warm-up; less than total_epochs", _NOT_NEGATIVE),
+    "optimizer.weight_decay": Field(0.05, "0 is off", _NOT_NEGATIVE),
+    "optimizer.decay": Field("kernels", "what decays: 'kernels', 'all', or a pattern of parameter paths"),
+    "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's own"),
+    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0 is off", _NOT_NEGATIVE),
+    "optimizer.learning_rate_scales": Field(
+        "", "by pattern of parameter paths: 'stem|stage1: 0.1, head: 10'"
+    ),
+    "cpu_kernels": Field(True, "use oneDNN on a CPU if installed; False leaves everything to XLA"),
+    "ema_decay": Field(0.0, "of the moving average of parameters and statistics; 0 is off", _FRACTION),
+    "on_nonfinite": Field(
+        "stop", "before a non-finite update; 'skip(limit=10)' skips up to that many steps", resumable=True
+    ),  # resumable, as it acts only where the run would have ended
+    "log_every_steps": Field(20, "steps per row of metrics.jsonl", _POSITIVE),
+    "eval_every_epochs": Field(1.0, "epochs between evaluations; each also saves a checkpoint", _POSITIVE),
+    "checkpoint_every_steps": Field(0, "further checkpoints; 0 is off", _NOT_NEGATIVE, True),
+    "keep_checkpoints": Field(2, "newest checkpoints kept, beside the best", _POSITIVE, True),
+}
 
 
 def default() -> ConfigDict:
     """Every field with its default: SimpleCNN on the embedded sample of Fashion-MNIST."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "total_epochs": 10.0,
-            "batch_size": 128,  # global, over all devices
-            "eval_batch_size": 500,  # global
-            "eval_protocol": "center",  # views averaged: mirror, mirror_translate, ten_crop, multi_scale
-            "dtype": "float32",  # of the computation; parameters and loss are float32
-            "mesh": "",  # devices by axis: 'data:4,model:2'; '' has all of them on data
-            "sharding": "replicated",  # of parameters: 'fsdp' over data; 'model', 'towers' over model
-            "batch_norm": "global",  # whose statistics: the global batch's, 'device', or 'groups(32)'
-            "accumulate_steps": 1,  # parts that a batch is worked off in, one after the other
-            "model": "simple_cnn",  # `cnnjax models`; 'simple_cnn(activation="tanh")' sets fields
-            "init_from": "",  # a run folder, or a .safetensors or .pth file with torch's names
-            "init_head": "keep",  # 'new' draws the head anew, as other classes need
-            "freeze": "",  # pattern on parameter paths that do not move: 'stem|stage[12]'
-            "data": {
-                "name": "fashion_mnist_mini",  # `cnnjax data`; or idx:, folder:, npz:, tfds: and a path
-                "dir": "",  # where the data set lies; '' searches the places that `cnnjax data` lists
-                "size": 0,  # of image folders: short side to it and the middle square; 0 as they are
-                "num_validation": 600,  # held out of train by `seed`, for every choice; 0 holds none out
-                "num_workers": 0,  # processes that read streamed images; 0 reads with threads
-                "on_bad_image": "error",  # 'skip' leaves out, counts and lists what cannot be read
-                "max_bad_images": 100,  # more than that end the run all the same
-                "test_split": "test",  # the official split of the final score: ImageNet's is 'validation'
-                "download": True,  # where the data set is found nowhere else
-            },
-            "augment": {
-                "train": "normalize",
-                "eval": "normalize",
-            },
-            "loss": {
-                "label_smoothing": 0.0,
-                "aux_weight": 0.3,  # of each auxiliary head
-            },
-            "optimizer": {
-                "name": "adamw",  # or 'sgd(momentum=0.9)', ...: its own values in the call
-                "learning_rate": 0.003,  # the highest one
-                "schedule": "cosine",  # or 'step(boundaries=(0.5, 0.75), factor=0.1)', ...
-                "warmup_epochs": 1.0,
-                "weight_decay": 0.05,
-                "decay": "kernels",  # what decays: 'kernels', 'all', or a pattern on parameter paths
-                "decay_mode": "",  # 'coupled', 'decoupled', '': the optimizer's own
-                "gradient_clip": 0.0,  # the largest global norm; 0 is off
-                "learning_rate_scales": "",  # by pattern on paths: 'stem|stage1: 0.1, head: 10'
-            },
-            "cpu_kernels": True,  # oneDNN on a CPU, where it is installed; False leaves all to XLA
-            "ema_decay": 0.0,  # of the moving average of parameters and statistics; 0 is off
-            "on_nonfinite": "stop",  # before such an update; 'skip(limit=10)' leaves out so many of a run
-            "log_every_steps": 20,
-            "eval_every_epochs": 1.0,
-            "checkpoint_every_steps": 0,  # besides the one after each evaluation; 0 is off
-            "keep_checkpoints": 2,
-        }
-    ).lock()
-
-
-# Fields that may change between a run and its resumption: they leave the trained numbers alone.
-RESUMABLE = frozenset(
-    {
-        "on_nonfinite",  # acts only where the run would have ended
-        "data.dir",
-        "data.download",
-        "data.num_workers",
-        "keep_checkpoints",
-        "checkpoint_every_steps",
-        "mesh",
-        "sharding",
-    }
-)
-
-_POSITIVE = ("total_epochs", "batch_size", "eval_batch_size", "optimizer.learning_rate",
-             "log_every_steps", "eval_every_epochs", "keep_checkpoints", "accumulate_steps")  # fmt: skip
-_NOT_NEGATIVE = ("seed", "data.size", "data.num_validation", "data.num_workers",
-                 "data.max_bad_images", "loss.aux_weight", "optimizer.warmup_epochs",
-                 "optimizer.weight_decay", "optimizer.gradient_clip", "checkpoint_every_steps")  # fmt: skip
-_BELOW_ONE = ("loss.label_smoothing", "ema_decay")
+    nested: dict[str, Any] = {}
+    for name, row in FIELDS.items():
+        group, _, leaf = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[leaf] = row.default
+    return ConfigDict(nested).lock()
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """{"a.b": value} of every field."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
-        else:
-            flat[key] = value
+        inner = flatten(value) if isinstance(value, ConfigDict) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": v for name, v in inner.items()}
     return flat
+
+
+def describe(config: ConfigDict) -> str:
+    """Every field with its value, meaning and range, a line each: what --print_config and --help print."""
+    values = flatten(config)
+    lines = []
+    for name, row in FIELDS.items():
+        allowed = f" ({row.allowed.words})" if row.allowed else ""
+        lines.append(f"{f'{name}: {values[name]!r}':<50} # {row.meaning}{allowed}")
+    return "\n".join(lines)
 
 
 def validate(config: ConfigDict) -> None:
     """Raises a UserError for the first field that is unknown, of a wrong type or out of range."""
-    flat, known = flatten(config), flatten(default())
-    for field in flat:
-        if field not in known:
-            raise _unknown_field(field, known)
-    for field, value in known.items():
-        if field not in flat:
-            raise UserError(f"config.{field} is missing; start the config from cnnjax.config.default()")
-        kinds = (int, float) if isinstance(value, float) else (type(value),)
-        if type(flat[field]) not in kinds:
-            raise UserError(
-                f"config.{field}={flat[field]!r} must be {type(value).__name__}, as in its default {value!r}"
-            )
-    for fields, holds, words in (
-        (_POSITIVE, lambda v: 0 < v < math.inf, "greater than 0"),
-        (_NOT_NEGATIVE, lambda v: 0 <= v < math.inf, "at least 0"),
-        (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
-    ):
-        for field in fields:
-            if not holds(flat[field]):
-                raise UserError(f"config.{field}={flat[field]!r} must be {words}")
-    if config.dtype not in DTYPES:
-        raise UserError(f"config.dtype={config.dtype!r} must be one of {', '.join(DTYPES)}")
-    if config.data.on_bad_image not in ("error", "skip"):
-        raise UserError(f"config.data.on_bad_image={config.data.on_bad_image!r} must be one of error, skip")
-    if config.init_head not in ("keep", "new"):
-        raise UserError(f"config.init_head={config.init_head!r} must be one of keep, new")
+    flat = flatten(config)
+    for name in dict.fromkeys([*flat, *FIELDS]):  # unknown ones first
+        default, allowed = field(name).default, field(name).allowed
+        if name not in flat:
+            raise UserError(f"config.{name} is missing; start the config from cnnjax.config.default()")
+        value, kind = flat[name], type(default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"config.{name}={value!r} must be {kind.__name__}, as in its default {default!r}")
+        if allowed and not allowed.holds(value):
+            raise UserError(f"config.{name}={value!r} must be {allowed.words}")
     skip_limit(config.on_nonfinite)
     if config.optimizer.warmup_epochs >= config.total_epochs:
         raise UserError(
@@ -147,7 +175,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def skip_limit(on_nonfinite: str) -> int:
-    """How many steps of a run may be left out as their loss or gradient is not finite; 0 stops at the first.
+    """How many non-finite steps of a run may be skipped; 0 stops at the first.
 
     Raises:
       UserError: for anything but 'stop', 'skip' and 'skip(limit=n)'.
@@ -165,50 +193,62 @@ def from_file(path: str) -> ConfigDict:
     """The config that `get_config()` of a Python file returns; the file is executed.
 
     Raises:
-      UserError: where the file is missing, fails, or returns something else.
+      UserError: for a file that is missing, fails, or returns something else.
     """
     if not Path(path).is_file():
-        raise UserError(f"--config={path} is not a file; configs/ holds those of the project")
+        raise UserError(f"--config={path} is not a file; configs/ holds the examples")
     try:
-        config = runpy.run_path(path)["get_config"]()
-    except KeyError as error:
-        raise UserError(f"--config={path}: the file has no {error}()") from None
+        names = runpy.run_path(path)
+        config = names["get_config"]() if "get_config" in names else None
     except Exception as error:  # whatever the file does
         reason = " ".join(str(error).partition("Other fields present")[0].split())
         raise UserError(f"--config={path}: {type(error).__name__}: {reason}") from None
+    if "get_config" not in names:
+        raise UserError(f"--config={path}: the file has no 'get_config'()")
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {config!r}, not a ConfigDict")
     return config
 
 
-def check_override(field: str, text: str | None) -> None:
-    """Raises a UserError where `--config.field=text` names no field, or no value of its type.
-
-    `text` is None where the value is not known.
-    """
-    known = flatten(default())
-    if field not in known:
-        raise _unknown_field(field, known)
-    kind = type(known[field])
-    words = {int: "a whole number", float: "a number", bool: "true or false"}
-    try:
-        if text is not None and kind in (int, float):
-            kind(text)
-        elif text is not None and kind is bool and text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"config.{field}={text!r} must be {words[kind]}, as in its default {known[field]!r}"
-        ) from None
-
-
-def _unknown_field(field: str, known: dict[str, Any]) -> UserError:
-    last = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(field, known, n=1)
-    near = near or [last[n] for n in difflib.get_close_matches(field.rpartition(".")[2], last, n=1)]
+def field(name: str) -> Field:
+    """The row of `FIELDS`; a UserError with the nearest name for an unknown one."""
+    if name in FIELDS:
+        return FIELDS[name]
+    last = {known.rpartition(".")[2]: known for known in FIELDS}
+    near = difflib.get_close_matches(name, FIELDS, n=1)
+    near = near or [last[n] for n in difflib.get_close_matches(name.rpartition(".")[2], last, n=1)]
     hint = f" (did you mean config.{near[0]}?)" if near else ""
-    name = f"config.{field}" if field.isprintable() else repr(f"config.{field}")  # one line, whatever it is
-    return UserError(f"{name} is not a field{hint}; allowed: {', '.join(known)}")
+    shown = f"config.{name}" if name.isprintable() else repr(f"config.{name}")  # one line, whatever it is
+    raise UserError(f"{shown} is not a field{hint}; allowed: {', '.join(FIELDS)}")
+
+
+def parse_value(name: str, text: str) -> Value:
+    """The value of a field that a user wrote as text, of the field's type; its range is `validate`'s.
+
+    Raises:
+      UserError: for an unknown field, or text that is no value of its type.
+    """
+    default = field(name).default
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        words = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+        raise UserError(f"config.{name}={text!r} must be {words}, as in its default {default!r}") from None
+
+
+def assign(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    """A copy of the config with fields {"a.b": value} set, whatever their types; `validate` checks those."""
+    copy = config.copy_and_resolve_references()
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        place = copy
+        for parent in parents:
+            place = place[parent]
+        with place.ignore_type():
+            place[leaf] = value
+    return copy
 
 
 def to_json(config: ConfigDict) -> str:
@@ -227,7 +267,7 @@ def from_json(text: str) -> ConfigDict:
 def differing(saved: ConfigDict, config: ConfigDict) -> list[str]:
     """Fields whose difference forbids a resumption, as 'config.a.b: saved X, now Y'."""
     old, new = flatten(saved), flatten(config)
-    fields = [f for f in sorted(old.keys() | new.keys()) if f not in RESUMABLE]
+    names = [n for n in sorted(old.keys() | new.keys()) if not (n in FIELDS and FIELDS[n].resumable)]
     return [
-        f"config.{f}: saved {old.get(f)!r}, now {new.get(f)!r}" for f in fields if old.get(f) != new.get(f)
+        f"config.{n}: saved {old.get(n)!r}, now {new.get(n)!r}" for n in names if old.get(n) != new.get(n)
     ]

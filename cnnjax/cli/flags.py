@@ -4,27 +4,30 @@ import sys
 from collections.abc import Callable
 
 from absl import flags
+from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
 from cnnjax.errors import UserError, unknown
 
 
 def parse_flags(
     command: str,
     args: list[str],
-    define: Callable[[flags.FlagValues], list[str] | None],
+    define: Callable[[flags.FlagValues], None],
     *,
     max_names: int = 0,
+    more_help: str = "",
 ) -> tuple[flags.FlagValues, list[str]]:
-    """The flags of a command and the words beside them; `define` may take some of the words away.
+    """The flags of a command and the words beside them; `more_help` follows the flags in --help.
 
     Raises:
       UserError: for an unknown flag, a value of a wrong type, or more than `max_names` words.
     """
     values = flags.FlagValues()
-    args = define(values) or args
+    define(values)
     values.mark_as_parsed()
     if "--help" in args or "-h" in args:
-        print(f"flags of cnnjax {command}:\n{values.get_help()}")
+        print(f"flags of cnnjax {command}:\n{values.get_help()}{more_help}")
         sys.exit(0)
     try:
         words = values([f"cnnjax {command}", *args])[1:]
@@ -37,26 +40,26 @@ def parse_flags(
     return values, words
 
 
-def define_config(args: list[str], values: flags.FlagValues) -> list[str]:
-    """Defines --config.a.b over the config of --config=FILE, or the default one; returns the rest."""
-    from ml_collections import config_flags
+def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
+    """The config of --config=FILE or the default one, each --config.a.b=value set; and the other words.
 
-    from cnnjax import config as config_lib
-
-    while "--config" in args[:-1]:  # `--config FILE` as `--config=FILE`
-        at = args.index("--config")
-        args = [*args[:at], f"--config={args[at + 1]}", *args[at + 2 :]]
-    files = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
-    config = config_lib.from_file(files[-1]) if files else config_lib.default()
-    overrides = [arg for arg in args if not arg.startswith("--config=")]
-    for arg in overrides:
-        name, given, value = arg.removeprefix("-").removeprefix("-").partition("=")
-        if arg.startswith("-") and name.startswith("config."):
-            config_lib.check_override(name.removeprefix("config."), value if given else None)
-    config_flags.DEFINE_config_dict(
-        "config", config, "--config=FILE or --config.field=value", flag_values=values, sys_argv=overrides
-    )
-    return overrides
+    Raises:
+      UserError: for a file that cannot be read, an unknown field, or a value of a wrong type.
+    """
+    config, values, rest, words = None, {}, [], iter(args)
+    for word in words:
+        name, given, text = word.removeprefix("-").removeprefix("-").partition("=")
+        negated = name.startswith("noconfig.")
+        field = name.removeprefix("no").removeprefix("config.") if "config." in name else ""
+        if not word.startswith("-") or not (name == "config" or name.startswith(("config.", "noconfig."))):
+            rest.append(word)
+        elif name == "config":
+            config = config_lib.from_file(text if given else next(words, ""))
+        elif not given and isinstance(config_lib.field(field).default, bool):
+            values[field] = not negated
+        else:
+            values[field] = config_lib.parse_value(field, text if given else next(words, ""))
+    return config_lib.assign(config or config_lib.default(), values), rest
 
 
 def _names(values: flags.FlagValues) -> list[str]:

@@ -10,7 +10,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from cnnjax.cli.flags import define_config, parse_flags
+from cnnjax.cli.flags import parse_flags, read_config
 from cnnjax.cli.tables import in_pixels, in_units, print_table
 from cnnjax.errors import UserError, unknown
 
@@ -86,13 +86,13 @@ def print_layers(spec: str, image_size: int | None = None) -> None:
 def compile_step(args: list[str]) -> None:
     """Compiles the training step of a config for devices that need not be here, and says what it needs."""
 
-    def define(values: flags.FlagValues) -> list[str]:
+    def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("topology", "cpu:8", "v5e:2x4, v6e:16x16, cpu:8 ...", flag_values=values)
         flags.DEFINE_string("image", None, "256x256x3: blank images for the data set's", flag_values=values)
         flags.DEFINE_integer("classes", 1000, "of the blank images", 1, flag_values=values)
         flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
-        return define_config(args, values)
 
+    config, args = read_config(args)
     values, _ = parse_flags("compile", args, define)
     from cnnjax.profiling import forecast
 
@@ -102,22 +102,22 @@ def compile_step(args: list[str]) -> None:
         if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
             raise UserError(f"--image={values.image} must be height x width x channels, as in 256x256x3")
         source = forecast.blank_source(tuple(map(int, sides)), values.classes)
-    found = forecast.forecast(values.config, values.topology, source=source)
+    found = forecast.forecast(config, values.topology, source=source)
     if values.json:
         print(json.dumps(forecast.facts(found)))
     else:
-        show(found, f"{values.config.model} on {values.topology}")
+        show(found, f"{config.model} on {values.topology}")
 
 
 def weights(args: list[str]) -> None:
     """Makes a run folder of a weights file, or writes the weights of a run under torch's names."""
     from cnnjax import config as config_lib
 
-    def define(values: flags.FlagValues) -> list[str]:
+    def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("model", None, "the network of the file", flag_values=values)
         flags.DEFINE_string("workdir", None, "the run folder", flag_values=values)
-        return define_config(args, values)
 
+    config, args = read_config(args)
     values, words = parse_flags("weights", args, define, max_names=2)
     if len(words) != 2 or words[0] not in ("import", "export") or not values.workdir:
         raise UserError(
@@ -130,7 +130,6 @@ def weights(args: list[str]) -> None:
         count = exchange.export_weights(values.workdir, words[1])
         print(f"wrote {count} tensors to {words[1]}")
         return
-    config = values.config
     config.model = values.model or config.model
     config_lib.validate(config)
     paths = exchange.import_weights(words[1], config, values.workdir)

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from cnnjax import config as config_lib
-from cnnjax.cli.flags import define_config, parse_flags
+from cnnjax.cli.flags import parse_flags, read_config
 from cnnjax.cli.progress import describe
 from cnnjax.cli.tables import print_table
 from cnnjax.errors import UserError
@@ -77,7 +77,7 @@ class LiveBoard(Board):
 def command(args: list[str]) -> None:
     """Trains the points of a sweep that are not done yet, and prints the table."""
 
-    def define(values: flags.FlagValues) -> list[str]:
+    def define(values: flags.FlagValues) -> None:
         flags.DEFINE_multi_string("set", [], "FIELD=A,B,C or =log_uniform(A, B)", flag_values=values)
         flags.DEFINE_integer("seeds", 1, "how many", 1, flag_values=values)
         flags.DEFINE_integer("random", 0, "points drawn; 0 runs the grid", 0, flag_values=values)
@@ -85,8 +85,8 @@ def command(args: list[str]) -> None:
         flags.DEFINE_bool("together", False, "all seeds of a point in one step", flag_values=values)
         flags.DEFINE_string("out", None, "folder of the table and the runs", flag_values=values)
         flags.DEFINE_float("stop_seconds", 60.0, "from a signal to the end", 1.0, flag_values=values)
-        return define_config(args, values)
 
+    config, args = read_config(args)
     given, _ = parse_flags("sweep", args, define)
     if not given.out:
         raise UserError("--out is missing; name the folder of the table and the runs")
@@ -98,10 +98,10 @@ def command(args: list[str]) -> None:
     console = Console()
     if console.is_terminal:
         with Live(console=console) as live:
-            rows = sweep(given.config, values, given.out, board=LiveBoard(live), **options)
+            rows = sweep(config, values, given.out, board=LiveBoard(live), **options)
             live.update("")
     else:
-        rows = sweep(given.config, values, given.out, board=Lines(), **options)
+        rows = sweep(config, values, given.out, board=Lines(), **options)
     print_table(as_table(rows, sorted(values)))
     print(f"chosen by validation alone; all rows are in {Path(given.out) / RESULTS}")
 
@@ -112,22 +112,17 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Sequence[Any] | str]:
     Raises:
       UserError: for an unknown field, one that is given twice, or a value of a wrong type.
     """
-    kinds = {field: type(value) for field, value in config_lib.flatten(config_lib.default()).items()}
     found: dict[str, Sequence[Any] | str] = {}
     for text in sets:
         field, _, listed = text.partition("=")
         field = field.strip().removeprefix("config.")
-        config_lib.check_override(field, None)
+        config_lib.field(field)
         if field in found:
             raise UserError(f"--set {field} is given twice; list all its values in one")
         if listed.strip().startswith(tuple(f"{name}(" for name in RANGES)):
             found[field] = listed.strip()
             continue
-        texts = _split(listed)
-        for value in texts:
-            config_lib.check_override(field, value)
-        make = {bool: lambda value: value.lower() in ("true", "1")}.get(kinds[field], kinds[field])
-        found[field] = [make(value) for value in texts]
+        found[field] = [config_lib.parse_value(field, value) for value in _split(listed)]
     return found
 
 

@@ -7,7 +7,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from cnnjax.cli.flags import define_config, parse_flags
+from cnnjax.cli.flags import parse_flags, read_config
 from cnnjax.cli.tables import print_metrics, print_table
 from cnnjax.errors import UserError
 
@@ -17,7 +17,7 @@ def train(args: list[str]) -> None:
 
     from cnnjax import config as config_lib
 
-    def define(values: flags.FlagValues) -> list[str]:
+    def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", None, "run folder; runs/TIME_MODEL", flag_values=values)
         flags.DEFINE_bool("print_config", False, "print the config and stop", flag_values=values)
         flags.DEFINE_float("stop_seconds", 60.0, "from a signal to the end", 1.0, flag_values=values)
@@ -26,13 +26,13 @@ def train(args: list[str]) -> None:
         flags.DEFINE_integer("process_count", None, "how many", 1, flag_values=values)
         flags.DEFINE_integer("process_index", None, "which this is, from 0", 0, flag_values=values)
         flags.DEFINE_integer("hang_seconds", 1800, "without a step end the run", 1, flag_values=values)
-        return define_config(args, values)
 
-    values, _ = parse_flags("train", args, define)
-    config = values.config
-    config_lib.validate(config)
+    config, args = read_config(args)
+    fields = f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}"
+    values, _ = parse_flags("train", args, define, more_help=fields)
     if values.print_config:
-        print(config)
+        config_lib.validate(config)
+        print(config_lib.describe(config))
         return
     from cnnjax.cli.progress import terminal
     from cnnjax.explore import report

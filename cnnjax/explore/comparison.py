@@ -24,7 +24,7 @@ COMPARED = {
     "Training loss, nats": "loss",
 }
 NUM_IMAGES = 24
-UNCOMPARED = {*config_lib.RESUMABLE, "seed"}
+UNCOMPARED = {"seed", *(name for name, field in config_lib.FIELDS.items() if field.resumable)}
 
 
 class Group:

@@ -85,7 +85,8 @@ def sweep(
     fields = sorted(values)
     _check(config, values, seeds, random, task)
     points = [_typed(point) for point in (_draw(values, random) if random else _product(values))]
-    runs = [(_with(config, point, config.seed + i), point) for i in range(seeds) for point in points]
+    seed = config.seed
+    runs = [(config_lib.assign(config, {**p, "seed": seed + i}), p) for i in range(seeds) for p in points]
     runs = {_name(run_config, point): (run_config, point) for run_config, point in runs}
     for run_config, _ in runs.values():
         config_lib.validate(run_config)
@@ -142,10 +143,9 @@ def _check(
 ) -> None:
     config_lib.validate(config)
     for field, given in values.items():
-        config_lib.check_override(field, None)
         if field == "seed":
             raise UserError("seed cannot be set; the number of seeds is --seeds=N")
-        if field in config_lib.RESUMABLE:
+        if config_lib.field(field).resumable:
             raise UserError(f"config.{field} cannot be swept: it does not change the result")
         if isinstance(given, str) and not random:
             raise UserError(f"{field}={given} is a range; draw points from it with --random=N")
@@ -165,11 +165,12 @@ def _product(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def _draw(values: Mapping[str, Sequence[Any] | str], count: int) -> list[dict[str, Any]]:
     """Points drawn at random, each from its own number, so that more of them leave the first alone."""
-    known = config_lib.flatten(config_lib.default())
     points = []
     for i in range(count):
         draw = np.random.default_rng([0, i])
-        points.append({f: _draw_value(draw, f, values[f], type(known[f])) for f in sorted(values)})
+        points.append(
+            {f: _draw_value(draw, f, values[f], type(config_lib.field(f).default)) for f in sorted(values)}
+        )
     return points
 
 
@@ -191,22 +192,9 @@ def _draw_value(draw: np.random.Generator, field: str, given: Sequence[Any] | st
 
 def _typed(point: Mapping[str, Any]) -> dict[str, Any]:
     """The point with 1 as 1.0 in fields of that type: one run has one name."""
-    known = config_lib.flatten(config_lib.default())
-    whole = {field for field, value in point.items() if type(value) is int and type(known[field]) is float}
-    return {field: float(value) if field in whole else value for field, value in point.items()}
-
-
-def _with(config: ConfigDict, point: Mapping[str, Any], seed: int) -> ConfigDict:
-    """The config of one run."""
-    found = config.copy_and_resolve_references()
-    for field, value in {**point, "seed": seed}.items():
-        *parents, last = field.split(".")
-        place = found
-        for parent in parents:
-            place = place[parent]
-        with place.ignore_type():  # `config.validate` tells the user
-            place[last] = value
-    return found
+    whole = {name for name, value in point.items() if type(value) is int}
+    floats = {name for name in whole if isinstance(config_lib.field(name).default, float)}
+    return {name: float(value) if name in floats else value for name, value in point.items()}
 
 
 def _name(config: ConfigDict, point: Mapping[str, Any]) -> str:
@@ -271,7 +259,7 @@ class Results:
           UserError: where it holds another, or cannot be written.
         """
         if self.file.exists() and self._head() != self.columns:
-            there = [name for name in self._head() if name in config_lib.flatten(config) and name != "seed"]
+            there = [name for name in self._head() if name in config_lib.FIELDS and name != "seed"]
             raise UserError(
                 f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}; "
                 "set the same fields, or choose another --out"

@@ -77,7 +77,7 @@ def damaged(*wholes: bytes) -> st.SearchStrategy[bytes]:
 
 
 def overrides() -> st.SearchStrategy[list[str]]:
-    fields = st.sampled_from(sorted(config_lib.flatten(config_lib.default())))
+    fields = st.sampled_from(sorted(config_lib.FIELDS))
     values = NUMBERS | LITERALS | st.text(max_size=20) | calls(["skip", "stop", "sgd", "cosine"])
     written = st.tuples(fields | fields | fields | st.text(max_size=12), values)
     return st.lists(written.map(lambda pair: f"--config.{pair[0]}={pair[1]}"), min_size=1, max_size=3)
