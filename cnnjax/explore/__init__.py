@@ -5,6 +5,5 @@ attribution   saliency, SmoothGrad, integrated and guided gradients, Grad-CAM, G
               whether they change with the weights
 units         first filters, statistics and dead units, the patches and images that excite a unit
 landscape     PCA, t-SNE, the loss between two checkpoints and around one
-scores        confusion matrix, accuracy of classes, calibration, worst mistakes
-plots         pictures of all these
+plots         pictures of all these, and of the calibration and confusion matrix of `training.metrics`
 """

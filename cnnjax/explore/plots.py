@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnjax.explore.scores import Calibration
+from cnnjax.training.metrics import Calibration
 
 Box = tuple[int, int, int, int]
 

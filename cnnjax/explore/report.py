@@ -18,6 +18,7 @@ from cnnjax.config import to_json
 from cnnjax.errors import UserError
 from cnnjax.runs.folder import Run, readable, write_atomically
 from cnnjax.runs.inputs import load_split
+from cnnjax.training.metrics import worst_mistakes
 
 CURVES = {
     "Loss, nats": {
@@ -188,9 +189,9 @@ def _mistakes(run: Run, config: Any, names: list[str]) -> str:
     """The wrongly classified test images with the highest loss, most confident errors first."""
     if not (run.path / "predictions.npz").exists():
         return ""
-    label, prediction, confidence, loss = predictions(run).values()
-    worst = np.argsort(-np.where(label == prediction, -np.inf, loss), kind="stable")[:NUM_MISTAKES]
-    worst = [i for i in worst if label[i] != prediction[i]]
+    rows = predictions(run)
+    label, prediction, confidence = rows["label"], rows["prediction"], rows["confidence"]
+    worst = worst_mistakes(rows, NUM_MISTAKES)
     try:
         source = load_split(config, "test")
         images = [source[int(i)]["image"] for i in worst]
@@ -205,7 +206,7 @@ def _mistakes(run: Run, config: Any, names: list[str]) -> str:
 
 
 def predictions(run: Run) -> dict[str, np.ndarray]:
-    """label, prediction, confidence and loss of each test image, from predictions.npz."""
+    """The row of each test image, from predictions.npz; see `training.metrics`."""
     with np.load(run.path / "predictions.npz", allow_pickle=False) as arrays:
         return {name: arrays[name] for name in ("label", "prediction", "confidence", "loss")}
 

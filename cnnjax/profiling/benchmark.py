@@ -26,7 +26,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.memory import device_memory
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.state import init_state, run_init
-from cnnjax.training.steps import in_turn_on_cpu, train_step
+from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, train_step
 
 DTYPES = ("float32", "bfloat16")
 # What a profiled operation is, by the innermost JAX function that made it; the first match counts.
@@ -76,7 +76,8 @@ class TrainBench:
                 "mask": np.ones(self.batch_size, np.float32),
             }
         )
-        step = functools.partial(train_step, model=model, tx=tx, augment=augment)
+        gradient = functools.partial(batch_gradient, model=model, augment=augment)
+        step = functools.partial(train_step, tx=tx, gradient=gradient)
         self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.batch, key).compile()
         memory = device_memory(self.compiled)
         return lambda state: in_turn_on_cpu(self.compiled(state, self.batch, key), memory)

@@ -24,7 +24,6 @@ class Evaluator:
     def __init__(self, experiment: Experiment, split: str):
         source = experiment.source(split)
         mesh, devices = experiment.mesh, experiment.mesh.shape["data"]
-        self.whole = parallel.replicated(mesh)
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(experiment.config.eval_batch_size, len(source)) // devices) * devices
         self.batches = batches.make_batches(
@@ -36,26 +35,25 @@ class Evaluator:
             protocol=experiment.protocol,
             placement=experiment.placement,
         )
-        self.step = jax.jit(step, donate_argnums=1, out_shardings=self.whole)
-        self.no_sums = jax.jit(lambda: metrics.empty(source.num_classes), out_shardings=self.whole)
+        self.step = jax.jit(step, out_shardings=parallel.replicated(mesh))
+        self.num_classes = source.num_classes
 
     def __call__(
         self, variables: Any, after_each: Callable[[], None] = processes.beat
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The metrics and the predictions, one row an example in the source's order.
+    ) -> tuple[metrics.Scores, dict[str, np.ndarray]]:
+        """The scores and the predictions, one row an example in the source's order, in every process.
 
         `after_each` is called after each batch.
         """
-        sums = self.no_sums()
         rows = []
         for batch in self.batches.one_epoch():
-            sums, predictions = self.step(variables, sums, batch)
-            rows.append(predictions)
+            rows.append(self.step(variables, batch))
             after_each()
         rows = jax.device_get(rows)
         joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         real = joined.pop("mask") > 0
-        return metrics.compute(sums), {name: values[real] for name, values in joined.items()}
+        predictions = {name: values[real] for name, values in joined.items()}
+        return metrics.compute(predictions, self.num_classes), predictions
 
 
 def evaluate(
@@ -78,8 +76,8 @@ def evaluate(
       protocol: one of `data.protocols`; None is the run's own.
 
     Returns:
-      The metrics of `training.metrics.compute`, with the step and the protocol; and the predictions of
-      `eval_step`, one row an image in the order of the split.
+      The scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one row
+      an image in the order of the split.
     """
     run = Run.open(workdir)
     config = run.config()

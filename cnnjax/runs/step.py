@@ -10,7 +10,7 @@ from cnnjax.data import batches
 from cnnjax.runs.experiment import Experiment
 from cnnjax.training import parallel
 from cnnjax.training.state import TrainState
-from cnnjax.training.steps import NEVER, TrainMetrics, train_step
+from cnnjax.training.steps import NEVER, TrainMetrics, batch_gradient, train_step
 
 
 def gradient_values(experiment: Experiment) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def gradient_values(experiment: Experiment) -> dict[str, Any]:
         "label_smoothing": config.loss.label_smoothing,
         "aux_weight": config.loss.aux_weight,
         "freeze": config.freeze,
-        "accumulate": config.accumulate_steps,
+        "microbatches": config.accumulate_steps,
         "placement": experiment.placement,
         "gather": parallel.gatherer(experiment.mesh, experiment.rules),
     }
@@ -46,9 +46,9 @@ def accumulated_step(
         batch,
         key,
         tx=experiment.tx,
+        gradient=functools.partial(batch_gradient, **gradient_values(experiment)),
         ema_decay=config.ema_decay,
         halted=halted,
-        **gradient_values(experiment),
     )
     return state, interval.merge(found)
 

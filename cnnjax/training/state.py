@@ -1,19 +1,19 @@
-"""The training state, arrays only, and the keys that every random draw is made from."""
+"""The training state, arrays only."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax.typing import Collection, VariableDict
+from jax.sharding import Sharding
 
 from cnnjax.models import init_variables
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that a training step changes.
 
     `step` is int32 [], the number of batches seen; `batch_stats` is {} for nets without BatchNorm;
@@ -21,13 +21,13 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    ema: Any
+    params: Collection
+    batch_stats: Collection
+    opt_state: optax.OptState
+    ema: VariableDict
 
     @property
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> VariableDict:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
@@ -52,7 +52,9 @@ def init_state(
     )
 
 
-def run_init(init: Callable[[], TrainState], **placement: Any) -> TrainState:
+def run_init(
+    init: Callable[[], TrainState], out_shardings: Sharding | TrainState | None = None
+) -> TrainState:
     """What `init` returns, compiled for this one run: a CPU would take minutes to optimize it."""
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options, **placement)()
+    return jax.jit(init, compiler_options=options, out_shardings=out_shardings)()

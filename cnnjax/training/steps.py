@@ -2,30 +2,41 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax.typing import Collection, VariableDict
 
 from cnnjax.data.augment.register import Examples
 from cnnjax.models import stream_key
 from cnnjax.models.placement import ONE_DEVICE, Placement, placed
-from cnnjax.training import metrics as metrics_lib
 from cnnjax.training.losses import cross_entropy, masked_mean
+from cnnjax.training.metrics import of_logits
 from cnnjax.training.optimizers import ema_update
 from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
 from cnnjax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Augment = Callable[..., Any]
+LossAndAux = tuple[jax.Array, tuple[jax.Array, Collection]]  # number of hits, batch statistics
+Results = TypeVar("Results")
 NEVER = jnp.iinfo(jnp.int32).max
 
 
-@flax.struct.dataclass
-class TrainMetrics:
+class Gradient(NamedTuple):
+    """What a batch tells a step: its mean loss, number of hits, new batch statistics, and the gradient."""
+
+    loss: jax.Array
+    correct: jax.Array
+    batch_stats: Collection
+    grads: optax.Updates
+
+
+class TrainMetrics(flax.struct.PyTreeNode):
     """Sums over the steps of one log interval; they merge and leave the device together.
 
     `weight`, `loss`, `correct` are sums over examples, `gradient_norm` and `num_steps` over steps, without
@@ -41,8 +52,8 @@ class TrainMetrics:
 
     @classmethod
     def empty(cls) -> "TrainMetrics":
-        zeros = [jnp.zeros((), jnp.float32) for _ in range(5)]
-        return cls(*zeros, nonfinite_step=jnp.asarray(NEVER, jnp.int32))
+        zero = functools.partial(jnp.zeros, (), jnp.float32)  # five arrays: each is donated
+        return cls(zero(), zero(), zero(), zero(), zero(), jnp.asarray(NEVER, jnp.int32))
 
     def merge(self, other: "TrainMetrics") -> "TrainMetrics":
         total = jax.tree.map(jnp.add, self, other)
@@ -50,7 +61,7 @@ class TrainMetrics:
         return total.replace(nonfinite_step=first)
 
 
-def in_turn_on_cpu(results: Any, memory: int) -> Any:
+def in_turn_on_cpu(results: Results, memory: int) -> Results:
     """`results` of a step that holds so many bytes; on a CPU those of a large one once they are there.
 
     So the next step takes the memory of this one, see ops/cpu/reuse.c, and the two never hold theirs at once.
@@ -64,63 +75,30 @@ def train_step(
     batch: Batch,
     key: jax.Array,
     *,
-    model: nn.Module,
     tx: optax.GradientTransformationExtraArgs,
-    augment: Augment,
-    label_smoothing: float = 0.0,
-    aux_weight: float = 0.0,
+    gradient: Callable[[TrainState, Batch, jax.Array], Gradient],
     ema_decay: float = 0.0,
-    freeze: str = "",
-    accumulate: int = 1,
-    placement: Placement = ONE_DEVICE,
-    gather: Callable[[Any], Any] | None = None,
     halted: jax.Array | bool = False,
 ) -> tuple[TrainState, TrainMetrics]:
-    """Augments a batch, descends once along its gradient and returns the new state with its metrics.
+    """Descends once along the gradient of a batch and returns the new state with its metrics.
 
-    Where the loss or the gradient is not finite nothing but `step` changes, and the metrics hold nothing but
-    the number of the step.
+    If the loss or the gradient is not finite nothing but `step` changes, and the metrics hold nothing but the
+    number of the step.
 
     Args:
-      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; the loss is the masked mean;
-        where `augment.takes_examples` also index and epoch int32 [B].
-      key: the run's key; every draw is folded from it by stream and step.
+      batch, key: what `gradient` takes.
       tx: as `optimizers.make_optimizer` returns it; sees the loss as `value`.
-      augment: (key, images, labels) -> (images float [B, H', W', C], labels), see `data.augment.parse`.
-      aux_weight: of each sown `aux_logits` in the loss.
-      ema_decay: of the moving average in `state.ema`, which is {} where there is none.
-      freeze: pattern of the paths that `tx` does not move, see `groups`.
-      accumulate: parts that the batch is worked off in, one after the other, so that memory holds one. The
-        gradient is that of the whole batch, but for BatchNorm, which sees (and moves its averages by) one
-        part at a time, and for dropout, which draws other masks.
-      placement: how the layers lie on devices, BatchNorm's groups of such a part among it.
-      gather: brings parameters that are stored in parts together, see `parallel.gatherer`.
+      gradient: `batch_gradient`, with the model and its other arguments bound.
+      ema_decay: of the moving average in `state.ema`; ignored if that is {}.
       halted: bool []; True leaves the state alone as if the loss were not finite.
     """
-    loss, correct, batch_stats, grads = batch_gradient(
-        state,
-        batch,
-        key,
-        model=model,
-        augment=augment,
-        label_smoothing=label_smoothing,
-        aux_weight=aux_weight,
-        freeze=freeze,
-        accumulate=accumulate,
-        placement=placement,
-        gather=gather,
-    )
+    loss, correct, batch_stats, grads = gradient(state, batch, key)
     gradient_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
-    new = state.replace(
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
+    params = optax.apply_updates(state.params, updates)
+    new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
     if state.ema:
         new = new.replace(ema=ema_update(state.ema, new.variables, ema_decay, state.step))
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & ~jnp.asarray(halted)
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     weight = batch["mask"].sum()
     metrics = TrainMetrics(
         weight=weight,
@@ -131,7 +109,8 @@ def train_step(
         nonfinite_step=jnp.asarray(NEVER, jnp.int32),
     )
     nothing = TrainMetrics.empty().replace(nonfinite_step=state.step)
-    metrics = jax.tree.map(lambda a, b: jnp.where(finite, a, b), metrics, nothing)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & ~jnp.asarray(halted)
+    new, metrics = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (new, metrics), (state, nothing))
     return new.replace(step=state.step + 1), metrics
 
 
@@ -145,11 +124,48 @@ def batch_gradient(
     label_smoothing: float = 0.0,
     aux_weight: float = 0.0,
     freeze: str = "",
-    accumulate: int = 1,
+    microbatches: int = 1,
     placement: Placement = ONE_DEVICE,
-    gather: Callable[[Any], Any] | None = None,
-) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """(loss, number of hits, batch statistics, gradient) of the augmented batch, for `train_step`."""
+    gather: Callable[[optax.Params], optax.Params] | None = None,
+) -> Gradient:
+    """The gradient of the masked mean of the loss over a batch, which is augmented first.
+
+    Args:
+      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; where `augment.takes_examples` also
+        index and epoch int32 [B].
+      key: the run's key; every draw is folded from it by stream and step.
+      augment: (key, images, labels) -> (images float [B, H', W', C], labels), see `data.augment.parse`.
+      aux_weight: of each sown `aux_logits` in the loss.
+      freeze: pattern of the paths that do not move, see `parameter_groups`.
+      microbatches: equal shares of the batch that pass through the model one after the other, so that memory
+        holds one. The gradient is that of the whole batch, but for BatchNorm, which sees (and moves its
+        averages by) one microbatch at a time, and for dropout, which draws other masks.
+      placement: how the layers lie on devices, BatchNorm's groups of a microbatch among it.
+      gather: brings sharded parameters together, see `parallel.gatherer`.
+    """
+    batch = _augmented(batch, augment, key, state.step, model)
+    frozen = frozen_collection(state.batch_stats, freeze)
+
+    def loss_fn(params: optax.Params, batch_stats: Collection, batch: Batch, key: jax.Array) -> LossAndAux:
+        params = stop_frozen(gather(params) if gather else params, freeze)
+        with placed(placement):
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats, "frozen": frozen},
+                batch["image"],
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats", "intermediates"],
+            )
+        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        for aux in aux_logits(updates.get("intermediates", {})):
+            losses += aux_weight * cross_entropy(aux, batch["label"], label_smoothing)
+        loss = masked_mean(losses, batch["mask"])
+        return loss, (num_correct(logits, batch), updates.get("batch_stats", {}))
+
+    return _accumulated(loss_fn, state, batch, stream_key(key, "dropout", state.step), microbatches)
+
+
+def _augmented(batch: Batch, augment: Augment, key: jax.Array, step: jax.Array, model: nn.Module) -> Batch:
     label = batch["label"]
     if getattr(augment, "mixes_labels", False):
         label = jax.nn.one_hot(label, model.num_classes)
@@ -157,55 +173,40 @@ def batch_gradient(
     if getattr(augment, "takes_examples", False):
         every = stream_key(key, "augment by example", 0)
         by_example["examples"] = Examples(every, batch["index"], batch["epoch"])
-    image, label = augment(stream_key(key, "augment", state.step), batch["image"], label, **by_example)
-    example = {"image": image, "label": label, "mask": batch["mask"]}
-    frozen = frozen_collection(state.batch_stats, freeze)
-
-    def loss_fn(params: Any, batch_stats: Any, part: Batch, key: jax.Array, share: jax.Array | float) -> Any:
-        params = stop_frozen(gather(params) if gather else params, freeze)
-        with placed(placement):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats, "frozen": frozen},
-                part["image"],
-                train=True,
-                rngs={"dropout": key},
-                mutable=["batch_stats", "intermediates"],
-            )
-        losses = cross_entropy(logits, part["label"], label_smoothing)
-        for aux in aux_logits(updates.get("intermediates", {})):
-            losses += aux_weight * cross_entropy(aux, part["label"], label_smoothing)
-        loss = masked_mean(losses, part["mask"]) * share
-        return loss, (num_correct(logits, part), updates.get("batch_stats", {}))
-
-    return _gradients(loss_fn, state, example, stream_key(key, "dropout", state.step), accumulate)
+    image, label = augment(stream_key(key, "augment", step), batch["image"], label, **by_example)
+    return {"image": image, "label": label, "mask": batch["mask"]}
 
 
-def _gradients(
-    loss_fn: Callable[..., Any], state: TrainState, batch: Batch, key: jax.Array, accumulate: int
-) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """(loss, number of hits, batch statistics, gradient) of a batch, worked off in `accumulate` parts.
+def _accumulated(
+    loss_fn: Callable[[optax.Params, Collection, Batch, jax.Array], LossAndAux],
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    microbatches: int,
+) -> Gradient:
+    """The gradient of a batch, summed over microbatches by their share of its examples.
 
-    A part takes every `accumulate`-th example, so that each device works on its own examples in each part.
+    A microbatch takes every `microbatches`-th example, so that each device keeps its own examples.
     """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    if accumulate == 1:
-        (loss, (correct, batch_stats)), grads = gradient(state.params, state.batch_stats, batch, key, 1.0)
-        return loss, correct, batch_stats, grads
-    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        (loss, (correct, batch_stats)), grads = differentiate(state.params, state.batch_stats, batch, key)
+        return Gradient(loss, correct, batch_stats, grads)
+    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
     weight = jnp.maximum(batch["mask"].sum(), 1.0)
 
-    def add(sums: Any, each: Any) -> tuple[Any, None]:
-        (loss, correct, batch_stats, grads), (part, index) = sums, each
-        share = part["mask"].sum() / weight
-        (part_loss, (hits, batch_stats)), part_grads = gradient(
-            state.params, batch_stats, part, jax.random.fold_in(key, index), share
+    def add(sums: Gradient, each: tuple[Batch, jax.Array]) -> tuple[Gradient, None]:
+        microbatch, index = each
+        share = microbatch["mask"].sum() / weight
+        (loss, (correct, batch_stats)), grads = differentiate(
+            state.params, sums.batch_stats, microbatch, jax.random.fold_in(key, index)
         )
-        return (loss + part_loss, correct + hits, batch_stats, jax.tree.map(jnp.add, grads, part_grads)), None
+        grads = jax.tree.map(lambda total, x: total + share * x, sums.grads, grads)
+        return Gradient(sums.loss + share * loss, sums.correct + correct, batch_stats, grads), None
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, zero, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
-    sums, _ = jax.lax.scan(add, start, (parts, jnp.arange(accumulate)))
-    return sums
+    start = Gradient(zero, zero, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+    return jax.lax.scan(add, start, (split, jnp.arange(microbatches)))[0]
 
 
 def num_correct(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -215,38 +216,25 @@ def num_correct(logits: jax.Array, batch: Batch) -> jax.Array:
     return ((logits.argmax(-1) == hard) * batch["mask"]).sum()
 
 
-def aux_logits(intermediates: Any) -> list[jax.Array]:
+def aux_logits(intermediates: Collection) -> list[jax.Array]:
     """The logits [B, K] that auxiliary heads have sown, in the order of their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(intermediates)
     return [leaf for path, leaf in leaves if "aux_logits" in jax.tree_util.keystr(path)]
 
 
 def eval_step(
-    variables: dict[str, Any],
-    metrics: metrics_lib.Metrics,
+    variables: VariableDict,
     batch: Batch,
     *,
     model: nn.Module,
     protocol: Callable[..., jax.Array],
     placement: Placement = ONE_DEVICE,
-) -> tuple[metrics_lib.Metrics, Batch]:
-    """Adds one batch to the metrics; also returns what was predicted for each of its examples.
+) -> Batch:
+    """The rows of `metrics.of_logits` for one batch, and its mask.
 
     `protocol` is (apply, images uint8) -> logits [B, K], see `data.protocols`.
-
-    The predictions are label and prediction int32 [B], confidence (the highest probability), loss (nats)
-    and mask float32 [B].
     """
-    label = batch["label"]
     with placed(placement):
         logits = protocol(functools.partial(model.apply, variables), batch["image"])
-    losses = cross_entropy(logits, label)
-    metrics = metrics_lib.update(metrics, logits, label, batch["mask"], losses)
-    predictions = {
-        "label": label,
-        "prediction": logits.argmax(-1).astype(jnp.int32),
-        "confidence": jax.nn.softmax(logits).max(-1),
-        "loss": losses,
-        "mask": batch["mask"],
-    }
-    return metrics, predictions
+    loss = cross_entropy(logits, batch["label"])
+    return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"]}

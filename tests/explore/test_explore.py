@@ -10,9 +10,10 @@ from flax import linen as nn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cnnjax.errors import UserError
-from cnnjax.explore import attribution, landscape, layers, pictures, plots, scores, units
+from cnnjax.explore import attribution, landscape, layers, pictures, plots, units
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.layers import Conv, Dense
+from cnnjax.training import metrics
 
 SHAPE = (12, 12, 1)
 
@@ -398,26 +399,6 @@ def test_losses_on_a_line_and_on_a_plane():
     assert plane[1, 1] == pytest.approx(4)
 
 
-def test_scores_agree_with_scikit_learn_and_the_trainers_metrics():
-    sklearn = pytest.importorskip("sklearn.metrics")
-    draw = np.random.default_rng(0)
-    label, prediction = draw.integers(0, 4, 200), draw.integers(0, 3, 200)
-    found = {"label": label, "prediction": prediction, "confidence": draw.uniform(0.2, 1, 200)}
-    found["loss"] = draw.exponential(size=200)
-    matrix = scores.confusion_matrix(found, 4)
-    np.testing.assert_array_equal(matrix, sklearn.confusion_matrix(label, prediction, labels=range(4)))
-    recall = sklearn.recall_score(label, prediction, average=None, labels=range(4))
-    np.testing.assert_allclose(scores.class_accuracy(found, 4), recall)
-    worst = scores.worst_mistakes(found, 5)
-    assert (label[worst] != prediction[worst]).all()
-    assert (np.diff(found["loss"][worst]) <= 0).all()
-    assert found["loss"][worst[0]] == found["loss"][label != prediction].max()
-    curve = scores.calibration(found, bins=10)
-    assert curve.count.sum() == 200
-    inside = (found["confidence"] > 0.5) & (found["confidence"] <= 0.6)
-    assert curve.accuracy[5] == pytest.approx((label == prediction)[inside].mean())
-
-
 def test_every_picture_can_be_drawn(tiny, image):
     draw = np.random.default_rng(0)
     heat = draw.uniform(size=(12, 12))
@@ -433,7 +414,7 @@ def test_every_picture_can_be_drawn(tiny, image):
         plots.curves({"a": ([0, 1], [2, 3])}, "x", "y"),
         plots.points(draw.normal(size=(9, 2)), np.arange(9) % 3, ["a", "b", "c"]),
         plots.confusion(np.eye(3, dtype=int), ["a", "b", "c"]),
-        plots.reliability(scores.calibration(found)),
+        plots.reliability(metrics.calibration(found)),
         plots.plane(draw.uniform(size=(4, 4)), np.linspace(-1, 1, 4)),
     ]
     for figure in figures:

@@ -102,6 +102,18 @@ def test_names_are_escaped(page):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
+    """They lack the column `top5`."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    with np.load(copy / "predictions.npz") as arrays:
+        columns = dict(arrays)
+    assert columns.pop("top5").all()  # of three classes
+    np.savez(copy / "predictions.npz", **columns)
+    assert "Worst mistakes" in report.write(copy).read_text()
+    comparison.write([copy, tiny_run], tmp_path / "both.html")
+
+
 def test_a_folder_that_is_no_run_has_no_report(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         report.write(tmp_path)

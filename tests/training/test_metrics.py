@@ -21,23 +21,26 @@ from cnnjax.errors import UserError
 from cnnjax.training import metrics
 from cnnjax.training.losses import cross_entropy
 
-update = jax.jit(metrics.update)
-from_batch = jax.jit(metrics.from_batch)
+rows_of = jax.jit(metrics.of_logits)
 losses_of = jax.jit(cross_entropy)
 
 
+def rows(logits, label):
+    """The rows of a batch."""
+    logits, label = jnp.asarray(logits, jnp.float32), jnp.asarray(label, jnp.int32)
+    return jax.device_get(rows_of(logits, label, losses_of(logits, label)))
+
+
 def measure(logits, label, batch_size, padding=0.0):
-    """The metrics of all rows in batches; padding of the last one looks rightly classified."""
-    sums = metrics.empty(logits.shape[1])
+    """The rows in batches, without the padding of the last one, which looks rightly classified."""
+    batches = []
     for start in range(0, len(label), batch_size):
-        rows = slice(start, start + batch_size)
-        missing = batch_size - len(label[rows])
-        padded = np.pad(logits[rows], ((0, missing), (0, 0)), constant_values=padding)
-        batch_label = np.pad(label[rows], (0, missing))
-        mask = np.pad(np.ones(len(label[rows]), np.float32), (0, missing))
-        loss = losses_of(padded, batch_label)
-        sums = update(sums, padded, batch_label, mask, loss)
-    return sums
+        part = slice(start, start + batch_size)
+        count = len(label[part])
+        padded = np.pad(logits[part], ((0, batch_size - count), (0, 0)), constant_values=padding)
+        batch = rows(padded, np.pad(label[part], (0, batch_size - count)))
+        batches.append({name: values[:count] for name, values in batch.items()})
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def probabilities(logits):
@@ -94,7 +97,8 @@ def test_equal_to_sklearn_for_any_cut(seed, count, num_classes, occurring, predi
     label = rng.permutation(num_classes)[rng.integers(0, min(occurring, num_classes), count)]
     logits = rng.normal(size=(count, num_classes)).astype(np.float32) * 2
     logits[:, rng.permutation(num_classes)[predictable:]] -= 20  # these are never predicted
-    assert_equals_sklearn(metrics.compute(measure(logits, label, batch_size)), logits, label)
+    found = metrics.compute(measure(logits, label, batch_size), num_classes)
+    assert_equals_sklearn(found, logits, label)
 
 
 def test_a_class_that_never_occurs_and_one_never_predicted():
@@ -102,7 +106,7 @@ def test_a_class_that_never_occurs_and_one_never_predicted():
     prediction = np.array([0, 2, 0, 0, 3])  # 2 never occurs, 1 is never predicted
     logits = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
     logits[np.arange(5), prediction] += 10
-    result = metrics.compute(measure(logits, label, 4))
+    result = metrics.compute(measure(logits, label, 4), 6)
     assert_equals_sklearn(result, logits, label)
     assert result["per_class"]["recall"][2] == result["per_class"]["precision"][1] == 0.0
 
@@ -112,7 +116,7 @@ def test_every_example_counts_once(count):
     rng = np.random.default_rng(count)
     logits = rng.normal(size=(count, 10)).astype(np.float32)
     label = rng.integers(0, 10, count)
-    whole, cut = (metrics.compute(measure(logits, label, b)) for b in (1000, 16))
+    whole, cut = (metrics.compute(measure(logits, label, b), 10) for b in (1000, 16))
     assert whole["count"] == cut["count"] == count == cut["confusion_matrix"].sum()
     for key in ("accuracy", "top5_accuracy", "macro", "micro", "weighted"):
         assert whole[key] == cut[key]
@@ -122,87 +126,75 @@ def test_every_example_counts_once(count):
 
 def test_padding_may_hold_anything():
     logits = np.random.default_rng(4).normal(size=(5, 6)).astype(np.float32)
-    sums = [measure(logits, np.arange(5), 16, padding) for padding in (0.0, np.nan, np.inf)]
-    for other in sums[1:]:
-        jax.tree.map(np.testing.assert_array_equal, sums[0], other)
-
-
-def test_merge_is_neutral_with_empty_and_ignores_order():
-    rng = np.random.default_rng(2)
-    logits, label = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 4, 30)
-    a, b = measure(logits[:11], label[:11], 11), measure(logits[11:], label[11:], 19)
-    for one, other in (
-        (metrics.merge(a, metrics.empty(4)), a),
-        (metrics.merge(a, b), metrics.merge(b, a)),
-    ):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def one_example(logits, label):
-    return from_batch(np.float32([logits]), np.array([label]), np.ones(1), np.zeros(1))
+    found = [measure(logits, np.arange(5), 16, padding) for padding in (0.0, np.nan, np.inf)]
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
 
 
 def test_equal_logits_are_no_free_hits():
-    hits = [int(one_example([0.5] * 8, label).top5) for label in range(8)]
-    assert hits == [1, 1, 1, 1, 1, 0, 0, 0]
-    correct = [metrics.compute(one_example([0.5] * 8, k))["accuracy"] for k in (0, 1)]
-    assert correct == [1.0, 0.0]
+    found = rows([[0.5] * 8] * 8, range(8))
+    assert found["top5"].tolist() == [True] * 5 + [False] * 3
+    assert found["prediction"].tolist() == [0] * 8
+    assert metrics.compute(found, 8)["accuracy"] == 1 / 8
 
 
-def test_nan_logits_are_not_in_the_top_5():
-    assert [int(one_example([np.nan] * 8, label).top5) for label in range(8)] == [0] * 8
-    assert int(one_example([0, 1, 2, 3, 4, 5, 6, np.nan], 7).top5) == 0
+def test_nan_logits_are_not_in_the_top_5_and_make_loss_and_calibration_nan():
+    found = rows([[np.nan] * 8] * 8, range(8))
+    assert not found["top5"].any()
+    assert not rows([[0, 1, 2, 3, 4, 5, 6, np.nan]], [7])["top5"][0]
+    scores = metrics.compute(found, 8)
+    assert np.isnan(scores["loss"]) and np.isnan(scores["ece"]) and scores["count"] == 8
 
 
 def test_without_examples_scores_are_nan():
-    batch = np.zeros((3, 4), np.float32), np.array([0, 1, 2]), np.zeros(3), np.zeros(3)
-    for sums in (metrics.empty(4), update(metrics.empty(4), *batch)):
-        result = metrics.compute(sums)
-        assert result["count"] == 0 and result["confusion_matrix"].sum() == 0
-        for key in ("loss", "accuracy", "top5_accuracy", "ece"):
-            assert np.isnan(result[key]), key
-        for average in ("macro", "micro", "weighted"):
-            assert all(np.isnan(v) for v in result[average].values()), average
-
-
-def test_soft_labels_count_by_their_largest_entry():
-    rng = np.random.default_rng(3)
-    logits, label = rng.normal(size=(9, 6)).astype(np.float32), rng.integers(0, 6, 9)
-    soft = 0.6 * np.eye(6)[label] + 0.4 / 6
-    hard_sums = from_batch(logits, label, np.ones(9), np.zeros(9))
-    soft_sums = from_batch(logits, soft.astype(np.float32), np.ones(9), np.zeros(9))
-    jax.tree.map(np.testing.assert_array_equal, hard_sums, soft_sums)
+    nothing = {name: values[:0] for name, values in rows(np.zeros((3, 4)), [0, 1, 2]).items()}
+    result = metrics.compute(nothing, 4)
+    assert result["count"] == 0 and result["confusion_matrix"].sum() == 0
+    for key in ("loss", "accuracy", "top5_accuracy", "ece"):
+        assert np.isnan(result[key]), key
+    for average in ("macro", "micro", "weighted"):
+        assert all(np.isnan(v) for v in result[average].values()), average
 
 
 @pytest.mark.parametrize("label", [-1, 6])
 def test_labels_out_of_range_are_reported(label):
-    sums = metrics.merge(one_example([0.0] * 6, 2), one_example([0.0] * 6, label))
     with pytest.raises(UserError, match=r"^label: 1 of 2 labels lie outside 0\.\.5"):
-        metrics.compute(sums)
+        metrics.compute(rows(np.zeros((2, 6)), [2, label]), 6)
 
 
 def test_counts_and_sums_are_exact_beyond_float32():
-    """float32 stops counting at 2^24; here 10^9 images with a loss of 1 have gone before."""
-    before = 1_000_000_000
-    sums = metrics.empty(2).replace(
-        weight=jnp.int32(before),
-        top5=jnp.int32(before),
-        confusion=jnp.asarray([[before, 0], [0, 0]], jnp.int32),
-        loss=jnp.asarray([before, 0], jnp.float32),
-    )
-    logits, label = jnp.asarray([[1.0, 0.0], [1.0, 0.0]]), jnp.asarray([0, 1])
-    many = jax.jit(lambda sums: jax.lax.fori_loop(
-        0, 101, lambda _, s: metrics.update(s, logits, label, jnp.ones(2), jnp.ones(2)), sums
-    ))(sums)  # fmt: skip
-    result = metrics.compute(many)
-    assert result["count"] == before + 202
-    assert result["confusion_matrix"].tolist() == [[before + 101, 0], [101, 0]]
-    assert result["loss"] == 1.0
-    assert result["accuracy"] == (before + 101) / (before + 202)
+    """float32 stops counting at 2^24; a loss of 1 is summed over more images than that."""
+    count = 2**24 + 3
+    label = np.zeros(count, np.int32)
+    prediction = label.copy()
+    prediction[:3] = 1
+    ones = np.ones(count, np.float32)
+    found = {"label": label, "prediction": prediction, "confidence": ones, "loss": ones, "top5": ones > 0}
+    result = metrics.compute(found, 2)
+    assert result["count"] == count
+    assert result["confusion_matrix"].tolist() == [[2**24, 3], [0, 0]]
+    assert result["loss"] == result["top5_accuracy"] == 1.0
+    assert result["accuracy"] == 2**24 / count
+    assert result["ece"] == 1 - 2**24 / count
 
 
-def test_sums_are_arrays_that_keep_their_types():
-    sums = metrics.empty(3)
-    after = update(sums, np.zeros((2, 3), np.float32), np.array([0, 1]), np.ones(2), np.ones(2))
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)  # noqa: E731
-    assert describe(sums) == describe(after)
+def test_rows_are_arrays_of_fixed_types():
+    types = {name: values.dtype.name for name, values in rows(np.zeros((2, 3)), [0, 1]).items()}
+    assert types == {
+        "label": "int32", "prediction": "int32", "confidence": "float32", "loss": "float32", "top5": "bool",
+    }  # fmt: skip
+
+
+def test_worst_mistakes_and_a_calibration_of_fewer_bins():
+    draw = np.random.default_rng(0)
+    label, prediction = draw.integers(0, 4, 200), draw.integers(0, 3, 200)
+    found = {"label": label, "prediction": prediction, "confidence": draw.uniform(0.2, 1, 200)}
+    found["loss"] = draw.exponential(size=200)
+    worst = metrics.worst_mistakes(found, 5)
+    assert (label[worst] != prediction[worst]).all()
+    assert (np.diff(found["loss"][worst]) <= 0).all()
+    assert found["loss"][worst[0]] == found["loss"][label != prediction].max()
+    curve = metrics.calibration(found, bins=10)
+    assert curve.count.sum() == 200
+    inside = (found["confidence"] > 0.5) & (found["confidence"] <= 0.6)
+    assert curve.accuracy[5] == pytest.approx((label == prediction)[inside].mean())
