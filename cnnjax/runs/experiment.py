@@ -1,8 +1,10 @@
 """A config made real: data, augmentation, model, optimizer and mesh, checked before anything compiles."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +31,8 @@ from cnnjax.training.state import TrainState, init_state, run_init
 from cnnjax.training.steps import TrainMetrics
 
 START_IMAGES = 5000  # that a model may see before its first step
-# Values of an optimizer or schedule that the config holds in fields of their own.
-_OWN_FIELDS = {
+# Arguments below that the config holds in fields of their own.
+_FIELDS = {
     "learning_rate": "optimizer.learning_rate",
     "total_steps": "total_epochs",
     "warmup_steps": "optimizer.warmup_epochs",
@@ -40,6 +42,8 @@ _OWN_FIELDS = {
     "decay": "optimizer.decay",
     "decay_mode": "optimizer.decay_mode",
     "gradient_clip": "optimizer.gradient_clip",
+    "learning_rate_scales": "optimizer.learning_rate_scales",
+    "freeze": "freeze",
 }
 
 
@@ -164,7 +168,7 @@ class Experiment:
                 "spec": self.config.model,
                 "num_params": count_params(params),
                 "frozen": parameter_groups.frozen_paths(params, self.config.freeze),
-                "decayed": optimizers.decayed_paths(params, self.config.optimizer.decay),
+                "decayed": parameter_groups.decayed_paths(params, self.config.optimizer.decay),
             },
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,
@@ -216,9 +220,10 @@ def build(
         config, mesh, source, augment, eval_augment, protocol, model, tx, schedule,
         per_epoch, total_steps, initial,
     )  # fmt: skip
-    params = experiment.abstract_state.params
-    optimizers.decay_mask(params, config.optimizer.decay)
-    parameter_groups.frozen_paths(params, config.freeze)
+    with _errors_name_fields("optimizer.name"):
+        params = experiment.abstract_state.params
+        parameter_groups.decay_mask(params, config.optimizer.decay)
+        parameter_groups.frozen_paths(params, config.freeze)
     return experiment
 
 
@@ -263,26 +268,41 @@ def _make_optimizer(
 ) -> tuple[Any, schedules.Schedule]:
     fields = config.optimizer
     name, values = _parse_values("optimizer.schedule", fields.schedule)
-    schedule = schedules.make_schedule(
-        name,
-        learning_rate=fields.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
-        steps_per_epoch=steps_per_epoch,
-        **values,
-    )
+    with _errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):
+        schedule = schedules.make_schedule(
+            name,
+            learning_rate=fields.learning_rate,
+            total_steps=total_steps,
+            warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            **values,
+        )
     name, values = _parse_values("optimizer.name", fields.name)
-    tx = optimizers.make_optimizer(
-        name,
-        schedule,
-        weight_decay=fields.weight_decay,
-        decay=fields.decay,
-        decay_mode=fields.decay_mode,
-        gradient_clip=fields.gradient_clip,
-        **values,
-    )
-    scales = parameter_groups.parse_scales(fields.learning_rate_scales)
-    return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
+    with _errors_name_fields(f"optimizer.name={fields.name!r}"):
+        tx = optimizers.make_optimizer(
+            name,
+            schedule,
+            weight_decay=fields.weight_decay,
+            decay=fields.decay,
+            decay_mode=fields.decay_mode,
+            gradient_clip=fields.gradient_clip,
+            **values,
+        )
+        scales = parameter_groups.parse_scales(fields.learning_rate_scales)
+        return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
+
+
+@contextlib.contextmanager
+def _errors_name_fields(chosen: str) -> Iterator[None]:
+    """Puts the config's field in place of the argument that an error names, or `chosen` before it."""
+    try:
+        yield
+    except UserError as error:
+        argument = re.split(r"\W", str(error).removeprefix("unknown "))[0]
+        field = f"config.{_FIELDS.get(argument, chosen)}"
+        if field.endswith(argument):
+            raise UserError(str(error).replace(argument, field, 1)) from None
+        raise UserError(f"{field}: {error}") from None
 
 
 def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:
@@ -291,6 +311,6 @@ def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:
     if args:
         raise UserError(f"config.{field}={spec!r}: values are given by name, as in {name}(x=1)")
     for value in values:
-        if value in _OWN_FIELDS:
-            raise UserError(f"config.{field}={spec!r}: {value} is set by config.{_OWN_FIELDS[value]}")
+        if value in _FIELDS:
+            raise UserError(f"config.{field}={spec!r}: {value} is set by config.{_FIELDS[value]}")
     return name, values

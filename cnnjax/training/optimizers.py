@@ -7,9 +7,7 @@ of arrays.
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,57 +16,21 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
 from cnnjax.errors import UserError, check, check_count, check_fraction, own_values, unknown
+from cnnjax.training.parameter_groups import decay_mask, path_name
 from cnnjax.training.schedules import Schedule
 
-PyTree = Any
-
-
-def decay_mask(params: PyTree, decay: str = "kernels") -> PyTree:
-    """Which leaves decay, as a tree of bools of the shape of `params`.
-
-    Args:
-      params: the parameters.
-      decay: 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a
-        regular expression searched for in paths such as 'stage1_block2/conv1/kernel'.
-
-    Raises:
-      UserError: if `decay` is no regular expression, or none of the paths holds it.
-    """
-    if decay == "all":
-        return jax.tree.map(lambda _: True, params)
-    try:
-        pattern = re.compile(r"(^|/)kernel$" if decay == "kernels" else decay)
-    except re.error as error:
-        raise UserError(
-            f"optimizer.decay={decay!r} must be 'kernels', 'all' or a regular expression on paths "
-            f"such as 'stem/conv/kernel': {error}"
-        ) from error
-    mask = jax.tree_util.tree_map_with_path(lambda path, _: pattern.search(_path(path)) is not None, params)
-    if decay != "kernels" and not any(jax.tree.leaves(mask)):
-        paths = ", ".join(_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)[:4])
-        raise UserError(f"optimizer.decay={decay!r} must match a parameter path; paths: {paths}, ...")
-    return mask
-
-
-def decayed_paths(params: PyTree, decay: str = "kernels") -> list[str]:
-    """The paths of the leaves that decay, for the run record; the arguments of `decay_mask`."""
-    leaves = jax.tree_util.tree_leaves_with_path(decay_mask(params, decay))
-    return [_path(path) for path, decays in leaves if decays]
-
-
-def _path(key_path: tuple) -> str:
-    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+Value = bool | int | float | str | None  # of a setting
 
 
 def make_optimizer(
     name: str,
-    schedule: Callable[[Any], Any],
+    schedule: Schedule | optax.Schedule,
     *,
     weight_decay: float = 0.0,
     decay: str = "kernels",
     decay_mode: str = "",
     gradient_clip: float = 0.0,
-    **values: Any,
+    **values: Value,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer `name` of `OPTIMIZERS` with this schedule, weight decay and clipping.
 
@@ -93,19 +55,19 @@ def make_optimizer(
       UserError: for an unknown name or value, or one out of range.
     """
     if name not in OPTIMIZERS:
-        raise unknown("optimizer.name", name, OPTIMIZERS)
-    check("optimizer.weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
-    check("optimizer.gradient_clip", gradient_clip, "at least 0 (0: off)", lambda v: v >= 0)
+        raise unknown("optimizer", name, OPTIMIZERS)
+    check("weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
+    check("gradient_clip", gradient_clip, "at least 0 (0: off)", lambda v: v >= 0)
     rule = OPTIMIZERS[name]
     decay_mode = decay_mode or rule.decay_mode
     if decay_mode not in ("coupled", "decoupled"):
-        raise unknown("optimizer.decay_mode", decay_mode, ("coupled", "decoupled"))
+        raise unknown("decay_mode", decay_mode, ("coupled", "decoupled"))
     if name == "adamw" and decay_mode == "coupled":
         raise UserError(
-            "optimizer.decay_mode='coupled' must be 'decoupled' with adamw, which is Adam with "
-            "decoupled decay; set optimizer.name='adam' for coupled decay"
+            "decay_mode='coupled' must be 'decoupled' with adamw, which is Adam with decoupled decay; "
+            "take the optimizer adam for coupled decay"
         )
-    direction = rule.build(**own_values("optimizer.name", name, rule.build, values))
+    direction = rule.build(**own_values("optimizer", name, rule.build, values))
     if weight_decay:
         shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
         both = (shrink, direction) if decay_mode == "coupled" else (direction, shrink)
@@ -134,15 +96,15 @@ def _nesterov(*, momentum: float = 0.9) -> optax.GradientTransformation:
 
 
 def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
-    check_fraction("optimizer.name: momentum", momentum)
+    check_fraction("momentum", momentum)
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
 def _adam(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> optax.GradientTransformation:
     """Adam (Kingma, Ba 2014, arXiv 1412.6980, algorithm 1); epsilon outside the square root."""
-    check_fraction("optimizer.name: beta1", beta1)
-    check_fraction("optimizer.name: beta2", beta2)
-    check("optimizer.name: epsilon", epsilon, "greater than 0", lambda v: v > 0)
+    check_fraction("beta1", beta1)
+    check_fraction("beta2", beta2)
+    check("epsilon", epsilon, "greater than 0", lambda v: v > 0)
     return optax.scale_by_adam(beta1, beta2, epsilon)
 
 
@@ -161,9 +123,9 @@ def _rmsprop(
     took decay 0.9 and epsilon 1.0 with TensorFlow. The rate multiplies after momentum as in torch;
     TensorFlow's is inside, which differs as said at `_sgd`.
     """
-    check_fraction("optimizer.name: decay_rate", decay_rate)
-    check("optimizer.name: epsilon", epsilon, "greater than 0", lambda v: v > 0)
-    check("optimizer.name: initial_mean_square", initial_mean_square, "at least 0", lambda v: v >= 0)
+    check_fraction("decay_rate", decay_rate)
+    check("epsilon", epsilon, "greater than 0", lambda v: v > 0)
+    check("initial_mean_square", initial_mean_square, "at least 0", lambda v: v >= 0)
     return optax.chain(
         optax.scale_by_rms(decay_rate, epsilon, initial_mean_square, epsilon_in_sqrt),
         _momentum(momentum, nesterov=False),
@@ -192,17 +154,17 @@ def _muon(
     of any `head` go to Adam. Steps are scaled by 0.2 * sqrt(the longer side), which gives them
     Adam's size, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, 2.2).
     """
-    check_fraction("optimizer.name: momentum", momentum)
-    check_count("optimizer.name: newton_schulz_steps", newton_schulz_steps, 1)
+    check_fraction("momentum", momentum)
+    check_count("newton_schulz_steps", newton_schulz_steps, 1)
 
-    def matrices(updates: PyTree) -> PyTree:
+    def matrices(updates: optax.Updates) -> optax.Updates:
         return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)
 
-    def rms_of_adam(updates: PyTree) -> PyTree:
+    def rms_of_adam(updates: optax.Updates) -> optax.Updates:
         return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.size // x.shape[-1], x.shape[-1])) * x, updates)
 
-    def role(path: tuple, leaf: Array) -> str:
-        names = _path(path).split("/")
+    def role(path: jax.tree_util.KeyPath, leaf: Array) -> str:
+        names = path_name(path).split("/")
         return "muon" if leaf.ndim > 1 and names[-1] == "kernel" and "head" not in names else "adam"
 
     orthogonal = optax.contrib.scale_by_muon(
@@ -213,7 +175,7 @@ def _muon(
             "muon": optax.chain(orthogonal, optax.stateless(lambda u, _: rms_of_adam(u))),
             "adam": _adam(beta1=beta1, beta2=beta2, epsilon=epsilon),
         },
-        lambda params: jax.tree_util.tree_map_with_path(role, params),
+        lambda params: jax.tree.map_with_path(role, params),
     )
 
 
@@ -241,17 +203,12 @@ OPTIMIZERS = {
 }
 
 
-def ema_update(ema: PyTree, new: PyTree, decay: float, step: Any) -> PyTree:
-    """The exponential moving average after one more value, with warm-up of the decay.
+def ema_update(ema: optax.Params, new: optax.Params, decay: float, step: int | Array) -> optax.Params:
+    """The exponential moving average after one more value; both are float pytrees of one structure.
 
-    The decay is min(decay, (1 + step) / (10 + step)), as TensorFlow's
-    ExponentialMovingAverage(num_updates), so that the first values are soon forgotten.
-
-    Args:
-      ema: the average so far, a float pytree: parameters, batch statistics, or both.
-      new: the values of this step, of the same structure.
-      decay: the share of the old average, 0 <= decay < 1.
-      step: int or int32 [], updates before this one.
+    The decay, 0 <= decay < 1, is the share of the old average. It warms up as min(decay, (1 + step) / (10 +
+    step)), as TensorFlow's ExponentialMovingAverage(num_updates), so that the first values are soon
+    forgotten; `step` is the number of updates before this one.
     """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, now: old + ((1 - decay) * (now - old)).astype(old.dtype), ema, new)
+    warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, now: old + ((1 - warm) * (now - old)).astype(old.dtype), ema, new)

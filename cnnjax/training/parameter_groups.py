@@ -1,4 +1,4 @@
-"""Which parameters move, and how fast: frozen parts, and groups with a learning rate of their own.
+"""Which parameters move, how fast, and which of them decay, by patterns of their paths.
 
 Patterns are regular expressions searched for in paths such as 'stage1_block2/conv1/kernel'.
 """
@@ -6,16 +6,54 @@ Patterns are regular expressions searched for in paths such as 'stage1_block2/co
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from flax.typing import Collection
 
 from cnnjax.errors import UserError
 
 Scales = Sequence[tuple[str, float]]
+
+
+def path_name(path: jax.tree_util.KeyPath) -> str:
+    """A path of JAX's trees as 'stem/conv/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_pattern(argument: str, pattern: str) -> None:
+    """Raises a UserError that names the argument unless `pattern` is a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{argument}={pattern!r} is no regular expression: {error}") from None
+
+
+def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
+    """Which leaves decay, as a tree of bools of the structure of `params`.
+
+    Args:
+      decay: 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a pattern.
+
+    Raises:
+      UserError: if `decay` is no regular expression, or matches no path.
+    """
+    check_pattern("decay", decay)
+    pattern = {"kernels": r"(^|/)kernel$", "all": ""}.get(decay, decay)
+    mask = jax.tree.map_with_path(lambda path, _: re.search(pattern, path_name(path)) is not None, params)
+    if decay != "kernels" and not any(jax.tree.leaves(mask)):
+        paths = ", ".join(path_name(path) for path, _ in jax.tree.leaves_with_path(params)[:4])
+        raise UserError(f"decay={decay!r} must match a parameter path; paths: {paths}, ...")
+    return mask
+
+
+def decayed_paths(params: optax.Params, decay: str = "kernels") -> list[str]:
+    """The paths of the leaves that decay, for the run record; the arguments of `decay_mask`."""
+    return [
+        path_name(path) for path, decays in jax.tree.leaves_with_path(decay_mask(params, decay)) if decays
+    ]
 
 
 def is_frozen(path: str, freeze: str) -> bool:
@@ -23,40 +61,48 @@ def is_frozen(path: str, freeze: str) -> bool:
     return bool(freeze) and re.search(freeze, path) is not None
 
 
-def frozen_paths(params: Any, freeze: str) -> list[str]:
+def frozen_paths(params: Collection, freeze: str) -> list[str]:
     """The paths that do not move, for the run record.
 
     Raises:
-      UserError: where the pattern is none, or freezes nothing or everything.
+      UserError: if the pattern freezes nothing or everything.
     """
     paths = list(traverse_util.flatten_dict(params, sep="/"))
     frozen = [path for path in paths if is_frozen(path, freeze)]
     if freeze and len(frozen) in (0, len(paths)):
         which = "every" if frozen else "no"
         raise UserError(
-            f"config.freeze={freeze!r} matches {which} parameter path; paths: {', '.join(paths[:6])}, ..."
+            f"freeze={freeze!r} matches {which} parameter path; paths: {', '.join(paths[:6])}, ..."
         )
     return frozen
 
 
-def frozen_collection(batch_stats: Any, freeze: str) -> dict[str, Any]:
+def frozen_collection(batch_stats: Collection, freeze: str) -> Collection:
     """What `model.apply` takes as the collection `frozen`: the BatchNorms that keep their statistics.
 
     Such a layer normalizes with its running statistics in training too, and does not change them.
     """
-    paths = traverse_util.flatten_dict(batch_stats)
-    modules = {path[:-1] for path in paths if is_frozen("/".join(path), freeze)}
-    return traverse_util.unflatten_dict({(*path, "statistics"): jnp.ones((), bool) for path in modules})
+    paths = traverse_util.flatten_dict(batch_stats, sep="/")
+    modules = {path.rpartition("/")[0] for path in paths if is_frozen(path, freeze)}
+    marks = {f"{module}/statistics": jnp.ones((), bool) for module in modules}
+    return traverse_util.unflatten_dict(marks, sep="/")
 
 
-def parse_scales(text: str) -> Scales:
+def stop_frozen(params: Collection, freeze: str) -> Collection:
+    """The parameters with the frozen ones behind `stop_gradient`, so that their gradient is not computed."""
+    return jax.tree.map_with_path(
+        lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path_name(path), freeze) else x, params
+    )
+
+
+def parse_scales(learning_rate_scales: str) -> Scales:
     """Reads 'stem|stage1: 0.1, head: 10' as pairs of a pattern and a factor of the learning rate.
 
     Raises:
       UserError: naming the part that cannot be read.
     """
     scales = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, (part.strip() for part in learning_rate_scales.split(","))):
         pattern, _, factor = (word.strip() for word in part.rpartition(":"))
         try:
             scales.append((pattern, float(factor)))
@@ -64,10 +110,10 @@ def parse_scales(text: str) -> Scales:
             scales.append((pattern, math.nan))
         if not pattern or not 0 <= scales[-1][1] < math.inf:
             raise UserError(
-                f"config.optimizer.learning_rate_scales={text!r}: {part!r} must be a pattern, a colon and a "
+                f"learning_rate_scales={learning_rate_scales!r}: {part!r} must be a pattern, a colon and a "
                 "factor of at least 0, as in 'stem|stage1: 0.1, head: 10'"
             )
-        _check_pattern("optimizer.learning_rate_scales", pattern)
+        check_pattern("learning_rate_scales", pattern)
     return scales
 
 
@@ -78,38 +124,18 @@ def with_groups(
 
     The first pattern that matches a path gives its factor; a path that none matches has 1.
     """
-    _check_pattern("freeze", freeze)
+    check_pattern("freeze", freeze)
 
-    def scale(updates: Any, params: Any) -> Any:
-        def scaled(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return next((f for pattern, f in scales if re.search(pattern, name)), 1.0) * leaf
+    def scaled(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+        return next((f for pattern, f in scales if re.search(pattern, path_name(path))), 1.0) * update
 
-        return jax.tree.map_with_path(scaled, updates)
-
-    def labels(params: Any) -> Any:
-        flat = traverse_util.flatten_dict(params)
-        return traverse_util.unflatten_dict(
-            {p: "frozen" if is_frozen("/".join(p), freeze) else "moves" for p in flat}
+    def labels(params: optax.Params) -> optax.Params:
+        return jax.tree.map_with_path(
+            lambda path, _: "frozen" if is_frozen(path_name(path), freeze) else "moves", params
         )
 
     if scales:
-        tx = optax.chain(tx, optax.stateless(scale))
+        tx = optax.chain(tx, optax.stateless(lambda updates, _: jax.tree.map_with_path(scaled, updates)))
     if freeze:
-        tx = optax.multi_transform({"moves": tx, "frozen": optax.set_to_zero()}, labels)
+        tx = optax.partition({"moves": tx, "frozen": optax.set_to_zero()}, labels)
     return optax.with_extra_args_support(tx)
-
-
-def stop_frozen(params: Any, freeze: str) -> Any:
-    """The parameters, the frozen ones behind `stop_gradient`, so that theirs is not even computed."""
-    flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict(
-        {p: jax.lax.stop_gradient(x) if is_frozen("/".join(p), freeze) else x for p, x in flat.items()}
-    )
-
-
-def _check_pattern(field: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"config.{field}={pattern!r} is no regular expression: {error}") from None

@@ -1,32 +1,32 @@
 """Learning rate schedules over optax: functions of the step, with an optional linear warm-up."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
 from cnnjax.errors import UserError, check, check_count, own_values, unknown
 
+Value = bool | int | float | str | Sequence[float] | None  # of a setting
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step: a function of the step alone, but for a plateau's scale.
+    """The learning rate of each step (int or int32 []), but for a plateau's scale.
 
-    Attributes:
-      learning_rate: step (int or int32 []) -> learning rate.
-      plateau: for the schedule `plateau`, the transformation whose state holds the scale;
-        `make_optimizer` puts it at the end of the chain.
+    `plateau`, of the schedule of that name alone, is the transformation whose state holds the scale;
+    `make_optimizer` puts it at the end of the chain.
     """
 
-    learning_rate: Callable[[Any], Any]
+    learning_rate: optax.Schedule
     plateau: optax.GradientTransformationExtraArgs | None = None
 
-    def __call__(self, step: Any) -> Any:
+    def __call__(self, step: ArrayLike) -> ArrayLike:
         return self.learning_rate(step)
 
 
@@ -46,7 +46,7 @@ def make_schedule(
     total_steps: int,
     warmup_steps: int = 0,
     steps_per_epoch: float = 1,
-    **values: Any,
+    **values: Value,
 ) -> Schedule:
     """The schedule `name` of `SCHEDULES`, after a linear warm-up.
 
@@ -67,51 +67,43 @@ def make_schedule(
       UserError: for an unknown name or value, or one out of range.
     """
     if name not in SCHEDULES:
-        raise unknown("optimizer.schedule", name, SCHEDULES)
-    check("optimizer.learning_rate", learning_rate, "at least 0", lambda v: v >= 0)
+        raise unknown("schedule", name, SCHEDULES)
+    check("learning_rate", learning_rate, "at least 0", lambda v: v >= 0)
     check_count("total_steps", total_steps, 1)
     check("steps_per_epoch", steps_per_epoch, "greater than 0", lambda v: v > 0)
-    check_count("optimizer.warmup_epochs: warmup_steps", warmup_steps, 0)
+    check_count("warmup_steps", warmup_steps, 0)
     if warmup_steps >= total_steps:
-        raise UserError(
-            f"optimizer.warmup_epochs: a warm-up of {warmup_steps} steps must be shorter than the "
-            f"run of {total_steps} steps"
-        )
+        raise UserError(f"warmup_steps={warmup_steps} must be less than the run's {total_steps} steps")
     if name == "one_cycle" and warmup_steps:
         raise UserError(
-            f"optimizer.warmup_epochs: a warm-up of {warmup_steps} steps must be 0 with "
-            "one_cycle, which rises by itself over its rise_fraction of the run"
+            f"warmup_steps={warmup_steps} must be 0 with one_cycle, which rises over its own rise_fraction "
+            "of the run"
         )
     length = Length(total_steps, warmup_steps, steps_per_epoch)
-    values = own_values("optimizer.schedule", name, SCHEDULES[name], values)
-    schedule = SCHEDULES[name](learning_rate, length, **values)
+    build = SCHEDULES[name]
+    schedule = build(learning_rate, length, **own_values("schedule", name, build, values))
     return _with_warmup(schedule, warmup_steps) if warmup_steps else schedule
 
 
-def learning_rate_at(schedule: Callable, step: Any, opt_state: Any) -> Array:
-    """The learning rate of the update that left `opt_state`, for the log.
+def learning_rate_at(
+    schedule: Schedule | optax.Schedule, step: ArrayLike, opt_state: optax.OptState
+) -> Array:
+    """The learning rate of the update that left `opt_state`, for the log: float32 [].
 
-    Args:
-      schedule: of `make_schedule`, or any function of the step.
-      step: int or int32 [], the number of updates before that one.
-      opt_state: read for the scale of a plateau only.
-
-    Returns:
-      float32 scalar.
+    `step` is the number of updates before that one; `opt_state` is read for the scale of a plateau only.
     """
 
-    def is_plateau(node: Any) -> bool:
+    def is_plateau(node: object) -> bool:
         return isinstance(node, ReduceLROnPlateauState)
 
     rate = jnp.asarray(schedule(step), jnp.float32)
-    for node in jax.tree.leaves(opt_state, is_leaf=is_plateau):
-        if is_plateau(node):
-            rate = rate * node.scale
+    for node in filter(is_plateau, jax.tree.leaves(opt_state, is_leaf=is_plateau)):
+        rate = rate * node.scale
     return rate
 
 
 def _with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
-    def learning_rate(step: Any) -> Array:
+    def learning_rate(step: ArrayLike) -> Array:
         rise = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
         return rise * schedule(jnp.maximum(step, warmup_steps))
 
@@ -127,26 +119,21 @@ def _step(
     learning_rate: float,
     length: Length,
     *,
-    boundaries: Sequence[float] = (0.5, 0.75),
+    boundaries: float | Sequence[float] = (0.5, 0.75),
     factor: float = 0.1,
 ) -> Schedule:
-    """Multiplied by `factor` from each boundary on: an epoch if int, a part of the run if float."""
-    check("optimizer.schedule: step: factor", factor, "greater than 0", lambda v: v > 0)
-    boundaries = tuple(boundaries) if isinstance(boundaries, (tuple, list)) else (boundaries,)
-    for boundary in boundaries:
-        allowed = "an epoch (int) or a part of the run (float below 1)"
-        check("optimizer.schedule: step: boundary", boundary, allowed, _is_boundary)
-    units = [length.total_steps if type(b) is float else length.steps_per_epoch for b in boundaries]
-    at = [boundary * unit for boundary, unit in zip(boundaries, units, strict=True)]
+    """Multiplied by `factor` from each boundary on: an epoch if int, a share of the run if float."""
+    check("factor", factor, "greater than 0", lambda v: v > 0)
+    points = tuple(boundaries) if isinstance(boundaries, (tuple, list)) else (boundaries,)
+    for point in points:
+        allowed = "an epoch (int) or a share of the run (float below 1)"
+        check("boundary", point, allowed, lambda v: v > 0 and (isinstance(v, int) or v < 1))
+    at = [p * (length.total_steps if isinstance(p, float) else length.steps_per_epoch) for p in points]
     if at != sorted(set(at)):
-        raise UserError(f"optimizer.schedule: step: boundaries={boundaries!r} must rise")
+        raise UserError(f"boundaries={boundaries!r} must rise")
     # In a run of a few steps two boundaries may fall on one step, which then has both factors.
     scales = {round(a): factor ** sum(round(b) == round(a) for b in at) for a in at}
     return Schedule(optax.piecewise_constant_schedule(learning_rate, scales))
-
-
-def _is_boundary(value: float) -> bool:
-    return value > 0 and (isinstance(value, int) or value < 1)
 
 
 def _exponential(
@@ -162,10 +149,9 @@ def _exponential(
 
     The defaults are those of Inception v3 (Szegedy et al. 2015, arXiv 1512.00567, section 8).
     """
-    field = "optimizer.schedule: exponential:"
-    check(f"{field} decay_rate", decay_rate, "in (0, 1]", lambda v: 0 < v <= 1)
-    check(f"{field} decay_epochs", decay_epochs, "greater than 0", lambda v: v > 0)
-    _check_end(field, end_learning_rate, learning_rate)
+    check("decay_rate", decay_rate, "in (0, 1]", lambda v: 0 < v <= 1)
+    check("decay_epochs", decay_epochs, "greater than 0", lambda v: v > 0)
+    _check_end(end_learning_rate, learning_rate)
     steps = max(1, round(decay_epochs * length.steps_per_epoch))
     return Schedule(
         optax.exponential_decay(
@@ -178,8 +164,8 @@ def _polynomial(
     learning_rate: float, length: Length, *, power: float = 1.0, end_learning_rate: float = 0.0
 ) -> Schedule:
     """Down to `end_learning_rate` as (1 - progress) ** power; power 1 is a straight line."""
-    check("optimizer.schedule: polynomial: power", power, "greater than 0", lambda v: v > 0)
-    _check_end("optimizer.schedule: polynomial:", end_learning_rate, learning_rate)
+    check("power", power, "greater than 0", lambda v: v > 0)
+    _check_end(end_learning_rate, learning_rate)
     decay_steps = length.total_steps - length.warmup_steps
     return Schedule(
         optax.polynomial_schedule(learning_rate, end_learning_rate, power, decay_steps, length.warmup_steps)
@@ -188,7 +174,7 @@ def _polynomial(
 
 def _cosine(learning_rate: float, length: Length, *, end_learning_rate: float = 0.0) -> Schedule:
     """Half a cosine down to `end_learning_rate` (Loshchilov, Hutter 2016, arXiv 1608.03983)."""
-    _check_end("optimizer.schedule: cosine:", end_learning_rate, learning_rate)
+    _check_end(end_learning_rate, learning_rate)
     half = optax.cosine_decay_schedule(1.0, length.total_steps - length.warmup_steps)
     span = learning_rate - end_learning_rate
     return Schedule(lambda step: end_learning_rate + span * half(step - length.warmup_steps))
@@ -207,10 +193,9 @@ def _one_cycle(
     One-cycle is from Smith, Topin 2017, arXiv 1708.07120; form and defaults are those of torch's
     OneCycleLR, without its cycled momentum.
     """
-    field = "optimizer.schedule: one_cycle:"
-    check(f"{field} rise_fraction", rise_fraction, "in (0, 1)", lambda v: 0 < v < 1)
-    check(f"{field} start_divisor", start_divisor, "at least 1", lambda v: v >= 1)
-    check(f"{field} end_divisor", end_divisor, "at least 1", lambda v: v >= 1)
+    check("rise_fraction", rise_fraction, "in (0, 1)", lambda v: 0 < v < 1)
+    check("start_divisor", start_divisor, "at least 1", lambda v: v >= 1)
+    check("end_divisor", end_divisor, "at least 1", lambda v: v >= 1)
     return Schedule(
         optax.cosine_onecycle_schedule(
             length.total_steps, learning_rate, rise_fraction, start_divisor, end_divisor
@@ -236,13 +221,12 @@ def _plateau(
     validation error: so a step stays a pure function of state and batch, and resumes exactly.
     After a cut, `cooldown` windows are not counted. The rate stays above minimum_scale * rate.
     """
-    field = "optimizer.schedule: plateau:"
-    check(f"{field} factor", factor, "in (0, 1)", lambda v: 0 < v < 1)
-    check_count(f"{field} patience", patience, 1)
-    check(f"{field} window_epochs", window_epochs, "greater than 0", lambda v: v > 0)
-    check_count(f"{field} cooldown", cooldown, 0)
-    check(f"{field} minimum_scale", minimum_scale, "in [0, 1)", lambda v: 0 <= v < 1)
-    check(f"{field} tolerance", tolerance, "in (0, 1)", lambda v: 0 < v < 1)
+    check("factor", factor, "in (0, 1)", lambda v: 0 < v < 1)
+    check_count("patience", patience, 1)
+    check("window_epochs", window_epochs, "greater than 0", lambda v: v > 0)
+    check_count("cooldown", cooldown, 0)
+    check("minimum_scale", minimum_scale, "in [0, 1)", lambda v: 0 <= v < 1)
+    check("tolerance", tolerance, "in (0, 1)", lambda v: 0 < v < 1)
     plateau = optax.contrib.reduce_on_plateau(
         factor=factor,
         patience=patience,
@@ -254,9 +238,9 @@ def _plateau(
     return Schedule(optax.constant_schedule(learning_rate), plateau)
 
 
-def _check_end(field: str, end_learning_rate: float, learning_rate: float) -> None:
+def _check_end(end_learning_rate: float, learning_rate: float) -> None:
     allowed = f"in [0, {learning_rate}], the learning rate"
-    check(f"{field} end_learning_rate", end_learning_rate, allowed, lambda v: 0 <= v <= learning_rate)
+    check("end_learning_rate", end_learning_rate, allowed, lambda v: 0 <= v <= learning_rate)
 
 
 SCHEDULES = {

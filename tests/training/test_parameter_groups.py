@@ -61,7 +61,7 @@ def test_scales_multiply_the_update_of_the_first_matching_group(freeze):
 
 @pytest.mark.parametrize("text", ["stem", "stem: fast", ": 2", "stem: -1", "stem: nan", "(: 1"])
 def test_scales_that_cannot_be_read_are_told(text):
-    with pytest.raises(UserError, match="config.optimizer.learning_rate_scales"):
+    with pytest.raises(UserError, match="^learning_rate_scales="):
         parameter_groups.parse_scales(text)
 
 
@@ -71,6 +71,25 @@ def test_scales_that_cannot_be_read_are_told(text):
 def test_a_pattern_that_freezes_nothing_or_all_is_told(tiny_config, freeze, words):
     tiny_config.freeze = freeze
     with pytest.raises(UserError, match=rf"config.freeze=.*{words}"):
+        build(tiny_config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"schedule": "cosin"}, r"unknown config.optimizer.schedule 'cosin' \(did you mean"),
+        ({"schedule": "step(factor=0)"}, r"config.optimizer.schedule='step\(factor=0\)': factor=0 must be "),
+        ({"schedule": "one_cycle"}, "config.optimizer.warmup_epochs: warmup_steps=[0-9]* must be 0 "),
+        ({"name": "adamx"}, "config.optimizer.name='adamx': unknown optimizer 'adamx'"),
+        ({"name": "adam(power=1)"}, r"config.optimizer.name='adam\(power=1\)': optimizer: adam takes no "),
+        ({"decay_mode": "couple"}, "unknown config.optimizer.decay_mode 'couple'"),
+        ({"decay": "kernal"}, "config.optimizer.decay='kernal' must match a parameter path"),
+        ({"learning_rate_scales": "stem"}, "config.optimizer.learning_rate_scales='stem': 'stem' must be a "),
+    ],
+)
+def test_mistakes_name_the_field_of_the_config(tiny_config, fields, words):
+    tiny_config.optimizer.update(fields)
+    with pytest.raises(UserError, match=f"^{words}"):
         build(tiny_config)
 
 
