@@ -75,8 +75,8 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was under way that could be saved", 130)
     except RuntimeError as error:
+        from cnnjax.runs.log import NonFiniteLoss
         from cnnjax.runs.signals import Interrupted
-        from cnnjax.runs.train import NonFiniteLoss
 
         if isinstance(error, Interrupted):
             return _fail(error, 128 + error.signum)

@@ -5,10 +5,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cnnjax.runs.progress import Silent
+from cnnjax.runs import progress
 
 
-class Lines(Silent):
+class Lines(progress.Progress):
     """One line for each row of metrics."""
 
     def __init__(self, console: Console):

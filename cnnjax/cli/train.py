@@ -38,7 +38,7 @@ def train(args: list[str]) -> None:
     from cnnjax.explore import report
     from cnnjax.runs import compile_cache, processes
     from cnnjax.runs import train as loop
-    from cnnjax.runs.progress import Silent
+    from cnnjax.runs.progress import Progress
 
     if values.distributed:
         if not values.workdir:
@@ -50,7 +50,7 @@ def train(args: list[str]) -> None:
     compile_cache.enable()
     name = config.model.partition("(")[0]
     workdir = values.workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{name}")
-    board = terminal() if processes.is_first() else Silent()
+    board = terminal() if processes.is_first() else Progress()
     result = loop.train(config, workdir, board, stop_seconds=values.stop_seconds)
     if not processes.is_first():
         return

@@ -264,6 +264,9 @@ class StreamBatches:
         self.position = state["position"]
 
 
+Batches = ResidentBatches | StreamBatches
+
+
 def make_batches(
     source: Any,
     batch_size: int,
@@ -272,7 +275,7 @@ def make_batches(
     sharding: Sharding | None = None,
     num_workers: int = 0,
     max_bad: int | None = None,
-) -> ResidentBatches | StreamBatches:
+) -> Batches:
     """The batches of a source: resident where its images fit on the device, else streamed.
 
     Args:

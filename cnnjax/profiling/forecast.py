@@ -22,10 +22,9 @@ from cnnjax.errors import UserError, unknown
 from cnnjax.models import variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
-from cnnjax.runs.experiment import build, check_batch
+from cnnjax.runs.experiment import build
 from cnnjax.runs.memory import out_of_memory
 from cnnjax.runs.step import lower_step
-from cnnjax.training import parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +118,7 @@ def forecast(config: ConfigDict, name: str, *, source: Any = None) -> Forecast:
     Raises:
       UserError: for a mistake in either, or a step that does not fit the chip's memory.
     """
-    config_lib.validate(config)
     devices, chip, sides = topology(name)
-    check_batch(config, parallel.make_mesh(config.mesh, devices))
     experiment = build(config, devices=devices, source=source)
     start = time.perf_counter()
     with _for_other_devices(chip), out_of_memory(name, config.model, config.batch_size):

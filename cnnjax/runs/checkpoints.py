@@ -43,7 +43,7 @@ class Checkpoints:
         self,
         step: int,
         tree: Any,
-        position: dict[str, int],
+        position: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
         """Starts a save in the background, when the one before is complete.
@@ -122,7 +122,7 @@ class Checkpoints:
         names = (folder.with_name(f"{folder.name}.damaged{n or ''}") for n in range(1000))
         return folder.rename(next(name for name in names if not name.exists()))
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict[str, int]] | None:
+    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest sound checkpoint, or that of `step`, as (step, tree, position); None without any.
 
         Args:

@@ -1,19 +1,18 @@
 """Metrics of variables on a whole split, each image counted once on any number of devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from cnnjax.data import batches
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
-from cnnjax.runs.folder import Run
+from cnnjax.runs.folder import Run, plain
 from cnnjax.training import metrics, parallel
 from cnnjax.training.steps import eval_step
 
@@ -23,19 +22,17 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, split: str):
         source = experiment.source(split)
-        mesh, devices = experiment.mesh, experiment.mesh.shape["data"]
+        devices = experiment.mesh.shape["data"]
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(experiment.config.eval_batch_size, len(source)) // devices) * devices
-        self.batches = batches.make_batches(
-            source, size, sharding=parallel.split_batch(mesh), **experiment.reading
-        )
+        self.batches = experiment.batches(source, size)
         step = functools.partial(
             eval_step,
             model=experiment.model,
             protocol=experiment.protocol,
             placement=experiment.placement,
         )
-        self.step = jax.jit(step, out_shardings=parallel.replicated(mesh))
+        self.step = jax.jit(step, out_shardings=experiment.replicated)
         self.num_classes = source.num_classes
 
     def __call__(
@@ -91,7 +88,28 @@ def evaluate(
         step, variables = saved.variables(checkpoint, weights)
     finally:
         saved.close()
-    variables = parallel.put(variables, parallel.replicated(experiment.mesh))
+    variables = parallel.put(variables, experiment.replicated)
     with cpu.chosen(config.cpu_kernels):
         scores, predictions = Evaluator(experiment, split)(variables)
     return {"step": step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
+
+
+def test_scores(
+    experiment: Experiment,
+    run: Run,
+    step: int,
+    weights: Mapping[str, Any],
+    after_each: Callable[[], None],
+) -> dict[str, Any]:
+    """The scores of a finished run on the test split, evaluated once: they stay in test.json."""
+    scores = run.read_json("test.json")
+    if scores.get("step") == step:
+        return scores
+    evaluator = Evaluator(experiment, "test")
+    scores = {"step": step, "split": "test", "protocol": experiment.config.eval_protocol}
+    for prefix, variables in weights.items():
+        found, predictions = evaluator(variables, after_each)
+        scores |= {f"{prefix}{name}": value for name, value in found.items()}
+    run.write_arrays("predictions.npz", predictions)
+    run.write_json("test.json", scores)
+    return plain(scores)

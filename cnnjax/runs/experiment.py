@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,13 +15,13 @@ from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data import batches
+from cnnjax.data import batches as batches_lib
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.sources.source import sample_images
-from cnnjax.errors import UserError, parse_call
-from cnnjax.models import count_params, create_model
+from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.placement import Placement
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.runs.initial import initial_variables
@@ -95,9 +95,49 @@ class Experiment:
         return scanned_blocks(self.model) if alike and not by_name else []
 
     @property
-    def reading(self) -> dict[str, Any]:
-        """How `make_batches` reads streamed images."""
-        return {"num_workers": self.config.data.num_workers, "max_bad": max_bad_images(self.config)}
+    def device(self) -> str:
+        """One device of this process, to name in errors."""
+        return str(self.mesh.local_devices[0])
+
+    def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
+        """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""
+        return batches_lib.make_batches(
+            source,
+            batch_size,
+            seed=seed,
+            sharding=parallel.split_batch(self.mesh),
+            num_workers=self.config.data.num_workers,
+            max_bad=max_bad_images(self.config),
+        )
+
+    def train_batches(self) -> batches_lib.Batches:
+        """The batches of training, from its first step on."""
+        return self.batches(self.train_source, self.config.batch_size, self.config.seed)
+
+    def key(self) -> jax.Array:
+        """The run's key, on every device."""
+        return jax.jit(lambda: jax.random.key(self.config.seed), out_shardings=self.replicated)()
+
+    def no_sums(self) -> TrainMetrics:
+        """What a log interval begins with."""
+        return self._empty()
+
+    @functools.cached_property
+    def _empty(self) -> Callable[[], TrainMetrics]:
+        return jax.jit(TrainMetrics.empty, out_shardings=self.replicated)
+
+    @property
+    def replicated(self) -> jax.sharding.NamedSharding:
+        """One copy on every device."""
+        return parallel.replicated(self.mesh)
+
+    def stacked(self, state: TrainState) -> TrainState:
+        """A state as the step takes it, equal blocks stacked."""
+        return stack_blocks(state, self.stacked_blocks)
+
+    def named(self, state: TrainState) -> TrainState:
+        """A state of the step with a name for each layer, as checkpoints hold it."""
+        return unstack_blocks(state, self.stacked_blocks)
 
     def init_state(self) -> TrainState:
         """The state before the first step as the step takes it, on the devices of the mesh."""
@@ -106,13 +146,13 @@ class Experiment:
         initial = self.initial or self._from_images()
         if not initial:
             return state
-        state = unstack_blocks(state, self.stacked_blocks)
+        state = self.named(state)
         flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(initial)
         start = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
         place = {name: getattr(self.abstract_state, name) for name in start}
         start = parallel.put(start, jax.tree.map(lambda x: x.sharding, place))
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
-        return stack_blocks(state.replace(**start, ema=ema), self.stacked_blocks)
+        return self.stacked(state.replace(**start, ema=ema))
 
     def _from_images(self) -> dict[str, Any]:
         """Variables that the model computes from training images, where it has a `from_images`."""
@@ -139,12 +179,12 @@ class Experiment:
 
     def abstract_tree(self) -> dict[str, Any]:
         """What a checkpoint holds: the state, and the sums of the log interval it was taken in."""
-        array = functools.partial(jax.ShapeDtypeStruct, sharding=parallel.replicated(self.mesh))
+        array = functools.partial(jax.ShapeDtypeStruct, sharding=self.replicated)
         interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
         return {"state": self.abstract_state, "interval": interval}
 
     def _init_step_state(self) -> TrainState:
-        return stack_blocks(self._init_state(), self.stacked_blocks)
+        return self.stacked(self._init_state())
 
     def _init_state(self) -> TrainState:
         key = jax.random.key(self.config.seed)
@@ -185,6 +225,16 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
 
 
+def _check_names(config: ConfigDict) -> None:
+    """Raises a UserError for a name that needs no data, before data are read or downloaded."""
+    variant(config.model)
+    parallel.rules_of(config.sharding)
+    for field, table in (("schedule", schedules.SCHEDULES), ("name", optimizers.OPTIMIZERS)):
+        name, _ = _parse_values(f"optimizer.{field}", config.optimizer[field])
+        if name not in table:
+            raise unknown(f"config.optimizer.{field}", name, table)
+
+
 def build(
     config: ConfigDict, *, devices: Sequence[jax.Device] | None = None, source: Any = None
 ) -> Experiment:
@@ -199,9 +249,8 @@ def build(
     """
     config_lib.validate(config)
     mesh = parallel.make_mesh(config.mesh, devices)
-    parallel.rules_of(config.sharding)
-    create_model(config.model)  # names that need no data are checked before it is read
-    _make_optimizer(config, total_steps=1000, steps_per_epoch=1000 / config.total_epochs)
+    check_batch(config, mesh)
+    _check_names(config)
     source = source or load_split(config, "train")
     facts = statistics(config, source)
     augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
@@ -210,7 +259,7 @@ def build(
     for augmentation in (augment, eval_augment):
         check_model(config.model, model, augmentation.output_shape)
     _check_protocol(config, model, protocol)
-    per_epoch = batches.steps_per_epoch(len(source), config.batch_size)
+    per_epoch = batches_lib.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
     tx, schedule = _make_optimizer(config, total_steps, per_epoch)
     initial = None

@@ -1,13 +1,13 @@
-"""What the loop tells while it goes on; silent by default."""
+"""What a run reports while it trains; each method may be overridden, none needs to be."""
 
 from typing import Any
 
 
-class Silent:
-    """Shows nothing: for tests and for callers that read the metrics themselves."""
+class Progress:
+    """Shows nothing: for tests, and for callers that read the metrics themselves."""
 
     def start(self, step: int, total_steps: int) -> None:
-        """A run begins, or goes on after `step` of `total_steps`."""
+        """A run begins, or resumes after `step` of `total_steps`."""
 
     def advance(self, step: int) -> None:
         """A step has been handed to the device."""

@@ -1,12 +1,21 @@
-"""The command `cnnjax replay`: one step of a run again, from the checkpoint before it, layer by layer."""
+"""One step of a run again, from the checkpoint before it, layer by layer."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from flax import traverse_util
 
 from cnnjax.errors import UserError
+from cnnjax.ops import cpu
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import Experiment, build
+from cnnjax.runs.folder import Run
+from cnnjax.runs.step import gradient_values, lower_step
+from cnnjax.training.state import TrainState
+from cnnjax.training.steps import batch_gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +47,6 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
     Raises:
       UserError: where no step was given nor recorded, or the images are others than the run's.
     """
-    from cnnjax.ops import cpu
-    from cnnjax.runs.experiment import build
-    from cnnjax.runs.folder import Run
-
     run = Run.open(workdir)
     recorded = run.read_json("nonfinite.json")
     if step is None and not recorded:
@@ -58,60 +63,36 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
         return _replay(run.path / "checkpoints", experiment, step)
 
 
-def _replay(directory: Path, experiment: Any, step: int) -> Replayed:
-    import jax
-
-    from cnnjax.data import batches as pipeline
-    from cnnjax.models.stages import unstack_blocks
-    from cnnjax.runs.step import gradient_values, lower_step
-    from cnnjax.training import parallel
-    from cnnjax.training.steps import TrainMetrics, batch_gradient
-
-    whole = parallel.replicated(experiment.mesh)
-    batches = pipeline.make_batches(
-        experiment.train_source,
-        experiment.config.batch_size,
-        seed=experiment.config.seed,
-        sharding=parallel.split_batch(experiment.mesh),
-        **experiment.reading,
-    )
+def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
     start, state = _state_before(directory, experiment, step)
-    blocks = experiment.stacked_blocks
+    batches, key = experiment.train_batches(), experiment.key()
     batches.set_state({"position": start})
-    key = jax.jit(lambda: jax.random.key(experiment.config.seed), out_shardings=whole)()
-    no_interval = jax.jit(TrainMetrics.empty, out_shardings=whole)
     if start < step:
         advance = lower_step(experiment).compile()
     for _ in range(start, step):
-        state, _ = advance(state, no_interval(), next(batches), key)
+        state, _ = advance(state, experiment.no_sums(), next(batches), key)
     values = gradient_values(experiment)
     differentiate = jax.jit(lambda state, batch, key: batch_gradient(state, batch, key, **values))
-    loss, _, _, grads = differentiate(state, next(batches), key)
-    params, gradients = (_norms(unstack_blocks(jax.device_get(x), blocks)) for x in (state.params, grads))
+    loss, _, _, gradient = differentiate(state, next(batches), key)
+    params, gradients = (_norms(experiment.named(jax.device_get(x))) for x in (state.params, gradient))
     layers = {name: (norm, params[name]) for name, norm in gradients.items()}
     return Replayed(step, start, batches.indices(step), float(loss), layers)
 
 
-def _state_before(directory: Path, experiment: Any, step: int) -> tuple[int, Any]:
+def _state_before(directory: Path, experiment: Experiment, step: int) -> tuple[int, TrainState]:
     """The newest sound checkpoint of at most a step, or the initial state; as the step takes it."""
-    from cnnjax.models.stages import stack_blocks
-    from cnnjax.runs.checkpoints import Checkpoints
-
-    saved = Checkpoints(directory)
+    checkpoints = Checkpoints(directory)
     try:
-        sound = [s for s in saved.steps() if s <= step and not saved.problem(s)]
-        if sound:
-            found = saved.restore(experiment.abstract_tree(), sound[-1])
-            return sound[-1], stack_blocks(found[1]["state"], experiment.stacked_blocks)
+        sound = [s for s in checkpoints.steps() if s <= step and not checkpoints.problem(s)]
+        if sound and (restored := checkpoints.restore(experiment.abstract_tree(), sound[-1])):
+            return sound[-1], experiment.stacked(restored[1]["state"])
     finally:
-        saved.close()
+        checkpoints.close()
     return 0, experiment.init_state()
 
 
 def _norms(tree: Any) -> dict[str, float]:
     """{path of a layer: Euclidean norm of all its arrays}."""
-    from flax import traverse_util
-
     squares: dict[str, float] = {}
     for path, leaf in traverse_util.flatten_dict(tree).items():
         name = "/".join(path[:-1])

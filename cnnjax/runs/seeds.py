@@ -1,14 +1,14 @@
 """Several seeds of one config trained at once: one compiled step, their states side by side under `vmap`.
 
 For small nets, of which one leaves an accelerator idle. Each seed has its run folder, as if it had been
-trained alone, and may be gone on with alone; the numbers agree but for rounding, since XLA adds in another
+trained alone, and may be resumed alone; the numbers agree but for rounding, since XLA adds in another
 order. The CPU kernels take no mapped weights, so on a CPU the step goes through XLA.
 """
 
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,27 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data import batches
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
-from cnnjax.runs.experiment import build
-from cnnjax.runs.progress import Silent
-from cnnjax.runs.signals import caught_signals
-from cnnjax.runs.step import accumulated_step
-from cnnjax.runs.train import NonFiniteLoss, Result, Trainer, opened
-from cnnjax.training import parallel
+from cnnjax.runs.experiment import Experiment, build
+from cnnjax.runs.folder import Run
+from cnnjax.runs.log import NonFiniteLoss
+from cnnjax.runs.progress import Progress
+from cnnjax.runs.signals import Interrupted, caught_signals
+from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, accumulated_step, record_compilation
+from cnnjax.runs.train import Life, Result, live, opened
 
 
 def train_together(
     configs: Sequence[ConfigDict],
     workdirs: Sequence[str | Path],
-    progress: Silent | None = None,
+    progress: Progress | None = None,
     *,
     stop_seconds: float | None = None,
 ) -> list[Result | NonFiniteLoss]:
-    """Trains configs that differ in `seed` alone to their ends, each in its folder; see `loop.train`.
+    """Trains configs that differ in `seed` alone to their ends, each in its folder; see `train`.
 
     Returns: by config its result, or the error of a run whose loss was not finite; the others go on.
 
@@ -59,62 +59,71 @@ def train_together(
             "runs trained together need one normalization, but that of this data set is computed from the "
             "images of each seed; write mean and std into config.augment.train"
         )
+    progress = progress or Progress()
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu.chosen(first.cpu_kernels))
         caught = stack.enter_context(caught_signals())
         stop = stack.enter_context(processes.Stop(caught, seconds=stop_seconds))
-        shown = [progress or Silent(), *(Silent() for _ in configs[1:])]
-        trainers = [
-            stack.enter_context(opened(experiment, workdir, each, stop))
-            for experiment, workdir, each in zip(experiments, workdirs, shown, strict=True)
-        ]
-        failed = _run_to_ends(trainers, stop)
-        return [failed.get(id(trainer)) or trainer.result() for trainer in trainers]
+        lives: list[Life] = []
+        runs: list[Run] = []
+        for experiment, workdir in zip(experiments, workdirs, strict=True):
+            shown = Progress() if lives else progress
+            _, run, checkpoints = stack.enter_context(opened(experiment, workdir, shown))
+            lives.append(live(experiment, run, checkpoints, shown, stop))
+            runs.append(run)
+        return _drive(lives, experiments[0], runs)
 
 
-def _run_to_ends(trainers: Sequence[Trainer], stop: processes.Stop) -> dict[int, NonFiniteLoss]:
-    """Trains those that are furthest behind until they meet the next ones, and so on; returns who failed."""
-    failed: dict[int, NonFiniteLoss] = {}
-    total = trainers[0].experiment.total_steps
-    for trainer in trainers:
-        trainer.progress.start(trainer.step, total)
-    while running := [t for t in trainers if t.step < total and id(t) not in failed]:
-        least = min(trainer.step for trainer in running)
-        group = [trainer for trainer in running if trainer.step == least]
-        goal = min((trainer.step for trainer in running if trainer.step > least), default=total)
-        step = _compile(group)
-        while group[0].step < goal and not failed.keys() & {id(trainer) for trainer in group}:
-            if stop.at():
-                for trainer in group:
-                    trainer.save()
-                group[0].stop_if_told()
-            arguments = [trainer.next_arguments() for trainer in group]
-            for trainer, (state, interval) in zip(group, step(*zip(*arguments, strict=True)), strict=True):
-                try:
-                    trainer.take(state, interval)
-                except NonFiniteLoss as error:
-                    failed[id(trainer)] = error
-    for trainer in trainers:
-        trainer.saved.wait()
-    return failed
+def _drive(
+    lives: Sequence[Life], experiment: Experiment, runs: Sequence[Run]
+) -> list[Result | NonFiniteLoss]:
+    """Takes every run to its end with one step for all that are under way; returns how each has ended."""
+    ends: dict[int, Result | NonFiniteLoss] = {}
+    inputs: dict[int, Inputs | None] = {}
+    interrupted: list[Interrupted] = []
+
+    def resume(i: int, outputs: Outputs | None) -> None:
+        """To its next step, or to its end."""
+        inputs.pop(i, None)
+        try:
+            inputs[i] = next(lives[i]) if outputs is None else lives[i].send(outputs)
+        except StopIteration as end:
+            ends[i] = end.value
+        except NonFiniteLoss as error:
+            ends[i] = error
+        except Interrupted as signal:  # the others are saved too, each at its own turn
+            interrupted.append(signal)
+
+    for i in range(len(lives)):
+        resume(i, None)
+    together: list[int] = []
+    while inputs and not interrupted:
+        if together != list(inputs):
+            together = list(inputs)
+            step = _compile(experiment, [runs[i] for i in together])
+            for i in together:
+                if inputs[i] is None:  # before its first step
+                    resume(i, None)
+            continue
+        columns = zip(*(inputs[i] for i in together), strict=True)
+        for i, outputs in zip(together, step(*columns), strict=True):
+            resume(i, outputs)
+    if interrupted:
+        raise interrupted[0]
+    return [ends[i] for i in range(len(lives))]
 
 
-def _compile(group: Sequence[Trainer]) -> Any:
-    """The step of a group: (states, intervals, batches, keys) -> (state, interval) by run."""
+def _compile(experiment: Experiment, runs: Sequence[Run]) -> Callable[..., list[Outputs]]:
+    """The step of several runs: their inputs -> their outputs."""
     start = time.perf_counter()
-    mapped = jax.vmap(functools.partial(accumulated_step, group[0].experiment))
+    mapped = jax.vmap(functools.partial(accumulated_step, experiment))
 
-    def step(*columns: Any) -> list[Any]:
-        stacked = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns)
-        results = mapped(*stacked)
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(group))]
+    def step(*columns: Any) -> list[Outputs]:
+        results = mapped(*(jax.tree.map(lambda *leaves: jnp.stack(leaves), *column) for column in columns))
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(runs))]
 
-    experiment = group[0].experiment
-    batch = batches.abstract_batch(
-        experiment.train_source, experiment.config.batch_size, parallel.split_batch(experiment.mesh)
-    )
-    arguments = [(trainer.state, trainer.interval, batch, trainer.key) for trainer in group]
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*zip(*arguments, strict=True)).compile()
-    for trainer in group:
-        trainer.compiled(time.perf_counter() - start)
+    columns = zip(*[abstract_inputs(experiment)] * len(runs), strict=True)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*columns).compile()
+    for run in runs:
+        record_compilation(run, time.perf_counter() - start)
     return compiled

@@ -1,16 +1,36 @@
-"""The training step of an experiment, as the loop runs it and as it is compiled for devices not here."""
+"""The training step of an experiment, compiled for this run or for devices that are not here."""
 
 import functools
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
-from cnnjax import config as config_lib
-from cnnjax.data import batches
+from cnnjax.config import skip_limit
+from cnnjax.data.batches import abstract_batch
 from cnnjax.runs.experiment import Experiment
+from cnnjax.runs.folder import Run
+from cnnjax.runs.memory import device_memory
 from cnnjax.training import parallel
 from cnnjax.training.state import TrainState
 from cnnjax.training.steps import NEVER, TrainMetrics, batch_gradient, train_step
+
+
+class Outputs(NamedTuple):
+    """What a step returns: the state, and the sums of the log interval so far."""
+
+    state: TrainState
+    sums: TrainMetrics
+
+
+class Inputs(NamedTuple):
+    """What a step takes: what the step before returned, a batch, and the run's key."""
+
+    state: TrainState
+    sums: TrainMetrics
+    batch: dict[str, jax.Array]
+    key: jax.Array | jax.ShapeDtypeStruct
 
 
 def gradient_values(experiment: Experiment) -> dict[str, Any]:
@@ -31,17 +51,17 @@ def gradient_values(experiment: Experiment) -> dict[str, Any]:
 def accumulated_step(
     experiment: Experiment,
     state: TrainState,
-    interval: TrainMetrics,
+    sums: TrainMetrics,
     batch: dict[str, jax.Array],
     key: jax.Array,
-) -> tuple[TrainState, TrainMetrics]:
-    """`train_step` of an experiment, its metrics added to those of the interval.
+) -> Outputs:
+    """`train_step` of an experiment, its metrics added to the sums of the interval.
 
-    Where no step may be skipped, nothing moves after the first of the interval that was not finite.
+    If no step may be skipped, nothing changes after the first non-finite one of the interval.
     """
     config = experiment.config
-    halted = config_lib.skip_limit(config.on_nonfinite) == 0 and interval.nonfinite_step != NEVER
-    state, found = train_step(
+    halted = skip_limit(config.on_nonfinite) == 0 and sums.nonfinite_step != NEVER
+    state, metrics = train_step(
         state,
         batch,
         key,
@@ -50,20 +70,40 @@ def accumulated_step(
         ema_decay=config.ema_decay,
         halted=halted,
     )
-    return state, interval.merge(found)
+    return Outputs(state, sums.merge(metrics))
 
 
-def lower_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The training step of the loop, lowered for the devices of the experiment; nothing is computed."""
-    whole = parallel.replicated(experiment.mesh)
-    state, interval = experiment.abstract_step_state, experiment.abstract_tree()["interval"]
-    batch = batches.abstract_batch(
+def abstract_inputs(experiment: Experiment) -> Inputs:
+    """Shapes, dtypes and shardings of what the step takes."""
+    batch = abstract_batch(
         experiment.train_source, experiment.config.batch_size, parallel.split_batch(experiment.mesh)
     )
     key = jax.eval_shape(jax.random.key, 0)
-    step = jax.jit(
-        functools.partial(accumulated_step, experiment),
-        donate_argnums=(0, 1),
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
+    whole = parallel.replicated(experiment.mesh)
+    return Inputs(
+        experiment.abstract_step_state,
+        experiment.abstract_tree()["interval"],
+        batch,
+        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
-    return step.lower(state, interval, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole))
+
+
+def lower_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The training step, lowered for the devices of the experiment; nothing is computed."""
+    inputs = abstract_inputs(experiment)
+    places = Outputs(*jax.tree.map(lambda x: x.sharding, (inputs.state, inputs.sums)))
+    step = functools.partial(accumulated_step, experiment)
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=places).lower(*inputs)
+
+
+def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Outputs], int]:
+    """The compiled step, and the bytes that it holds on a device; the run's record tells how long it took."""
+    start = time.perf_counter()
+    compiled = lower_step(experiment).compile()
+    record_compilation(run, time.perf_counter() - start)
+    return compiled, device_memory(compiled)
+
+
+def record_compilation(run: Run, seconds: float) -> None:
+    """Adds `compile_seconds` to the record of a run, whose own seconds leave them out."""
+    run.write_json("record.json", {**run.read_json("record.json"), "compile_seconds": round(seconds, 2)})

@@ -24,7 +24,8 @@ from cnnjax import config as config_lib
 from cnnjax.errors import UserError, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run, write_atomically
-from cnnjax.runs.progress import Silent
+from cnnjax.runs.log import NonFiniteLoss
+from cnnjax.runs.progress import Progress
 from cnnjax.runs.seeds import train_together
 
 RESULTS = "results.csv"
@@ -37,7 +38,7 @@ FACTS = ("epochs", "params", "seconds", "compile_seconds", "cpu_kernels", "machi
 Row = dict[str, str]
 
 
-class Board(Silent):
+class Board(Progress):
     """What a sweep shows, nothing here: the progress of each run, and the rows so far."""
 
     def begin(self, name: str, number: int, count: int) -> None:
@@ -130,10 +131,10 @@ def _train(
     """By run "finished", or "not finite"."""
     if len(configs) > 1:
         results = train_together(configs, paths, board, stop_seconds=stop_seconds)
-        return ["not finite" if isinstance(each, train.NonFiniteLoss) else "finished" for each in results]
+        return ["not finite" if isinstance(each, NonFiniteLoss) else "finished" for each in results]
     try:
         train.train(configs[0], paths[0], board, stop_seconds=stop_seconds)
-    except train.NonFiniteLoss:
+    except NonFiniteLoss:
         return ["not finite"]
     return ["finished"]
 

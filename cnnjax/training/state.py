@@ -31,6 +31,10 @@ class TrainState(flax.struct.PyTreeNode):
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """What is evaluated, by the prefix of its scores: the raw variables and any moving average."""
+        return {"": self.variables, **({"ema_": self.ema} if self.ema else {})}
+
 
 def init_state(
     model: nn.Module,

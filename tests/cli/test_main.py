@@ -101,7 +101,7 @@ MISTAKES = {
     "train --config.augment.train=miror|normalize": "unknown augmentation 'miror'",
     "train --config.augment.train=random_crop(40)|normalize": "larger than the image of 28x28",
     "train --config.augment.eval=mirror": "config.augment.eval: augmentation 'mirror' leaves uint8",
-    "train --config.optimizer.name=adamx": "unknown optimizer 'adamx'",
+    "train --config.optimizer.name=adamx": "unknown config.optimizer.name 'adamx'",
     "train --config.optimizer.name=sgd(momentum=2)": "momentum=2 must be in [0, 1)",
     "train --config.optimizer.name=sgd(learning_rate=2)": "is set by config.optimizer.learning_rate",
     "train --config.optimizer.schedule=cosin": "unknown config.optimizer.schedule 'cosin'",

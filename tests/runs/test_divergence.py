@@ -18,6 +18,7 @@ from cnnjax.runs import step as compiled_step
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.log import NonFiniteLoss
 from cnnjax.training.steps import NEVER, TrainMetrics
 from tests.conftest import tiny_arrays
 
@@ -73,7 +74,7 @@ def test_a_stopped_run_is_recorded_and_its_step_replayed(config, tmp_path, capsy
     config.log_every_steps, config.checkpoint_every_steps = 1, 2
     assert first == 3
     run = tmp_path / "run"
-    with pytest.raises(train.NonFiniteLoss, match=f"at step {first}; .* `cnnjax replay`"):
+    with pytest.raises(NonFiniteLoss, match=f"at step {first}; .* `cnnjax replay`"):
         train.train(config, run)
     record = json.loads((run / "nonfinite.json").read_text())
     assert record.keys() == {str(first)}
@@ -100,7 +101,7 @@ def test_a_stopped_run_is_recorded_and_its_step_replayed(config, tmp_path, capsy
 def test_a_few_bad_steps_are_left_out_and_no_more(config, tmp_path):
     bad = bad_steps(build(config))
     config.on_nonfinite = "skip(limit=1)"
-    with pytest.raises(train.NonFiniteLoss, match=r"2 such steps, 1 may be skipped"):
+    with pytest.raises(NonFiniteLoss, match=r"2 such steps, 1 may be skipped"):
         train.train(config, tmp_path / "run")
     config.on_nonfinite = "skip"
     result = train.train(config, tmp_path / "run")  # from the last good checkpoint, with a higher limit

@@ -16,7 +16,7 @@ from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.progress import Silent
+from cnnjax.runs.progress import Progress
 from cnnjax.runs.signals import Interrupted
 from tests.conftest import USERS
 
@@ -113,7 +113,7 @@ def test_a_signal_saves_and_the_run_goes_on(signum, uninterrupted, tiny_data, tm
     assert_same(tmp_path / "run", uninterrupted)
 
 
-class SignalAt(Silent):
+class SignalAt(Progress):
     """Sends this process a signal when the row of a step has been written."""
 
     def __init__(self, step: int):

@@ -15,9 +15,11 @@ from cnnjax.errors import UserError
 from cnnjax.runs import evaluate
 from cnnjax.runs import train as loop
 from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.evaluate import Evaluator
 from cnnjax.runs.experiment import build
+from cnnjax.runs.log import NonFiniteLoss
 from cnnjax.runs.replay import replay_step
-from cnnjax.runs.train import Evaluator
+from cnnjax.runs.step import lower_step
 from cnnjax.training.steps import in_turn_on_cpu
 from tests.conftest import tiny_arrays
 
@@ -137,7 +139,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_config, tmp_path
     tiny_config.checkpoint_every_steps = 3
     tiny_config.optimizer.name, tiny_config.optimizer.schedule = "sgd", "constant"
     tiny_config.optimizer.learning_rate = 1e30
-    with pytest.raises(loop.NonFiniteLoss, match=r"at step \d+; training stopped before that update"):
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+; training stopped before that update"):
         loop.train(tiny_config, tmp_path / "run")
     saved = Checkpoints(tmp_path / "run" / "checkpoints")
     restored = saved.restore(build(tiny_config).abstract_tree())
@@ -186,19 +188,13 @@ def test_blocks_that_a_rule_tells_apart_are_not_stacked(tiny_config, field, valu
     assert "stage2_block4" in experiment.abstract_step_state.params
 
 
-def test_the_state_is_donated(tiny_config, tmp_path):
+def test_the_state_is_donated(tiny_config):
     experiment = build(tiny_config)
     kept = experiment.init_state()
     leaf = kept.params["conv1"]["kernel"]
-    run = loop.Run.create(tmp_path / "run", tiny_config, experiment.train_source.fingerprint)
-    run.write_json("record.json", {})
-    saved = Checkpoints(tmp_path / "run" / "checkpoints")
-    trainer = loop.Trainer(experiment, run, saved, loop.Silent())
-    trainer.state = kept
-    trainer.take(*trainer._compile()(*trainer.next_arguments()))
+    step = lower_step(experiment).compile()
+    step(kept, experiment.no_sums(), next(experiment.train_batches()), experiment.key())
     assert leaf.is_deleted()
-    saved.close()
-    run.close()
 
 
 def test_only_a_large_step_on_a_cpu_is_waited_for():

@@ -1,0 +1,150 @@
+"""What a run writes while it trains: rows of metrics.jsonl, with the time, and steps that were not finite."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from cnnjax.config import skip_limit
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import Experiment
+from cnnjax.runs.folder import Run
+from cnnjax.runs.progress import Progress
+from cnnjax.training import schedules
+from cnnjax.training.state import TrainState
+from cnnjax.training.steps import TrainMetrics
+
+EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient was not finite; the state before that step was kept."""
+
+
+class Log:
+    """The rows of one run, and its clock.
+
+    `seconds` counts training with its saves and evaluations, not compilation. A row of training covers the
+    interval since the row before, a whole number of `log_every_steps`.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Run,
+        checkpoints: Checkpoints,
+        batches: Any,
+        progress: Progress,
+        step: int,
+        seconds: float,
+    ):
+        self.experiment, self.run, self.checkpoints = experiment, run, checkpoints
+        self.batches, self.progress = batches, progress
+        self.since = step - step % experiment.config.log_every_steps  # where the interval began
+        rows = [row for row in run.metrics() if row["step"] <= step]
+        self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
+        # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
+        self.evaluated = {row["step"]: _accuracy(row) for row in rows if _accuracy(row) is not None}
+        self.images_reported = 0  # skipped images that the user has been told of
+        run.start_metrics(step)
+        self.seconds, self.clock = seconds, time.perf_counter()
+        self.training, self.waiting, self.steps = 0.0, 0.0, 0  # seconds and steps of the interval
+
+    def lap(self) -> float:
+        """Seconds since the last lap; they become part of the run's."""
+        now = time.perf_counter()
+        elapsed, self.clock = now - self.clock, now
+        self.seconds += elapsed
+        return elapsed
+
+    def next_batch(self) -> dict[str, jax.Array]:
+        """The next batch; the time to wait for it is reported."""
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.waiting += time.perf_counter() - start
+        self.steps += 1
+        return batch
+
+    def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
+        """The interval's sums on the host; nonfinite.json gets its first non-finite step, with the examples.
+
+        Raises:
+          NonFiniteLoss: for more such steps than `on_nonfinite` allows.
+        """
+        sums = jax.device_get(sums)
+        self.training += self.lap()  # the device has done all steps that it was given
+        skipped = step - self.since - int(sums.num_steps)
+        if not skipped:
+            return sums
+        bad = int(sums.nonfinite_step)
+        recorded = self.run.read_json("nonfinite.json")
+        recorded[str(bad)] = {"step": bad, "indices": self.batches.indices(bad)}
+        self.run.write_json("nonfinite.json", recorded)
+        limit, count = skip_limit(self.experiment.config.on_nonfinite), self.skipped_before + skipped
+        if count <= limit:
+            return sums
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        kept = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        more = f" ({count} such steps, {limit} may be skipped)" if limit else ""
+        raise NonFiniteLoss(
+            f"the loss or its gradient was not finite at step {bad}{more}; training stopped before that "
+            f"update, and {kept} in {self.run.path}; look with `cnnjax replay`, lower "
+            "config.optimizer.learning_rate, or set config.optimizer.gradient_clip"
+        )
+
+    def interval(self, step: int, sums: TrainMetrics, state: TrainState) -> TrainMetrics:
+        """Writes the row of an interval; returns the sums that the next one begins with."""
+        sums = self.finite(step, sums)
+        rate = schedules.learning_rate_at(self.experiment.schedule, step - 1, state.opt_state)
+        row = {"learning_rate": float(rate)}
+        if sums.num_steps:
+            row["loss"] = float(sums.loss / sums.weight)
+            row["accuracy"] = float(sums.correct / sums.weight)
+            row["gradient_norm"] = float(sums.gradient_norm / sums.num_steps)
+        if skipped := step - self.since - int(sums.num_steps):
+            row["skipped_steps"] = skipped
+            self.skipped_before += skipped
+            self.progress.note(f"skipped {skipped} non-finite steps, {self.skipped_before} in all")
+        row["images_per_second"] = self.steps * self.experiment.config.batch_size / self.training
+        row["data_wait_seconds"] = self.waiting
+        self._write(step, row | self._skipped_images())
+        self.since, self.training, self.waiting, self.steps = step, 0.0, 0.0, 0
+        return self.experiment.no_sums()
+
+    def evaluation(self, step: int, scores: Mapping[str, Mapping[str, Any]]) -> None:
+        """Writes the row of an evaluation.
+
+        Args:
+          scores: of the raw weights under "", of their moving average under "ema_".
+        """
+        self.lap()
+        names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in EVALUATED}
+        row = {key: scores[prefix][name] for key, (prefix, name) in names.items()}
+        self._write(step, row)
+        self.evaluated[step] = _accuracy(row)
+
+    def _skipped_images(self) -> dict[str, int]:
+        """How many images were skipped so far; the run folder lists them, and the user is told."""
+        skipped = self.batches.skipped
+        if not skipped:
+            return {}
+        for message in skipped[self.images_reported :]:
+            self.progress.note(f"left out: {message}")
+        if len(skipped) > self.images_reported:
+            self.run.write_json("skipped_images.json", {"skipped": list(skipped)})
+        self.images_reported = len(skipped)
+        return {"skipped_images": len(skipped)}
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        epoch = step / self.experiment.steps_per_epoch
+        row = {"step": step, "epoch": round(epoch, 4), "seconds": self.seconds, **values}
+        self.run.append_metrics(row)
+        self.progress.row(row)
+
+
+def _accuracy(row: Mapping[str, Any]) -> float | None:
+    """The accuracy in the row of an evaluation, the higher one of two; None in other rows."""
+    names = ("validation_accuracy", "validation_ema_accuracy")
+    return max((row[name] for name in names if name in row), default=None)
