@@ -31,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
-    def weights(self) -> dict[str, dict[str, Any]]:
+    def weights(self) -> dict[str, VariableDict]:
         """What is evaluated, by the prefix of its scores: the raw variables and any moving average."""
         return {"": self.variables, **({"ema_": self.ema} if self.ema else {})}
 
