@@ -69,7 +69,7 @@ def test_the_model_and_augmentation_examples_work():
     assert model.init_with_output(jax.random.key(0), image)[0].shape == (2, 10)
     try:
         chain = augment.parse("upside_down(probability=1.0)|scale", image_shape=(28, 28, 1))
-        flipped = chain(jax.random.key(0), (image % 255).astype(jnp.uint8))
+        flipped = chain.preprocess((image % 255).astype(jnp.uint8))
         assert (flipped == (image % 255)[:, ::-1] / 255).all()
     finally:
         augment.AUGMENTATIONS.pop("upside_down")

@@ -106,6 +106,7 @@ def inspect_dataset(name: str, values: Any) -> None:
         augment = augment_lib.parse(
             values.augment,
             image_shape=source.image_shape,
+            num_classes=source.num_classes,
             mean=colours["mean"],
             std=colours["std"],
             covariance=colours["eigenvectors"] * colours["eigenvalues"] @ colours["eigenvectors"].T,

@@ -10,9 +10,8 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.figure import Figure
 
-from cnnjax.data.augment import chain as augment
 from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.augment.register import AUGMENTATIONS, Examples
+from cnnjax.data.augment.register import AUGMENTATIONS, Batch
 from cnnjax.errors import UserError
 
 
@@ -46,13 +45,25 @@ def examples_of_each(image_shape: Sequence[int]) -> dict[str, str]:
     return specs
 
 
-def parse(spec: str, image_shape: Sequence[int], images: np.ndarray | None = None) -> augment.Augmentation:
-    """The chain, with the statistics of uint8 images [B, H, W, C] where it needs some."""
+def parse(
+    spec: str, image_shape: Sequence[int], images: np.ndarray | None = None
+) -> augment_lib.Augmentation:
+    """The chain, with the statistics of uint8 images [B, H, W, C], each of a class of its own."""
     channels = image_shape[2]
     pixels = np.zeros((2, channels)) if images is None else images.reshape(-1, channels) / 255
     covariance = np.cov(pixels.T, bias=True).reshape(channels, channels)
     std = np.where(pixels.std(0) > 0, pixels.std(0), 1.0)
-    return augment.parse(spec, image_shape=image_shape, mean=pixels.mean(0), std=std, covariance=covariance)
+    facts = {"mean": pixels.mean(0), "std": std, "covariance": covariance}
+    return augment_lib.parse(
+        spec, image_shape=image_shape, num_classes=1 if images is None else len(images), **facts
+    )
+
+
+def make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Batch:
+    """The batch that a training step would augment, of images in their first epoch."""
+    index, label = jnp.arange(len(images)), jnp.asarray(labels, jnp.int32)
+    first = {"index": index, "epoch": jnp.zeros_like(index), "run_key": key}
+    return {"image": jnp.asarray(images), "label": label, **first}
 
 
 def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, seed: int = 0) -> Figure:
@@ -66,11 +77,11 @@ def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, se
     count, shape = len(images), images.shape[1:]
     specs = examples_of_each(shape) if specs is None else specs
     rows = {"as they are": images / np.float32(255)}
-    key, index = jax.random.key(seed), jnp.arange(count)
-    examples = Examples(key, index, jnp.zeros_like(index))
+    key = jax.random.key(seed)
+    batch = make_batch(key, images, range(count))
     for title, spec in specs.items():
         chain = parse(spec, shape, images)
-        rows[title] = np.asarray(chain(key, images, jnp.eye(count), examples)[0])
+        rows[title] = np.asarray(chain(key, batch)["image"])
     figure = Figure(figsize=(1.2 * count + 1.4, 1.2 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
     for axes, (title, pictures) in zip(grid, rows.items(), strict=True):
@@ -87,9 +98,8 @@ def draw_sheet(
 ) -> None:
     """A PNG of examples: above as they are, below augmented."""
     images = np.stack([example["image"] for example in examples])
-    labels = np.eye(source.num_classes, dtype=np.float32)[[example["label"] for example in examples]]
-    key, index = jax.random.key(0), jnp.arange(len(images))
-    augmented, _ = augment(key, images, labels, augment_lib.Examples(key, index, jnp.zeros_like(index)))
+    key = jax.random.key(0)
+    augmented = augment(key, make_batch(key, images, [example["label"] for example in examples]))["image"]
     facts = [dict(arguments) for name, arguments in augment.steps if name == "normalize"]
     for fact in facts:
         augmented = augmented * np.asarray(fact["std"]) + np.asarray(fact["mean"])

@@ -14,6 +14,7 @@ from flax.errors import FlaxError
 
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
+from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import Failure
@@ -111,14 +112,13 @@ class TrainedModel:
 
     def prepare(self, images: Any) -> jax.Array:
         """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
-        return self.augment(jax.random.key(0), jnp.asarray(images))
+        return self.augment.preprocess(images)
 
     def picture(self, images: Any) -> np.ndarray:
         """uint8 [B, *image_shape] cut as the network sees it, before normalization: uint8 [B, H, W, C]."""
-        operations = augment_lib.AUGMENTATIONS
-        steps = tuple(step for step in self.augment.steps if operations[step[0]].gives is None)
+        steps = tuple(step for step in self.augment.steps if AUGMENTATIONS[step[0]].gives is None)
         cut = dataclasses.replace(self.augment, steps=steps)
-        return np.asarray(cut(jax.random.key(0), jnp.asarray(images)))
+        return np.asarray(cut.preprocess(images))
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """The same with the class names of a text file, one a line.

@@ -159,7 +159,7 @@ class Experiment:
         if not hasattr(self.model, "from_images"):
             return {}
         images = sample_images(self.train_source, START_IMAGES)
-        return self.model.from_images(self.eval_augment(jax.random.key(0), images))
+        return self.model.from_images(self.eval_augment.preprocess(images))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

@@ -47,13 +47,15 @@ def parse_augment(
     """The augmentation that a config names for "train" or "eval", for the images of a source."""
     facts = facts or statistics(config, source)
     try:
-        augment = augment_lib.parse(config.augment[split], image_shape=source.image_shape, **facts)
+        augment = augment_lib.parse(
+            config.augment[split], image_shape=source.image_shape, num_classes=source.num_classes, **facts
+        )
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
-    if split == "eval" and augment.takes_examples:
+    if split == "eval" and augment.training_only:
         raise UserError(
-            f"config.augment.eval={augment.spec!r}: alternating_flip is for training; leave it out, and set "
-            "config.eval_protocol=mirror for both views"
+            f"config.augment.eval={augment.spec!r}: {augment.training_only[0]} is for training; remove it "
+            "(config.eval_protocol=mirror averages both views)"
         )
     return augment
 

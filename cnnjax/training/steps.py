@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from flax.typing import Collection, VariableDict
 
-from cnnjax.data.augment.register import Examples
+from cnnjax.data.augment.register import Batch
 from cnnjax.models import stream_key
 from cnnjax.models.placement import ONE_DEVICE, Placement, placed
 from cnnjax.training.losses import cross_entropy, masked_mean
@@ -20,8 +20,7 @@ from cnnjax.training.optimizers import ema_update
 from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
 from cnnjax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
-Augment = Callable[..., Any]
+Augment = Callable[[jax.Array, Batch], Batch]
 LossAndAux = tuple[jax.Array, tuple[jax.Array, Collection]]  # number of hits, batch statistics
 Results = TypeVar("Results")
 NEVER = jnp.iinfo(jnp.int32).max
@@ -131,10 +130,10 @@ def batch_gradient(
     """The gradient of the masked mean of the loss over a batch, which is augmented first.
 
     Args:
-      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; where `augment.takes_examples` also
-        index and epoch int32 [B].
+      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; index and epoch int32 [B] for
+        augmentations that draw by example.
       key: the run's key; every draw is folded from it by stream and step.
-      augment: (key, images, labels) -> (images float [B, H', W', C], labels), see `data.augment.parse`.
+      augment: (key, batch) -> batch with image float [B, H', W', C], see `data.augment.chain`.
       aux_weight: of each sown `aux_logits` in the loss.
       freeze: pattern of the paths that do not move, see `parameter_groups`.
       microbatches: equal shares of the batch that pass through the model one after the other, so that memory
@@ -143,7 +142,9 @@ def batch_gradient(
       placement: how the layers lie on devices, BatchNorm's groups of a microbatch among it.
       gather: brings sharded parameters together, see `parallel.gatherer`.
     """
-    batch = _augmented(batch, augment, key, state.step, model)
+    run_key = stream_key(key, "augment by example", 0)
+    augmented = augment(stream_key(key, "augment", state.step), batch | {"run_key": run_key})
+    batch = {name: augmented[name] for name in ("image", "label", "mask")}
     frozen = frozen_collection(state.batch_stats, freeze)
 
     def loss_fn(params: optax.Params, batch_stats: Collection, batch: Batch, key: jax.Array) -> LossAndAux:
@@ -163,18 +164,6 @@ def batch_gradient(
         return loss, (num_correct(logits, batch), updates.get("batch_stats", {}))
 
     return _accumulated(loss_fn, state, batch, stream_key(key, "dropout", state.step), microbatches)
-
-
-def _augmented(batch: Batch, augment: Augment, key: jax.Array, step: jax.Array, model: nn.Module) -> Batch:
-    label = batch["label"]
-    if getattr(augment, "mixes_labels", False):
-        label = jax.nn.one_hot(label, model.num_classes)
-    by_example = {}
-    if getattr(augment, "takes_examples", False):
-        every = stream_key(key, "augment by example", 0)
-        by_example["examples"] = Examples(every, batch["index"], batch["epoch"])
-    image, label = augment(stream_key(key, "augment", step), batch["image"], label, **by_example)
-    return {"image": image, "label": label, "mask": batch["mask"]}
 
 
 def _accumulated(

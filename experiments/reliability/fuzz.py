@@ -110,7 +110,7 @@ def augmentations() -> st.SearchStrategy[str]:
 
 
 def read_augmentation(text: str, _: Path) -> None:
-    chain.parse(text, image_shape=(28, 28, 3), mean=(0.5,) * 3, std=(0.25,) * 3)
+    chain.parse(text, image_shape=(28, 28, 3), num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def idx_files() -> st.SearchStrategy[bytes]:

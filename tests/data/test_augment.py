@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax.data.augment import chain as augment
-from cnnjax.data.augment.chain import AUGMENTATIONS, Operation, parse
+from cnnjax.data.augment import color, geometry
+from cnnjax.data.augment.chain import parse
+from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Operation
 from cnnjax.errors import UserError
 
 RNG = np.random.default_rng(0)
+
+
+def on(augment, key, images, *args, **kwargs):
+    """The images that an augmentation makes of images."""
+    return augment(key, {"image": jnp.asarray(images)}, *args, **kwargs)["image"]
 
 
 def numbered(batch: int, height: int, width: int) -> np.ndarray:
@@ -22,7 +28,7 @@ def numbered(batch: int, height: int, width: int) -> np.ndarray:
 
 def test_mirror_flips_or_keeps_each_image_as_a_whole():
     images = RNG.integers(0, 256, (64, 3, 5, 2), dtype=np.uint8)
-    out = np.asarray(augment.mirror(jax.random.key(0), images))
+    out = np.asarray(on(geometry.mirror, jax.random.key(0), images))
     flipped = [np.array_equal(o, i[:, ::-1]) for o, i in zip(out, images, strict=True)]
     kept = [np.array_equal(o, i) for o, i in zip(out, images, strict=True)]
     assert all(f != k for f, k in zip(flipped, kept, strict=True))
@@ -33,8 +39,8 @@ def test_mirror_flips_or_keeps_each_image_as_a_whole():
 def test_mirror_at_probability_one_is_numpys_flip_and_at_zero_the_identity():
     images = RNG.normal(size=(8, 3, 4, 1)).astype(np.float32)
     key = jax.random.key(1)
-    np.testing.assert_array_equal(augment.mirror(key, images, 1.0), images[:, :, ::-1])
-    np.testing.assert_array_equal(augment.mirror(key, images, 0.0), images)
+    np.testing.assert_array_equal(on(geometry.mirror, key, images, 1.0), images[:, :, ::-1])
+    np.testing.assert_array_equal(on(geometry.mirror, key, images, 0.0), images)
 
 
 @settings(max_examples=8, deadline=None)
@@ -49,7 +55,7 @@ def test_mirror_at_probability_one_is_numpys_flip_and_at_zero_the_identity():
 def test_random_crop_is_a_window_of_numpys_padded_image(height, width, size, padding, mode, seed):
     size = min(size, height + 2 * padding, width + 2 * padding)
     images = RNG.integers(1, 256, (4, height, width, 2), dtype=np.uint8)
-    out = np.asarray(augment.random_crop(jax.random.key(seed), images, size, padding, mode))
+    out = np.asarray(on(geometry.random_crop, jax.random.key(seed), images, size, padding, mode))
     pad = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     padded = np.pad(images, pad, mode="constant" if mode == "zero" else "reflect")
     assert out.shape == (4, size, size, 2) and out.dtype == np.uint8
@@ -62,7 +68,7 @@ def test_random_crop_is_a_window_of_numpys_padded_image(height, width, size, pad
 def test_every_crop_place_and_mirror_occurs_about_equally_often():
     """Views of 4x4 from 6x6: 3 rows, 3 columns, mirrored or not."""
     images = jnp.asarray(np.tile(numbered(1, 6, 6), (3600, 1, 1, 1)))
-    views = parse("random_crop(4)|mirror|scale", image_shape=(6, 6, 3))(jax.random.key(3), images)
+    views = on(parse("random_crop(4)|mirror|scale", image_shape=(6, 6, 3)), jax.random.key(3), images)
     corners = np.round(np.asarray(views)[:, 0, [0, -1], :2] * 255).astype(int).reshape(-1, 4)
     found, counts = np.unique(corners, axis=0, return_counts=True)
     assert len(found) == 3 * 3 * 2
@@ -74,7 +80,7 @@ def test_views_of_a_227_crop_from_256():
     shifts = 256 - 227
     assert shifts * shifts * 2 == 1682
     images = np.zeros((2048, 256, 1, 1), np.uint8) + np.arange(256, dtype=np.uint8)[None, :, None, None]
-    crop = jax.jit(lambda key, x: augment.random_crop(key, x, (227, 1))[:, 0, 0, 0])
+    crop = jax.jit(lambda key, x: on(geometry.random_crop, key, x, (227, 1))[:, 0, 0, 0])
     starts = np.unique(crop(jax.random.key(0), images))
     np.testing.assert_array_equal(starts, np.arange(shifts + 1))
     assert len(starts) ** 2 * 2 == 1800
@@ -83,7 +89,7 @@ def test_views_of_a_227_crop_from_256():
 @pytest.mark.parametrize(("size", "top", "left"), [(2, 1, 2), ((3, 4), 1, 1), ((5, 6), 0, 0)])
 def test_center_crop_takes_the_middle(size, top, left):
     images = numbered(2, 5, 6)
-    out = np.asarray(augment.center_crop(jax.random.key(0), images, size))
+    out = np.asarray(on(geometry.center_crop, jax.random.key(0), images, size))
     height, width = size if isinstance(size, tuple) else (size, size)
     np.testing.assert_array_equal(out, images[:, top : top + height, left : left + width])
 
@@ -94,11 +100,11 @@ def test_scale_and_normalize_against_numpy():
     unit = images / np.float64(255)
     expected = (unit - mean) / std
     key = jax.random.key(0)
-    scaled = augment.scale(key, images)
+    scaled = on(color.scale, key, images)
     assert scaled.dtype == jnp.float32
     np.testing.assert_allclose(scaled, unit, atol=1e-7)
     for x in (images, scaled):
-        normalized = augment.normalize(key, x, mean, std)
+        normalized = on(color.normalize, key, x, mean, std)
         assert normalized.dtype == jnp.float32
         np.testing.assert_allclose(normalized, expected, atol=3e-6)
 
@@ -114,8 +120,8 @@ def test_scale_and_normalize_against_numpy():
 )
 def test_identity_at_strength_zero(spec):
     images = numbered(4, 5, 6)
-    out = parse(f"{spec}|scale", image_shape=(5, 6, 3))(jax.random.key(7), images)
-    np.testing.assert_array_equal(out, parse("scale", image_shape=(5, 6, 3))(jax.random.key(0), images))
+    out = on(parse(f"{spec}|scale", image_shape=(5, 6, 3)), jax.random.key(7), images)
+    np.testing.assert_array_equal(out, parse("scale", image_shape=(5, 6, 3)).preprocess(images))
 
 
 def test_same_key_same_images_other_key_other_images_and_jit_equals_eager():
@@ -123,19 +129,19 @@ def test_same_key_same_images_other_key_other_images_and_jit_equals_eager():
         "random_crop(8, padding=2)|mirror|normalize", image_shape=(8, 8, 3), mean=(0.3,), std=(0.2,)
     )
     images = RNG.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
-    one, again, other = (np.asarray(chain(jax.random.key(s), images)) for s in (1, 1, 2))
+    one, again, other = (np.asarray(on(chain, jax.random.key(s), images)) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
-    np.testing.assert_allclose(jax.jit(chain)(jax.random.key(1), images), one, atol=1e-6)
+    np.testing.assert_allclose(on(jax.jit(chain), jax.random.key(1), images), one, atol=1e-6)
     keys = jax.random.split(jax.random.key(0), 2)
-    pair = jax.vmap(chain)(keys, jnp.stack([images, images]))
-    np.testing.assert_allclose(pair[1], chain(keys[1], images), atol=1e-6)
+    pair = on(jax.vmap(chain), keys, jnp.stack([images, images]))
+    np.testing.assert_allclose(pair[1], on(chain, keys[1], images), atol=1e-6)
 
 
 def test_two_of_the_same_operation_draw_apart():
     """Two fair flips with one key would cancel; with their own they leave half the images flipped."""
     images = numbered(64, 2, 3)
-    out = parse("mirror|mirror|scale", image_shape=(2, 3, 3))(jax.random.key(0), images)
+    out = on(parse("mirror|mirror|scale", image_shape=(2, 3, 3)), jax.random.key(0), images)
     flipped = np.asarray(out)[:, 0, 0, 1] > 0
     assert 16 < flipped.sum() < 48
 
@@ -143,22 +149,24 @@ def test_two_of_the_same_operation_draw_apart():
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     op = AUGMENTATIONS[name]
-    assert set(op.parameters) <= set(augment.ARGUMENTS)
+    assert set(op.parameters) <= set(ARGUMENTS)
     assert op.apply.__doc__
-    given = {"size": "6", "mean": "0.5", "std": "0.25", "strength": "0.4", "hue": "0.1"}
+    given = {"size": "6", "mean": "0.5", "std": "0.25", "strength": "0.4", "hue": "0.1", "num_classes": "5"}
     given["covariance"] = "((1, 0, 0), (0, 1, 0), (0, 0, 1))"
-    needed = [given[a] for a, p in op.parameters.items() if p.default is p.empty]
+    needed = [f"{a}={given[a]}" for a, p in op.parameters.items() if p.default is p.empty]
     call = f"{name}({', '.join(needed)})"
     chain = parse(
         (call if op.gives else f"{call}|scale") if "uint8" in op.takes else f"scale|{call}",
         image_shape=(8, 8, 3),
+        num_classes=5,
     )
-    assert chain.mixes_labels == op.mixes_labels
-    images, labels = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), jax.ShapeDtypeStruct((2, 5), jnp.float32)
-    examples = augment.Examples(jax.random.key(0), jnp.arange(2), jnp.zeros(2, jnp.int32))
-    out, mixed = jax.eval_shape(lambda *args: chain(*args, examples), jax.random.key(0), images, labels)
-    assert mixed.shape == (2, 5)
-    assert out.shape == (2, *chain.output_shape) and out.dtype == jnp.float32
+    assert chain.training_only == ((name,) if op.needs else ())
+    row = jax.ShapeDtypeStruct((2,), jnp.int32)
+    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), "label": row, "index": row, "epoch": row}
+    out = jax.eval_shape(chain, jax.random.key(0), batch | {"run_key": jax.random.key(0)})
+    assert out["label"].shape == ((2, 5) if "label" in op.needs else (2,))
+    assert out["image"].shape == (2, *chain.output_shape) and out["image"].dtype == jnp.float32
+    assert set(out) == {*batch, "run_key"}
 
 
 def test_output_shape_and_normalised_spec():
@@ -169,28 +177,26 @@ def test_output_shape_and_normalised_spec():
         std=(0.3,),
     )
     assert chain.output_shape == (24, 24, 1)
-    assert str(chain) == "random_crop(24)|mirror|normalize"
-    assert parse(str(chain), image_shape=(28, 30, 1), mean=(0.2,), std=(0.3,)) == chain
-    assert str(parse("normalize(std=0.5, mean=[0.1])", image_shape=(2, 2, 1))) == "normalize((0.1,), 0.5)"
+    assert chain.spec == "random_crop(24)|mirror|normalize"
+    assert parse(chain.spec, image_shape=(28, 30, 1), mean=(0.2,), std=(0.3,)) == chain
+    assert parse("normalize(std=0.5, mean=[0.1])", image_shape=(2, 2, 1)).spec == "normalize((0.1,), 0.5)"
 
 
-def test_labels_go_along_and_an_operation_may_mix_them(monkeypatch):
-    def swap(key, images, labels):
-        return images[::-1], labels[::-1]
+def test_the_rest_of_the_batch_goes_along_and_an_augmentation_may_change_it(monkeypatch):
+    def swap(key, batch):
+        return batch | {"image": batch["image"][::-1], "label": batch["label"][::-1]}
 
-    monkeypatch.setitem(
-        AUGMENTATIONS, "swap", Operation(swap, lambda shape, arguments: shape, mixes_labels=True)
-    )
-    images, labels = numbered(3, 2, 2), jnp.eye(3)
-    plain = parse("scale", image_shape=(2, 2, 3))
-    out, same = plain(jax.random.key(0), images, labels)
-    np.testing.assert_array_equal(same, labels)
+    monkeypatch.setitem(AUGMENTATIONS, "swap", Operation(swap, needs=("label",)))
+    batch = {"image": numbered(3, 2, 2), "label": jnp.eye(3), "other": jnp.arange(3)}
+    plain = parse("scale", image_shape=(2, 2, 3))(jax.random.key(0), batch)
+    np.testing.assert_array_equal(plain["label"], batch["label"])
+    np.testing.assert_array_equal(plain["other"], batch["other"])
     chain = parse("swap|scale", image_shape=(2, 2, 3))
-    out, mixed = chain(jax.random.key(0), images, labels)
-    np.testing.assert_array_equal(mixed, labels[::-1])
-    np.testing.assert_allclose(out, images[::-1] / np.float32(255), rtol=1e-6)
-    with pytest.raises(UserError, match="swap mixes labels"):
-        chain(jax.random.key(0), images)
+    mixed = chain(jax.random.key(0), batch)
+    np.testing.assert_array_equal(mixed["label"], batch["label"][::-1])
+    np.testing.assert_allclose(mixed["image"], batch["image"][::-1] / np.float32(255), rtol=1e-6)
+    with pytest.raises(UserError, match="augmentation swap needs label with the images"):
+        chain.preprocess(batch["image"])
 
 
 @pytest.mark.parametrize(

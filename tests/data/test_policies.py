@@ -12,14 +12,15 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnnjax.data import batches as pipeline
-from cnnjax.data.augment import chain as augment
-from cnnjax.data.augment import policies
-from cnnjax.data.augment.chain import AUGMENTATIONS, Examples, parse
+from cnnjax.data.augment import geometry, policies
+from cnnjax.data.augment.chain import Augmentation, parse
+from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.data.datasets import load
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.errors import UserError
 from tests import ROOT
 from tests.conftest import simulated
+from tests.data.test_augment import on
 
 Image = pytest.importorskip("PIL.Image")
 ImageEnhance, ImageOps = pytest.importorskip("PIL.ImageEnhance"), pytest.importorskip("PIL.ImageOps")
@@ -71,15 +72,15 @@ def test_each_operation_is_pillows(name, channels):
 
 def test_operations_are_drawn_alike_and_with_both_signs():
     images = np.broadcast_to(photograph((16, 16)), (600, 16, 16, 3))
-    out = np.asarray(jax.jit(augment.trivial_augment)(KEY, images))
+    out = np.asarray(on(jax.jit(policies.trivial_augment), KEY, images))
     assert out.dtype == np.uint8 and 0.05 < (out == images).all((1, 2, 3)).mean() < 0.35
     chosen = jnp.arange(600) % len(policies.NAMES)
     positive = jax.random.bernoulli(KEY, 0.5, (600,))
-    amounts = np.asarray(policies._amounts(images, chosen, jnp.ones(600), positive, "narrow"))
+    amounts = np.asarray(policies._amounts(images.shape, chosen, jnp.ones(600), positive, "narrow"))
     by_name = {name: set(amounts[i :: len(policies.NAMES)].tolist()) for i, name in enumerate(policies.NAMES)}
     assert by_name["rotate"] == {-30.0, 30.0} and by_name["solarize"] == {256.0}
     np.testing.assert_allclose(sorted(by_name["translate_x"]), [-16 * 150 / 331, 16 * 150 / 331])
-    twice = np.asarray(jax.jit(lambda key, x: augment.rand_augment(key, x, 0.3, 2))(KEY, images))
+    twice = np.asarray(jax.jit(lambda key, x: on(policies.rand_augment, key, x, 0.3, 2))(KEY, images))
     assert 0.7 < (twice != images).any((1, 2, 3)).mean() < 1
 
 
@@ -88,7 +89,7 @@ def test_the_alternating_flip_shows_every_image_both_ways_in_two_epochs():
     images = np.random.default_rng(0).integers(0, 256, (60, 2, 3, 1), dtype=np.uint8)
     source = ArraySource(images, np.arange(60, dtype=np.int32) % 3, ("a", "b", "c"), "x", "train")
 
-    flip = jax.jit(augment.alternating_flip)
+    flip = jax.jit(geometry.alternating_flip)
 
     def flipped(kind, batch_size, key=KEY):
         """[4, 60]: whether each image is flipped in each of four epochs."""
@@ -96,8 +97,7 @@ def test_the_alternating_flip_shows_every_image_both_ways_in_two_epochs():
         for epoch in range(4):
             for _ in range(batches.steps_per_epoch):
                 batch = next(batches)
-                examples = Examples(key, batch["index"], batch["epoch"])
-                out = np.asarray(flip(KEY, batch["image"], examples))
+                out = np.asarray(flip(KEY, batch | {"run_key": key})["image"])
                 for index, image in zip(np.asarray(batch["index"]), out, strict=True):
                     seen[epoch, index] = not np.array_equal(image, images[index])
         return seen
@@ -119,8 +119,8 @@ def test_a_run_trains_with_the_alternating_flip_and_evaluates_without(tiny_confi
     tiny_config.augment.eval = "alternating_flip|normalize"
     with pytest.raises(UserError, match="alternating_flip is for training"):
         experiment.build(tiny_config)
-    with pytest.raises(UserError, match="alternating_flip draws by example"):
-        parse("alternating_flip|scale", image_shape=(4, 4, 3))(KEY, np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="alternating_flip needs index, epoch, run_key with the images"):
+        parse("alternating_flip|scale", image_shape=(4, 4, 3)).preprocess(np.zeros((1, 4, 4, 3), np.uint8))
 
 
 # Every augmentation, with arguments at which it does something, and those at which it must do nothing.
@@ -164,16 +164,17 @@ ZERO = [
 ]
 
 
-def chain_of(spec: str) -> augment.Augmentation:
+def chain_of(spec: str) -> Augmentation:
     floating = any(word in spec for word in ("scale|", "normalize", "pca_color")) or spec == "scale"
     covariance = np.cov(photograph().reshape(-1, 3).T / 255)
-    return parse(spec if floating else f"{spec}|scale", image_shape=(24, 28, 3), covariance=covariance)
+    spec = spec if floating else f"{spec}|scale"
+    return parse(spec, image_shape=(24, 28, 3), num_classes=8, covariance=covariance)
 
 
-def batch_of(count: int) -> tuple:
+def batch_of(count: int) -> dict:
     images = np.stack([np.roll(photograph((28, 24)), i, 1) for i in range(count)])
-    examples = Examples(KEY, jnp.arange(count), jnp.zeros(count, jnp.int32))
-    return images, jnp.eye(count), examples
+    index = jnp.arange(count)
+    return {"image": images, "label": index, "index": index, "epoch": jnp.zeros_like(index), "run_key": KEY}
 
 
 def test_the_list_is_that_of_the_augmentations():
@@ -182,18 +183,22 @@ def test_the_list_is_that_of_the_augmentations():
 
 @pytest.mark.parametrize("spec", ZERO)
 def test_nothing_happens_at_strength_zero(spec):
-    images, labels, examples = batch_of(4)
-    out, same = jax.jit(chain_of(spec))(KEY, images, labels, examples)
-    np.testing.assert_allclose(out, images / 255, atol=1e-6)
-    np.testing.assert_array_equal(same, labels)
+    batch = batch_of(4)
+    out = jax.jit(chain_of(spec))(KEY, batch)
+    np.testing.assert_allclose(out["image"], batch["image"] / 255, atol=1e-6)
+    np.testing.assert_array_equal(out["label"], batch["label"])
 
 
 @pytest.mark.parametrize("name", sorted(STRONG))
 def test_dtype_range_and_the_sum_of_labels_are_kept(name):
-    chain, (images, labels, examples) = chain_of(STRONG[name]), batch_of(4)
-    out, mixed = jax.jit(chain)(KEY, images, labels, examples)
+    chain = chain_of(STRONG[name])
+    batch = jax.jit(chain)(KEY, batch_of(4))
+    out = batch["image"]
     assert out.dtype == jnp.float32 and out.shape == (4, *chain.output_shape) and np.isfinite(out).all()
-    np.testing.assert_allclose(mixed.sum(1), 1, atol=1e-5)
+    if "label" in AUGMENTATIONS[name].needs:
+        np.testing.assert_allclose(batch["label"].sum(1), 1, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(batch["label"], np.arange(4))
     if name not in ("normalize", "pca_color"):
         assert out.min() >= 0 and out.max() <= 1
 
@@ -202,18 +207,19 @@ def compare(names: list[str]) -> None:
     """Eager, jit, vmap and a batch cut over the devices that there are give the same images and labels."""
     cut = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
     for name in names:
-        chain, (images, labels, examples) = chain_of(STRONG[name]), batch_of(8)
-        arrays = (images, labels, examples.index, examples.epoch)
+        chain = chain_of(STRONG[name])
+        arrays = {entry: array for entry, array in batch_of(8).items() if entry != "run_key"}
 
-        def run(images, labels, index, epoch, chain=chain):
-            return chain(KEY, images, labels, Examples(KEY, index, epoch))
+        def run(arrays, chain=chain):
+            out = chain(KEY, arrays | {"run_key": KEY})
+            return {entry: out[entry] for entry in ("image", "label")}
 
-        expected = run(*arrays)
-        twice = jax.jit(jax.vmap(run))(*(np.stack([array] * 2) for array in arrays))
-        others = [jax.jit(run)(*arrays), jax.jit(run)(*jax.device_put(arrays, cut)), [x[1] for x in twice]]
-        for images, labels in others:  # a rounding of bytes may fall otherwise
-            np.testing.assert_allclose(images, expected[0], atol=2 / 255, err_msg=name)
-            np.testing.assert_allclose(labels, expected[1], atol=1e-5, err_msg=name)
+        expected = run(arrays)
+        twice = jax.jit(jax.vmap(run))(jax.tree.map(lambda array: np.stack([array] * 2), arrays))
+        others = [jax.jit(run)(arrays), jax.jit(run)(jax.device_put(arrays, cut))]
+        for out in (*others, jax.tree.map(lambda array: array[1], twice)):  # bytes may round differently
+            np.testing.assert_allclose(out["image"], expected["image"], atol=2 / 255, err_msg=name)
+            np.testing.assert_allclose(out["label"], expected["label"], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
@@ -232,7 +238,7 @@ def test_the_contact_sheet_has_a_row_for_each_augmentation():
     assert set(specs) == set(AUGMENTATIONS)
     grey = augmentations.examples_of_each((24, 28, 1))
     assert set(AUGMENTATIONS) - set(grey) == {"saturation", "hue"}
-    images, _, _ = batch_of(2)
+    images = batch_of(2)["image"]
     shown = {name: specs[name] for name in ("mirror", "mixup", "normalize", "alternating_flip")}
     titles = [axes.get_ylabel() for axes in augmentations.contact_sheet(images, shown).axes[::2]]
     assert titles == ["as they are", *shown]

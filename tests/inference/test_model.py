@@ -369,7 +369,7 @@ def test_safetensors_come_back_exactly_with_their_preprocessing(trained, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, variables, trained.variables)
     assert augment.steps == trained.augment.steps
     image = np.random.default_rng(0).integers(0, 255, (3, *trained.image_shape), dtype=np.uint8)
-    logits = model.apply(variables, augment(jax.random.key(0), image))
+    logits = model.apply(variables, augment.preprocess(image))
     probabilities = np.stack([p.probabilities for p in trained.predict(image, batch_size=3)])
     np.testing.assert_allclose(jax.nn.softmax(logits), probabilities, rtol=1e-4, atol=1e-6)
 

@@ -12,7 +12,7 @@ import pytest
 from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.data import batches as pipeline
-from cnnjax.data.augment.chain import AUGMENTATIONS, operation
+from cnnjax.data.augment.register import AUGMENTATIONS, operation
 from cnnjax.errors import UserError
 from cnnjax.runs import step as compiled_step
 from cnnjax.runs import train
@@ -25,9 +25,10 @@ from tests.conftest import tiny_arrays
 BAD = 70  # the one image that is white all over; the shuffle brings it at step 3
 
 
-def infinite_white(key, images):
+def infinite_white(key, batch):
     """An image of nothing but 255 becomes infinite, as broken preprocessing would make it."""
-    return jnp.where((images == 255).all((1, 2, 3), keepdims=True), jnp.inf, images)
+    white = (batch["image"] == 255).all((1, 2, 3), keepdims=True)
+    return batch | {"image": jnp.where(white, jnp.inf, batch["image"])}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,132 +1,110 @@
 """Augmentations that change colours, and the step from bytes to numbers."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.augment.register import Shape, operation
+from cnnjax.data.augment.register import Arguments, Batch, Shape, operation
 from cnnjax.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
+PerChannel = float | tuple[float, ...]  # one for all channels, or one each
 
 
-def _channel_shape(shape: Shape, arguments: dict[str, Any]) -> Shape:
-    """[H, W, C] unchanged; raises UserError where mean or std has another number of channels."""
+def _channel_shape(shape: Shape, arguments: Arguments) -> Shape:
+    """[H, W, C] unchanged; raises UserError if mean or std has another number of channels."""
     for name in ("mean", "std"):
         value = arguments[name]
         if isinstance(value, tuple) and len(value) not in (1, shape[2]):
-            raise UserError(
-                f"{name} = {value} has {len(value)} channels; allowed: {shape[2]}, as the image has"
-            )
+            raise UserError(f"{name} = {value} has {len(value)} channels; allowed: {shape[2]}, as the image")
     return shape
 
 
-@operation(takes=("uint8",), gives="unit")
-def scale(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Brings bytes to float32 in [0, 1].
+def _unit(images: jax.Array) -> jax.Array:
+    """float32 on the scale 0..1 of uint8 images, or of floating ones that have it already."""
+    values = images.astype(jnp.float32)
+    return values / 255 if images.dtype == jnp.uint8 else values
 
-    Args:
-      key: not used; every operation takes one.
-      images: uint8 [B, H, W, C].
-    Returns: float32 [B, H, W, C].
-    """
-    del key
-    return images.astype(jnp.float32) / 255
+
+@operation(takes=("uint8",), gives="unit")
+def scale(key: jax.Array, batch: Batch) -> Batch:
+    """Converts bytes to float32 in [0, 1]."""
+    return batch | {"image": _unit(batch["image"])}
 
 
 @operation(_channel_shape, takes=("uint8", "unit"), gives="normalized")
-def normalize(
-    key: jax.Array,
-    images: jax.Array,
-    mean: float | tuple[float, ...],
-    std: float | tuple[float, ...],
-) -> jax.Array:
-    """Subtracts the channel means and divides by the channel standard deviations.
+def normalize(key: jax.Array, batch: Batch, mean: PerChannel, std: PerChannel) -> Batch:
+    """Subtracts the channel means and divides by the channel standard deviations; float32 comes out.
 
     Args:
-      key: not used; every operation takes one.
-      images: uint8, or float in [0, 1], [B, H, W, C].
-      mean: of each channel on the scale 0..1; in a string left out, the data set's.
-      std: of each channel on the scale 0..1; in a string left out, the data set's.
-    Returns: float32 [B, H, W, C].
+      mean, std: of each channel on the scale 0..1; omitted from a spec, the data set's.
     """
-    del key
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    unit = 1 / (255 * std) if images.dtype == jnp.uint8 else 1 / std
-    return images.astype(jnp.float32) * unit - mean / std
+    images = batch["image"]
+    mean_row, std_row = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
+    factor = 1 / (255 * std_row) if images.dtype == jnp.uint8 else 1 / std_row
+    return batch | {"image": images.astype(jnp.float32) * factor - mean_row / std_row}
 
 
 def _factors(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
-    """One factor an image, even in [max(0, 1 - strength), 1 + strength]: [B, 1, 1, 1]."""
+    """One factor an image, uniform in [max(0, 1 - strength), 1 + strength]: [B, 1, 1, 1]."""
     low = max(0.0, 1.0 - strength)
     return jax.random.uniform(key, (len(images), 1, 1, 1), minval=low, maxval=1.0 + strength)
 
 
-def _back(values: jax.Array, images: jax.Array) -> jax.Array:
-    """Colours kept in their range and dtype; bytes are rounded."""
+def _recoloured(batch: Batch, values: jax.Array) -> Batch:
+    """The batch with new colours, in the range and dtype of its images; bytes are rounded."""
+    images = batch["image"]
     if images.dtype == jnp.uint8:
-        return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
-    return jnp.clip(values, 0, 1).astype(images.dtype)
+        return batch | {"image": jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)}
+    return batch | {"image": jnp.clip(values, 0, 1).astype(images.dtype)}
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """[B, H, W, 1]: the brightness that Pillow gives an RGB image."""
+    """float32 [B, H, W, 1]: the brightness that Pillow gives an RGB image."""
     values = images.astype(jnp.float32)
     return values if images.shape[-1] == 1 else (values @ jnp.asarray(LUMA))[..., None]
 
 
-def _rgb_shape(shape: Shape, arguments: dict[str, Any]) -> Shape:
+def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
     if shape[2] != 3:
         raise UserError(f"images have {shape[2]} channels; allowed: 3 (RGB)")
     return shape
 
 
 @operation(takes=("uint8", "unit"))
-def brightness(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
-    """Multiplies each image by a factor even in [max(0, 1 - strength), 1 + strength].
+def brightness(key: jax.Array, batch: Batch, strength: float) -> Batch:
+    """Multiplies each image by a factor uniform in [max(0, 1 - strength), 1 + strength].
 
-    Args:
-      key: one key for the whole batch.
-      images: uint8, or float in [0, 1], [B, H, W, C].
-      strength: 0 is the identity.
-    Returns: [B, H, W, C], same dtype and range, as Pillow's ImageEnhance.Brightness.
+    As Pillow's ImageEnhance.Brightness; strength 0 is the identity.
     """
-    return _back(images.astype(jnp.float32) * _factors(key, images, strength), images)
+    images = batch["image"]
+    return _recoloured(batch, images.astype(jnp.float32) * _factors(key, images, strength))
 
 
 @operation(takes=("uint8", "unit"))
-def contrast(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
-    """Moves each image away from, or towards, its mean grey; see `brightness`.
-
-    Returns: [B, H, W, C], same dtype and range, as Pillow's ImageEnhance.Contrast.
-    """
-    mean = _grey(images).mean((1, 2, 3), keepdims=True)
-    values = images.astype(jnp.float32)
-    return _back(mean + (values - mean) * _factors(key, images, strength), images)
+def contrast(key: jax.Array, batch: Batch, strength: float) -> Batch:
+    """Moves each image away from, or towards, its mean grey, as Pillow's ImageEnhance.Contrast."""
+    images = batch["image"]
+    mean, values = _grey(images).mean((1, 2, 3), keepdims=True), images.astype(jnp.float32)
+    return _recoloured(batch, mean + (values - mean) * _factors(key, images, strength))
 
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
-def saturation(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
-    """Moves each pixel away from, or towards, its grey; see `brightness`.
-
-    Returns: [B, H, W, 3], same dtype and range, as Pillow's ImageEnhance.Color.
-    """
+def saturation(key: jax.Array, batch: Batch, strength: float) -> Batch:
+    """Moves each pixel away from, or towards, its grey, as Pillow's ImageEnhance.Color."""
+    images = batch["image"]
     grey, values = _grey(images), images.astype(jnp.float32)
-    return _back(grey + (values - grey) * _factors(key, images, strength), images)
+    return _recoloured(batch, grey + (values - grey) * _factors(key, images, strength))
 
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
-def hue(key: jax.Array, images: jax.Array, hue: float) -> jax.Array:
-    """Turns the colours of each image by an angle even in [-hue, hue] of the circle, in HSV.
+def hue(key: jax.Array, batch: Batch, hue: float) -> Batch:
+    """Turns the colours of each image by an angle uniform in [-hue, hue] of the circle, in HSV.
 
     Args:
-      key: one key for the whole batch.
-      images: uint8, or float in [0, 1], [B, H, W, 3].
-      hue: the greatest turn, in [0, 0.5]; 0 is the identity.
-    Returns: [B, H, W, 3], same dtype and range.
+      hue: the largest turn, in [0, 0.5]; 0 is the identity.
     """
+    images = batch["image"]
     turn = jax.random.uniform(key, (len(images), 1, 1), minval=-hue, maxval=hue)
     values = images.astype(jnp.float32)
     red, green, blue = values[..., 0], values[..., 1], values[..., 2]
@@ -139,36 +117,35 @@ def hue(key: jax.Array, images: jax.Array, hue: float) -> jax.Array:
         jnp.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     angle = angle + 6 * turn
-    place = (jnp.asarray([5.0, 3.0, 1.0]) + angle[..., None]) % 6
+    place = (jnp.asarray([[[[5.0, 3.0, 1.0]]]]) + angle[..., None]) % 6
     ramp = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
     turned = high[..., None] - spread[..., None] * ramp
-    return _back(jnp.where(turn[..., None] == 0, values, turned), images)
+    return _recoloured(batch, jnp.where(turn[..., None] == 0, values, turned))
 
 
-def _covariance_shape(shape: Shape, arguments: dict[str, Any]) -> Shape:
+def _covariance_shape(shape: Shape, arguments: Arguments) -> Shape:
     if len(arguments["covariance"]) != shape[2]:
-        raise UserError(f"covariance is of {len(arguments['covariance'])} channels; allowed: {shape[2]}")
+        raise UserError(f"covariance has {len(arguments['covariance'])} channels; allowed: {shape[2]}")
     return shape
 
 
 @operation(_covariance_shape, takes=("uint8", "unit"), gives="unit")
 def pca_color(
-    key: jax.Array, images: jax.Array, strength: float, covariance: tuple[tuple[float, ...], ...]
-) -> jax.Array:
+    key: jax.Array, batch: Batch, strength: float, covariance: tuple[tuple[float, ...], ...]
+) -> Batch:
     """Adds to each image one colour along the principal components of the data set's colours.
 
+    float32 on the scale 0..1 comes out, not clipped, as the paper does not say that it is.
+
     Args:
-      key: one key for the whole batch.
-      images: uint8, or float in [0, 1], [B, H, W, C].
       strength: standard deviation of the draws alpha; 0.1 in the paper.
-      covariance: [C][C] of the channels over the pixels of `train` on the scale 0..1; in a string left out,
+      covariance: [C][C] of the channels over the pixels of `train` on the scale 0..1; omitted from a spec,
         the data set's.
-    Returns: float32 [B, H, W, C] on the scale 0..1; not clipped, as the paper does not say that it is.
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1: sum_i alpha_i lambda_i p_i, with the eigenvalues
       of colours on the scale 0..1.
     """
+    images = batch["image"]
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     alpha = strength * jax.random.normal(key, (len(images), len(values)))
-    shift = (alpha * values.astype(np.float32)) @ vectors.T.astype(np.float32)
-    unit = images.astype(jnp.float32)
-    return (unit / 255 if images.dtype == jnp.uint8 else unit) + shift[:, None, None, :]
+    shift = (alpha * values.astype(np.float32)[None]) @ vectors.T.astype(np.float32)
+    return batch | {"image": _unit(images) + shift[:, None, None, :]}

@@ -1,52 +1,58 @@
-"""Augmentations that mix two images and their labels."""
+"""Augmentations that mix pairs of images and their labels.
+
+Labels int [B] become rows of probabilities float [B, K] first; rows that sum to one are mixed as they are.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from cnnjax.data.augment.register import operation
+from cnnjax.data.augment.register import Batch, operation
 
 
-def _partner(key: jax.Array, count: int) -> jax.Array:
-    return jax.random.permutation(key, count)
+def _mixed_labels(batch: Batch, other: jax.Array, part: jax.Array, num_classes: int) -> jax.Array:
+    """float [B, K]: part * label + (1 - part) * label of the other image."""
+    label = batch["label"]
+    rows = jax.nn.one_hot(label, num_classes) if label.ndim == 1 else label
+    return part * rows + (1 - part) * rows[other]
 
 
-@operation(takes=("unit", "normalized"), mixes_labels=True)
-def mixup(key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float = 0.2) -> tuple:
+@operation(takes=("unit", "normalized"), needs=("label",))
+def mixup(key: jax.Array, batch: Batch, alpha: float = 0.2, *, num_classes: int) -> Batch:
     """Mixes each image with another of the batch: part * image + (1 - part) * other, and the labels likewise.
 
     Args:
-      key: one key for the whole batch, which has one part.
-      images: float [B, H, W, C].
-      labels: float [B, K], rows that sum to one.
+      key: one for the whole batch, which has one part.
+      batch: image float [B, H, W, C]; label int [B], or float [B, K].
       alpha: part is drawn from Beta(alpha, alpha); 0 is the identity.
-    Returns: images and labels, same shapes and dtypes.
+      num_classes: K; omitted from a spec, the data set's.
     Source: Zhang et al. 2017, arXiv:1710.09412, section 2.
     """
     if not alpha:
-        return images, labels
+        return batch
     part_key, partner_key = jax.random.split(key)
+    image = batch["image"]
     part = jax.random.beta(part_key, alpha, alpha)
-    other = _partner(partner_key, len(images))
-    mixed = part * images + (1 - part) * images[other]
-    return mixed.astype(images.dtype), part * labels + (1 - part) * labels[other]
+    other = jax.random.permutation(partner_key, len(image))
+    mixed = (part * image + (1 - part) * image[other]).astype(image.dtype)
+    return batch | {"image": mixed, "label": _mixed_labels(batch, other, part, num_classes)}
 
 
-@operation(mixes_labels=True)
-def cutmix(key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float = 1.0) -> tuple:
-    """Puts a rectangle of another image of the batch into each, and mixes the labels by its area.
+@operation(needs=("label",))
+def cutmix(key: jax.Array, batch: Batch, alpha: float = 1.0, *, num_classes: int) -> Batch:
+    """Pastes a rectangle of another image of the batch into each, and mixes the labels by its area.
 
     Args:
-      key: one key for the whole batch, which has one rectangle.
-      images: [B, H, W, C] of any dtype.
-      labels: float [B, K], rows that sum to one.
+      key: one for the whole batch, which has one rectangle.
+      batch: image [B, H, W, C] of any dtype; label int [B], or float [B, K].
       alpha: the area left is drawn from Beta(alpha, alpha); 0 is the identity.
-    Returns: images and labels, same shapes and dtypes.
-    Source: Yun et al. 2019, arXiv:1905.04899, section 3.1; the labels go by the area inside the image.
+      num_classes: K; omitted from a spec, the data set's.
+    Source: Yun et al. 2019, arXiv:1905.04899, section 3.1; labels are weighted by the area inside the image.
     """
     if not alpha:
-        return images, labels
+        return batch
     part_key, partner_key, place_key = jax.random.split(key, 3)
-    height, width = images.shape[1:3]
+    image = batch["image"]
+    height, width = image.shape[1:3]
     left = jax.random.beta(part_key, alpha, alpha)
     sides = jnp.asarray([height, width])
     extent = (sides * jnp.sqrt(1 - left)).astype(jnp.int32)
@@ -55,6 +61,7 @@ def cutmix(key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float = 
     end = jnp.clip(centre - extent // 2 + extent, 0, sides)
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     inside = (row >= start[0]) & (row < end[0]) & (column >= start[1]) & (column < end[1])
-    other = _partner(partner_key, len(images))
+    other = jax.random.permutation(partner_key, len(image))
     part = 1 - (end - start).prod() / (height * width)
-    return jnp.where(inside, images[other], images), part * labels + (1 - part) * labels[other]
+    pasted = jnp.where(inside[None], image[other], image)
+    return batch | {"image": pasted, "label": _mixed_labels(batch, other, part, num_classes)}

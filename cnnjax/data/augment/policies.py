@@ -6,12 +6,11 @@ sets, and nothing is computed fourteen times.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from cnnjax.data.augment.register import Shape, operation
+from cnnjax.data.augment.register import Arguments, Batch, Shape, operation
 from cnnjax.errors import UserError
 
 
@@ -45,66 +44,70 @@ OPERATIONS = {
 NAMES = tuple(OPERATIONS)
 
 
-def _grey_or_rgb(shape: Shape, arguments: dict[str, Any]) -> Shape:
+def _grey_or_rgb(shape: Shape, arguments: Arguments) -> Shape:
     if shape[2] not in (1, 3):
         raise UserError(f"images have {shape[2]} channels; allowed: 1 (grey) or 3 (RGB)")
     return shape
 
 
 @operation(_grey_or_rgb, takes=("uint8",))
-def rand_augment(key: jax.Array, images: jax.Array, magnitude: float = 0.3, count: int = 2) -> jax.Array:
+def rand_augment(key: jax.Array, batch: Batch, magnitude: float = 0.3, count: int = 2) -> Batch:
     """Applies to each image `count` of fourteen operations, at one magnitude and with a random sign.
 
+    Uncovered pixels become 0.
+
     Args:
-      key: one key for the whole batch.
-      images: uint8 [B, H, W, C], C 1 or 3.
       magnitude: in [0, 1]; the paper's M = 9 of 30 is 0.3. 0 is the identity.
       count: the paper's N.
-    Returns: uint8 [B, H, W, C]; uncovered pixels are 0.
     Source: Cubuk et al. 2019, arXiv:1909.13719, figure 2; ranges as torchvision's RandAugment. Autocontrast
       and equalize have no magnitude.
     """
     if not magnitude:
-        return images
+        return batch
+    images = batch["image"]
     size = len(images)
     for one in jax.random.split(key, count):
         name_key, sign_key = jax.random.split(one)
         chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
         positive = jax.random.bernoulli(sign_key, 0.5, (size,))
-        images = apply(
-            images, chosen, _amounts(images, chosen, jnp.full(size, magnitude), positive, "narrow")
-        )
-    return images
+        amounts = _amounts(images.shape, chosen, jnp.full(size, magnitude), positive, "narrow")
+        images = apply(images, chosen, amounts)
+    return batch | {"image": images}
 
 
 @operation(_grey_or_rgb, takes=("uint8",))
-def trivial_augment(key: jax.Array, images: jax.Array, magnitude: float = 1.0) -> jax.Array:
+def trivial_augment(key: jax.Array, batch: Batch, magnitude: float = 1.0) -> Batch:
     """Applies to each image one of fourteen operations, at a magnitude and with a sign of its own.
 
+    Uncovered pixels become 0.
+
     Args:
-      key: one key for the whole batch.
-      images: uint8 [B, H, W, C], C 1 or 3.
-      magnitude: the greatest one, in [0, 1]; drawn evenly from 0 to it. 0 is the identity.
-    Returns: uint8 [B, H, W, C]; uncovered pixels are 0.
+      magnitude: the largest one, in [0, 1]; drawn uniformly from 0 to it. 0 is the identity.
     Source: Mueller, Hutter 2021, arXiv:2103.10158, table 1 (the wide space).
     """
     if not magnitude:
-        return images
+        return batch
+    images = batch["image"]
     size = len(images)
     name_key, sign_key, amount_key = jax.random.split(key, 3)
     chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
     drawn = jax.random.uniform(amount_key, (size,), maxval=float(magnitude))
     positive = jax.random.bernoulli(sign_key, 0.5, (size,))
-    return apply(images, chosen, _amounts(images, chosen, drawn, positive, "wide"))
+    return batch | {"image": apply(images, chosen, _amounts(images.shape, chosen, drawn, positive, "wide"))}
 
 
 def _amounts(
-    images: jax.Array, chosen: jax.Array, magnitude: jax.Array, positive: jax.Array, space: str
+    shape: tuple[int, ...], chosen: jax.Array, magnitude: jax.Array, positive: jax.Array, space: str
 ) -> jax.Array:
-    """float32 [B]: the amount of each image's operation at its magnitude, with its sign."""
-    _, height, width, _ = images.shape
-    sides = {"translate_x": width, "translate_y": height} if space == "narrow" else {}
-    most = jnp.asarray([getattr(r, space) * sides.get(name, 1) for name, r in OPERATIONS.items()])
+    """float32 [B]: the amount of each image's operation at its magnitude, with its sign.
+
+    `shape` is [B, H, W, C]; `space` is "narrow" or "wide".
+    """
+    if space == "narrow":
+        sides = {"translate_x": shape[2], "translate_y": shape[1]}
+        most = jnp.asarray([r.narrow * sides.get(name, 1) for name, r in OPERATIONS.items()])
+    else:
+        most = jnp.asarray([r.wide for r in OPERATIONS.values()])
     signed = jnp.asarray([r.signed for r in OPERATIONS.values()])
     return magnitude * most[chosen] * jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
 

@@ -55,7 +55,7 @@ class Protocol:
     def __call__(self, apply: Chain, images: jax.Array) -> jax.Array:
         """Float32 [B, K]: the logarithm of the weighted mean of the softmax, or `center`'s logits."""
         if not self.views:
-            return apply(self.augment(jax.random.key(0), images))
+            return apply(self.augment.preprocess(images))
         weighed = [_log_softmax(apply, views, images) for views in self.views]
         return jax.nn.logsumexp(jnp.concatenate(weighed), axis=0)
 
@@ -86,8 +86,7 @@ def _both_ways(*places: tuple[int, int]) -> tuple[tuple[int, int, bool], ...]:
 
 
 def _chain(augment: Augmentation, start: int, end: int | None = None) -> Chain:
-    part = dataclasses.replace(augment, steps=augment.steps[start:end])
-    return lambda images: part(jax.random.key(0), images)
+    return dataclasses.replace(augment, steps=augment.steps[start:end]).preprocess
 
 
 def _at_crop(augment: Augmentation, name: str) -> tuple[Chain, Chain, tuple[int, int]]:
