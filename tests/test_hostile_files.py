@@ -79,12 +79,14 @@ def test_pickles_in_arrays_are_refused_and_do_not_run(tmp_path):
 
 
 def test_names_that_nest_without_end_are_refused_at_once(tmp_path):
-    twice = b")" + b"2\x86" * 60  # t = (t, t), sixty times: hashing or printing it never ends
-    for body in (b"\x80\x02}" + twice + b"K\x01s.", b"\x80\x02" + twice + b"Q."):
-        with zipfile.ZipFile(tmp_path / "deep.pth", "w") as archive:
-            archive.writestr("net/data.pkl", body)
-        with pytest.raises(UserError, match=r"deep\.pth"):
-            files.read(tmp_path / "deep.pth")
+    doubled = b")" + b"2\x86" * 60  # t = (t, t), sixty times: hashing or printing it never ends
+    noted = b")q\0" + b"h\0\x86q\0" * 60  # the same with opcodes that torch writes
+    for twice in (doubled, noted):
+        for body in (b"}" + twice + b"K\x01s.", twice + b"Q.", twice + b"h\0\x93.", twice + b"K\x01R."):
+            with zipfile.ZipFile(tmp_path / "deep.pth", "w") as archive:
+                archive.writestr("net/data.pkl", b"\x80\x02" + body)
+            with pytest.raises(UserError, match=r"deep\.pth"):
+                files.read(tmp_path / "deep.pth")
 
 
 def test_archives_write_nothing_and_bombs_are_not_unpacked(tmp_path, monkeypatch):

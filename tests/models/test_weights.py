@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables
-from cnnjax.models.weights import files
+from cnnjax.models.weights import files, torch_files
 from cnnjax.models.weights import torch as torch_names
 
 # A small member of each family that has torch's names.
@@ -137,7 +137,7 @@ def test_safetensors_come_back_as_they_were(tmp_path, tensors):
     arrays = {name: draw.integers(0, 2, shape).astype(dtype) for name, (dtype, shape) in tensors.items()}
     files.write(tmp_path / "x.safetensors", arrays)
     found = files.read(tmp_path / "x.safetensors")
-    assert list(found) == list(arrays)
+    assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
@@ -163,21 +163,29 @@ def entry(begin: int, end: int, shape=(2,), dtype="F32") -> dict:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
+SCALAR = '{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
+
+
 @pytest.mark.parametrize(
     "header, data, length, message",
     [
-        ({}, b"", 10 * 10**9, "a header of 10000000000 bytes"),
-        ({}, b"", 2**64 - 1, "a header of"),
+        ({}, b"", 10 * 10**9, "header too large"),
+        ({}, b"", 2**64 - 1, "header too large"),
+        (b"", b"", None, "EOF while parsing"),
         (b"[" * 100000, b"", None, "not a whole"),
         (b"[]", b"", None, "not a whole"),
-        (b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":1}', b"1234", None, "twice"),
-        ({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12), None, "does not fit"),
-        ({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20), None, "does not fit"),
-        ({"a": entry(0, 8)}, bytes(6), None, "does not fit"),
-        ({"a": entry(0, 8)}, bytes(9), None, "1 bytes belong to no tensor"),
-        ({"a": entry(0, 8, (2**62, 2**62))}, bytes(8), None, "does not fit"),
-        ({"a": entry(0, 8, (-1, -2))}, bytes(8), None, "impossible sizes"),
-        ({"a": entry(0, 8, dtype="F4")}, bytes(8), None, "'F4'; known are F64"),
+        (b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":1}', b"1234", None, "not a whole"),
+        (f'{{"a":{SCALAR},"a":{SCALAR}}}'.encode(), b"1234", None, "a name stands twice"),
+        ({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12), None, "invalid offset for tensor `b`"),
+        ({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20), None, "invalid offset for tensor `b`"),
+        ({"a": entry(0, 8)}, bytes(6), None, "file not fully covered"),
+        ({"a": entry(0, 8)}, bytes(9), None, "file not fully covered"),
+        ({"a": entry(0, 8, (2**62, 2**62))}, bytes(8), None, "overflow computing buffer size"),
+        ({"a": entry(0, 0, (0, 2**62, 2**62))}, b"", None, "too big"),
+        ({"a": entry(0, 8, (-1, -2))}, bytes(8), None, "integer `-1`"),
+        ({"a": entry(0, 8, dtype="F5")}, bytes(8), None, "unknown variant `F5`, expected one of .*`F64`"),
+        ({"a": entry(0, 8, (8,), "F8_E4M3")}, bytes(8), None, "float8_e4m3"),
+        ({"a": entry(0, 8, (1,), "C64")}, bytes(8), None, "a is of dtype complex64; allowed: float64"),
         ({"a": 5}, b"", None, "not a whole"),
     ],
 )
@@ -350,6 +358,48 @@ def test_a_file_that_asks_for_more_is_refused_and_nothing_runs(tmp_path, fake_to
     with pytest.raises(UserError, match=rf"evil\.pth: asks for '{os.system.__module__}\.system'"):
         files.read(tmp_path / "evil.pth")
     assert not marker.exists()
+
+
+class Options:
+    """Pickles as an argparse.Namespace does: a call of its class, then its attributes."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("key", torch_files.WRAPPERS)
+def test_anything_else_beside_the_state_dict_is_skipped_and_nothing_runs(tmp_path, fake_torch, key, protocol):
+    stored = grid()
+    marker = tmp_path / "executed"
+    checkpoint = {
+        "args": Options(lr=0.1, marker=marker),
+        "evil": [Evil(os.system, f"touch {marker}")],
+        "best": np.float64(76.5),
+        "array": np.arange(3),
+        "sets": [{1, 2}, frozenset({3}), {("a", "b"): 4}],
+        "queue": collections.deque([1, 2]),
+        "counts": collections.defaultdict(int, {"a": 1}),
+        "complex": 1j,
+        key: collections.OrderedDict({"fc.weight": FakeTensor(stored, (4, 6), (6, 1))}),
+        "step": FakeTensor(stored, (), ()),
+    }
+    save_zip(tmp_path / "best.th", checkpoint, {"0": stored.values.tobytes()}, protocol)
+    save_legacy(tmp_path / "old", checkpoint, [stored])
+    for name in ("best.th", "old"):
+        found = files.read(tmp_path / name)
+        assert list(found) == ["fc.weight"]
+        np.testing.assert_array_equal(found["fc.weight"], stored.values.reshape(4, 6))
+    assert not marker.exists()
+
+
+def test_dicts_that_python_2_wrote_are_read(tmp_path, fake_torch):
+    stored = grid()
+    pairs = [["a", FakeTensor(stored, (24,), (1,))], ["b", FakeTensor(stored, (2,), (1,))]]
+    save_zip(tmp_path / "net.pth", Evil(collections.OrderedDict, pairs), {"0": stored.values.tobytes()})
+    found = files.read(tmp_path / "net.pth")
+    np.testing.assert_array_equal(found["a"], stored.values)
+    np.testing.assert_array_equal(found["b"], stored.values[:2])
 
 
 @pytest.mark.parametrize(

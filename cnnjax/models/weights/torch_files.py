@@ -1,39 +1,53 @@
-"""Files of `torch.save` without torch: tensors alone come out, as NumPy arrays.
+"""Files of `torch.save`, read without torch and without unpickling: their tensors as NumPy arrays.
 
-Both containers are read: the zip archive (since torch 1.6; entries `*/data.pkl` and `*/data/KEY`) and the
-older one, a row of pickles followed by the storages. `opcodes` says why reading one runs nothing.
+Two containers are read: the zip archive (since torch 1.6; entries `*/data.pkl` and `*/data/KEY`) and the
+older one, a row of pickles followed by the storages. A closed interpreter runs the pickles' opcodes and never
+looks up, imports or calls what they name. The few names in `BUILDERS` build tensors, storages and dicts here;
+any other, and whatever it would build, becomes a `Foreign` that only remembers the name. So a state dict is
+read beside optimizers, options or anything else, and refused if it holds something foreign itself.
 """
 
+import functools
 import io
+import math
+import operator
 import reprlib
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from cnnjax.errors import UserError
-from cnnjax.models.weights.opcodes import Interpreter, Malformed
 
 MAX_PICKLE_BYTES = 64 * 2**20
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES: dict[str, Any] = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
+STORAGES = {
+    f"torch.{name}Storage": np.dtype(dtype).newbyteorder("<")
+    for name, dtype in {
+        **{"Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16},
+        **{"Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8},
+        "Bool": np.bool_,
+    }.items()
 }
-# Where checkpoints of training scripts keep the state dict.
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")  # the state dict in checkpoints
+
+Value = Any  # whatever a pickle may hold
+
+
+class Malformed(Exception):
+    """The file is not one of `torch.save`."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A name in a pickle such as 'os.system', or what a call of it would have built."""
+
+    name: str
 
 
 class Storage(NamedTuple):
@@ -45,7 +59,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A strided view of a storage, not read yet; all in values, not bytes."""
+    """A strided view of a storage, not read yet; offset and strides count values, not bytes."""
 
     storage: Storage
     offset: int
@@ -53,187 +67,271 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+Load = Callable[[str], np.ndarray]  # the bytes of a storage, by its key
+
+
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that torch saved: names to arrays (bfloat16 as `ml_dtypes.bfloat16`).
+    """The tensors of a state dict that torch saved, by name (bfloat16 as `ml_dtypes.bfloat16`).
 
     A state dict inside a checkpoint is found under `WRAPPERS`; a prefix 'module.' of all names is dropped.
 
     Raises:
-      UserError: if the file is damaged, holds anything but tensors, numbers, strings and their dicts, or a
-        tensor reaches beyond its storage.
+      UserError: if the file is damaged, a tensor reaches beyond its storage, or the state dict holds anything
+        but tensors.
     """
     try:
-        found, load = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
+        saved, load, big = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
         arrays, copied = {}, 0
-        for name, tensor in _state_dict(found).items():
-            arrays[name] = _array(name, tensor, load)
+        for name, tensor in _state_dict(saved).items():
+            arrays[name] = _array(name, tensor, load, big)
             copied += 0 if arrays[name].base is not None else arrays[name].nbytes
             if copied > path.stat().st_size:
                 raise Malformed("its tensors are larger than the file")
     except UserError as error:
         raise UserError(f"{path}: {error}; only tensors are loaded") from None
-    except (
-        Malformed,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-    ) as error:
-        raise _damaged(path, error) from None
-    except (AssertionError, TypeError, ValueError, struct.error, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
+    except Exception as error:  # a damaged file may make Python raise almost anything
+        reason = " ".join(str(error).split()) or "damaged"
+        raise UserError(f"{path} is not a whole file of torch.save ({reason})") from None
     return arrays
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is not a whole file of torch.save ({' '.join(str(error).split()) or 'damaged'})"
-    )
+def _state_dict(saved: Value) -> dict[str, Tensor]:
+    """The dict of tensors in what was saved."""
+    for key in WRAPPERS:
+        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
+            saved = saved[key]
+    values = list(saved.values()) if isinstance(saved, dict) else [saved]
+    if foreign := [value.name for value in values if isinstance(value, Foreign)]:
+        raise UserError(f"asks for {foreign[0]!r}, which no state dict of tensors needs")
+    if not isinstance(saved, dict) or not saved:
+        raise UserError("holds no state dict, a dict of names to tensors")
+    wrong = [str(name) for name, value in saved.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise UserError(f"holds entries that are no tensors: {', '.join(wrong[:5])}")
+    prefix = "module." if all(str(name).startswith("module.") for name in saved) else ""
+    return {str(name).removeprefix(prefix): tensor for name, tensor in saved.items()}
 
 
-# --- Containers: the unpickled object, and a way to load a storage ------------------------------------------
+def _array(name: str, tensor: Tensor, load: Load, big: bool) -> np.ndarray:
+    """The values of a tensor: a view of its storage if it is contiguous, else a copy."""
+    storage, offset, shape, strides = tensor
+    sizes_fit = len(shape) == len(strides) and all(map(_is_size, (offset, *shape, *strides)))
+    if not isinstance(storage, Storage) or not sizes_fit:
+        raise Malformed(f"{name} has no storage, or impossible sizes")
+    key, dtype, count = storage
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if last >= count or math.prod(shape) > count:
+        raise Malformed(f"{name} reaches beyond its storage of {count} values")
+    data = load(key)
+    if len(data) != count * dtype.itemsize:
+        raise Malformed(f"storage {key!r} has {len(data)} bytes, not those of {count} values")
+    values = data.view(dtype).byteswap() if big else data.view(dtype)
+    steps = [stride * dtype.itemsize for stride in strides]
+    view = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
+    return view if view.flags.c_contiguous else view.copy()
 
-Load = Callable[[Storage], np.ndarray]
+
+# --- Containers ---------------------------------------------------------------------------------------------
 
 
-def _open_zip(path: Path) -> tuple[Any, Load]:
+def _open_zip(path: Path) -> tuple[Value, Load, bool]:
     archive = zipfile.ZipFile(path)
     entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
     if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
         raise Malformed("compressed entries, which torch does not write")
     if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
         raise Malformed("overlapping entries")
-    if "data.pkl" not in entries:
-        raise Malformed("no data.pkl in the archive")
-    if entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
-        raise Malformed(f"data.pkl has more than {MAX_PICKLE_BYTES} bytes")
-    order = archive.read(entries["byteorder"]).decode() if "byteorder" in entries else "little"
-    interpreter = Interpreter(BUILDERS, _storage)
-    found = interpreter.run(io.BytesIO(archive.read(entries["data.pkl"])))
-    loaded: dict[str, np.ndarray] = {}
+    if "data.pkl" not in entries or entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
+        raise Malformed(f"no data.pkl of at most {MAX_PICKLE_BYTES} bytes in the archive")
+    big = "byteorder" in entries and archive.read(entries["byteorder"]) == b"big"
+    saved = Interpreter(_storage).run(io.BytesIO(archive.read(entries["data.pkl"])))
 
-    def load(storage: Storage) -> np.ndarray:
-        if storage.key not in loaded:
-            loaded[storage.key] = np.frombuffer(archive.read(entries[f"data/{storage.key}"]), np.uint8)
-        return _values(loaded[storage.key], storage, order)
+    @functools.cache
+    def load(key: str) -> np.ndarray:
+        return np.frombuffer(archive.read(entries[f"data/{key}"]), np.uint8)
 
-    return found, load
+    return saved, load, big
 
 
-def _open_legacy(path: Path) -> tuple[Any, Load]:
+def _open_legacy(path: Path) -> tuple[Value, Load, bool]:
     """Five pickles (magic number, version, machine, object, keys), then each storage: int64 size, values."""
     storages: dict[str, Storage] = {}
 
-    def note(persistent_id: Any) -> Storage:
+    def note(persistent_id: Value) -> Storage:
         storage = _storage(persistent_id)
         return storages.setdefault(storage.key, storage)
 
     file = io.BytesIO(path.read_bytes())  # in memory, so that a hostile length in it allocates nothing
-    if file.read(1) != b"\x80":
-        raise Malformed("neither a zip archive nor a pickle")
-    file.seek(0)
-    magic, _, machine, found, keys = (Interpreter(BUILDERS, note).run(file) for _ in range(5))
+    magic, _, machine, saved, keys = (Interpreter(note).run(file) for _ in range(5))
     data = np.frombuffer(file.getbuffer(), np.uint8)[file.tell() :]
     if magic != LEGACY_MAGIC:
         raise Malformed("a pickle of something else")
-    order = "little" if machine["little_endian"] else "big"
+    big = not machine["little_endian"]
     loaded: dict[str, np.ndarray] = {}
     for key in keys:
         end = 8 + storages[key].size * storages[key].dtype.itemsize
-        if end > len(data) or int.from_bytes(data[:8].tobytes(), order) != storages[key].size:
+        size = int.from_bytes(data[:8].tobytes(), "big" if big else "little")
+        if end > len(data) or size != storages[key].size:
             raise Malformed(f"storage {key!r} is cut off")
         loaded[key], data = data[8:end], data[end:]
-    return found, lambda storage: _values(loaded[storage.key], storage, order)
+    return saved, loaded.__getitem__, big
 
 
-def _values(data: np.ndarray, storage: Storage, order: str) -> np.ndarray:
-    if len(data) != storage.size * storage.dtype.itemsize:
-        raise Malformed(f"storage {storage.key!r} has {len(data)} bytes, not those of {storage.size} values")
-    values = data.view(storage.dtype)
-    return values if order == "little" else values.byteswap()
+# --- What names in a pickle build ---------------------------------------------------------------------------
 
 
-# --- What the names in the pickle stand for -----------------------------------------------------------------
-
-
-def _dtype(name: str) -> Callable[..., Any]:
-    def call(*_: Any) -> Any:
-        raise Malformed(f"a call of {name}")
-
-    return call
-
-
-def _storage(persistent_id: Any) -> Storage:
+def _storage(persistent_id: Value) -> Storage:
     """('storage', class, key, device, number of values[, view of another storage])."""
     kind, storage_class, key, _, size, *view = persistent_id
-    name = getattr(storage_class, "name", "").removeprefix("torch ")
+    name = storage_class.name if isinstance(storage_class, Foreign) else ""
     if kind != "storage" or name not in STORAGES or (view and view[0] is not None):
         raise Malformed(f"persistent id {reprlib.repr(persistent_id)}")
     if not isinstance(key, str) or not _is_size(size):
         raise Malformed(f"storage {reprlib.repr(key)} of {reprlib.repr(size)} values")
-    return Storage(key, np.dtype(STORAGES[name]).newbyteorder("<"), size)
+    return Storage(key, STORAGES[name], size)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    sizes = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or not all(map(_is_size, sizes)):
-        raise Malformed("a tensor of no storage, or of impossible sizes")
-    return Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _is_size(value: Any) -> bool:
+def _is_size(value: Value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
-def _parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
+def _ordered_dict(pairs: Value = ()) -> dict:
+    """`OrderedDict()`, or `OrderedDict([[key, value], ...])` as Python 2 wrote it."""
+    items = {key: value for key, value in pairs if isinstance(key, KEYS)}
+    if pairs:
+        pairs.clear()  # so that a hostile file which names one long list many times gains nothing
+    return items
 
 
-def _ordered_dict(*arguments: Any) -> dict:
-    if arguments:
-        raise Malformed("an OrderedDict that is not empty at first")
-    return {}
+BUILDERS: dict[str, Callable[..., Value]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": lambda sizes: sizes,
+    "torch._utils._rebuild_tensor": lambda *fields: Tensor(*fields[:4]),  # before torch 0.4
+    "torch._utils._rebuild_tensor_v2": lambda *fields: Tensor(*fields[:4]),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+}
+
+# --- Opcodes (Python's Lib/pickletools.py describes each) ---------------------------------------------------
 
 
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections OrderedDict": _ordered_dict,
-    "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": _parameter,
-    "torch Size": lambda sizes: tuple(sizes),
-    **{f"torch {name}": _dtype(name) for name in STORAGES},
+def _number(layout: str) -> Callable[[BinaryIO], Value]:
+    return lambda file: struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
+
+
+def _counted(layout: str, decode: Callable[[bytes], Value]) -> Callable[[BinaryIO], Value]:
+    """Bytes behind their count, which has that layout."""
+
+    def read(file: BinaryIO) -> Value:
+        (count,) = struct.unpack(layout, file.read(struct.calcsize(layout)))
+        data = file.read(count)
+        if len(data) != count:
+            raise Malformed("cut off")
+        return decode(data)
+
+    return read
+
+
+TEXT = operator.methodcaller("decode", "utf-8", "surrogatepass")
+LATIN = operator.methodcaller("decode", "latin-1")
+INTEGER = functools.partial(int.from_bytes, byteorder="little", signed=True)
+KEYS = str | int | float | None  # of dicts; others are skipped, since hashing nested tuples may never end
+PUT = {b"q": _number("<B"), b"r": _number("<I")}
+IGNORED = {b"\x80": _number("<B"), b"\x95": _number("<Q")}  # PROTO, FRAME
+GET = {b"h": _number("<B"), b"j": _number("<I")}
+# What an opcode puts on the stack, from the bytes that follow it.
+PUSH: dict[bytes, Callable[[BinaryIO], Value]] = {
+    **{b"N": lambda _: None, b"\x88": lambda _: True, b"\x89": lambda _: False},
+    **{b"}": lambda _: {}, b"]": lambda _: [], b")": lambda _: (), b"\x8f": lambda _: Foreign("set")},
+    **{b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d")},
+    **{b"\x8a": _counted("<B", INTEGER), b"\x8b": _counted("<i", INTEGER)},
+    **{b"X": _counted("<I", TEXT), b"\x8c": _counted("<B", TEXT), b"\x8d": _counted("<Q", TEXT)},
+    **{b"U": _counted("<B", LATIN), b"T": _counted("<i", LATIN)},
+    **{b"C": _counted("<B", bytes), b"B": _counted("<I", bytes), b"\x8e": _counted("<Q", bytes)},
+    b"c": lambda file: Foreign(".".join(TEXT(file.readline()).removesuffix("\n") for _ in range(2))),
 }
 
 
-# --- Tensors ------------------------------------------------------------------------------------------------
+@dataclass
+class Interpreter:
+    """The state of one run; `persistent` gives what a persistent id stands for."""
+
+    persistent: Callable[[Value], Value]
+    stack: list[Value] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Value] = field(default_factory=dict)
+
+    def run(self, file: BinaryIO) -> Value:
+        """The value that the opcodes from the file's position on leave; the position is behind them then."""
+        while (code := file.read(1)) != b".":
+            if code in PUSH:
+                self.stack.append(PUSH[code](file))
+            elif code in PUT:
+                self.memo[PUT[code](file)] = self.stack[-1]
+            elif code in GET:
+                self.stack.append(self.memo[GET[code](file)])
+            elif code in IGNORED:
+                IGNORED[code](file)
+            else:
+                self._step(code)
+        return self.stack.pop()
+
+    def _step(self, code: bytes) -> None:
+        """An opcode without bytes behind it."""
+        stack = self.stack
+        match code:
+            case b"\x94":  # MEMOIZE
+                self.memo[len(self.memo)] = stack[-1]
+            case b"(":
+                self.marks.append(len(stack))
+            case b"t" | b"\x85" | b"\x86" | b"\x87":  # TUPLE, TUPLE1 to 3
+                stack.append(tuple(self._pop() if code == b"t" else self._pop(code[0] - 0x84)))
+            case b"s" | b"u":  # SETITEM, SETITEMS
+                items = self._pop(2 if code == b"s" else None)
+                pairs = zip(items[::2], items[1::2], strict=True)
+                self._top(dict).update((key, value) for key, value in pairs if isinstance(key, KEYS))
+            case b"a" | b"e":  # APPEND, APPENDS
+                items = self._pop(1 if code == b"a" else None)
+                self._top(list).extend(items)
+            case b"b" | b"0":  # BUILD: the versions of modules, an attribute of the OrderedDict; POP
+                self._pop(1)
+            case b"\x90" | b"1":  # ADDITEMS, POP_MARK
+                self._pop()
+            case b"\x91":  # FROZENSET
+                self._pop()
+                stack.append(Foreign("frozenset"))
+            case b"\x93":  # STACK_GLOBAL
+                stack.append(Foreign(".".join(self._pop(2))))
+            case b"R" | b"\x81":  # REDUCE, NEWOBJ
+                stack.append(_call(*self._pop(2)))
+            case b"Q":  # BINPERSID
+                stack.append(self.persistent(*self._pop(1)))
+            case _:
+                raise Malformed(f"unknown pickle opcode {code!r}" if code else "cut off")
+
+    def _pop(self, count: int | None = None) -> list[Value]:
+        """The last `count` values, or all since the last mark, which goes too."""
+        floor = self.marks[-1] if self.marks else 0
+        start = floor if count is None else len(self.stack) - count
+        if start < floor or (count is None and not self.marks):
+            raise Malformed("too little on the stack")
+        if count is None:
+            self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def _top(self, kind: type) -> Value:
+        """The list or dict to fill; a new one, to be thrown away, for something foreign."""
+        top = self.stack[-1]
+        if not isinstance(top, kind | Foreign):
+            raise Malformed(f"items for something that is no {kind.__name__}")
+        return kind() if isinstance(top, Foreign) else top
 
 
-def _state_dict(found: Any) -> dict[str, Tensor]:
-    """The dict of tensors in what was saved."""
-    if isinstance(found, Mapping) and not any(isinstance(value, Tensor) for value in found.values()):
-        inner = [found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)]
-        found = inner[0] if inner else found
-    if not isinstance(found, Mapping) or not found:
-        raise UserError("holds no state dict, a dict of names to tensors")
-    wrong = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise UserError(f"holds entries that are no tensors: {', '.join(wrong[:5])}")
-    prefix = "module." if all(str(name).startswith("module.") for name in found) else ""
-    return {str(name).removeprefix(prefix): tensor for name, tensor in found.items()}
-
-
-def _array(name: str, tensor: Tensor, load: Load) -> np.ndarray:
-    """The values of a tensor: a view of its storage where it is contiguous, else a copy."""
-    storage, offset, shape, strides = tensor
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if 0 in shape:
-        return np.zeros(shape, storage.dtype)
-    count = 1
-    for size in shape:
-        count *= size
-    if last >= storage.size or count > storage.size:
-        raise Malformed(f"{name} reaches beyond its storage of {storage.size} values")
-    bytes_per_step = [stride * storage.dtype.itemsize for stride in strides]
-    view = np.lib.stride_tricks.as_strided(load(storage)[offset:], shape, bytes_per_step, writeable=False)
-    return view if view.flags.c_contiguous else view.copy()
+def _call(name: Value, arguments: Value) -> Value:
+    if not isinstance(name, Foreign) or not isinstance(arguments, tuple):
+        raise Malformed("a call of something that is no name")
+    return BUILDERS[name.name](*arguments) if name.name in BUILDERS else name
