@@ -143,9 +143,8 @@ def export(args: list[str]) -> None:
     if values.format not in export_lib.FORMATS:
         raise unknown("--format", values.format, export_lib.FORMATS)
     if not values.out:
-        raise UserError(
-            f"--out is missing; name a file, as in --out=model{export_lib.SUFFIXES[values.format]}"
-        )
+        suffix = export_lib.FORMATS[values.format].suffix
+        raise UserError(f"--out is missing; name a file, as in --out=model{suffix}")
     options = {"half": values.half, "batch_size": values.batch_size}
     done = export_lib.export(_load(values), values.format, values.out, **options)
     print(

@@ -10,11 +10,12 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
 
@@ -23,16 +24,23 @@ from cnnjax.errors import UserError
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import create_model
 from cnnjax.models.weights import files
+from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
 from cnnjax.runs.folder import write_atomically
 
-SUFFIXES = {"safetensors": ".safetensors", "stablehlo": ".stablehlo", "onnx": ".onnx"}
-FORMATS = tuple(SUFFIXES)
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
 PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
 
 Logits = Callable[[np.ndarray], np.ndarray]
+
+
+class Format(NamedTuple):
+    """How a network is written to a file and read back, see `FORMATS` below."""
+
+    suffix: str
+    write: Callable[[TrainedModel, Variables, Path, int | None], None]
+    read: Callable[[TrainedModel, Path], Logits]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,38 +57,38 @@ def export(
     """Writes a network that computes in float32, reads it back and compares its logits.
 
     Args:
-      form: of `FORMATS`.
-      out: the file, ending in `SUFFIXES[form]`; FILE.json beside it says how to prepare images.
+      form: a name of `FORMATS`.
+      out: the file, with the suffix of that format; FILE.json beside it says how to prepare images.
       half: weights rounded to float16, for half the bytes.
-      batch_size: the only one that a StableHLO or ONNX file shall take; None is any.
+      batch_size: the only one that the StableHLO or ONNX file accepts; None is any.
 
     Raises:
-      UserError: for another ending, a converter that is not installed, or logits that differ; nothing is
+      UserError: for another suffix, a converter that is not installed, or logits that differ; no file is
         left behind then.
     """
     path = Path(out)
-    if path.suffix != SUFFIXES[form]:
-        raise UserError(f"--out={out}: a file of format {form} ends in {SUFFIXES[form]}")
+    suffix, write, read = FORMATS[form]
+    if path.suffix != suffix:
+        raise UserError(f"out={out}: a file of format {form} ends in {suffix}")
     if not path.parent.is_dir():
-        raise UserError(f"--out={out}: {path.parent} is not a folder; make it first")
+        raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
-    variables = _halved(trained.variables) if half else trained.variables
-    sidecar = path.with_name(path.name + ".json")
+    variables = _cast(trained.variables, jnp.float16) if half else trained.variables
     written = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        WRITERS[form](trained, variables, written, batch_size)
+        write(trained, variables, written, batch_size)
         sizes = (1, 3) if batch_size is None else (batch_size,)
-        difference = _compare(trained, READERS[form](trained, written), sizes)
+        difference = _compare(trained, read(trained, written), sizes)
         limit = HALF_TOLERANCE if half else TOLERANCE
         if not difference <= limit:
             raise UserError(
-                f"--format={form}: the logits differ by {difference:.1e}, more than {limit}; nothing is kept"
+                f"format {form}: the logits differ by {difference:.1e}, more than {limit}; nothing is kept"
             )
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
     facts = description(trained, form, half, batch_size)
-    write_atomically(sidecar, json.dumps(facts, indent=2) + "\n")
+    write_atomically(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference)
 
 
@@ -103,44 +111,37 @@ def description(
     }
 
 
-def load_safetensors(file: str | Path) -> tuple[Any, dict[str, Any], augment_lib.Augmentation]:
+def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
     """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON.
 
     Raises:
-      UserError: where one of the two files is missing or damaged.
+      UserError: if one of the two files is missing or damaged.
     """
     path = Path(file)
     try:
-        found = json.loads(path.with_name(path.name + ".json").read_text())
-        size, names = found["image_shape"], found["class_names"]
-        calls = ((step.pop("name"), step) for step in found["preprocessing"])
-        spec = "|".join(
-            f"{name}({', '.join(f'{k}={_literal(v)!r}' for k, v in step.items())})" for name, step in calls
-        )
-        model = create_model(found["model"], num_classes=len(names))
+        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
+        model = create_model(facts["model"], num_classes=len(facts["class_names"]))
+        spec = "|".join(map(_call, facts["preprocessing"]))
+        augment = augment_lib.parse(spec, image_shape=facts["image_shape"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}.json cannot be read: {error}") from None
-    return model, _read_variables(path), augment_lib.parse(spec, image_shape=size)
+    return model, _read_variables(path), augment
 
 
-def _literal(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _call(step: dict[str, Any]) -> str:
+    """{"name": "crop", "size": [8, 8]} as 'crop(size=(8, 8))'."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items()}
+    return f"{values.pop('name')}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
 
 
-def _read_variables(path: Path) -> dict[str, Any]:
+def _read_variables(path: Path) -> Variables:
     tensors = {tuple(name.split("/")): jnp.asarray(x) for name, x in files.read(path).items()}
-    full = {
-        name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for name, x in tensors.items()
-    }
-    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(full)
+    return {"params": {}, "batch_stats": {}} | _cast(traverse_util.unflatten_dict(tensors), jnp.float32)
 
 
-def _halved(variables: Any) -> Any:
-    """Floating leaves as float16."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float16) if jnp.issubdtype(x.dtype, jnp.floating) else x, variables
-    )
+def _cast(variables: Variables, dtype: jax.typing.DTypeLike) -> Variables:
+    """The same with floating leaves in another dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, variables)
 
 
 def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> float:
@@ -156,17 +157,18 @@ def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> flo
     return worst
 
 
-def _forward(trained: TrainedModel, variables: Any) -> Callable[[jax.Array], jax.Array]:
+def _forward(trained: TrainedModel, variables: Variables) -> Callable[[jax.Array], jax.Array]:
     """image -> logits with the weights inside, kept in the dtype that they are stored in."""
 
     def forward(image: jax.Array) -> jax.Array:
-        full = jax.tree.map(lambda x: x.astype(jnp.float32), variables)
-        return trained.model.apply(full, image)
+        return trained.model.apply(_cast(variables, jnp.float32), image)
 
     return forward
 
 
-def _write_safetensors(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+def _write_safetensors(
+    trained: TrainedModel, variables: Variables, path: Path, batch_size: int | None
+) -> None:
     flat = traverse_util.flatten_dict(variables)
     files.write(path, {"/".join(name): np.asarray(x) for name, x in flat.items()})
 
@@ -177,12 +179,12 @@ def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
     return lambda image: np.asarray(apply(variables, image))
 
 
-def _write_stablehlo(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+def _write_stablehlo(trained: TrainedModel, variables: Variables, path: Path, batch_size: int | None) -> None:
     batch = batch_size or jax_export.symbolic_shape("batch")[0]
     image = jax.ShapeDtypeStruct((batch, *trained.input_shape), jnp.float32)
     with portable():
         done = jax_export.export(jax.jit(_forward(trained, variables)), platforms=PLATFORMS)(image)
-    write_atomically(path, lambda file: file.write(done.serialize()))
+    path.write_bytes(done.serialize())
 
 
 def _read_stablehlo(trained: TrainedModel, path: Path) -> Logits:
@@ -190,12 +192,12 @@ def _read_stablehlo(trained: TrainedModel, path: Path) -> Logits:
     return lambda image: np.asarray(call(image))
 
 
-def _write_onnx(trained: TrainedModel, variables: Any, path: Path, batch_size: int | None) -> None:
+def _write_onnx(trained: TrainedModel, variables: Variables, path: Path, batch_size: int | None) -> None:
     try:
         import onnx
         from jax2onnx import to_onnx
     except ImportError as error:
-        raise UserError(f"--format=onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
+        raise UserError(f"format onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
     images = [(batch_size or "batch", *trained.input_shape)]
     logging.disable(logging.WARNING)  # the converter reports each of its plugins
     try:
@@ -204,9 +206,9 @@ def _write_onnx(trained: TrainedModel, variables: Any, path: Path, batch_size: i
     except Exception as error:  # whatever an operation that it lacks makes it raise
         reason = " ".join(str(error).split())[:160]
         versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
-        advice = "--format=stablehlo may do, " + ("" if batch_size else "or --batch_size=1, ")
+        advice = "format stablehlo may do, " + ("" if batch_size else "or batch_size=1, ")
         raise UserError(
-            f"--format=onnx: {versions} cannot convert this network ({reason}); {advice}"
+            f"format onnx: {versions} cannot convert this network ({reason}); {advice}"
             "or versions that go together: pip install 'cnnjax[onnx]'"
         ) from None
     finally:
@@ -218,11 +220,14 @@ def _read_onnx(trained: TrainedModel, path: Path) -> Logits:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("--format=onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
+        raise UserError("format onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     return lambda image: session.run(None, {given.name: image})[0]
 
 
-WRITERS = {"safetensors": _write_safetensors, "stablehlo": _write_stablehlo, "onnx": _write_onnx}
-READERS = {"safetensors": _read_safetensors, "stablehlo": _read_stablehlo, "onnx": _read_onnx}
+FORMATS = {
+    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
+    "stablehlo": Format(".stablehlo", _write_stablehlo, _read_stablehlo),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx),
+}

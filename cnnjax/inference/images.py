@@ -5,11 +5,11 @@ import dataclasses
 import io
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -21,6 +21,10 @@ MAX_BYTES = 2**28  # of one file
 STDIN = "-"
 
 
+AnyImage = str | Path | bytes | np.ndarray  # a path, an encoded image, or uint8 [H, W, C]
+Images = AnyImage | jax.Array | Iterable[AnyImage]  # also uint8 [B, H, W, C]
+
+
 @dataclasses.dataclass(frozen=True)
 class Failure:
     """An image that could not be read, and why."""
@@ -29,43 +33,36 @@ class Failure:
     reason: str
 
 
-def read_batches(
-    images: Any, image_shape: tuple[int, int, int], batch_size: int
-) -> Iterator[list[tuple[str, Any]]]:
-    """(name, uint8 `image_shape` or Failure), `batch_size` at a time.
+Batch = Sequence[tuple[str, np.ndarray | Failure]]  # names, and uint8 images of one shape
 
-    Args:
-      images: see `name_images`.
+
+def read_batches(images: Images, image_shape: tuple[int, int, int], batch_size: int) -> Iterator[Batch]:
+    """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded up to two batches ahead.
 
     Raises:
       UserError: as `name_images`.
     """
 
-    def read(name: str, image: Any) -> np.ndarray | Failure:
+    def read(name: str, image: AnyImage) -> tuple[str, np.ndarray | Failure]:
         try:
-            return fit(image, image_shape, name)
+            return name, fit(image, image_shape, name)
         except UserError as error:
-            return Failure(name, str(error))
+            return name, Failure(name, str(error))
 
     with ThreadPoolExecutor(DECODERS) as pool:
-        named, ahead = iter(name_images(images)), collections.deque()
-        for name, image in itertools.islice(named, 2 * batch_size):
-            ahead.append((name, pool.submit(read, name, image)))
+        futures = (pool.submit(read, *named) for named in name_images(images))
+        ahead = collections.deque(itertools.islice(futures, 2 * batch_size))
         while ahead:
-            batch = []
-            while ahead and len(batch) < batch_size:
-                name, future = ahead.popleft()
-                batch.append((name, future.result()))
-                for following, image in itertools.islice(named, 1):
-                    ahead.append((following, pool.submit(read, following, image)))
+            batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
+            ahead.extend(itertools.islice(futures, len(batch)))
             yield batch
 
 
-def fit(image: Any, image_shape: tuple[int, int, int], name: str = "image") -> np.ndarray:
-    """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`.
+def fit(image: AnyImage, image_shape: tuple[int, int, int], name: str = "image") -> np.ndarray:
+    """One image of any kind and size as uint8 of `image_shape`.
 
     Raises:
-      UserError: naming what cannot be read, or does not fit.
+      UserError: naming an image that cannot be read, or does not fit.
     """
     height, width, channels = image_shape
     size = height if height == width else None
@@ -74,22 +71,24 @@ def fit(image: Any, image_shape: tuple[int, int, int], name: str = "image") -> n
             return image
         image = _encode(image, name)
     data = image if isinstance(image, bytes) else _read_bytes(image)
-    found = decode_image(data, name, channels, size)
-    if found.shape != image_shape:
+    pixels = decode_image(data, name, channels, size)
+    if pixels.shape != image_shape:
         raise UserError(
-            f"{name}: {found.shape[0]}x{found.shape[1]} pixels; this run takes {height}x{width} only"
+            f"{name}: {pixels.shape[0]}x{pixels.shape[1]} pixels; this run takes {height}x{width} only"
         )
-    return found
+    return pixels
 
 
-def name_images(images: Any) -> Iterable[tuple[str, Any]]:
-    """(name, path, bytes or array) of every image that the argument of `predict` stands for.
+def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
+    """The name and the image of everything that the argument of `predict` stands for.
 
     Raises:
-      UserError: for a path that is not there, a folder without images, or an array of another shape.
+      UserError: for a folder without images.
     """
-    if isinstance(images, str | Path | bytes) or (hasattr(images, "ndim") and images.ndim == 3):
+    if isinstance(images, str | Path | bytes):
         images = [images]
+    elif isinstance(images, np.ndarray | jax.Array) and images.ndim == 3:
+        images = np.asarray(images)[None]
     for number, image in enumerate(images):
         if isinstance(image, bytes):
             yield f"image {number}", image
@@ -107,11 +106,9 @@ def name_images(images: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a file in a folder is meant: not the pictures that an earlier `--explain` left there."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():  # no folder, pipe or device
-        return False
-    drawn = path.suffixes[-2:-1] and path.suffixes[-2].startswith(".gradcam")
-    return not drawn
+    """Whether a file of a folder is an image, and not a picture that an earlier `--explain` wrote there."""
+    drawn = len(path.suffixes) > 1 and path.suffixes[-2].startswith(".gradcam")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not drawn and path.is_file()  # no folder, pipe or device
 
 
 def _read_bytes(path: str | Path) -> bytes:

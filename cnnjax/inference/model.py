@@ -1,24 +1,26 @@
 """A trained network, ready to use: `load_run(workdir).predict(images)`."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.errors import FlaxError
+from ml_collections import ConfigDict
 
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
-from cnnjax.inference.images import Failure
+from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model
+from cnnjax.models.weights.torch import Variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run, readable
 from cnnjax.runs.inputs import load_split, parse_augment
@@ -26,17 +28,11 @@ from cnnjax.runs.inputs import load_split, parse_augment
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the network makes of one image.
+    """The classes of one image."""
 
-    Attributes:
-      name: the file, or "image 3" for an array.
-      probabilities: float32 [K].
-      top: (class name, probability), the most likely first.
-    """
-
-    name: str
-    probabilities: np.ndarray
-    top: tuple[tuple[str, float], ...]
+    name: str  # the file, or "image 3" for an array
+    probabilities: np.ndarray  # float32 [K]
+    top: tuple[tuple[str, float], ...]  # class names and probabilities, the most likely first
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,76 +41,73 @@ class TrainedModel:
 
     Attributes:
       path: the run folder.
-      config: the config of the run.
       step: of the checkpoint.
-      model, variables: what `model.apply(variables, image)` takes; `image` is what `prepare` gives.
+      model, variables: as in `model.apply(variables, image)`; `prepare` makes such an `image`.
       augment: the run's preprocessing of evaluation, from uint8 images of `image_shape`.
-      protocol: how `predict` looks at an image; in the middle only, or from several views.
+      protocol: how `predict` looks at an image: in the middle only, or from several views.
       image_shape: [H, W, C] of the images that it was trained on, before that preprocessing.
-      class_names: one a class.
     """
 
     path: Path
-    config: Any
+    config: ConfigDict
     step: int
     model: nn.Module
-    variables: Any
+    variables: Variables
     augment: augment_lib.Augmentation
     protocol: protocols.Protocol
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
 
-    def predict(self, images: Any, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
+    def predict(self, images: Images, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
         """Classifies images.
 
         Args:
           images: a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
-            stands for the images in it. Any size: the short side is brought to the run's and the middle cut.
+            stands for the images in it. Any size: the short side is resized to the run's, the middle cut.
           top: how many classes `Prediction.top` lists.
           batch_size: images at a time.
 
         Raises:
           UserError: for an image that cannot be read.
         """
-        found = list(self.stream(images, top=top, batch_size=batch_size))
-        for item in found:
+        predictions = []
+        for item in self.stream(images, top=top, batch_size=batch_size):
             if isinstance(item, Failure):
                 raise UserError(item.reason)
-        return found
+            predictions.append(item)
+        return predictions
 
-    def stream(self, images: Any, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
+    def stream(self, images: Images, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
         """`predict` as a stream in the order of the images, of any number; failures are passed on."""
         for batch in self.batches(images, batch_size):
             yield from self.classify(batch, top=top, batch_size=batch_size)
 
-    def classify(
-        self, batch: Sequence[tuple[str, Any]], *, top: int = 5, batch_size: int = 64
-    ) -> list[Prediction | Failure]:
+    def classify(self, batch: Batch, *, top: int = 5, batch_size: int = 64) -> list[Prediction | Failure]:
         """One batch of `batches`, each image in its place."""
-        good = [image for _, image in batch if not isinstance(image, Failure)]
-        rows = iter(self._probabilities(good, batch_size))
+        images = [image for _, image in batch if not isinstance(image, Failure)]
+        rows = iter(self._probabilities(images, batch_size))
         return [
             image if isinstance(image, Failure) else self._prediction(name, next(rows), top)
             for name, image in batch
         ]
 
-    def batches(self, images: Any, batch_size: int) -> Iterator[list[tuple[str, Any]]]:
+    def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
         """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
         return image_files.read_batches(images, self.image_shape, batch_size)
 
-    def fit(self, image: Any, name: str = "image") -> np.ndarray:
+    def fit(self, image: AnyImage, name: str = "image") -> np.ndarray:
         """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`.
 
         Raises:
-          UserError: naming what cannot be read, or does not fit.
+          UserError: naming an image that cannot be read, or does not fit.
         """
         return image_files.fit(image, self.image_shape, name)
 
-    def prepare(self, images: Any) -> jax.Array:
+    def prepare(self, images: np.ndarray) -> jax.Array:
         """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
         return self.augment.preprocess(images)
 
-    def picture(self, images: Any) -> np.ndarray:
+    def picture(self, images: np.ndarray) -> np.ndarray:
         """uint8 [B, *image_shape] cut as the network sees it, before normalization: uint8 [B, H, W, C]."""
         steps = tuple(step for step in self.augment.steps if AUGMENTATIONS[step[0]].gives is None)
         cut = dataclasses.replace(self.augment, steps=steps)
@@ -142,9 +135,9 @@ class TrainedModel:
         return self.augment.output_shape
 
     @functools.cached_property
-    def _apply(self) -> Any:
-        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(self.protocol(functools.partial(self.model.apply, variables), images))
+    def _apply(self) -> Callable[[Variables, np.ndarray], jax.Array]:
+        def probabilities(variables: Variables, images: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.protocol(lambda image: self.model.apply(variables, image), images))
 
         return jax.jit(probabilities)
 
@@ -174,15 +167,12 @@ def load_run(
       protocol: views of an image that `predict` averages, see `data.protocols`; None is the run's own.
 
     Raises:
-      UserError: where the folder is no run's, or lacks what was asked for.
+      UserError: if the folder is no run's, or lacks the checkpoint or the weights.
     """
     run = Run.open(workdir)
     config = run.config()
-    saved = Checkpoints(run.path / "checkpoints")
-    try:
+    with contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
         step, variables = saved.variables(checkpoint, weights)
-    finally:
-        saved.close()
     with readable(run.path):
         augment, shape, names = _preprocessing(run, config)
     model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
@@ -201,7 +191,7 @@ def load_run(
 
 
 def _preprocessing(
-    run: Run, config: Any
+    run: Run, config: ConfigDict
 ) -> tuple[augment_lib.Augmentation, tuple[int, int, int], tuple[str, ...]]:
     """A run's preprocessing of evaluation, the shape of its images, and its class names."""
     facts = run.read_json("record.json").get("data", {})

@@ -1,7 +1,7 @@
 """Weights files as run folders, and the weights of a run as files that torch's users can load."""
 
+import contextlib
 from pathlib import Path
-from typing import Any
 
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -18,10 +18,10 @@ from cnnjax.runs.initial import initial_variables
 
 
 def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
-    """Makes a run folder of a weights file, which `evaluate` takes like one that was trained here.
+    """Makes a run folder of a weights file, which can be evaluated like one that was trained here.
 
     Args:
-      file: .safetensors, .pth or .pt with torch's names.
+      file: with torch's names, see `files.read`.
       config: its `model` names the network; the preprocessing of the model's preset is filled in.
       workdir: a new folder.
 
@@ -41,30 +41,23 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     facts = {"spec": config.model, "num_params": count_params(variables["params"])}
     data = imported_data(config, preset)
     run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
-    saved = Checkpoints(run.path / "checkpoints")
-    try:
+    with contextlib.closing(run), contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
         saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
-        saved.wait()
-    finally:
-        saved.close()
-        run.close()
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
 
 
-def imported_data(config: ConfigDict, preset: Preset) -> dict[str, Any]:
+def imported_data(config: ConfigDict, preset: Preset) -> dict[str, str | list[str] | list[int]]:
     """What the run record says of the images of imported weights; {} where their mean cannot be known."""
     info = DATASETS.get(config.data.name)
-    fits = info is not None and (info.num_classes, info.image_shape[2]) == (
-        preset.num_classes,
-        preset.input_size[2],
-    )
-    if not fits and preset.mean is None:
+    classes, channels = preset.num_classes, preset.input_size[2]
+    if info is not None and (info.num_classes, info.image_shape[2]) != (classes, channels):
+        info = None
+    if info is None and preset.mean is None:
         return {}
-    side = preset.resize
-    shape = (side, side, preset.input_size[2]) if side else preset.input_size
-    statistics = {"mean": info.mean, "std": info.std} if fits else {}
-    augment = parse(config.augment.eval, image_shape=shape, **statistics)
-    names = info.class_names if fits else [str(i) for i in range(preset.num_classes)]
+    shape = (preset.resize, preset.resize, channels) if preset.resize else preset.input_size
+    mean, std = (info.mean, info.std) if info else (None, None)
+    augment = parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
+    names = info.class_names if info else map(str, range(classes))
     return {
         "class_names": list(names),
         "image_shape": list(shape),
@@ -76,15 +69,11 @@ def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "las
     """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
 
     Raises:
-      UserError: where torchvision has no such family, or the folder is no run's.
+      UserError: if torchvision has no such family, or the folder is no run's.
     """
     run = Run.open(workdir)
-    saved = Checkpoints(run.path / "checkpoints")
-    try:
-        state = saved.read(saved.find(checkpoint))["state"]
-    finally:
-        saved.close()
-    variables = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+    with contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
+        _, variables = saved.variables(checkpoint, "raw")
     tensors = to_torch(variables, create_model(run.config().model))
     files.write(file, tensors)
     return len(tensors)

@@ -279,7 +279,7 @@ def test_the_comparison_groups_seeds_and_tells_what_differs(tiny_run, tmp_path, 
 @pytest.mark.parametrize("form", ["safetensors", "stablehlo"])
 @pytest.mark.parametrize("half", [False, True])
 def test_an_export_is_read_back_and_gives_the_same_logits(form, half, trained, tmp_path):
-    file = tmp_path / f"net{export.SUFFIXES[form]}"
+    file = tmp_path / f"net{export.FORMATS[form].suffix}"
     done = export.export(trained, form, file, half=half)
     assert done.difference <= (export.HALF_TOLERANCE if half else export.TOLERANCE)
     assert done.num_bytes == file.stat().st_size
@@ -341,7 +341,7 @@ def test_an_export_of_one_batch_size_takes_that_alone(tiny_run, tmp_path, capsys
     assert main.run(command) == 0
     assert "read back" in capsys.readouterr().out
     assert json.loads(Path(f"{file}.json").read_text())["input"]["shape"] == [2, 8, 8, 1]
-    read = export.READERS["stablehlo"](cnnjax.load_run(tiny_run), file)
+    read = export.FORMATS["stablehlo"].read(cnnjax.load_run(tiny_run), file)
     assert read(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 3)
     with pytest.raises(ValueError, match="shape"):
         read(np.zeros((3, 8, 8, 1), np.float32))
@@ -351,14 +351,14 @@ def test_a_network_that_computes_in_bfloat16_is_exported_in_float32(trained, tmp
     half = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.bfloat16))
     assert export.export(half, "stablehlo", tmp_path / "net.stablehlo").difference <= export.TOLERANCE
     image = np.random.default_rng(0).normal(size=(2, *trained.input_shape)).astype(np.float32)
-    found = export.READERS["stablehlo"](trained, tmp_path / "net.stablehlo")(image)
+    found = export.FORMATS["stablehlo"].read(trained, tmp_path / "net.stablehlo")(image)
     np.testing.assert_allclose(found, trained.model.apply(trained.variables, image), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "stablehlo"])
 def test_half_weights_take_half_the_bytes(form, trained, tmp_path):
     wide = with_network(trained, "simple_cnn(widths=(32, 64))")
-    files = [tmp_path / f"{half}{export.SUFFIXES[form]}" for half in (False, True)]
+    files = [tmp_path / f"{half}{export.FORMATS[form].suffix}" for half in (False, True)]
     full, half = (export.export(wide, form, file, half=i == 1).num_bytes for i, file in enumerate(files))
     assert half < 0.6 * full
 
@@ -390,9 +390,10 @@ def test_stablehlo_takes_batches_of_any_size_without_this_package(trained, tmp_p
 
 
 def test_an_export_that_differs_is_refused_and_leaves_nothing(trained, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        export.READERS, "safetensors", lambda trained, path: lambda image: np.full((len(image), 3), 9.0)
+    wrong = export.FORMATS["safetensors"]._replace(
+        read=lambda trained, path: lambda image: np.full((len(image), 3), 9.0)
     )
+    monkeypatch.setitem(export.FORMATS, "safetensors", wrong)
     with pytest.raises(UserError, match="the logits differ"):
         export.export(trained, "safetensors", tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())

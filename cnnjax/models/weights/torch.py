@@ -12,11 +12,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from flax import linen as nn
 from flax import traverse_util
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, init_variables, variant
+
+Variables = dict[str, Any]  # {"params", "batch_stats"}, nested by module
+Shape = tuple[int, ...]
 
 LEAVES = {
     "kernel": "weight",
@@ -209,7 +213,7 @@ FAMILIES["ConvNeXt"] = Family(convnext_names)
 # --- Conversion -----------------------------------------------------------------------------------
 
 
-def convert(state_dict: Mapping[str, Any], model: str) -> dict[str, Any]:
+def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
     """The linen variables of `create_model(model)` from a torchvision state dict.
 
     Args:
@@ -227,22 +231,17 @@ def convert(state_dict: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 
 def convert_into(
-    state_dict: Mapping[str, Any], model: nn.Module, image_shape: tuple[int, ...]
-) -> dict[str, Any]:
+    state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: tuple[int, ...]
+) -> Variables:
     """`convert` for a module that is already built."""
-    old, new = family_of(model).old_names or ("$^", "")
-    found = {re.sub(old, new, name): np.asarray(value) for name, value in state_dict.items()}
-    found = {name: value for name, value in found.items() if not name.endswith("num_batches_tracked")}
+    family = family_of(model)
+    old, new = family.old_names or ("$^", "")
+    arrays = {re.sub(old, new, name): np.asarray(value) for name, value in state_dict.items()}
+    arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
     entries = torch_entries(model, image_shape)
-    names = {entry.name for entry in entries}
-    extra = [k for k in found if k not in names and any(re.match(p, k) for p in family_of(model).extra)]
-    problems = [f"missing {e.name} {list(e.shape)}" for e in entries if e.name not in found]
-    problems += [f"unexpected {k}" for k in found if k not in names and k not in extra]
-    problems += [
-        f"{e.name} is {list(found[e.name].shape)}, here {list(e.shape)}"
-        for e in entries
-        if e.name in found and found[e.name].shape != e.shape
-    ]
+    shapes = {entry.name: entry.shape for entry in entries}
+    extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
+    problems = misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes)
     if problems:
         raise UserError(
             f"the state dict does not fit {type(model).__name__} ({len(problems)} entries): "
@@ -250,27 +249,50 @@ def convert_into(
         )
     if extra:
         warnings.warn(f"dropped, the model is built without: {', '.join(extra)}", stacklevel=3)
-    flat = {e.path: e.to_linen(found[e.name].astype(np.float32)) for e in entries}
+    flat = {e.path: e.to_linen(arrays[e.name].astype(np.float32)) for e in entries}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
 
 
-def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
+    """What is missing, unexpected or of another shape, an entry each."""
+    return [
+        *(f"missing {name} {list(shape)}" for name, shape in wanted.items() if name not in given),
+        *(f"unexpected {name}" for name in given if name not in wanted),
+        *(
+            f"{name} is {list(given[name])}, here {list(shape)}"
+            for name, shape in wanted.items()
+            if name in given and given[name] != shape
+        ),
+    ]
+
+
+def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
     """The torch state dict of linen variables; `convert` gives the same variables back, bit for bit."""
-    flat = traverse_util.flatten_dict(dict(variables))
-    family = family_of(model)
+    flat, family = traverse_util.flatten_dict(variables), family_of(model)
     entries = (torch_entry(path, np.shape(leaf), model, family) for path, leaf in flat.items())
     return {e.name: e.to_torch(np.asarray(flat[e.path])) for e in entries}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One leaf: its path here, its name and shape there, and the way between the two."""
+    """One leaf: its path and shape here, its name and shape there.
+
+    There is `here.reshape(split).transpose(axes).reshape(shape)`.
+    """
 
     path: tuple[str, ...]
+    here: Shape
+    split: Shape
+    axes: tuple[int, ...]
     name: str
-    shape: tuple[int, ...]
-    to_linen: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
+    shape: Shape
+
+    def to_torch(self, leaf: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(leaf.reshape(self.split).transpose(self.axes)).reshape(self.shape)
+
+    def to_linen(self, array: np.ndarray) -> np.ndarray:
+        turned = array.reshape([self.split[axis] for axis in self.axes])
+        return np.ascontiguousarray(turned.transpose(np.argsort(self.axes))).reshape(self.here)
 
 
 def family_of(model: nn.Module) -> Family:
@@ -283,50 +305,26 @@ def family_of(model: nn.Module) -> Family:
 
 def torch_entries(model: nn.Module, image_shape: tuple[int, ...]) -> list[Entry]:
     """The entries of every leaf of a model."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: init_variables(model, key, image_shape))
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     flat, family = traverse_util.flatten_dict(shapes), family_of(model)
     return [torch_entry(path, leaf.shape, model, family) for path, leaf in flat.items()]
 
 
-def torch_entry(path: tuple[str, ...], shape: tuple[int, ...], model: nn.Module, family: Family) -> Entry:
+def torch_entry(path: tuple[str, ...], shape: Shape, model: nn.Module, family: Family) -> Entry:
     """The entry of the leaf at ('params', 'stem', 'conv', 'kernel')."""
     module, leaf = "/".join(path[1:-1]), path[-1]
-    if leaf not in LEAVES:  # a leaf with a name of its own, which `rename` gives whole
-        name = family.rename("/".join(path[1:]), model)
-        return Entry(path, name, *family_layout(shape))
+    if leaf not in LEAVES:  # a scale [C] of a name of its own, [C, 1, 1] there: ConvNeXt's layer_scale
+        return Entry(path, shape, shape, (0,), family.rename(f"{module}/{leaf}", model), (*shape, 1, 1))
     name = f"{family.rename(module, model)}.{LEAVES[leaf]}"
-    if leaf == "kernel" and len(shape) == 4:  # HWIO and OIHW
-        there = (shape[3], shape[2], shape[0], shape[1])
-        return Entry(path, name, there, _transpose(2, 3, 1, 0), _transpose(3, 2, 0, 1))
-    if leaf == "kernel" and module in family.flattened:
-        return _flattened(path, name, shape, family.flattened[module])
-    if leaf == "kernel" and any(re.fullmatch(p, module) for p in family.convolved):
-        there = (shape[1], shape[0], 1, 1)
-        return Entry(path, name, there, lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
-    if leaf == "kernel":
-        return Entry(path, name, shape[::-1], np.transpose, np.transpose)
-    return Entry(path, name, shape, np.asarray, np.asarray)
-
-
-def family_layout(shape: tuple[int, ...]) -> tuple:
-    """A per-channel scale [C] here is [C, 1, 1] there (ConvNeXt's layer_scale)."""
-    return (*shape, 1, 1), lambda x: x[:, 0, 0], lambda x: x[:, None, None]
-
-
-def _transpose(*axes: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda x: np.ascontiguousarray(x.transpose(axes))
-
-
-def _flattened(path: tuple[str, ...], name: str, shape: tuple[int, ...], size: tuple[int, int]) -> Entry:
-    """A dense kernel [H * W * C, O] here that is [O, C * H * W] there."""
-    (height, width), (inputs, outputs) = size, shape
-    channels = inputs // (height * width)
-
-    def to_linen(x: np.ndarray) -> np.ndarray:
-        return x.reshape(outputs, channels, height, width).transpose(2, 3, 1, 0).reshape(shape)
-
-    def to_torch(x: np.ndarray) -> np.ndarray:
-        return x.reshape(height, width, channels, outputs).transpose(3, 2, 0, 1).reshape(outputs, inputs)
-
-    return Entry(path, name, shape[::-1], to_linen, to_torch)
+    if leaf != "kernel":
+        return Entry(path, shape, shape, (0,), name, shape)
+    split = shape
+    if module in family.flattened:  # [H * W * C, O]
+        height, width = family.flattened[module]
+        split = (height, width, shape[0] // (height * width), shape[1])
+    axes = tuple(range(len(split)))
+    axes = (axes[-1], axes[-2], *axes[:-2])  # HWIO to OIHW, IO to OI
+    there = tuple(split[axis] for axis in axes) if split == shape else shape[::-1]
+    if any(re.fullmatch(pattern, module) for pattern in family.convolved):
+        there = (*there, 1, 1)
+    return Entry(path, shape, split, axes, name, there)
