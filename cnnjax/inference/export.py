@@ -39,7 +39,7 @@ class Format(NamedTuple):
     """How a network is written to a file and read back, see `FORMATS` below."""
 
     suffix: str
-    write: Callable[[TrainedModel, Variables, Path, int | None], None]
+    write: Callable[[TrainedModel, Path, int | None], None]
     read: Callable[[TrainedModel, Path], Logits]
 
 
@@ -73,10 +73,11 @@ def export(
     if not path.parent.is_dir():
         raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
-    variables = _cast(trained.variables, jnp.float16) if half else trained.variables
+    dtype = jnp.float16 if half else jnp.float32
+    stored = dataclasses.replace(trained, variables=_cast(trained.variables, dtype))
     written = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        write(trained, variables, written, batch_size)
+        write(stored, written, batch_size)
         sizes = (1, 3) if batch_size is None else (batch_size,)
         difference = _compare(trained, read(trained, written), sizes)
         limit = HALF_TOLERANCE if half else TOLERANCE
@@ -135,8 +136,8 @@ def _call(step: dict[str, Any]) -> str:
 
 
 def _read_variables(path: Path) -> Variables:
-    tensors = {tuple(name.split("/")): jnp.asarray(x) for name, x in files.read(path).items()}
-    return {"params": {}, "batch_stats": {}} | _cast(traverse_util.unflatten_dict(tensors), jnp.float32)
+    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, files.read(path)), sep="/")
+    return {"params": {}, "batch_stats": {}} | _cast(tree, jnp.float32)
 
 
 def _cast(variables: Variables, dtype: jax.typing.DTypeLike) -> Variables:
@@ -157,20 +158,14 @@ def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> flo
     return worst
 
 
-def _forward(trained: TrainedModel, variables: Variables) -> Callable[[jax.Array], jax.Array]:
+def _forward(trained: TrainedModel) -> Callable[[jax.Array], jax.Array]:
     """image -> logits with the weights inside, kept in the dtype that they are stored in."""
-
-    def forward(image: jax.Array) -> jax.Array:
-        return trained.model.apply(_cast(variables, jnp.float32), image)
-
-    return forward
+    return lambda image: trained.model.apply(_cast(trained.variables, jnp.float32), image)
 
 
-def _write_safetensors(
-    trained: TrainedModel, variables: Variables, path: Path, batch_size: int | None
-) -> None:
-    flat = traverse_util.flatten_dict(variables)
-    files.write(path, {"/".join(name): np.asarray(x) for name, x in flat.items()})
+def _write_safetensors(trained: TrainedModel, path: Path, batch_size: int | None) -> None:
+    flat = traverse_util.flatten_dict(trained.variables, sep="/")
+    files.write(path, {name: np.asarray(x) for name, x in flat.items()})
 
 
 def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
@@ -179,11 +174,11 @@ def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
     return lambda image: np.asarray(apply(variables, image))
 
 
-def _write_stablehlo(trained: TrainedModel, variables: Variables, path: Path, batch_size: int | None) -> None:
+def _write_stablehlo(trained: TrainedModel, path: Path, batch_size: int | None) -> None:
     batch = batch_size or jax_export.symbolic_shape("batch")[0]
     image = jax.ShapeDtypeStruct((batch, *trained.input_shape), jnp.float32)
     with portable():
-        done = jax_export.export(jax.jit(_forward(trained, variables)), platforms=PLATFORMS)(image)
+        done = jax_export.export(jax.jit(_forward(trained)), platforms=PLATFORMS)(image)
     path.write_bytes(done.serialize())
 
 
@@ -192,7 +187,7 @@ def _read_stablehlo(trained: TrainedModel, path: Path) -> Logits:
     return lambda image: np.asarray(call(image))
 
 
-def _write_onnx(trained: TrainedModel, variables: Variables, path: Path, batch_size: int | None) -> None:
+def _write_onnx(trained: TrainedModel, path: Path, batch_size: int | None) -> None:
     try:
         import onnx
         from jax2onnx import to_onnx
@@ -202,7 +197,7 @@ def _write_onnx(trained: TrainedModel, variables: Variables, path: Path, batch_s
     logging.disable(logging.WARNING)  # the converter reports each of its plugins
     try:
         with portable():
-            model = to_onnx(_forward(trained, variables), images, model_name="cnnjax")
+            model = to_onnx(_forward(trained), images, model_name="cnnjax")
     except Exception as error:  # whatever an operation that it lacks makes it raise
         reason = " ".join(str(error).split())[:160]
         versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
