@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,21 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from jax.extend.core import Literal
+from flax.typing import Collection
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from cnnjax.data.files import cache_folder, make_cache_folder
+from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
-from cnnjax.profiling.receptive_fields import UNKNOWN, field_size, image_field, output_field
+from cnnjax.profiling.receptive_fields import (
+    UNKNOWN,
+    Field,
+    Fields,
+    field_size,
+    image_field,
+    output_field,
+    shape_of,
+)
 
 # Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
 OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
@@ -51,26 +59,13 @@ class Layer:
     receptive_field: tuple[float, float] | None
 
 
-def count_macs(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> int | None:
-    """Multiply-adds of one image's forward pass in evaluation mode, auxiliary heads left out.
-
-    Args:
-      model: a linen module, or the spec of one, see `create_model`.
-      image_shape: [H, W, C]; the preset's input size where a spec is given.
-
-    Returns: their number (FLOPs are twice that), or None where a primitive cannot be counted.
-    """
-    return _walk(model, image_shape, scan=True).total_macs()
-
-
-def layer_table(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> list[Layer]:
-    """Every layer that has parameters or multiplies, in the order of the forward pass; see `count_macs`."""
-    return summarize(model, image_shape).layers
-
-
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The table and its sums; `params` counts auxiliary heads too, which are in no row."""
+    """Every layer that has parameters or multiplies, in the order of the forward pass, and their sums.
+
+    `params` counts auxiliary heads too, which are in no row; `macs` is None where a primitive cannot be
+    counted (FLOPs are twice the multiply-adds).
+    """
 
     layers: list[Layer]
     params: int
@@ -78,7 +73,12 @@ class Summary:
 
 
 def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
-    """The table of a model with its sums; arguments as for `count_macs`."""
+    """The layers of one image's forward pass in evaluation mode.
+
+    Args:
+      model: a linen module, or the spec of one, see `create_model`.
+      image_shape: [H, W, C]; the preset's input size where a spec is given.
+    """
     walk = _walk(model, image_shape, scan=False)
     sizes = walk.params
     layers = [
@@ -109,8 +109,7 @@ def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
             yield tuple(known[name])
     finally:  # also of what was counted before an interrupt
         if len(known) > counted:
-            with contextlib.suppress(OSError):
-                _replace_cache(make_cache_folder("models") / file.name, json.dumps(known))
+            _keep_totals(file, known)
 
 
 def _sources_hash() -> str:
@@ -121,50 +120,45 @@ def _sources_hash() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _replace_cache(file: Path, text: str) -> None:
-    """Writes a file as a whole or not at all, and removes those of other sources."""
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(text)
-    part.replace(file)
-    for old in file.parent.glob("*.json"):
-        if old != file:
-            old.unlink(missing_ok=True)
+def _keep_totals(file: Path, known: Mapping[str, Sequence[int | None]]) -> None:
+    """Writes the totals if the folder allows it, and removes those of other sources."""
+    with contextlib.suppress(OSError):
+        atomic_write(make_cache_folder("models") / file.name, json.dumps(known))
+        for old in file.parent.glob("*.json"):
+            if old != file:
+                old.unlink(missing_ok=True)
 
 
-def trace_forward(model: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
-    """The jaxpr of the forward pass of one image, its last input, and the shapes of the parameters.
+def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:
+    """The field of each variable of a jaxpr whose last input is an image [B, H, W, C].
 
-    The one place that decides what is traced: plain `lax` convolutions, whatever kernels a platform has.
+    Variables that do not depend on the image are left out.
     """
+    fields = _Walk({}).fill(jaxpr, {jaxpr.invars[-1]: image_field()}, "")
+    return {variable: field for variable, field in fields.items() if field is not None}
+
+
+def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":
+    """Walks the forward pass of one image through plain `lax` operations, whatever kernels a platform has.
+
+    With `scan` equal blocks are one, which is quicker but gives them no names.
+    """
+    if isinstance(model, str):
+        image_shape = image_shape or variant(model).preset.input_size
+        model = create_model(model)
+    assert image_shape, "a module has no input size of its own"
+    fields: dict[str, Any] = {"scan_blocks": scan, "remat": False}
+    model = model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
     with cpu.paused():
         jaxpr = jax.make_jaxpr(model.apply)(variables, image).jaxpr
-    return jaxpr, variables.get("params", {})
-
-
-def image_fields(jaxpr: Any) -> dict[Any, Any]:
-    """The field of each variable of a jaxpr whose last input is an image [B, H, W, C].
-
-    See `receptive_fields`; variables that do not depend on the image are left out.
-    """
-    return _Walk({}).fill(jaxpr, {jaxpr.invars[-1]: image_field()}, "")
-
-
-def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":
-    """Walks a model; with `scan` equal blocks are one, which is quicker but gives them no names."""
-    if isinstance(model, str):
-        image_shape = image_shape or variant(model).preset.input_size
-        model = create_model(model)
-    fields = {"scan_blocks": scan, "remat": False}
-    model = model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})
-    jaxpr, params = trace_forward(model, tuple(image_shape))
-    walk = _Walk(_own_params(params))
+    walk = _Walk(_own_params(variables.get("params", {})))
     walk.run(jaxpr, [*[None] * (len(jaxpr.invars) - 1), image_field()], "")
     return walk
 
 
-def _own_params(params: Any) -> dict[str, int]:
+def _own_params(params: Collection) -> dict[str, int]:
     """Module path -> scalars of the module itself."""
     sizes: dict[str, int] = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
@@ -182,55 +176,54 @@ class _Walk:
     def __init__(self, params: Mapping[str, int]):
         self.params = params
         self.macs: dict[str, int | None] = {}
-        self.outputs: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self.outputs: dict[str, tuple[tuple[int, ...], Field | None]] = {}
 
-    def run(self, jaxpr: Any, fields: list[Any], scope: str) -> list[Any]:
+    def run(self, jaxpr: Jaxpr, fields: Fields, scope: str) -> Fields:
         """The fields of the outputs; `scope` is the name stack of the equation that holds the jaxpr."""
         known = self.fill(jaxpr, dict(zip(jaxpr.invars, fields, strict=True)), scope)
-        return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+        return _fields_of(jaxpr.outvars, known)
 
-    def fill(self, jaxpr: Any, known: dict[Any, Any], scope: str) -> dict[Any, Any]:
+    def fill(self, jaxpr: Jaxpr, known: dict[Var, Field | None], scope: str) -> dict[Var, Field | None]:
         """`known`, the field of each variable, with those of all that the jaxpr computes."""
         for eqn in jaxpr.eqns:
-            inputs = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
+            inputs = _fields_of(eqn.invars, known)
             if all(field is None for field in inputs):
                 continue
             names = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
             found = self._equation(eqn, inputs, names)
             known |= dict(zip(eqn.outvars, found, strict=True))
-            self.outputs[self._module(names)] = (eqn.outvars[0].aval.shape, found[0])
+            self.outputs[self._module(names)] = (shape_of(eqn.outvars[0]), found[0])
         return known
 
     def total_macs(self) -> int | None:
         """The sum, or None if a part of it could not be told."""
-        counts = self.macs.values()
-        return None if None in counts else sum(counts)
+        counts = [count for count in self.macs.values() if count is not None]
+        return sum(counts) if len(counts) == len(self.macs) else None
 
-    def _equation(self, eqn: Any, fields: list[Any], names: str) -> list[Any]:
-        name, inner = eqn.primitive.name, _inner_jaxpr(eqn)
-        if name == "scan":
+    def _equation(self, eqn: JaxprEqn, fields: Fields, names: str) -> Fields:
+        inner = _inner_jaxpr(eqn)
+        if inner and eqn.primitive.name == "scan":
             return self._scan(eqn, inner, fields, names)
-        if inner is not None and len(inner.invars) == len(fields):
+        if inner and len(inner.invars) == len(fields):
             return self.run(inner, fields, names)
-        macs = _equation_macs(eqn)
-        module = self._module(names)
-        if macs is None or self.macs.get(module, 0) is None:
+        macs, module = _equation_macs(eqn), self._module(names)
+        before = self.macs.get(module, 0)
+        if macs is None or before is None:
             self.macs[module] = None
             return [UNKNOWN] * len(eqn.outvars)
         if macs:
-            self.macs[module] = self.macs.get(module, 0) + macs
+            self.macs[module] = before + macs
         return [output_field(eqn, fields)] * len(eqn.outvars)
 
-    def _scan(self, eqn: Any, body: Any, fields: list[Any], names: str) -> list[Any]:
+    def _scan(self, eqn: JaxprEqn, body: Jaxpr, fields: Fields, names: str) -> Fields:
         """Every turn is walked, so each adds its multiply-adds and widens the field."""
         end = _whole(eqn.invars, body.invars)  # jax's own counts are kept under other names from 0.12 on
         count = end - _whole(eqn.outvars, body.outvars)
-        consts, carry, rows = fields[:count], fields[count:end], fields[end:]
-        rows = [None if field is None else UNKNOWN for field in rows]
+        consts, outputs = fields[:count], fields[count:]  # the carry, then what comes in and goes out in rows
         for _ in range(eqn.params["length"]):
-            outputs = self.run(body, [*consts, *carry, *rows], names)
-            carry = outputs[: len(carry)]
-        return [*carry, *(None if field is None else UNKNOWN for field in outputs[len(carry) :])]
+            rows = [field and UNKNOWN for field in fields[end:]]
+            outputs = self.run(body, [*consts, *outputs[: end - count], *rows], names)
+        return [*outputs[: end - count], *(field and UNKNOWN for field in outputs[end - count :])]
 
     def _module(self, names: str) -> str:
         """The path of the module that a name stack 'ResNet/stem/conv/...' lies in.
@@ -242,12 +235,16 @@ class _Walk:
         return "/".join(parts[: next(known, len(parts))])
 
 
-def _whole(outside: list[Any], inside: list[Any]) -> int:
+def _fields_of(variables: Sequence[Var | Literal], known: Mapping[Var, Field | None]) -> Fields:
+    return [None if isinstance(variable, Literal) else known.get(variable) for variable in variables]
+
+
+def _whole(outside: Sequence[Var | Literal], inside: Sequence[Var | Literal]) -> int:
     """How many of a loop's arrays its body sees whole; it sees a row of the others, which come after them."""
-    return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outside, inside, strict=True))
+    return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outside, inside, strict=True))
 
 
-def _inner_jaxpr(eqn: Any) -> Any:
+def _inner_jaxpr(eqn: JaxprEqn) -> Jaxpr | None:
     """The jaxpr that an equation calls (jit, remat, scan, custom_vjp, ...), or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
@@ -255,15 +252,15 @@ def _inner_jaxpr(eqn: Any) -> Any:
     return None
 
 
-def _equation_macs(eqn: Any) -> int | None:
+def _equation_macs(eqn: JaxprEqn) -> int | None:
     """Multiply-adds of one equation without a jaxpr in it; None if they cannot be told."""
-    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    name, size = eqn.primitive.name, math.prod(shape_of(eqn.outvars[0]))
     if name == "conv_general_dilated":
-        kernel = eqn.invars[1].aval
-        return out.size * kernel.size // kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+        kernel = shape_of(eqn.invars[1])
+        return size * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     if name == "dot_general":
-        left, ((contracted, _), _) = eqn.invars[0].aval, eqn.params["dimension_numbers"]
-        return out.size * math.prod(left.shape[axis] for axis in contracted)
+        left, ((contracted, _), _) = shape_of(eqn.invars[0]), eqn.params["dimension_numbers"]
+        return size * math.prod(left[axis] for axis in contracted)
     if name in OPAQUE or "call" in name:
         return None
     return 0
