@@ -29,7 +29,8 @@ from cnnjax.cli.sweep import Lines
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs.folder import Run
-from cnnjax.runs.sweep import Board, Row, read_rows, spread, sweep
+from cnnjax.runs.results import Row, read_results, spread
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, results
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +112,7 @@ def tuned(
     """Each value of a field with each learning rate and the first seed; then all seeds at its best rate."""
     sweep(config, {field: values, RATE: rates}, out, board=board)
     for value in values:
-        members = [row for row in read_rows(out) if row[field] == str(value)]
+        members = [row for row in read_results(out) if row[field] == str(value)]
         if (rate := best_rate(members)) is not None:
             sweep(config, {field: [value], RATE: [rate]}, out, seeds=seeds, board=board)
 
@@ -137,7 +138,7 @@ def mean(rows: Sequence[Row], column: str) -> float:
 def write_curves(out: Path) -> None:
     """Adds the metrics of the run folders that are here to curves.csv."""
     curves = read_curves(out)
-    for row in read_rows(out):
+    for row in read_results(out):
         path = out / "runs" / row["run"]
         if (path / "metrics.jsonl").exists():
             merged: dict[float, dict[str, float]] = {}
@@ -167,7 +168,7 @@ def read_curves(out: Path) -> dict[str, Curve]:
 def add_scores(out: Path, name: str, measure: Callable[[Path], Mapping[str, float]]) -> None:
     """Measures the run folders that NAME.csv has no row of yet, and adds their rows to it."""
     found = _read_scores(out, name)
-    for row in read_rows(out):
+    for row in read_results(out):
         if row["run"] not in found and row["outcome"] == "finished":
             found[row["run"]] = {k: f"{v:.6g}" for k, v in measure(out / "runs" / row["run"]).items()}
             with open(out / f"{name}.csv", "w", newline="") as file:

@@ -16,7 +16,8 @@ from cnnjax.cli.progress import describe
 from cnnjax.cli.tables import print_table
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
-from cnnjax.runs.sweep import RANGES, RESULTS, Board, Row, spread, sweep, validation_means
+from cnnjax.runs.results import RESULTS, Row, spread, validation_means
+from cnnjax.runs.sweep import RANGES, Board, sweep
 
 
 def as_table(rows: Sequence[Row], fields: Sequence[str]) -> Table:

@@ -1,10 +1,8 @@
 """A config made real: data, augmentation, model, optimizer and mesh, checked before anything compiles."""
 
-import contextlib
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,31 +18,18 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.sources.source import sample_images
-from cnnjax.errors import UserError, parse_call, unknown
-from cnnjax.models import count_params, create_model, variant
+from cnnjax.errors import UserError, parse_call
+from cnnjax.models import count_params, create_model
 from cnnjax.models.placement import Placement
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.runs.initial import initial_variables
 from cnnjax.runs.inputs import load_split, max_bad_images, parse_augment, statistics
+from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 from cnnjax.training.state import TrainState, init_state, run_init
 from cnnjax.training.steps import TrainMetrics
 
 START_IMAGES = 5000  # that a model may see before its first step
-# Arguments below that the config holds in fields of their own.
-_FIELDS = {
-    "learning_rate": "optimizer.learning_rate",
-    "total_steps": "total_epochs",
-    "warmup_steps": "optimizer.warmup_epochs",
-    "steps_per_epoch": "batch_size",
-    "schedule": "optimizer.schedule",
-    "weight_decay": "optimizer.weight_decay",
-    "decay": "optimizer.decay",
-    "decay_mode": "optimizer.decay_mode",
-    "gradient_clip": "optimizer.gradient_clip",
-    "learning_rate_scales": "optimizer.learning_rate_scales",
-    "freeze": "freeze",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,16 +210,6 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
 
 
-def _check_names(config: ConfigDict) -> None:
-    """Raises a UserError for a name that needs no data, before data are read or downloaded."""
-    variant(config.model)
-    parallel.rules_of(config.sharding)
-    for field, table in (("schedule", schedules.SCHEDULES), ("name", optimizers.OPTIMIZERS)):
-        name, _ = _parse_values(f"optimizer.{field}", config.optimizer[field])
-        if name not in table:
-            raise unknown(f"config.optimizer.{field}", name, table)
-
-
 def build(
     config: ConfigDict, *, devices: Sequence[jax.Device] | None = None, source: Any = None
 ) -> Experiment:
@@ -250,7 +225,7 @@ def build(
     config_lib.validate(config)
     mesh = parallel.make_mesh(config.mesh, devices)
     check_batch(config, mesh)
-    _check_names(config)
+    check_names(config)
     source = source or load_split(config, "train")
     facts = statistics(config, source)
     augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
@@ -261,7 +236,7 @@ def build(
     _check_protocol(config, model, protocol)
     per_epoch = batches_lib.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
-    tx, schedule = _make_optimizer(config, total_steps, per_epoch)
+    tx, schedule = make_optimizer(config, total_steps, per_epoch)
     initial = None
     if config.init_from:
         initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
@@ -269,7 +244,7 @@ def build(
         config, mesh, source, augment, eval_augment, protocol, model, tx, schedule,
         per_epoch, total_steps, initial,
     )  # fmt: skip
-    with _errors_name_fields("optimizer.name"):
+    with errors_name_fields("optimizer.name"):
         params = experiment.abstract_state.params
         parameter_groups.decay_mask(params, config.optimizer.decay)
         parameter_groups.frozen_paths(params, config.freeze)
@@ -310,56 +285,3 @@ def _check_protocol(config: ConfigDict, model: nn.Module, protocol: views.Protoc
                 f"cannot take {shape}; allowed: networks that end in global average pooling, on images large "
                 "enough"
             ) from None
-
-
-def _make_optimizer(
-    config: ConfigDict, total_steps: int, steps_per_epoch: float
-) -> tuple[Any, schedules.Schedule]:
-    fields = config.optimizer
-    name, values = _parse_values("optimizer.schedule", fields.schedule)
-    with _errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):
-        schedule = schedules.make_schedule(
-            name,
-            learning_rate=fields.learning_rate,
-            total_steps=total_steps,
-            warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
-            steps_per_epoch=steps_per_epoch,
-            **values,
-        )
-    name, values = _parse_values("optimizer.name", fields.name)
-    with _errors_name_fields(f"optimizer.name={fields.name!r}"):
-        tx = optimizers.make_optimizer(
-            name,
-            schedule,
-            weight_decay=fields.weight_decay,
-            decay=fields.decay,
-            decay_mode=fields.decay_mode,
-            gradient_clip=fields.gradient_clip,
-            **values,
-        )
-        scales = parameter_groups.parse_scales(fields.learning_rate_scales)
-        return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
-
-
-@contextlib.contextmanager
-def _errors_name_fields(chosen: str) -> Iterator[None]:
-    """Puts the config's field in place of the argument that an error names, or `chosen` before it."""
-    try:
-        yield
-    except UserError as error:
-        argument = re.split(r"\W", str(error).removeprefix("unknown "))[0]
-        field = f"config.{_FIELDS.get(argument, chosen)}"
-        if field.endswith(argument):
-            raise UserError(str(error).replace(argument, field, 1)) from None
-        raise UserError(f"{field}: {error}") from None
-
-
-def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the named values of a call such as 'sgd(momentum=0.9)'."""
-    name, args, values = parse_call(spec, f"config.{field}")
-    if args:
-        raise UserError(f"config.{field}={spec!r}: values are given by name, as in {name}(x=1)")
-    for value in values:
-        if value in _FIELDS:
-            raise UserError(f"config.{field}={spec!r}: {value} is set by config.{_FIELDS[value]}")
-    return name, values

@@ -45,7 +45,7 @@ class Log:
         rows = [row for row in run.metrics() if row["step"] <= step]
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
-        self.evaluated = {row["step"]: _accuracy(row) for row in rows if _accuracy(row) is not None}
+        self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}
         self.images_reported = 0  # skipped images that the user has been told of
         run.start_metrics(step)
         self.seconds, self.clock = seconds, time.perf_counter()
@@ -123,7 +123,7 @@ class Log:
         names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in EVALUATED}
         row = {key: scores[prefix][name] for key, (prefix, name) in names.items()}
         self._write(step, row)
-        self.evaluated[step] = _accuracy(row)
+        self.evaluated[step] = max(each["accuracy"] for each in scores.values())
 
     def _skipped_images(self) -> dict[str, int]:
         """How many images were skipped so far; the run folder lists them, and the user is told."""

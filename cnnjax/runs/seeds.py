@@ -79,7 +79,7 @@ def _drive(
 ) -> list[Result | NonFiniteLoss]:
     """Takes every run to its end with one step for all that are under way; returns how each has ended."""
     ends: dict[int, Result | NonFiniteLoss] = {}
-    inputs: dict[int, Inputs | None] = {}
+    inputs: dict[int, Inputs] = {}
     interrupted: list[Interrupted] = []
 
     def resume(i: int, outputs: Outputs | None) -> None:
@@ -96,15 +96,14 @@ def _drive(
 
     for i in range(len(lives)):
         resume(i, None)
-    together: list[int] = []
+    if together := list(inputs):  # not if all are finished already
+        step = _compile(experiment, [runs[i] for i in together])
+    for i in together:
+        resume(i, None)
     while inputs and not interrupted:
-        if together != list(inputs):
+        if together != list(inputs):  # some have ended
             together = list(inputs)
             step = _compile(experiment, [runs[i] for i in together])
-            for i in together:
-                if inputs[i] is None:  # before its first step
-                    resume(i, None)
-            continue
         columns = zip(*(inputs[i] for i in together), strict=True)
         for i, outputs in zip(together, step(*columns), strict=True):
             resume(i, outputs)

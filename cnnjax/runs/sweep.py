@@ -5,17 +5,12 @@ the run folders in `runs/`. What is in the table is not run again, a run that wa
 choices are made on validation: the test split of a run is read once, at its end.
 """
 
-import csv
-import fcntl
 import hashlib
-import io
 import itertools
 import json
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,19 +18,14 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.errors import UserError, parse_call
 from cnnjax.runs import experiment, train
-from cnnjax.runs.folder import Run, write_atomically
+from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss
 from cnnjax.runs.progress import Progress
+from cnnjax.runs.results import Results, Row, row_of
 from cnnjax.runs.seeds import train_together
 
-RESULTS = "results.csv"
 RANGES = ("uniform", "log_uniform")
-SCORES = (
-    *("validation_accuracy", "validation_loss", "validation_ema_accuracy"),
-    *("test_accuracy", "test_loss", "test_macro_f1", "test_ema_accuracy"),
-)
-FACTS = ("epochs", "params", "seconds", "compile_seconds", "cpu_kernels", "machine", "commit", "started")
-Row = dict[str, str]
+Point = Mapping[str, config_lib.Value]
 
 
 class Board(Progress):
@@ -50,7 +40,7 @@ class Board(Progress):
 
 def sweep(
     config: ConfigDict,
-    values: Mapping[str, Sequence[Any] | str],
+    values: Mapping[str, Sequence[config_lib.Value] | str],
     out: str | Path,
     *,
     seeds: int = 1,
@@ -84,13 +74,13 @@ def sweep(
     """
     board = board or Board()
     fields = sorted(values)
-    _check(config, values, seeds, random, task)
+    _check(values, seeds, random, task)
     points = [_typed(point) for point in (_draw(values, random) if random else _product(values))]
-    seed = config.seed
-    runs = [(config_lib.assign(config, {**p, "seed": seed + i}), p) for i in range(seeds) for p in points]
-    runs = {_name(run_config, point): (run_config, point) for run_config, point in runs}
-    for run_config, _ in runs.values():
+    runs: dict[str, tuple[ConfigDict, Point]] = {}
+    for seed, point in itertools.product(range(config.seed, config.seed + seeds), points):
+        run_config = config_lib.assign(config, {**point, "seed": seed})
         config_lib.validate(run_config)
+        runs[_name(run_config, point)] = run_config, point
     out = Path(out)
     results = Results(out, fields)
     results.claim(config)
@@ -108,21 +98,21 @@ def sweep(
         paths = [out / "runs" / name for name in names]
         outcomes = _train([runs[name][0] for name in names], paths, board, stop_seconds)
         for name, path, outcome in zip(names, paths, outcomes, strict=True):
-            results.append(_row(Run.open(path), runs[name][1], outcome))
+            results.append(row_of(Run.open(path), runs[name][1], outcome))
         board.rows(results.read(), fields)
     return results.read()
 
 
 def _batches(
-    missing: Sequence[str], runs: Mapping[str, tuple[ConfigDict, dict[str, Any]]], together: bool
+    missing: Sequence[str], runs: Mapping[str, tuple[ConfigDict, Point]], together: bool
 ) -> list[list[str]]:
     """What is trained at once: a run, or all seeds of a point that are missing."""
     if not together:
         return [[name] for name in missing]
-    found: dict[str, list[str]] = {}
+    by_point: dict[str, list[str]] = {}
     for name in missing:
-        found.setdefault(json.dumps(runs[name][1], sort_keys=True), []).append(name)
-    return list(found.values())
+        by_point.setdefault(json.dumps(runs[name][1], sort_keys=True), []).append(name)
+    return list(by_point.values())
 
 
 def _train(
@@ -140,9 +130,8 @@ def _train(
 
 
 def _check(
-    config: ConfigDict, values: Mapping[str, Any], seeds: int, random: int, task: tuple[int, int]
+    values: Mapping[str, Sequence[config_lib.Value] | str], seeds: int, random: int, task: tuple[int, int]
 ) -> None:
-    config_lib.validate(config)
     for field, given in values.items():
         if field == "seed":
             raise UserError("seed cannot be set; the number of seeds is --seeds=N")
@@ -159,23 +148,26 @@ def _check(
         raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
 
 
-def _product(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _product(values: Mapping[str, Sequence[config_lib.Value] | str]) -> list[Point]:
     fields = sorted(values)
-    return [dict(zip(fields, point, strict=True)) for point in itertools.product(*map(values.get, fields))]
-
-
-def _draw(values: Mapping[str, Sequence[Any] | str], count: int) -> list[dict[str, Any]]:
-    """Points drawn at random, each from its own number, so that more of them leave the first alone."""
-    points = []
-    for i in range(count):
-        draw = np.random.default_rng([0, i])
-        points.append(
-            {f: _draw_value(draw, f, values[f], type(config_lib.field(f).default)) for f in sorted(values)}
-        )
+    product = itertools.product(*(values[field] for field in fields))
+    points: list[Point] = [dict(zip(fields, point, strict=True)) for point in product]
     return points
 
 
-def _draw_value(draw: np.random.Generator, field: str, given: Sequence[Any] | str, kind: type) -> Any:
+def _draw(values: Mapping[str, Sequence[config_lib.Value] | str], count: int) -> list[Point]:
+    """Points drawn at random, each from its own number, so that more of them leave the first alone."""
+    points: list[Point] = []
+    for i in range(count):
+        draw = np.random.default_rng([0, i])
+        points.append({field: _draw_value(draw, field, values[field]) for field in sorted(values)})
+    return points
+
+
+def _draw_value(
+    draw: np.random.Generator, field: str, given: Sequence[config_lib.Value] | str
+) -> config_lib.Value:
+    kind = type(config_lib.field(field).default)
     if not isinstance(given, str):
         return given[int(draw.integers(len(given)))]
     name, ends, named = parse_call(given, field)
@@ -191,148 +183,16 @@ def _draw_value(draw: np.random.Generator, field: str, given: Sequence[Any] | st
     return round(value) if kind is int else float(f"{value:.4g}")
 
 
-def _typed(point: Mapping[str, Any]) -> dict[str, Any]:
+def _typed(point: Point) -> Point:
     """The point with 1 as 1.0 in fields of that type: one run has one name."""
-    whole = {name for name, value in point.items() if type(value) is int}
-    floats = {name for name in whole if isinstance(config_lib.field(name).default, float)}
-    return {name: float(value) if name in floats else value for name, value in point.items()}
+    kinds = {name: type(config_lib.field(name).default) for name in point}
+    whole = {name for name, value in point.items() if type(value) is int and kinds[name] is float}
+    return {name: float(value) if name in whole else value for name, value in point.items()}
 
 
-def _name(config: ConfigDict, point: Mapping[str, Any]) -> str:
+def _name(config: ConfigDict, point: Point) -> str:
     """The run's folder: readable, and one for each point and seed."""
     text = json.dumps([point, config.seed], sort_keys=True)
     words = "_".join(f"{field.rpartition('.')[2]}_{value}" for field, value in point.items())
     readable = re.sub(r"[^A-Za-z0-9.]+", "_", words)[:60].strip("_.") or "base"
     return f"{readable}_seed{config.seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _row(run: Run, point: Mapping[str, Any], outcome: str) -> dict[str, Any]:
-    """What a run folder says of itself, as a row."""
-    config, record, test = run.config(), run.read_json("record.json"), run.read_json("test.json")
-    metrics = run.metrics()
-    last = metrics[-1] if outcome == "finished" else {}
-    scores = {
-        **{name: last.get(name) for name in SCORES[:3]},
-        **{name: test.get(name.removeprefix("test_")) for name in SCORES[3:]},
-        "test_macro_f1": test.get("macro", {}).get("f1"),
-    }
-    machine = record["machine"]
-    return {
-        "run": run.path.name,
-        **point,
-        "seed": config.seed,
-        "outcome": outcome,
-        **{name: "" if value is None else f"{value:.5f}" for name, value in scores.items()},
-        "epochs": config.total_epochs,
-        "params": record.get("model", {}).get("num_params", ""),
-        "seconds": f"{metrics[-1]['seconds']:.1f}" if metrics else "",
-        "compile_seconds": record.get("compile_seconds", ""),
-        "cpu_kernels": record["cpu_kernels"],
-        "machine": f"{machine['processor']}, {machine['cores']} cores, {', '.join(record['devices'])}",
-        "commit": record["commit"],
-        "started": record["started"],
-        "versions": json.dumps({"python": record["python"], **record["versions"]}),
-        "command": json.dumps(record["command"]),
-    }
-
-
-def read_rows(out: str | Path) -> list[Row]:
-    """The rows of a sweep's results.csv; none where there is no such file."""
-    file = Path(out) / RESULTS
-    if not file.exists():
-        return []
-    with open(file, newline="") as opened:
-        return list(csv.DictReader(opened))
-
-
-class Results:
-    """The table of a sweep, written whole each time, so that no end of a process can cut a row."""
-
-    def __init__(self, out: Path, fields: Sequence[str]):
-        self.out, self.file = out, out / RESULTS
-        self.columns = ["run", *fields, "seed", "outcome", *SCORES, *FACTS, "versions", "command"]
-        self.fields = list(fields)
-
-    def claim(self, config: ConfigDict) -> None:
-        """Makes the folder, or checks that what it holds is this sweep.
-
-        Raises:
-          UserError: where it holds another, or cannot be written.
-        """
-        if self.file.exists() and self._head() != self.columns:
-            there = [name for name in self._head() if name in config_lib.FIELDS and name != "seed"]
-            raise UserError(
-                f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}; "
-                "set the same fields, or choose another --out"
-            )
-        try:
-            (self.out / "runs").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out={self.out} cannot be written: {error.strerror}") from None
-        saved = self.out / "sweep.json"
-        with self._locked():
-            if not saved.exists():
-                write_atomically(saved, config_lib.to_json(config))
-        try:
-            before = config_lib.from_json(saved.read_text())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{saved} cannot be read: {error}") from None
-        kept = {f"config.{field}" for field in (*self.fields, "seed")}
-        changed = [d for d in config_lib.differing(before, config) if d.partition(":")[0] not in kept]
-        if changed:
-            raise UserError(
-                f"{self.out} holds a sweep of another config ({'; '.join(changed)}); choose another --out"
-            )
-
-    def _head(self) -> list[str]:
-        with open(self.file, newline="") as file:
-            return next(csv.reader(file), [])
-
-    def read(self) -> list[Row]:
-        """The rows so far, in the order in which they came."""
-        return read_rows(self.out)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row, unless the run has one already."""
-        with self._locked():
-            rows = self.read()
-            if any(old["run"] == row["run"] for old in rows):
-                return
-            text = io.StringIO()
-            writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*rows, row])
-            write_atomically(self.file, text.getvalue())
-
-    def _locked(self) -> Any:
-        """The folder, held by this process alone until the file that is returned is closed."""
-        file = open(self.out / "runs" / ".lock", "w")  # noqa: SIM115, closed by the caller's `with`
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return file
-
-
-def best(rows: Sequence[Row], fields: Sequence[str]) -> dict[str, str] | None:
-    """The fields of the point with the highest mean accuracy on validation; None where no run has one."""
-    points = [(mean, point) for point, mean in validation_means(rows, fields).items()]
-    return dict(zip(fields, max(points)[1], strict=True)) if points else None
-
-
-def validation_means(rows: Sequence[Row], fields: Sequence[str]) -> dict[tuple[str, ...], float]:
-    """Mean validation accuracy by point, of those whose runs all ended well."""
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[field] for field in fields), []).append(row)
-    return {
-        point: statistics.mean(float(row["validation_accuracy"]) for row in members)
-        for point, members in found.items()
-        if all(row["validation_accuracy"] for row in members)
-    }
-
-
-def spread(values: Sequence[str], scale: float = 100, digits: int = 2) -> str:
-    """'92.02 ± 0.03' of numbers as text, the sample's standard deviation; '' of none."""
-    numbers = [scale * float(value) for value in values if value]
-    if not numbers:
-        return ""
-    deviation = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{statistics.mean(numbers):.{digits}f}{deviation}"

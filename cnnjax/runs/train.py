@@ -19,7 +19,7 @@ from cnnjax.runs.log import Log
 from cnnjax.runs.memory import out_of_memory
 from cnnjax.runs.progress import Progress
 from cnnjax.runs.signals import Interrupted, caught_signals
-from cnnjax.runs.step import Inputs, Outputs, compile_step
+from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, compile_step
 from cnnjax.training.state import TrainState
 from cnnjax.training.steps import TrainMetrics, in_turn_on_cpu
 
@@ -34,7 +34,7 @@ class Result:
     class_names: tuple[str, ...]
 
 
-Life = Generator[Inputs | None, Outputs, Result]
+Life = Generator[Inputs, Outputs, Result]
 
 
 def train(
@@ -82,8 +82,8 @@ def live(
 ) -> Life:
     """One run, from its newest checkpoint or from nothing to its test scores.
 
-    A generator, so that several runs can share one compiled step: it yields None when the step is to be
-    compiled, then before each step what the step takes, and is sent what the step returned.
+    A generator, so that several runs can share one compiled step: it first yields the shapes of what the step
+    takes, so that it can be compiled, then before each step what it takes, and is sent what it returned.
     """
     config, total, per_evaluation = experiment.config, experiment.total_steps, experiment.steps_per_evaluation
     batches, key = experiment.train_batches(), experiment.key()
@@ -120,7 +120,7 @@ def live(
             checkpoints.wait()
             raise Interrupted(signum, f"{signal.Signals(signum).name}: {kept()}")
 
-    def evaluate() -> None:
+    def evaluate(evaluator: Evaluator) -> None:
         if step not in log.evaluated:
             weights = state.weights()
             log.evaluation(step, {name: evaluator(tree, stop_if_told)[0] for name, tree in weights.items()})
@@ -129,9 +129,9 @@ def live(
     stop.kept = kept
     progress.start(step, total)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
-        evaluate()  # it was under way when the run was stopped
+        evaluate(evaluator)  # it was under way when the run was stopped
     if step < total:
-        yield None
+        yield abstract_inputs(experiment)
     log.lap()
     stop_if_told()
     while step < total:
@@ -144,7 +144,7 @@ def live(
         if due(per_evaluation) or due(config.checkpoint_every_steps):
             save()
         if evaluator and due(per_evaluation):
-            evaluate()
+            evaluate(evaluator)
         stop_if_told()
     checkpoints.wait()
     test = test_scores(experiment, run, step, state.weights(), stop_if_told)
@@ -175,7 +175,7 @@ def restore(
     experiment: Experiment, run: Run, checkpoints: Checkpoints, batches: Any, progress: Progress
 ) -> tuple[int, TrainState, TrainMetrics, float]:
     """(step, state, sums of the log interval, seconds) to begin with; sets the batches' position."""
-    for damaged in processes.first_then_others(checkpoints.clear_unfinished, list):
+    for damaged in processes.first_then_others(checkpoints.clear_unfinished, lambda: []):
         progress.note(f"checkpoint {damaged} is damaged; renamed to {damaged}.damaged")
     restored = checkpoints.restore(experiment.abstract_tree())
     if restored is None:

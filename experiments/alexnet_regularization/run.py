@@ -18,8 +18,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Board, Row, spread, sweep
+from cnnjax.runs.results import Row, read_results, spread
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, studies  # noqa: F401
 
 MODEL, AUGMENT = "model", "augment.train"
@@ -69,7 +69,7 @@ def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
 
 def read_rows() -> list[Row]:
     """The rows of results.csv, each with `train_accuracy`."""
-    return studies.with_scores(sweeps.read_rows(HERE), HERE, "train")
+    return studies.with_scores(read_results(HERE), HERE, "train")
 
 
 def on(row: Row) -> set[str]:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from cnnjax import config as config_lib
 from cnnjax.cli.sweep import Lines
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Row, spread, sweep
+from cnnjax.runs.results import Row, read_results, spread
+from cnnjax.runs.sweep import sweep
 from experiments import pages, studies
 
 DTYPES = ("float32", "bfloat16")
@@ -56,7 +56,7 @@ def make_config(case: str) -> config_lib.ConfigDict:
 
 def read_rows() -> list[Row]:
     """The rows of both sweeps, each with its case."""
-    return [{"case": case, **row} for case in CASES for row in sweeps.read_rows(HERE / case)]
+    return [{"case": case, **row} for case in CASES for row in read_results(HERE / case)]
 
 
 def table(rows: list[Row]) -> str:

@@ -15,8 +15,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Board, Row, spread, sweep
+from cnnjax.runs.results import Row, read_results, spread
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, studies  # noqa: F401
 
 KINDS = ("plain", "resnet")
@@ -48,7 +48,7 @@ def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
 
 
 def read_rows() -> list[Row]:
-    return sweeps.read_rows(HERE)
+    return read_results(HERE)
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:

@@ -14,10 +14,10 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs import sweep as sweeps
 from cnnjax.runs.folder import Run
 from cnnjax.runs.replay import replay_step
-from cnnjax.runs.sweep import Board, Row, spread, sweep
+from cnnjax.runs.results import Row, read_results, spread
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, studies  # noqa: F401
 
 NETS = {"original": "original", "pre-activation": "full_preactivation"}
@@ -63,7 +63,7 @@ def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
 
 def read_rows() -> list[Row]:
     """The rows of results.csv with those of gradients.csv."""
-    return studies.with_scores(sweeps.read_rows(HERE), HERE, "gradients")
+    return studies.with_scores(read_results(HERE), HERE, "gradients")
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.profiling.summary import summarize
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Board, Row, sweep
+from cnnjax.runs.results import Row, read_results
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, studies  # noqa: F401
 
 CELLS = {
@@ -50,7 +50,7 @@ def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
 
 
 def read_rows() -> list[Row]:
-    return sweeps.read_rows(HERE)
+    return read_results(HERE)
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:

@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from cnnjax import config as config_lib
 from cnnjax.cli.sweep import Lines
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Row, best, spread, sweep
+from cnnjax.runs.results import Row, best, read_results, spread
+from cnnjax.runs.sweep import sweep
 from experiments import pages, studies
 
 MODEL, RATE = "model", "optimizer.learning_rate"
@@ -44,7 +44,7 @@ def make_config() -> config_lib.ConfigDict:
 
 
 def read_rows() -> list[Row]:
-    return sweeps.read_rows(HERE)
+    return read_results(HERE)
 
 
 def chosen(rows: list[Row], kind: str) -> list[Row]:

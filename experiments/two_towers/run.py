@@ -26,8 +26,8 @@ from cnnjax.profiling.compiled import inspect, layer_paths
 from cnnjax.runs import train as loop
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.results import Row, spread
 from cnnjax.runs.step import lower_step
-from cnnjax.runs.sweep import Row, spread
 from experiments import pages, results, studies
 
 MODEL = "alexnet(image_size=67, widths=(32, 64, 96, 96, 64, 256, 256), std=0.06, bias=0.1)"

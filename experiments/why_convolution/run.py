@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 import cnnjax
 from cnnjax import config as config_lib
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Board, Row, sweep
+from cnnjax.runs.results import Row, read_results
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, studies  # noqa: F401
 
 MODEL = "model"
@@ -76,7 +76,7 @@ def shifted(images: np.ndarray, pixels: int) -> np.ndarray:
 
 def read_rows() -> list[Row]:
     """The rows of results.csv with those of shifts.csv."""
-    return studies.with_scores(sweeps.read_rows(HERE), HERE, "shifts")
+    return studies.with_scores(read_results(HERE), HERE, "shifts")
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:

@@ -13,8 +13,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs import sweep as sweeps
-from cnnjax.runs.sweep import Board, Row, sweep
+from cnnjax.runs.results import Row, read_results
+from cnnjax.runs.sweep import Board, sweep
 from experiments import pages, studies  # noqa: F401
 
 SIZES = ((10, 1), (16, 1), (28, 1), (10, 2))  # depth, widening factor
@@ -48,7 +48,7 @@ def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
 
 
 def read_rows() -> list[Row]:
-    return sweeps.read_rows(HERE)
+    return read_results(HERE)
 
 
 def groups(rows: list[Row]) -> dict[str, list[Row]]:

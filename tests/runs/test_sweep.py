@@ -18,8 +18,9 @@ from cnnjax.errors import UserError
 from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs import train
 from cnnjax.runs.folder import Run
+from cnnjax.runs.results import best, spread
 from cnnjax.runs.seeds import train_together
-from cnnjax.runs.sweep import best, spread, sweep
+from cnnjax.runs.sweep import sweep
 
 FIELD = "optimizer.learning_rate"
 TINY = [

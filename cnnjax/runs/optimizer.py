@@ -1,0 +1,92 @@
+"""The optimizer and the schedule that a config names; errors name its fields."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import optax
+from ml_collections import ConfigDict
+
+from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.models import variant
+from cnnjax.training import optimizers, parallel, parameter_groups, schedules
+
+# Arguments below that the config holds in fields of their own.
+_FIELDS = {
+    "learning_rate": "optimizer.learning_rate",
+    "total_steps": "total_epochs",
+    "warmup_steps": "optimizer.warmup_epochs",
+    "steps_per_epoch": "batch_size",
+    "schedule": "optimizer.schedule",
+    "weight_decay": "optimizer.weight_decay",
+    "decay": "optimizer.decay",
+    "decay_mode": "optimizer.decay_mode",
+    "gradient_clip": "optimizer.gradient_clip",
+    "learning_rate_scales": "optimizer.learning_rate_scales",
+    "freeze": "freeze",
+}
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raises a UserError for a name that needs no data, before data are read or downloaded."""
+    variant(config.model)
+    parallel.rules_of(config.sharding)
+    for field, table in (("schedule", schedules.SCHEDULES), ("name", optimizers.OPTIMIZERS)):
+        name, _ = _parse_values(f"optimizer.{field}", config.optimizer[field])
+        if name not in table:
+            raise unknown(f"config.optimizer.{field}", name, table)
+
+
+def make_optimizer(
+    config: ConfigDict, total_steps: int, steps_per_epoch: float
+) -> tuple[optax.GradientTransformationExtraArgs, schedules.Schedule]:
+    """The optimizer with its parameter groups, and the schedule of its learning rate."""
+    fields = config.optimizer
+    name, values = _parse_values("optimizer.schedule", fields.schedule)
+    with errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):
+        schedule = schedules.make_schedule(
+            name,
+            learning_rate=fields.learning_rate,
+            total_steps=total_steps,
+            warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            **values,
+        )
+    name, values = _parse_values("optimizer.name", fields.name)
+    with errors_name_fields(f"optimizer.name={fields.name!r}"):
+        tx = optimizers.make_optimizer(
+            name,
+            schedule,
+            weight_decay=fields.weight_decay,
+            decay=fields.decay,
+            decay_mode=fields.decay_mode,
+            gradient_clip=fields.gradient_clip,
+            **values,
+        )
+        scales = parameter_groups.parse_scales(fields.learning_rate_scales)
+        return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
+
+
+@contextlib.contextmanager
+def errors_name_fields(chosen: str) -> Iterator[None]:
+    """Puts the config's field in place of the argument that an error names, or `chosen` before it."""
+    try:
+        yield
+    except UserError as error:
+        argument = re.split(r"\W", str(error).removeprefix("unknown "))[0]
+        field = f"config.{_FIELDS.get(argument, chosen)}"
+        if field.endswith(argument):
+            raise UserError(str(error).replace(argument, field, 1)) from None
+        raise UserError(f"{field}: {error}") from None
+
+
+def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the named values of a call such as 'sgd(momentum=0.9)'."""
+    name, args, values = parse_call(spec, f"config.{field}")
+    if args:
+        raise UserError(f"config.{field}={spec!r}: values are given by name, as in {name}(x=1)")
+    for value in values:
+        if value in _FIELDS:
+            raise UserError(f"config.{field}={spec!r}: {value} is set by config.{_FIELDS[value]}")
+    return name, values
