@@ -1,7 +1,9 @@
 """The command `cnnjax bench`: what is fast and what is not."""
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 from rich.table import Table
@@ -9,6 +11,9 @@ from rich.table import Table
 from cnnjax.cli.flags import parse_flags
 from cnnjax.cli.tables import print_table
 from cnnjax.errors import unknown
+
+if TYPE_CHECKING:
+    from cnnjax.profiling.benchmark import Figures
 
 
 def bench(args: list[str]) -> None:
@@ -32,22 +37,16 @@ def _data(args: list[str]) -> None:
         flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
 
     values, _ = parse_flags("bench data", args, define)
-    from cnnjax.profiling.input_pipeline import bench_data, rows
+    from cnnjax.profiling.input_pipeline import bench_data
 
-    found = bench_data(
+    figures = bench_data(
         values.data,
         rounds=values.rounds,
         seconds=values.seconds,
         images=values.images,
         step_model=values.model,
     )
-    if values.json:
-        print(json.dumps(found))
-        return
-    table = Table("measure", "value", "target", "")
-    for what, measured, target, met in rows(found):
-        table.add_row(what, measured, target, "met" if met else "missed")
-    print_table(table)
+    _print(figures, as_json=values.json)
 
 
 def _train(args: list[str]) -> None:
@@ -64,7 +63,7 @@ def _train(args: list[str]) -> None:
     values, _ = parse_flags("bench train", args, define)
     from cnnjax.profiling.benchmark import bench_train
 
-    found = bench_train(
+    figures = bench_train(
         values.model,
         batch_size=values.batch_size,
         dtype=values.dtype,
@@ -73,16 +72,18 @@ def _train(args: list[str]) -> None:
         seconds=values.seconds,
         against=values.against,
     )
-    if values.json:
-        print(json.dumps(found))
-    else:
-        print_table(_as_table(found))
+    _print(figures, as_json=values.json)
 
 
-def _as_table(found: dict[str, Any]) -> Table:
+def _print(figures: Figures, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))
+        return
     table = Table("measure", "value")
-    for name, value in found.items():
-        rows = value.items() if isinstance(value, dict) else [(name, value)]
-        for key, item in rows:
-            table.add_row(key if key == name else f"share: {key}", str(item))
-    return table
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            for key, item in value.items():
+                table.add_row(f"share: {key}", str(item))
+        else:
+            table.add_row(name, str(value))
+    print_table(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -149,7 +150,7 @@ def show(found: Forecast, title: str) -> None:
     table.add_row("bytes read and written", in_units(program.bytes_accessed))
     for kind, (count, wire) in program.by_kind().items():
         table.add_row(f"{count} x {kind}, bytes sent", in_units(wire))
-    if found.compute is not None:
+    if not math.isnan(found.compute):
         table.add_row("computation, ms at least", f"{1e3 * found.compute:.3f}")
         table.add_row("network, ms", f"{1e3 * found.network:.3f}")
         hidden, alone = found.efficiency_hidden, found.efficiency_alone

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,10 @@ from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.runs.memory import device_memory
 from cnnjax.training import optimizers, schedules
-from cnnjax.training.state import init_state, run_init
-from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, train_step
+from cnnjax.training.state import TrainState, init_state, run_init
+from cnnjax.training.steps import Batch, batch_gradient, in_turn_on_cpu, train_step
 
+Figures = dict[str, int | float | str | dict[str, float]]
 DTYPES = ("float32", "bfloat16")
 # What a profiled operation is, by the innermost JAX function that made it; the first match counts.
 KINDS = {
@@ -51,36 +51,19 @@ class TrainBench:
             raise unknown("--dtype", dtype, DTYPES)
         if batch_size < 1:
             raise UserError(f"--batch_size={batch_size} must be at least 1")
-        self.spec, self.batch_size, self.dtype = spec, batch_size, dtype
+        self.batch_size = batch_size
         preset = variant(spec).preset
         height, width, channels = preset.input_size
         shape = (image_size or height, image_size or width, channels)
         start = time.perf_counter()
-        self._step = self._compile(shape, preset.num_classes)
+        self.state, step = _make_step(spec, dtype, shape)
+        batch, key = _synthetic_batch(batch_size, shape, preset.num_classes), jax.random.key(0)
+        self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, batch, key).compile()
+        memory = device_memory(self.compiled)
+        self._step = lambda state: in_turn_on_cpu(self.compiled(state, batch, key), memory)
         self.compile_seconds = time.perf_counter() - start
         self.step()
         self.first_step_seconds = time.perf_counter() - start
-
-    def _compile(self, shape: tuple[int, int, int], num_classes: int) -> Callable:
-        model = create_model(self.spec, dtype=jnp.dtype(self.dtype))
-        schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
-        tx = optimizers.make_optimizer("sgd", schedule)
-        augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
-        key = jax.random.key(0)
-        self.state = run_init(functools.partial(init_state, model, tx, key, shape))
-        draw = np.random.default_rng(0)
-        self.batch = jax.device_put(
-            {
-                "image": draw.integers(0, 256, (self.batch_size, *shape), np.uint8),
-                "label": draw.integers(0, num_classes, self.batch_size).astype(np.int32),
-                "mask": np.ones(self.batch_size, np.float32),
-            }
-        )
-        gradient = functools.partial(batch_gradient, model=model, augment=augment)
-        step = functools.partial(train_step, tx=tx, gradient=gradient)
-        self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.batch, key).compile()
-        memory = device_memory(self.compiled)
-        return lambda state: in_turn_on_cpu(self.compiled(state, self.batch, key), memory)
 
     def step(self) -> None:
         """One step, done when it returns."""
@@ -99,10 +82,9 @@ class TrainBench:
         return steps * self.batch_size / (time.perf_counter() - start)
 
     def shares(self, steps: int = 3) -> dict[str, float]:
-        """The part of the step's time that each kind of operation takes, largest first."""
-        origin = dict(
-            re.findall(r'%?([\w.\-]+) = [^\n]*metadata={[^}]*op_name="([^"]*)"', self.compiled.as_text())
-        )
+        """The share of the step's time that each kind of operation takes, largest first."""
+        text = self.compiled.as_text() or ""
+        origin = dict(re.findall(r'%?([\w.\-]+) = [^\n]*metadata={[^}]*op_name="([^"]*)"', text))
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 for _ in range(steps):
@@ -111,17 +93,35 @@ class TrainBench:
             planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
         spent: Counter[str] = Counter()
         for event in (event for plane in planes for line in plane.lines for event in line.events):
-            name = dict(event.stats).get("hlo_op")
+            name = str(dict(event.stats).get("hlo_op", ""))
             if name and not event.name.startswith("end:"):
-                spent[_kind(origin.get(name, name))] += event.duration_ns
+                kinds = (kind for kind, made in KINDS.items() if re.search(made, origin.get(name, name)))
+                spent[next(kinds, "element-wise and copies")] += event.duration_ns
         return {kind: ns / spent.total() for kind, ns in spent.most_common()}
 
 
-def _kind(origin: str) -> str:
-    for kind, pattern in KINDS.items():
-        if re.search(pattern, origin):
-            return kind
-    return "element-wise and copies"
+def _make_step(
+    spec: str, dtype: str, shape: tuple[int, int, int]
+) -> tuple[TrainState, Callable[..., tuple[TrainState, object]]]:
+    """The initial state of a model, and its training step."""
+    model = create_model(spec, dtype=jnp.dtype(dtype))
+    schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
+    tx = optimizers.make_optimizer("sgd", schedule)
+    augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
+    state = run_init(functools.partial(init_state, model, tx, jax.random.key(0), shape))
+    gradient = functools.partial(batch_gradient, model=model, augment=augment)
+    return state, functools.partial(train_step, tx=tx, gradient=gradient)
+
+
+def _synthetic_batch(batch_size: int, shape: tuple[int, int, int], num_classes: int) -> Batch:
+    draw = np.random.default_rng(0)
+    return jax.device_put(
+        {
+            "image": draw.integers(0, 256, (batch_size, *shape), np.uint8),
+            "label": draw.integers(0, num_classes, batch_size).astype(np.int32),
+            "mask": np.ones(batch_size, np.float32),
+        }
+    )
 
 
 def bench_train(
@@ -133,7 +133,7 @@ def bench_train(
     rounds: int = 5,
     seconds: float = 4.0,
     against: str | None = None,
-) -> dict[str, Any]:
+) -> Figures:
     """Measures a training step; with `against="torch"` in turn with PyTorch's, in the same minutes.
 
     Returns:
@@ -156,13 +156,9 @@ def bench_train(
     finally:
         if peer:
             peer.process.terminate()
-    found = {
-        "model": spec,
-        "dtype": dtype,
-        "batch": batch_size,
-        "images_per_second": round(statistics.median(ours), 2),
-        "images_per_second_min": round(min(ours), 2),
-        "images_per_second_max": round(max(ours), 2),
+    figures: Figures = {"model": spec, "dtype": dtype, "batch": batch_size}
+    figures |= with_range("images_per_second", ours, 2)
+    figures |= {
         "compile_seconds": round(bench.compile_seconds, 2),
         "first_step_seconds": round(bench.first_step_seconds, 2),
         "peak_memory_bytes": peak_memory(),
@@ -171,18 +167,36 @@ def bench_train(
         "shares": {kind: round(share, 3) for kind, share in bench.shares().items()},
     }
     if theirs:
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        found["torch_images_per_second"] = round(statistics.median(theirs), 2)
-        found["ratio"] = round(statistics.median(ratios), 3)
-        found["ratio_min"], found["ratio_max"] = round(min(ratios), 3), round(max(ratios), 3)
-    return found
+        figures["torch_images_per_second"] = round(statistics.median(theirs), 2)
+        figures |= with_range("ratio", [a / b for a, b in zip(ours, theirs, strict=True)], 3)
+    return figures
+
+
+def with_range(name: str, values: list[float], digits: int) -> dict[str, float]:
+    """The median of repeated measurements under a name, with the smallest and the largest."""
+    figures = {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+    return {name: round(value, digits) for name, value in figures.items()}
+
+
+def calls_per_second(call: Callable[[], object], seconds: float) -> float:
+    """How often a function can be called, measured over at least so many seconds and two calls."""
+    start, count = time.perf_counter(), 0
+    while count < 2 or time.perf_counter() - start < seconds:
+        call()
+        count += 1
+    return count / (time.perf_counter() - start)
 
 
 def peak_memory() -> int:
     """Bytes: the device's peak where it keeps count, else the largest resident size of this process."""
     stats = jax.devices()[0].memory_stats() or {}
-    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return stats.get("peak_bytes_in_use") or in_kib * (1 if sys.platform == "darwin" else 1024)
+    return stats.get("peak_bytes_in_use") or peak_resident()
+
+
+def peak_resident() -> int:
+    """Bytes: the largest resident size of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Peer:
@@ -190,17 +204,17 @@ class Peer:
 
     def __init__(self, spec: str, batch_size: int, dtype: str):
         command = [sys.executable, "-m", "cnnjax.profiling.torch_peer", spec, str(batch_size), dtype]
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        self.process = subprocess.Popen(command, **pipes, text=True)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self._answer()
 
     def __call__(self, seconds: float) -> float:
         """Images a second."""
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
+        print(seconds, file=self.process.stdin, flush=True)
         return self._answer()["images_per_second"]
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout and self.process.stderr
         line = self.process.stdout.readline()
         if not line:
             reason = self.process.stderr.read().strip().splitlines()

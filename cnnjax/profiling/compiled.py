@@ -7,18 +7,18 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
+from flax import traverse_util
+from flax.typing import Collection
 
 KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
 )  # fmt: skip
 BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}
-# One instruction of HLO's text: its name, the shape of its result, and a collective's name.
-INSTRUCTION = re.compile(
-    rf"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-done)?\((.*)$", re.MULTILINE
-)
+# HLO's text: an instruction's name, and of a collective the shape of its result, its kind and the rest.
+INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*$", re.MULTILINE)
+COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-done)?\((.*)$")
 SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 OTHER = "step"  # where a collective belongs to no layer: gradients combined, metrics
@@ -75,16 +75,16 @@ class Program:
 
     def by_layer(self) -> dict[str, tuple[int, float]]:
         """(how many, bytes sent) by layer, the most bytes first."""
-        found = _sums((c.layer, c) for c in self.collectives)
-        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+        sums = _sums((c.layer, c) for c in self.collectives)
+        return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
 
 
 def _sums(pairs: Iterable[tuple[str, Collective]]) -> dict[str, tuple[int, float]]:
-    found: dict[str, tuple[int, float]] = {}
+    sums: dict[str, tuple[int, float]] = {}
     for name, each in pairs:
-        count, wire = found.get(name, (0, 0.0))
-        found[name] = count + each.count, wire + each.count * each.wire
-    return found
+        count, wire = sums.get(name, (0, 0.0))
+        sums[name] = count + each.count, wire + each.count * each.wire
+    return sums
 
 
 def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Program:
@@ -94,6 +94,7 @@ def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Progra
       layers: the module paths ('stage1_block1/conv1') that collectives are told apart by.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    assert memory, "the backend tells the memory of what it compiles"
     return Program(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes,
@@ -101,58 +102,49 @@ def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Progra
         aliased=memory.alias_size_in_bytes,
         flops=cost.get("flops", math.nan),
         bytes_accessed=cost.get("bytes accessed", math.nan),
-        collectives=tuple(collectives(compiled.as_text(), layers)),
+        collectives=tuple(collectives(compiled.as_text() or "", layers)),
     )
+
+
+def layer_paths(params: Collection) -> set[str]:
+    """The paths of the modules that hold parameters."""
+    return {"/".join(path[:-1]) for path in traverse_util.flatten_dict(params)}
 
 
 def collectives(text: str, layers: Iterable[str] = ()) -> Iterator[Collective]:
     """The collectives in a module of optimized HLO text, those in loops counted as often as they run."""
-    known = set(layers)
-    times = _times(text)
-    lines = {match[1]: match[0] for match in INSTRUCTION_LINE.finditer(text)}
-    for name, body in _computations(text):
-        for found in INSTRUCTION.finditer(body):
-            shape, kind, done, rest = found[2], found[3], found[4], found[5]
-            start = lines.get(_operand(rest), "") if done else ""
-            whole = rest + start
-            shapes = SHAPE.findall(shape)
-            devices = _group_size(whole)
+    known, computations = set(layers), _computations(text)
+    times = _times(computations)
+    starts = {match[1]: match[0] for match in INSTRUCTION.finditer(text)}
+    for name, lines in computations.items():
+        for found in filter(None, map(COLLECTIVE.search, lines)):
+            shape, kind, done, rest = found.groups()
+            if done:  # what it started with tells its devices and layer
+                operand = re.match(r"[^%(]*%?([\w.\-]+)\)", rest)
+                rest += starts.get(operand[1], "") if operand else ""
+            shapes, devices = SHAPE.findall(shape), _group_size(rest)
             if devices > 1:
-                yield Collective(
-                    kind=kind,
-                    layer=_layer(whole, known),
-                    size=sum(_bytes(*each) for each in shapes),
-                    devices=devices,
-                    count=times.get(name, 1),
-                    tensors=len(shapes),
-                )
+                size = sum(_bytes(*each) for each in shapes)
+                yield Collective(kind, _layer(rest, known), size, devices, times.get(name, 1), len(shapes))
 
 
-INSTRUCTION_LINE = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*$", re.MULTILINE)
-
-
-def _operand(rest: str) -> str:
-    found = re.match(r"(?:[^%(]*)%?([\w.\-]+)\)", rest)
-    return found[1] if found else ""
-
-
-def _computations(text: str) -> Iterator[tuple[str, str]]:
-    """(name, body) of each computation."""
-    name, body = "", []
+def _computations(text: str) -> dict[str, list[str]]:
+    """{name: lines} of each computation."""
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
     for line in text.splitlines():
         if found := COMPUTATION.match(line):
-            name, body = found[1], []
-        elif line.startswith("}"):
-            yield name, "\n".join(body)
+            lines = computations[found[1]] = []
         else:
-            body.append(line)
+            lines.append(line)
+    return computations
 
 
-def _times(text: str) -> dict[str, int]:
+def _times(computations: dict[str, list[str]]) -> dict[str, int]:
     """How often each computation that a loop, or something in it, calls is run."""
     calls: dict[str, list[tuple[str, int]]] = {}
-    for name, body in _computations(text):
-        for line in body.splitlines():
+    for name, lines in computations.items():
+        for line in lines:
             trips = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
             for callee in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
                 count = int(trips[1]) if trips and f"body=%{callee}" in line else 1
@@ -168,9 +160,9 @@ def _times(text: str) -> dict[str, int]:
 
 
 def _bytes(dtype: str, dims: str) -> int:
-    if dtype not in BITS and not re.fullmatch(r"[a-z]+\d+\w*", dtype):
-        return 0
-    bits = BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+    """The size of an array written as 'bf16[3,8]'; 0 of a token."""
+    digits = re.fullmatch(r"[a-z]+(\d+)\w*", dtype)
+    bits = BITS.get(dtype) or (int(digits[1]) if digits else 0)
     return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8
 
 
@@ -183,9 +175,7 @@ def _group_size(attributes: str) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return found[1].count(",") + 1
-    if "source_target_pairs=" in attributes:
-        return 2
-    return 0
+    return 2 if "source_target_pairs=" in attributes else 0
 
 
 def _layer(attributes: str, known: set[str]) -> str:
@@ -194,10 +184,3 @@ def _layer(attributes: str, known: set[str]) -> str:
     parts = [part for part in (found[1].split("/") if found else []) if "(" not in part]
     paths = ("/".join(parts[a:b]) for b in range(len(parts), 0, -1) for a in range(b))
     return next((path for path in paths if path in known), OTHER)
-
-
-def layer_paths(params: Any) -> set[str]:
-    """The paths of the modules that hold parameters."""
-    return {
-        "/".join(str(key.key) for key in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    }

@@ -6,18 +6,18 @@ XLA's own compiler for TPUs comes with `pip install 'cnnjax[tpu]'` and compiles 
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.sources.source import ArraySource
+from cnnjax.data.sources.source import ArraySource, Source
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import variant
 from cnnjax.ops import cpu
@@ -53,7 +53,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A compiled step and, where the chip's figures are known, the seconds that it should take.
+    """A compiled step and, for a chip with known figures, the seconds that it should take (else NaN).
 
     `compute` is the larger of FLOPs over peak and of XLA's count of bytes over memory bandwidth; `network`
     the time of all collectives one after the other, at the published rate. The efficiency of many chips
@@ -64,37 +64,43 @@ class Forecast:
     program: Program
     num_devices: int
     compile_seconds: float
-    compute: float | None = None
-    network: float | None = None
+    compute: float = math.nan
+    network: float = math.nan
 
     @property
-    def efficiency_alone(self) -> float | None:
-        return None if self.compute is None else self.compute / (self.compute + self.network)
+    def efficiency_alone(self) -> float:
+        return self.compute / (self.compute + self.network)
 
     @property
-    def efficiency_hidden(self) -> float | None:
-        return None if self.compute is None else self.compute / max(self.compute, self.network)
+    def efficiency_hidden(self) -> float:
+        return self.compute / max(self.compute, self.network)
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, ...]]:
     """The devices, the chip and the shape that a name such as 'v5e:2x4' or 'cpu:8' means.
 
     Raises:
-      UserError: for another name, or where the compiler is not installed.
+      UserError: for another name, or if the compiler is not installed.
     """
     kind, _, shape = name.partition(":")
     if kind not in (*CHIPS, "cpu"):
         raise unknown("--topology", name, [*(f"{chip}:2x4" for chip in CHIPS), "cpu:8"])
     sides = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
-    if kind == "cpu" and len(sides) == 1:
-        with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
-            jax.config.update("jax_num_cpu_devices", sides[0])
-        devices = jax.devices("cpu")
-        if len(devices) < sides[0]:
-            raise UserError(f"--topology={name}: this process already runs with {len(devices)} CPU devices")
-        return devices[: sides[0]], None, sides
-    if kind == "cpu" or len(sides) != 2:
+    if len(sides) != (1 if kind == "cpu" else 2):
         raise UserError(f"--topology={name} must give the shape, as in 'v5e:2x4', 'v5e:16x16' or 'cpu:8'")
+    return (_cpus(name, *sides), None, sides) if kind == "cpu" else (_tpus(name), CHIPS[kind], sides)
+
+
+def _cpus(name: str, count: int) -> Sequence[jax.Device]:
+    with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise UserError(f"--topology={name}: this process already runs with {len(devices)} CPU devices")
+    return devices[:count]
+
+
+def _tpus(name: str) -> Sequence[jax.Device]:
     if not importlib.util.find_spec("libtpu"):
         raise UserError(
             f"--topology={name} needs the compiler for TPUs: pip install 'cnnjax[tpu]' (on Linux)"
@@ -106,13 +112,12 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, .
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nobody takes a chip
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # the runtime raises several kinds
         raise UserError(f"--topology={name}: {' '.join(str(error).split())[:200]}") from None
-    return found.devices, CHIPS[kind], sides
 
 
-def forecast(config: ConfigDict, name: str, *, source: Any = None) -> Forecast:
+def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> Forecast:
     """Compiles the training step of a config for a topology; `source` stands for its images.
 
     Raises:
@@ -121,7 +126,8 @@ def forecast(config: ConfigDict, name: str, *, source: Any = None) -> Forecast:
     devices, chip, sides = topology(name)
     experiment = build(config, devices=devices, source=source)
     start = time.perf_counter()
-    with _for_other_devices(chip), out_of_memory(name, config.model, config.batch_size):
+    kernels = cpu.paused() if chip else contextlib.nullcontext()  # those of this machine's CPU
+    with kernels, out_of_memory(name, config.model, config.batch_size):
         compiled = lower_step(experiment).compile()
     seconds = time.perf_counter() - start
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
@@ -143,12 +149,6 @@ def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> 
     return each.wire / chip.network + hops * chip.hop * (2 if each.kind == "all-reduce" else 1)
 
 
-@contextlib.contextmanager
-def _for_other_devices(chip: Chip | None) -> Iterator[None]:
-    with cpu.paused() if chip else contextlib.nullcontext():
-        yield
-
-
 def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_examples: int = 64) -> ArraySource:
     """Images that hold nothing and take no memory, to compile a step without the data set."""
     image = np.broadcast_to(np.uint8(0), (num_examples, *image_shape))
@@ -156,19 +156,25 @@ def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_exampl
     return ArraySource(image, np.zeros(num_examples, np.int32), names, name="blank", split="train")
 
 
-def model_memory(spec: str, batch_size: int, *, dtype: str = "float32", topology_name: str = "") -> Forecast:
-    """The memory of a training step of one model at its preset's size, compiled for one device."""
+def model_memory(spec: str, batch_size: int, *, dtype: str = "float32") -> Forecast:
+    """The memory of a training step of one model at its preset's size, compiled for one CPU device."""
     preset = variant(spec).preset
     config = config_lib.default()
     config.update({"model": spec, "batch_size": batch_size, "dtype": dtype, "mesh": "data:1"})
     config.augment.train = config.augment.eval = "normalize(mean=0.5, std=0.25)"
     source = blank_source(preset.input_size, preset.num_classes)
-    return forecast(config, topology_name or "cpu:1", source=source)
+    return forecast(config, "cpu:1", source=source)
 
 
-def facts(found: Forecast) -> dict[str, Any]:
-    """A forecast as plain numbers, for JSON and CSV."""
+def facts(found: Forecast) -> dict[str, object]:
+    """A forecast as plain numbers, for JSON and CSV; None for those of a chip that has no figures."""
     program = found.program
+    predicted = {
+        "compute_seconds": found.compute,
+        "network_seconds": found.network,
+        "efficiency_alone": found.efficiency_alone,
+        "efficiency_hidden": found.efficiency_hidden,
+    }
     return {
         "devices": found.num_devices,
         "memory_bytes": program.memory,
@@ -178,9 +184,6 @@ def facts(found: Forecast) -> dict[str, Any]:
         "bytes_accessed": program.bytes_accessed,
         "collectives": {kind: {"count": n, "bytes_sent": b} for kind, (n, b) in program.by_kind().items()},
         "layers": {layer: {"count": n, "bytes_sent": b} for layer, (n, b) in program.by_layer().items()},
-        "compute_seconds": found.compute,
-        "network_seconds": found.network,
-        "efficiency_alone": found.efficiency_alone,
-        "efficiency_hidden": found.efficiency_hidden,
+        **{name: None if math.isnan(value) else value for name, value in predicted.items()},
         "compile_seconds": round(found.compile_seconds, 1),
     }

@@ -5,7 +5,6 @@ python experiments/cpu_speed/bench_ops.py   # one line of JSON for each
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
+from cnnjax.profiling.benchmark import calls_per_second
 
 Arrays = tuple[jax.Array, ...]
 
@@ -68,7 +68,7 @@ def bench_ops(rounds: int = 5, seconds: float = 0.2) -> Iterator[dict[str, Any]]
       UserError: where there are no kernels to measure.
     """
     if cpu.status().startswith("off") or jax.default_backend() != "cpu":
-        raise UserError(f"bench ops compares the CPU kernels with XLA; here they are {cpu.status()}")
+        raise UserError(f"bench_ops compares the CPU kernels with XLA; here they are {cpu.status()}")
     for name, (function, shapes) in cases().items():
         for dtype in ("float32", "bfloat16"):
             arrays = tuple(_draw(i, shape, dtype) for i, shape in enumerate(shapes))
@@ -106,11 +106,7 @@ def _compile(function: Callable[..., jax.Array], arrays: Arrays) -> Callable[...
 
 def _milliseconds(compiled: Callable[..., Any], arrays: Arrays, seconds: float) -> float:
     jax.block_until_ready(compiled(*arrays))
-    start, count = time.perf_counter(), 0
-    while count < 2 or time.perf_counter() - start < seconds:
-        jax.block_until_ready(compiled(*arrays))
-        count += 1
-    return (time.perf_counter() - start) / count * 1e3
+    return 1e3 / calls_per_second(lambda: jax.block_until_ready(compiled(*arrays)), seconds)
 
 
 if __name__ == "__main__":

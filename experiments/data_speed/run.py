@@ -11,13 +11,14 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax.profiling import input_pipeline
 from cnnjax.runs import folder
 from experiments import pages, results
 
@@ -40,19 +41,19 @@ def read_rows() -> list[dict[str, str]]:
     return results.read(RESULTS)
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(measured: list[dict[str, str]]) -> str:
     """The last row of each machine as Markdown, with the targets."""
-    if not rows:
+    if not measured:
         return "Not measured yet."
     words = ("images", "device", "jax", "grain", "simplejpeg", "machine")
     measures: dict[str, list[str]] = {}
-    for machine, row in {row["machine"]: row for row in rows}.items():
+    for machine, row in {row["machine"]: row for row in measured}.items():
         numbers = {name: value if name in words else float(value) for name, value in row.items()}
         numbers["memory_images"] = int(row["memory_images"])
-        for what, value, target, met in input_pipeline.rows(numbers):
+        for what, value, target, met in rows(numbers):
             line = f"| {what} | {machine} | {value} | {target} | {'met' if met else 'missed'} |"
             measures.setdefault(what, []).append(line)
-    last = rows[-1]
+    last = measured[-1]
     return "\n".join(
         [
             "| measure | processor | value | target | |",
@@ -63,6 +64,39 @@ def table(rows: list[dict[str, str]]) -> str:
             f"jax {last['jax']}, grain {last['grain']}, simplejpeg {last['simplejpeg']}. Written by "
             "`python experiments/data_speed/run.py` from `experiments/data_speed/results.csv`.",
         ]
+    )
+
+
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
+    """(what, measured, the target that this project set itself, whether it is met) of a measurement."""
+    ratio, raw = found["jpeg_ratio"], found["raw_images_per_second"]
+    share, growth = found["augment_share"], found["memory_growth_bytes"] / 2**20
+    yield (
+        "JPEG decoded to 256x256, to simplejpeg alone",
+        f"{found['jpeg_images_per_second']:,.0f} / {found['simplejpeg_images_per_second']:,.0f} images/s: "
+        f"{ratio:.1%} ({found['jpeg_ratio_min']:.1%} to {found['jpeg_ratio_max']:.1%}, "
+        f"{found['jpeg_rounds']:.0f} rounds)",
+        ">= 85%",
+        ratio >= 0.85,
+    )
+    yield (
+        "raw 256x256 records onto the device",
+        f"{raw:,.0f} images/s ({found['raw_images_per_second_min']:,.0f} to "
+        f"{found['raw_images_per_second_max']:,.0f})",
+        ">= 6,000 images/s",
+        raw >= 6000,
+    )
+    yield (
+        "227 crop, mirror, normalization, of an AlexNet step",
+        f"{found['augment_milliseconds']:.2f} / {found['step_milliseconds']:,.1f} ms: {share:.2%}",
+        "< 5%",
+        share < 0.05,
+    )
+    yield (
+        f"growth of memory over {found['memory_images']:,} images",
+        f"{growth:.1f} MiB",
+        "flat: < 16 MiB",
+        growth < 16,
     )
 
 
