@@ -36,7 +36,7 @@ def list_datasets(folder: str | None) -> None:
         cells = [row[name] for name in ("name", "train", "test", "classes", "image")]
         table.add_row(*map(str, cells), row["found"] or "not here")
     Console().print(table)
-    print(f"Also by path: {', '.join(datasets.FORMS)}")
+    print(f"Also by path: {', '.join(datasets.forms())}")
 
 
 def prepare_dataset(name: str, values: Any) -> None:

@@ -6,6 +6,7 @@ download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zi
 `parquet:FOLDER` (of the Hugging Face Hub), `records:FOLDER` (of `cnnjax data prepare`) or `tfds:NAME`.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -23,7 +24,6 @@ from cnnjax.data.sources.source import ArraySource, Source, hold_out, to_memory
 from cnnjax.errors import UserError, unknown
 
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
-FORMS = ("idx:FOLDER", "folder:PATH", "parquet:FOLDER", "records:FOLDER", "npz:FILE", "tfds:NAME")
 
 
 def _given_folders(data_dir: str | os.PathLike | None) -> list[Path]:
@@ -122,11 +122,33 @@ def _read_registered(
     return ArraySource(image, label, info.class_names, info.name, split)
 
 
-Opened = tuple[tuple[str, ...], Callable[[str], Source]]
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Data named by its form and place, as in 'folder:PATH'.
+
+    Attributes:
+      name: all of that.
+      rest: what follows the colon.
+      size: short side of the images, or None.
+      data_dir: where prepared data sets may be.
+    """
+
+    name: str
+    rest: str
+    size: int | None
+    data_dir: str | os.PathLike | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.rest).expanduser()
 
 
-def _open_idx(path: Path) -> Opened:
+Opened = tuple[tuple[str, ...], Callable[[str], Source]]  # the official splits, and a function that opens one
+
+
+def _open_idx(place: Place) -> Opened:
     """Class names are not in idx files: the labels of `train` say how many there are."""
+    path = place.path
     stems = {split: f"{prefix}-images-idx3-ubyte" for split, prefix in readers.IDX_PREFIX.items()}
     splits = tuple(split for split, stem in stems.items() if readers.find_idx(path, stem))
     if "train" not in splits:
@@ -141,8 +163,9 @@ def _open_idx(path: Path) -> Opened:
     return splits, read
 
 
-def _open_npz(path: Path) -> Opened:
+def _open_npz(place: Place) -> Opened:
     """Class names are its array `class_names`, else the labels of `train` counted."""
+    path = place.path
     arrays = readers.read_npz(path)
     splits = readers.npz_splits(arrays)
     if "train" not in splits:
@@ -157,10 +180,26 @@ def _open_npz(path: Path) -> Opened:
     return splits, read
 
 
-def _open_prepared(name: str, data_dir: str | os.PathLike | None, size: int | None) -> Opened:
+def _open_folder(place: Place) -> Opened:
+    opened = folders.ImageFolder(place.path)
+    return tuple(opened.splits), lambda split: opened.source(split, place.name, place.size)
+
+
+def _open_parquet(place: Place) -> Opened:
+    opened = parquet.ParquetFolder(place.path)
+    return tuple(opened.files), lambda split: opened.source(split, place.name, place.size)
+
+
+def _open_records(place: Place) -> Opened:
+    splits = tuple(records.read_facts(place.path)["splits"])
+    return splits, lambda split: records.read_split(place.path, split, place.name)
+
+
+def _open_prepared(place: Place) -> Opened:
+    name = place.rest
     if not TFDS_NAME.fullmatch(name):
         raise UserError(f"data set 'tfds:{name}'; allowed: tfds:NAME[/CONFIG][:VERSION]")
-    roots = [*_given_folders(data_dir), _tfds_folder()]
+    roots = [*_given_folders(place.data_dir), _tfds_folder()]
     path = next(filter(None, (readers.find_prepared(name, root) for root in roots)), None)
     if path is None:
         raise UserError(
@@ -169,7 +208,23 @@ def _open_prepared(name: str, data_dir: str | os.PathLike | None, size: int | No
             " --config.data.dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
         )
     splits = readers.prepared_splits(path)
-    return splits, lambda split: readers.read_prepared(path, split, f"tfds:{name}", size)
+    return splits, lambda split: readers.read_prepared(path, split, place.name, place.size)
+
+
+# What a name may begin with: what follows the colon, and how that is opened.
+FORMS: dict[str, tuple[str, Callable[[Place], Opened]]] = {
+    "idx": ("FOLDER", _open_idx),
+    "folder": ("PATH", _open_folder),
+    "parquet": ("FOLDER", _open_parquet),
+    "records": ("FOLDER", _open_records),
+    "npz": ("FILE", _open_npz),
+    "tfds": ("NAME", _open_prepared),
+}
+
+
+def forms() -> list[str]:
+    """['idx:FOLDER', ...]: how data without a registered name is written."""
+    return [f"{form}:{place}" for form, (place, _) in FORMS.items()]
 
 
 def _open(name: str, data_dir: str | os.PathLike | None, size: int | None, download: bool) -> Opened:
@@ -177,27 +232,14 @@ def _open(name: str, data_dir: str | os.PathLike | None, size: int | None, downl
     form, colon, rest = name.partition(":")
     if not colon:
         if name not in DATASETS:
-            raise unknown("data set", name, [*DATASETS, *FORMS])
+            raise unknown("data set", name, [*DATASETS, *forms()])
         info = DATASETS[name]
         return tuple(info.splits), lambda split: _read_registered(info, split, data_dir, download)
-    path = Path(rest).expanduser()
     if not rest:
-        raise UserError(f"data set {name!r} names no place; allowed: {', '.join(FORMS)}")
-    if form == "idx":
-        return _open_idx(path)
-    if form == "npz":
-        return _open_npz(path)
-    if form == "folder":
-        opened = folders.ImageFolder(path)
-        return tuple(opened.splits), lambda split: opened.source(split, name, size)
-    if form == "parquet":
-        files = parquet.ParquetFolder(path)
-        return tuple(files.files), lambda split: files.source(split, name, size)
-    if form == "records":
-        return tuple(records.read_facts(path)["splits"]), lambda split: records.read_split(path, split, name)
-    if form == "tfds":
-        return _open_prepared(rest, data_dir, size)
-    raise unknown("form of data set", f"{form}:", [f"{f.partition(':')[0]}:" for f in FORMS])
+        raise UserError(f"data set {name!r} names no place; allowed: {', '.join(forms())}")
+    if form not in FORMS:
+        raise unknown("form of data set", f"{form}:", [f"{form}:" for form in FORMS])
+    return FORMS[form][1](Place(name, rest, size, data_dir))
 
 
 def _held_out_count(size: int, num_validation: int, validation_fraction: float) -> int:
@@ -243,7 +285,7 @@ def load(
     known without reading all, as in tfds:NAME, any examples alike), and `train` then is the rest.
 
     Args:
-      name: of `DATASETS`, or one of `FORMS`.
+      name: of `DATASETS`, or one of `forms()`.
       split: "train", "validation", "test", or another one that a TFDS folder has.
       data_dir: where to look first, see the top of this file.
       num_validation: examples held out, or
