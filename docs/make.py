@@ -1,4 +1,8 @@
-"""Builds the API pages from the docstrings: `python docs/make.py FOLDER [MODULE ...]`."""
+"""Builds the pages that are made of the code.
+
+python docs/make.py FOLDER [MODULE ...]   # API pages, from the docstrings
+python docs/make.py configs               # docs/configs.md, from the table of fields in cnnjax/config.py
+"""
 
 import pkgutil
 import sys
@@ -7,8 +11,11 @@ from pathlib import Path
 import pdoc
 
 import cnnjax
+from cnnjax import config
 
 COMMANDS = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.torch_peer")
+
+CONFIGS = Path(__file__).with_name("configs.md")
 
 
 def modules() -> list[str]:
@@ -25,7 +32,20 @@ def build(folder: Path, names: list[str]) -> None:
     pdoc.pdoc(*names, output_directory=folder)
 
 
+def configs() -> str:
+    """docs/configs.md with the table of all fields written anew."""
+    rows = ["| field | default | meaning | allowed |", "|---|---|---|---|"]
+    for name, field in config.FIELDS.items():
+        allowed = field.allowed.words if field.allowed else ""
+        cells = (f"`{name}`", f"`{field.default!r}`", field.meaning, allowed)
+        rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: python docs/make.py FOLDER [MODULE ...]")
-    build(Path(sys.argv[1]), sys.argv[2:] or modules())
+        sys.exit("usage: python docs/make.py FOLDER [MODULE ...] | configs")
+    if sys.argv[1] == "configs":
+        CONFIGS.write_text(configs())
+    else:
+        build(Path(sys.argv[1]), sys.argv[2:] or modules())

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 import types
@@ -78,6 +79,11 @@ def test_the_api_pages_are_built_from_the_docstrings(tmp_path):
         start = page.index(f'id="{name}"')
         assert '<span class="def">def</span>' in page[start : start + 600], name
     assert "Grad-CAM" in (tmp_path / "cnnjax" / "explore" / "attribution.html").read_text()
+
+
+def test_the_page_of_configs_is_that_of_the_fields():
+    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    assert make["CONFIGS"].read_text() == make["configs"](), "run `python docs/make.py configs`"
 
 
 def test_there_are_six_notebooks_without_outputs():
