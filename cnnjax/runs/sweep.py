@@ -56,15 +56,15 @@ def sweep(
       config: what all runs share, see `config.default()`.
       values: by field ("optimizer.learning_rate") the values to try, or for `random` a range,
         "uniform(0, 0.5)" or "log_uniform(1e-4, 0.1)". The points are the product of all values.
-      out: the folder of the sweep; made where it is missing. The same call goes on after any end; with more
-        values or seeds it adds to what is there.
+      out: the folder of the sweep; created if missing. The same call resumes after any end; with more
+        values or seeds it adds to the table.
       seeds: how many, from `config.seed` upwards.
       random: 0, or how many points are drawn instead of the product; the first of them stay the same when
         more are asked for.
       task: (i, n) runs each n-th run from the i-th, counted from 0: several processes may share a folder.
-      together: all seeds of a point in one compiled step, see `together`; for small nets on an accelerator.
+      together: all seeds of a point in one compiled step, see `seeds`; for small nets on an accelerator.
       board: what the user sees; nothing by default.
-      stop_seconds: as in `loop.train`.
+      stop_seconds: as in `train`.
 
     Returns: the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
       finite" where the loss was not), scores, seconds, machine, versions, command.
@@ -75,12 +75,7 @@ def sweep(
     board = board or Board()
     fields = sorted(values)
     _check(values, seeds, random, task)
-    points = [_typed(point) for point in (_draw(values, random) if random else _product(values))]
-    runs: dict[str, tuple[ConfigDict, Point]] = {}
-    for seed, point in itertools.product(range(config.seed, config.seed + seeds), points):
-        run_config = config_lib.assign(config, {**point, "seed": seed})
-        config_lib.validate(run_config)
-        runs[_name(run_config, point)] = run_config, point
+    runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
     out = Path(out)
     results = Results(out, fields)
     results.claim(config)
@@ -101,6 +96,16 @@ def sweep(
             results.append(row_of(Run.open(path), runs[name][1], outcome))
         board.rows(results.read(), fields)
     return results.read()
+
+
+def _runs(config: ConfigDict, points: Sequence[Point], seeds: int) -> dict[str, tuple[ConfigDict, Point]]:
+    """The config and the point of each run, by the name of its folder."""
+    runs = {}
+    for seed, point in itertools.product(range(config.seed, config.seed + seeds), map(_typed, points)):
+        run_config = config_lib.assign(config, {**point, "seed": seed})
+        config_lib.validate(run_config)
+        runs[_name(run_config, point)] = run_config, point
+    return runs
 
 
 def _batches(
