@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
 from cnnjax.config import skip_limit
+from cnnjax.data.batches import Batches
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.runs.progress import Progress
 from cnnjax.training import schedules
+from cnnjax.training.metrics import Scores
 from cnnjax.training.state import TrainState
 from cnnjax.training.steps import TrainMetrics
 
@@ -34,7 +35,7 @@ class Log:
         experiment: Experiment,
         run: Run,
         checkpoints: Checkpoints,
-        batches: Any,
+        batches: Batches,
         progress: Progress,
         step: int,
         seconds: float,
@@ -113,7 +114,7 @@ class Log:
         self.since, self.training, self.waiting, self.steps = step, 0.0, 0.0, 0
         return self.experiment.no_sums()
 
-    def evaluation(self, step: int, scores: Mapping[str, Mapping[str, Any]]) -> None:
+    def evaluation(self, step: int, scores: Mapping[str, Scores]) -> None:
         """Writes the row of an evaluation.
 
         Args:
@@ -144,7 +145,7 @@ class Log:
         self.progress.row(row)
 
 
-def _accuracy(row: Mapping[str, Any]) -> float | None:
+def _accuracy(row: Mapping[str, float]) -> float | None:
     """The accuracy in the row of an evaluation, the higher one of two; None in other rows."""
     names = ("validation_accuracy", "validation_ema_accuracy")
     return max((row[name] for name in names if name in row), default=None)

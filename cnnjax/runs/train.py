@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cnnjax.data.batches import Batches
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Checkpoints
@@ -172,7 +173,7 @@ def opened(
 
 
 def restore(
-    experiment: Experiment, run: Run, checkpoints: Checkpoints, batches: Any, progress: Progress
+    experiment: Experiment, run: Run, checkpoints: Checkpoints, batches: Batches, progress: Progress
 ) -> tuple[int, TrainState, TrainMetrics, float]:
     """(step, state, sums of the log interval, seconds) to begin with; sets the batches' position."""
     for damaged in processes.first_then_others(checkpoints.clear_unfinished, lambda: []):
