@@ -30,7 +30,6 @@ STEPS = 4
 GRADIENTS = {
     "alexnet": (ALEXNET, 67),
     "alexnet_four_towers": (ALEXNET.replace("alexnet(", "alexnet(groups=4, "), 67),
-    "googlenet": (INCEPTION, 32),
     "resnet": (RESNET, 8),
     "resnext": ("resnext50_32x4d(stage_sizes=(1, 1), widths=(16, 16), stem='cifar')", 8),
     "mobilenet_v1": ("mobilenet_v1(stem='cifar', width=0.25, stages=((32, 1, 1),))", 8),
