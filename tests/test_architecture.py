@@ -10,7 +10,7 @@ from tests import ROOT
 PACKAGE = Path(cnnjax.__file__).parent
 DOORS = {"__init__", "__main__"}
 OWNERS = {
-    "tensorflow_datasets": ["data/sources/readers.py"],
+    "tensorflow_datasets": ["data/sources/tfds.py"],
     "grain": ["data/batches.py"],
     "orbax": ["runs/checkpoints.py"],
 }

@@ -19,7 +19,7 @@ import pytest
 import cnnjax
 from cnnjax import config as config_lib
 from cnnjax.data import datasets, decode
-from cnnjax.data.sources import readers
+from cnnjax.data.sources import cifar, idx, npz
 from cnnjax.errors import UserError
 from cnnjax.models.weights import files
 from cnnjax.runs import manifest as manifests
@@ -74,7 +74,7 @@ def test_pickles_in_arrays_are_refused_and_do_not_run(tmp_path):
     (tmp_path / "bare.npz").write_bytes(pickle.dumps(evil))
     for name in ("inside", "array", "bare"):
         with pytest.raises(UserError, match=f"{name}.npz: cannot be read as npz without pickle"):
-            readers.read_npz(tmp_path / f"{name}.npz")
+            npz.read_npz(tmp_path / f"{name}.npz")
     assert not (tmp_path / "ran").exists()
 
 
@@ -90,14 +90,14 @@ def test_names_that_nest_without_end_are_refused_at_once(tmp_path):
 
 
 def test_archives_write_nothing_and_bombs_are_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "ALWAYS_BYTES", 2**16)
+    monkeypatch.setattr("cnnjax.data.sources.archive.ALWAYS_BYTES", 2**16)
     zeros = bytes(2**24)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(zeros))
     with pytest.raises(UserError, match="unpacks to more than"):
-        readers.read_idx(tmp_path / "train-images-idx3-ubyte.gz", 3)
+        idx.read_idx(tmp_path / "train-images-idx3-ubyte.gz", 3)
     np.savez_compressed(tmp_path / "bomb.npz", train_image=np.zeros((2**14, 32, 32), np.uint8))
     with pytest.raises(UserError, match=r"bomb\.npz: .* claims"):
-        readers.read_npz(tmp_path / "bomb.npz")
+        npz.read_npz(tmp_path / "bomb.npz")
     slip = tmp_path / "slip.tar.gz"
     with tarfile.open(slip, "w:gz") as archive:
         for name, data in (("../../slipped.bin", bytes(3073)), ("bomb.bin", zeros)):
@@ -105,9 +105,9 @@ def test_archives_write_nothing_and_bombs_are_not_unpacked(tmp_path, monkeypatch
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     with pytest.raises(UserError, match=r"bomb\.bin claims"):
-        readers.read_cifar(slip, ("bomb.bin",), 1, 10)
+        cifar.read_cifar(slip, ("bomb.bin",), 1, 10)
     with pytest.raises(UserError, match=r"slip.tar.gz"):
-        readers.read_cifar(slip, ("slipped.bin",), 1, 10)
+        cifar.read_cifar(slip, ("slipped.bin",), 1, 10)
     with zipfile.ZipFile(tmp_path / "slip.npz", "w") as archive:
         archive.writestr("../../../slipped.npy", b"x")
     with pytest.raises(UserError, match="train_image|cannot be read"):
@@ -164,7 +164,7 @@ def test_a_run_folder_that_names_code_is_refused(tmp_path, monkeypatch, field, v
 def test_an_idx_file_of_nothing_in_huge_dimensions_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 0, 2**32 - 1, 2**32 - 1))
     with pytest.raises(UserError, match="too large"):
-        readers.read_idx(tmp_path / "x", 3)
+        idx.read_idx(tmp_path / "x", 3)
 
 
 @pytest.mark.parametrize("kind", fuzz.TARGETS)

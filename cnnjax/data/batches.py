@@ -2,29 +2,28 @@
 
 A batch is `{"image": uint8 [B, H, W, C], "label": int32 [B], "mask": float32 [B]}` with the global B, and
 `index` and `epoch`, int32 [B]: each example's place in the source, and how often it was served before. Every
-example comes once an epoch with mask 1. The last batch of an epoch is filled up with images of the same
+example comes once an epoch with mask 1. The last batch of an epoch is padded with images of the same
 epoch whose mask is 0: the shapes never change, and BatchNorm only ever sees real images.
 """
 
+import dataclasses
 import functools
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from cnnjax.data.loading import BatchReader, epoch_order
-from cnnjax.data.sources.source import check_skipped
-from cnnjax.errors import UserError
+from cnnjax.data.augment.register import Batch
+from cnnjax.data.sources.source import ArraySource, Source, check_skipped
+from cnnjax.errors import BadImage, UserError
 
-Batch = dict[str, jax.Array]
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
 MOST_AHEAD = 8  # streamed batches that wait for the step
 READ_AHEAD_BYTES = 2**28  # of all of them
@@ -35,16 +34,14 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return math.ceil(num_examples / batch_size)
 
 
-def abstract_batch(source: Any, batch_size: int, sharding: Sharding | None = None) -> Batch:
+def abstract_batch(
+    source: Source, batch_size: int, sharding: Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and sharding of a batch of a source, to compile a step before there is one."""
     array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    return {
-        "image": array((batch_size, *source.image_shape), jnp.uint8),
-        "label": array((batch_size,), jnp.int32),
-        "mask": array((batch_size,), jnp.float32),
-        "index": array((batch_size,), jnp.int32),
-        "epoch": array((batch_size,), jnp.int32),
-    }
+    image, mask = array((batch_size, *source.image_shape), jnp.uint8), array((batch_size,), jnp.float32)
+    row = array((batch_size,), jnp.int32)
+    return {"image": image, "label": row, "mask": mask, "index": row, "epoch": row}
 
 
 def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
@@ -54,58 +51,46 @@ def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-class ResidentBatches:
-    """Batches of a source whose images lie whole on each device, shuffled and cut there by key.
+class Batches:
+    """An endless iterator over batches; the batch of a step is a pure function of (seed, step).
 
-    The order of epoch e is `permutation(fold_in(key(seed), e))`: the batch at a step is a pure function of
-    (seed, step), so its position is all that there is to save.
+    So the position is all that there is to save.
+
+    Attributes:
+      size: examples an epoch.
+      seed: of the shuffle; None keeps the source's order.
+      position: the step of the next batch.
     """
 
-    def __init__(self, source: Any, batch_size: int, *, seed: int | None, sharding: Sharding | None = None):
-        """`seed` None keeps the source's order; `sharding` is that of the batches."""
-        self.size, self.batch_size, self.seed = len(source), batch_size, seed
-        self.steps_per_epoch = steps_per_epoch(self.size, batch_size)
-        self.position, self.skipped = 0, source.skipped
-        whole = None
-        if sharding is not None:
-            whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        self._images = put(source.images, whole)
-        self._labels = put(np.asarray(source.labels, np.int32), whole)
-        self._order: tuple[int, jax.Array | None] = (-1, None)
-        self._order_of = jax.jit(self._epoch_order, out_shardings=whole)
-        self._cut = jax.jit(functools.partial(_cut, batch_size=batch_size), out_shardings=sharding)
-
-    def _epoch_order(self, epoch: jax.Array) -> jax.Array:
-        """int32 [size]: the source's indices in the order of one epoch."""
-        if self.seed is None:
-            return jnp.arange(self.size, dtype=jnp.int32)
-        key = jax.random.fold_in(jax.random.key(self.seed), epoch)
-        return jax.random.permutation(key, self.size).astype(jnp.int32)
-
-    def at(self, step: int) -> Batch:
-        """The batch of a step counted from the start of training."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._order_of(np.int32(epoch)))
-        return self._cut(self._images, self._labels, self._order[1], np.int32(index), np.int32(epoch))
-
-    def indices(self, step: int) -> list[int]:
-        """The source's indices of the examples in the batch of a step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = jax.device_get(self._order_of(np.int32(epoch)))
-        return order[index * self.batch_size :][: self.batch_size].tolist()
+    def __init__(self, size: int, batch_size: int, seed: int | None):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.steps_per_epoch = steps_per_epoch(size, batch_size)
+        self.position = 0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        batch = self.at(self.position)
-        self.position += 1
-        return batch
+        raise NotImplementedError
 
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, whatever the position."""
-        return (self.at(step) for step in range(self.steps_per_epoch))
+        raise NotImplementedError
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """A message for every image that has been left out so far."""
+        raise NotImplementedError
+
+    def _order(self, epoch: int) -> np.ndarray | jax.Array:
+        """[size]: the source's indices in the order of one epoch."""
+        raise NotImplementedError
+
+    def indices(self, step: int) -> list[int]:
+        """The source's indices of the examples in the global batch of a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = np.asarray(self._order(epoch))
+        return order[index * self.batch_size :][: self.batch_size].tolist()
 
     def get_state(self) -> dict[str, int]:
         return {"position": self.position}
@@ -114,45 +99,137 @@ class ResidentBatches:
         self.position = state["position"]
 
 
-def _cut(
-    images: jax.Array,
-    labels: jax.Array,
-    order: jax.Array,
-    index: jax.Array,
-    epoch: jax.Array,
-    *,
-    batch_size: int,
+class ResidentBatches(Batches):
+    """Batches of a source whose images lie whole on each device, shuffled and gathered there by key.
+
+    The order of epoch e is `permutation(fold_in(key(seed), e))`.
+    """
+
+    def __init__(
+        self, source: ArraySource, batch_size: int, *, seed: int | None, sharding: Sharding | None = None
+    ):
+        """`sharding` is that of the batches."""
+        super().__init__(len(source), batch_size, seed)
+        whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+        self._skipped = source.skipped
+        self._images = put(source.images, whole)
+        self._labels = put(np.asarray(source.labels, np.int32), whole)
+        self._kept_order: tuple[int, jax.Array] | None = None
+        self._permute = jax.jit(self._permutation, out_shardings=whole)
+        self._gather = jax.jit(functools.partial(_gather, batch_size), out_shardings=sharding)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return self._skipped
+
+    def _permutation(self, epoch: jax.Array) -> jax.Array:
+        if self.seed is None:
+            return jnp.arange(self.size, dtype=jnp.int32)
+        key = jax.random.fold_in(jax.random.key(self.seed), epoch)
+        return jax.random.permutation(key, self.size).astype(jnp.int32)
+
+    def _order(self, epoch: int) -> jax.Array:
+        if self._kept_order is None or self._kept_order[0] != epoch:
+            self._kept_order = epoch, self._permute(np.int32(epoch))
+        return self._kept_order[1]
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step counted from the start of training."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        return self._gather(self._images, self._labels, order, np.int32(index), np.int32(epoch))
+
+    def __next__(self) -> Batch:
+        batch = self.at(self.position)
+        self.position += 1
+        return batch
+
+    def one_epoch(self) -> Iterator[Batch]:
+        return (self.at(step) for step in range(self.steps_per_epoch))
+
+
+def _gather(
+    size: int, images: jax.Array, labels: jax.Array, order: jax.Array, index: jax.Array, epoch: jax.Array
 ) -> Batch:
-    slots = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    slots = index * size + jnp.arange(size, dtype=jnp.int32)
     chosen = order[slots % order.shape[0]]  # past the end: real images again, with mask 0
-    mask = (slots < order.shape[0]).astype(jnp.float32)
-    epochs = jnp.full(batch_size, epoch, jnp.int32)
-    return {
-        "image": images[chosen],
-        "label": labels[chosen],
-        "mask": mask,
-        "index": chosen,
-        "epoch": epochs,
-    }
+    mask, epochs = (slots < order.shape[0]).astype(jnp.float32), jnp.full(size, epoch, jnp.int32)
+    return {"image": images[chosen], "label": labels[chosen], "mask": mask, "index": chosen, "epoch": epochs}
+
+
+HostBatch = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # and index, message of unreadable images
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchReader:
+    """step -> this process's part of the global batch, in host memory.
+
+    As whole batches are read by their number, any number of threads, workers and processes serves the same
+    examples.
+
+    Attributes:
+      rows: of the global batch that this process reads.
+      seed: of the order of each epoch, a permutation of (seed, epoch); None keeps the source's.
+      skip: replaces an image that cannot be read by another one with mask 0, and a message.
+    """
+
+    source: Source
+    batch_size: int
+    steps_per_epoch: int
+    seed: int | None
+    skip: bool
+    rows: np.ndarray
+
+    def __call__(self, step: int) -> HostBatch:
+        size, count = len(self.source), len(self.rows)
+        epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
+        slots = step_of_epoch * self.batch_size + self.rows
+        index = epoch_order(size, self.seed, epoch)[slots % size].astype(np.int32)
+        image = np.empty((count, *self.source.image_shape), np.uint8)
+        label, mask = np.zeros(count, np.int32), (slots < size).astype(np.float32)
+        bad: dict[int, str] = {}
+        good, failed = -1, []
+        for row, position in enumerate(index.tolist()):
+            try:
+                example = self.source[position]
+            except BadImage as error:
+                if not self.skip:
+                    raise
+                bad[position] = str(error)
+                failed.append(row)
+                continue
+            image[row], label[row], good = example["image"], example["label"], row
+        mask[failed] = 0
+        image[failed] = image[good] if good >= 0 else 0  # BatchNorm sees real images, if there are any
+        epochs = np.full(count, epoch, np.int32)
+        batch = {"image": image, "label": label, "mask": mask, "index": index, "epoch": epochs}
+        return batch, list(bad.items())
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(size: int, seed: int | None, epoch: int) -> np.ndarray:
+    """int64 [size]: the source's indices in the order of one epoch."""
+    if seed is None:
+        return np.arange(size)
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def _children() -> set[int]:
-    """The processes that this one has started and that are alive."""
-    return {child.pid for child in multiprocessing.active_children()}
+    """The live processes that this one has started."""
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
 
 
-class StreamBatches:
+class StreamBatches(Batches):
     """Batches of a source too large to be resident: read by grain's threads or processes, ahead of the step.
 
-    A batch is a pure function of its step (see `loading`), so no example is lost or repeated for any number
-    of threads, workers and processes, and the position is all that there is to save. Memory is that of
+    No example is lost or repeated for any number of threads, workers and processes. Memory is that of
     the batches read ahead, at most `READ_AHEAD_BYTES` or two of them, and 8 bytes an example for the order.
     Of several processes each reads the rows that its devices take.
     """
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         batch_size: int,
         *,
         seed: int | None,
@@ -161,30 +238,26 @@ class StreamBatches:
         max_bad: int | None = None,
     ):
         """`num_workers` 0 reads with threads; `max_bad` None refuses the first image that cannot be read."""
-        self.size, self.batch_size, self.sharding = len(source), batch_size, sharding
-        self.steps_per_epoch = steps_per_epoch(self.size, batch_size)
-        self.position, self._bad, self.max_bad = 0, {}, max_bad
-        self.num_workers = num_workers
-        self._rows = np.arange(batch_size)
+        super().__init__(len(source), batch_size, seed)
+        self.sharding, self.max_bad, self.num_workers = sharding, max_bad, num_workers
+        self._bad: dict[int, str] = {}
+        rows = np.arange(batch_size)
         if sharding is not None:
-            cuts = sharding.addressable_devices_indices_map((batch_size,)).values()
-            self._rows = np.unique(np.concatenate([self._rows[cut] for cut in cuts]))
-        self._read = BatchReader(
-            source,
-            batch_size,
-            self.steps_per_epoch,
-            seed,
-            max_bad is not None,
-            self._rows,
-        )
-        each = len(self._rows) * math.prod(source.image_shape)
-        self._ahead_of_step = max(2, min(MOST_AHEAD, READ_AHEAD_BYTES // each))
-        self._ahead: tuple[int, Iterator[dict] | None] = (-1, None)
+            shares = sharding.addressable_devices_indices_map((batch_size,)).values()
+            rows = np.unique(np.concatenate([rows[share] for share in shares]))
+        skip = max_bad is not None
+        self._read = BatchReader(source, batch_size, self.steps_per_epoch, seed, skip, rows)
+        bytes_each = len(rows) * math.prod(source.image_shape)
+        self._batches_ahead = max(2, min(MOST_AHEAD, READ_AHEAD_BYTES // bytes_each))
+        self._ahead: tuple[int, Generator[HostBatch]] | None = None  # the position it is at
 
-    def _stream(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    def _order(self, epoch: int) -> np.ndarray:
+        return epoch_order(self.size, self.seed, epoch)
+
+    def _stream(self, start: int, stop: int) -> Generator[HostBatch]:
         """Host batches of the steps from start to stop, in order; a dead worker is an error that says so."""
         threads = 1 if self.num_workers else min(4, os.cpu_count() or 1)
-        ahead = max(1, self._ahead_of_step // max(1, self.num_workers))
+        ahead = max(1, self._batches_ahead // max(1, self.num_workers))
         steps = grain.MapDataset.range(start, stop).map(self._read)
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         if self.num_workers:
@@ -192,7 +265,8 @@ class StreamBatches:
                 flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
             options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
             batches = batches.mp_prefetch(options)  # spawned, never forked
-        before, workers = _children(), set()
+        before = _children()
+        workers: set[int] = set()
         iterator = iter(batches)
         try:
             for batch in iterator:
@@ -205,70 +279,49 @@ class StreamBatches:
             reason = str(error).partition(". ")[0]
             raise UserError(
                 f"a process that reads {self._read.source.name} died: {dead} ({reason}); "
-                "was it out of memory? try fewer config.data.num_workers"
+                f"was it out of memory? try fewer than num_workers={self.num_workers}"
             ) from None
         finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
+            iterator.close()
 
-    def _put(self, batch: dict[str, Any]) -> Batch:
-        self._bad |= dict(batch.pop("bad"))
+    def _put(self, read: HostBatch) -> Batch:
+        batch, bad = read
+        self._bad |= dict(bad)
         if self.max_bad is not None:
             check_skipped(self.skipped, self.max_bad)
-        if len(self._rows) == self.batch_size:
+        if len(self._read.rows) == self.batch_size:
             return jax.device_put(batch, self.sharding)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(
-                self.sharding, x, (self.batch_size, *x.shape[1:])
-            ),
-            batch,
-        )
+        return {
+            name: jax.make_array_from_process_local_data(self.sharding, x, (self.batch_size, *x.shape[1:]))
+            for name, x in batch.items()
+        }
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """A message for every image that has been left out so far."""
         return tuple(self._bad.values())
 
-    def indices(self, step: int) -> list[int]:
-        """The source's indices of the examples in the global batch of a step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.size, self._read.seed, epoch)
-        return order[index * self.batch_size :][: self.batch_size].tolist()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
-        if self._ahead[0] != self.position:
+        if self._ahead is None or self._ahead[0] != self.position:
             self.close()
             self._ahead = (self.position, self._stream(self.position, np.iinfo(np.int32).max))
-        batch = next(self._ahead[1])
+        stream = self._ahead[1]
+        batch = next(stream)
         self.position += 1
-        self._ahead = (self.position, self._ahead[1])
+        self._ahead = (self.position, stream)
         return self._put(batch)
 
     def close(self) -> None:
         """Ends the processes and threads that read ahead."""
-        if self._ahead[1] is not None:
+        if self._ahead is not None:
             self._ahead[1].close()
-        self._ahead = (-1, None)
+        self._ahead = None
 
     def one_epoch(self) -> Iterator[Batch]:
-        """The batches of the first epoch, whatever the position."""
         return map(self._put, self._stream(0, self.steps_per_epoch))
-
-    def get_state(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
-
-
-Batches = ResidentBatches | StreamBatches
 
 
 def make_batches(
-    source: Any,
+    source: Source,
     batch_size: int,
     *,
     seed: int | None = None,
@@ -276,10 +329,9 @@ def make_batches(
     num_workers: int = 0,
     max_bad: int | None = None,
 ) -> Batches:
-    """The batches of a source: resident where its images fit on the device, else streamed.
+    """The batches of a source: resident if its images fit on the device, else streamed.
 
     Args:
-      source: random access, see `data.load`.
       batch_size: the global batch, at least 1.
       seed: of the shuffle; None keeps the source's order (evaluation).
       sharding: where the batches go; None is the default device.
@@ -291,14 +343,8 @@ def make_batches(
     """
     if not len(source):
         raise UserError("the data set has no images in this split; choose another split or folder")
-    images = getattr(source, "images", None)
-    if images is not None and images.nbytes <= RESIDENT_BYTES:
+    if isinstance(source, ArraySource) and source.images.nbytes <= RESIDENT_BYTES:
         return ResidentBatches(source, batch_size, seed=seed, sharding=sharding)
     return StreamBatches(
-        source,
-        batch_size,
-        seed=seed,
-        sharding=sharding,
-        num_workers=num_workers,
-        max_bad=max_bad,
+        source, batch_size, seed=seed, sharding=sharding, num_workers=num_workers, max_bad=max_bad
     )

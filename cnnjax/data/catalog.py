@@ -6,13 +6,12 @@ Where they are looked for, and how they are loaded, is in `datasets`.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from cnnjax.data import downloads
-from cnnjax.data.downloads import Archive
-from cnnjax.data.sources import readers
+from cnnjax.data.sources import cifar, idx, npz
 
 Arrays = tuple[np.ndarray, np.ndarray]
 MINI = Path(__file__).parent / "fashion_mnist_mini.npz"
@@ -21,24 +20,32 @@ FASHION_CLASSES = (
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse",
-    "ship", "truck",
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 CIFAR100_CLASSES = (
-    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle",
-    "bicycle", "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel",
-    "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud",
-    "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant",
-    "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard",
-    "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree",
-    "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter",
-    "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
-    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea",
-    "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider",
-    "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television",
-    "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
-    "willow_tree", "wolf", "woman", "worm",
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
+    "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair",
+    "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin",
+    "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp",
+    "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain",
+    "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck",
+    "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider",
+    "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger",
+    "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
+    "worm",
 )  # fmt: skip
+
+
+class Layout(NamedTuple):
+    """How the files of a data set lie in a folder.
+
+    `find`: folder -> what `read` takes, or None if the folder does not hold the files.
+    `read`: (what `find` gave, split) -> images and labels.
+    """
+
+    find: Callable[[Path], Path | None]
+    read: Callable[[Path, str], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +58,8 @@ class DatasetInfo:
       class_names: in the order of the labels.
       splits: official split -> number of images.
       mean, std: of each channel over the pixels of `train`, on the scale 0..1.
-      find: folder -> what `read` takes, or None where the folder does not hold the files.
-      read: (what `find` gave, split) -> images and labels.
-      archives: the original files, for a download; empty where there is nothing to download.
+      layout: of its files.
+      archives: the original files, name -> SHA-256, for a download; empty if there is nothing to download.
       mirrors: addresses of folders that hold the archives, in the order they are tried.
       system: the folder of an operating system's package, and that package's name.
       description, licence, source: one line each.
@@ -65,9 +71,8 @@ class DatasetInfo:
     splits: Mapping[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    find: Callable[[Path], Path | None]
-    read: Callable[[Path, str], Arrays]
-    archives: tuple[Archive, ...] = ()
+    layout: Layout
+    archives: Mapping[str, str] = dataclasses.field(default_factory=dict)
     mirrors: tuple[str, ...] = ()
     system: tuple[str, str] | None = None
     description: str = ""
@@ -79,112 +84,68 @@ class DatasetInfo:
         return len(self.class_names)
 
 
-def _idx(sha256: Mapping[str, str]) -> dict[str, Any]:
-    """`find` and `read` of a folder of the four idx files with pinned contents."""
+def idx_layout(sha256: Mapping[str, str]) -> Layout:
+    """A folder of the four idx files with pinned contents."""
 
     def find(folder: Path) -> Path | None:
-        return folder if all(readers.find_idx(folder, name) for name in sha256) else None
+        return folder if all(idx.find_idx(folder, name) for name in sha256) else None
 
-    return {
-        "find": find,
-        "read": lambda folder, split: readers.read_idx_split(folder, split, sha256),
-    }
+    return Layout(find, lambda folder, split: idx.read_split(folder, split, sha256))
 
 
-def _cifar(
-    archive: Archive, folder: str, members: Mapping[str, tuple[str, ...]], labels: int, classes: int
-) -> dict[str, Any]:
-    """`find` and `read` of CIFAR's binary archive (checked), or of the folder unpacked from it."""
-    every = [name for names in members.values() for name in names]
+def _cifar_layout(
+    archive: str, sha256: str, folder: str, members: Mapping[str, tuple[str, ...]], label_bytes: int
+) -> Layout:
+    """CIFAR's binary archive (checked), or the folder unpacked from it."""
+    files = [file for split in members.values() for file in split]
 
     def find(root: Path) -> Path | None:
-        places = [root / archive.name, root / folder, root]
-        for place in places[1:]:
-            if all((place / name).is_file() for name in every):
+        for place in (root / folder, root):
+            if all((place / file).is_file() for file in files):
                 return place
-        return places[0] if places[0].is_file() else None
+        return root / archive if (root / archive).is_file() else None
 
     def read(path: Path, split: str) -> Arrays:
         if path.is_file():
-            downloads.check(path, archive)
-        return readers.read_cifar(path, members[split], labels, classes)
+            downloads.check(path, sha256)
+        return cifar.read_cifar(path, members[split], label_bytes, 10 if label_bytes == 1 else 100)
 
-    return {"find": find, "read": read, "archives": (archive,)}
+    return Layout(find, read)
 
 
 def _read_mini(path: Path, split: str) -> Arrays:
-    return readers.npz_split(readers.read_npz(path), split, path)
+    return npz.read_split(npz.read_npz(path), split, path)
 
 
 # Checksums of the archives: those that tensorflow-datasets publishes (url_checksums/*.txt).
 # Contents, unzipped: those of Fashion-MNIST measured on Debian's package, which has gzipped them
 # anew; those of MNIST as several public projects give them beside the archives' checksums.
-_FASHION_ARCHIVES = (
-    Archive(
-        "train-images-idx3-ubyte.gz",
-        26421880,
-        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-    ),
-    Archive(
-        "train-labels-idx1-ubyte.gz",
-        29515,
-        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-    ),
-    Archive(
-        "t10k-images-idx3-ubyte.gz",
-        4422102,
-        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-    ),
-    Archive(
-        "t10k-labels-idx1-ubyte.gz",
-        5148,
-        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-    ),
-)
+_FASHION_ARCHIVES = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
 _FASHION_CONTENTS = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-_MNIST_ARCHIVES = (
-    Archive(
-        "train-images-idx3-ubyte.gz",
-        9912422,
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    ),
-    Archive(
-        "train-labels-idx1-ubyte.gz",
-        28881,
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    ),
-    Archive(
-        "t10k-images-idx3-ubyte.gz",
-        1648877,
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    ),
-    Archive(
-        "t10k-labels-idx1-ubyte.gz",
-        4542,
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-    ),
-)
+_MNIST_ARCHIVES = {
+    "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
 _MNIST_CONTENTS = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-_CIFAR10_ARCHIVE = Archive(
-    "cifar-10-binary.tar.gz",
-    170052171,
-    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-)
-_CIFAR100_ARCHIVE = Archive(
-    "cifar-100-binary.tar.gz",
-    168513733,
-    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-)
+_CIFAR10 = ("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")
+_CIFAR100 = ("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")
 _CIFAR10_MEMBERS = {
     "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
     "test": ("test_batch.bin",),
@@ -202,7 +163,7 @@ DATASETS: dict[str, DatasetInfo] = {
             splits={"train": 60000, "test": 10000},
             mean=(0.2860406,),  # measured on train
             std=(0.3530242,),
-            **_idx(_FASHION_CONTENTS),
+            layout=idx_layout(_FASHION_CONTENTS),
             archives=_FASHION_ARCHIVES,
             mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
             system=("/usr/share/datasets/fashion-mnist", "dataset-fashion-mnist"),
@@ -217,8 +178,7 @@ DATASETS: dict[str, DatasetInfo] = {
             splits={"train": 6000, "test": 1000},
             mean=(0.2865290,),  # measured on train
             std=(0.3536679,),
-            find=lambda folder: MINI if folder == MINI.parent else None,
-            read=_read_mini,
+            layout=Layout(lambda folder: MINI if folder == MINI.parent else None, _read_mini),
             description="a class-balanced sample of fashion_mnist that comes with the package",
             licence="MIT",
             source="https://github.com/zalandoresearch/fashion-mnist",
@@ -230,7 +190,7 @@ DATASETS: dict[str, DatasetInfo] = {
             splits={"train": 60000, "test": 10000},
             mean=(0.1307,),  # as published widely; not measured here
             std=(0.3081,),
-            **_idx(_MNIST_CONTENTS),
+            layout=idx_layout(_MNIST_CONTENTS),
             archives=_MNIST_ARCHIVES,
             mirrors=("https://storage.googleapis.com/cvdf-datasets/mnist/",),
             description="handwritten digits (LeCun, Cortes, Burges 1998)",
@@ -244,7 +204,8 @@ DATASETS: dict[str, DatasetInfo] = {
             splits={"train": 50000, "test": 10000},
             mean=(0.4914, 0.4822, 0.4465),  # as published widely; not measured here
             std=(0.2470, 0.2435, 0.2616),
-            **_cifar(_CIFAR10_ARCHIVE, "cifar-10-batches-bin", _CIFAR10_MEMBERS, 1, 10),
+            layout=_cifar_layout(*_CIFAR10, "cifar-10-batches-bin", _CIFAR10_MEMBERS, label_bytes=1),
+            archives=dict([_CIFAR10]),
             mirrors=_TORONTO,
             description="small colour photographs, 10 classes (Krizhevsky 2009)",
             licence="none stated; cite the report",
@@ -257,7 +218,8 @@ DATASETS: dict[str, DatasetInfo] = {
             splits={"train": 50000, "test": 10000},
             mean=(0.5071, 0.4865, 0.4409),  # as published widely; not measured here
             std=(0.2673, 0.2564, 0.2762),
-            **_cifar(_CIFAR100_ARCHIVE, "cifar-100-binary", _CIFAR100_MEMBERS, 2, 100),
+            layout=_cifar_layout(*_CIFAR100, "cifar-100-binary", _CIFAR100_MEMBERS, label_bytes=2),
+            archives=dict([_CIFAR100]),
             mirrors=_TORONTO,
             description="small colour photographs, 100 classes, fine labels (Krizhevsky 2009)",
             licence="none stated; cite the report",

@@ -1,14 +1,17 @@
-"""Encoded images to pixels: every format and kind that is wanted, and a clear no to the others."""
+"""Encoded images to pixels, whole or as a square of one size; what is no such image is refused by name."""
 
+import ctypes
+import functools
 import io
 import struct
 import threading
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cnnjax.data.resizing import middle_square
 from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
@@ -16,16 +19,27 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".ti
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
-SCRATCH_BYTES = 2**22  # a thread's memory for an image that is resized next, so that its pages stay mapped
-_thread = threading.local()
+SCRATCH_BYTES = 2**22
+BITS = 22  # of a weight, as in Pillow for bytes
+VOID = ctypes.c_void_p
+
+
+class _Scratch(threading.local):
+    """A thread's memory for an image that is resized next, so that its pages stay mapped."""
+
+    def __init__(self) -> None:
+        self.pixels = np.empty(SCRATCH_BYTES, np.uint8)
+
+
+_scratch = _Scratch()
 
 
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
     """Decodes an encoded image to uint8 [H, W, channels].
 
-    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 where `size` is that much smaller; CMYK
+    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 if `size` is that much smaller; CMYK
     and other formats go through Pillow. EXIF rotations are undone, palettes become colours,
-    16 bits of colour their upper 8, and transparent pixels what they are over black.
+    16 bits of colour their upper 8, and transparent pixels are laid over black.
 
     Args:
       data: the encoded bytes.
@@ -45,25 +59,28 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
 
 
 def num_channels(data: bytes, what: object) -> int:
-    """1 where an encoded image is grey, else 3; raises BadImage where its header cannot be read."""
-    pillow = _pillow(what)
+    """1 if an encoded image is grey, else 3; raises BadImage if its header cannot be read."""
     try:
-        with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
             return 1 if opened.mode in ("1", "L", "LA") or opened.mode.startswith("I") else 3
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
-        raise BadImage(f"{what}: no image that is known here ({error})") from None
+        raise BadImage(f"{what}: not an image of a known format ({error})") from None
 
 
 def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray:
-    smaller = {} if size is None else {"min_height": size, "min_width": size, "min_factor": 2}
+    colors = "rgb" if channels == 3 else "gray"
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(what, width, height)
         if space in ("CMYK", "YCCK"):
             return _decode_other(data, what, channels)
-        if size is not None and height * width * channels <= SCRATCH_BYTES:
-            smaller["buffer"] = _scratch()
-        image = simplejpeg.decode_jpeg(data, colorspace="rgb" if channels == 3 else "gray", **smaller)
+        if size is None:
+            image = simplejpeg.decode_jpeg(data, colorspace=colors)
+        else:
+            buffer = _scratch.pixels if height * width * channels <= SCRATCH_BYTES else None
+            image = simplejpeg.decode_jpeg(
+                data, colorspace=colors, min_height=size, min_width=size, min_factor=2, buffer=buffer
+            )
         return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
     except UserError:
         raise
@@ -71,17 +88,8 @@ def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> 
         raise BadImage(f"{what}: JPEG that cannot be decoded ({error})") from None
 
 
-def _scratch() -> np.ndarray:
-    """uint8 [SCRATCH_BYTES] of this thread, written over by its next image."""
-    if not hasattr(_thread, "scratch"):
-        _thread.scratch = np.empty(SCRATCH_BYTES, np.uint8)
-    return _thread.scratch
-
-
 def _upright(image: np.ndarray, data: bytes) -> np.ndarray:
     """[H, W, C] turned and mirrored as the camera's EXIF orientation says."""
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(data)) as opened:  # reads the header alone
             orientation = opened.getexif().get(ORIENTATION, 1)
@@ -99,36 +107,100 @@ def _check_pixels(what: object, width: int, height: int) -> None:
 
 
 def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
-    pillow = _pillow(what)
-    from PIL import ImageOps
-
     try:
-        with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(what, *opened.size)
             # The further frames of a camera's MPO are previews and depths of the first.
-            if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
-                raise BadImage(f"{what}: {opened.n_frames} frames; allowed: one image a file")
+            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+            if frames > 1:
+                raise BadImage(f"{what}: {frames} frames; allowed: one image a file")
             if opened.mode.startswith(("I", "F")):
                 raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
             image = ImageOps.exif_transpose(opened)
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
-                image = pillow.alpha_composite(pillow.new("RGBA", image.size, (0, 0, 0, 255)), image)
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UserError:
         raise
-    except pillow.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage(f"{what}: not an image of a known format; allowed: {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: not an image that can be read ({error})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _pillow(what: object) -> Any:
+def middle_square(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of uint8 [H, W, C] as uint8 [size, size, C], C 1 or 3 (bilinear, antialiased).
+
+    By `resize.c`, or by Pillow if that was not built; the bytes are the same.
+    """
+    height, width, channels = image.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    if side == size:
+        return square.copy()
+    kernel = _kernel()
+    if kernel is None:
+        return _resize_with_pillow(square, size)
+    if square.strides[1:] != (channels, 1):
+        square = np.ascontiguousarray(square)
+    out = np.empty((size, size, channels), np.uint8)
+    at = square.ctypes.data, square.strides[0], side, channels, out.ctypes.data, size
+    if kernel(*at, *_pointers(side, size)):
+        raise MemoryError(f"no memory to resize an image of {height}x{width}")
+    return out
+
+
+def _resize_with_pillow(square: np.ndarray, size: int) -> np.ndarray:
+    """Pillow's BILINEAR of uint8 [side, side, C]."""
+    squeezed = np.ascontiguousarray(square[..., 0] if square.shape[2] == 1 else square)
+    image = np.asarray(Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR))
+    return image if image.ndim == 3 else image[..., None]
+
+
+@functools.lru_cache(maxsize=1024)
+def _pointers(side: int, size: int) -> tuple[ctypes.c_void_p, int, ctypes.c_void_p, ctypes.c_void_p]:
+    """What the kernel needs of `_weights`: asked of NumPy once, not for each image."""
+    first, weights, packed = _weights(side, size)
+    pointers = [array.ctypes.data_as(VOID) for array in (first, weights, packed)]
+    return pointers[0], weights.shape[1], pointers[1], pointers[2]
+
+
+def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First input int32 [size] and weights int32 [size, taps] of the triangle filter.
+
+    It widens as the image shrinks. Also the weights as `resize.c` packs them: int16 [size, fours, 2, 2, 8].
+    """
+    scale = side / size
+    support = max(scale, 1.0)
+    centres = [(x + 0.5) * scale for x in range(size)]
+    spans = [(max(int(c - support + 0.5), 0), min(int(c + support + 0.5), side)) for c in centres]
+    taps = max(high - low for low, high in spans)
+    first, weights = np.zeros(size, np.int32), np.zeros((size, taps), np.int32)
+    for x, (centre, (low, high)) in enumerate(zip(centres, spans, strict=True)):
+        part = np.maximum(1 - np.abs((np.arange(low, high) - centre + 0.5) / support), 0)
+        first[x] = min(low, side - taps)
+        start = low - first[x]
+        weights[x, start : start + high - low] = np.floor(part / part.sum() * (1 << BITS) + 0.5)
+    pairs = np.pad(weights, ((0, 0), (0, -taps % 4))).reshape(size, -1, 1, 2, 2)
+    packed = np.concatenate([pairs & 0x7FFF, pairs >> 15], 2).astype(np.int16)
+    return first, weights, np.ascontiguousarray(np.tile(packed, 4))
+
+
+@functools.cache
+def _kernel() -> Callable[..., int] | None:
+    """The compiled function, or None if it was not built; calls release Python's lock."""
+    file = next(Path(__file__).parent.glob("_resize*.so"), None)
+    if file is None:
+        return None
     try:
-        from PIL import Image
-    except ImportError:
-        raise UserError(
-            f"{what}: only JPEG at its own size is read without Pillow; pip install pillow"
-        ) from None
-    return Image
+        # Named anew when its arguments change, so that a library built before is left out, not misread.
+        function = ctypes.CDLL(str(file)).cnnjax_middle_square
+    except (OSError, AttributeError):
+        return None
+    number = ctypes.c_int
+    function.argtypes = [VOID, ctypes.c_int64, number, number, VOID, number, VOID, number, VOID, VOID]
+    function.restype = number
+    return function

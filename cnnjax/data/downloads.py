@@ -1,101 +1,63 @@
 """Fetches the original archives of a data set, checks them, and puts them in place whole."""
 
-import dataclasses
-import hashlib
-import http.client
-import os
-import tempfile
-import urllib.request
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnjax.data.files import sha256_of
 from cnnjax.errors import UserError
 
-CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30
 
 
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """A file to fetch: its name, its length in bytes, and its SHA-256 in hex."""
-
-    name: str
-    num_bytes: int
-    sha256: str
+def check(path: Path, sha256: str) -> None:
+    """Raises UserError naming the file if its SHA-256 is not the pinned one."""
+    if (actual := sha256_of(path)) != sha256:
+        raise UserError(f"{path}: SHA-256 is {actual}; allowed: {sha256}; delete it and load again")
 
 
-def check(path: Path, archive: Archive) -> None:
-    """Raises UserError naming the file where its SHA-256 is not the pinned one."""
-    if (found := sha256_of(path)) != archive.sha256:
-        raise UserError(f"{path}: SHA-256 is {found}; allowed: {archive.sha256}; delete it and load again")
+def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) -> None:
+    """Fetches the archives that are not whole in the folder yet, with a progress bar in a terminal.
 
-
-def download(archives: Sequence[Archive], folder: Path, mirrors: Sequence[str]) -> None:
-    """Fetches the archives that are not in the folder yet, with a progress bar on stderr.
-
-    Each is written to a temporary file beside its place, checked, and renamed: the folder holds
-    whole, checked files only, whatever interrupts it.
+    Pooch writes each to a temporary file beside its place, checks and renames it: the folder holds whole,
+    checked files only, whatever interrupts it.
 
     Args:
-      archives: what to fetch.
-      folder: where to; made if need be.
+      archives: name -> SHA-256 in hex.
+      folder: created if missing.
       mirrors: addresses of folders that hold all of them, in the order they are tried.
-    Raises: UserError naming the address, where no mirror answers or a checksum is wrong.
+    Raises: UserError naming the address, if no mirror answers or a checksum is wrong.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    console = Console(stderr=True)
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-    with bar as progress:
-        for archive in archives:
-            path = folder / archive.name
-            if path.is_file() and path.stat().st_size == archive.num_bytes:
-                check(path, archive)
-                continue
-            _fetch_first(archive, path, mirrors, progress)
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    fetch = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(),
+        chunk_size=2**20,
+        timeout=TIMEOUT_SECONDS,
+        headers={"Accept-Encoding": "identity"},  # the checksum is that of the compressed file
+    )
+    for name, sha256 in archives.items():
+        path, failures = folder / name, []
+        if path.is_file() and sha256_of(path) == sha256:
+            continue
+        for mirror in mirrors:
+            address = f"{mirror.rstrip('/')}/{name}"
+            try:
+                pooch.retrieve(address, sha256, fname=name, path=folder, downloader=fetch)
+            except OSError as error:  # those of requests too
+                failures.append(f"{address}: {_cause(error)}")
+            except ValueError:
+                failures.append(f"{address}: another SHA-256 than {sha256}")
+            else:
+                path.chmod(0o644)  # temporary files are readable by their owner alone
+                break
+        else:
+            raise UserError(f"download failed: {'; '.join(failures)}")
 
 
-def _fetch_first(archive: Archive, path: Path, mirrors: Sequence[str], progress: Progress) -> None:
-    """Fetches one archive from the first mirror that gives it whole."""
-    failures = []
-    for mirror in mirrors:
-        address = mirror.rstrip("/") + "/" + archive.name
-        try:
-            return _fetch(archive, path, address, progress)
-        except UserError as error:
-            failures.append(str(error))
-        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-            failures.append(f"{address}: {error}")
-    raise UserError(f"download failed: {'; '.join(failures)}")
-
-
-def _fetch(archive: Archive, path: Path, address: str, progress: Progress) -> None:
-    """Streams one address to a temporary file, checks it, renames it to its place."""
-    task = progress.add_task(archive.name, total=archive.num_bytes)
-    sha, length = hashlib.sha256(), 0
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as answer,
-        ):
-            # One byte more than expected is enough to know that it is another file.
-            while length <= archive.num_bytes and (chunk := answer.read(CHUNK)):
-                file.write(chunk)
-                sha.update(chunk)
-                length += len(chunk)
-                progress.update(task, completed=length)
-        if sha.hexdigest() != archive.sha256:
-            raise UserError(
-                f"{address}: {length} bytes with SHA-256 {sha.hexdigest()};"
-                f" allowed: {archive.num_bytes} with {archive.sha256}"
-            )
-        os.chmod(temporary, 0o644)  # mkstemp's is readable by its owner alone
-        os.replace(temporary, path)
-    finally:
-        progress.remove_task(task)
-        Path(temporary).unlink(missing_ok=True)
+def _cause(error: BaseException) -> BaseException:
+    """The first error of a chain: what the system said, not how libraries pass it on."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

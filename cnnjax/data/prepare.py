@@ -6,25 +6,25 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
 
 from cnnjax.data.files import atomic_write, sha256_of
-from cnnjax.data.sources.records import ENCODINGS, FACTS
+from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
 from cnnjax.data.sources.source import Source
+from cnnjax.data.statistics import Moments, moments
 from cnnjax.errors import BadImage, UserError, unknown
 
 JPEG_QUALITY = 92
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
-    """What one shard is made of: `indices` of a source; written whole, with its facts beside it, or not."""
+class _Task:
+    """One shard to write: `indices` of a source; whole, with its facts beside it, or not at all."""
 
     source: Source
     indices: range
@@ -32,16 +32,33 @@ class _Shard:
     encoding: str
     skip: bool
 
-    def write(self) -> dict[str, Any]:
-        """The shard's facts, from an earlier run where that wrote it."""
+    def run(self) -> Shard:
+        """The shard's facts, from an earlier run if that wrote it."""
         done = self.file.with_suffix(".json")
         if done.is_file() and self.file.is_file():
             return json.loads(done.read_text())
+        partial = self.file.with_suffix(".partial")
+        labels, skipped, sums = self._write(partial)
+        shard = Shard(
+            file=self.file.name,
+            bytes=partial.stat().st_size,
+            sha256=sha256_of(partial),
+            labels=labels,
+            skipped=skipped,
+            pixels=sums.pixels,
+            total=sums.total.tolist(),
+            products=sums.products.tolist(),
+        )
+        os.replace(partial, self.file)
+        atomic_write(done, json.dumps(shard))
+        return shard
+
+    def _write(self, path: Path) -> tuple[list[int], list[str], Moments]:
+        """Labels of what was written, messages about what was left out, and the moments."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        partial = self.file.with_suffix(".partial")
-        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-        labels, skipped, sums = [], [], _Sums(0)
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        labels, skipped, sums = [], [], Moments.empty(self.source.image_shape[2])
         for index in self.indices:
             try:
                 example = self.source[index]
@@ -53,14 +70,10 @@ class _Shard:
                 continue
             image = np.ascontiguousarray(example["image"])
             labels.append(example["label"])
-            sums = sums.add(image)
+            sums += moments(image)
             writer.write(int(example["label"]).to_bytes(4, "little", signed=True) + self._encode(image))
         writer.close()
-        facts = {"file": self.file.name, "bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
-        facts |= {"labels": labels, "skipped": skipped, **sums.facts()}
-        os.replace(partial, self.file)
-        atomic_write(done, json.dumps(facts))
-        return facts
+        return labels, skipped, sums
 
     def _encode(self, image: np.ndarray) -> bytes:
         if self.encoding == "raw":
@@ -69,30 +82,8 @@ class _Shard:
         return simplejpeg.encode_jpeg(image, JPEG_QUALITY, space)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sums:
-    """Over pixels on the scale 0..1: their number, sum [C] and sum of outer products [C, C]."""
-
-    pixels: int
-    total: Any = 0.0
-    products: Any = 0.0
-
-    def add(self, image: np.ndarray) -> "_Sums":
-        pixels = image.reshape(-1, image.shape[2]).astype(np.float32)
-        total = pixels.sum(0, dtype=np.float64) / 255
-        products = (pixels.T @ pixels).astype(np.float64) / 255**2
-        return _Sums(self.pixels + len(pixels), self.total + total, self.products + products)
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "pixels": self.pixels,
-            "total": np.asarray(self.total).tolist(),
-            "products": np.asarray(self.products).tolist(),
-        }
-
-
 def prepare(
-    sources: dict[str, Source],
+    sources: Mapping[str, Source],
     out: Path,
     *,
     encoding: str = "raw",
@@ -100,23 +91,23 @@ def prepare(
     num_threads: int = 2,
     on_bad_image: str = "error",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Writes every split as ArrayRecord shards; what an earlier, killed run has written is kept.
+) -> Facts:
+    """Writes every split as ArrayRecord shards; shards of an earlier, interrupted run are kept.
 
     Args:
       sources: split -> source, all of one image size; mean, std and covariance are those of `train`.
-      out: the folder; it may hold the shards of a run with the same arguments that was stopped.
+      out: the folder; it may hold the shards of an interrupted run with the same arguments.
       encoding: "raw" for speed, "jpeg" (quality 92) for small disks.
       shard_examples: images a shard.
-      on_bad_image: "error", or "skip" to leave out and count what cannot be read.
+      on_bad_image: "error", or "skip" to leave out and count unreadable images.
       progress: called with shards done and in all.
     Returns: the facts, as in `records.read_facts`.
     Raises: UserError naming the image that cannot be read, or a folder that holds other data.
     """
     if encoding not in ENCODINGS:
-        raise unknown("--format", encoding, ENCODINGS)
+        raise unknown("encoding", encoding, ENCODINGS)
     if on_bad_image not in ("error", "skip"):
-        raise unknown("--on_bad_image", on_bad_image, ["error", "skip"])
+        raise unknown("on_bad_image", on_bad_image, ["error", "skip"])
     out.mkdir(parents=True, exist_ok=True)
     plan = {
         "class_names": list(sources["train"].class_names),
@@ -127,9 +118,9 @@ def prepare(
         "fingerprints": {split: source.fingerprint for split, source in sources.items()},
     }
     _check_plan(out, plan)
-    shards = {
+    tasks = {
         split: [
-            _Shard(
+            _Task(
                 source,
                 range(start, min(start + shard_examples, len(source))),
                 out / f"{split}-{start // shard_examples:05d}.array_record",
@@ -140,52 +131,45 @@ def prepare(
         ]
         for split, source in sources.items()
     }
-    total, splits, done = sum(map(len, shards.values())), {}, 0
+    total = sum(map(len, tasks.values()))
+    shards: dict[str, list[Shard]] = {split: [] for split in tasks}
     with ThreadPoolExecutor(num_threads) as pool:
-        for split, parts in shards.items():
-            splits[split] = []
-            for facts in pool.map(_Shard.write, parts):
-                splits[split].append(facts)
-                done += 1
-                progress(done, total)
-    facts = {**plan, **_moments(splits["train"]), "splits": splits}
+        for split in tasks:
+            for shard in pool.map(_Task.run, tasks[split]):
+                shards[split].append(shard)
+                progress(sum(map(len, shards.values())), total)
+    facts = {**plan, **_statistics(shards["train"]), "splits": shards}
     atomic_write(out / FACTS, json.dumps(facts))
-    return facts
+    return read_facts(out)
 
 
-def _check_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Raises a UserError where the folder holds shards of another plan."""
+def _statistics(shards: Sequence[Shard]) -> dict[str, object]:
+    """mean, std and covariance over all pixels; a shard without images has no sums."""
+    used = [shard for shard in shards if shard["pixels"]]
+    if not used:
+        raise UserError("train has no image that can be read")
+    sums = [Moments(s["pixels"], np.asarray(s["total"]), np.asarray(s["products"])) for s in used]
+    return sum(sums[1:], sums[0]).statistics()._asdict()
+
+
+def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
+    """Raises a UserError if the folder holds shards of another plan."""
     file = out / "plan.json"
     try:
         differs = file.is_file() and json.loads(file.read_text()) != plan
     except ValueError:
-        raise UserError(f"{file}: damaged; choose another --out, or remove that folder") from None
+        raise UserError(f"{file}: damaged; choose another folder, or remove that one") from None
     if differs:
-        raise UserError(
-            f"--out={out} holds images prepared from other data or in another way; choose another"
-        )
+        raise UserError(f"out={out} holds images prepared from other data or in another way; choose another")
     if not file.is_file() and any(not path.name.startswith(".plan.json.") for path in out.iterdir()):
-        raise UserError(f"--out={out} is not empty; choose another")
+        raise UserError(f"out={out} is not empty; choose another")
     atomic_write(file, json.dumps(plan))
-
-
-def _moments(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """mean [C], std [C] and covariance [C, C] over all pixels."""
-    pixels = sum(shard["pixels"] for shard in shards)
-    if not pixels:
-        raise UserError("train has no image that can be read")
-    used = [shard for shard in shards if shard["pixels"]]
-    mean = np.sum([shard["total"] for shard in used], 0) / pixels
-    covariance = np.sum([shard["products"] for shard in used], 0) / pixels - np.outer(mean, mean)
-    std = np.sqrt(np.diag(covariance))
-    std = np.where(std > 0, std, 1.0)
-    return {"mean": mean.tolist(), "std": std.tolist(), "covariance": covariance.tolist()}
 
 
 def prepare_tfds(name: str, data_dir: Path) -> None:
     """Downloads and prepares a TFDS data set as ArrayRecord, in a process of its own that has TensorFlow.
 
-    Raises: UserError where TensorFlow is not installed, or the preparation fails.
+    Raises: UserError if TensorFlow is not installed, or the preparation fails.
     """
     if not importlib.util.find_spec("tensorflow"):
         raise UserError(

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from cnnjax.data import datasets
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.sources import records
-from cnnjax.data.sources.source import channel_covariance, channel_statistics, to_memory
+from cnnjax.data.sources.source import to_memory
+from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
 
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
@@ -64,9 +65,9 @@ def statistics(config: ConfigDict, source: Any) -> dict[str, Any]:
     """The data set's mean, std and covariance, as far as the augmentations of the config need them."""
     form, _, place = config.data.name.partition(":")
     if form == "records":
-        return records.statistics(Path(place).expanduser())
-    specs = f"{config.augment.train}|{config.augment.eval}"
-    found = {"covariance": channel_covariance(source)} if "pca_color" in specs else {}
+        return records.statistics(Path(place).expanduser())._asdict()
     info = datasets.DATASETS.get(config.data.name)
-    mean, std = (info.mean, info.std) if info else channel_statistics(source)
-    return {"mean": mean, "std": std, **found}
+    known = {"mean": info.mean, "std": info.std} if info else {}
+    if info and "pca_color" not in f"{config.augment.train}|{config.augment.eval}":
+        return known
+    return channel_statistics(source)._asdict() | known

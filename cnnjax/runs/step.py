@@ -43,6 +43,7 @@ def gradient_values(experiment: Experiment) -> dict[str, Any]:
         "aux_weight": config.loss.aux_weight,
         "freeze": config.freeze,
         "microbatches": config.accumulate_steps,
+        "placement": experiment.placement,
         "gather": parallel.gatherer(experiment.mesh, experiment.rules),
     }
 
@@ -92,8 +93,7 @@ def lower_step(experiment: Experiment) -> jax.stages.Lowered:
     inputs = abstract_inputs(experiment)
     places = Outputs(*jax.tree.map(lambda x: x.sharding, (inputs.state, inputs.sums)))
     step = functools.partial(accumulated_step, experiment)
-    with jax.set_mesh(experiment.mesh):  # layers read it
-        return jax.jit(step, donate_argnums=(0, 1), out_shardings=places).lower(*inputs)
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=places).lower(*inputs)
 
 
 def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Outputs], int]:

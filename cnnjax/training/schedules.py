@@ -27,8 +27,7 @@ class Schedule:
     plateau: optax.GradientTransformationExtraArgs | None = None
 
     def __call__(self, step: ArrayLike) -> ArrayLike:
-        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
-            return self.learning_rate(step)
+        return self.learning_rate(step)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets, decode
 from cnnjax.data.augment import chain
 from cnnjax.data.augment.register import AUGMENTATIONS
-from cnnjax.data.sources import readers
+from cnnjax.data.sources import idx
 from cnnjax.errors import UserError
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch_files import LEGACY_MAGIC
@@ -126,7 +126,7 @@ def idx_files() -> st.SearchStrategy[bytes]:
 def read_idx(data: bytes, folder: Path) -> None:
     for name in ("images.gz" if data[:1] == b"\x1f" else "images",):
         (folder / name).write_bytes(data)
-        readers.read_idx(folder / name, 3)
+        idx.read_idx(folder / name, 3)
 
 
 def npz_bytes(**arrays: Any) -> bytes:

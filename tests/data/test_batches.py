@@ -119,8 +119,8 @@ def test_processes_share_each_global_batch():
     whole = numbered(21)
     rows = pipeline.StreamBatches(whole, 8, seed=5)._read
     for step in range(4):
-        parts = [dataclasses.replace(rows, rows=cut)(step)["image"] for cut in np.arange(8).reshape(2, 4)]
-        np.testing.assert_array_equal(np.concatenate(parts), rows(step)["image"])
+        parts = [dataclasses.replace(rows, rows=cut)(step)[0]["image"] for cut in np.arange(8).reshape(2, 4)]
+        np.testing.assert_array_equal(np.concatenate(parts), rows(step)[0]["image"])
 
 
 def test_padding_is_made_of_real_images():

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from cnnjax.data import catalog, decode
 from cnnjax.data.datasets import DATASETS, available, describe, load
-from cnnjax.data.downloads import Archive, download
-from cnnjax.data.sources import readers
-from cnnjax.data.sources.source import ArraySource, channel_statistics, hold_out, to_memory
+from cnnjax.data.downloads import download
+from cnnjax.data.sources import cifar, idx, tfds
+from cnnjax.data.sources.source import ArraySource, hold_out, to_memory
+from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
 from tests import ROOT
 
@@ -60,7 +61,7 @@ def write_idx(folder: Path, sizes: dict[str, int], zipped: bool = False) -> dict
     written = {}
     for split, size in sizes.items():
         written[split] = RNG.integers(0, 256, (size, 4, 3), dtype=np.uint8)
-        prefix = readers.IDX_PREFIX[split]
+        prefix = idx.PREFIX[split]
         for kind, array in (("images-idx3", written[split]), ("labels-idx1", np.arange(size) % 3)):
             data = idx_bytes(array)
             path = folder / f"{prefix}-{kind}-ubyte{'.gz' if zipped else ''}"
@@ -75,17 +76,17 @@ def toy(monkeypatch, tmp_path):
     write_idx(mirror, {"train": 12, "test": 6}, zipped=True)
     files = sorted(mirror.iterdir())
     contents = {p.stem: hashlib.sha256(gzip.decompress(p.read_bytes())).hexdigest() for p in files}
-    archives = (Archive(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files)
+    archives = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
     info = dataclasses.replace(
         DATASETS["fashion_mnist"],
         name="toy",
         image_shape=(4, 3, 1),
         class_names=("a", "b", "c"),
         splits={"train": 12, "test": 6},
-        archives=tuple(archives),
+        archives=archives,
         mirrors=("http://127.0.0.1:9/",),
         system=None,
-        **catalog._idx(contents),
+        layout=catalog.idx_layout(contents),
     )
     monkeypatch.setitem(DATASETS, "toy", info)
     return info
@@ -185,12 +186,11 @@ def test_facts_agree_with_each_other():
         assert len(info.mean) == len(info.std) == info.image_shape[2]
         assert len(set(info.class_names)) == info.num_classes
         assert info.licence and info.source and info.description
-        assert all(len(a.sha256) == 64 and a.num_bytes > 0 for a in info.archives)
+        assert all(len(sha256) == 64 for sha256 in info.archives.values())
     assert DATASETS["cifar100"].num_classes == 100
     mini = channel_statistics(load("fashion_mnist_mini", "train"))
-    np.testing.assert_allclose(
-        mini, (DATASETS["fashion_mnist_mini"].mean, DATASETS["fashion_mnist_mini"].std), atol=1e-6
-    )
+    np.testing.assert_allclose(mini.mean, DATASETS["fashion_mnist_mini"].mean, atol=1e-6)
+    np.testing.assert_allclose(mini.std, DATASETS["fashion_mnist_mini"].std, atol=1e-6)
     rows = {row["name"]: row for row in describe()}
     assert set(rows) == {"fashion_mnist", "fashion_mnist_mini", "mnist", "cifar10", "cifar100"}
     assert rows["fashion_mnist_mini"]["found"] == "in the package" and rows["cifar10"]["found"] is None
@@ -271,7 +271,7 @@ def test_cifar_binary_archive_and_folder(tmp_path, label_bytes):
     (tmp_path / "a.bin").write_bytes(one[0])
     (tmp_path / "b.bin").write_bytes(two[0])
     for place in (tmp_path / "c.tar.gz", tmp_path):
-        image, label = readers.read_cifar(place, ("a.bin", "b.bin"), label_bytes, 10)
+        image, label = cifar.read_cifar(place, ("a.bin", "b.bin"), label_bytes, 10)
         np.testing.assert_array_equal(image, np.concatenate([one[1], two[1]]))
         np.testing.assert_array_equal(label, np.concatenate([one[2], two[2]]))
         assert image.dtype == np.uint8 and label.dtype == np.int32
@@ -281,11 +281,11 @@ def test_spoilt_cifar_names_the_file(tmp_path):
     path = tmp_path / "c.tar.gz"
     blob = cifar_blob(3, 1)[0]
     write_tar(path, {"a.bin": blob[:-1], "b.bin": b"\x0a" + blob[1:]})
-    assert "a.bin has 9218 bytes" in message(readers.read_cifar, path, ("a.bin",), 1, 10)
-    assert "b.bin: label 10 of example 0" in message(readers.read_cifar, path, ("b.bin",), 1, 10)
-    assert "c.bin is missing" in message(readers.read_cifar, path, ("c.bin",), 1, 10)
+    assert "a.bin has 9218 bytes" in message(cifar.read_cifar, path, ("a.bin",), 1, 10)
+    assert "b.bin: label 10 of example 0" in message(cifar.read_cifar, path, ("b.bin",), 1, 10)
+    assert "c.bin is missing" in message(cifar.read_cifar, path, ("c.bin",), 1, 10)
     path.write_bytes(path.read_bytes()[:500])
-    assert str(path) in message(readers.read_cifar, path, ("a.bin",), 1, 10)
+    assert str(path) in message(cifar.read_cifar, path, ("a.bin",), 1, 10)
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"not it")
     text = message(load, "cifar10", "train", data_dir=tmp_path)
     assert "cifar-10-binary.tar.gz" in text and "SHA-256" in text
@@ -389,10 +389,13 @@ def test_image_folder_with_splits(tmp_path):
     )
     memory = to_memory(train)
     assert memory.images.shape == (6, 8, 6, 3)
-    mean, std = channel_statistics(memory)
-    np.testing.assert_allclose(mean, (memory.images / 255).mean((0, 1, 2)))
-    np.testing.assert_allclose(std, (memory.images / 255).std((0, 1, 2)))
-    np.testing.assert_allclose(channel_statistics(train), (mean, std))
+    statistics = channel_statistics(memory)
+    np.testing.assert_allclose(statistics.mean, (memory.images / 255).mean((0, 1, 2)))
+    np.testing.assert_allclose(statistics.std, (memory.images / 255).std((0, 1, 2)))
+    covariance = np.cov((memory.images / 255).reshape(-1, 3).T, bias=True)
+    np.testing.assert_allclose(statistics.covariance, covariance)
+    for number, again in zip(statistics, channel_statistics(train), strict=True):
+        np.testing.assert_allclose(number, again)
 
 
 def test_image_folder_without_splits_is_train_and_holds_validation_out(tmp_path):
@@ -522,7 +525,7 @@ def test_a_prepared_folder_of_another_format_is_told(tmp_path, stored):
     folder = tmp_path / "pets" / "1.0.0"
     file = folder / "dataset_info.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": stored}))
-    text = message(readers.read_prepared, folder, "train", "tfds:pets")
+    text = message(tfds.open_prepared(folder, "tfds:pets").read, "train")
     assert text == f"{folder}: records are {stored}; prepare it with file_format='array_record'"
 
 
@@ -549,7 +552,7 @@ print([m for m in sys.modules if m.split(".")[0] == "tensorflow"])
     np.testing.assert_array_equal(np.load(tmp_path / "read.npy"), pictures)
     assert "allowed: test, train" in message(load, "tfds:pets", "dev", data_dir=tmp_path)
     for root in (tmp_path / "pets" / "1.0.0", tmp_path):
-        assert readers.find_prepared("pets", root) == tmp_path / "pets" / "1.0.0"
+        assert tfds.find_prepared("pets", root) == tmp_path / "pets" / "1.0.0"
 
 
 def test_registered_name_is_found_as_prepared_folder(tmp_path, toy, monkeypatch):
@@ -683,7 +686,7 @@ def test_download_then_load_then_no_second_download(tmp_path, toy, server, monke
     source = load("toy", "train")
     assert len(source) == 12 and source.class_names == ("a", "b", "c")
     cache = tmp_path / "cache/cnnjax/toy"
-    assert sorted(p.name for p in cache.iterdir()) == sorted(a.name for a in toy.archives)
+    assert sorted(p.name for p in cache.iterdir()) == sorted(toy.archives)
     assert available("toy") == str(cache)
     monkeypatch.setitem(DATASETS, "toy", dataclasses.replace(toy, mirrors=()))
     assert load("toy", "test", download=False).fingerprint != source.fingerprint
@@ -693,15 +696,16 @@ def test_download_then_load_then_no_second_download(tmp_path, toy, server, monke
 @pytest.mark.parametrize("served", [b"other bytes!", b"12", b"longer than it should be by far"])
 def test_a_wrong_download_is_refused_and_leaves_nothing(tmp_path, server, served):
     (tmp_path / "mirror" / "a.bin").write_bytes(served)
-    archive = Archive("a.bin", 12, hashlib.sha256(b"right bytes!").hexdigest())
-    text = message(download, [archive], tmp_path / "out", [server])
-    assert f"{server}a.bin" in text and archive.sha256 in text
+    sha256 = hashlib.sha256(b"right bytes!").hexdigest()
+    text = message(download, {"a.bin": sha256}, tmp_path / "out", [server])
+    assert f"{server}a.bin" in text and sha256 in text
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "mirror" / "a.bin").write_bytes(b"right bytes!")
-    download([archive], tmp_path / "out", [server])
+    download({"a.bin": sha256}, tmp_path / "out", [server])
+    assert (tmp_path / "out/a.bin").stat().st_mode & 0o777 == 0o644
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.bin"]
-    assert "404" in message(
-        download, [dataclasses.replace(archive, name="b.bin")], tmp_path / "out", [server]
-    )
+    assert "404" in message(download, {"b.bin": sha256}, tmp_path / "out", [server])
     (tmp_path / "out" / "a.bin").write_bytes(b"spoilt bytes")
-    assert "out/a.bin" in message(download, [archive], tmp_path / "out", [server])
+    assert "127.0.0.1:9" in message(download, {"a.bin": sha256}, tmp_path / "out", ["http://127.0.0.1:9/"])
+    download({"a.bin": sha256}, tmp_path / "out", [server])
+    assert (tmp_path / "out" / "a.bin").read_bytes() == b"right bytes!"

@@ -25,16 +25,17 @@ def folder(tmp_path):
 def test_inspect_finds_counts_colours_copies_and_bad_files(folder):
     root, arrays = folder
     sources = {s: datasets.load(f"folder:{root}", s, size=8) for s in ("train", "validation")}
-    found, colours = inspect.inspect(sources)
+    found = inspect.inspect(sources)
+    colours = found["train"].colours
     assert dict(found["train"].classes) == {0: 3, 1: 3} and found["train"].sizes == {(8, 8): 6}
     assert found["train"].copies == 1 and found["validation"].copies == 0
     assert len(found["train"].unreadable) == 1 and "a/bad.png" in found["train"].unreadable[0]
     assert inspect.shared(found) == [("train", 0, "validation", 0)]
     pixels = np.concatenate([a.reshape(-1, 3) for a in arrays.values()]) / 255
-    np.testing.assert_allclose(colours["mean"], pixels.mean(0), rtol=1e-9)
-    np.testing.assert_allclose(colours["std"], pixels.std(0), rtol=1e-9)
+    np.testing.assert_allclose(colours.mean, pixels.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(colours.std, pixels.std(0), rtol=1e-9)
     values = np.linalg.eigvalsh(np.cov(pixels.T, bias=True))[::-1]
-    np.testing.assert_allclose(colours["eigenvalues"], values, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.eigvalsh(colours.covariance)[::-1], values, rtol=1e-6)
 
 
 def test_the_command_prints_them_and_draws_a_sheet(folder, tmp_path, capsys):

@@ -16,7 +16,7 @@ def pair(size: Size) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _crop_shape(shape: Shape, arguments: Arguments) -> Shape:
+def _crop_shape(shape: tuple[int, ...], arguments: Arguments) -> Shape:
     """[H, W, C] after a crop; raises UserError if the crop or the reflection does not fit."""
     (height, width), padding = pair(arguments["size"]), arguments.get("padding", 0)
     if arguments.get("padding_mode") == "reflect" and padding >= min(shape[:2]):

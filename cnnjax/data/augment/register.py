@@ -36,12 +36,12 @@ def _is_channels(value: object, positive: bool) -> bool:
     return bool(values) and all(_is_number(v) and (v > 0 or not positive) for v in values)
 
 
-def _is_range(value: object, high: float = math.inf) -> bool:
+def _is_range(value: Any, high: float = math.inf) -> bool:
     pair = isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
     return pair and 0 < value[0] <= value[1] <= high
 
 
-def _is_matrix(value: object) -> bool:
+def _is_matrix(value: Any) -> bool:
     rows = isinstance(value, tuple) and all(isinstance(row, tuple | list) for row in value)
     return rows and all(len(row) == len(value) and all(map(_is_number, row)) for row in value)
 

@@ -1,17 +1,40 @@
-"""Files of a folder, a zip or a tar archive, read at random and never unpacked."""
+"""Files of a folder, a zip or a tar archive, read at random and never unpacked to disk."""
 
 import dataclasses
+import gzip
 import os
 import tarfile
-import threading
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
-from isal import isal_zlib as zlib  # the same checksums, with the processor's instructions for them
+from isal import isal_zlib  # as zlib, with the processor's instructions for it
 
 from cnnjax.errors import UserError
 
 LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
+# What unpacks to more than both is taken for a decompression bomb, and not read into memory.
+MAX_RATIO, ALWAYS_BYTES = 200, 2**28
+
+
+def most_bytes(path: Path) -> int:
+    """What a compressed file may unpack to."""
+    return max(ALWAYS_BYTES, MAX_RATIO * path.stat().st_size)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's bytes, unzipped if its name ends in .gz; raises UserError naming a file that is damaged."""
+    try:
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        most = most_bytes(path)
+        with gzip.open(path) as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise OSError(f"it unpacks to more than {most} bytes, {MAX_RATIO} times its own size")
+        return data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy or download it again") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,66 +54,62 @@ class Files:
 
     Attributes:
       root: a folder, a .zip or an uncompressed .tar.
-      members: sorted by name; hidden files and what macOS and Windows leave behind are left out.
+      members: sorted by name, without hidden files and what macOS and Windows leave behind.
     """
 
     def __init__(self, root: Path):
-        self.root, self._descriptor, self._lock = root, None, threading.Lock()
-        self._unpacked = root.is_dir()
-        if self._unpacked:
-            found = _walk(root)
+        self.root = root
+        self._archive: int | None = None
+        if root.is_dir():
+            members = _walk(root)
         elif not root.is_file():
             raise UserError(
                 f"{root}: no such folder; allowed: a folder, or a .zip or .tar, of split/class/images"
             )
-        elif zipfile.is_zipfile(root):
-            found = _zip_members(root)
         else:
-            found = _tar_members(root)
-        self.members = sorted((m for m in found if not _hidden(m.name)), key=lambda m: m.name)
+            members = _zip_members(root) if zipfile.is_zipfile(root) else _tar_members(root)
+            self._archive = os.open(root, os.O_RDONLY)
+        self.members = sorted((m for m in members if not _hidden(m.name)), key=lambda m: m.name)
 
-    def __getstate__(self) -> dict:
-        return {"root": self.root, "members": self.members, "_unpacked": self._unpacked}
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "members": self.members}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= state
-        self._descriptor, self._lock = None, threading.Lock()
+        self._archive = None if self.root.is_dir() else os.open(self.root, os.O_RDONLY)
 
     def where(self, member: Member) -> str:
         """The file's name for messages."""
         return f"{self.root}/{member.name}"
 
     def read(self, member: Member) -> bytes:
-        """The bytes of a file; raises UserError naming it where they cannot be read or are damaged."""
+        """The bytes of a file; raises UserError naming it if they cannot be read or are damaged."""
         try:
-            if self._unpacked:
+            if self._archive is None:
                 return (self.root / member.name).read_bytes()
-            return self._read_archived(member)
+            return self._read_archived(self._archive, member)
         except OSError as error:
             raise UserError(f"{self.where(member)}: cannot be read ({error.strerror})") from None
 
-    def _read_archived(self, member: Member) -> bytes:
-        with self._lock:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.root, os.O_RDONLY)
+    def _read_archived(self, archive: int, member: Member) -> bytes:
         offset = member.offset
         if member.crc is not None:
-            header = os.pread(self._descriptor, LOCAL_HEADER, offset)
+            header = os.pread(archive, LOCAL_HEADER, offset)
             offset += LOCAL_HEADER + int.from_bytes(header[26:28], "little")
             offset += int.from_bytes(header[28:30], "little")
-        data = os.pread(self._descriptor, member.stored, offset)
+        data = os.pread(archive, member.stored, offset)
         try:
             if member.method == zipfile.ZIP_DEFLATED:
-                data = zlib.decompress(data, -15, member.size)
-        except zlib.error:
+                data = isal_zlib.decompress(data, -15, member.size)
+        except isal_zlib.error:  # type: ignore[misc]  # the stub has an instance for the class
             data = b""
-        if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):
+        if len(data) != member.size or (member.crc is not None and isal_zlib.crc32(data) != member.crc):
             raise UserError(f"{self.where(member)}: damaged in the archive; copy or download it again")
         return data
 
     def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+        if self._archive is not None:
+            os.close(self._archive)
 
 
 def _hidden(name: str) -> bool:
@@ -117,7 +136,7 @@ def _walk(root: Path) -> list[Member]:
 
 
 def _check_name(root: Path, name: str) -> None:
-    """Refuses what would lie outside the archive; nothing is unpacked, but such an archive is no friend's."""
+    """Refuses names that point outside the archive: nothing is unpacked, but it is not to be trusted."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{root}: member {name!r} points outside the archive; allowed: names below its root")
@@ -138,16 +157,8 @@ def _zip_members(root: Path) -> list[Member]:
             raise UserError(f"{root}: member {info.filename!r} is a link; allowed: files and folders")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{root}: member {info.filename!r}; allowed: stored or deflated, not encrypted")
-        found.append(
-            Member(
-                info.filename,
-                info.file_size,
-                info.header_offset,
-                info.compress_size,
-                info.compress_type,
-                info.CRC,
-            )
-        )
+        sizes = (info.file_size, info.header_offset, info.compress_size)
+        found.append(Member(info.filename, *sizes, info.compress_type, info.CRC))
     return found
 
 

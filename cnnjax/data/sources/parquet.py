@@ -12,14 +12,18 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnnjax.data.decode import decode_image, num_channels
 from cnnjax.data.sources.folder import SPLIT_FOLDERS
-from cnnjax.data.sources.source import FileSource, check_labels, digest
+from cnnjax.data.sources.source import FileSource, Opened, Place, check_labels, digest, numbered_classes
 from cnnjax.errors import BadImage, UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow import parquet
 
 SPLIT = re.compile(rf"({'|'.join(SPLIT_FOLDERS)})(?=[-_.]|$)")
 MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
@@ -36,10 +40,11 @@ class ParquetFolder:
     """
 
     def __init__(self, root: Path):
-        self.root, self.files = root, {}
+        self.root = root
+        self.files: dict[str, list[Path]] = {}
         for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
-            found = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
-            split = next((SPLIT_FOLDERS[match[1]] for match in found if match), None)
+            matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
+            split = next((SPLIT_FOLDERS[match[1]] for match in matches if match), None)
             if split is None:
                 raise UserError(
                     f"{path}: of which split? allowed: names or folders that begin with train, validation or "
@@ -48,12 +53,13 @@ class ParquetFolder:
             self.files.setdefault(split, []).append(path)
         if "train" not in self.files:
             raise UserError(f"{root}: no train-*.parquet; allowed: a folder of Parquet files of the Hub")
-        found = {path: _columns(path) for paths in self.files.values() for path in paths}
+        columns = {path: _columns(path) for paths in self.files.values() for path in paths}
         first = self.files["train"][0]
-        if other := [path for path in found if found[path] != found[first]]:
-            raise UserError(f"{other[0]}: columns {found[other[0]]}; allowed: {found[first]}, as in {first}")
-        self.image, self.label, names = found[first]
-        self.class_names = names or tuple(map(str, range(int(self.labels("train").max(initial=0)) + 1)))
+        if other := [path for path in columns if columns[path] != columns[first]]:
+            given, allowed = columns[other[0]], columns[first]
+            raise UserError(f"{other[0]}: columns {given}; allowed: {allowed}, as in {first}")
+        self.image, self.label, names = columns[first]
+        self.class_names = names or numbered_classes(self.labels("train"))
 
     def labels(self, split: str) -> np.ndarray:
         """int32 [N]: the labels of a split."""
@@ -63,36 +69,43 @@ class ParquetFolder:
         return np.concatenate([part.to_numpy() for part in parts]).astype(np.int32)
 
     def source(self, split: str, name: str, size: int | None = None) -> FileSource:
-        """One split, read when asked for; `size`: cut the middle square and resize it to this."""
+        """One split, read on access; `size` cuts the middle square of each image and resizes it to that."""
         labels = self.labels(split)
         check_labels(labels, len(self.class_names), f"{self.root} {split}")
         reader = _Reader(self.files[split], self.image, labels, size)
         listing = [(path.name, path.stat().st_size) for path in self.files[split]]
         contents = digest(listing, labels, size)
-        return FileSource(reader, np.arange(len(labels)), contents, labels, self.class_names, name, split)
+        order, shape = np.arange(len(labels)), (size, size, reader.channels) if size else None
+        return FileSource(reader, order, contents, labels, self.class_names, name, split, shape)
+
+
+def open_parquet(place: Place) -> Opened:
+    """See `ParquetFolder`."""
+    folder = ParquetFolder(place.path)
+    return Opened(tuple(folder.files), lambda split: folder.source(split, place.name, place.size))
 
 
 class _Reader:
-    """Position -> example; keeps the row group that was read last."""
+    """Keeps the row group that was read last."""
 
     def __init__(self, files: Sequence[Path], column: str, labels: np.ndarray, size: int | None):
         self.column, self.labels, self.size = column, labels, size
-        self.groups = []  # (file, number of the row group in it)
-        counts = []
+        self.groups: list[tuple[Path, int]] = []  # file, number of the row group in it
+        counts: list[int] = []
         for path in files:
             metadata = _opened(path).metadata
             self.groups += [(path, index) for index in range(metadata.num_row_groups)]
             counts += [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         self.ends = np.cumsum(counts).tolist()
-        self._kept: tuple[int, Any] = (-1, None)
+        self._kept: tuple[int, pyarrow.ChunkedArray] = (-1, None)
         self._lock = threading.Lock()
         data, what = self._encoded(0)
         self.channels = num_channels(data, what)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__ |= {**state, "_kept": (-1, None), "_lock": threading.Lock()}
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
@@ -109,13 +122,16 @@ class _Reader:
             raise BadImage(f"{what}: no bytes of an image in column {self.column}; allowed: embedded images")
         return data, what
 
-    def __call__(self, position: int) -> dict[str, Any]:
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)
         image = decode_image(data, what, self.channels, self.size)
-        return {"image": image, "label": int(self.labels[position])}
+        return image, int(self.labels[position]), what
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> "parquet.ParquetFile":
     import pyarrow
     from pyarrow import parquet
 
@@ -125,8 +141,8 @@ def _opened(path: Path) -> Any:
         raise _unreadable(path, error) from None
 
 
-def _read(path: Path, group: int | None, column: str) -> Any:
-    """A column of one row group, or of the whole file, as a pyarrow.ChunkedArray."""
+def _read(path: Path, group: int | None, column: str) -> "pyarrow.ChunkedArray":
+    """A column of one row group, or of the whole file."""
     import pyarrow
 
     file = _opened(path)
@@ -147,7 +163,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Names of the image and of the label column, and of the classes (() where they are not said)."""
+    """Names of the image and of the label column, and of the classes (() if it does not name them)."""
     import pyarrow
 
     schema = _opened(path).schema_arrow

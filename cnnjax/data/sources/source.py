@@ -4,17 +4,92 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
 from cnnjax.errors import BadImage, UserError
 
 Indices = Sequence[int] | np.ndarray
+Shape = tuple[int, int, int]  # [H, W, C]
+DataDir = str | os.PathLike | None
 
 
-def digest(*parts: Any) -> str:
+class Example(TypedDict):
+    """One image, uint8 [H, W, C], and its class."""
+
+    image: np.ndarray
+    label: int
+
+
+class Source(Protocol):
+    """The examples of one split, by position.
+
+    Attributes:
+      name, split: what it was loaded as; the name may hold a path, so no fingerprint has it.
+      class_names: one for each class, in the order of the labels.
+      labels: int32 [N], or None if they are not known without reading all.
+      image_shape: of every image.
+      fingerprint: the same as long as split, classes, images and their order are.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def image_shape(self) -> Shape: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+    def subset(self, indices: Indices, split: str | None = None) -> "Source":
+        """The examples at `indices`, in that order."""
+        ...
+
+
+class Opened(NamedTuple):
+    """A data set: the splits it comes with, and the source of one of them."""
+
+    splits: tuple[str, ...]
+    read: Callable[[str], Source]
+
+
+class Place(NamedTuple):
+    """Data named by its form and place, as in 'folder:PATH'.
+
+    Attributes:
+      name: all of that.
+      rest: what follows the colon.
+      size: if given, the middle square of each image is resized to it.
+      data_dir: where prepared data sets are looked for first.
+    """
+
+    name: str
+    rest: str
+    size: int | None
+    data_dir: DataDir
+
+    @property
+    def path(self) -> Path:
+        return Path(self.rest).expanduser()
+
+
+def data_folders(data_dir: DataDir) -> list[Path]:
+    """Where the user keeps data sets: `data_dir` and $CNNJAX_DATA_DIR, as far as they are given."""
+    return [Path(p).expanduser() for p in (data_dir, os.environ.get("CNNJAX_DATA_DIR")) if p]
+
+
+def digest(*parts: object) -> str:
     """SHA-256 in hex of strings and arrays, each with its length or shape and type."""
     sha = hashlib.sha256()
     for part in parts:
@@ -29,15 +104,13 @@ def digest(*parts: Any) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images in memory.
+    """Images in memory; see `Source`.
 
     Attributes:
       images: uint8 [N, H, W, C].
       labels: int32 [N] in [0, num_classes).
-      class_names: one a class, in the order of the labels.
-      name, split: what it was loaded as; the name may hold a path, so no fingerprint has it.
-      skipped: what was left out when it was read, as messages.
-    Raises: UserError where arrays and class names do not fit each other.
+      skipped: messages about the images that were left out when it was read.
+    Raises: UserError if arrays and class names do not fit each other.
     """
 
     images: np.ndarray
@@ -64,7 +137,7 @@ class ArraySource:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> Shape:
         return self.images.shape[1:]
 
     @functools.cached_property
@@ -75,53 +148,57 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
-    def subset(self, indices: Sequence[int] | np.ndarray, split: str | None = None) -> "ArraySource":
+    def subset(self, indices: Indices, split: str | None = None) -> "ArraySource":
         """The examples at `indices`, in that order, copied."""
         indices = np.asarray(indices, np.int64)
-        return dataclasses.replace(
-            self,
-            images=self.images[indices],
-            labels=self.labels[indices],
-            split=split or self.split,
-        )
+        images, labels = self.images[indices], self.labels[indices]
+        return dataclasses.replace(self, images=images, labels=labels, split=split or self.split)
+
+
+class Reader(Protocol):
+    """Position in a split -> image uint8 [H, W, C], label, and the image's name for errors."""
+
+    def __len__(self) -> int: ...
+    def __call__(self, position: int, /) -> tuple[np.ndarray, int, str]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource:
-    """Images that are read when asked for: from files, or from records.
+    """Images that are read on access, from files or records; see `Source`.
 
     Attributes:
-      read: position -> {"image": uint8 [H, W, C], "label": int}.
-      positions: int64 [N], the positions that this source serves.
+      read: of all positions of the split.
+      positions: int64 [N], those that this source serves.
       contents: a digest that changes with what `read` would give.
-      labels: int32 [N] where they are known without reading, else None.
+      shape: of the images, if it is known without reading one.
     """
 
-    read: Callable[[int], dict[str, Any]]
+    read: Reader
     positions: np.ndarray
     contents: str
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     name: str
     split: str
+    shape: Shape | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @functools.cached_property
-    def image_shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of the first image that can be read, which all others must have."""
-        shape = getattr(self.read, "shape", None)
-        if shape is not None:
-            return shape
-        for position in self.positions[:-1]:
+    def image_shape(self) -> Shape:
+        """[H, W, C] of the first image of the split that can be read."""
+        if self.shape:
+            return self.shape
+        last = len(self.read) - 1
+        for position in range(last):
             with contextlib.suppress(BadImage):
-                return self.read(int(position))["image"].shape
-        return self.read(int(self.positions[-1]))["image"].shape
+                return self.read(position)[0].shape
+        return self.read(last)[0].shape
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -131,21 +208,20 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.read(int(self.positions[index]))
+    def __getitem__(self, index: int) -> Example:
+        image, label, what = self.read(int(self.positions[index]))
+        if image.shape != self.image_shape:
+            here, first = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
+            raise BadImage(f"{what}: {here} pixels, the first image has {first}; give one size= for all")
+        return {"image": image, "label": label}
 
     def subset(self, indices: Indices, split: str | None = None) -> "FileSource":
         """The examples at `indices`, in that order; nothing is read."""
         indices = np.asarray(indices, np.int64)
+        labels = None if self.labels is None else self.labels[indices]
         return dataclasses.replace(
-            self,
-            positions=self.positions[indices],
-            labels=None if self.labels is None else self.labels[indices],
-            split=split or self.split,
+            self, positions=self.positions[indices], labels=labels, split=split or self.split
         )
-
-
-Source = ArraySource | FileSource
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
@@ -158,26 +234,27 @@ def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
         )
 
 
+def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
+    """ "0", "1", ... up to the largest label, for data without class names."""
+    return tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+
+
 def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
-    """Reads all of a source into memory; its images must have one shape.
+    """Reads all of a source into memory.
 
     Args:
-      max_bad: images that may be left out as they cannot be read; None refuses the first.
-    Raises: UserError naming the first example of another shape, or that cannot be read.
+      max_bad: how many unreadable images may be left out; None refuses the first.
+    Raises: UserError naming the first example that cannot be read or has another shape.
     """
     if isinstance(source, ArraySource):
         return source
     images = np.empty((len(source), *source.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
-    skipped, count = [], 0
+    skipped: list[str] = []
     for index in range(len(source)):
+        count = index - len(skipped)
         try:
             example = source[index]
-            if example["image"].shape != source.image_shape:
-                raise BadImage(
-                    f"{source.name} {source.split}: image {index} is {example['image'].shape};"
-                    f" allowed: {source.image_shape}, as the first"
-                )
         except BadImage as error:
             if max_bad is None:
                 raise
@@ -185,14 +262,14 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
             check_skipped(skipped, max_bad)
             continue
         images[count], labels[count] = example["image"], example["label"]
-        count += 1
+    kept = len(source) - len(skipped)
     return ArraySource(
-        images[:count], labels[:count], source.class_names, source.name, source.split, tuple(skipped)
+        images[:kept], labels[:kept], source.class_names, source.name, source.split, tuple(skipped)
     )
 
 
 def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
-    """Raises a UserError where more images than that could not be read."""
+    """Raises a UserError if more than `max_bad` images could not be read."""
     if len(skipped) > max_bad:
         raise UserError(f"more than {max_bad} images cannot be read, the first: {skipped[0]}")
 
@@ -218,54 +295,15 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     return np.setdiff1d(np.arange(len(labels)), held, assume_unique=True), held
 
 
-def channel_statistics(source: Source, limit: int = 10_000) -> tuple[tuple, tuple]:
-    """Mean and standard deviation of each channel over all pixels, on the scale 0..1.
-
-    Args:
-      source: any source, `train` as a rule.
-      limit: read at most that many examples, evenly spaced; in memory every one is read.
-    Returns: (mean, std), each a tuple of C numbers; a std of 0 is given as 1.
-    """
-    groups = _groups(source, limit)
-    counts = np.zeros((source.image_shape[2], 256), np.int64)
-    for group in groups:
-        for channel in range(len(counts)):
-            counts[channel] += np.bincount(group[..., channel].ravel(), minlength=256)
-    levels, total = np.arange(256) / 255, counts.sum(1)
-    mean = counts @ levels / total
-    std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / total)
-    return tuple(map(float, mean)), tuple(map(float, np.where(std > 0, std, 1.0)))
-
-
-def channel_covariance(source: Source, limit: int = 10_000) -> tuple[tuple[float, ...], ...]:
-    """Covariance [C, C] of the channels over all pixels, on the scale 0..1; see `channel_statistics`."""
-    channels = source.image_shape[2]
-    pixels, total, products = 0, np.zeros(channels), np.zeros((channels, channels))
-    for group in _groups(source, limit):
-        values = group.reshape(-1, channels).astype(np.float64) / 255
-        pixels, total, products = pixels + len(values), total + values.sum(0), products + values.T @ values
-    mean = total / pixels
-    return tuple(tuple(map(float, row)) for row in products / pixels - np.outer(mean, mean))
-
-
-def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
-    """uint8 [n, H, W, C] of all images in memory, else of at most `limit` that can be read."""
-    if isinstance(source, ArraySource):
-        yield from (source.images[i : i + 1024] for i in range(0, len(source), 1024))
-        return
-    for index in _spaced(source, limit):
-        with contextlib.suppress(BadImage):  # the pipeline says what becomes of it
-            yield source[index]["image"][None]
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """At most `count` positions of `length`, the first and the last among them."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
 
 
 def sample_images(source: Source, count: int) -> np.ndarray:
-    """uint8 [n, H, W, C]: at most `count` images of one shape, evenly spaced, but unreadable ones."""
+    """uint8 [n, H, W, C]: at most `count` images, evenly spaced, without unreadable ones."""
     images = []
-    for index in _spaced(source, count):
+    for index in evenly_spaced(len(source), count):
         with contextlib.suppress(BadImage):
             images.append(source[index]["image"])
     return np.stack(images)
-
-
-def _spaced(source: Source, count: int) -> list[int]:
-    return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()

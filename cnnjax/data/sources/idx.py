@@ -1,0 +1,92 @@
+"""idx files, as MNIST and its relatives are published, gzipped or not."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cnnjax.data.sources.archive import read_bytes
+from cnnjax.data.sources.source import ArraySource, Opened, Place, numbered_classes
+from cnnjax.errors import UserError
+
+PREFIX = {"train": "train", "test": "t10k"}
+
+
+def find_idx(folder: Path, name: str) -> Path | None:
+    """The idx file of that name in the folder, gzipped or not; None if it is not there."""
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def read_idx(path: Path, ndim: int, sha256: str | None = None) -> np.ndarray:
+    """Reads one idx file of unsigned bytes: uint8 with `ndim` dimensions, 3 of images or 1 of labels.
+
+    Args:
+      sha256: of the unzipped contents, checked if given.
+    Raises: UserError naming the file for a wrong checksum, magic number, size or length.
+    """
+    data = read_bytes(path)
+    if sha256 is not None and (actual := hashlib.sha256(data).hexdigest()) != sha256:
+        raise UserError(
+            f"{path}: SHA-256 of the unzipped contents is {actual}; allowed: {sha256};"
+            " download it again, or load other data as idx:FOLDER"
+        )
+    magic, header = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
+    if data[:4] != magic or len(data) < header:
+        raise UserError(
+            f"{path}: starts with {data[:4].hex()}; allowed: {magic.hex()}, an idx file of unsigned"
+            f" bytes with {ndim} dimensions"
+        )
+    shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim))
+    expected, actual_bytes = int(np.prod(shape, dtype=object)), len(data) - header
+    if actual_bytes != expected:
+        what = "truncated" if actual_bytes < expected else "followed by other bytes"
+        raise UserError(
+            f"{path}: {what}: {actual_bytes} bytes after the header; allowed: {expected}, for {shape}"
+        )
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError:  # no bytes, with dimensions beyond those of an array
+        raise UserError(f"{path}: dimensions {shape} are too large") from None
+
+
+def _read_kind(folder: Path, split: str, kind: str, ndim: int, sha256: Mapping[str, str]) -> np.ndarray:
+    name = f"{PREFIX[split]}-{kind}-ubyte"
+    path = find_idx(folder, name)
+    if path is None:
+        raise UserError(f"{folder}: {name}[.gz] is missing; copy the four idx files there")
+    return read_idx(path, ndim, sha256.get(name))
+
+
+def read_split(
+    folder: Path, split: str, sha256: Mapping[str, str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, H, W, 1] and labels int32 [N] of the idx files in a folder.
+
+    Args:
+      folder: holds `train-images-idx3-ubyte[.gz]` and so on.
+      split: "train" or "test" (whose files are called t10k).
+      sha256: name without .gz -> checksum of the unzipped contents.
+    Raises: UserError naming the file that is missing or wrong.
+    """
+    images = _read_kind(folder, split, "images-idx3", 3, sha256 or {})
+    labels = _read_kind(folder, split, "labels-idx1", 1, sha256 or {}).astype(np.int32)
+    if len(images) != len(labels):
+        raise UserError(f"{folder}: {len(images)} images and {len(labels)} labels in {split}")
+    return images[..., None], labels
+
+
+def open_idx(place: Place) -> Opened:
+    """A folder of idx files; they hold no class names, so the labels of `train` are counted."""
+    folder = place.path
+    stems = {split: f"{prefix}-images-idx3-ubyte" for split, prefix in PREFIX.items()}
+    splits = tuple(split for split, stem in stems.items() if find_idx(folder, stem))
+    if "train" not in splits:
+        raise UserError(f"{folder}: no {stems['train']}[.gz]; allowed: a folder of idx files")
+
+    def read(split: str) -> ArraySource:
+        images, labels = read_split(folder, split)
+        classes = numbered_classes(_read_kind(folder, "train", "labels-idx1", 1, {}))
+        return ArraySource(images, labels, classes, place.name, split)
+
+    return Opened(splits, read)

@@ -1,0 +1,100 @@
+"""Folders that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnnjax.data.decode import decode_image
+from cnnjax.data.sources.source import DataDir, FileSource, Opened, Place, data_folders, digest
+from cnnjax.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
+
+
+def find_prepared(name: str, root: Path) -> Path | None:
+    """The folder NAME/VERSION of a data set prepared as ArrayRecord, the newest one, or None.
+
+    Args:
+      name: "mnist", with a config "imagenet_resized/32x32", with a version "mnist:3.0.1".
+      root: a folder as in `tfds.load(data_dir=)`, or the folder NAME/VERSION itself.
+    """
+    path, _, version = name.partition(":")
+    versions = [p.parent for p in root.glob(f"{path}/{version or '*'}/dataset_info.json")]
+    if root.parent.name == path and (root / "dataset_info.json").is_file():
+        versions.append(root)
+    numbered = [p for p in versions if p.name.replace(".", "").isdigit()]
+    readable = [p for p in numbered if any(p.glob("*.array_record*"))]
+    return max(readable, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
+
+
+def tfds_folders(data_dir: DataDir) -> list[Path]:
+    """Where prepared data sets are looked for; the first is where they are prepared."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return [*data_folders(data_dir), Path(default).expanduser()]
+
+
+def open_tfds(place: Place) -> Opened:
+    """The data set tfds:NAME, looked for in all `tfds_folders`."""
+    name, roots = place.rest, tfds_folders(place.data_dir)
+    if not NAME.fullmatch(name):
+        raise UserError(f"data set 'tfds:{name}'; allowed: tfds:NAME[/CONFIG][:VERSION]")
+    path = next(filter(None, (find_prepared(name, root) for root in roots)), None)
+    if path is None:
+        raise UserError(
+            f"data set tfds:{name} is not here as ArrayRecord: tried {', '.join(map(str, roots))};"
+            f" `cnnjax data prepare tfds:{name}` makes it (file_format=array_record); name another folder as"
+            " data_dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
+        )
+    return open_prepared(path, place.name, place.size)
+
+
+def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
+    """A folder .../NAME/VERSION; `size` cuts the middle square of each image and resizes it to that."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    return Opened(tuple(builder.info.splits), lambda split: _read(builder, folder, split, name, size))
+
+
+def _read(
+    builder: "tfds.core.DatasetBuilder", folder: Path, split: str, name: str, size: int | None
+) -> FileSource:
+    """One split; raises UserError for records that are not ArrayRecord, or no images with class labels."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
+    if kinds.get("image") != "Image" or kinds.get("label") != "ClassLabel":
+        raise UserError(f"{folder}: features {kinds}; allowed: image: Image, label: ClassLabel")
+    if (stored := builder.info.file_format.value) != "array_record":
+        raise UserError(f"{folder}: records are {stored}; prepare it with file_format='array_record'")
+    encoded = {"image": tfds.decode.SkipDecoding()}  # TFDS decodes with OpenCV or Pillow
+    records = builder.as_data_source(split, decoders=encoded)
+    channels = features["image"].shape[-1] or 3
+    listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
+    contents = digest((folder / "dataset_info.json").read_text(), listing, size)
+    reader = _Reader(records, f"{folder} {split}", channels, size)
+    classes = tuple(features["label"].names)
+    shape = (size, size, channels) if size else None
+    return FileSource(reader, np.arange(len(records)), contents, None, classes, name, split, shape)
+
+
+class _Reader:
+    """A TFDS data source whose images are left encoded."""
+
+    def __init__(self, records: Sequence[dict], what: str, channels: int, size: int | None):
+        self.records, self.what, self.channels, self.size = records, what, channels, size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
+        record, what = self.records[position], f"{self.what} record {position}"
+        return decode_image(record["image"], what, self.channels, self.size), int(record["label"]), what

@@ -1,0 +1,77 @@
+"""Mean, standard deviation and covariance of the channels of images, on the scale 0..1."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnjax.data.sources.source import ArraySource, Source, evenly_spaced
+from cnnjax.errors import BadImage
+
+
+class Statistics(NamedTuple):
+    """C numbers each, and C rows of C; a deviation of 0 is given as 1, as `normalize` divides by it."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sums over pixels, which add up: their number, sum [C] and sum of outer products [C, C]."""
+
+    pixels: int
+    total: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def empty(cls, channels: int) -> "Moments":
+        return cls(0, np.zeros(channels), np.zeros((channels, channels)))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.pixels + other.pixels, self.total + other.total, self.products + other.products)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.total / self.pixels
+
+    @property
+    def covariance(self) -> np.ndarray:
+        return self.products / self.pixels - np.outer(self.mean, self.mean)
+
+    @property
+    def std(self) -> np.ndarray:
+        return np.sqrt(np.maximum(np.diag(self.covariance), 0))
+
+    def statistics(self) -> Statistics:
+        std = np.where(self.std > 0, self.std, 1.0)
+        covariance = tuple(map(tuple, self.covariance.tolist()))
+        return Statistics(tuple(self.mean.tolist()), tuple(std.tolist()), covariance)
+
+
+def moments(images: np.ndarray) -> Moments:
+    """Of uint8 [..., C]."""
+    values = images.reshape(-1, images.shape[-1]).astype(np.float64)
+    return Moments(len(values), values.sum(0) / 255, values.T @ values / 255**2)
+
+
+def channel_statistics(source: Source, limit: int = 10_000) -> Statistics:
+    """Of a source, `train` as a rule.
+
+    Args:
+      limit: reads at most that many examples, evenly spaced; of a source in memory all are counted.
+    """
+    return sum(map(moments, _groups(source, limit)), Moments.empty(source.image_shape[2])).statistics()
+
+
+def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
+    """All images in memory, 1024 at a time; else at most `limit` of those that can be read, one by one."""
+    if isinstance(source, ArraySource):
+        yield from (source.images[i : i + 1024] for i in range(0, len(source), 1024))
+        return
+    for index in evenly_spaced(len(source), limit):
+        with contextlib.suppress(BadImage):  # the pipeline decides what happens to it
+            yield source[index]["image"]
