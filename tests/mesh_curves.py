@@ -15,17 +15,49 @@ from cnnjax import config as config_lib
 from cnnjax.data import batches as pipeline
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.profiling.compiled import inspect, layer_paths
-from cnnjax.runs import train as loop
 from cnnjax.runs.checkpoints import Checkpoints
-from cnnjax.runs.experiment import build
+from cnnjax.runs.experiment import Experiment, build
+from cnnjax.runs.step import gradient_values, lower_step
 from cnnjax.training import parallel
-from cnnjax.training.steps import TrainMetrics
+from cnnjax.training.steps import TrainMetrics, batch_gradient
 from tests.conftest import tiny_arrays
 
 RESNET = "resnet20_cifar(stage_sizes=(1, 1), widths=(8, 16))"
 ALEXNET = "alexnet(dropout_rate=0.0, image_size=67, widths=(8, 16, 16, 16, 16, 32, 32))"
 INCEPTION = 'googlenet_with_aux(width=0.06, stem="cifar")'
 STEPS = 4
+# Nets of all families with groups, and of others, whose gradients are those of one device on every mesh.
+GRADIENTS = {
+    "alexnet": (ALEXNET, 67),
+    "alexnet_four_towers": (ALEXNET.replace("alexnet(", "alexnet(groups=4, "), 67),
+    "resnet": (RESNET, 8),
+    "resnext": ("resnext50_32x4d(stage_sizes=(1, 1), widths=(16, 16), stem='cifar')", 8),
+    "mobilenet_v1": ("mobilenet_v1(stem='cifar', width=0.25, stages=((32, 1, 1),))", 8),
+    "mobilenet_v2": (
+        "mobilenet_v2(stem='cifar', width=0.25, stages=((1, 24, 1, 1), (2, 32, 1, 1)), last_width=32, "
+        "dropout_rate=0.0)",
+        8,
+    ),
+    "efficientnet": (
+        "efficientnet_b0(stem='cifar', stages=((1, 3, 1, 8, 1), (4, 5, 2, 8, 1)), dropout_rate=0.0, "
+        "drop_path_rate=0.0)",
+        8,
+    ),
+    "convnext": (
+        "convnext_tiny(stem='cifar', stage_sizes=(1, 1), widths=(8, 16), drop_path_rate=0.0, "
+        "layer_scale_init=1.0)",
+        16,
+    ),
+}
+MESHES: tuple[dict[str, Any], ...] = (
+    {"mesh": "data:8"},
+    {"mesh": "data:8", "sharding": "fsdp"},
+    {"mesh": "data:2,model:4"},
+    {"mesh": "data:2,model:4", "sharding": "model"},
+    {"mesh": "data:2,model:3", "sharding": "model"},
+    {"mesh": "model:2", "sharding": "towers"},
+    {"mesh": "data:2,model:2", "sharding": "model", "accumulate_steps": 2, "batch_norm": "groups(4)"},
+)
 CASES = {
     "resnet": (RESNET, 8, [{"mesh": f"data:{n}"} for n in (1, 2, 4, 8)] + [{"sharding": "fsdp"}]),
     "resnet device": (RESNET, 8, [{"mesh": "data:4", "batch_norm": "device"}]),
@@ -45,7 +77,7 @@ CASES = {
 }
 
 
-def make(model: str, size: int, fields: dict) -> loop.Experiment:
+def make(model: str, size: int, fields: dict) -> Experiment:
     arrays = tiny_arrays(num_train=48)
     times = -(-size // 8)  # each pixel becomes a square
     pixels = np.kron(arrays["train_image"], np.ones((1, times, times, 3), np.uint8))
@@ -61,9 +93,9 @@ def make(model: str, size: int, fields: dict) -> loop.Experiment:
     return build(config, source=source)
 
 
-def train(experiment: loop.Experiment, start: Any = None) -> tuple[list[float], dict, Any]:
+def train(experiment: Experiment, start: Any = None) -> tuple[list[float], dict, Any]:
     """The losses of a few steps from a state on the host, facts of the program, and the last state."""
-    compiled = loop.lower_step(experiment).compile()
+    compiled = lower_step(experiment).compile()
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     whole = parallel.replicated(experiment.mesh)
     batches = pipeline.make_batches(
@@ -85,11 +117,45 @@ def train(experiment: loop.Experiment, start: Any = None) -> tuple[list[float], 
     return losses, facts, state
 
 
-def placed_as(experiment: loop.Experiment) -> Any:
+def gradient(experiment: Experiment, start: Any) -> dict[str, np.ndarray]:
+    """The gradient of the first step by path, each leaf on the devices of its parameter."""
+    batches = pipeline.make_batches(
+        experiment.train_source, 16, seed=0, sharding=parallel.split_batch(experiment.mesh)
+    )
+    places, values = placed_as(experiment), gradient_values(experiment)
+    differentiate = jax.jit(
+        lambda state, batch, key: batch_gradient(state, batch, key, **values).grads,
+        out_shardings=places.params,
+    )
+    key = jax.device_put(jax.random.key(0), parallel.replicated(experiment.mesh))
+    with jax.set_mesh(experiment.mesh):
+        grads = differentiate(jax.device_put(start, places), next(batches), key)
+    return {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in jax.tree.leaves_with_path(grads)}
+
+
+def wrong_gradients(model: str, size: int) -> list[str]:
+    """What differs from one device by more than rounding, over all meshes: mesh, path and ratio."""
+    wrong, alone = [], {}
+    for fields in MESHES:
+        passes = {name: fields[name] for name in ("accumulate_steps", "batch_norm") if name in fields}
+        if str(passes) not in alone:
+            one = make(model, size, {"mesh": "data:1", **passes})
+            start = jax.device_get(one.init_state())
+            alone[str(passes)] = gradient(one, start)
+        right, found = alone[str(passes)], gradient(make(model, size, fields), start)
+        largest = max(np.linalg.norm(leaf) for leaf in right.values())
+        for path, leaf in right.items():
+            if not np.linalg.norm(found[path] - leaf) < 1e-3 * (np.linalg.norm(leaf) + 1e-3 * largest):
+                ratio = np.linalg.norm(found[path]) / np.linalg.norm(leaf)
+                wrong.append(f"{fields} {path}: {ratio:.3f} times as large")
+    return wrong
+
+
+def placed_as(experiment: Experiment) -> Any:
     return jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
 
 
-def elastic(state: Any, experiments: list[loop.Experiment], folder: Path) -> list[bool]:
+def elastic(state: Any, experiments: list[Experiment], folder: Path) -> list[bool]:
     """Whether a state saved from 8 devices comes back the same on each of the meshes, and as NumPy."""
     saved = Checkpoints(folder)
     saved.save(1, {"state": state}, {"position": 1})
@@ -118,6 +184,7 @@ def main(folder: Path) -> None:
         found[name] = [{"losses": losses, **facts} for losses, facts, _ in rows]
         if name == "resnet":
             found["elastic"] = elastic(rows[-1][2], experiments, folder)
+    found["wrong gradients"] = {name: wrong_gradients(*net) for name, net in GRADIENTS.items()}
     print(json.dumps(found))
 
 

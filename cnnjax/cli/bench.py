@@ -1,15 +1,12 @@
 """The command `cnnjax bench`: what is fast and what is not."""
 
-from __future__ import annotations
-
-import json
 from typing import TYPE_CHECKING
+from typing import Annotated as Flag
 
-from absl import flags
 from rich.table import Table
 
-from cnnjax.cli.flags import parse_flags
-from cnnjax.cli.tables import print_table
+from cnnjax.cli.flags import Json, command
+from cnnjax.cli.tables import print_result
 from cnnjax.errors import unknown
 
 if TYPE_CHECKING:
@@ -27,58 +24,49 @@ def bench(args: list[str]) -> None:
     kinds[kind](rest)
 
 
-def _data(args: list[str]) -> None:
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("data", None, "folder:PATH of JPEG files; made-up ones", flag_values=values)
-        flags.DEFINE_integer("images", 50_000, "to watch memory over", flag_values=values, lower_bound=1)
-        flags.DEFINE_string("model", "alexnet", "whose step is compared", flag_values=values)
-        flags.DEFINE_integer("rounds", 5, "measurements", flag_values=values, lower_bound=1)
-        flags.DEFINE_float("seconds", 3.0, "a measurement", flag_values=values, lower_bound=0.0)
-        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
-
-    values, _ = parse_flags("bench data", args, define)
+@command("bench data")
+def _data(
+    *,
+    data: Flag[str | None, "folder:PATH of JPEG files (default: synthetic ones)"] = None,
+    images: Flag[int, "images over which memory is watched", 1] = 50_000,
+    model: Flag[str, "model whose step is compared"] = "alexnet",
+    rounds: Flag[int, "number of measurements", 1] = 5,
+    seconds: Flag[float, "seconds per measurement", 0.0] = 3.0,
+    json: Json = False,
+) -> None:
     from cnnjax.profiling.input_pipeline import bench_data
 
-    figures = bench_data(
-        values.data,
-        rounds=values.rounds,
-        seconds=values.seconds,
-        images=values.images,
-        step_model=values.model,
-    )
-    _print(figures, as_json=values.json)
+    figures = bench_data(data, rounds=rounds, seconds=seconds, images=images, step_model=model)
+    print_result(figures, json, _as_table(figures))
 
 
-def _train(args: list[str]) -> None:
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("model", "simple_cnn", "a name or spec", flag_values=values)
-        flags.DEFINE_integer("batch_size", 128, "images a step", flag_values=values)
-        flags.DEFINE_string("dtype", "float32", "float32 or bfloat16", flag_values=values)
-        flags.DEFINE_integer("image_size", None, "pixels; the preset's", flag_values=values)
-        flags.DEFINE_integer("rounds", 5, "measurements", flag_values=values, lower_bound=1)
-        flags.DEFINE_float("seconds", 4.0, "a measurement", flag_values=values, lower_bound=0.0)
-        flags.DEFINE_string("against", None, "torch: in turn with PyTorch", flag_values=values)
-        flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
-
-    values, _ = parse_flags("bench train", args, define)
+@command("bench train")
+def _train(
+    *,
+    model: Flag[str, "a name or spec"] = "simple_cnn",
+    batch_size: Flag[int, "images per step"] = 128,
+    dtype: Flag[str, "float32 or bfloat16"] = "float32",
+    image_size: Flag[int | None, "pixels (default: the preset's)"] = None,
+    rounds: Flag[int, "number of measurements", 1] = 5,
+    seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
+    against: Flag[str | None, "torch: alternate with PyTorch"] = None,
+    json: Json = False,
+) -> None:
     from cnnjax.profiling.benchmark import bench_train
 
     figures = bench_train(
-        values.model,
-        batch_size=values.batch_size,
-        dtype=values.dtype,
-        image_size=values.image_size,
-        rounds=values.rounds,
-        seconds=values.seconds,
-        against=values.against,
+        model,
+        batch_size=batch_size,
+        dtype=dtype,
+        image_size=image_size,
+        rounds=rounds,
+        seconds=seconds,
+        against=against,
     )
-    _print(figures, as_json=values.json)
+    print_result(figures, json, _as_table(figures))
 
 
-def _print(figures: Figures, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(figures))
-        return
+def _as_table(figures: "Figures") -> Table:
     table = Table("measure", "value")
     for name, value in figures.items():
         if isinstance(value, dict):
@@ -86,4 +74,4 @@ def _print(figures: Figures, *, as_json: bool) -> None:
                 table.add_row(f"share: {key}", str(item))
         else:
             table.add_row(name, str(value))
-    print_table(table)
+    return table

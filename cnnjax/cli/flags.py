@@ -1,7 +1,15 @@
-"""What the commands share: their flags and words."""
+"""A command is a function; its keywords are the flags: `top: Flag[int, "classes per image", 1] = 5`.
 
+`Flag` is `typing.Annotated`: the type, what `--help` says, and for a number the least and greatest value.
+"""
+
+import functools
+import inspect
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterable
+from typing import Annotated as Flag
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -9,35 +17,95 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.errors import UserError, unknown
 
+ANY_NUMBER = sys.maxsize  # of words beside the flags
+Command = Callable[..., int | None]
+Json = Flag[bool, "print JSON"]
+Workdir = Flag[str | None, "run folder"]
+StopSeconds = Flag[float, "seconds to shut down after a signal", 1.0]
 
-def parse_flags(
-    command: str,
-    args: list[str],
-    define: Callable[[flags.FlagValues], None],
-    *,
-    max_names: int = 0,
-    more_help: str = "",
-) -> tuple[flags.FlagValues, list[str]]:
-    """The flags of a command and the words beside them; `more_help` follows the flags in --help.
 
-    Raises:
-      UserError: for an unknown flag, a value of a wrong type, or more than `max_names` words.
+def command(
+    name: str, *, words: int = 0, like: Callable[..., object] | None = None
+) -> Callable[[Command], Callable[[list[str]], int]]:
+    """Makes a command, a function of a list of arguments that returns an exit code, of an annotated function.
+
+    Args:
+      name: of the command, as the user types it.
+      words: how many words beside the flags it accepts; if any, their list is the first argument.
+      like: a function whose flags the command has too, as its `**keywords`.
     """
+
+    def wrap(function: Command) -> Callable[[list[str]], int]:
+        parameters = {
+            parameter.name: parameter
+            for each in (*([like] if like else []), function)
+            for parameter in inspect.signature(each).parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+
+        @functools.wraps(function)
+        def run(args: list[str]) -> int:
+            keywords: dict[str, Any] = {}
+            if "config" in parameters:
+                keywords["config"], args = read_config(args)
+            values, rest = _parse(name, args, parameters.values(), keywords.get("config"))
+            if len(rest) > words:
+                raise UserError(f"cnnjax {name} does not take {rest[words]!r}; flags are --name=value")
+            keywords |= {flag: values[flag].value for flag in parameters if flag != "config"}
+            return function(*([rest] if words else []), **keywords) or 0
+
+        return run
+
+    return wrap
+
+
+def given(flag: str, value: str | None, hint: str) -> str:
+    """The value of a flag that has no default, or a UserError that says what to give."""
+    if not value:
+        raise UserError(f"--{flag} is missing; {hint}")
+    return value
+
+
+def run_folder(workdir: str | None) -> str:
+    """The value of --workdir in a command that needs a trained run."""
+    return given("workdir", workdir, "name the run folder that `cnnjax train` wrote")
+
+
+def _parse(
+    command: str, args: list[str], parameters: Iterable[inspect.Parameter], config: ConfigDict | None
+) -> tuple[flags.FlagValues, list[str]]:
+    """The flag values and the words of a command; `--help` prints the flags, and fields, and exits."""
     values = flags.FlagValues()
-    define(values)
+    for parameter in parameters:
+        if parameter.name != "config":
+            _define(parameter, values)
     values.mark_as_parsed()
-    if "--help" in args or "-h" in args:
-        print(f"flags of cnnjax {command}:\n{values.get_help()}{more_help}")
+    own = args[: args.index("--")] if "--" in args else args
+    if "--help" in own or "-h" in own:
+        print(f"flags of cnnjax {command}:\n{values.get_help()}")
+        if config:
+            print(f"fields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
         sys.exit(0)
     try:
-        words = values([f"cnnjax {command}", *args])[1:]
+        return values, values([f"cnnjax {command}", *args])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", _names(values)) from None
+        known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
+        raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
-    if len(words) > max_names:
-        raise UserError(f"cnnjax {command} does not take {words[max_names]!r}; flags are --name=value")
-    return values, words
+
+
+def _define(parameter: inspect.Parameter, values: flags.FlagValues) -> None:
+    annotation, meaning, *bounds = typing.get_args(parameter.annotation)
+    kind = (typing.get_args(annotation) or (annotation,))[0]  # int of `int | None`
+    define: dict[type, Callable[..., object]] = {
+        str: flags.DEFINE_string,
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        list: flags.DEFINE_multi_string,
+    }
+    define[kind](parameter.name, parameter.default, meaning, *bounds, flag_values=values)
 
 
 def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
@@ -46,7 +114,8 @@ def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
     Raises:
       UserError: for a file that cannot be read, an unknown field, or a value of a wrong type.
     """
-    config, values, rest, words = None, {}, [], iter(args)
+    values: dict[str, Any] = {}
+    config, rest, words = None, [], iter(args)
     for word in words:
         name, given, text = word.removeprefix("-").removeprefix("-").partition("=")
         negated = name.startswith("noconfig.")
@@ -60,7 +129,3 @@ def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
         else:
             values[field] = config_lib.parse_value(field, text if given else next(words, ""))
     return config_lib.assign(config or config_lib.default(), values), rest
-
-
-def _names(values: flags.FlagValues) -> list[str]:
-    return [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]

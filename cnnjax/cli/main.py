@@ -1,8 +1,7 @@
-"""The command line: flags become one call each.
+"""The command line: finds the command, runs it, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 a disk that is full or cannot be used; 2 a mistake in what was asked, told in one line;
-3 the loss was not finite; 4 a process hung; 128 + n the signal n (SIGINT 130, SIGTERM 143) ended training
-with nothing lost.
+Exit codes: 0 done; 1 disk error, or a damaged checkpoint; 2 usage error, reported in one line; 3 the loss was
+not finite; 4 a process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended training with nothing lost.
 """
 
 import errno
@@ -11,37 +10,55 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from absl import logging
 
 from cnnjax.errors import UserError, unknown
 
+# name: (file of this folder, function). A command's libraries are imported when it runs, not before.
+COMMANDS = {
+    "train": ("train", "train"),
+    "sweep": ("sweep", "sweep"),
+    "launch": ("train", "launch"),
+    "evaluate": ("evaluate", "evaluate"),
+    "predict": ("predict", "predict"),
+    "explore": ("explore", "explore"),
+    "report": ("explore", "report"),
+    "export": ("export", "export"),
+    "data": ("data", "data"),
+    "models": ("models", "models"),
+    "compile": ("models", "compile_step"),
+    "weights": ("export", "weights"),
+    "checkpoint": ("evaluate", "checkpoint"),
+    "replay": ("evaluate", "replay"),
+    "bench": ("bench", "bench"),
+}
+_DEFAULT_FORMAT = warnings.formatwarning
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
-  train      train a network, or go on with a run       --config=FILE --config.a.b=value --workdir=DIR
+  train      train a network, or resume a run            --config=FILE --config.a.b=value --workdir=DIR
   sweep      several configs and seeds, in one table     --set FIELD=A,B,C --seeds=N --random=M --out=DIR
-  launch     several processes of one training run       --processes=N --max_restarts=M -- train --workdir=DIR
+  launch     one training run in several processes       --processes=N --max_restarts=M -- train --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
   predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
   explore    a local page of a trained network           --workdir=DIR
   report     the page of a run, or of several compared   DIR...
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
-  data       the data sets; one as records of one size   prepare NAME --out=DIR | inspect NAME --out=FILE.png
+  data       list, prepare or inspect data sets          prepare NAME --out=DIR | inspect NAME --out=FILE.png
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
-  compile    what a step needs on devices not here       --config=FILE --topology=v5e:2x4 | cpu:8
+  compile    predicted cost of a step on other hardware  --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
-  checkpoint the checkpoints of a run, each file checked  list | verify | prune --workdir=DIR --keep=N
-  replay     a step whose loss was not finite, by layer    --workdir=DIR --step=N
-  bench      speed of a training step, of the input     train --model=NAME --against=torch | data
+  checkpoint list, verify or prune checkpoints           list | verify | prune --workdir=DIR --keep=N
+  replay     a non-finite step again, layer by layer     --workdir=DIR --step=N
+  bench      speed of a training step, or of the input   train --model=NAME --against=torch | data
 
 `cnnjax COMMAND --help` lists the flags of a command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    logging.set_verbosity(logging.FATAL)  # orbax reports its steps, and stacks of errors that it raises too
-    warnings.showwarning = _warn
+    logging.set_verbosity(logging.FATAL)  # silence Orbax's per-step logging and its stacks of handled errors
+    warnings.formatwarning = _format_warning
     args = sys.argv[1:] if argv is None else list(argv)
     if "--distributed" not in args:
         sys.exit(run(args))
@@ -64,8 +81,8 @@ def run(args: list[str]) -> int:
     try:
         if args[0] not in COMMANDS:
             raise unknown("command", args[0], COMMANDS)
-        file, name = COMMANDS[args[0]]
-        return getattr(importlib.import_module(f"cnnjax.cli.{file}"), name)(args[1:]) or 0
+        file, function = COMMANDS[args[0]]
+        return getattr(importlib.import_module(f"cnnjax.cli.{file}"), function)(args[1:]) or 0
     except UserError as error:
         return _fail(error, 2)
     except OSError as error:
@@ -73,7 +90,7 @@ def run(args: list[str]) -> int:
             raise
         return _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was under way that could be saved", 130)
+        return _fail("interrupted; there was nothing to save", 130)
     except RuntimeError as error:
         from cnnjax.runs.log import NonFiniteLoss
         from cnnjax.runs.signals import Interrupted
@@ -91,27 +108,10 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
-def _warn(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Tells a warning that is meant for users in one line; where others come from, in two as ever."""
-    one_line = f"cnnjax: {message}\n" if category is UserWarning else None
-    sys.stderr.write(one_line or warnings.formatwarning(message, category, *place[:2]))
-
-
-# name: (file of this folder, function). A command's libraries are imported when it runs, not before.
-COMMANDS = {
-    "train": ("train", "train"),
-    "sweep": ("sweep", "command"),
-    "launch": ("train", "launch"),
-    "evaluate": ("train", "evaluate"),
-    "predict": ("predict", "predict"),
-    "explore": ("predict", "explore"),
-    "report": ("predict", "report"),
-    "export": ("predict", "export"),
-    "data": ("data", "data"),
-    "models": ("models", "models"),
-    "compile": ("models", "compile_step"),
-    "weights": ("models", "weights"),
-    "checkpoint": ("train", "checkpoint"),
-    "replay": ("replay", "replay"),
-    "bench": ("bench", "bench"),
-}
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning for users in one line, any other with its place in the code."""
+    if category is UserWarning:
+        return f"cnnjax: {message}\n"
+    return _DEFAULT_FORMAT(message, category, filename, lineno, line)

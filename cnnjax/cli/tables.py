@@ -1,24 +1,35 @@
-"""Tables on the terminal, and numbers in them."""
+"""What the commands print: tables, and the numbers in them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 
-def print_table(table: Table) -> None:
-    """Prints a wide table, on lines of its own length where it goes into a file."""
-    for column in table.columns:
-        column.no_wrap = True
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=console.measure(table, options=console.options.update(width=500)).maximum)
-    console.print(table)
+def print_tables(*tables: Table) -> None:
+    """Prints wide tables; outside a terminal their lines are as long as they need to be."""
+    for table in tables:
+        for column in table.columns:
+            column.no_wrap = True
+        console = Console()
+        if not console.is_terminal:
+            wide = console.options.update(width=500)
+            console = Console(width=console.measure(table, options=wide).maximum)
+        console.print(table)
 
 
-def in_units(count: int | None) -> str:
-    """4089184256 as '4.089 G'; None, which could not be counted, as 'n/a'."""
+def print_result(facts: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
+    """Prints a result as one line of JSON, or as tables."""
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print_tables(*tables)
+
+
+def in_units(count: float | None) -> str:
+    """4089184256 as '4.089 G'; an unknown count, None, as 'n/a'."""
     if count is None:
         return "n/a"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -35,27 +46,24 @@ def in_pixels(field: tuple[float, float] | None) -> str:
     return height if height == width else f"{height}x{width}"
 
 
-def print_metrics(found: dict[str, Any], class_names: Sequence[str]) -> None:
-    """Prints the metrics of one split as tables: the whole, the averages over classes, each class."""
-    console = Console()
-    whole = Table("metric", "value", title=f"{found['split']}, {found['count']} images")
+def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> list[Table]:
+    """The metrics of one split: of all images, averaged over classes, and by class for up to 20 classes."""
+    whole = Table("metric", "value", title=f"{metrics['split']}, {metrics['count']} images")
     averages = Table("average", "precision", "recall", "F1")
     for prefix, words in (("", ""), ("ema_", "EMA ")):
-        if f"{prefix}accuracy" not in found:
+        if f"{prefix}accuracy" not in metrics:
             continue
-        whole.add_row(f"{words}accuracy", f"{100 * found[f'{prefix}accuracy']:.2f} %")
-        whole.add_row(f"{words}top-5 accuracy", f"{100 * found[f'{prefix}top5_accuracy']:.2f} %")
-        whole.add_row(f"{words}loss", f"{found[f'{prefix}loss']:.4f}")
+        whole.add_row(f"{words}accuracy", f"{100 * metrics[f'{prefix}accuracy']:.2f} %")
+        whole.add_row(f"{words}top-5 accuracy", f"{100 * metrics[f'{prefix}top5_accuracy']:.2f} %")
+        whole.add_row(f"{words}loss", f"{metrics[f'{prefix}loss']:.4f}")
         for kind in ("macro", "micro", "weighted"):
-            averages.add_row(words + kind, *_scores(found[f"{prefix}{kind}"]))
-    console.print(whole, averages)
-    if len(found["per_class"]["f1"]) <= 20:
-        classes = Table("class", "precision", "recall", "F1", "images")
-        rows = zip(*(found["per_class"][k] for k in ("precision", "recall", "f1")), strict=True)
-        for name, row, support in zip(class_names, rows, found["per_class"]["support"], strict=True):
-            classes.add_row(name, *(f"{value:.4f}" for value in row), str(support))
-        console.print(classes)
-
-
-def _scores(row: dict[str, float]) -> list[str]:
-    return [f"{row[name]:.4f}" for name in ("precision", "recall", "f1")]
+            row = metrics[f"{prefix}{kind}"]
+            averages.add_row(words + kind, *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1")))
+    scores = metrics["per_class"]
+    if len(scores["f1"]) > 20:
+        return [whole, averages]
+    classes = Table("class", "precision", "recall", "F1", "images")
+    for i, name in enumerate(class_names):
+        row = [f"{scores[k][i]:.4f}" for k in ("precision", "recall", "f1")]
+        classes.add_row(name, *row, str(scores["support"][i]))
+    return [whole, averages, classes]

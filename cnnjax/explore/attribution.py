@@ -7,7 +7,6 @@ with the model and the names as static arguments.
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +14,24 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax.errors import UserError
-from cnnjax.explore.layers import Trace, run, trace, unrolled
+from cnnjax.explore.layers import Variables, run, trace, unrolled
 
 
-def class_logits(model: nn.Module, variables: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+def class_logits(model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array) -> jax.Array:
     """The logit of each image's class, float32 [B], in evaluation mode."""
-    return _pick(model.apply(variables, image), label)
+    return _pick(jnp.asarray(model.apply(variables, image)), label)
 
 
 def _pick(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
 
 
-def input_gradient(model: nn.Module, variables: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+def input_gradient(model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array) -> jax.Array:
     """The derivative of each image's class logit by its pixels, [B, H, W, C]."""
     return jax.grad(lambda x: class_logits(model, variables, x, label).sum())(image)
 
 
-def saliency(model: nn.Module, variables: Any, image: jax.Array, label: jax.Array) -> jax.Array:
+def saliency(model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array) -> jax.Array:
     """The size of the gradient at each pixel, the largest over channels: [B, H, W].
 
     Source: Simonyan, Vedaldi, Zisserman 2013, arXiv:1312.6034, section 3.1.
@@ -42,7 +41,7 @@ def saliency(model: nn.Module, variables: Any, image: jax.Array, label: jax.Arra
 
 def smooth_grad(
     model: nn.Module,
-    variables: Any,
+    variables: Variables,
     image: jax.Array,
     label: jax.Array,
     key: jax.Array,
@@ -70,7 +69,7 @@ def smooth_grad(
 
 def integrated_gradients(
     model: nn.Module,
-    variables: Any,
+    variables: Variables,
     image: jax.Array,
     label: jax.Array,
     *,
@@ -101,20 +100,15 @@ def guided_relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(x)
 
 
-def _guided_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.nn.relu(x), x
-
-
-def _guided_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.where((x > 0) & (gradient > 0), gradient, 0.0).astype(x.dtype),)
-
-
-guided_relu.defvjp(_guided_forward, _guided_backward)
+guided_relu.defvjp(
+    lambda x: (jax.nn.relu(x), x),
+    lambda x, gradient: (jnp.where((x > 0) & (gradient > 0), gradient, 0.0).astype(x.dtype),),
+)
 
 
 def guided_gradient(
     model: nn.Module,
-    variables: Any,
+    variables: Variables,
     image: jax.Array,
     score: Callable[[jax.Array, jax.Array], jax.Array],
     layer: str | None = None,
@@ -139,10 +133,20 @@ def guided_gradient(
     return jax.grad(total)(image)
 
 
-def _map_and_gradient(
-    traced: Trace, variables: Any, image: jax.Array, label: jax.Array, layer: str | None
-) -> tuple[jax.Array, jax.Array]:
-    """A layer's values [B, h, w, c] and the derivative of each image's class logit by them."""
+def _cam(
+    model: nn.Module,
+    variables: Variables,
+    image: jax.Array,
+    label: jax.Array,
+    layer: str | None,
+    weigh: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """ReLU of a layer's weighted sum over channels: float32 [B, h, w].
+
+    Args:
+      weigh: (values, derivative of each image's class logit by them), both [B, h, w, C] -> the weights.
+    """
+    traced = trace(unrolled(model), variables, image)
     kept = traced.layer(layer)
     if not kept.is_map:
         raise UserError(f"layer {kept.name!r} is {list(kept.shape)}; Grad-CAM needs a map of several places")
@@ -153,72 +157,71 @@ def _map_and_gradient(
 
     zeros = jnp.zeros((image.shape[0], *kept.shape), jnp.float32)
     gradient, values = jax.grad(total, has_aux=True)(zeros)
-    return values.astype(jnp.float32), gradient
+    values = values.astype(jnp.float32)
+    return jax.nn.relu((weigh(values, gradient) * values).sum(-1))
 
 
 def grad_cam(
-    model: nn.Module, variables: Any, image: jax.Array, label: jax.Array, *, layer: str | None = None
+    model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array, *, layer: str | None = None
 ) -> jax.Array:
     """Where a layer speaks for the class: float32 [B, h, w], at least 0, at the layer's own size.
 
     Args:
       layer: a map of `layers.layer_shapes`; None is the last one before the classifier.
     Raises:
-      UserError: for a layer without places.
+      UserError: for a layer that is no map.
     Source: Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
     """
-    traced = trace(unrolled(model), variables, image)
-    values, gradient = _map_and_gradient(traced, variables, image, label, layer)
-    weights = gradient.mean((1, 2), keepdims=True)
-    return jax.nn.relu((weights * values).sum(-1))
+    return _cam(
+        model, variables, image, label, layer, lambda _, gradient: gradient.mean((1, 2), keepdims=True)
+    )
 
 
 def grad_cam_plus_plus(
-    model: nn.Module, variables: Any, image: jax.Array, label: jax.Array, *, layer: str | None = None
+    model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array, *, layer: str | None = None
 ) -> jax.Array:
     """Grad-CAM with a weight for each place, which finds several objects of a class: float32 [B, h, w].
 
     Source: Chattopadhay et al. 2017, arXiv:1710.11063, equations 10, 11 and 19, with the exponential of the
     logit as score; its positive factor, the same for all places of an image, is left out.
     """
-    traced = trace(unrolled(model), variables, image)
-    values, gradient = _map_and_gradient(traced, variables, image, label, layer)
-    below = 2 * gradient**2 + values.sum((1, 2), keepdims=True) * gradient**3
-    alpha = jnp.where(below == 0, 0.0, gradient**2 / jnp.where(below == 0, 1.0, below))
-    weights = (alpha * jax.nn.relu(gradient)).sum((1, 2), keepdims=True)
-    return jax.nn.relu((weights * values).sum(-1))
+
+    def weigh(values: jax.Array, gradient: jax.Array) -> jax.Array:
+        below = 2 * gradient**2 + values.sum((1, 2), keepdims=True) * gradient**3
+        alpha = jnp.where(below == 0, 0.0, gradient**2 / jnp.where(below == 0, 1.0, below))
+        return (alpha * jax.nn.relu(gradient)).sum((1, 2), keepdims=True)
+
+    return _cam(model, variables, image, label, layer, weigh)
 
 
 def hires_cam(
-    model: nn.Module, variables: Any, image: jax.Array, label: jax.Array, *, layer: str | None = None
+    model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array, *, layer: str | None = None
 ) -> jax.Array:
-    """Grad-CAM with the gradient of each place in the stead of the mean over places: float32 [B, h, w].
+    """Grad-CAM with the gradient of each place instead of the mean over places: float32 [B, h, w].
 
-    The same as Grad-CAM, up to a factor, for a linear classifier of globally averaged maps; of use where the
+    The same as Grad-CAM, up to a factor, for a linear classifier of globally averaged maps; of use if the
     classifier weighs places differently, as the dense layers of SimpleCNN, AlexNet and VGG do.
 
     Source: Draelos, Carin 2020, arXiv:2011.08891, section 3.
     """
-    traced = trace(unrolled(model), variables, image)
-    values, gradient = _map_and_gradient(traced, variables, image, label, layer)
-    return jax.nn.relu((gradient * values).sum(-1))
+    return _cam(model, variables, image, label, layer, lambda _, gradient: gradient)
 
 
 METHODS = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "hires_cam": hires_cam}
 
 
 def heatmap(values: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Maps [B, h, w] brought to [B, *size] (bilinear) and each to 0..1; one of zeros stays so."""
+    """Maps [B, h, w] resized to [B, *size] (bilinear), each scaled to 0..1; a constant one becomes 0."""
     large = jax.image.resize(values, (values.shape[0], *size), "bilinear")
     low, high = large.min((1, 2), keepdims=True), large.max((1, 2), keepdims=True)
     scaled = (large - low) / jnp.where(high > low, high - low, 1.0)
-    # Compiled, it may be a product with the reciprocal, which leaves the highest below 1 on some processors.
+    # A compiled division may be a product with the reciprocal, which can leave the highest value below 1.
     return jnp.where((large == high) & (high > low), 1.0, scaled)
 
 
 def occlusion(
     model: nn.Module,
-    variables: Any,
+    variables: Variables,
     image: jax.Array,
     label: jax.Array,
     *,
@@ -232,33 +235,28 @@ def occlusion(
       window, stride: pixels; the squares lie at multiples of the stride, wholly inside the image.
       fill: the value that covers; 0 is the mean colour of normalized images.
     Raises:
-      UserError: where the window does not fit into the image.
+      UserError: if the window does not fit into the image.
     Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2.
     """
     height, width = image.shape[1:3]
     if not 0 < window <= min(height, width) or stride < 1:
         raise UserError(f"window={window}, stride={stride} do not fit into images of {height}x{width}")
-    tops, lefts = jnp.arange(0, height - window + 1, stride), jnp.arange(0, width - window + 1, stride)
     whole = class_logits(model, variables, image, label)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
 
     def fall(corner: jax.Array) -> jax.Array:
-        inside = functools.partial(_inside, window=window)
-        mask = inside(corner[0], height)[:, None] & inside(corner[1], width)[None]
+        top, left = corner
+        mask = (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
         covered = jnp.where(mask[None, :, :, None], jnp.asarray(fill, image.dtype), image)
         return whole - class_logits(model, variables, covered, label)
 
+    tops, lefts = jnp.arange(0, height - window + 1, stride), jnp.arange(0, width - window + 1, stride)
     corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
-    falls = jax.lax.map(fall, corners)
-    return falls.T.reshape(image.shape[0], len(tops), len(lefts))
+    return jax.lax.map(fall, corners).T.reshape(image.shape[0], len(tops), len(lefts))
 
 
-def _inside(start: jax.Array, size: int, *, window: int) -> jax.Array:
-    places = jnp.arange(size)
-    return (places >= start) & (places < start + window)
-
-
-def randomized(variables: Any, key: jax.Array, modules: Collection[str] | None = None) -> Any:
-    """The same variables with the params of some top modules drawn anew, at their own mean and spread.
+def randomized(variables: Variables, key: jax.Array, modules: Collection[str] | None = None) -> Variables:
+    """The variables with the params of some top modules redrawn, normal with their own mean and deviation.
 
     Args:
       modules: names at the top of the params; None is all of them.
@@ -278,15 +276,15 @@ def randomized(variables: Any, key: jax.Array, modules: Collection[str] | None =
 def cascade(
     method: Callable[..., jax.Array],
     model: nn.Module,
-    variables: Any,
+    variables: Variables,
     image: jax.Array,
     label: jax.Array,
     key: jax.Array,
 ) -> dict[str, float]:
-    """How alike a method's map stays as the modules are drawn anew one after another, from the head down.
+    """How similar a method's map stays as the modules are randomized one after another, from the head down.
 
-    Returns: top module, in the order of drawing -> mean rank correlation of the maps, 1 for the same. A
-      method whose correlation stays high is about the image, not about what the network has learned.
+    Returns: top module, in that order -> mean rank correlation with the original maps. A method whose
+      correlation stays high shows the image, not what the network has learned.
 
     Args:
       method: such as `grad_cam` or `saliency`: (model, variables, image, label) -> [B, h, w].
@@ -297,19 +295,19 @@ def cascade(
     modules = [name for name in order if name in variables["params"]]
     find = jax.jit(functools.partial(method, model))
     own = np.asarray(find(variables, image, label))
-    found = {}
+    correlations = {}
     for count, name in enumerate(modules, 1):
         changed = np.asarray(find(randomized(variables, key, modules[:count]), image, label))
-        found[name] = float(np.mean([_rank_correlation(a, b) for a, b in zip(own, changed, strict=True)]))
-    return found
+        correlations[name] = float(
+            np.mean([_rank_correlation(a, b) for a, b in zip(own, changed, strict=True)])
+        )
+    return correlations
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, of all values of two arrays; equal values share their rank; 0 where one is constant."""
-    ranks = []
-    for values in (a, b):
-        _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[where.reshape(-1)])
-    if min(np.ptp(rank) for rank in ranks) == 0:
+    """Spearman's, over all values of two arrays; 0 if one is constant."""
+    from scipy import stats  # takes most of a second to import
+
+    if min(np.ptp(a), np.ptp(b)) == 0:
         return 0.0
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(stats.spearmanr(a.ravel(), b.ravel()).statistic)

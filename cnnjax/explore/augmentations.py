@@ -1,18 +1,18 @@
-"""A contact sheet: what each augmentation makes of the same images."""
+"""Contact sheets: what augmentations make of the same images."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 from matplotlib.figure import Figure
 
-from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.augment import chain as augment
 from cnnjax.data.augment.register import AUGMENTATIONS, Batch
+from cnnjax.data.sources.source import Source, evenly_spaced
+from cnnjax.data.statistics import Statistics, moments
 from cnnjax.errors import UserError
+from cnnjax.explore import plots
 
 
 def examples_of_each(image_shape: Sequence[int]) -> dict[str, str]:
@@ -45,18 +45,11 @@ def examples_of_each(image_shape: Sequence[int]) -> dict[str, str]:
     return specs
 
 
-def parse(
-    spec: str, image_shape: Sequence[int], images: np.ndarray | None = None
-) -> augment_lib.Augmentation:
+def parse(spec: str, image_shape: Sequence[int], images: np.ndarray | None = None) -> augment.Augmentation:
     """The chain, with the statistics of uint8 images [B, H, W, C], each of a class of its own."""
-    channels = image_shape[2]
-    pixels = np.zeros((2, channels)) if images is None else images.reshape(-1, channels) / 255
-    covariance = np.cov(pixels.T, bias=True).reshape(channels, channels)
-    std = np.where(pixels.std(0) > 0, pixels.std(0), 1.0)
-    facts = {"mean": pixels.mean(0), "std": std, "covariance": covariance}
-    return augment_lib.parse(
-        spec, image_shape=image_shape, num_classes=1 if images is None else len(images), **facts
-    )
+    images = np.zeros((1, *image_shape), np.uint8) if images is None else images
+    facts = moments(images).statistics()._asdict()
+    return augment.parse(spec, image_shape=image_shape, num_classes=len(images), **facts)
 
 
 def make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Batch:
@@ -71,44 +64,42 @@ def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, se
 
     Args:
       images: uint8 [B, H, W, C], C 1 or 3.
-      specs: title of a row -> spec; None shows every augmentation that there is, once.
+      specs: title of a row -> spec; None shows every augmentation once.
       seed: of the draws.
     """
-    count, shape = len(images), images.shape[1:]
-    specs = examples_of_each(shape) if specs is None else specs
-    rows = {"as they are": images / np.float32(255)}
+    specs = examples_of_each(images.shape[1:]) if specs is None else specs
     key = jax.random.key(seed)
-    batch = make_batch(key, images, range(count))
+    batch = make_batch(key, images, range(len(images)))
+    rows = {"original": images}
     for title, spec in specs.items():
-        chain = parse(spec, shape, images)
-        rows[title] = np.asarray(chain(key, batch)["image"])
-    figure = Figure(figsize=(1.2 * count + 1.4, 1.2 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), count, squeeze=False)
-    for axes, (title, pictures) in zip(grid, rows.items(), strict=True):
-        low, high = min(0.0, pictures.min()), max(1.0, pictures.max())
-        for axis, picture in zip(axes, pictures, strict=True):
-            axis.imshow((picture - low) / (high - low), cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-        axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
-    return figure
+        chain = parse(spec, images.shape[1:], images)
+        augmented = np.asarray(chain(key, batch)["image"])
+        # What stays inside 0..1 keeps its scale, and the images of a row share theirs.
+        low, high = min(0.0, augmented.min()), max(1.0, augmented.max())
+        rows[title] = np.round(255 * (augmented - low) / (high - low)).astype(np.uint8)
+    pictures = [picture for row in rows.values() for picture in row]
+    return plots.image_grid(pictures, columns=len(images), rows=list(rows), size=1.2)
 
 
-def draw_sheet(
-    source: Any, augment: augment_lib.Augmentation, examples: list[dict[str, Any]], out: Path
-) -> None:
-    """A PNG of examples: above as they are, below augmented."""
+def draw_sheet(source: Source, positions: Sequence[int], spec: str, statistics: Statistics) -> Figure:
+    """Eight images of a source, evenly spaced over some positions, before and after augmentation.
+
+    Args:
+      spec: of the augmentation; "each" is `contact_sheet`.
+      statistics: of the data set.
+    """
+    examples = [source[positions[i]] for i in evenly_spaced(len(positions), 8)]
     images = np.stack([example["image"] for example in examples])
+    if spec == "each":
+        return contact_sheet(images)
+    chain = augment.parse(
+        spec, image_shape=source.image_shape, num_classes=source.num_classes, **statistics._asdict()
+    )
+    labels = [example["label"] for example in examples]
     key = jax.random.key(0)
-    augmented = augment(key, make_batch(key, images, [example["label"] for example in examples]))["image"]
-    facts = [dict(arguments) for name, arguments in augment.steps if name == "normalize"]
-    for fact in facts:
-        augmented = augmented * np.asarray(fact["std"]) + np.asarray(fact["mean"])
-    figure = matplotlib.figure.Figure(figsize=(1.5 * len(examples), 3.4), layout="constrained")
-    axes = figure.subplots(2, len(examples), squeeze=False)
-    for row, pictures in zip(axes, (images / 255, np.clip(augmented, 0, 1)), strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            axis.set_axis_off()
-    for axis, example in zip(axes[0], examples, strict=True):
-        axis.set_title(source.class_names[example["label"]], fontsize=8)
-    figure.savefig(out, dpi=120)
+    augmented = np.asarray(chain(key, make_batch(key, images, labels))["image"])
+    for arguments in (dict(arguments) for name, arguments in chain.steps if name == "normalize"):
+        augmented = augmented * np.asarray(arguments["std"]) + np.asarray(arguments["mean"])
+    pictures = [*images, *np.round(255 * np.clip(augmented, 0, 1)).astype(np.uint8)]
+    titles = [source.class_names[label] for label in labels]
+    return plots.image_grid(pictures, titles, columns=len(images), rows=["original", "augmented"], size=1.5)

@@ -2,8 +2,9 @@
 
 import functools
 import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,97 +13,91 @@ from PIL import Image
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.explore import attribution, plots
+from cnnjax.explore.layers import Variables
 from cnnjax.inference.model import TrainedModel
 
 SHORTEST_SIDE = 224  # of a picture, pixels
+Explanation = tuple[str, np.ndarray]  # the method, and its heat map or picture
+Explain = Callable[[Sequence[np.ndarray], Sequence[int], int], list[Explanation]]
 
 
-class Explainer:
-    """Draws where a network looks for a class; compiled once for a size of batch.
+def explainer(trained: TrainedModel, layer: str | None = None, method: str = "grad_cam") -> Explain:
+    """Makes a function that finds what in an image speaks for a class; it compiles once per batch size.
 
     The mean weights of Grad-CAM suit networks that average their last map; for those with dense layers on it
-    the map is often empty, and then that of HiResCAM stands in: `drawn` says which.
+    the map is often empty, and then HiResCAM's replaces it.
+
+    Args:
+      layer: a map of the network, see `explore.layers`; None is its last one.
+      method: one of `attribution.METHODS`.
+
+    Returns: (uint8 images as `TrainedModel.fit` gives them, labels, batch size) -> for each image the method
+      and a heat map, float32 [H, W] of 0..1. It raises a UserError for a layer that is none, or no map.
     """
+    if method not in attribution.METHODS:
+        raise unknown("method", method, attribution.METHODS)
 
-    def __init__(self, trained: TrainedModel, layer: str | None = None, method: str = "grad_cam"):
-        """`layer` is a map of the network, see `explore.layers`; None is its last one.
+    @functools.partial(jax.jit, static_argnums=0)
+    def heatmaps(name: str, variables: Variables, images: jax.Array, label: jax.Array) -> jax.Array:
+        image = trained.prepare(images)
+        values = attribution.METHODS[name](trained.model, variables, image, label, layer=layer)
+        return attribution.heatmap(values, (image.shape[1], image.shape[2]))
 
-        Raises:
-          UserError: for a method outside `attribution.METHODS`.
-        """
-        if method not in attribution.METHODS:
-            raise unknown("--method", method, attribution.METHODS)
-        self.trained, self.method = trained, method
-        heat = functools.partial(self._heatmap, layer=layer)
-        self._heat = {name: jax.jit(functools.partial(heat, method=name)) for name in attribution.METHODS}
-
-    def _heatmap(
-        self, variables: dict, images: jax.Array, label: jax.Array, *, layer: str | None, method: str
-    ) -> jax.Array:
-        image = self.trained.prepare(images)
-        found = attribution.METHODS[method](self.trained.model, variables, image, label, layer=layer)
-        return attribution.heatmap(found, image.shape[1:3])
-
-    def drawn(
-        self, images: Sequence[np.ndarray], labels: Sequence[int], batch_size: int
-    ) -> list[tuple[str, np.ndarray]]:
-        """(method, heat map of 0..1 float32 [H, W]) of uint8 images as `TrainedModel.fit` gives them.
-
-        Raises:
-          UserError: for a layer that is none, or has no places.
-        """
+    def explain(images: Sequence[np.ndarray], labels: Sequence[int], batch_size: int) -> list[Explanation]:
         missing = batch_size - len(images)
-        full = np.stack([*images, *[images[0]] * missing])
+        batch = np.stack([*images, *[images[0]] * missing])
         label = np.asarray([*labels, *[labels[0]] * missing], np.int32)
-        heat = np.asarray(self._heat[self.method](self.trained.variables, full, label))[: len(images)]
-        found = [(self.method, one) for one in heat]
-        empty = [i for i, one in enumerate(heat) if not one.any()]
-        if empty and self.method == "grad_cam":
-            other = np.asarray(self._heat["hires_cam"](self.trained.variables, full, label))
-            for i in empty:
-                found[i] = "hires_cam", other[i]
-        return found
+        heats = np.asarray(heatmaps(method, trained.variables, batch, label))[: len(images)]
+        if method != "grad_cam" or heats.any((1, 2)).all():
+            return [(method, heat) for heat in heats]
+        others = np.asarray(heatmaps("hires_cam", trained.variables, batch, label))
+        pairs = zip(heats, others, strict=False)  # the others include those that fill the batch up
+        return [(method, heat) if heat.any() else ("hires_cam", other) for heat, other in pairs]
 
-    def pictures(
-        self, images: Sequence[np.ndarray], labels: Sequence[int], batch_size: int
-    ) -> list[tuple[str, np.ndarray]]:
-        """(method, the image as the network sees it beside itself with the heat map), uint8 [H, 2 W, 3]."""
-        found = self.drawn(images, labels, batch_size)
-        return [
-            (method, beside(image, plots.blend(image, heat)))
-            for image, (method, heat) in zip(self.trained.picture(np.stack(images)), found, strict=True)
-        ]
+    return explain
+
+
+def pictures(
+    trained: TrainedModel, images: Sequence[np.ndarray], explanations: Sequence[Explanation]
+) -> list[Explanation]:
+    """(method, the image as the network sees it beside itself with the heat map), uint8 [H, 2 W, 3]."""
+    return [
+        (method, beside(image, plots.blend(image, heat)))
+        for image, (method, heat) in zip(trained.picture(np.stack(images)), explanations, strict=True)
+    ]
 
 
 def beside(image: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Two uint8 images [H, W, 1 or 3] in one, enlarged by a whole number to `SHORTEST_SIDE` at least."""
+    """Two uint8 images [H, W, 1 or 3] in one, enlarged by a whole number to at least `SHORTEST_SIDE`."""
     row = np.hstack([np.broadcast_to(image, other.shape), other])
     times = -(-SHORTEST_SIDE // other.shape[0])
     return row.repeat(times, 0).repeat(times, 1)
 
 
-def save_beside(picture: np.ndarray, name: str, folder: str | None) -> Path:
-    """Writes the picture of an image as NAME.gradcam.png, never over a file that is there; returns its path.
+def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
+    """Writes the picture of an image as NAME.gradcam.png; existing files are never overwritten.
 
     Args:
       name: of the image, see `TrainedModel.batches`.
-      folder: where to, made if missing; None is beside the image, or here for one that is no file.
+      out: folder, created if missing; None is the image's own, or the current one if it is no file.
+
+    Returns: the path.
     """
     source = Path(name)
-    place = Path(folder) if folder else source.parent
+    folder = Path(out) if out else source.parent
     data = io.BytesIO()
     Image.fromarray(picture).save(data, format="png")
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            file = place / f"{source.stem}.gradcam{'' if number == 1 else f'-{number}'}.png"
-            try:
-                handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                continue
-            with open(handle, "wb") as opened:
-                opened.write(data.getvalue())
-            return file
+        folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--out={folder} is not a folder ({error.strerror}); name another") from None
-    raise UserError(f"{place} holds too many pictures of {source.name}; name another folder with --out")
+        raise UserError(f"out={out} is not a folder ({error.strerror}); name another") from None
+    for number in itertools.count(1):
+        file = folder / f"{source.stem}.gradcam{'' if number == 1 else f'-{number}'}.png"
+        try:
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            continue
+        with open(handle, "wb") as opened:
+            opened.write(data.getvalue())
+        break
+    return file

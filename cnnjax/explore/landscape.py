@@ -1,15 +1,15 @@
-"""How embedded images and losses lie: two-dimensional views of many dimensions."""
+"""Two-dimensional views of many dimensions: of embedded images, and of the loss."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.errors import UserError
+from cnnjax.explore.layers import Variables
 
-Loss = Callable[[Any], jax.Array]  # variables -> a number
+Loss = Callable[[Variables], jax.Array]  # of variables; a number
 
 
 def pca(features: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def tsne(features: np.ndarray, *, seed: int = 0, perplexity: float = 30.0) -> np
     """A plane in which near features stay near (scikit-learn's t-SNE, started from PCA): float64 [N, 2].
 
     Raises:
-      UserError: where scikit-learn is not installed, or there are too few points for the perplexity.
+      UserError: if scikit-learn is not installed, or there are too few points for the perplexity.
     Source: van der Maaten, Hinton 2008, "Visualizing data using t-SNE".
     """
     try:
@@ -37,11 +37,11 @@ def tsne(features: np.ndarray, *, seed: int = 0, perplexity: float = 30.0) -> np
         raise UserError("t-SNE needs scikit-learn; pip install scikit-learn, or use pca") from None
     if perplexity >= len(features):
         raise UserError(f"perplexity={perplexity} must be less than the {len(features)} points")
-    found = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(np.asarray(features))
-    return np.asarray(found, np.float64)
+    plane = TSNE(init="pca", random_state=seed, perplexity=perplexity).fit_transform(np.asarray(features))
+    return np.asarray(plane, np.float64)
 
 
-def loss_on_line(loss: Loss, start: Any, end: Any, shares: np.ndarray) -> np.ndarray:
+def loss_on_line(loss: Loss, start: Variables, end: Variables, shares: np.ndarray) -> np.ndarray:
     """The loss at start + share * (end - start) for each share: float64 [S].
 
     Args:
@@ -50,30 +50,32 @@ def loss_on_line(loss: Loss, start: Any, end: Any, shares: np.ndarray) -> np.nda
     Source: Goodfellow, Vinyals, Saxe 2014, arXiv:1412.6544, section 2.
     """
 
-    def at(share: jax.Array) -> jax.Array:
-        return loss(jax.tree.map(lambda a, b: a + share * (b - a), start, end))
-
-    found = jax.jit(lambda values: jax.lax.map(at, values))(jnp.asarray(shares, jnp.float32))
-    return np.asarray(found, np.float64)
+    return _losses(lambda share: loss(jax.tree.map(lambda a, b: a + share * (b - a), start, end)), shares)
 
 
-def filter_direction(params: Any, key: jax.Array) -> Any:
-    """A random direction whose every filter has the norm of the parameters' own; biases and scales stay.
+def _losses(loss: Callable[[jax.Array], jax.Array], places: np.ndarray) -> np.ndarray:
+    """The loss at each of N places, compiled once: float64 [N]."""
+    losses = jax.jit(lambda places: jax.lax.map(loss, places))(jnp.asarray(places, jnp.float32))
+    return np.asarray(losses, np.float64)
+
+
+def filter_direction(params: Variables, key: jax.Array) -> Variables:
+    """A random direction in which each filter has the norm of the parameters' own; biases and scales stay.
 
     Source: Li et al. 2017, arXiv:1712.09913, section 4.
     """
     leaves, structure = jax.tree.flatten(params)
-    found = []
+    direction = []
     for i, leaf in enumerate(leaves):
         draw = jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
         axes = tuple(range(leaf.ndim - 1))  # a filter is all that leads to one output
         size = jnp.sqrt((draw**2).sum(axes, keepdims=True))
         own = jnp.sqrt((leaf**2).sum(axes, keepdims=True))
-        found.append(draw * own / (size + 1e-12) if leaf.ndim > 1 else jnp.zeros_like(leaf))
-    return jax.tree.unflatten(structure, found)
+        direction.append(draw * own / (size + 1e-12) if leaf.ndim > 1 else jnp.zeros_like(leaf))
+    return jax.tree.unflatten(structure, direction)
 
 
-def loss_on_plane(loss: Loss, variables: Any, key: jax.Array, shares: np.ndarray) -> np.ndarray:
+def loss_on_plane(loss: Loss, variables: Variables, key: jax.Array, shares: np.ndarray) -> np.ndarray:
     """The loss over two random filter-normalized directions around a network: float64 [S, S].
 
     Args:
@@ -88,5 +90,4 @@ def loss_on_plane(loss: Loss, variables: Any, key: jax.Array, shares: np.ndarray
         return loss({**variables, "params": moved})
 
     places = np.stack(np.meshgrid(shares, shares, indexing="ij"), -1).reshape(-1, 2)
-    found = jax.jit(lambda values: jax.lax.map(at, values))(jnp.asarray(places, jnp.float32))
-    return np.asarray(found, np.float64).reshape(len(shares), len(shares))
+    return _losses(at, places).reshape(len(shares), len(shares))

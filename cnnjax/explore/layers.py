@@ -1,6 +1,6 @@
-"""Every value of a forward pass by name: to look at it, to follow the gradient back to it, to change it.
+"""Every value of a forward pass by name: to look at it, to differentiate by it, to change it.
 
-A model is traced to its jaxpr, whose equations carry the names of their modules, and is run one by one.
+A model is traced to its jaxpr, whose equations carry the names of their modules and are run one by one.
 So no model needs hooks, and values between modules have names too:
 
   stage1_block2/conv1   the output of a module
@@ -8,24 +8,29 @@ So no model needs hooks, and values between modules have names too:
   norm2:out             the last such map before the next module (after pooling, say)
   norm2:vector          the last such vector (flattened, or averaged over places)
 
-Blocks that a model runs as one scanned block are named only after `unrolled(model)`.
+Blocks that a model runs in a scan have names only after `unrolled(model)`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jax.extend.core import Literal
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.ops import cpu
 from cnnjax.profiling.receptive_fields import field_size
 from cnnjax.profiling.summary import image_fields
 
-Rules = Mapping[str, Callable[..., Any]]
+Variables = Mapping[str, Any]  # params and batch_stats of a linen module
+ImageLike = jax.Array | jax.ShapeDtypeStruct
+Box = tuple[int, int, int, int]  # (top, left, bottom, right) in pixels; the last two are exclusive
 CALLED = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # where an equation keeps the function that it calls
 HEAD = "head"
 
@@ -40,7 +45,7 @@ class Layer:
 
     @property
     def is_map(self) -> bool:
-        """Whether it has places: more than one of them."""
+        """Whether it has more than one place."""
         return len(self.shape) == 3 and self.shape[0] * self.shape[1] > 1
 
 
@@ -48,7 +53,7 @@ class Layer:
 class Trace:
     """A forward pass taken apart: `run` computes it, `layers` are its values in order."""
 
-    jaxpr: Any
+    jaxpr: ClosedJaxpr
     layers: dict[str, Layer]
     last_map: Layer
 
@@ -56,7 +61,7 @@ class Trace:
         """The layer of that name; None is the last map that the classifier sees.
 
         Raises:
-          UserError: listing the layers there are.
+          UserError: listing the known layers.
         """
         if name is None:
             return self.last_map
@@ -66,95 +71,92 @@ class Trace:
 
 
 def unrolled(model: nn.Module) -> nn.Module:
-    """The same model, with the same variables, whose blocks are run one by one and therefore have names."""
-    fields = {"scan_blocks": False, "remat": False}
-    return model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})
+    """The same model, for the same variables, whose blocks are run one by one and therefore have names."""
+    own = {field.name for field in dataclasses.fields(model)}
+    options: dict[str, Any] = {name: False for name in ("scan_blocks", "remat") if name in own}
+    return model.clone(**options)
 
 
-def trace(model: nn.Module, variables: Any, image: Any) -> Trace:
+def trace(model: nn.Module, variables: Variables, image: ImageLike) -> Trace:
     """Traces the forward pass in evaluation mode; nothing is computed.
 
     Args:
-      model: any linen module of `create_model`.
-      variables: its params and batch_stats, or their shapes.
+      variables: params and batch_stats, or their shapes.
       image: float [B, H, W, C], or its shape.
 
     Raises:
-      UserError: where the model has no map of more than one place for images of this size.
+      UserError: if the model has no map of more than one place for images of this size.
     """
     with cpu.paused():  # plain lax convolutions, which have names and second derivatives on every platform
         jaxpr = jax.make_jaxpr(lambda variables, image: model.apply(variables, image))(variables, image)
-    layers, last_map = _named_layers(jaxpr.jaxpr)
+    layers, last_map = _named_layers(jaxpr.jaxpr, image.shape[0])
     if last_map is None:
         size = "x".join(map(str, image.shape[1:3]))
-        raise UserError(
-            f"images of {size} leave this network no map of more than one place; take larger ones"
-        )
+        raise UserError(f"images of {size} are too small: no map of this network has more than one place")
     return Trace(jaxpr, layers, last_map)
 
 
 def run(
     traced: Trace,
-    variables: Any,
+    variables: Variables,
     image: jax.Array,
     *,
     keep: Sequence[Layer] = (),
-    add: Mapping[int, jax.Array] | None = None,
-    rules: Rules | None = None,
+    add: Mapping[int, jax.Array] = MappingProxyType({}),
+    rules: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({}),
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Computes the logits [B, K] and the values of the layers to keep, each float [B, ...].
 
     Args:
-      add: equation index -> what is added to its value; the gradient of zeros added is that of the value.
+      add: equation index -> what is added to its value; the gradient by added zeros is that by the value.
       rules: function name ("relu") -> what is called instead of it.
     """
-    add, rules = add or {}, rules or {}
     inner = traced.jaxpr.jaxpr
     values = dict(zip(inner.constvars, traced.jaxpr.consts, strict=True))
     values |= zip(inner.invars, jax.tree.leaves((variables, image)), strict=True)
-    wanted = {layer.index: None for layer in keep}
+    kept: dict[int, jax.Array] = {}
     for index, eqn in enumerate(inner.eqns):
         operands = [v.val if isinstance(v, Literal) else values[v] for v in eqn.invars]
         function = rules.get(called_name(eqn))
         if function is not None:
-            found = [function(*operands)]
+            results = [function(*operands)]
         else:
             bound = eqn.primitive.get_bind_params(eqn.params)
             functions, params = bound if isinstance(bound, tuple) else ((), bound)  # as jax before 0.10.2
-            found = eqn.primitive.bind(*functions, *operands, **params)
-            found = found if eqn.primitive.multiple_results else [found]
+            results = eqn.primitive.bind(*functions, *operands, **params)
+            results = results if eqn.primitive.multiple_results else [results]
         if index in add:
-            found = [found[0] + add[index].astype(found[0].dtype), *found[1:]]
-        if index in wanted:
-            wanted[index] = found[0]
-        values |= zip(eqn.outvars, found, strict=True)
-    logits = values[inner.outvars[0]]
-    return logits, [wanted[layer.index] for layer in keep]
+            results = [results[0] + add[index].astype(results[0].dtype), *results[1:]]
+        kept[index] = results[0]
+        values |= zip(eqn.outvars, results, strict=True)
+    return values[inner.outvars[0]], [kept[layer.index] for layer in keep]
 
 
-def called_name(eqn: Any) -> str:
-    """The function that an equation calls, such as "relu"; the primitive where it calls none."""
+def called_name(eqn: JaxprEqn) -> str:
+    """The function that an equation calls, such as "relu"; the primitive if it calls none."""
     for key in CALLED:
         if key in eqn.params:
-            inner = getattr(eqn.params[key], "jaxpr", eqn.params[key])
+            inner = eqn.params[key]
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
             return eqn.params.get("name") or inner.debug_info.func_name.strip("_")
     return eqn.primitive.name
 
 
-def layer_shapes(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def image_struct(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+    """One image of [H, W, C] as the network takes it, by its shape alone."""
+    return jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+
+
+def layer_shapes(
+    model: nn.Module, variables: Variables, image_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
     """Name -> shape, [H, W, C] or [C], of every layer for images of [H, W, C], in order."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return {layer.name: layer.shape for layer in trace(unrolled(model), variables, image).layers.values()}
-
-
-def default_layer(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> Layer:
-    """The last map of more than one place before the classifier: what Grad-CAM looks at by default."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return trace(model, variables, image).last_map
+    traced = trace(unrolled(model), variables, image_struct(image_shape))
+    return {layer.name: layer.shape for layer in traced.layers.values()}
 
 
 def feature_maps(
-    model: nn.Module, variables: Any, image: jax.Array, names: Sequence[str] | None = None
+    model: nn.Module, variables: Variables, image: jax.Array, names: Sequence[str] | None = None
 ) -> dict[str, jax.Array]:
     """The values of named layers, float32 [B, H, W, C] or [B, C].
 
@@ -172,19 +174,18 @@ def feature_maps(
     return {layer.name: value.astype(jnp.float32) for layer, value in zip(keep, values, strict=True)}
 
 
-def penultimate(model: nn.Module, variables: Any, image: jax.Array) -> jax.Array:
+def penultimate(model: nn.Module, variables: Variables, image: jax.Array) -> jax.Array:
     """What the last layer of the classifier takes, averaged over places: float32 [B, D]."""
     traced = trace(model, variables, image)
     eqns = traced.jaxpr.jaxpr.eqns
     index = max(i for i, e in enumerate(eqns) if e.primitive.name in ("dot_general", "conv_general_dilated"))
     source = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
     before = source[eqns[index].invars[0]]
-    shape = eqns[before].outvars[0].aval.shape
-    _, (value,) = run(traced, variables, image, keep=[Layer("", shape[1:], before)])
+    _, (value,) = run(traced, variables, image, keep=[Layer("", (), before)])
     return value.reshape(value.shape[0], -1, value.shape[-1]).mean(1).astype(jnp.float32)
 
 
-def first_convolution(model: nn.Module, variables: Any, image: Any) -> tuple[str, ...]:
+def first_convolution(model: nn.Module, variables: Variables, image: ImageLike) -> tuple[str, ...]:
     """The path of the module that holds the first convolution of the forward pass; () without any."""
     for eqn in trace(model, variables, image).jaxpr.jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated":
@@ -193,15 +194,18 @@ def first_convolution(model: nn.Module, variables: Any, image: Any) -> tuple[str
 
 
 def receptive_box(
-    model: nn.Module, variables: Any, image_shape: Sequence[int], layer: str | None, place: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """The pixels that one place of a layer sees: (top, left, bottom, right), the last two exclusive.
+    model: nn.Module,
+    variables: Variables,
+    image_shape: Sequence[int],
+    layer: str | None,
+    place: tuple[int, int],
+) -> Box:
+    """The pixels that one place of a layer sees.
 
-    It is cut at the image's border. A value that the whole image reaches, or of which it cannot be told, gets
-    the whole image.
+    It is clipped to the image. If the whole image reaches the value, or it is unknown what does, it is the
+    whole image.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    traced = trace(unrolled(model), variables, image)
+    traced = trace(unrolled(model), variables, image_struct(image_shape))
     jaxpr = traced.jaxpr.jaxpr
     field = image_fields(jaxpr)[jaxpr.eqns[traced.layer(layer).index].outvars[0]]
     box = []
@@ -216,11 +220,16 @@ def receptive_box(
     return top, left, bottom, right
 
 
-def _named_layers(jaxpr: Any) -> tuple[dict[str, Layer], Layer | None]:
+def crop(image: np.ndarray, box: Box) -> np.ndarray:
+    """The part of an image [H, W, ...] inside a box."""
+    top, left, bottom, right = box
+    return image[top:bottom, left:right]
+
+
+def _named_layers(jaxpr: Jaxpr, batch: int) -> tuple[dict[str, Layer], Layer | None]:
     """The layers in order, and the last map that the head sees."""
-    batch = jaxpr.outvars[0].aval.shape[0]
     dependent = {jaxpr.invars[-1]}
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     last_map, last_module, in_head = None, "image", False
     for index, eqn in enumerate(jaxpr.eqns):
         if not any(not isinstance(v, Literal) and v in dependent for v in eqn.invars):
@@ -228,19 +237,20 @@ def _named_layers(jaxpr: Any) -> tuple[dict[str, Layer], Layer | None]:
         dependent |= set(eqn.outvars)
         aval, scope = eqn.outvars[0].aval, _scope(eqn)
         in_head = in_head or scope[:1] == [HEAD]
-        floating = jnp.issubdtype(aval.dtype, jnp.floating)
-        if not floating or aval.ndim not in (2, 4) or aval.shape[:1] != (batch,):
+        if not isinstance(aval, ShapedArray) or not jnp.issubdtype(aval.dtype, jnp.floating):
+            continue
+        if aval.ndim not in (2, 4) or aval.shape[0] != batch:
             continue
         shape = aval.shape[1:]
         place = f"{last_module}:{'out' if len(shape) == 3 else 'vector'}"
         for name in _names(scope, place, called_name(eqn)):
-            found.pop(name, None)  # so that it stands where its last equation does
-            found[name] = Layer(name, shape, index)
+            layers.pop(name, None)  # so that it comes where its last equation does
+            layers[name] = Layer(name, shape, index)
         last_module = scope[0] if scope else last_module
         layer = Layer("/".join(scope) or place, shape, index)
         if layer.is_map and not in_head and eqn.primitive.name not in ("transpose", "reshape", "pad"):
             last_map = layer
-    return found, last_map
+    return layers, last_map
 
 
 def _names(scope: list[str], place: str, function: str) -> list[str]:
@@ -251,6 +261,6 @@ def _names(scope: list[str], place: str, function: str) -> list[str]:
     return [place, *([f"{place.partition(':')[0]}:{function}"] if function in activations else [])]
 
 
-def _scope(eqn: Any) -> list[str]:
-    """The modules that an equation lies in, outermost first, without the model itself and its methods."""
+def _scope(eqn: JaxprEqn) -> list[str]:
+    """The modules that an equation belongs to, outermost first, without the model itself and its methods."""
     return [name for name in str(eqn.source_info.name_stack).split("/")[1:] if "." not in name]

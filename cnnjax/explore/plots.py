@@ -1,21 +1,23 @@
-"""Thin pictures of the arrays that this room computes: each function returns a matplotlib figure."""
+"""Figures of the arrays that this room computes: each function returns a matplotlib figure."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
 
+from cnnjax.explore.layers import Box, crop
 from cnnjax.training.metrics import Calibration
 
-Box = tuple[int, int, int, int]
+FEW = 40  # points of a line that are still marked one by one
 
 
-def to_unit(image: Any) -> np.ndarray:
-    """Pixels of any range as 0..1; uint8 by its own scale, others from the lowest to the highest value."""
+def to_unit(image: ArrayLike) -> np.ndarray:
+    """Pixels of any range as 0..1: uint8 on its own scale, others from their lowest to highest value."""
     image = np.asarray(image)
     if image.dtype == np.uint8:
         return image / 255
@@ -23,37 +25,63 @@ def to_unit(image: Any) -> np.ndarray:
     return (image - low) / (high - low if high > low else 1.0)
 
 
-def _show(axes: Any, image: np.ndarray, **options: Any) -> None:
-    grey = {"cmap": "gray"} if image.ndim == 2 or image.shape[-1] == 1 else {}
-    axes.imshow(np.squeeze(image), **{"interpolation": "nearest", **grey, **options})
-    axes.set_axis_off()
+def to_bytes(image: ArrayLike) -> np.ndarray:
+    """Pixels of any range as uint8, see `to_unit`."""
+    return np.round(255 * to_unit(image)).astype(np.uint8)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    cmap = "gray" if image.ndim == 2 or image.shape[-1] == 1 else None
+    axes.imshow(np.squeeze(image), interpolation="nearest", cmap=cmap, vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def image_grid(
-    images: Sequence[np.ndarray], titles: Sequence[str] = (), *, columns: int = 8, size: float = 1.1
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] = (),
+    *,
+    columns: int = 8,
+    size: float = 1.1,
+    rows: Sequence[str] = (),
 ) -> Figure:
-    """Images [H, W, C] or [H, W] side by side, each on its own scale."""
+    """Images [H, W, C] or [H, W] side by side, each on its own scale, see `to_unit`.
+
+    Args:
+      titles: above the first images.
+      columns: at most, in a row.
+      size: of an image, inches.
+      rows: words to the left of the first rows.
+    """
     columns = max(1, min(columns, len(images)))
-    rows = math.ceil(len(images) / columns)
+    lines = math.ceil(len(images) / columns)
     height = size * (1.25 if titles else 1.0)
-    figure = Figure(figsize=(size * columns, height * rows), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if i < len(images):
-            _show(axes, to_unit(images[i]))
-            if titles:
-                axes.set_title(titles[i], fontsize=8)
+    figure = Figure(figsize=(size * columns + (1.4 if rows else 0), height * lines), layout="constrained")
+    for i, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+        if i >= len(images):
+            axes.set_axis_off()
+            continue
+        _show(axes, to_unit(images[i]))
+        if i < len(titles):
+            axes.set_title(titles[i], fontsize=8)
+        if i % columns == 0 and i // columns < len(rows):
+            axes.set_ylabel(rows[i // columns], rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
 def map_grid(maps: np.ndarray, *, columns: int = 8, most: int = 64) -> Figure:
-    """The first `most` channels of feature maps [H, W, C] of one image, on one scale for all."""
-    maps = np.asarray(maps)[..., :most]
-    return image_grid(list(np.moveaxis(to_unit(maps), -1, 0)), columns=columns)
+    """The first `most` channels of feature maps [H, W, C] of one image, all on one scale."""
+    maps = to_bytes(np.asarray(maps)[..., :most])
+    return image_grid(list(np.moveaxis(maps, -1, 0)), columns=columns)
 
 
 def filter_grid(filters: np.ndarray, *, columns: int = 8, most: int = 64) -> Figure:
-    """The first `most` filters [F, kh, kw, C]: in colour where C is 3, else the mean over channels."""
+    """The first `most` filters [F, kh, kw, C]: in colour if C is 3, else the mean over channels."""
     filters = np.asarray(filters)[:most]
     filters = filters if filters.shape[-1] == 3 else filters.mean(-1, keepdims=True)
     return image_grid(list(filters), columns=columns)
@@ -64,7 +92,7 @@ def blend(image: np.ndarray, heat: np.ndarray, *, strength: float = 0.5) -> np.n
     colour = matplotlib.colormaps["viridis"](np.asarray(heat))[..., :3]
     base = np.broadcast_to(to_unit(image), (*image.shape[:2], 3))
     share = strength * np.asarray(heat)[..., None]
-    return np.uint8(np.round(255 * ((1 - share) * base + share * colour)))
+    return np.round(255 * ((1 - share) * base + share * colour)).astype(np.uint8)
 
 
 def heat_row(image: np.ndarray, heats: Mapping[str, np.ndarray]) -> Figure:
@@ -74,31 +102,26 @@ def heat_row(image: np.ndarray, heats: Mapping[str, np.ndarray]) -> Figure:
 
 
 def boxes(image: np.ndarray, found: Sequence[Box], *, size: float = 3.0) -> Figure:
-    """An image with boxes (top, left, bottom, right) drawn, such as receptive fields."""
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.add_subplot()
+    """An image with boxes drawn, such as receptive fields."""
+    figure, axes = _figure(size, size)
     _show(axes, to_unit(image))
-    for i, (top, left, bottom, right) in enumerate(found):
-        place = (left - 0.5, top - 0.5)
-        axes.add_patch(
-            Rectangle(place, right - left, bottom - top, fill=False, edgecolor=f"C{i + 1}", linewidth=2)
-        )
+    for i, (top, left, bottom, right) in enumerate(found, 1):
+        corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
+        axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=f"C{i}", linewidth=2))
     return figure
 
 
 def patch_row(images: Sequence[np.ndarray], found: Sequence[Box], titles: Sequence[str] = ()) -> Figure:
-    """The patch of each image that its box (top, left, bottom, right) cuts out."""
-    cut = [image[t:b, left:right] for image, (t, left, b, right) in zip(images, found, strict=True)]
-    return image_grid(cut, titles, columns=9)
+    """The part of each image inside its box."""
+    return image_grid(list(map(crop, images, found)), titles, columns=9)
 
 
 def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
     """A small matrix [H, W] as a picture with its numbers written in."""
     values = np.asarray(values)
     height, width = values.shape
-    figure = Figure(figsize=(0.55 * width + 0.3, 0.5 * height + 0.6), layout="constrained")
-    axes = figure.add_subplot()
-    limit = max(abs(float(values.min())), abs(float(values.max())), 1e-9)
+    figure, axes = _figure(0.55 * width + 0.3, 0.5 * height + 0.6)
+    limit = max(float(np.abs(values).max()), 1e-9)
     axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit)
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if abs(value) > 0.6 * limit else "black"
@@ -109,13 +132,26 @@ def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
     return figure
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Figure:
-    """Lines by name, each (x values, y values)."""
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    axes = figure.add_subplot()
+def curves(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    x: str,
+    y: str = "",
+    *,
+    title: str = "",
+    size: tuple[float, float] = (4.6, 3.0),
+) -> Figure:
+    """Lines by name, each (x values [N], y values [N] or [runs, N]).
+
+    Of several runs the line is the mean, and a band reaches from the lowest to the highest.
+    """
+    figure, axes = _figure(*size)
     for name, (xs, ys) in series.items():
-        axes.plot(xs, ys, label=name, marker="." if len(xs) < 40 else "")
-    axes.set(xlabel=x, ylabel=y)
+        runs = np.atleast_2d(np.asarray(ys))
+        marker = "." if runs.shape[1] < FEW else ""
+        (line,) = axes.plot(np.asarray(xs), runs.mean(0), label=name, marker=marker)
+        if len(runs) > 1:
+            axes.fill_between(np.asarray(xs), runs.min(0), runs.max(0), alpha=0.25, color=line.get_color())
+    axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.25)
     if len(series) > 1:
         axes.legend()
@@ -124,8 +160,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str
 
 def points(plane: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Embedded images [N, 2], coloured by class."""
-    figure = Figure(figsize=(5.6, 3.8), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(5.6, 3.8)
     colours = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "turbo"]
     for label, name in enumerate(class_names):
         chosen = plane[labels == label]
@@ -139,10 +174,9 @@ def points(plane: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Images by label (row) and prediction (column), shaded by the share of the row."""
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    shares = row_shares(matrix)
     side = 0.42 * len(matrix) + 1.6
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(side, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix if len(matrix) <= 20 else np.zeros((0, 0))):
         colour = "white" if shares[row, column] > 0.5 else "black"
@@ -154,10 +188,14 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     return figure
 
 
+def row_shares(matrix: np.ndarray) -> np.ndarray:
+    """Each count as its share of the row: float64 [K, K]."""
+    return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
 def reliability(found: Calibration) -> Figure:
-    """Accuracy against confidence, with the diagonal of a network that knows how sure it is."""
-    figure = Figure(figsize=(3.6, 3.4), layout="constrained")
-    axes = figure.add_subplot()
+    """Accuracy against confidence, with the diagonal of a perfectly calibrated network."""
+    figure, axes = _figure(3.6, 3.4)
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
     axes.plot(found.confidence, found.accuracy, marker="o")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
@@ -168,8 +206,7 @@ def reliability(found: Calibration) -> Figure:
 
 def plane(losses: np.ndarray, shares: np.ndarray) -> Figure:
     """The loss over two directions, as level lines."""
-    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _figure(4.2, 3.4)
     levels = axes.contourf(shares, shares, losses, levels=20)
     figure.colorbar(levels, label="loss")
     axes.set(xlabel="direction 1", ylabel="direction 2")

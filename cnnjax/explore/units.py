@@ -1,8 +1,7 @@
-"""What single units answer to: filters, how often they are on, the patches and images they like best."""
+"""Single units: filters, how often they are active, the patches and images that excite them most."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,27 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cnnjax.errors import UserError
-from cnnjax.explore import attribution
-from cnnjax.explore.layers import Layer, first_convolution, receptive_box, run, trace, unrolled
+from cnnjax.explore.layers import (
+    Box,
+    Variables,
+    first_convolution,
+    image_struct,
+    receptive_box,
+    run,
+    trace,
+    unrolled,
+)
 
-Box = tuple[int, int, int, int]
 Batches = Iterable[jax.Array]  # of images as the network takes them, float [B, H, W, C]
 
 
-def first_filters(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> np.ndarray:
+def first_filters(model: nn.Module, variables: Variables, image_shape: Sequence[int]) -> np.ndarray:
     """The kernels of the first convolution on the image, float32 [F, kh, kw, C].
 
     Raises:
-      UserError: where the network has no convolution.
+      UserError: if the network has no convolution.
     """
-    scope = first_convolution(model, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    scope = first_convolution(model, variables, image_struct(image_shape))
     flat = traverse_util.flatten_dict(variables["params"])
     kernels = [x for path, x in flat.items() if path[: len(scope)] == scope and np.ndim(x) == 4]
     if not kernels:
@@ -47,7 +53,7 @@ class UnitStatistics:
         return np.flatnonzero(self.positive == 0)
 
 
-def statistics(model: nn.Module, variables: Any, batches: Batches, layer: str) -> UnitStatistics:
+def statistics(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> UnitStatistics:
     """Mean, spread, maximum and share of positive values of a layer's units over a data set."""
     rows = []
     for values in _layer_values(model, variables, batches, layer):
@@ -62,30 +68,31 @@ def statistics(model: nn.Module, variables: Any, batches: Batches, layer: str) -
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Where each image excites each unit most: value float32 [N, C], place int32 [N, C, 2]."""
+    """On each image the highest value of each unit, float32 [N, C], its row and column, int32 [N, C, 2]."""
 
     layer: str
     value: np.ndarray
     place: np.ndarray
 
 
-def peaks(model: nn.Module, variables: Any, batches: Batches, layer: str) -> Peaks:
+def peaks(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> Peaks:
     """The highest value of each unit on each image, and its row and column in the map."""
-    values, places = [], []
-    for batch in _layer_values(model, variables, batches, layer):
-        batch = np.asarray(batch if batch.ndim == 4 else batch[:, None, None])
-        flat = batch.reshape(batch.shape[0], -1, batch.shape[-1])
+    highest, places = [], []
+    for values in map(np.asarray, _layer_values(model, variables, batches, layer)):
+        flat = values.reshape(values.shape[0], -1, values.shape[-1])
         best = flat.argmax(1)
-        values.append(np.take_along_axis(flat, best[:, None], 1)[:, 0])
-        places.append(np.stack(np.divmod(best, batch.shape[2]), -1))
-    return Peaks(layer, np.concatenate(values), np.concatenate(places).astype(np.int32))
+        highest.append(flat.max(1))
+        places.append(np.stack(np.divmod(best, values.shape[2] if values.ndim == 4 else 1), -1))
+    return Peaks(layer, np.concatenate(highest), np.concatenate(places).astype(np.int32))
 
 
-def _layer_values(model: nn.Module, variables: Any, batches: Batches, layer: str) -> Iterable[jax.Array]:
+def _layer_values(
+    model: nn.Module, variables: Variables, batches: Batches, layer: str
+) -> Iterable[jax.Array]:
     model = unrolled(model)
 
     @jax.jit
-    def values(variables: Any, image: jax.Array) -> jax.Array:
+    def values(variables: Variables, image: jax.Array) -> jax.Array:
         traced = trace(model, variables, image)
         return run(traced, variables, image, keep=[traced.layer(layer)])[1][0].astype(jnp.float32)
 
@@ -94,7 +101,7 @@ def _layer_values(model: nn.Module, variables: Any, batches: Batches, layer: str
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """One exciting patch: `box` is (top, left, bottom, right) in image number `index`."""
+    """A patch of image number `index`, and the value of a unit there."""
 
     index: int
     value: float
@@ -102,7 +109,12 @@ class Patch:
 
 
 def best_patches(
-    model: nn.Module, variables: Any, image_shape: Sequence[int], found: Peaks, unit: int, count: int = 9
+    model: nn.Module,
+    variables: Variables,
+    image_shape: Sequence[int],
+    found: Peaks,
+    unit: int,
+    count: int = 9,
 ) -> list[Patch]:
     """The patches, one an image, that excite a unit most, strongest first; each is its receptive field.
 
@@ -110,44 +122,18 @@ def best_patches(
       UserError: for a unit that the layer does not have.
     Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4; Girshick et al. 2013, arXiv:1311.2524.
     """
-    if not 0 <= unit < found.value.shape[1]:
-        raise UserError(
-            f"unit={unit} is not one of layer {found.layer!r}; allowed: 0 to {found.value.shape[1] - 1}"
-        )
-    order = np.argsort(-found.value[:, unit], kind="stable")[:count]
-    return [
-        Patch(
-            int(i),
-            float(found.value[i, unit]),
-            receptive_box(model, variables, image_shape, found.layer, tuple(map(int, found.place[i, unit]))),
-        )
-        for i in order
-    ]
-
-
-def guided_views(
-    model: nn.Module, variables: Any, image: jax.Array, layer: str, unit: int, boxes: Sequence[Box]
-) -> list[np.ndarray]:
-    """What of each patch a unit of a deep layer answers to: its guided gradient, float32 [h, w, C] each.
-
-    Args:
-      image: float [B, H, W, C] as the network takes them, such as the images of `best_patches`.
-      boxes: of the patches, (top, left, bottom, right), one an image.
-
-    Source: Springenberg et al. 2014, arXiv:1412.6806, section 3.4 and figure 4.
-    """
-
-    def peak(logits: jax.Array, values: jax.Array) -> jax.Array:
-        unit_values = values[..., unit]
-        return unit_values.reshape(unit_values.shape[0], -1).max(1).sum()
-
-    found = np.asarray(attribution.guided_gradient(model, variables, image, peak, layer))
-    return [one[top:bottom, left:right] for one, (top, left, bottom, right) in zip(found, boxes, strict=True)]
+    _check_unit(unit, found.value.shape[1])
+    patches = []
+    for i in np.argsort(-found.value[:, unit], kind="stable")[:count]:
+        row, column = map(int, found.place[i, unit])
+        box = receptive_box(model, variables, image_shape, found.layer, (row, column))
+        patches.append(Patch(int(i), float(found.value[i, unit]), box))
+    return patches
 
 
 def maximize(
     model: nn.Module,
-    variables: Any,
+    variables: Variables,
     image_shape: Sequence[int],
     unit: int,
     key: jax.Array,
@@ -158,23 +144,22 @@ def maximize(
     decay: float = 0.01,
     jitter: int = 2,
 ) -> jax.Array:
-    """An image that excites a unit, found by climbing its gradient from noise: [H, W, C], normalized.
+    """An image that excites a unit, found by gradient ascent from noise: [H, W, C], normalized.
 
     Args:
       image_shape: [H, W, C].
-      unit: of the layer; a class where the layer is None, as the logits then are.
-      layer: see `layers.layer_shapes`; for a map the unit's mean over places is climbed.
-      steps, step_size: of the ascent along the gradient of unit root mean square.
+      unit: of the layer, or a class if the layer is None.
+      layer: see `layers.layer_shapes`; of a map the unit's mean over places is maximized; None is the logits.
+      steps, step_size: of the ascent; the gradient is scaled to a root mean square of 1.
       decay: of the pixels at each step.
-      jitter: the image is rolled by up to so many pixels at each step, against patterns of single pixels.
+      jitter: the image is rolled by at most this many pixels at each step, against patterns of single pixels.
     Source: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Simonyan et al. 2013,
       arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
     """
     model = unrolled(model)
-    shape = (1, *image_shape)
-    traced = trace(model, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
+    traced = trace(model, variables, image_struct(image_shape))
     keep = [] if layer is None else [traced.layer(layer)]
-    _check_unit(keep, traced.jaxpr.out_avals[0].shape[-1], unit)
+    _check_unit(unit, keep[0].shape[-1] if keep else traced.jaxpr.out_avals[0].shape[-1])
 
     def score(image: jax.Array) -> jax.Array:
         logits, values = run(traced, variables, image, keep=keep)
@@ -188,12 +173,11 @@ def maximize(
         return (1 - decay) * image + step_size * gradient / (size + 1e-8), None
 
     start_key, key = jax.random.split(key)
-    start = 0.1 * jax.random.normal(start_key, shape)
+    start = 0.1 * jax.random.normal(start_key, (1, *image_shape))
     image, _ = jax.lax.scan(climb, start, jax.random.split(key, steps))
     return image[0]
 
 
-def _check_unit(keep: list[Layer], num_classes: int, unit: int) -> None:
-    count = keep[0].shape[-1] if keep else num_classes
+def _check_unit(unit: int, count: int) -> None:
     if not 0 <= unit < count:
         raise UserError(f"unit={unit}; allowed: 0 to {count - 1}")

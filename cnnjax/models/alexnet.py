@@ -15,33 +15,54 @@ Deviations and choices where the paper is silent or wrong:
 The presets keep the paper's pixels, 0..255 less the mean: kernels drawn from N(0, 0.01) need them.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import (
     POOLINGS,
     RESPONSE_NORMS,
+    Activation,
     Conv,
     Dense,
-    Dtype,
+    Net,
     by_name,
     logits,
     require_size,
     torch_uniform,
 )
-from cnnjax.models.placement import across_channels
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, Variant
+from cnnjax.ops.mesh import axis_size
 
 ORDERS = (("norm", "pool"), ("pool", "norm"))
 normal = nn.initializers.normal
 
 
-class AlexNet(nn.Module):
+def across_towers(norm: Activation, x: jax.Array) -> jax.Array:
+    """`norm(x)`, response normalization over the five channels around each.
+
+    If the channels lie on several devices, each sends its outer two to its neighbours, and nothing else.
+    """
+    towers = axis_size("model")
+    if towers == 1 or x.shape[-1] % towers or x.shape[-1] // towers < 2:
+        return norm(x)
+
+    def local(x: jax.Array) -> jax.Array:
+        from_left = jax.lax.ppermute(x[..., -2:], "model", [(i, i + 1) for i in range(towers - 1)])
+        from_right = jax.lax.ppermute(x[..., :2], "model", [(i + 1, i) for i in range(towers - 1)])
+        return norm(jnp.concatenate([from_left, x, from_right], -1))[..., 2:-2]
+
+    channels = PartitionSpec("data" if axis_size("data") > 1 else None, None, None, "model")
+    return jax.shard_map(local, in_specs=channels, out_specs=channels)(x)
+
+
+class AlexNet(Net):
     """Five convolutions and three dense layers: N(0, 0.01) kernels, 227x227 input.
 
     `groups` is the number of towers; `std` the kernels' initial deviation (a narrow net needs more to start);
@@ -50,7 +71,6 @@ class AlexNet(nn.Module):
     2 does not; `widths` are those of the seven hidden layers.
     """
 
-    num_classes: int = 1000
     groups: int = 2
     response_norm: str = "paper"
     order: tuple[str, str] = ("norm", "pool")
@@ -60,81 +80,73 @@ class AlexNet(nn.Module):
     bias: float = 1.0
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
     image_size: int = 227
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_size(image, self.image_size, "AlexNet")
-        fields = {"kernel_init": normal(self.std), "dtype": self.dtype}
-        biased = {"bias_init": nn.initializers.constant(self.bias), **fields}
-        grouped, relu = {"groups": self.groups, **biased}, jax.nn.relu
+        if tuple(self.order) not in ORDERS:
+            raise UserError(f"order {self.order!r}: allowed are {ORDERS[0]} and {ORDERS[1]}")
+        response_norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
+        norm = functools.partial(across_towers, response_norm)
+        pool = functools.partial(ops.max_pool, window=self.pool_window, strides=2)
+        first, second = (norm, pool) if self.order[0] == "norm" else (pool, norm)
+        init, bias_init, relu = normal(self.std), nn.initializers.constant(self.bias), jax.nn.relu
+        conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
+        grouped = functools.partial(conv, groups=self.groups, bias_init=bias_init)
+        dense = functools.partial(Dense, kernel_init=init, bias_init=bias_init, dtype=self.dtype)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         c1, c2, c3, c4, c5, d1, d2 = self.widths
 
         x = image  # 227 227 3
-        x = relu(Conv(c1, 11, strides=4, padding=0, name="conv1", **fields)(x))  # 55 55 96
-        x = self.norm_and_pool(x)  # 27 27 96
-        x = relu(Conv(c2, 5, padding=2, name="conv2", **grouped)(x))  # 27 27 256
-        x = self.norm_and_pool(x)  # 13 13 256
-        x = relu(Conv(c3, 3, padding=1, name="conv3", **fields)(x))  # 13 13 384
-        x = relu(Conv(c4, 3, padding=1, name="conv4", **grouped)(x))  # 13 13 384
-        x = relu(Conv(c5, 3, padding=1, name="conv5", **grouped)(x))  # 13 13 256
-        x = ops.max_pool(x, self.pool_window, 2)  # 6 6 256
+        x = relu(conv(c1, 11, strides=4, padding=0, name="conv1")(x))  # 55 55 96
+        x = second(first(x))  # 27 27 96
+        x = relu(grouped(c2, 5, padding=2, name="conv2")(x))  # 27 27 256
+        x = second(first(x))  # 13 13 256
+        x = relu(conv(c3, 3, padding=1, name="conv3")(x))  # 13 13 384
+        x = relu(grouped(c4, 3, padding=1, name="conv4")(x))  # 13 13 384
+        x = relu(grouped(c5, 3, padding=1, name="conv5")(x))  # 13 13 256
+        x = pool(x)  # 6 6 256
         x = x.reshape(x.shape[0], -1)  # 9216
-        x = dropout(name="dropout1")(relu(Dense(d1, name="dense1", **biased)(x)))  # 4096
-        x = dropout(name="dropout2")(relu(Dense(d2, name="dense2", **biased)(x)))  # 4096
-        return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.std))
-
-    def norm_and_pool(self, x: jax.Array) -> jax.Array:
-        """Response normalization and 3x3/2 pooling, in this net's order."""
-        norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
-        steps = {
-            "norm": functools.partial(across_channels, norm, reach=2),
-            "pool": functools.partial(ops.max_pool, window=self.pool_window, strides=2),
-        }
-        if tuple(self.order) not in ORDERS:
-            raise UserError(f"order {self.order!r}: allowed are {ORDERS[0]} and {ORDERS[1]}")
-        for step in self.order:
-            x = steps[step](x)
-        return x
+        x = dropout(name="dropout1")(relu(dense(d1, name="dense1")(x)))  # 4096
+        x = dropout(name="dropout2")(relu(dense(d2, name="dense2")(x)))  # 4096
+        return logits(x, self.num_classes, self.dtype, kernel_init=init)
 
 
-class AlexNetTorchvision(nn.Module):
+class AlexNetTorchvision(Net):
     """One tower, narrower convolutions, no normalization; any input of at least 63x63.
 
     Kernels are uniform within 1 / sqrt(fan-in), torch's default. `widths` are those of the hidden layers.
     """
 
-    num_classes: int = 1000
     dropout_rate: float = 0.5
     widths: tuple[int, ...] = (64, 192, 384, 256, 256, 4096, 4096)
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if min(image.shape[1:3]) < 63:
             raise UserError(f"image {image.shape[1:3]}: AlexNet takes at least 63x63 pixels")
-        fields = {"kernel_init": torch_uniform, "dtype": self.dtype}
+        conv = functools.partial(Conv, kernel_init=torch_uniform, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=torch_uniform, dtype=self.dtype)
         relu, widths = jax.nn.relu, self.widths
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
         x = image  # 224 224 3
-        x = relu(Conv(widths[0], 11, strides=4, padding=2, name="conv1", **fields)(x))  # 55 55 64
+        x = relu(conv(widths[0], 11, strides=4, padding=2, name="conv1")(x))  # 55 55 64
         x = ops.max_pool(x, 3, 2)  # 27 27 64
-        x = relu(Conv(widths[1], 5, padding=2, name="conv2", **fields)(x))  # 27 27 192
+        x = relu(conv(widths[1], 5, padding=2, name="conv2")(x))  # 27 27 192
         x = ops.max_pool(x, 3, 2)  # 13 13 192
-        x = relu(Conv(widths[2], 3, padding=1, name="conv3", **fields)(x))  # 13 13 384
-        x = relu(Conv(widths[3], 3, padding=1, name="conv4", **fields)(x))  # 13 13 256
-        x = relu(Conv(widths[4], 3, padding=1, name="conv5", **fields)(x))  # 13 13 256
+        x = relu(conv(widths[2], 3, padding=1, name="conv3")(x))  # 13 13 384
+        x = relu(conv(widths[3], 3, padding=1, name="conv4")(x))  # 13 13 256
+        x = relu(conv(widths[4], 3, padding=1, name="conv5")(x))  # 13 13 256
         x = ops.max_pool(x, 3, 2)  # 6 6 256
         x = ops.adaptive_avg_pool(x, 6)  # 6 6 256
         x = dropout(name="dropout1")(x.reshape(x.shape[0], -1))  # 9216
-        x = dropout(name="dropout2")(relu(Dense(widths[5], name="dense1", **fields)(x)))  # 4096
-        x = relu(Dense(widths[6], name="dense2", **fields)(x))  # 4096
+        x = dropout(name="dropout2")(relu(dense(widths[5], name="dense1")(x)))  # 4096
+        x = relu(dense(widths[6], name="dense2")(x))  # 4096
         return logits(x, self.num_classes, self.dtype, kernel_init=torch_uniform)
 
 
-class AlexNetCifar(nn.Module):
+class AlexNetCifar(Net):
     """Krizhevsky's small CIFAR net: three 5x5 convolutions, each pooled by half, and one dense layer.
 
     Layout and initial standard deviations (`stds`, of the four kernels; biases 0) are those of cuda-convnet's
@@ -144,7 +156,6 @@ class AlexNetCifar(nn.Module):
     overlap.
     """
 
-    num_classes: int = 10
     activation: str = "relu"
     poolings: tuple[str, ...] = ("max", "average", "average")
     pool_window: int = 3
@@ -152,7 +163,6 @@ class AlexNetCifar(nn.Module):
     widths: tuple[int, ...] = (32, 32, 64)
     stds: tuple[float, ...] = (1e-4, 0.01, 0.01, 0.01)
     dropout_rate: float = 0.0
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -179,7 +189,6 @@ class AlexNetCifar(nn.Module):
         return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.stds[-1]))
 
 
-RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)
 PRESET = Preset((227, 227, 3), std=RAW_PIXELS)
 VARIANTS = {
     "alexnet": Variant(AlexNet, "Krizhevsky et al. 2012", PRESET, 59.3, 81.8, "ImageNet 10-crop"),
@@ -200,6 +209,6 @@ VARIANTS = {
     "alexnet_cifar": Variant(
         AlexNetCifar,
         "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full",
-        Preset((32, 32, 3), 10, resize=None, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS),
+        dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS),
     ),
 }

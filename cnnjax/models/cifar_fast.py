@@ -9,8 +9,8 @@ it nor the scales of the normalizations: `FROZEN` is the pattern of those paths 
 configs/cifar10_airbench.py. They count as parameters there and here.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +19,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNorm, Conv, Dtype, logits, torch_uniform
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.layers import BatchNorm, Constructor, Conv, Dtype, Net, logits, torch_uniform
+from cnnjax.models.variants import CIFAR, Variant
 
 FROZEN = r"whiten/kernel|stage\d/norm\d/scale"
 
@@ -68,8 +68,8 @@ class Group(nn.Module):
     """Convolution, 2x2 max pooling, and a second convolution, each normalized, then GELU."""
 
     features: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,8 +82,8 @@ class ResidualGroup(nn.Module):
     """A `Group` with a third convolution and a shortcut around the last two."""
 
     features: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ class ResidualGroup(nn.Module):
         return gelu(self.norm(name="norm3")(self.conv(self.features, name="conv3")(x)) + shortcut)
 
 
-class CifarFast(nn.Module):
+class CifarFast(Net):
     """A whitening convolution, three groups that halve the map, its maximum, and one scaled dense layer.
 
     3x3 kernels start as the identity of their input channels, the rest uniform within 1 / sqrt(fan-in);
@@ -103,24 +103,20 @@ class CifarFast(nn.Module):
     1e-12, as published) can make the first gradients overflow.
     """
 
-    num_classes: int = 10
     widths: tuple[int, ...] = (64, 256, 256)
     group: type[nn.Module] = Group
     momentum: float = 0.6
     scale: float = 1 / 9
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if min(image.shape[1:3]) < 10:
             raise UserError(f"image {image.shape[1:3]}: CifarFast takes at least 10x10 pixels")
-        fields = {"use_bias": False, "kernel_init": identity_uniform, "dtype": self.dtype}
-        conv = functools.partial(Conv, kernel_size=3, padding=1, **fields)
-        norm = functools.partial(
-            BatchNorm, train=train, momentum=self.momentum, epsilon=1e-12, dtype=self.dtype
-        )
+        init = functools.partial(Conv, kernel_init=identity_uniform, dtype=self.dtype)
+        conv = functools.partial(init, kernel_size=3, padding=1, use_bias=False)
+        norm = self.norm_layer(BatchNorm, train, momentum=self.momentum, epsilon=1e-12)
         filters = 2 * 2**2 * image.shape[-1]  # each whitening filter and its negative
-        whiten = Conv(filters, 2, kernel_init=identity_uniform, dtype=self.dtype, name="whiten")
+        whiten = init(filters, 2, name="whiten")
 
         x = gelu(whiten(image))  # 31 31 24
         for stage, width in enumerate(self.widths, 1):
@@ -134,7 +130,7 @@ class CifarFast(nn.Module):
         return {"params": {"whiten": {"kernel": whitening_kernel(images)}}}
 
 
-PRESET = Preset((32, 32, 3), 10, resize=None, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
 def variant(name: str, top1: float, **fields) -> Variant:

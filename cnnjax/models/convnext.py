@@ -6,7 +6,6 @@ biases are 0, layer scale begins at 1e-6; GELU is exact, not the tanh approximat
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,16 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Conv, Dense, DropPath, Dtype, check_stem, logits
+from cnnjax.models.layers import (
+    Activation,
+    Constructor,
+    Conv,
+    Dense,
+    DropPath,
+    Net,
+    check_stem,
+    logits,
+)
 from cnnjax.models.variants import Preset, Variant
 
 truncated = nn.initializers.truncated_normal(0.02)
@@ -26,10 +34,10 @@ PATCH = {"imagenet": 4, "cifar": 2}
 class Block(nn.Module):
     """Depthwise 7x7, LayerNorm, then two dense layers on each pixel with GELU between them."""
 
-    conv: Callable[..., nn.Module]
-    dense: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    drop_path: Callable[[jax.Array], jax.Array]
+    conv: Constructor
+    dense: Constructor
+    norm: Constructor
+    drop_path: Activation
     layer_scale_init: float = 1e-6
 
     @nn.compact
@@ -49,8 +57,8 @@ class Stem(nn.Module):
 
     width: int
     patch: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -62,8 +70,8 @@ class Downsample(nn.Module):
     """Half the size by a 2x2 convolution of stride 2 after LayerNorm."""
 
     width: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -71,7 +79,7 @@ class Downsample(nn.Module):
         return self.conv(self.width, 2, 2, padding="valid", name="conv")(x)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Net):
     """Four stages; takes images from 32x32 on (imagenet) or 16x16 on (cifar).
 
     Attributes:
@@ -81,13 +89,11 @@ class ConvNeXt(nn.Module):
       layer_scale_init: what the branches are scaled by at first.
     """
 
-    num_classes: int = 1000
     stage_sizes: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     stem: str = "imagenet"
     drop_path_rate: float = 0.1
     layer_scale_init: float = 1e-6
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:

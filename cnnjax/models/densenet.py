@@ -7,32 +7,39 @@ He-normal kernels (fan-in), the classifier's from the uniform of +-1 / sqrt(fan-
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, Conv, Dtype, check_stem, he_normal, logits
-from cnnjax.models.variants import Preset, Variant
-
-head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from cnnjax.models.layers import (
+    Activation,
+    BatchNormRelu,
+    Constructor,
+    Conv,
+    Net,
+    check_stem,
+    he_normal,
+    logits,
+    torch_uniform,
+)
+from cnnjax.models.variants import CIFAR, Variant
 
 
 class DenseLayer(nn.Module):
     """BN, ReLU, 1x1, BN, ReLU, 3x3: appends `growth_rate` maps to those it reads."""
 
     growth_rate: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-    dropout: Callable[[jax.Array], jax.Array]
+    conv: Constructor
+    norm_relu: Constructor
+    dropout: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.norm(name="norm1", act=nn.relu)(x)
+        y = self.norm_relu(name="norm1")(x)
         y = self.conv(4 * self.growth_rate, 1, name="conv1")(y)
-        y = self.norm(name="norm2", act=nn.relu)(y)
+        y = self.norm_relu(name="norm2")(y)
         y = self.conv(self.growth_rate, 3, padding=1, name="conv2")(y)
         return jnp.concatenate([x, self.dropout(y)], axis=-1)
 
@@ -40,12 +47,12 @@ class DenseLayer(nn.Module):
 class Transition(nn.Module):
     """Half the channels and half the size."""
 
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm_relu: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.norm(name="norm", act=nn.relu)(x)
+        x = self.norm_relu(name="norm")(x)
         x = self.conv(x.shape[-1] // 2, 1, name="conv")(x)
         return ops.avg_pool(x, 2)
 
@@ -54,13 +61,13 @@ class ImageNetStem(nn.Module):
     """A quarter of the size."""
 
     width: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm_relu: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.conv(self.width, 7, 2, padding=3, name="conv")(x)  # 112 112 64
-        x = self.norm(name="norm", act=nn.relu)(x)
+        x = self.norm_relu(name="norm")(x)
         return ops.max_pool(x, 3, 2, padding=1)  # 56 56 64
 
 
@@ -68,8 +75,8 @@ class CifarStem(nn.Module):
     """One convolution: the first layer has its own normalization."""
 
     width: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Constructor
+    norm_relu: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -79,7 +86,7 @@ class CifarStem(nn.Module):
 STEMS = {"imagenet": ImageNetStem, "cifar": CifarStem}
 
 
-class DenseNet(nn.Module):
+class DenseNet(Net):
     """Blocks of dense layers; takes images from 29x29 on (imagenet) or 4x4 on (cifar, three blocks).
 
     Attributes:
@@ -90,34 +97,31 @@ class DenseNet(nn.Module):
       dropout_rate: after each 3x3 convolution (the paper: 0.2 without augmentation, else none).
     """
 
-    num_classes: int = 1000
     stage_sizes: tuple[int, ...] = (6, 12, 24, 16)
     growth_rate: int = 32
     stem_width: int = 64
     stem: str = "imagenet"
     dropout_rate: float = 0.0
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
-        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype)
+        norm_relu = self.norm_layer(BatchNormRelu, train)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         stem = STEMS[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3
-        x = stem(self.stem_width, conv, norm, name="stem")(x)  # 56 56 64
+        x = stem(self.stem_width, conv, norm_relu, name="stem")(x)  # 56 56 64
         for i, size in enumerate(self.stage_sizes, 1):  # of densenet121:
             if i > 1:  # 28 28 128, 14 14 256, 7 7 512
-                x = Transition(conv, norm, name=f"transition{i - 1}")(x)
+                x = Transition(conv, norm_relu, name=f"transition{i - 1}")(x)
             for j in range(1, size + 1):  # 56 56 256, 28 28 512, 14 14 1024, 7 7 1024
-                x = DenseLayer(self.growth_rate, conv, norm, dropout, name=f"stage{i}_block{j}")(x)
-        x = norm(name="norm", act=nn.relu)(x)  # 7 7 1024
+                x = DenseLayer(self.growth_rate, conv, norm_relu, dropout, name=f"stage{i}_block{j}")(x)
+        x = norm_relu(name="norm")(x)  # 7 7 1024
         x = ops.global_avg_pool(x)  # 1024
-        return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
+        return logits(x, self.num_classes, self.dtype, kernel_init=torch_uniform)
 
 
 PAPER = "Huang et al. 2016, 1608.06993"
-CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
 
 
 def imagenet(

@@ -9,28 +9,29 @@ right by one more where the stride is 2), and so is batch normalization's epsilo
 
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.layers import (
+    Activation,
     BatchNorm,
+    BatchNormAct,
+    Constructor,
     Conv,
     ConvNorm,
     DropPath,
-    Dtype,
+    Net,
     SqueezeExcite,
     check_stem,
+    divisible,
     he_normal_fan_out,
     logits,
 )
 from cnnjax.models.variants import Preset, Variant
 
-identity = ops.activation("identity")
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
@@ -55,12 +56,6 @@ STAGES = (
 )
 
 
-def round_width(width: float) -> int:
-    """The multiple of 8 nearest to a width, never less than 90 % of it."""
-    rounded = max(8, int(width + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * width else rounded + 8
-
-
 class MBConv(nn.Module):
     """Expand (1x1), depthwise, squeeze-and-excitation, project (1x1); a shortcut where shapes allow."""
 
@@ -68,9 +63,10 @@ class MBConv(nn.Module):
     expansion: int
     kernel_size: int
     strides: int
-    unit: Callable[..., nn.Module]
-    squeeze_excite: Callable[..., nn.Module]
-    drop_path: Callable[[jax.Array], jax.Array]
+    unit: Constructor
+    linear: Constructor
+    squeeze_excite: Constructor
+    drop_path: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,11 +76,11 @@ class MBConv(nn.Module):
             y = self.unit(width, name="expand")(y)
         y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
         y = self.squeeze_excite(max(1, channels // 4), name="se")(y)
-        y = self.unit(self.features, act=identity, name="project")(y)
+        y = self.linear(self.features, name="project")(y)
         return x + self.drop_path(y) if y.shape == x.shape else y
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Net):
     """Takes images of any size from 1x1 on.
 
     Attributes:
@@ -94,20 +90,18 @@ class EfficientNet(nn.Module):
       drop_path_rate: of the last block; it grows linearly from 0 with the block's number.
     """
 
-    num_classes: int = 1000
     width: float = 1.0
     depth: float = 1.0
     stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
     stem: str = "imagenet"
     dropout_rate: float = 0.2
     drop_path_rate: float = 0.2
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype)
-        unit = functools.partial(ConvNorm, conv=conv, norm=norm, act=jax.nn.silu)
+        linear = functools.partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
+        unit = functools.partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train))
         squeeze_excite = functools.partial(
             SqueezeExcite, act=jax.nn.silu, kernel_init=he_normal_fan_out, dtype=self.dtype
         )
@@ -115,16 +109,17 @@ class EfficientNet(nn.Module):
         sizes = [math.ceil(self.depth * stage.size) for stage in stages]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
         x = image.astype(self.dtype)  # 224 224 3
-        x = unit(round_width(32 * self.width), 3, strides, name="stem")(x)  # 112 112 32
+        x = unit(divisible(32 * self.width), 3, strides, name="stem")(x)  # 112 112 32
         for i, stage in enumerate(stages):
             for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
                 rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
                 x = MBConv(
-                    round_width(stage.width * self.width),
+                    divisible(stage.width * self.width),
                     stage.expansion,
                     stage.kernel_size,
                     stage.strides if j == 0 else 1,
                     unit,
+                    linear,
                     squeeze_excite,
                     DropPath(rate, train),
                     name=f"stage{i + 1}_block{j + 1}",

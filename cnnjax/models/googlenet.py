@@ -16,7 +16,6 @@ says.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +24,21 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import (
-    BatchNorm,
+    Activation,
+    BatchNormRelu,
+    Constructor,
     Conv,
     ConvNorm,
     Dense,
     Dtype,
-    Identity,
+    Net,
+    Relu,
     check_stem,
     he_normal,
     logits,
     scaled,
 )
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.variants import CIFAR, Preset, Variant
 
 # Of each cell: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the 5x5, 5x5, 1x1 after the pooling.
 CELLS = {
@@ -62,7 +64,7 @@ class InceptionCell(nn.Module):
     """Four branches side by side, the larger kernels behind 1x1 reductions (figure 2 b)."""
 
     widths: tuple[int, ...]
-    unit: Callable[..., nn.Module]
+    unit: Constructor
     kernel_size: int = 5
 
     @nn.compact
@@ -82,7 +84,7 @@ class NaiveCell(nn.Module):
     """Figure 2 (a): no 1x1 reductions, so all input channels also leave through the pooling."""
 
     widths: tuple[int, ...]
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,8 +99,8 @@ class NaiveCell(nn.Module):
 class ImageNetStem(nn.Module):
     """The layers before the first cell."""
 
-    unit: Callable[..., nn.Module]
-    response_norm: Callable[[jax.Array], jax.Array]
+    unit: Constructor
+    response_norm: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,8 +114,8 @@ class ImageNetStem(nn.Module):
 class CifarStem(nn.Module):
     """The same convolutions at the image's own size: a 3x3 for the 7x7/2, no pooling."""
 
-    unit: Callable[..., nn.Module]
-    response_norm: Callable[[jax.Array], jax.Array]
+    unit: Constructor
+    response_norm: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -126,9 +128,9 @@ class CifarStem(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A classifier on 4a or 4d (section 5)."""
 
-    unit: Callable[..., nn.Module]
-    dense: Callable[..., nn.Module]
-    pool: Callable[[jax.Array], jax.Array]
+    unit: Constructor
+    dense: Constructor
+    pool: Activation
     num_classes: int
     dtype: Dtype = jnp.float32
 
@@ -147,7 +149,7 @@ aux_pool = functools.partial(ops.avg_pool, window=5, strides=3)
 aux_pool_torchvision = functools.partial(ops.adaptive_avg_pool, output_size=4)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Net):
     """Nine Inception cells; takes images from 31x31 on (imagenet; torchvision's 15x15) or 4x4 on (cifar).
 
     Attributes:
@@ -161,16 +163,14 @@ class GoogLeNet(nn.Module):
         training each sows its float32 logits [B, K] as intermediate `aux_logits`. The paper weighs them 0.3.
     """
 
-    num_classes: int = 1000
-    cell: Callable[..., nn.Module] = InceptionCell
+    cell: Constructor = InceptionCell
     batch_norm: bool = False
     stem: str = "imagenet"
     width: float = 1.0
     last_pool: int = 3
     dropout_rate: float = 0.4
-    aux_pool: Callable[[jax.Array], jax.Array] = aux_pool
+    aux_pool: Activation = aux_pool
     aux_logits: bool | tuple[str, ...] = False
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -201,17 +201,17 @@ class GoogLeNet(nn.Module):
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=xavier_caffe)
 
-    def _unit(self, train: bool) -> Callable[..., nn.Module]:
+    def _unit(self, train: bool) -> Constructor:
         """Convolution and ReLU, with biases or with batch normalization between the two."""
         if self.batch_norm:
             conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
-            norm = functools.partial(BatchNorm, train=train, epsilon=1e-3, dtype=self.dtype)
+            norm = self.norm_layer(BatchNormRelu, train, epsilon=1e-3)
         else:
             conv = functools.partial(Conv, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
-            norm = Identity
+            norm = Relu
         return scaled(functools.partial(ConvNorm, conv=conv, norm=norm), self.width)
 
-    def _auxiliary(self, cell: str, x: jax.Array, unit: Callable[..., nn.Module], train: bool) -> None:
+    def _auxiliary(self, cell: str, x: jax.Array, unit: Constructor, train: bool) -> None:
         cells = tuple(AUXILIARY) if self.aux_logits is True else self.aux_logits or ()
         if not set(cells) <= set(AUXILIARY):
             raise UserError(f"aux_logits {self.aux_logits!r}: allowed are True, False or some of '4a', '4d'")
@@ -234,7 +234,6 @@ torchvision = functools.partial(
 )
 PAPER, ONE_CROP = "Szegedy et al. 2014, 1409.4842", "ImageNet 1-crop"
 CENTRED = Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
 
 VARIANTS = {
     "googlenet": Variant(GoogLeNet, PAPER, top5=89.93, published=ONE_CROP),

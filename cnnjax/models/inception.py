@@ -17,14 +17,24 @@ deviation 0.1, truncated at two of them, as in the released code.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dtype, Initializer, logits, scaled
+from cnnjax.models.layers import (
+    Activation,
+    BatchNormRelu,
+    Constructor,
+    Conv,
+    ConvNorm,
+    Dtype,
+    Initializer,
+    Net,
+    logits,
+    scaled,
+)
 from cnnjax.models.variants import Preset, Variant
 
 truncated = nn.initializers.truncated_normal
@@ -34,12 +44,12 @@ average_same = functools.partial(ops.avg_pool, window=3, strides=1, padding=1, c
 
 
 def conv_unit(
-    train: bool, dtype: Dtype, kernel_init: Initializer, width: float = 1.0
-) -> Callable[..., nn.Module]:
-    """Convolution without bias, batch normalization, ReLU; `width` multiplies the features."""
-    conv = functools.partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=dtype)
-    norm = functools.partial(BatchNorm, train=train, epsilon=1e-3, dtype=dtype)
-    return scaled(functools.partial(ConvNorm, conv=conv, norm=norm), width)
+    net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
+) -> Constructor:
+    """Convolution without bias and `norm`; `width` multiplies the features."""
+    conv = functools.partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
+    unit = functools.partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3))
+    return scaled(unit, width)
 
 
 # --- Inception v3 ---------------------------------------------------------------------------------
@@ -49,7 +59,7 @@ class CellA(nn.Module):
     """Figure 5: the 5x5 branch beside its factorization into two 3x3, on 35x35 maps."""
 
     projected: int
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -67,7 +77,7 @@ class CellA(nn.Module):
 class ReductionB(nn.Module):
     """Figure 10: half the size by convolution and pooling side by side, 35x35 to 17x17."""
 
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -83,7 +93,7 @@ class CellC(nn.Module):
     """Figure 6: 7x7 as 1x7 and 7x1, on 17x17 maps; `width` of the channels between them."""
 
     width: int
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +114,7 @@ class CellC(nn.Module):
 class ReductionD(nn.Module):
     """17x17 to 8x8."""
 
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -121,7 +131,7 @@ class ReductionD(nn.Module):
 class CellE(nn.Module):
     """Figure 7: 1x3 and 3x1 side by side, on 8x8 maps."""
 
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -139,7 +149,7 @@ class CellE(nn.Module):
 class StemV3(nn.Module):
     """The convolutions before the first cell, padded only where table 1 says so."""
 
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -156,8 +166,8 @@ class StemV3(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A classifier with batch normalization on the last 17x17 cell (section 4)."""
 
-    unit: Callable[..., nn.Module]
-    unit2: Callable[..., nn.Module]
+    unit: Constructor
+    unit2: Constructor
     num_classes: int
     dtype: Dtype = jnp.float32
 
@@ -170,7 +180,7 @@ class AuxiliaryHead(nn.Module):
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated(0.001))
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Net):
     """Inception v3; takes images from 75x75 on, 299x299 in the paper (with auxiliary head from 299).
 
     Attributes:
@@ -178,15 +188,13 @@ class InceptionV3(nn.Module):
       aux_logits: with the auxiliary head, which while training sows float32 `aux_logits` [B, K].
     """
 
-    num_classes: int = 1000
     width: float = 1.0
     dropout_rate: float = 0.5
     aux_logits: bool = False
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        unit = conv_unit(train, self.dtype, truncated(0.1), self.width)
+        unit = conv_unit(self, train, truncated(0.1), self.width)
         x = image.astype(self.dtype)  # 299 299 3
         x = StemV3(unit, name="stem")(x)  # 35 35 192
         x = CellA(32, unit, name="mixed5b")(x)  # 35 35 256
@@ -198,7 +206,7 @@ class InceptionV3(nn.Module):
         x = CellC(160, unit, name="mixed6d")(x)  # 17 17 768
         x = CellC(192, unit, name="mixed6e")(x)  # 17 17 768
         if self.aux_logits and (train or self.is_initializing()):
-            unit2 = conv_unit(train, self.dtype, truncated(0.01), self.width)
+            unit2 = conv_unit(self, train, truncated(0.01), self.width)
             y = AuxiliaryHead(unit, unit2, self.num_classes, self.dtype, name="aux")(x)
             if train:
                 self.sow("intermediates", "aux_logits", y)
@@ -220,8 +228,8 @@ class CellV2(nn.Module):
     """
 
     widths: tuple[int, ...]
-    unit: Callable[..., nn.Module]
-    pool: Callable[[jax.Array], jax.Array] = average_same
+    unit: Constructor
+    pool: Activation = average_same
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -240,7 +248,7 @@ class ReductionV2(nn.Module):
     """Half the size; all input channels also leave through the pooling. `widths` as the cell's inner four."""
 
     widths: tuple[int, ...]
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -256,7 +264,7 @@ class ReductionV2(nn.Module):
 class StemV2(nn.Module):
     """GoogLeNet's stem with batch normalization."""
 
-    unit: Callable[..., nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -267,17 +275,15 @@ class StemV2(nn.Module):
         return pool(x, padding=1)  # 28 28 192
 
 
-class InceptionV2(nn.Module):
+class InceptionV2(Net):
     """Inception v2; takes images of any size, 224x224 in the paper. `width` multiplies all channels."""
 
-    num_classes: int = 1000
     width: float = 1.0
     dropout_rate: float = 0.0
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        unit = conv_unit(train, self.dtype, truncated(0.1), self.width)
+        unit = conv_unit(self, train, truncated(0.1), self.width)
         x = image.astype(self.dtype)  # 224 224 3
         x = StemV2(unit, name="stem")(x)  # 28 28 192
         x = CellV2((64, 64, 64, 64, 96, 32), unit, name="cell3a")(x)  # 28 28 256

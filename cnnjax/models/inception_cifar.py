@@ -14,7 +14,6 @@ net around the cells is this project's own. Kernels are He-normal, the classifie
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,46 +22,53 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.inception import conv_unit
-from cnnjax.models.layers import Dtype, he_normal, logits
-from cnnjax.models.variants import Preset, Variant
-
-identity = ops.activation("identity")
+from cnnjax.models.layers import BatchNorm, Constructor, Net, he_normal, logits
+from cnnjax.models.variants import CIFAR, Variant
 
 
-class OneConvolution(nn.Module):
-    """nxn."""
+class Large(nn.Module):
+    """The branch with the largest kernel: its outputs see `kernel_size` pixels a side.
+
+    `unit` is convolution, normalization and ReLU, `linear` the same without ReLU.
+    """
 
     width: int
     kernel_size: int
-    unit: Callable[..., nn.Module]
+    unit: Constructor
+    linear: Constructor
+
+
+class OneConvolution(Large):
+    """nxn."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.unit(self.width, self.kernel_size, name="conv1")(x)
 
 
-class Stacked3x3(nn.Module):
-    """As many 3x3 as see nxn pixels; `between` stands for ReLU after all but the last."""
+class Stacked3x3(Large):
+    """As many 3x3 as see nxn pixels."""
 
-    width: int
-    kernel_size: int
-    unit: Callable[..., nn.Module]
-    between: Callable[[jax.Array], jax.Array] = jax.nn.relu
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(1, self.kernel_size // 2 + 1):
+            x = self.unit(self.width, 3, name=f"conv{i}")(x)
+        return x
+
+
+class Linear3x3(Large):
+    """As many 3x3 as see nxn pixels, with ReLU after the last alone."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         number = self.kernel_size // 2
         for i in range(1, number):
-            x = self.unit(self.width, 3, act=self.between, name=f"conv{i}")(x)
+            x = self.linear(self.width, 3, name=f"conv{i}")(x)
         return self.unit(self.width, 3, name=f"conv{number}")(x)
 
 
-class Asymmetric(nn.Module):
+class Asymmetric(Large):
     """1xn, then nx1."""
-
-    width: int
-    kernel_size: int
-    unit: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -74,9 +80,8 @@ class Cell(nn.Module):
     """GoogLeNet's cell with four branches of the same width, one of them `large`."""
 
     width: int
-    kernel_size: int
-    large: Callable[..., nn.Module]
-    unit: Callable[..., nn.Module]
+    large: Constructor
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,12 +90,12 @@ class Cell(nn.Module):
         b = unit(width, name="branch3x3_reduce")(x)
         b = unit(width, 3, name="branch3x3")(b)
         c = unit(width, name="branch_large_reduce")(x)
-        c = self.large(width, self.kernel_size, unit, name="branch_large")(c)
+        c = self.large(width, name="branch_large")(c)
         d = unit(width, name="branch_pool")(ops.max_pool(x, 3, 1, padding=1))
         return jnp.concatenate([a, b, c, d], axis=-1)
 
 
-class InceptionCifar(nn.Module):
+class InceptionCifar(Net):
     """Stages of cells, each but the first at half the size; takes images from 4x4 on (three stages).
 
     Attributes:
@@ -100,31 +105,29 @@ class InceptionCifar(nn.Module):
       stage_size: cells of each stage.
     """
 
-    num_classes: int = 10
-    large: Callable[..., nn.Module] = OneConvolution
+    large: Constructor = OneConvolution
     kernel_size: int = 5
     widths: tuple[int, ...] = (16, 32, 64)
     stage_size: int = 2
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise UserError(f"kernel_size {self.kernel_size}: allowed are odd numbers from 3 on")
-        unit = conv_unit(train, self.dtype, he_normal)
+        unit = conv_unit(self, train, he_normal)
+        linear = conv_unit(self, train, he_normal, norm=BatchNorm)
+        large = functools.partial(self.large, kernel_size=self.kernel_size, unit=unit, linear=linear)
         x = image.astype(self.dtype)  # 32 32 3
         x = unit(2 * self.widths[0], 3, name="stem")(x)  # 32 32 32
         for i, width in enumerate(self.widths, 1):
             if i > 1:
                 x = ops.max_pool(x, 2)  # 16 16 64, then 8 8 128
             for j in range(1, self.stage_size + 1):  # 32 32 64, then 16 16 128, then 8 8 256
-                x = Cell(width, self.kernel_size, self.large, unit, name=f"stage{i}_block{j}")(x)
+                x = Cell(width, large, unit, name=f"stage{i}_block{j}")(x)
         x = ops.global_avg_pool(x)  # 256
         return logits(x, self.num_classes, self.dtype)
 
 
-Linear3x3 = functools.partial(Stacked3x3, between=identity)
-CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
 PAPER = "Szegedy et al. 2015, 1512.00567"
 
 VARIANTS = {

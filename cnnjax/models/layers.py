@@ -5,8 +5,8 @@ Parameters and batch statistics are float32; `dtype` is that of the computation 
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,13 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
-from cnnjax.models.placement import in_towers, norm_fields
+from cnnjax.ops.shapes import Padding, Size, pair
 
-Dtype = Any
+Dtype = jax.typing.DTypeLike
 Initializer = Callable[..., jax.Array]
-Padding = str | int | Sequence[int] | Sequence[tuple[int, int]]
+Activation = Callable[[jax.Array], jax.Array]
+Constructor = Callable[..., nn.Module]
+Entry = TypeVar("Entry")
 
 # Fan-out keeps the gradient's scale through a ReLU (He et al. 2015, 1502.01852, section 2.2).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -26,13 +28,9 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # What torch draws by default: uniform within 1 / sqrt(fan-in) of zero.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+lecun_normal = nn.initializers.lecun_normal()
 zeros = nn.initializers.zeros
 ones = nn.initializers.ones
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """An int for both axes, or (height, width)."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def check_widths(layer: nn.Module, shape: tuple[int, ...]) -> None:
@@ -50,11 +48,11 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: int | tuple[int, int]
-    strides: int | tuple[int, int] = 1
+    kernel_size: Size
+    strides: Size = 1
     padding: Padding = "valid"
     groups: int = 1
-    dilation: int | tuple[int, int] = 1
+    dilation: Size = 1
     use_bias: bool = True
     kernel_init: Initializer = he_normal
     bias_init: Initializer = zeros
@@ -62,17 +60,22 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
+        shape = (*pair(self.kernel_size, "kernel_size"), x.shape[-1] // self.groups, self.features)
         check_widths(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             bias = bias.astype(self.dtype)
-        convolve = functools.partial(
-            ops.conv2d, strides=self.strides, padding=self.padding, dilation=self.dilation
+        return ops.conv2d(
+            x.astype(self.dtype),
+            kernel,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            groups=self.groups,
+            dilation=self.dilation,
         )
-        return in_towers(convolve, x.astype(self.dtype), kernel, bias, self.groups)
 
 
 class Dense(nn.Module):
@@ -80,7 +83,7 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = lecun_normal
     bias_init: Initializer = zeros
     dtype: Dtype = jnp.float32
 
@@ -95,27 +98,27 @@ class Dense(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over B, H, W (Ioffe & Szegedy 2015, 1502.03167).
+    """Batch normalization over B, H, W (Ioffe & Szegedy 2015, 1502.03167), and nothing after it.
 
-    Statistics are those of the global batch, or of each group of it (see `placement`), in float32.
-    `momentum` is the decay of the old running value (PyTorch's momentum is one minus it). The running
-    variance is the biased one, as in the paper's training step; PyTorch stores the unbiased one. A layer
-    named in the collection `frozen` keeps its statistics and normalizes with them in training too. `act`
-    follows, then maximum pooling in windows of `pool` pixels a side; ReLU, and with it windows of 2, in the
-    same pass.
+    Statistics are float32: those of the global batch, or of each of `groups` equal parts of it. `momentum` is
+    the decay of the old running value (PyTorch's momentum is one minus it). The running variance is the
+    biased one, as in the paper's training step; PyTorch stores the unbiased one. A layer named in the
+    collection `frozen` keeps its statistics and normalizes with them in training too.
     """
 
     train: bool = False
+    groups: int = 1
     momentum: float = 0.9
     epsilon: float = 1e-5
     scale_init: Initializer = ones
     bias_init: Initializer = zeros
-    act: Callable[[jax.Array], jax.Array] = ops.activation("identity")
-    pool: int = 1
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self._normalize(x)
+
+    def _normalize(self, x: jax.Array, *, relu: bool = False, pool: int = 1) -> jax.Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
@@ -123,60 +126,82 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = x.astype(self.dtype)
         if not self.train or self.has_variable("frozen", "statistics"):
-            y = ops.batch_norm_inference(x, scale, bias, mean.value, var.value, epsilon=self.epsilon)
-            return self._pooled(self.act(y))
-        relu = self.act is jax.nn.relu
+            return ops.batch_norm_inference(
+                x, scale, bias, mean.value, var.value, epsilon=self.epsilon, relu=relu, pool=pool
+            )
         y, batch_mean, batch_var = ops.batch_norm_train(
-            x, scale, bias, epsilon=self.epsilon, relu=relu, pool=self.pool if relu else 1, **norm_fields()
+            x, scale, bias, epsilon=self.epsilon, relu=relu, pool=pool, groups=self.groups
         )
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        return y if relu else self._pooled(self.act(y))
+        return y
 
-    def _pooled(self, y: jax.Array) -> jax.Array:
-        return y if self.pool == 1 else ops.max_pool(y, self.pool)
+
+class BatchNormRelu(BatchNorm):
+    """`BatchNorm`, ReLU, then maximum pooling in windows of `pool` pixels a side: one pass on a CPU."""
+
+    pool: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self._normalize(x, relu=True, pool=self.pool)
+
+
+class BatchNormAct(BatchNorm):
+    """`BatchNorm`, then an activation other than ReLU."""
+
+    act: Activation = jax.nn.silu
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.act(self._normalize(x))
+
+
+class Relu(nn.Module):
+    """ReLU alone: what stands for `BatchNormRelu` in nets without normalization."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x)
+
+
+class Net(nn.Module):
+    """The fields of every network: image float [B, H, W, C] -> float32 logits [B, num_classes].
+
+    `norm_groups` are the `groups` of its batch normalizations; parameters are float32 under every `dtype`.
+    """
+
+    num_classes: int = 1000
+    norm_groups: int = 1
+    dtype: Dtype = jnp.float32
+
+    def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:
+        """The constructor of a normalization of this net."""
+        return functools.partial(layer, train=train, groups=self.norm_groups, dtype=self.dtype, **fields)
 
 
 class ConvNorm(nn.Module):
-    """Convolution `conv`, normalization `norm`, then `act`: the unit that most later nets repeat.
+    """Convolution `conv`, then `norm`, which holds the activation: the unit that most later nets repeat.
 
     `padding` None keeps the size at stride 1 (half the kernel on each side). `conv` and `norm` are
     constructors with their dtype, biases and initializers filled in already.
     """
 
     features: int
-    kernel_size: int | tuple[int, int] = 1
-    strides: int | tuple[int, int] = 1
+    kernel_size: Size = 1
+    strides: Size = 1
     padding: Padding | None = None
     groups: int = 1
-    conv: Callable[..., nn.Module] = Conv
-    norm: Callable[..., nn.Module] = BatchNorm
-    act: Callable[[jax.Array], jax.Array] = jax.nn.relu
+    conv: Constructor = Conv
+    norm: Constructor = BatchNormRelu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        height, width = pair(self.kernel_size)
+        height, width = pair(self.kernel_size, "kernel_size")
         padding = (height // 2, width // 2) if self.padding is None else self.padding
-        x = self.conv(
-            self.features,
-            self.kernel_size,
-            strides=self.strides,
-            padding=padding,
-            groups=self.groups,
-            name="conv",
-        )(x)
-        return self.norm(act=self.act, name="norm")(x)
-
-
-class Identity(nn.Module):
-    """`act` alone: what stands for `norm` in nets without normalization."""
-
-    act: Callable[[jax.Array], jax.Array] = ops.activation("identity")
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.act(x)
+        conv = functools.partial(self.conv, strides=self.strides, padding=padding, groups=self.groups)
+        return self.norm(name="norm")(conv(self.features, self.kernel_size, name="conv")(x))
 
 
 class SqueezeExcite(nn.Module):
@@ -187,8 +212,8 @@ class SqueezeExcite(nn.Module):
     """
 
     squeeze_features: int
-    act: Callable[[jax.Array], jax.Array] = jax.nn.relu
-    gate: Callable[[jax.Array], jax.Array] = jax.nn.sigmoid
+    act: Activation = jax.nn.relu
+    gate: Activation = jax.nn.sigmoid
     kernel_init: Initializer = he_normal
     dtype: Dtype = jnp.float32
 
@@ -220,13 +245,15 @@ class DropPath(nn.Module):
         return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
-def scaled(layer: Callable[..., nn.Module], width: float) -> Callable[..., nn.Module]:
+def scaled(layer: Constructor, width: float) -> Constructor:
     """The constructor `layer` with its first argument, the number of features, multiplied by `width`."""
+    return lambda features, *args, **fields: layer(max(round(width * features), 1), *args, **fields)
 
-    def build(features: int, *args: Any, **fields: Any) -> nn.Module:
-        return layer(max(round(width * features), 1), *args, **fields)
 
-    return build
+def divisible(width: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to a width, never less than 90 % of it."""
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * width else rounded
 
 
 POOLINGS: dict[str, Callable[..., jax.Array]] = {
@@ -240,14 +267,14 @@ POOLINGS: dict[str, Callable[..., jax.Array]] = {
 
 
 # Krizhevsky's form of local response normalization, Caffe's and torch's, and none at all.
-RESPONSE_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
+RESPONSE_NORMS: dict[str, Activation] = {
     "paper": ops.local_response_norm,
     "caffe": ops.local_response_norm_caffe,
     "none": ops.activation("identity"),
 }
 
 
-def by_name(what: str, name: str, table: Mapping[str, Any]) -> Any:
+def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
     """The entry of a table such as `POOLINGS`; an unknown name is a UserError that lists them."""
     if name not in table:
         raise unknown(what, name, table)
@@ -281,6 +308,14 @@ def require_size(image: jax.Array, size: int, model: str) -> None:
         )
 
 
-def logits(x: jax.Array, num_classes: int, dtype: Dtype, **fields: Any) -> jax.Array:
+def logits(
+    x: jax.Array,
+    num_classes: int,
+    dtype: Dtype,
+    *,
+    use_bias: bool = True,
+    kernel_init: Initializer = lecun_normal,
+) -> jax.Array:
     """The classifier `head`: dense to `num_classes`, float32 whatever the compute dtype."""
-    return Dense(num_classes, dtype=dtype, name="head", **fields)(x).astype(jnp.float32)
+    head = Dense(num_classes, use_bias, kernel_init, dtype=dtype, name="head")
+    return head(x).astype(jnp.float32)

@@ -10,18 +10,23 @@ head's N(0, 0.01), dropout 0.2.
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dtype, check_stem, he_normal_fan_out, logits
+from cnnjax.models.layers import (
+    BatchNorm,
+    BatchNormAct,
+    BatchNormRelu,
+    Constructor,
+    Conv,
+    ConvNorm,
+    Net,
+    check_stem,
+    divisible,
+    he_normal_fan_out,
+    logits,
+)
 from cnnjax.models.variants import Variant
-
-
-def divisible(width: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to a width, never less than 90 % of it."""
-    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * width else rounded
 
 
 class SeparableBlock(nn.Module):
@@ -29,13 +34,13 @@ class SeparableBlock(nn.Module):
 
     features: int
     strides: int
-    conv_norm: type[nn.Module]
+    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        x = self.conv_norm(channels, 3, self.strides, groups=channels, name="depthwise")(x)
-        return self.conv_norm(self.features, 1, name="pointwise")(x)
+        x = self.unit(channels, 3, self.strides, groups=channels, name="depthwise")(x)
+        return self.unit(self.features, name="pointwise")(x)
 
 
 class InvertedResidual(nn.Module):
@@ -47,19 +52,20 @@ class InvertedResidual(nn.Module):
     features: int
     strides: int
     expansion: int
-    conv_norm: type[nn.Module]
+    unit: Constructor
+    linear: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shortcut, width = x, x.shape[-1] * self.expansion
         if self.expansion != 1:
-            x = self.conv_norm(width, 1, name="expand")(x)
-        x = self.conv_norm(width, 3, self.strides, groups=width, name="depthwise")(x)
-        x = self.conv_norm(self.features, 1, act=ops.activation("identity"), name="project")(x)
+            x = self.unit(width, name="expand")(x)
+        x = self.unit(width, 3, self.strides, groups=width, name="depthwise")(x)
+        x = self.linear(self.features, name="project")(x)
         return x + shortcut if x.shape == shortcut.shape else x
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(Net):
     """A strided convolution, 13 separable blocks, global average pooling and one dense layer.
 
     `stages` holds (channels, blocks, stride of the first block); `width` multiplies all channels.
@@ -67,7 +73,6 @@ class MobileNetV1(nn.Module):
     0.001, as in the authors' TensorFlow code.
     """
 
-    num_classes: int = 1000
     stem: str = "imagenet"
     width: float = 1.0
     stages: tuple[tuple[int, int, int], ...] = (
@@ -77,34 +82,30 @@ class MobileNetV1(nn.Module):
         (512, 6, 2),
         (1024, 2, 2),
     )
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
-        conv_norm = functools.partial(
-            ConvNorm,
-            conv=functools.partial(Conv, use_bias=False, dtype=self.dtype),
-            norm=functools.partial(BatchNorm, train=train, epsilon=1e-3, dtype=self.dtype),
-        )
-        x = conv_norm(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
+        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
+        norm = self.norm_layer(BatchNormRelu, train, epsilon=1e-3)
+        unit = functools.partial(ConvNorm, conv=conv, norm=norm)
+        x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
             for i in range(1, blocks + 1):  # 112 112 64 | 56 56 128 | 28 28 256 | 14 14 512 | 7 7 1024
                 strides = stride if i == 1 and stage > halvings_left_out else 1
                 name = f"stage{stage}_block{i}"
-                x = SeparableBlock(divisible(channels * self.width), strides, conv_norm, name=name)(x)
+                x = SeparableBlock(divisible(channels * self.width), strides, unit, name=name)(x)
         x = ops.global_avg_pool(x)  # 1024
         return logits(x, self.num_classes, self.dtype, kernel_init=nn.initializers.normal(0.01))
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Net):
     """A strided convolution, 17 inverted residuals, a 1x1 convolution, average pooling and one dense layer.
 
     `stages` holds the paper's (t, c, n, s): expansion, channels, blocks, stride of the first block; `width`
     multiplies the channels. `stem="cifar"` leaves out the first two of the five halvings, for small images.
     """
 
-    num_classes: int = 1000
     stem: str = "imagenet"
     width: float = 1.0
     stages: tuple[tuple[int, int, int, int], ...] = (
@@ -118,25 +119,22 @@ class MobileNetV2(nn.Module):
     )
     last_width: int = 1280
     dropout_rate: float = 0.2
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
-        conv_norm = functools.partial(
-            ConvNorm,
-            conv=functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype),
-            norm=functools.partial(BatchNorm, train=train, dtype=self.dtype),
-            act=jax.nn.relu6,
-        )
-        x = conv_norm(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
+        conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        relu6 = self.norm_layer(BatchNormAct, train, act=jax.nn.relu6)
+        unit = functools.partial(ConvNorm, conv=conv, norm=relu6)
+        linear = functools.partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
+        x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
             for i in range(1, blocks + 1):  # 112 16 | 56 24 | 28 32 | 14 64 | 14 96 | 7 160 | 7 320
                 strides = stride if i == 1 and stage > halvings_left_out else 1
                 features, name = divisible(channels * self.width), f"stage{stage}_block{i}"
-                x = InvertedResidual(features, strides, expansion, conv_norm, name=name)(x)
+                x = InvertedResidual(features, strides, expansion, unit, linear, name=name)(x)
         last = divisible(self.last_width * max(1.0, self.width))
-        x = conv_norm(last, 1, name="last")(x)  # 7 7 1280
+        x = unit(last, name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=nn.initializers.normal(0.01))

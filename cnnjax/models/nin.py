@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Conv, Dtype
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.layers import Conv, Dtype, Net
+from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, Variant
 
 
 class MLPConv(nn.Module):
@@ -43,13 +43,11 @@ def class_means(x: jax.Array, num_classes: int, std: float, dtype: Dtype) -> jax
     return ops.global_avg_pool(x.astype(jnp.float32))
 
 
-class NiNCifar(nn.Module):
+class NiNCifar(Net):
     """Three perceptron convolutions for 32x32 images (any size of 4x4 or more); poolings round up."""
 
-    num_classes: int = 10
     widths: tuple[tuple[int, ...], ...] = ((192, 160, 96), (192, 192, 192), (192, 192))
     dropout_rate: float = 0.5
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -64,13 +62,11 @@ class NiNCifar(nn.Module):
         return class_means(x, self.num_classes, 0.05, self.dtype)  # 8 8 10, then 10
 
 
-class NiN(nn.Module):
+class NiN(Net):
     """Four perceptron convolutions, AlexNet's as to windows, for 224x224 images (any of 39x39 or more)."""
 
-    num_classes: int = 1000
     widths: tuple[tuple[int, ...], ...] = ((96, 96, 96), (256, 256, 256), (384, 384, 384), (1024, 1024))
     dropout_rate: float = 0.5
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -87,14 +83,6 @@ class NiN(nn.Module):
 
 
 VARIANTS = {
-    "nin_cifar": Variant(
-        NiNCifar,
-        "Lin et al. 2013",
-        Preset((32, 32, 3), 10, resize=None, mean=None, std=None),
-        top1=91.19,
-        published="CIFAR-10",
-    ),
-    "nin_imagenet": Variant(
-        NiN, "Lin et al. 2013, the authors' Caffe net", Preset(std=(1 / 255, 1 / 255, 1 / 255))
-    ),
+    "nin_cifar": Variant(NiNCifar, "Lin et al. 2013", CIFAR, top1=91.19, published="CIFAR-10"),
+    "nin_imagenet": Variant(NiN, "Lin et al. 2013, the authors' Caffe net", Preset(std=RAW_PIXELS)),
 }

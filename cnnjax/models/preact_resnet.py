@@ -16,14 +16,21 @@ import dataclasses
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, Conv, Dtype, by_name, he_normal_fan_out, logits
+from cnnjax.models.layers import (
+    BatchNorm,
+    BatchNormRelu,
+    Constructor,
+    Conv,
+    by_name,
+    he_normal_fan_out,
+    logits,
+)
 from cnnjax.models.resnet import option_a
-from cnnjax.models.stages import Constructor, run_stage, stages, stem
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
+from cnnjax.models.variants import CIFAR, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +56,13 @@ ORDERS = {
 }
 
 
-def activate(x: jax.Array, steps: str, norm: Constructor, name: str) -> jax.Array:
+def activate(x: jax.Array, steps: str, norm: Constructor, norm_relu: Constructor, name: str) -> jax.Array:
     """Normalization `name`, ReLU, both in this order, or nothing."""
-    act = ops.activation("relu" if "relu" in steps else "identity")
-    return norm(name=name, act=act)(x) if "norm" in steps else act(x)
+    if steps == "norm relu":
+        return norm_relu(name=name)(x)
+    if steps == "norm":
+        return norm(name=name)(x)
+    return nn.relu(x) if steps == "relu" else x
 
 
 class Unit(nn.Module):
@@ -69,12 +79,13 @@ class Unit(nn.Module):
     project: bool
     conv: Constructor
     norm: Constructor
+    norm_relu: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features, stride = self.convolutions[-1][0], max(stride for _, _, stride in self.convolutions)
-        same = stride == 1 and features == x.shape[-1]
-        y = activate(x, self.order.before, self.norm, "norm1")
+        same, norms = stride == 1 and features == x.shape[-1], (self.norm, self.norm_relu)
+        y = activate(x, self.order.before, *norms, "norm1")
         if same:
             shortcut = x
         elif self.project:
@@ -83,10 +94,10 @@ class Unit(nn.Module):
             shortcut = option_a(x, features, stride)
         for i, (width, size, stride) in enumerate(self.convolutions, 1):
             if i > 1:
-                y = activate(y, "norm relu", self.norm, f"norm{i}")
+                y = self.norm_relu(name=f"norm{i}")(y)
             y = self.conv(width, size, stride, padding=size // 2, name=f"conv{i}")(y)
-        y = activate(y, self.order.after, self.norm, "norm_after")
-        return activate(y + shortcut, self.order.joined, self.norm, "norm_joined")
+        y = activate(y, self.order.after, *norms, "norm_after")
+        return activate(y + shortcut, self.order.joined, *norms, "norm_joined")
 
 
 # The convolutions of a unit by its width and stride; the bottlenecks differ in the place of the stride.
@@ -97,7 +108,7 @@ UNITS = {
 }
 
 
-class PreactResNet(nn.Module):
+class PreactResNet(StagedNet):
     """Stem, stages of units, a last activation, global average pooling, `head`. Takes images of any size.
 
     Attributes:
@@ -106,35 +117,35 @@ class PreactResNet(nn.Module):
       order: one of `ORDERS`.
       shortcut: where the shape changes: "a", zeros in new channels, or "b", a projection.
       stem: "imagenet" with 64 channels, or "cifar" with 16, for images of 64 pixels or less.
-      scan_blocks, remat: see `stages`.
     """
 
-    num_classes: int = 1000
     stage_sizes: tuple[int, ...] = (3, 24, 36, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)
     unit: str = "bottleneck"
     order: str = "full_preactivation"
     shortcut: str = "b"
     stem: str = "imagenet"
-    scan_blocks: bool = False
-    remat: bool = False
-    dtype: Dtype = jnp.float32
+
+    def stages(self) -> list[tuple[int, int]]:
+        """(width, number of blocks) of each stage."""
+        return check_stages(self.widths, self.stage_sizes)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         order, convolutions = by_name("order", self.order, ORDERS), by_name("unit", self.unit, UNITS)
         project = by_name("shortcut", self.shortcut, {"a": False, "b": True})
         conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        norm = partial(BatchNorm, train=train, dtype=self.dtype)
-        unit = partial(Unit, project=project, conv=conv, norm=norm)
-        x = stem(self.stem, image.astype(self.dtype), self.widths[0], conv, norm)  # 56 56 64; CIFAR 32 32 16
-        for i, (width, count) in enumerate(stages(self), 1):
+        norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
+        unit = partial(Unit, project=project, conv=conv, norm=norm, norm_relu=norm_relu)
+        x = image.astype(self.dtype)
+        x = stem(self.stem, x, self.widths[0], conv, norm_relu)  # 56 56 64; CIFAR 32 32 16
+        for i, (width, count) in enumerate(self.stages(), 1):
+            # bottlenecks: 56 56 256, 28 28 512, 14 14 1024, 7 7 2048; on CIFAR 32 32 64, 16 16 128, 8 8 256
             active = dataclasses.replace(order, before="") if i == 1 else order
             first = partial(unit, convolutions(width, 1 if i == 1 else 2), active)
-            rest = partial(unit, convolutions(width, 1), order)
-            # bottlenecks: 56 56 256, 28 28 512, 14 14 1024, 7 7 2048; on CIFAR 32 32 64, 16 16 128, 8 8 256
-            x = run_stage(self, x, f"stage{i}", count, first, rest)
-        x = activate(x, order.before, norm, "norm")
+            x = run_blocks(self, first, [f"stage{i}_block1"], x)
+            x = run_blocks(self, partial(unit, convolutions(width, 1), order), rest_of(i, count), x)
+        x = activate(x, order.before, norm, norm_relu, "norm")
         x = ops.global_avg_pool(x)  # 2048; CIFAR 256
         return logits(x, self.num_classes, self.dtype)
 
@@ -149,8 +160,7 @@ def _cifar(n: int, top1: float, unit: str, shortcut: str) -> Variant:
         stem="cifar",
         scan_blocks=n > 100,
     )
-    preset = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
-    return Variant(build, "He et al. 2016", preset, top1, published="CIFAR-10")
+    return Variant(build, "He et al. 2016", CIFAR, top1, published="CIFAR-10")
 
 
 def _imagenet(unit: str, *stage_sizes: int) -> Variant:

@@ -11,6 +11,7 @@ its like in the first 1x1 as in the paper. Kernels are He-normal with fan-out, `
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -18,20 +19,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.errors import unknown
 from cnnjax.models.layers import (
     BatchNorm,
+    BatchNormRelu,
+    Constructor,
     Conv,
     ConvNorm,
-    Dtype,
     SqueezeExcite,
+    by_name,
     he_normal_fan_out,
     logits,
     ones,
     zeros,
 )
-from cnnjax.models.stages import Constructor, run_stage, stages, stem
+from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import Preset, Variant
+
+Shortcut = Callable[[jax.Array, int, int], jax.Array]
 
 # --- Shortcuts (section 4.1): x [B, H, W, C] as [B, H / stride, W / stride, features]. -------------------
 
@@ -42,16 +46,16 @@ def option_a(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
-def option_b(x: jax.Array, features: int, stride: int, **layers: Constructor) -> jax.Array:
+def option_b(x: jax.Array, features: int, stride: int, conv: Constructor, norm: Constructor) -> jax.Array:
     """A projection where the shape changes, else x itself."""
     if stride == 1 and x.shape[-1] == features:
         return x
-    return option_c(x, features, stride, **layers)
+    return option_c(x, features, stride, conv, norm)
 
 
-def option_c(x: jax.Array, features: int, stride: int, **layers: Constructor) -> jax.Array:
+def option_c(x: jax.Array, features: int, stride: int, conv: Constructor, norm: Constructor) -> jax.Array:
     """A projection in every block: 1x1 convolution and normalization."""
-    return ConvNorm(features, 1, stride, **layers, act=ops.activation("identity"), name="shortcut")(x)
+    return ConvNorm(features, 1, stride, conv=conv, norm=norm, name="shortcut")(x)
 
 
 def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.Array:
@@ -59,7 +63,12 @@ def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> j
     return jnp.zeros((), x.dtype)
 
 
-SHORTCUTS = {"a": option_a, "b": option_b, "c": option_c, "none": no_shortcut}
+SHORTCUTS: dict[str, Callable[..., jax.Array]] = {
+    "a": option_a,
+    "b": option_b,
+    "c": option_c,
+    "none": no_shortcut,
+}
 
 
 # --- Blocks (fig. 5): `last_norm` is the normalization before the addition. -------------------------------
@@ -71,14 +80,14 @@ class BasicBlock(nn.Module):
     width: int
     stride: int
     conv: Constructor
-    norm: Constructor
+    norm_relu: Constructor
     last_norm: Constructor
-    shortcut: Constructor
+    shortcut: Shortcut
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
-        y = self.norm(name="norm1", act=nn.relu)(y)
+        y = self.norm_relu(name="norm1")(y)
         y = self.conv(self.width, 3, padding=1, name="conv2")(y)
         y = self.last_norm(name="norm2")(y)
         return nn.relu(y + self.shortcut(x, self.width, self.stride))
@@ -94,9 +103,9 @@ class Bottleneck(nn.Module):
     width: int
     stride: int
     conv: Constructor
-    norm: Constructor
+    norm_relu: Constructor
     last_norm: Constructor
-    shortcut: Constructor
+    shortcut: Shortcut
     groups: int = 1
     group_width: int = 64
     strided: int = 2
@@ -106,9 +115,9 @@ class Bottleneck(nn.Module):
         inner, features = self.groups * (self.width * self.group_width // 64), 4 * self.width
         strides = (self.stride, 1) if self.strided == 1 else (1, self.stride)
         y = self.conv(inner, 1, strides[0], name="conv1")(x)
-        y = self.norm(name="norm1", act=nn.relu)(y)
+        y = self.norm_relu(name="norm1")(y)
         y = self.conv(inner, 3, strides[1], padding=1, groups=self.groups, name="conv2")(y)
-        y = self.norm(name="norm2", act=nn.relu)(y)
+        y = self.norm_relu(name="norm2")(y)
         y = self.conv(features, 1, name="conv3")(y)
         y = self.gate(self.last_norm(name="norm3")(y))
         return nn.relu(y + self.shortcut(x, features, self.stride))
@@ -128,7 +137,7 @@ class SEBottleneck(Bottleneck):
 # --- Net ---------------------------------------------------------------------------------------------------
 
 
-class ResNet(nn.Module):
+class ResNet(StagedNet):
     """Stem, stages of residual blocks, global average pooling, `head`. Takes images of any size.
 
     Attributes:
@@ -137,39 +146,36 @@ class ResNet(nn.Module):
       stem: "imagenet", or "cifar" for images of 64 pixels or less.
       zero_init: each block's last scale begins at zero, so that the block is the identity (Goyal et al. 2017,
         arXiv:1706.02677, section 5.1); not with shortcut "none".
-      scan_blocks: equal blocks of a stage are compiled once and run in a loop, see `stages`.
-      remat: activations inside blocks are computed again for the gradient.
     """
 
-    num_classes: int = 1000
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)
     block: Constructor = Bottleneck
     shortcut: str = "b"
     stem: str = "imagenet"
     zero_init: bool = False
-    scan_blocks: bool = False
-    remat: bool = False
-    dtype: Dtype = jnp.float32
+
+    def stages(self) -> list[tuple[int, int]]:
+        """(width, number of blocks) of each stage."""
+        return check_stages(self.widths, self.stage_sizes)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        if self.shortcut not in SHORTCUTS:
-            raise unknown("shortcut", self.shortcut, SHORTCUTS)
+        shortcut = by_name("shortcut", self.shortcut, SHORTCUTS)
         conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        norm = partial(BatchNorm, train=train, dtype=self.dtype)
+        norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
         block = partial(
             self.block,
             conv=conv,
-            norm=norm,
+            norm_relu=norm_relu,
             last_norm=partial(norm, scale_init=zeros if self.zero_init else ones),
-            shortcut=partial(SHORTCUTS[self.shortcut], conv=conv, norm=norm),
+            shortcut=partial(shortcut, conv=conv, norm=norm),
         )
-        x = stem(self.stem, image.astype(self.dtype), self.widths[0], conv, norm)  # 56 56 64
-        for i, (width, count) in enumerate(stages(self), 1):
-            first = partial(block, width, 1 if i == 1 else 2)
+        x = stem(self.stem, image.astype(self.dtype), self.widths[0], conv, norm_relu)  # 56 56 64
+        for i, (width, count) in enumerate(self.stages(), 1):
             # resnet18, 34: 56 56 64, 28 28 128, 14 14 256, 7 7 512; bottlenecks 4 times the channels
-            x = run_stage(self, x, f"stage{i}", count, first, partial(block, width, 1))
+            x = run_blocks(self, partial(block, width, 1 if i == 1 else 2), [f"stage{i}_block1"], x)
+            x = run_blocks(self, partial(block, width, 1), rest_of(i, count), x)
         x = ops.global_avg_pool(x)  # 512 or 2048
         return logits(x, self.num_classes, self.dtype)
 
@@ -195,12 +201,13 @@ def _row(
     build: partial,
     sizes: tuple[int, ...],
     source: str,
-    *top: float | None,
+    top1: float | None = None,
+    top5: float | None = None,
     published: str = "",
     **fields: str,
 ) -> Variant:
     build = partial(build, stage_sizes=sizes, **fields)
-    return Variant(build, source, Preset(), *top, published=published)
+    return Variant(build, source, Preset(), top1, top5, published)
 
 
 VARIANTS = {

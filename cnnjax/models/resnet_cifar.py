@@ -9,9 +9,7 @@ The blocks of the net of 1202 layers are scanned, see `stages`.
 from functools import partial
 
 from cnnjax.models.resnet import BasicBlock, ResNet
-from cnnjax.models.variants import Preset, Variant
-
-PRESET = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
+from cnnjax.models.variants import CIFAR, Variant
 
 
 def _variant(depth: int, shortcut: str, top1: float | None = None) -> Variant:
@@ -25,7 +23,7 @@ def _variant(depth: int, shortcut: str, top1: float | None = None) -> Variant:
         stem="cifar",
         scan_blocks=n > 100,
     )
-    return Variant(build, "He et al. 2015", PRESET, top1, published="" if top1 is None else "CIFAR-10")
+    return Variant(build, "He et al. 2015", CIFAR, top1, published="" if top1 is None else "CIFAR-10")
 
 
 VARIANTS = {

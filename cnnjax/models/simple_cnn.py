@@ -6,6 +6,8 @@ plain average pooling without trained coefficients, tanh is not scaled by 1.7159
 linear where the paper has radial basis functions: the modern form with 61,706 parameters.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,8 +16,17 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
-from cnnjax.models.layers import POOLINGS, BatchNorm, Conv, Dense, Dtype, he_normal, logits
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.layers import (
+    POOLINGS,
+    BatchNormAct,
+    BatchNormRelu,
+    Conv,
+    Dense,
+    Net,
+    he_normal,
+    logits,
+)
+from cnnjax.models.variants import MNIST, Variant
 
 
 def pooling_function(name: str) -> Callable[..., jax.Array]:
@@ -32,51 +43,43 @@ def _adaptive_pool(x: jax.Array, window: int) -> jax.Array:
     return ops.adaptive_max_pool(x, (-(-x.shape[1] // window), -(-x.shape[2] // window)))
 
 
-class SimpleCNN(nn.Module):
+class SimpleCNN(Net):
     """Two stages of convolution, batch normalization, activation and 2x2 pooling, then one dense layer.
 
     He-normal (fan-in) kernels, zero biases; `head` is LeCun-normal.
     """
 
-    num_classes: int = 10
     widths: tuple[int, ...] = (16, 32)
     kernel_size: int = 5
     activation: str = "relu"
     pooling: str = "max"
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        activation, pool = ops.activation(self.activation), pooling_function(self.pooling)
+        pool, relu = pooling_function(self.pooling), self.activation == "relu"
+        act = self.norm_layer(BatchNormAct, train, act=ops.activation(self.activation))
+        norm = self.norm_layer(BatchNormRelu, train) if relu else act
         x = image.astype(self.dtype)  # 28 28 1
         for i, width in enumerate(self.widths, 1):
             padding = self.kernel_size // 2
             x = Conv(width, self.kernel_size, padding=padding, dtype=self.dtype, name=f"conv{i}")(x)
-            in_norm = train and self.pooling == "max"  # pooled in the pass that normalizes
-            norm = BatchNorm(
-                train=train,
-                act=activation,
-                pool=2 if in_norm else 1,
-                dtype=self.dtype,
-                name=f"norm{i}",
-            )
-            x = norm(x)  # 28 28 16, then 14 14 32
-            x = x if in_norm else pool(x, 2)  # 14 14 16, then 7 7 32
+            if train and relu and self.pooling == "max":  # in one pass
+                x = norm(pool=2, name=f"norm{i}")(x)  # 14 14 16, then 7 7 32
+            else:
+                x = pool(norm(name=f"norm{i}")(x), 2)
         x = x.reshape(x.shape[0], -1)  # 1568
         return logits(x, self.num_classes, self.dtype)
 
 
-class FullyConnected(nn.Module):
+class FullyConnected(Net):
     """Dense layers of these widths on the flattened image, with an activation after each; then `head`.
 
     LeCun, Bottou, Bengio, Haffner 1998, section III.A.3: one or two hidden layers, there with tanh. The first
     layer has a weight a pixel and neuron. He-normal kernels, zero biases; `head` is LeCun-normal.
     """
 
-    num_classes: int = 10
     widths: tuple[int, ...] = (300, 100)
     activation: str = "relu"
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -87,16 +90,14 @@ class FullyConnected(nn.Module):
         return logits(x, self.num_classes, self.dtype)
 
 
-class LeNet5(nn.Module):
+class LeNet5(Net):
     """LeNet-5 on 32x32; smaller images are zero-padded to 32x32 as the paper does with its digits.
 
     Glorot-uniform kernels, which suit tanh (the paper draws from a uniform of +-2.4 / fan-in), zero biases.
     """
 
-    num_classes: int = 10
     activation: str = "tanh"
     pooling: str = "average"
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -105,35 +106,37 @@ class LeNet5(nn.Module):
         if min(missing) < 0:
             raise UserError(f"lenet5 takes images of at most 32x32, not {image.shape[1:3]}")
         pads = [(0, 0), *[(m // 2, m - m // 2) for m in missing], (0, 0)]
-        init = {"kernel_init": nn.initializers.glorot_uniform(), "dtype": self.dtype}
+        init = nn.initializers.glorot_uniform()
+        conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=init, dtype=self.dtype)
         x = jnp.pad(image.astype(self.dtype), pads)  # 32 32 1
-        x = activation(Conv(6, 5, name="conv1", **init)(x))  # 28 28 6
+        x = activation(conv(6, 5, name="conv1")(x))  # 28 28 6
         x = pool(x, 2)  # 14 14 6
-        x = activation(Conv(16, 5, name="conv2", **init)(x))  # 10 10 16
+        x = activation(conv(16, 5, name="conv2")(x))  # 10 10 16
         x = pool(x, 2)  # 5 5 16
         x = x.reshape(x.shape[0], -1)  # 400
-        x = activation(Dense(120, name="dense1", **init)(x))
-        x = activation(Dense(84, name="dense2", **init)(x))
-        return logits(x, self.num_classes, self.dtype, kernel_init=init["kernel_init"])
+        x = activation(dense(120, name="dense1")(x))
+        x = activation(dense(84, name="dense2")(x))
+        return logits(x, self.num_classes, self.dtype, kernel_init=init)
 
 
 VARIANTS = {
     "simple_cnn": Variant(
         SimpleCNN,
         "the module's own layout",
-        Preset((28, 28, 1), 10, resize=None, mean=None, std=None),
+        MNIST,
     ),
     "lenet_300_100": Variant(
         FullyConnected,
         "LeCun et al. 1998, the fully connected net",
-        Preset((28, 28, 1), 10, resize=None, mean=None, std=None),
+        MNIST,
         top1=96.95,
         published="MNIST",
     ),
     "lenet5": Variant(
         LeNet5,
         "LeCun et al. 1998",
-        Preset((32, 32, 1), 10, resize=None, mean=None, std=None),
+        dataclasses.replace(MNIST, input_size=(32, 32, 1)),
         top1=99.05,
         published="MNIST",
     ),

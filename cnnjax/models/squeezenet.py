@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Conv, ConvNorm, Dtype, Identity, check_stem
+from cnnjax.models.layers import Conv, ConvNorm, Dtype, Net, Relu, check_stem
 from cnnjax.models.variants import Variant
 
 he_uniform = nn.initializers.he_uniform()
@@ -33,27 +33,25 @@ class Fire(nn.Module):
         return jax.nn.relu(jnp.concatenate([expand1x1, expand3x3], axis=-1))
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(Net):
     """A stem, stages of fire modules with 3x3/2 pooling before each, a 1x1 convolution and its mean.
 
     `squeezes` are the squeeze channels of each stage's fire modules. `stem="cifar"` is 3x3 at stride 1
     without pooling, for small images.
     """
 
-    num_classes: int = 1000
     stem: str = "imagenet"
     stem_kernel: int = 7
     stem_width: int = 96
     squeezes: tuple[tuple[int, ...], ...] = ((16, 16, 32), (32, 48, 48, 64), (64,))
     dropout_rate: float = 0.5
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         cifar = check_stem(self.stem, image) == "cifar"
         kernel, strides, padding = (3, 1, 1) if cifar else (self.stem_kernel, 2, 0)
         conv = functools.partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
-        stem = ConvNorm(self.stem_width, kernel, strides, padding, conv=conv, norm=Identity, name="stem")
+        stem = ConvNorm(self.stem_width, kernel, strides, padding, conv=conv, norm=Relu, name="stem")
 
         x = stem(image)  # 109 109 96 (1.0, input 224); 111 111 64 (1.1)
         for stage, squeezes in enumerate(self.squeezes, 1):

@@ -22,6 +22,13 @@ class Preset:
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
 
 
+# Small images, at their own size and by the statistics of the data set.
+CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
+MNIST = dataclasses.replace(CIFAR, input_size=(28, 28, 1))
+# The standard deviation of pixels that stay 0..255 less the mean.
+RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """One row of the model table.

@@ -9,28 +9,25 @@ and the `_bn` nets, of which the paper has none, normalize after each convolutio
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, Dtype, Identity, he_normal_fan_out, logits
+from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Net, Relu, he_normal_fan_out, logits
 from cnnjax.models.variants import Variant
 
 
-class VGG(nn.Module):
+class VGG(Net):
     """Stages of `depths[i]` convolutions of `widths[i]` channels, each halved by 2x2 max pooling.
 
     He-normal (fan-out) convolutions, N(0, 0.01) dense layers, zero biases.
     """
 
-    num_classes: int = 1000
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     dense_widths: tuple[int, int] = (4096, 4096)
     batch_norm: bool = False
     dropout_rate: float = 0.5
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -38,7 +35,7 @@ class VGG(nn.Module):
         if min(image.shape[1:3]) < least:
             raise UserError(f"image {image.shape[1:3]}: VGG takes at least {least}x{least} pixels")
         conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype) if self.batch_norm else Identity
+        norm = self.norm_layer(BatchNormRelu, train) if self.batch_norm else Relu
         normal = nn.initializers.normal(0.01)
 
         x = image  # 224 224 3

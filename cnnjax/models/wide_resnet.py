@@ -9,14 +9,13 @@ ImageNet nets of its section 3.5, `wide_resnet50_2` and `wide_resnet101_2`, are 
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNorm, Conv, Dtype, he_normal_fan_out, logits
-from cnnjax.models.stages import Constructor, run_stage, stages
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.layers import BatchNormRelu, Constructor, Conv, he_normal_fan_out, logits
+from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks
+from cnnjax.models.variants import CIFAR, Variant
 
 
 class WideBlock(nn.Module):
@@ -25,61 +24,50 @@ class WideBlock(nn.Module):
     width: int
     stride: int
     conv: Constructor
-    norm: Constructor
+    norm_relu: Constructor
     dropout: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.norm(name="norm1", act=nn.relu)(x)
+        y = self.norm_relu(name="norm1")(x)
         if self.stride != 1 or x.shape[-1] != self.width:
             x = self.conv(self.width, 1, self.stride, name="shortcut")(y)
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(y)
-        y = self.norm(name="norm2", act=nn.relu)(y)
+        y = self.norm_relu(name="norm2")(y)
         y = self.dropout(name="dropout")(y)
         return x + self.conv(self.width, 3, padding=1, name="conv2")(y)
 
 
-class WideResNet(nn.Module):
+class WideResNet(StagedNet):
     """A convolution, three stages, a last activation, global average pooling, `head`. Any image size.
 
     Attributes:
       depth: 6n + 4, for n blocks in each stage.
       dropout: the rate; the paper uses 0.3 on CIFAR and 0.4 on SVHN.
-      scan_blocks, remat: see `stages`.
     """
 
-    num_classes: int = 10
     depth: int = 28
     widen_factor: int = 10
     dropout: float = 0.0
-    scan_blocks: bool = False
-    remat: bool = False
-    dtype: Dtype = jnp.float32
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        return tuple(width * self.widen_factor for width in (16, 32, 64))
-
-    @property
-    def stage_sizes(self) -> tuple[int, ...]:
-        """Blocks of each stage."""
-        return ((self.depth - 4) // 6,) * 3
+    def stages(self) -> list[tuple[int, int]]:
+        """(width, number of blocks) of each stage."""
+        widths = [width * self.widen_factor for width in (16, 32, 64)]
+        return check_stages(widths, [(self.depth - 4) // 6] * 3)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise UserError(f"depth {self.depth}: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40, ...")
         conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        norm = partial(BatchNorm, train=train, dtype=self.dtype)
+        norm_relu = self.norm_layer(BatchNormRelu, train)
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
-        block = partial(WideBlock, conv=conv, norm=norm, dropout=dropout)
+        block = partial(WideBlock, conv=conv, norm_relu=norm_relu, dropout=dropout)
         x = conv(16, 3, padding=1, name="stem")(image)  # 32 32 16
-        for i, (width, count) in enumerate(stages(self), 1):
-            first = partial(block, width, 1 if i == 1 else 2)
-            # wrn_28_10: 32 32 160, 16 16 320, 8 8 640
-            x = run_stage(self, x, f"stage{i}", count, first, partial(block, width, 1))
-        x = norm(name="norm", act=nn.relu)(x)
+        for i, (width, count) in enumerate(self.stages(), 1):  # wrn_28_10: 32 32 160, 16 16 320, 8 8 640
+            x = run_blocks(self, partial(block, width, 1 if i == 1 else 2), [f"stage{i}_block1"], x)
+            x = run_blocks(self, partial(block, width, 1), rest_of(i, count), x)
+        x = norm_relu(name="norm")(x)
         x = ops.global_avg_pool(x)  # 640
         return logits(x, self.num_classes, self.dtype)
 
@@ -99,13 +87,12 @@ _DROPOUT = {(40, 10): 96.2}
 
 def _variants() -> dict[str, Variant]:
     """One variant for each depth and widening factor above."""
-    preset = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
     tables = {"CIFAR-10": _MEAN_STD, "CIFAR-10, ZCA": _ZCA, "CIFAR-10, dropout 0.3": _DROPOUT}
     return {
         f"wrn_{depth}_{k}": Variant(
             partial(WideResNet, depth=depth, widen_factor=k),
             "Zagoruyko & Komodakis 2016",
-            preset,
+            CIFAR,
             top1,
             published=published,
         )

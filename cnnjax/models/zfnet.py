@@ -9,52 +9,51 @@ the paper's pixels, 0..255 less the mean.
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import RESPONSE_NORMS, Conv, Dense, Dtype, by_name, logits, require_size
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.layers import RESPONSE_NORMS, Conv, Dense, Net, by_name, logits, require_size
+from cnnjax.models.variants import RAW_PIXELS, Preset, Variant
 
 
-class ZFNet(nn.Module):
+class ZFNet(Net):
     """Five convolutions, one tower, and three dense layers. `widths` are those of the seven hidden layers."""
 
-    num_classes: int = 1000
     response_norm: str = "paper"
     dropout_rate: float = 0.5
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
     image_size: int = 224
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         require_size(image, self.image_size, "ZFNet")
         norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
-        fields = {"kernel_init": nn.initializers.normal(0.01), "dtype": self.dtype}
+        normal = nn.initializers.normal(0.01)
+        conv = functools.partial(Conv, kernel_init=normal, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=normal, dtype=self.dtype)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         relu, widths = jax.nn.relu, self.widths
 
         x = image  # 224 224 3
-        x = relu(Conv(widths[0], 7, strides=2, padding=1, name="conv1", **fields)(x))  # 110 110 96
+        x = relu(conv(widths[0], 7, strides=2, padding=1, name="conv1")(x))  # 110 110 96
         x = norm(ops.max_pool(x, 3, 2, ceil=True))  # 55 55 96
-        x = relu(Conv(widths[1], 5, strides=2, padding=0, name="conv2", **fields)(x))  # 26 26 256
+        x = relu(conv(widths[1], 5, strides=2, padding=0, name="conv2")(x))  # 26 26 256
         x = norm(ops.max_pool(x, 3, 2, ceil=True))  # 13 13 256
-        x = relu(Conv(widths[2], 3, padding=1, name="conv3", **fields)(x))  # 13 13 384
-        x = relu(Conv(widths[3], 3, padding=1, name="conv4", **fields)(x))  # 13 13 384
-        x = relu(Conv(widths[4], 3, padding=1, name="conv5", **fields)(x))  # 13 13 256
+        x = relu(conv(widths[2], 3, padding=1, name="conv3")(x))  # 13 13 384
+        x = relu(conv(widths[3], 3, padding=1, name="conv4")(x))  # 13 13 384
+        x = relu(conv(widths[4], 3, padding=1, name="conv5")(x))  # 13 13 256
         x = ops.max_pool(x, 3, 2, ceil=True)  # 6 6 256
         x = x.reshape(x.shape[0], -1)  # 9216
-        x = dropout(name="dropout1")(relu(Dense(widths[5], name="dense1", **fields)(x)))  # 4096
-        x = dropout(name="dropout2")(relu(Dense(widths[6], name="dense2", **fields)(x)))  # 4096
-        return logits(x, self.num_classes, self.dtype, kernel_init=fields["kernel_init"])
+        x = dropout(name="dropout1")(relu(dense(widths[5], name="dense1")(x)))  # 4096
+        x = dropout(name="dropout2")(relu(dense(widths[6], name="dense2")(x)))  # 4096
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal)
 
 
 VARIANTS = {
     "zfnet": Variant(
         ZFNet,
         "Zeiler & Fergus 2013",
-        Preset(std=(1 / 255, 1 / 255, 1 / 255)),
+        Preset(std=RAW_PIXELS),
         top1=61.6,
         top5=83.5,
         published="ImageNet 10-crop",

@@ -1,11 +1,16 @@
 """Convolution in two dimensions: features matched at every place of an image."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.ops.cpu import make_convolution, takes
+from cnnjax.ops.mesh import axis_size
 from cnnjax.ops.shapes import Padding, Sides, Size, conv_output_size, pair, resolve_padding
 
 PADDING_MODES = ("zero", "reflect")
@@ -54,10 +59,25 @@ def conv2d(
     if padding_mode == "reflect":
         x, sides = _reflect(x, sides), ((0, 0), (0, 0))
     sizes = {"strides": strides, "padding": sides, "dilation": dilation, "groups": groups}
-    if takes(x, kernel):
+    on_mesh = groups > 1 and max(axis_size("data"), axis_size("model")) > 1
+    if takes(x, kernel) and not on_mesh:
         return _on_cpu(x, kernel, None if bias is None else bias.astype(x.dtype), **sizes)
-    y = _in_xla(x, kernel, **sizes)
+    y = _groups_on_mesh(x, kernel, **sizes) if on_mesh else _in_xla(x, kernel, **sizes)
     return y if bias is None else y + bias.astype(y.dtype)
+
+
+def _groups_on_mesh(x: jax.Array, kernel: jax.Array, *, groups: int, **sizes: Any) -> jax.Array:
+    """Each device convolves its own examples, and its own groups if the devices on `model` divide them.
+
+    XLA's partitioner would compute depthwise convolutions on every device, and where a device holds part of
+    a group the kernel's gradient wrongly (too large by the devices on that axis, in jaxlib 0.10 and 0.12).
+    """
+    data, model = axis_size("data"), axis_size("model")
+    examples = "data" if data > 1 and x.shape[0] % data == 0 else None
+    channels = "model" if model > 1 and groups % model == 0 else None
+    local = functools.partial(_in_xla, groups=groups // model if channels else groups, **sizes)
+    images, kernels = P(examples, None, None, channels), P(None, None, None, channels)
+    return jax.shard_map(local, in_specs=(images, kernels), out_specs=images)(x, kernel)
 
 
 def _in_xla(

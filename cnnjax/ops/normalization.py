@@ -1,13 +1,16 @@
 """Normalization: of each pixel over neighbouring channels, of each channel over the batch."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_batch_norm, make_response_norm, max_windows_and_places, takes
+from cnnjax.ops.mesh import axis_size
 from cnnjax.ops.pooling import max_pool
 
 
@@ -75,14 +78,14 @@ def batch_norm_train(
     relu: bool = False,
     pool: int = 1,
     groups: int = 1,
-    gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes each channel by the mean and variance of this batch.
 
     Ioffe, Szegedy 2015, arXiv:1502.03167, algorithm 1. The variance is the mean of squared
     distances from the mean (two passes over x), so it is never negative and holds for channels
-    whose mean is thousands of times their spread. Under `jit` with x sharded over devices the
-    statistics are those of the global batch.
+    whose mean is thousands of times their spread. On a mesh the statistics are those of the global
+    batch, for one exchange between devices (Chan et al. 1979, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances").
 
     Args:
       x: float [..., C]: statistics go over all axes but the last.
@@ -93,9 +96,6 @@ def batch_norm_train(
         only; on a CPU windows of 2 are cheaper here than after it.
       groups: consecutive examples are cut into so many groups of equal size, each normalized by statistics of
         its own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
-      gather: brings an array [groups, 2 C], a row on each device, together: then the groups share the
-        statistics of the whole batch, at the cost of this one exchange (Chan et al. 1979, "Updating Formulae
-        and a Pairwise Algorithm for Computing Sample Variances").
 
     Returns: y, float [..., C] (with `pool` [B, H // pool, W // pool, C]) of the dtype of x; mean and biased
       variance, float32 [C]; of groups with statistics of their own, the averages (of the variance within
@@ -108,9 +108,12 @@ def batch_norm_train(
     if x.size == 0:
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
     _check_float(x)
-    options = {"epsilon": epsilon, "relu": relu}
+    options, devices = {"epsilon": epsilon, "relu": relu}, axis_size("data")
     if groups > 1:
-        y, mean, var = _batch_norm_in_groups(x, scale, bias, **options, groups=groups, gather=gather)
+        y, mean, var = batch_norm_in_groups(x, scale, bias, **options, groups=groups)
+    elif devices > 1 and x.shape[0] % devices == 0:
+        gather = functools.partial(lax.with_sharding_constraint, shardings=P())
+        y, mean, var = batch_norm_in_groups(x, scale, bias, **options, groups=devices, gather=gather)
     elif takes(x) and scale.dtype == bias.dtype == jnp.float32:
         inside = 2 if pool == 2 and _pools_in_kernel(x) else 1
         y, mean, var = _batch_norm_on_cpu(x, scale, bias, **options, pool=inside)
@@ -142,16 +145,20 @@ def _batch_norm_in_xla(
 _batch_norm_on_cpu = make_batch_norm(_batch_norm_in_xla)
 
 
-def _batch_norm_in_groups(
+def batch_norm_in_groups(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     *,
-    epsilon: float,
-    relu: bool,
     groups: int,
-    gather: Callable[[jax.Array], jax.Array] | None,
+    epsilon: float = 1e-5,
+    relu: bool = False,
+    gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`batch_norm_train` in groups; with `gather` they share the statistics of the whole batch.
+
+    `gather` brings an array [groups, 2 C], a row on each device, together.
+    """
     if x.shape[0] % groups:
         raise UserError(f"batch normalization of x {x.shape} in {groups} groups: they must divide the batch")
     wide = _widen(x).reshape(groups, x.shape[0] // groups, *x.shape[1:])
@@ -176,22 +183,25 @@ def batch_norm_inference(
     var: jax.Array,
     *,
     epsilon: float = 1e-5,
+    relu: bool = False,
+    pool: int = 1,
 ) -> jax.Array:
     """Normalizes each channel by running statistics (arXiv:1502.03167, algorithm 2).
 
     Args:
       x: float [..., C].
       scale, bias, mean, var: float32 [C]; var is not negative.
-      epsilon: added to the variance.
+      epsilon, relu, pool: as in `batch_norm_train`.
 
-    Returns: float [..., C] of the dtype of x, computed in float32.
+    Returns: float [..., C] (smaller by `pool`) of the dtype of x, computed in float32.
 
     Raises:
       UserError: if a vector is not [C].
     """
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
     y = (_widen(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-    return y.astype(x.dtype)
+    y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    return y if pool == 1 else max_pool(y, pool)
 
 
 def _widen(x: jax.Array) -> jax.Array:

@@ -26,12 +26,8 @@ class Evaluator:
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(experiment.config.eval_batch_size, len(source)) // devices) * devices
         self.batches = experiment.batches(source, size)
-        step = functools.partial(
-            eval_step,
-            model=experiment.model,
-            protocol=experiment.protocol,
-            placement=experiment.placement,
-        )
+        self.mesh = experiment.mesh
+        step = functools.partial(eval_step, model=experiment.model, protocol=experiment.protocol)
         self.step = jax.jit(step, out_shardings=experiment.replicated)
         self.num_classes = source.num_classes
 
@@ -44,7 +40,8 @@ class Evaluator:
         """
         rows = []
         for batch in self.batches.one_epoch():
-            rows.append(self.step(variables, batch))
+            with jax.set_mesh(self.mesh):  # layers read it
+                rows.append(self.step(variables, batch))
             after_each()
         rows = jax.device_get(rows)
         joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

@@ -20,7 +20,6 @@ from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.sources.source import sample_images
 from cnnjax.errors import UserError, parse_call
 from cnnjax.models import count_params, create_model
-from cnnjax.models.placement import Placement
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.runs.initial import initial_variables
 from cnnjax.runs.inputs import load_split, max_bad_images, parse_augment, statistics
@@ -62,13 +61,6 @@ class Experiment:
     def rules(self) -> tuple[parallel.Rule, ...]:
         """How the state is cut over the mesh."""
         return parallel.rules_of(self.config.sharding)
-
-    @property
-    def placement(self) -> Placement:
-        """How the layers lie on the mesh; BatchNorm's groups are of what passes through at once."""
-        passed = self.config.batch_size // self.config.accumulate_steps
-        parameter_groups = parallel.norm_groups(self.config.batch_norm, passed, self.mesh)
-        return Placement(self.mesh, parameter_groups)
 
     @property
     def stacked_blocks(self) -> list[list[str]]:
@@ -230,7 +222,9 @@ def build(
     facts = statistics(config, source)
     augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
     protocol = views.parse(config.eval_protocol, eval_augment, source.image_shape)
-    model = create_model(config.model, num_classes=source.num_classes, dtype=jnp.dtype(config.dtype))
+    fields = {"num_classes": source.num_classes, "dtype": jnp.dtype(config.dtype)}
+    groups = parallel.norm_groups(config.batch_norm, config.batch_size // config.accumulate_steps, mesh)
+    model = create_model(config.model, **fields, **({"norm_groups": groups} if groups > 1 else {}))
     for augmentation in (augment, eval_augment):
         check_model(config.model, model, augmentation.output_shape)
     _check_protocol(config, model, protocol)

@@ -73,7 +73,8 @@ def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
         state, _ = advance(state, experiment.no_sums(), next(batches), key)
     values = gradient_values(experiment)
     differentiate = jax.jit(lambda state, batch, key: batch_gradient(state, batch, key, **values))
-    loss, _, _, gradient = differentiate(state, next(batches), key)
+    with jax.set_mesh(experiment.mesh):  # layers read it
+        loss, _, _, gradient = differentiate(state, next(batches), key)
     params, gradients = (_norms(experiment.named(jax.device_get(x))) for x in (state.params, gradient))
     layers = {name: (norm, params[name]) for name, norm in gradients.items()}
     return Replayed(step, start, batches.indices(step), float(loss), layers)

@@ -43,7 +43,6 @@ def gradient_values(experiment: Experiment) -> dict[str, Any]:
         "aux_weight": config.loss.aux_weight,
         "freeze": config.freeze,
         "microbatches": config.accumulate_steps,
-        "placement": experiment.placement,
         "gather": parallel.gatherer(experiment.mesh, experiment.rules),
     }
 
@@ -93,7 +92,8 @@ def lower_step(experiment: Experiment) -> jax.stages.Lowered:
     inputs = abstract_inputs(experiment)
     places = Outputs(*jax.tree.map(lambda x: x.sharding, (inputs.state, inputs.sums)))
     step = functools.partial(accumulated_step, experiment)
-    return jax.jit(step, donate_argnums=(0, 1), out_shardings=places).lower(*inputs)
+    with jax.set_mesh(experiment.mesh):  # layers read it
+        return jax.jit(step, donate_argnums=(0, 1), out_shardings=places).lower(*inputs)
 
 
 def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Outputs], int]:

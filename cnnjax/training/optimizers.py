@@ -77,7 +77,20 @@ def make_optimizer(
         chain.insert(0, optax.clip_by_global_norm(gradient_clip))
     if isinstance(schedule, Schedule) and schedule.plateau is not None:
         chain.append(schedule.plateau)
-    return optax.with_extra_args_support(optax.chain(*chain))
+    return _promoting(optax.chain(*chain))
+
+
+def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same where JAX is told to refuse implicit promotion, which optax relies on (0.9 ** count)."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **more: Array
+    ) -> tuple[optax.Updates, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return tx.update(updates, state, params, **more)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _sgd(*, momentum: float = 0.9) -> optax.GradientTransformation:

@@ -184,7 +184,7 @@ def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[Any], Any] | None:
 
 
 def norm_groups(text: str, batch_size: int, mesh: Mesh) -> int:
-    """How many groups of a batch have BatchNorm statistics of their own; 0 where all of it shares them.
+    """How many groups of a batch have BatchNorm statistics of their own; 1 if all of it shares them.
 
     Args:
       text: 'global', 'device', or a number of examples: 'groups(32)'.
@@ -194,7 +194,7 @@ def norm_groups(text: str, batch_size: int, mesh: Mesh) -> int:
       UserError: for other words, or a size that does not divide the batch.
     """
     if text == "global":
-        return 0
+        return 1
     if text == "device":
         return mesh.shape["data"]
     found = re.fullmatch(r"groups\((\d+)\)", text.replace(" ", ""))

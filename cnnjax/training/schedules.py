@@ -27,7 +27,8 @@ class Schedule:
     plateau: optax.GradientTransformationExtraArgs | None = None
 
     def __call__(self, step: ArrayLike) -> ArrayLike:
-        return self.learning_rate(step)
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix types
+            return self.learning_rate(step)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from flax.typing import Collection, VariableDict
 
 from cnnjax.data.augment.register import Batch
 from cnnjax.models import stream_key
-from cnnjax.models.placement import ONE_DEVICE, Placement, placed
 from cnnjax.training.losses import cross_entropy, masked_mean
 from cnnjax.training.metrics import of_logits
 from cnnjax.training.optimizers import ema_update
@@ -124,7 +123,6 @@ def batch_gradient(
     aux_weight: float = 0.0,
     freeze: str = "",
     microbatches: int = 1,
-    placement: Placement = ONE_DEVICE,
     gather: Callable[[optax.Params], optax.Params] | None = None,
 ) -> Gradient:
     """The gradient of the masked mean of the loss over a batch, which is augmented first.
@@ -139,7 +137,6 @@ def batch_gradient(
       microbatches: equal shares of the batch that pass through the model one after the other, so that memory
         holds one. The gradient is that of the whole batch, but for BatchNorm, which sees (and moves its
         averages by) one microbatch at a time, and for dropout, which draws other masks.
-      placement: how the layers lie on devices, BatchNorm's groups of a microbatch among it.
       gather: brings sharded parameters together, see `parallel.gatherer`.
     """
     run_key = stream_key(key, "augment by example", 0)
@@ -149,14 +146,13 @@ def batch_gradient(
 
     def loss_fn(params: optax.Params, batch_stats: Collection, batch: Batch, key: jax.Array) -> LossAndAux:
         params = stop_frozen(gather(params) if gather else params, freeze)
-        with placed(placement):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats, "frozen": frozen},
-                batch["image"],
-                train=True,
-                rngs={"dropout": key},
-                mutable=["batch_stats", "intermediates"],
-            )
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats, "frozen": frozen},
+            batch["image"],
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats", "intermediates"],
+        )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
         for aux in aux_logits(updates.get("intermediates", {})):
             losses += aux_weight * cross_entropy(aux, batch["label"], label_smoothing)
@@ -217,13 +213,11 @@ def eval_step(
     *,
     model: nn.Module,
     protocol: Callable[..., jax.Array],
-    placement: Placement = ONE_DEVICE,
 ) -> Batch:
     """The rows of `metrics.of_logits` for one batch, and its mask.
 
     `protocol` is (apply, images uint8) -> logits [B, K], see `data.protocols`.
     """
-    with placed(placement):
-        logits = protocol(functools.partial(model.apply, variables), batch["image"])
+    logits = protocol(functools.partial(model.apply, variables), batch["image"])
     loss = cross_entropy(logits, batch["label"])
     return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"]}

@@ -241,4 +241,4 @@ def test_the_contact_sheet_has_a_row_for_each_augmentation():
     images = batch_of(2)["image"]
     shown = {name: specs[name] for name in ("mirror", "mixup", "normalize", "alternating_flip")}
     titles = [axes.get_ylabel() for axes in augmentations.contact_sheet(images, shown).axes[::2]]
-    assert titles == ["as they are", *shown]
+    assert titles == ["original", *shown]

@@ -275,23 +275,6 @@ def test_guided_gradient_replaces_every_relu(tiny, image):
     assert not np.allclose(found, plain)
 
 
-def test_guided_views_are_the_guided_gradients_of_the_patches(tiny, image):
-    model, variables = tiny
-    found = units.peaks(model, variables, [image], "conv2")
-    best = units.best_patches(model, variables, SHAPE, found, unit=0, count=2)
-    chosen = image[np.array([patch.index for patch in best])]
-    boxes = [patch.box for patch in best]
-    views = units.guided_views(model, variables, chosen, "conv2", 0, boxes)
-
-    def score(logits, values):
-        return values[..., 0].max((1, 2)).sum()
-
-    whole = np.asarray(attribution.guided_gradient(model, variables, chosen, score, "conv2"))
-    for view, one, (top, left, bottom, right) in zip(views, whole, boxes, strict=True):
-        np.testing.assert_allclose(view, one[top:bottom, left:right], rtol=1e-4, atol=1e-6)
-        assert np.count_nonzero(one) == np.count_nonzero(view)  # nothing outside the receptive field
-
-
 def test_occlusion_is_the_fall_of_the_logit(tiny, image):
     model, variables = tiny
     found = attributed(attribution.occlusion, model, variables, image, window=4, stride=4, fill=0.5)
@@ -455,7 +438,7 @@ def test_every_family_has_a_sensible_default_layer(name):
     image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     label = jax.ShapeDtypeStruct((2,), jnp.int32)
     layer, size, features = (FAMILIES | SLOW_FAMILIES)[name]
-    found = layers.default_layer(model, variables, shape)
+    found = layers.trace(model, variables, layers.image_struct(shape)).last_map
     assert (found.name, found.shape) == (layer, size)
     heat = jax.eval_shape(functools.partial(attribution.grad_cam, model), variables, image, label)
     assert heat.shape == (2, *size[:2])

@@ -22,7 +22,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison
-from cnnjax.explore.explain import Explainer
+from cnnjax.explore.explain import explainer
 from cnnjax.inference import export
 from cnnjax.inference.model import Failure
 from cnnjax.models import create_model
@@ -166,7 +166,7 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
     variables = {**trained.variables, "params": trained.variables["params"] | {"head": head}}
     changed = dataclasses.replace(trained, variables=jax.tree.map(np.asarray, variables))
     image = np.random.default_rng(0).integers(0, 255, trained.image_shape, dtype=np.uint8)
-    ((method, heat),) = Explainer(changed).drawn([image], [0], 1)
+    ((method, heat),) = explainer(changed)([image], [0], 1)
     assert method == "hires_cam"
     assert heat.max() == 1
 
@@ -176,7 +176,7 @@ PREDICT_MISTAKES = {
     "predict": "no image; name files or folders",
     "predict {image} --workdir=nowhere": "nowhere is not a run folder",
     "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",
-    "predict {image} --workdir={run} --explain --method=cam": "unknown --method 'cam'",
+    "predict {image} --workdir={run} --explain --method=cam": "unknown method 'cam'",
     "predict {image} --workdir={run} --explain --layer=conv9": "unknown layer 'conv9'",
     "predict {image} --workdir={run} --explain --layer=head": "Grad-CAM needs a map",
     "predict {image} --workdir={run} --class_names={image}": "class_names=",

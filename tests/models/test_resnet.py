@@ -21,7 +21,7 @@ from cnnjax.models import (
     variant,
     wide_resnet,
 )
-from cnnjax.models.layers import BatchNorm, Conv
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv
 from cnnjax.ops import cpu
 from tests import golden
 
@@ -335,7 +335,7 @@ def test_a_plain_net_is_a_residual_net_without_its_shortcuts():
 
 def block_layers() -> tuple:
     """Convolution and normalizations as the net hands them to its blocks."""
-    return partial(Conv, use_bias=False), BatchNorm, BatchNorm
+    return partial(Conv, use_bias=False), BatchNormRelu, BatchNorm
 
 
 # --- Pre-activation -------------------------------------------------------------------------------
@@ -361,8 +361,10 @@ def reference_unit(order: str, x: np.ndarray, w1: float, w2: float) -> np.ndarra
 
 @pytest.mark.parametrize("order", preact_resnet.ORDERS)
 def test_activation_orders_are_those_of_figure_4(order):
-    conv, norm, _ = block_layers()
-    unit = preact_resnet.Unit(((1, 3, 1), (1, 3, 1)), preact_resnet.ORDERS[order], True, conv, norm)
+    conv, norm_relu, norm = block_layers()
+    unit = preact_resnet.Unit(
+        ((1, 3, 1), (1, 3, 1)), preact_resnet.ORDERS[order], True, conv, norm, norm_relu
+    )
     x = np.random.default_rng(0).uniform(-3, 3, (1, 4, 4, 1)).astype(np.float32)
     variables = jax.tree.map(np.zeros_like, unit.init(jax.random.key(0), x))
     params, stats = variables["params"], variables["batch_stats"]

@@ -237,7 +237,7 @@ def test_one_model_prints_its_layers(capsys):
     rows = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     rows = [[cell.strip() for cell in row] for row in rows]
     assert ["conv2", "14 14 32", "12,832", "2.509 M", "14"] in rows
-    assert rows[-1] == ["in all", "", "29,034", "2.838 M", ""]
+    assert rows[-1] == ["total", "", "29,034", "2.838 M", ""]
     assert main.run(["models", "wrn_16_4(widen_factor=1, depth=10)", "--image_size=16"]) == 0
     assert "4 4 64" in capsys.readouterr().out
     assert main.run(["models", "simple_cn"]) == 2

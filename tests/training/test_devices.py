@@ -14,10 +14,12 @@ import pytest
 from cnnjax import ops
 from cnnjax.cli import main
 from cnnjax.errors import UserError
+from cnnjax.ops.normalization import batch_norm_in_groups
 from cnnjax.profiling.compiled import collectives
 from cnnjax.training import parallel
 from tests import ROOT
 from tests.conftest import simulated
+from tests.mesh_curves import GRADIENTS
 
 EIGHT = {**simulated(8), "CNNJAX_CPU_KERNELS": "off"}
 
@@ -38,6 +40,12 @@ def test_every_mesh_and_sharding_gives_the_same_loss_curve(curves, net):
     assert len(set(one)) == len(one) and others
     for other in others:
         np.testing.assert_allclose(other, one, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", GRADIENTS)
+def test_every_mesh_and_sharding_gives_all_gradients_of_one_device(curves, net):
+    assert curves["wrong gradients"][net] == []
 
 
 @pytest.mark.slow
@@ -129,7 +137,7 @@ def test_groups_of_a_batch_are_normalized_each_by_its_own_statistics():
     np.testing.assert_allclose(var, sum(part[2] for part in parts) / 3, rtol=1e-5)
     # put together they are those of the batch, far from zero too
     shifted = x + 3000.0
-    together = ops.batch_norm_train(shifted, scale, bias, groups=3, gather=lambda rows: rows)
+    together = batch_norm_in_groups(shifted, scale, bias, groups=3, gather=lambda rows: rows)
     for ours, whole in zip(together, ops.batch_norm_train(shifted, scale, bias), strict=True):
         np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-3)
     with pytest.raises(UserError, match="4 groups"):

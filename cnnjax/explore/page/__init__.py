@@ -1,1 +1,1 @@
-"""The local page of `cnnjax explore`: views (what it shows), server (who may ask for it), static files."""
+"""The local page of `cnnjax explore`: server (access), views and operations (answers), static files."""

@@ -1,9 +1,9 @@
-"""Who may ask for the page, and how: 127.0.0.1 only, no other origin, small bodies, nothing on the disk."""
+"""Access to the page: 127.0.0.1 only, no other origin, small bodies, nothing written to disk."""
 
 import functools
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cnnjax.errors import UserError
-from cnnjax.explore.page import views
+from cnnjax.explore.page import operations, views
+from cnnjax.explore.page.views import Answer
 from cnnjax.inference.model import TrainedModel
 
 HERE = Path(__file__).parent
@@ -32,10 +33,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class SameOriginOnly:
-    """Refuses what another site's page asks for through the user's browser."""
+    """Refuses requests that another site's page makes through the user's browser."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -47,14 +49,14 @@ class SameOriginOnly:
             site = request.headers.get("sec-fetch-site", "none")
             own = f"http://{request.headers.get('host')}"
             if (origin is not None and origin != own) or site not in ("none", "same-origin"):
-                response = JSONResponse({"error": "another origin may not ask"}, 403)
+                response = JSONResponse({"error": "requests from other origins are refused"}, 403)
                 await response(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
 def make_app(trained: TrainedModel) -> Starlette:
-    """The application; `views.Views` answers."""
+    """The application."""
     shown = views.Views(trained)
     routes = [Route(path, _file(name)) for path, name in FILES.items()]
     routes += [
@@ -62,44 +64,43 @@ def make_app(trained: TrainedModel) -> Starlette:
         Route("/api/maps", _answer(lambda query: shown.feature_maps(query["id"], query["layer"]))),
         Route("/api/heat", _answer(lambda query: shown.heat(query["id"], int(query["class"])))),
         Route("/api/patches", _answer(lambda query: shown.patches(query["layer"], int(query["unit"])))),
-        Route("/api/example", _answer(lambda query: views.example(query["picture"], query["filter"]))),
+        Route("/api/example", _answer(lambda query: operations.example(query["picture"], query["filter"]))),
         Route("/api/upload", _post(shown.upload), methods=["POST"]),
-        Route("/api/operation", _post(lambda body: views.operation(_object(body))), methods=["POST"]),
+        Route("/api/operation", _post(lambda body: operations.operation(_object(body))), methods=["POST"]),
     ]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(SameOriginOnly)]
     return Starlette(routes=routes, middleware=guards)
 
 
-def _file(name: str) -> Callable:
+def _file(name: str) -> Endpoint:
     async def send(request: Request) -> Response:
         return FileResponse(HERE / name, headers=HEADERS)
 
     return send
 
 
-def _answer(view: Callable[[Any], dict[str, Any]]) -> Callable:
+def _answer(view: Callable[[Mapping[str, str]], Answer]) -> Endpoint:
     async def send(request: Request) -> Response:
         return await _reply(functools.partial(view, request.query_params))
 
     return send
 
 
-def _post(view: Callable[[bytes], dict[str, Any]]) -> Callable:
+def _post(view: Callable[[bytes], Answer]) -> Endpoint:
     async def send(request: Request) -> Response:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > views.MAX_BYTES:
-                return JSONResponse(
-                    {"error": f"more than {views.MAX_BYTES // 1_000_000} MB; take a smaller image"}, 413
-                )
+                error = f"more than {views.MAX_BYTES // 1_000_000} MB; take a smaller image"
+                return JSONResponse({"error": error}, 413)
         return await _reply(functools.partial(view, bytes(body)))
 
     return send
 
 
-async def _reply(view: Callable[[], dict[str, Any]]) -> Response:
-    """The view's answer as JSON; a user's mistake as its one line."""
+async def _reply(view: Callable[[], Answer]) -> Response:
+    """The view's answer as JSON, or a user's mistake in one line."""
     try:
         return JSONResponse(await run_in_threadpool(view), headers=HEADERS)
     except UserError as error:
@@ -110,12 +111,12 @@ async def _reply(view: Callable[[], dict[str, Any]]) -> Response:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):  # the latter for brackets nested a thousand deep
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise UserError("the body is not a JSON object")
-    return found
+    return value
 
 
 def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
@@ -123,10 +124,10 @@ def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> 
 
     Args:
       port: of 127.0.0.1; 0 takes a free one.
-      announce: is told the address once it answers.
+      announce: called with the address once the server listens.
 
     Raises:
-      UserError: where the port is taken.
+      UserError: if the port is taken.
     """
     app = make_app(trained)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
@@ -134,7 +135,7 @@ def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> 
         try:
             opened.bind((ADDRESS, port))
         except OSError as error:
-            raise UserError(f"--port={port} cannot be opened ({error.strerror}); try --port=0") from None
+            raise UserError(f"port={port} cannot be opened ({error.strerror}); try port=0") from None
         opened.listen()
         announce(f"http://{ADDRESS}:{opened.getsockname()[1]}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[opened])

@@ -1,0 +1,76 @@
+"""`cnnjax evaluate`, `replay` and `checkpoint`: questions to a run folder."""
+
+import dataclasses
+from typing import Annotated as Flag
+from typing import Any
+
+from rich.table import Table
+
+from cnnjax.cli.flags import Json, Workdir, command, run_folder
+from cnnjax.cli.predict import load
+from cnnjax.cli.tables import metrics_tables, print_result, print_tables
+from cnnjax.errors import UserError
+
+
+@command("evaluate", like=load)
+def evaluate(
+    *,
+    workdir: Workdir = None,
+    split: Flag[str, "train, validation or test"] = "test",
+    data: Flag[str | None, "another data set with the same classes"] = None,
+    json: Json = False,
+    **chosen: Any,
+) -> None:
+    """Prints the metrics of a run on one split."""
+    folder = run_folder(workdir)
+    from cnnjax.runs import compile_cache
+    from cnnjax.runs import evaluate as evaluate_lib
+    from cnnjax.runs.folder import Run, plain
+
+    compile_cache.enable()
+    metrics = plain(evaluate_lib.evaluate(folder, split=split, data=data, **chosen)[0])
+    print_result(metrics, json, *metrics_tables(metrics, Run.open(folder).class_names()))
+
+
+@command("replay")
+def replay(
+    *,
+    workdir: Workdir = None,
+    step: Flag[int | None, "counted from 0 (default: the last one in nonfinite.json)", 0] = None,
+    json: Json = False,
+) -> None:
+    """Prints the loss and the gradient norm of each layer, of the last non-finite step or of any other."""
+    folder = run_folder(workdir)
+    from cnnjax.runs.replay import replay_step
+
+    again = replay_step(folder, step)
+    table = Table("layer", "gradient norm", "parameter norm", title=f"step {again.step}")
+    for name, norms in again.layers.items():
+        table.add_row(name, *(f"{norm:.4g}" for norm in norms))
+    print_result(dataclasses.asdict(again), json, table)
+    if not json:
+        print(f"loss {again.loss:.6g}; replayed from step {again.checkpoint}")
+        print(f"examples of the train split: {' '.join(map(str, again.indices))}")
+
+
+@command("checkpoint", words=1)
+def checkpoint(
+    words: list[str],
+    *,
+    workdir: Workdir = None,
+    keep: Flag[int, "prune: newest checkpoints to keep", 1] = 2,
+) -> int:
+    """Lists, verifies or prunes the checkpoints of a run; exit code 1 if one of them is damaged."""
+    if words not in (["list"], ["verify"], ["prune"]) or not workdir:
+        raise UserError("usage: cnnjax checkpoint list | verify | prune --workdir=DIR")
+    from cnnjax.runs import upkeep
+
+    if words == ["prune"]:
+        print(f"removed {', '.join(upkeep.prune(workdir, keep)) or 'nothing'}")
+        return 0
+    table = Table("step", "files", "bytes", "accuracy %", "state")
+    rows = upkeep.describe(workdir, verify=words == ["verify"])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    print_tables(table)
+    return int(any("damaged" in row["state"] for row in rows))

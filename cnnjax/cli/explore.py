@@ -1,0 +1,34 @@
+"""`cnnjax explore` and `report`: pages of trained networks."""
+
+import sys
+from typing import Annotated as Flag
+
+from cnnjax.cli.flags import ANY_NUMBER, command
+from cnnjax.cli.predict import load
+from cnnjax.errors import UserError
+
+
+@command("explore", like=load)
+def explore(*, port: Flag[int, "port on 127.0.0.1; 0 takes a free one", 0, 65535] = 8000, **run: str) -> None:
+    """Serves a page to explore a trained network, on this machine only."""
+    try:
+        from cnnjax.explore.page import server
+    except ImportError as error:
+        raise UserError(f"the page needs {error.name}; pip install 'cnnjax[explore]'") from None
+    server.serve(load(**run), port, announce=lambda address: print(f"open {address}", file=sys.stderr))
+
+
+@command("report", words=ANY_NUMBER)
+def report(
+    words: list[str], *, out: Flag[str | None, "file of the comparison (default: comparison.html)"] = None
+) -> None:
+    """Writes the page of one run, or one page that compares several."""
+    if not words:
+        raise UserError("no run folder; usage: cnnjax report DIR, or cnnjax report DIR DIR ...")
+    from cnnjax.explore import comparison
+    from cnnjax.explore import report as page
+
+    if len(words) == 1 and not out:
+        print(f"wrote {page.write(words[0])}")
+    else:
+        print(f"wrote {comparison.write(words, out or 'comparison.html')}")

@@ -1,0 +1,55 @@
+"""`cnnjax export` and `weights`: networks for other programs, and from them."""
+
+from typing import Annotated as Flag
+
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.cli.flags import command, given
+from cnnjax.cli.predict import load
+from cnnjax.errors import UserError, unknown
+
+
+@command("export", like=load)
+def export(
+    *,
+    format: Flag[str, "safetensors, stablehlo or onnx"] = "safetensors",
+    out: Flag[str | None, "file to write"] = None,
+    half: Flag[bool, "store weights as float16"] = False,
+    batch_size: Flag[int | None, "fixed batch size (default: any)", 1] = None,
+    **run: str,
+) -> None:
+    """Writes a trained network for other programs, reads it back and compares."""
+    from cnnjax.inference import export as export_lib
+
+    if format not in export_lib.FORMATS:
+        raise unknown("--format", format, export_lib.FORMATS)
+    out = given("out", out, f"name a file, as in --out=model{export_lib.FORMATS[format].suffix}")
+    done = export_lib.export(load(**run), format, out, half=half, batch_size=batch_size)
+    size, difference = f"{done.num_bytes:,} bytes", f"{done.difference:.1e}"
+    print(f"wrote {out} ({size}); read back, its logits differ by at most {difference}")
+
+
+@command("weights", words=2)
+def weights(
+    words: list[str],
+    *,
+    config: ConfigDict,
+    model: Flag[str | None, "the network of the file"] = None,
+    workdir: Flag[str | None, "run folder to write or to read"] = None,
+) -> None:
+    """Makes a run folder from a weights file, or writes the weights of a run under torch's names."""
+    if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
+        raise UserError(
+            "usage: cnnjax weights import FILE --model=NAME --workdir=DIR, or "
+            "cnnjax weights export FILE --workdir=DIR"
+        )
+    from cnnjax.inference import weights as exchange
+
+    if words[0] == "export":
+        print(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
+        return
+    config.model = model or config.model
+    config_lib.validate(config)
+    paths = exchange.import_weights(words[1], config, workdir)
+    print(f"imported {len(paths)} parameter arrays into {workdir}")

@@ -1,0 +1,86 @@
+"""HTML of the reports: elements, tables, pictures and figures, whole pages.
+
+A report is one file without scripts or links to anything outside, readable in light and dark.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+GREY = "#888"  # of lines and words in figures, which suits light and dark
+STYLE = Path(__file__).with_name("report.css")
+
+
+class Markup(str):
+    """Text that is HTML already. Any other text is escaped by `join`, and nowhere else."""
+
+
+def join(*content: object) -> Markup:
+    """The content one after the other, as HTML."""
+    return Markup("".join(x if isinstance(x, Markup) else html.escape(str(x)) for x in content))
+
+
+def element(name: str, *content: object, **attributes: str) -> Markup:
+    """<name attribute="value">content</name>; `class_` is the attribute class."""
+    given = "".join(f' {key.rstrip("_")}="{join(value)}"' for key, value in attributes.items())
+    return Markup(f"<{name}{given}>{join(*content)}</{name}>")
+
+
+def page(title: str, *content: Markup) -> str:
+    """A whole page."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = element("head", Markup(head), element("title", title), element("style", Markup(STYLE.read_text())))
+    body = element("body", element("h1", title), *content)
+    return f"<!doctype html>{element('html', head, body, lang='en')}\n"
+
+
+def table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], shares: np.ndarray | None = None
+) -> Markup:
+    """A table whose first column names its rows.
+
+    Args:
+      head, rows: cells.
+      shares: [rows, columns - 1] of 0..1, the shades of the cells beside the first column.
+    """
+    lines = [element("tr", *(element("th", cell) for cell in head))]
+    for i, (name, *cells) in enumerate(rows):
+        shades: list[dict[str, str]] = [{}] * len(cells)
+        if shares is not None:
+            shades = [{"style": f"background: rgb(var(--cell) / {0.7 * share:.2f})"} for share in shares[i]]
+        row = (element("td", cell, **shade) for cell, shade in zip(cells, shades, strict=True))
+        lines.append(element("tr", element("th", name), *row))
+    return element("div", element("table", *lines), class_="scroll")
+
+
+def image(pixels: np.ndarray, alt: str = "") -> Markup:
+    """An image, uint8 [H, W, 1 or 3]."""
+    return Markup(f'<img alt="{join(alt)}" src="{png(pixels)}">')
+
+
+def png(pixels: np.ndarray) -> str:
+    """An image, uint8 [H, W, 1 or 3], as a data URL."""
+    data = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(data, format="png")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def svg(figure: Figure) -> Markup:
+    """A figure as SVG, in greys that suit light and dark."""
+    for axes in figure.axes:
+        axes.tick_params(colors=GREY)
+        axes.spines[:].set_color(GREY)
+        if legend := axes.get_legend():
+            legend.get_frame().set_alpha(0)
+        for text in axes.findobj(Text):
+            text.set_color(GREY)
+    written = io.StringIO()
+    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return Markup(written.getvalue()[written.getvalue().index("<svg") :])

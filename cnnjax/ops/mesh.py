@@ -1,0 +1,13 @@
+"""The devices that a function is traced for: JAX's own mesh, as `jax.set_mesh` around the program gives it.
+
+Its axis `data` shards the examples of a batch, `model` the channels of an image.
+"""
+
+from jax.sharding import AxisType, get_abstract_mesh
+
+
+def axis_size(axis: str) -> int:
+    """Devices on an axis; 1 without a mesh, inside `shard_map`, and for axes of explicit sharding."""
+    mesh = get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return mesh.shape[axis] if kinds.get(axis) == AxisType.Auto else 1
