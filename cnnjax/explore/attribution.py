@@ -12,26 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import Array
 
 from cnnjax.errors import UserError
 from cnnjax.explore.layers import Variables, run, trace, unrolled
 
 
-def class_logits(model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array) -> jax.Array:
+def class_logits(model: nn.Module, variables: Variables, image: Array, label: Array) -> Array:
     """The logit of each image's class, float32 [B], in evaluation mode."""
     return _pick(jnp.asarray(model.apply(variables, image)), label)
 
 
-def _pick(logits: jax.Array, label: jax.Array) -> jax.Array:
+def _pick(logits: Array, label: Array) -> Array:
     return jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
 
 
-def input_gradient(model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array) -> jax.Array:
+def input_gradient(model: nn.Module, variables: Variables, image: Array, label: Array) -> Array:
     """The derivative of each image's class logit by its pixels, [B, H, W, C]."""
     return jax.grad(lambda x: class_logits(model, variables, x, label).sum())(image)
 
 
-def saliency(model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array) -> jax.Array:
+def saliency(model: nn.Module, variables: Variables, image: Array, label: Array) -> Array:
     """The size of the gradient at each pixel, the largest over channels: [B, H, W].
 
     Source: Simonyan, Vedaldi, Zisserman 2013, arXiv:1312.6034, section 3.1.
@@ -42,13 +43,13 @@ def saliency(model: nn.Module, variables: Variables, image: jax.Array, label: ja
 def smooth_grad(
     model: nn.Module,
     variables: Variables,
-    image: jax.Array,
-    label: jax.Array,
-    key: jax.Array,
+    image: Array,
+    label: Array,
+    key: Array,
     *,
     samples: int = 25,
     noise: float = 0.15,
-) -> jax.Array:
+) -> Array:
     """The mean size of the gradient over noisy copies of the image: [B, H, W].
 
     Args:
@@ -59,23 +60,22 @@ def smooth_grad(
     """
     spread = image.max((1, 2, 3), keepdims=True) - image.min((1, 2, 3), keepdims=True)
 
-    def one(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+    def one(key: Array) -> Array:
         noisy = image + noise * spread * jax.random.normal(key, image.shape, image.dtype)
-        return total + saliency(model, variables, noisy, label), None
+        return saliency(model, variables, noisy, label)
 
-    total, _ = jax.lax.scan(one, jnp.zeros(image.shape[:3]), jax.random.split(key, samples))
-    return total / samples
+    return _mean(one, jax.random.split(key, samples))
 
 
 def integrated_gradients(
     model: nn.Module,
     variables: Variables,
-    image: jax.Array,
-    label: jax.Array,
+    image: Array,
+    label: Array,
     *,
-    baseline: jax.Array | float = 0.0,
+    baseline: Array | float = 0.0,
     steps: int = 64,
-) -> jax.Array:
+) -> Array:
     """What each pixel adds to the class logit on the way from a baseline: [B, H, W, C].
 
     The sum over pixels is the logit's difference between image and baseline, up to the error of the midpoint
@@ -85,17 +85,24 @@ def integrated_gradients(
       baseline: an image, or one value: 0 is the data set's mean colour of normalized images.
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, equation 1.
     """
-    start = jnp.broadcast_to(jnp.asarray(baseline, image.dtype), image.shape)
+    way = image - jnp.asarray(baseline, image.dtype)
 
-    def one(total: jax.Array, share: jax.Array) -> tuple[jax.Array, None]:
-        return total + input_gradient(model, variables, start + share * (image - start), label), None
+    def one(share: Array) -> Array:
+        return input_gradient(model, variables, image - share * way, label)
 
-    total, _ = jax.lax.scan(one, jnp.zeros_like(image), (jnp.arange(steps) + 0.5) / steps)
-    return (image - start) * total / steps
+    return way * _mean(one, jnp.arange(0.5, steps) / steps)
+
+
+def _mean(function: Callable[[Array], Array], values: Array) -> Array:
+    """The mean of the function over the values along the first axis, computed one after the other."""
+    one = jax.eval_shape(function, values[0])
+    zeros = jnp.zeros(one.shape, one.dtype)
+    total, _ = jax.lax.scan(lambda total, value: (total + function(value), None), zeros, values)
+    return total / len(values)
 
 
 @jax.custom_vjp
-def guided_relu(x: jax.Array) -> jax.Array:
+def guided_relu(x: Array) -> Array:
     """ReLU whose gradient goes back only where both input and gradient are positive."""
     return jax.nn.relu(x)
 
@@ -109,10 +116,10 @@ guided_relu.defvjp(
 def guided_gradient(
     model: nn.Module,
     variables: Variables,
-    image: jax.Array,
-    score: Callable[[jax.Array, jax.Array], jax.Array],
+    image: Array,
+    score: Callable[[Array, Array], Array],
     layer: str | None = None,
-) -> jax.Array:
+) -> Array:
     """The guided gradient of a score of the logits and of a layer's values, [B, H, W, C].
 
     Args:
@@ -126,7 +133,7 @@ def guided_gradient(
     traced = trace(model, variables, image)
     kept = traced.layer(layer)
 
-    def total(x: jax.Array) -> jax.Array:
+    def total(x: Array) -> Array:
         logits, (values,) = run(traced, variables, x, keep=[kept], rules={"relu": guided_relu})
         return score(logits, values)
 
@@ -136,11 +143,11 @@ def guided_gradient(
 def _cam(
     model: nn.Module,
     variables: Variables,
-    image: jax.Array,
-    label: jax.Array,
+    image: Array,
+    label: Array,
     layer: str | None,
-    weigh: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
+    weigh: Callable[[Array, Array], Array],
+) -> Array:
     """ReLU of a layer's weighted sum over channels: float32 [B, h, w].
 
     Args:
@@ -151,7 +158,7 @@ def _cam(
     if not kept.is_map:
         raise UserError(f"layer {kept.name!r} is {list(kept.shape)}; Grad-CAM needs a map of several places")
 
-    def total(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def total(delta: Array) -> tuple[Array, Array]:
         logits, (values,) = run(traced, variables, image, keep=[kept], add={kept.index: delta})
         return _pick(logits, label).sum(), values
 
@@ -162,8 +169,8 @@ def _cam(
 
 
 def grad_cam(
-    model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array, *, layer: str | None = None
-) -> jax.Array:
+    model: nn.Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+) -> Array:
     """Where a layer speaks for the class: float32 [B, h, w], at least 0, at the layer's own size.
 
     Args:
@@ -178,15 +185,15 @@ def grad_cam(
 
 
 def grad_cam_plus_plus(
-    model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array, *, layer: str | None = None
-) -> jax.Array:
+    model: nn.Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+) -> Array:
     """Grad-CAM with a weight for each place, which finds several objects of a class: float32 [B, h, w].
 
     Source: Chattopadhay et al. 2017, arXiv:1710.11063, equations 10, 11 and 19, with the exponential of the
     logit as score; its positive factor, the same for all places of an image, is left out.
     """
 
-    def weigh(values: jax.Array, gradient: jax.Array) -> jax.Array:
+    def weigh(values: Array, gradient: Array) -> Array:
         below = 2 * gradient**2 + values.sum((1, 2), keepdims=True) * gradient**3
         alpha = jnp.where(below == 0, 0.0, gradient**2 / jnp.where(below == 0, 1.0, below))
         return (alpha * jax.nn.relu(gradient)).sum((1, 2), keepdims=True)
@@ -195,8 +202,8 @@ def grad_cam_plus_plus(
 
 
 def hires_cam(
-    model: nn.Module, variables: Variables, image: jax.Array, label: jax.Array, *, layer: str | None = None
-) -> jax.Array:
+    model: nn.Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+) -> Array:
     """Grad-CAM with the gradient of each place instead of the mean over places: float32 [B, h, w].
 
     The same as Grad-CAM, up to a factor, for a linear classifier of globally averaged maps; of use if the
@@ -210,7 +217,7 @@ def hires_cam(
 METHODS = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "hires_cam": hires_cam}
 
 
-def heatmap(values: jax.Array, size: tuple[int, int]) -> jax.Array:
+def heatmap(values: Array, size: tuple[int, int]) -> Array:
     """Maps [B, h, w] resized to [B, *size] (bilinear), each scaled to 0..1; a constant one becomes 0."""
     large = jax.image.resize(values, (values.shape[0], *size), "bilinear")
     low, high = large.min((1, 2), keepdims=True), large.max((1, 2), keepdims=True)
@@ -222,13 +229,13 @@ def heatmap(values: jax.Array, size: tuple[int, int]) -> jax.Array:
 def occlusion(
     model: nn.Module,
     variables: Variables,
-    image: jax.Array,
-    label: jax.Array,
+    image: Array,
+    label: Array,
     *,
     window: int,
     stride: int,
     fill: float = 0.0,
-) -> jax.Array:
+) -> Array:
     """How far the class logit falls when a square is covered: float32 [B, rows, columns].
 
     Args:
@@ -244,7 +251,7 @@ def occlusion(
     whole = class_logits(model, variables, image, label)
     rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
 
-    def fall(corner: jax.Array) -> jax.Array:
+    def fall(corner: Array) -> Array:
         top, left = corner
         mask = (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
         covered = jnp.where(mask[None, :, :, None], jnp.asarray(fill, image.dtype), image)
@@ -255,7 +262,7 @@ def occlusion(
     return jax.lax.map(fall, corners).T.reshape(image.shape[0], len(tops), len(lefts))
 
 
-def randomized(variables: Variables, key: jax.Array, modules: Collection[str] | None = None) -> Variables:
+def randomized(variables: Variables, key: Array, modules: Collection[str] | None = None) -> Variables:
     """The variables with the params of some top modules redrawn, normal with their own mean and deviation.
 
     Args:
@@ -274,12 +281,12 @@ def randomized(variables: Variables, key: jax.Array, modules: Collection[str] | 
 
 
 def cascade(
-    method: Callable[..., jax.Array],
+    method: Callable[..., Array],
     model: nn.Module,
     variables: Variables,
-    image: jax.Array,
-    label: jax.Array,
-    key: jax.Array,
+    image: Array,
+    label: Array,
+    key: Array,
 ) -> dict[str, float]:
     """How similar a method's map stays as the modules are randomized one after another, from the head down.
 

@@ -130,12 +130,12 @@ def _curves(groups: Sequence[Group]) -> Markup:
 def _side_by_side(groups: Sequence[Group]) -> Markup:
     """Test images that the groups' first runs do not all get right, highest loss first."""
     title = element("h2", "The same images")
-    tables = {group: found for group in groups if (found := predictions(group.runs[0]))}
-    labels = [found["label"] for found in tables.values()]
+    tables = {group: rows for group in groups if (rows := predictions(group.runs[0]))}
+    labels = [rows["label"] for rows in tables.values()]
     if not labels or not all(np.array_equal(label, labels[0]) for label in labels):
         return join(title, element("p", "No pictures: the runs have no test images in common."))
-    wrong = np.sum([found["prediction"] != found["label"] for found in tables.values()], 0)
-    loss = np.mean([found["loss"] for found in tables.values()], 0)
+    wrong = np.sum([rows["prediction"] != rows["label"] for rows in tables.values()], 0)
+    loss = np.mean([rows["loss"] for rows in tables.values()], 0)
     chosen = np.flatnonzero((wrong > 0) & (wrong < len(tables)) if len(tables) > 1 else wrong > 0)
     chosen = chosen[np.argsort(-loss[chosen], kind="stable")][:NUM_IMAGES]
     run = next(iter(tables)).runs[0]
@@ -143,8 +143,8 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
 
     def caption(i: int) -> Markup:
         lines = [join("is ", element("b", names[labels[0][i]]))]
-        for group, found in tables.items():
-            prediction, share = found["prediction"][i], 100 * found["confidence"][i]
+        for group, rows in tables.items():
+            prediction, share = rows["prediction"][i], 100 * rows["confidence"][i]
             mark = "✓" if prediction == labels[0][i] else "✗"
             lines += [BREAK, join(f"{group.name} {mark} {names[prediction]} ({share:.0f} %)")]
         return join(*lines)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax import Array
 from PIL import Image
 
 from cnnjax.errors import UserError, unknown
@@ -38,7 +39,7 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
         raise unknown("method", method, attribution.METHODS)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def heatmaps(name: str, variables: Variables, images: jax.Array, label: jax.Array) -> jax.Array:
+    def heatmaps(name: str, variables: Variables, images: Array, label: Array) -> Array:
         image = trained.prepare(images)
         values = attribution.METHODS[name](trained.model, variables, image, label, layer=layer)
         return attribution.heatmap(values, (image.shape[1], image.shape[2]))

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from cnnjax.errors import UserError
 from cnnjax.explore.layers import Variables
 
-Loss = Callable[[Variables], jax.Array]  # of variables; a number
+Loss = Callable[[Variables], Array]  # of variables; a number
 
 
 def pca(features: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -53,13 +54,13 @@ def loss_on_line(loss: Loss, start: Variables, end: Variables, shares: np.ndarra
     return _losses(lambda share: loss(jax.tree.map(lambda a, b: a + share * (b - a), start, end)), shares)
 
 
-def _losses(loss: Callable[[jax.Array], jax.Array], places: np.ndarray) -> np.ndarray:
+def _losses(loss: Callable[[Array], Array], places: np.ndarray) -> np.ndarray:
     """The loss at each of N places, compiled once: float64 [N]."""
     losses = jax.jit(lambda places: jax.lax.map(loss, places))(jnp.asarray(places, jnp.float32))
     return np.asarray(losses, np.float64)
 
 
-def filter_direction(params: Variables, key: jax.Array) -> Variables:
+def filter_direction(params: Variables, key: Array) -> Variables:
     """A random direction in which each filter has the norm of the parameters' own; biases and scales stay.
 
     Source: Li et al. 2017, arXiv:1712.09913, section 4.
@@ -75,7 +76,7 @@ def filter_direction(params: Variables, key: jax.Array) -> Variables:
     return jax.tree.unflatten(structure, direction)
 
 
-def loss_on_plane(loss: Loss, variables: Variables, key: jax.Array, shares: np.ndarray) -> np.ndarray:
+def loss_on_plane(loss: Loss, variables: Variables, key: Array, shares: np.ndarray) -> np.ndarray:
     """The loss over two random filter-normalized directions around a network: float64 [S, S].
 
     Args:
@@ -83,7 +84,7 @@ def loss_on_plane(loss: Loss, variables: Variables, key: jax.Array, shares: np.n
     """
     first, second = (filter_direction(variables["params"], jax.random.fold_in(key, i)) for i in range(2))
 
-    def at(place: jax.Array) -> jax.Array:
+    def at(place: Array) -> Array:
         moved = jax.tree.map(
             lambda p, a, b: p + place[0] * a + place[1] * b, variables["params"], first, second
         )

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
@@ -29,7 +30,7 @@ from cnnjax.profiling.receptive_fields import field_size
 from cnnjax.profiling.summary import image_fields
 
 Variables = Mapping[str, Any]  # params and batch_stats of a linen module
-ImageLike = jax.Array | jax.ShapeDtypeStruct
+ImageLike = Array | jax.ShapeDtypeStruct
 Box = tuple[int, int, int, int]  # (top, left, bottom, right) in pixels; the last two are exclusive
 CALLED = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # where an equation keeps the function that it calls
 HEAD = "head"
@@ -99,12 +100,12 @@ def trace(model: nn.Module, variables: Variables, image: ImageLike) -> Trace:
 def run(
     traced: Trace,
     variables: Variables,
-    image: jax.Array,
+    image: Array,
     *,
     keep: Sequence[Layer] = (),
-    add: Mapping[int, jax.Array] = MappingProxyType({}),
-    rules: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({}),
-) -> tuple[jax.Array, list[jax.Array]]:
+    add: Mapping[int, Array] = MappingProxyType({}),
+    rules: Mapping[str, Callable[..., Array]] = MappingProxyType({}),
+) -> tuple[Array, list[Array]]:
     """Computes the logits [B, K] and the values of the layers to keep, each float [B, ...].
 
     Args:
@@ -114,7 +115,7 @@ def run(
     inner = traced.jaxpr.jaxpr
     values = dict(zip(inner.constvars, traced.jaxpr.consts, strict=True))
     values |= zip(inner.invars, jax.tree.leaves((variables, image)), strict=True)
-    kept: dict[int, jax.Array] = {}
+    kept: dict[int, Array] = {}
     for index, eqn in enumerate(inner.eqns):
         operands = [v.val if isinstance(v, Literal) else values[v] for v in eqn.invars]
         function = rules.get(called_name(eqn))
@@ -156,8 +157,8 @@ def layer_shapes(
 
 
 def feature_maps(
-    model: nn.Module, variables: Variables, image: jax.Array, names: Sequence[str] | None = None
-) -> dict[str, jax.Array]:
+    model: nn.Module, variables: Variables, image: Array, names: Sequence[str] | None = None
+) -> dict[str, Array]:
     """The values of named layers, float32 [B, H, W, C] or [B, C].
 
     Args:
@@ -174,7 +175,7 @@ def feature_maps(
     return {layer.name: value.astype(jnp.float32) for layer, value in zip(keep, values, strict=True)}
 
 
-def penultimate(model: nn.Module, variables: Variables, image: jax.Array) -> jax.Array:
+def penultimate(model: nn.Module, variables: Variables, image: Array) -> Array:
     """What the last layer of the classifier takes, averaged over places: float32 [B, D]."""
     traced = trace(model, variables, image)
     eqns = traced.jaxpr.jaxpr.eqns

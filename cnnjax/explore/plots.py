@@ -101,19 +101,19 @@ def heat_row(image: np.ndarray, heats: Mapping[str, np.ndarray]) -> Figure:
     return image_grid(pictures, ["image", *heats], columns=len(pictures), size=1.9)
 
 
-def boxes(image: np.ndarray, found: Sequence[Box], *, size: float = 3.0) -> Figure:
+def boxes(image: np.ndarray, outlines: Sequence[Box], *, size: float = 3.0) -> Figure:
     """An image with boxes drawn, such as receptive fields."""
     figure, axes = _figure(size, size)
     _show(axes, to_unit(image))
-    for i, (top, left, bottom, right) in enumerate(found, 1):
+    for i, (top, left, bottom, right) in enumerate(outlines, 1):
         corner, width, height = (left - 0.5, top - 0.5), right - left, bottom - top
         axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=f"C{i}", linewidth=2))
     return figure
 
 
-def patch_row(images: Sequence[np.ndarray], found: Sequence[Box], titles: Sequence[str] = ()) -> Figure:
+def patch_row(images: Sequence[np.ndarray], patches: Sequence[Box], titles: Sequence[str] = ()) -> Figure:
     """The part of each image inside its box."""
-    return image_grid(list(map(crop, images, found)), titles, columns=9)
+    return image_grid(list(map(crop, images, patches)), titles, columns=9)
 
 
 def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
@@ -193,13 +193,13 @@ def row_shares(matrix: np.ndarray) -> np.ndarray:
     return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
 
-def reliability(found: Calibration) -> Figure:
+def reliability(calibration: Calibration) -> Figure:
     """Accuracy against confidence, with the diagonal of a perfectly calibrated network."""
     figure, axes = _figure(3.6, 3.4)
     axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
-    axes.plot(found.confidence, found.accuracy, marker="o")
+    axes.plot(calibration.confidence, calibration.accuracy, marker="o")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(f"expected calibration error {found.error:.3f}", fontsize=9)
+    axes.set_title(f"expected calibration error {calibration.error:.3f}", fontsize=9)
     axes.grid(alpha=0.25)
     return figure
 

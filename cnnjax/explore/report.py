@@ -115,15 +115,15 @@ def _confusion(matrix: np.ndarray, names: Sequence[str]) -> Markup:
 
 def _mistakes(run: Run, names: Sequence[str]) -> Markup:
     """The misclassified test images with the highest loss."""
-    found = predictions(run)
-    if found is None:
+    rows = predictions(run)
+    if rows is None:
         return Markup()
-    worst = worst_mistakes(found, NUM_MISTAKES)
+    worst = worst_mistakes(rows, NUM_MISTAKES)
     captions = (
         join(
-            f"{names[found['prediction'][i]]} ({100 * found['confidence'][i]:.0f} %)",
+            f"{names[rows['prediction'][i]]} ({100 * rows['confidence'][i]:.0f} %)",
             BREAK,
-            f"is {names[found['label'][i]]}",
+            f"is {names[rows['label'][i]]}",
         )
         for i in worst
     )

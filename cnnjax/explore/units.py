@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from jax import Array
 
 from cnnjax.errors import UserError
 from cnnjax.explore.layers import (
@@ -21,7 +22,7 @@ from cnnjax.explore.layers import (
     unrolled,
 )
 
-Batches = Iterable[jax.Array]  # of images as the network takes them, float [B, H, W, C]
+Batches = Iterable[Array]  # of images as the network takes them, float [B, H, W, C]
 
 
 def first_filters(model: nn.Module, variables: Variables, image_shape: Sequence[int]) -> np.ndarray:
@@ -86,13 +87,11 @@ def peaks(model: nn.Module, variables: Variables, batches: Batches, layer: str) 
     return Peaks(layer, np.concatenate(highest), np.concatenate(places).astype(np.int32))
 
 
-def _layer_values(
-    model: nn.Module, variables: Variables, batches: Batches, layer: str
-) -> Iterable[jax.Array]:
+def _layer_values(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> Iterable[Array]:
     model = unrolled(model)
 
     @jax.jit
-    def values(variables: Variables, image: jax.Array) -> jax.Array:
+    def values(variables: Variables, image: Array) -> Array:
         traced = trace(model, variables, image)
         return run(traced, variables, image, keep=[traced.layer(layer)])[1][0].astype(jnp.float32)
 
@@ -112,7 +111,7 @@ def best_patches(
     model: nn.Module,
     variables: Variables,
     image_shape: Sequence[int],
-    found: Peaks,
+    peaks: Peaks,
     unit: int,
     count: int = 9,
 ) -> list[Patch]:
@@ -122,12 +121,12 @@ def best_patches(
       UserError: for a unit that the layer does not have.
     Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4; Girshick et al. 2013, arXiv:1311.2524.
     """
-    _check_unit(unit, found.value.shape[1])
+    _check_unit(unit, peaks.value.shape[1])
     patches = []
-    for i in np.argsort(-found.value[:, unit], kind="stable")[:count]:
-        row, column = map(int, found.place[i, unit])
-        box = receptive_box(model, variables, image_shape, found.layer, (row, column))
-        patches.append(Patch(int(i), float(found.value[i, unit]), box))
+    for i in np.argsort(-peaks.value[:, unit], kind="stable")[:count]:
+        row, column = map(int, peaks.place[i, unit])
+        box = receptive_box(model, variables, image_shape, peaks.layer, (row, column))
+        patches.append(Patch(int(i), float(peaks.value[i, unit]), box))
     return patches
 
 
@@ -136,14 +135,14 @@ def maximize(
     variables: Variables,
     image_shape: Sequence[int],
     unit: int,
-    key: jax.Array,
+    key: Array,
     *,
     layer: str | None = None,
     steps: int = 128,
     step_size: float = 0.1,
     decay: float = 0.01,
     jitter: int = 2,
-) -> jax.Array:
+) -> Array:
     """An image that excites a unit, found by gradient ascent from noise: [H, W, C], normalized.
 
     Args:
@@ -161,11 +160,11 @@ def maximize(
     keep = [] if layer is None else [traced.layer(layer)]
     _check_unit(unit, keep[0].shape[-1] if keep else traced.jaxpr.out_avals[0].shape[-1])
 
-    def score(image: jax.Array) -> jax.Array:
+    def score(image: Array) -> Array:
         logits, values = run(traced, variables, image, keep=keep)
         return (values[0] if values else logits)[..., unit].mean()
 
-    def climb(image: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+    def climb(image: Array, key: Array) -> tuple[Array, None]:
         shift = jax.random.randint(key, (2,), -jitter, jitter + 1)
         gradient = jax.grad(score)(jnp.roll(image, shift, (1, 2)))
         gradient = jnp.roll(gradient, -shift, (1, 2))

@@ -103,7 +103,7 @@ class TrainedModel:
         """
         return image_files.fit(image, self.image_shape, name)
 
-    def prepare(self, images: np.ndarray) -> jax.Array:
+    def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
         """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
         return self.augment.preprocess(images)
 

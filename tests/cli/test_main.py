@@ -62,6 +62,12 @@ def test_data_and_models_list_what_there_is(capsys):
     assert "lenet5" not in printed
 
 
+def test_the_help_names_every_command(capsys):
+    assert main.run(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == list(main.COMMANDS)
+
+
 def test_print_config_shows_every_field(capsys):
     assert main.run(["train", "--print_config", "--config.seed=7"]) == 0
     printed = capsys.readouterr().out

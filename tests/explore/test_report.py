@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cnnjax.errors import UserError
-from cnnjax.explore import comparison, report
+from cnnjax.explore import comparison, markup, report
 from cnnjax.runs import train
 from tests import browser
 from tests.conftest import tiny_arrays
@@ -112,6 +112,15 @@ def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     np.savez(copy / "predictions.npz", **columns)
     assert "Worst mistakes" in report.write(copy).read_text()
     comparison.write([copy, tiny_run], tmp_path / "both.html")
+
+
+def test_text_and_attributes_are_escaped_once_and_markup_is_not():
+    bold = markup.element("b", '<i>"&')
+    assert bold == "<b>&lt;i&gt;&quot;&amp;</b>"
+    assert markup.element("p", bold, 1, class_='"') == f'<p class="&quot;">{bold}1</p>'
+    table = markup.table(["", "<"], [["&", 3]], np.array([[0.5]]))
+    assert "<th>&lt;</th>" in table and "<th>&amp;</th>" in table
+    assert '<td style="background: rgb(var(--cell) / 0.35)">3</td>' in table
 
 
 def test_a_folder_that_is_no_run_has_no_report(tmp_path):

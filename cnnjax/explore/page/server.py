@@ -36,23 +36,20 @@ HEADERS = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class SameOriginOnly:
+def same_origin_only(app: ASGIApp) -> ASGIApp:
     """Refuses requests that another site's page makes through the user's browser."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            request = Request(scope)
-            origin = request.headers.get("origin")
-            site = request.headers.get("sec-fetch-site", "none")
-            own = f"http://{request.headers.get('host')}"
-            if (origin is not None and origin != own) or site not in ("none", "same-origin"):
-                response = JSONResponse({"error": "requests from other origins are refused"}, 403)
-                await response(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+            headers = Request(scope).headers
+            own = f"http://{headers.get('host')}"
+            same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+            if headers.get("origin", own) != own or not same_site:
+                refusal = JSONResponse({"error": "requests from other origins are refused"}, 403)
+                return await refusal(scope, receive, send)
+        await app(scope, receive, send)
+
+    return guarded
 
 
 def make_app(trained: TrainedModel) -> Starlette:
@@ -68,7 +65,7 @@ def make_app(trained: TrainedModel) -> Starlette:
         Route("/api/upload", _post(shown.upload), methods=["POST"]),
         Route("/api/operation", _post(lambda body: operations.operation(_object(body))), methods=["POST"]),
     ]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(SameOriginOnly)]
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(same_origin_only)]
     return Starlette(routes=routes, middleware=guards)
 
 

@@ -1,0 +1,75 @@
+"""Flags: the annotated keywords of a function, with their types, bounds, help and shared ones."""
+
+from typing import Annotated as Flag
+
+import pytest
+
+from cnnjax.cli.flags import Json, command, given
+from cnnjax.errors import UserError
+
+
+def shared(*, size: Flag[int, "pixels of the side", 1, 64] = 8, name: Flag[str | None, "a name"] = None):
+    """Flags of several commands."""
+
+
+@command("show", words=2, like=shared)
+def show(
+    words: list[str],
+    *,
+    share: Flag[float, "of the whole", 0.0] = 0.5,
+    many: Flag[list, "may be repeated"] = [],  # noqa: B006, absl copies it
+    json: Json = False,
+    name: Flag[str | None, "another meaning"] = "own",
+    **rest: int,
+) -> int:
+    CALLS.append((words, share, many, json, name, rest))
+    return 7
+
+
+CALLS: list = []
+
+
+def test_values_have_their_types_and_own_flags_replace_shared_ones():
+    assert show(["a", "--size=3", "--share", "1", "--many=x", "--many=y", "--json"]) == 7
+    assert CALLS.pop() == (["a"], 1.0, ["x", "y"], True, "own", {"size": 3})
+    show(["--nojson", "--name=n"])
+    assert CALLS.pop() == ([], 0.5, [], False, "n", {"size": 8})
+
+
+def test_words_after_two_dashes_are_no_flags():
+    show(["--", "--size=3", "--help"])
+    assert CALLS.pop()[0] == ["--size=3", "--help"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--size=0"], "size"),
+        (["--size=65"], "size"),
+        (["--size=many"], "many"),
+        (["--share=-1"], "share"),
+        (["--sise=1"], "unknown flag of cnnjax show '--sise' (did you mean '--size'?)"),
+        (["a", "b", "c"], "cnnjax show does not take 'c'"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(args, words):
+    with pytest.raises(UserError) as error:
+        show(args)
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert not CALLS
+
+
+def test_help_prints_every_flag_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        show(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for text in ("--size", "pixels of the side", "--share", "of the whole", "--many", "another meaning"):
+        assert text in printed
+    assert not CALLS
+
+
+def test_a_missing_value_says_what_to_give():
+    assert given("out", "x", "name a file") == "x"
+    with pytest.raises(UserError, match="--out is missing; name a file"):
+        given("out", None, "name a file")
