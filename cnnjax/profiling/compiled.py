@@ -6,7 +6,7 @@ All of it is read from what XLA has compiled, for one device of those that it wa
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from flax import traverse_util
@@ -71,19 +71,21 @@ class Program:
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
         """(how many, bytes sent) of each kind of collective."""
-        return _sums((c.kind, c) for c in self.collectives)
+        return _sums(self.collectives, lambda each: each.kind)
 
     def by_layer(self) -> dict[str, tuple[int, float]]:
         """(how many, bytes sent) by layer, the most bytes first."""
-        sums = _sums((c.layer, c) for c in self.collectives)
+        sums = _sums(self.collectives, lambda each: each.layer)
         return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
 
 
-def _sums(pairs: Iterable[tuple[str, Collective]]) -> dict[str, tuple[int, float]]:
+def _sums(
+    collectives: Iterable[Collective], name: Callable[[Collective], str]
+) -> dict[str, tuple[int, float]]:
     sums: dict[str, tuple[int, float]] = {}
-    for name, each in pairs:
-        count, wire = sums.get(name, (0, 0.0))
-        sums[name] = count + each.count, wire + each.count * each.wire
+    for each in collectives:
+        count, wire = sums.get(name(each), (0, 0.0))
+        sums[name(each)] = count + each.count, wire + each.count * each.wire
     return sums
 
 

@@ -9,17 +9,17 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import simplejpeg
 
 from cnnjax.data import batches as pipeline
-from cnnjax.data import datasets, prepare
+from cnnjax.data import prepare
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.sources import records
-from cnnjax.data.sources.source import Source
+from cnnjax.data.sources.folder import ImageFolder
+from cnnjax.data.sources.source import FileSource
 from cnnjax.errors import UserError
 from cnnjax.profiling.benchmark import Figures, TrainBench, calls_per_second, peak_resident, with_range
 
@@ -61,7 +61,8 @@ def bench_data(
         source, encoded = _jpegs(name, Path(folder))
         figures: Figures = {"images": Path(name).name if name else "made up", "cores": _cores()}
         figures |= _decoding(source, encoded, rounds, seconds)
-        prepare.prepare({"train": _Repeated(source, RAW)}, Path(folder) / "raw", encoding="raw")
+        repeated = source.subset(np.arange(RAW) % len(source))
+        prepare.prepare({"train": repeated}, Path(folder) / "raw", encoding="raw")
         raw = records.read_split(Path(folder) / "raw", "train", "raw records")
         figures |= with_range("raw_images_per_second", [_streamed(raw, seconds) for _ in range(rounds)], 1)
         figures |= _memory(raw, images)
@@ -73,7 +74,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _jpegs(name: str | None, folder: Path) -> tuple[Source, list[bytes]]:
+def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
     """JPEG files as a source, which brings them to 256x256, and encoded."""
     if name is None:
         (folder / "jpeg" / "made_up").mkdir(parents=True)
@@ -85,15 +86,19 @@ def _jpegs(name: str | None, folder: Path) -> tuple[Source, list[bytes]]:
             data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 90)
             (folder / "jpeg" / "made_up" / f"{i}.jpg").write_bytes(data)
         name = f"folder:{folder / 'jpeg'}"
-    source = datasets.load(name, "train", size=SIDE)
-    read = getattr(source, "read", None)
-    members = getattr(read, "members", ())
-    if not members or not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
-        raise UserError(f"--data={name} must be folder:PATH of JPEG files")
-    return source, [read.files.read(member) for member in members]
+    form, _, path = name.partition(":")
+    bad = UserError(f"--data={name} must be folder:PATH of JPEG files")
+    if form != "folder":
+        raise bad
+    images = ImageFolder(Path(path).expanduser())
+    source, split = images.source("train", name, SIDE), images.splits["train"]
+    members = [m for m in images.files.members if m.name.startswith(split)]
+    if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
+        raise bad
+    return source, [images.files.read(member) for member in members]
 
 
-def _decoding(source: Source, encoded: list[bytes], rounds: int, seconds: float) -> dict[str, float]:
+def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: float) -> dict[str, float]:
     """The pipeline and simplejpeg alone in turn, on as many threads, from the same files."""
     alone, ours = [], []
     with ThreadPoolExecutor(_cores()) as pool:
@@ -127,7 +132,7 @@ def _alone(pool: ThreadPoolExecutor, encoded: list[bytes], seconds: float) -> fl
     return count / (time.perf_counter() - start)
 
 
-def _streamed(source: Source, seconds: float) -> float:
+def _streamed(source: FileSource, seconds: float) -> float:
     """Images a second that arrive on the device, once what was read ahead is used up."""
     with contextlib.closing(pipeline.StreamBatches(source, BATCH, seed=0)) as batches:
         for _ in range(pipeline.MOST_AHEAD + 2):
@@ -135,22 +140,7 @@ def _streamed(source: Source, seconds: float) -> float:
         return BATCH * calls_per_second(lambda: next(batches)["image"].block_until_ready(), seconds)
 
 
-class _Repeated:
-    """`count` images: a source again and again."""
-
-    def __init__(self, source: Source, count: int):
-        self.source, self.count = source, count
-        self.image_shape, self.class_names = source.image_shape, source.class_names
-        self.fingerprint = f"{source.fingerprint} to {count}"
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[index % len(self.source)]
-
-
-def _memory(source: Source, images: int) -> dict[str, int]:
+def _memory(source: FileSource, images: int) -> dict[str, int]:
     """How much the largest resident size grows while so many images stream, after a fifth of them."""
     early = 0
     with contextlib.closing(pipeline.StreamBatches(source, BATCH, seed=0)) as batches:
