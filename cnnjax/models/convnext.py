@@ -49,7 +49,7 @@ class Block(nn.Module):
         y = self.dense(width, name="dense2")(y)
         scale_init = nn.initializers.constant(self.layer_scale_init)
         scale = self.param("layer_scale", scale_init, (width,), jnp.float32)
-        return x + self.drop_path(y * scale.astype(y.dtype))
+        return x + self.drop_path(y * scale.astype(y.dtype)[None, None, None])
 
 
 class Stem(nn.Module):

@@ -93,7 +93,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            y = y + jax.lax.expand_dims(bias, range(y.ndim - 1))
         return y.astype(self.dtype)
 
 

@@ -49,6 +49,6 @@ def preset_augment(preset: Preset) -> str:
     """The augmentation that prepares images, resized to `preset.resize`, for evaluation."""
     height, width, _ = preset.input_size
     crop = f"center_crop(({height}, {width}))|" if preset.resize else ""
-    if preset.mean is None:
+    if preset.mean is None or preset.std is None:
         return f"{crop}normalize"
     return f"{crop}normalize(mean={tuple(preset.mean)}, std={tuple(preset.std)})"

@@ -1,7 +1,7 @@
 """Convolution in two dimensions: features matched at every place of an image."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from cnnjax.errors import UserError, unknown
 from cnnjax.ops.cpu import make_convolution, takes
 from cnnjax.ops.mesh import axis_size
-from cnnjax.ops.shapes import Padding, Sides, Size, conv_output_size, pair, resolve_padding
+from cnnjax.ops.shapes import Padding, Pair, Sides, Size, conv_output_size, pair, resolve_padding
 
 PADDING_MODES = ("zero", "reflect")
 
@@ -51,22 +51,27 @@ def conv2d(
     """
     if padding_mode not in PADDING_MODES:
         raise unknown("padding_mode", padding_mode, PADDING_MODES)
-    strides, dilation = pair(strides, "strides"), pair(dilation, "dilation")
+    steps, spread = pair(strides, "strides"), pair(dilation, "dilation")
     _check_arrays(x, kernel, bias, groups)
-    sides = resolve_padding(padding, kernel.shape[:2], strides, dilation, x.shape[1:3])
+    sides = resolve_padding(padding, kernel.shape[:2], steps, spread, x.shape[1:3])
     for axis in range(2):
-        conv_output_size(x.shape[1 + axis], kernel.shape[axis], strides[axis], sides[axis], dilation[axis])
+        conv_output_size(x.shape[1 + axis], kernel.shape[axis], steps[axis], sides[axis], spread[axis])
     if padding_mode == "reflect":
         x, sides = _reflect(x, sides), ((0, 0), (0, 0))
-    sizes = {"strides": strides, "padding": sides, "dilation": dilation, "groups": groups}
-    on_mesh = groups > 1 and max(axis_size("data"), axis_size("model")) > 1
-    if takes(x, kernel) and not on_mesh:
-        return _on_cpu(x, kernel, None if bias is None else bias.astype(x.dtype), **sizes)
-    y = _groups_on_mesh(x, kernel, **sizes) if on_mesh else _in_xla(x, kernel, **sizes)
-    return y if bias is None else y + bias.astype(y.dtype)
+    convolve = functools.partial(_in_xla, strides=steps, padding=sides, dilation=spread)
+    if groups > 1 and max(axis_size("data"), axis_size("model")) > 1:
+        y = _groups_on_mesh(convolve, x, kernel, groups)
+    elif takes(x, kernel):
+        bias = None if bias is None else bias.astype(x.dtype)
+        return _on_cpu(x, kernel, bias, strides=steps, padding=sides, dilation=spread, groups=groups)
+    else:
+        y = convolve(x, kernel, groups=groups)
+    return y if bias is None else y + bias.astype(y.dtype)[None, None, None]
 
 
-def _groups_on_mesh(x: jax.Array, kernel: jax.Array, *, groups: int, **sizes: Any) -> jax.Array:
+def _groups_on_mesh(
+    convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, groups: int
+) -> jax.Array:
     """Each device convolves its own examples, and its own groups if the devices on `model` divide them.
 
     XLA's partitioner would compute depthwise convolutions on every device, and where a device holds part of
@@ -75,13 +80,13 @@ def _groups_on_mesh(x: jax.Array, kernel: jax.Array, *, groups: int, **sizes: An
     data, model = axis_size("data"), axis_size("model")
     examples = "data" if data > 1 and x.shape[0] % data == 0 else None
     channels = "model" if model > 1 and groups % model == 0 else None
-    local = functools.partial(_in_xla, groups=groups // model if channels else groups, **sizes)
+    local = functools.partial(convolve, groups=groups // model if channels else groups)
     images, kernels = P(examples, None, None, channels), P(None, None, None, channels)
     return jax.shard_map(local, in_specs=(images, kernels), out_specs=images)(x, kernel)
 
 
 def _in_xla(
-    x: jax.Array, kernel: jax.Array, *, strides: Size, padding: Sides, dilation: Size, groups: int
+    x: jax.Array, kernel: jax.Array, *, strides: Pair, padding: Sides, dilation: Pair, groups: int
 ) -> jax.Array:
     # XLA sums bfloat16 products in float32 on every platform and rounds the result once. Asking
     # for it with preferred_element_type would only turn the gradient's convolutions to float32.

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_batch_norm, make_response_norm, max_windows_and_places, takes
+from cnnjax.ops.maximum import widen
 from cnnjax.ops.mesh import axis_size
 from cnnjax.ops.pooling import max_pool
 
@@ -46,8 +47,8 @@ def local_response_norm(
 def _response_sum(x: jax.Array, n: int, k: float, alpha: float) -> jax.Array:
     channels, reach = x.shape[-1], n // 2
     squares = jnp.pad(jnp.square(_widen(x)), [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
-    total = sum(lax.slice_in_dim(squares, i, i + channels, axis=-1) for i in range(n))
-    return k + alpha * total
+    terms = [lax.slice_in_dim(squares, i, i + channels, axis=-1) for i in range(n)]
+    return k + alpha * functools.reduce(jnp.add, terms)
 
 
 def _response_norm_in_xla(x: jax.Array, *, n: int, k: float, alpha: float) -> jax.Array:
@@ -108,18 +109,20 @@ def batch_norm_train(
     if x.size == 0:
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
     _check_float(x)
-    options, devices = {"epsilon": epsilon, "relu": relu}, axis_size("data")
+    devices = axis_size("data")
     if groups > 1:
-        y, mean, var = batch_norm_in_groups(x, scale, bias, **options, groups=groups)
+        y, mean, var = batch_norm_in_groups(x, scale, bias, epsilon=epsilon, relu=relu, groups=groups)
     elif devices > 1 and x.shape[0] % devices == 0:
-        gather = functools.partial(lax.with_sharding_constraint, shardings=P())
-        y, mean, var = batch_norm_in_groups(x, scale, bias, **options, groups=devices, gather=gather)
+        together = functools.partial(lax.with_sharding_constraint, shardings=P())
+        y, mean, var = batch_norm_in_groups(
+            x, scale, bias, epsilon=epsilon, relu=relu, groups=devices, gather=together
+        )
     elif takes(x) and scale.dtype == bias.dtype == jnp.float32:
         inside = 2 if pool == 2 and _pools_in_kernel(x) else 1
-        y, mean, var = _batch_norm_on_cpu(x, scale, bias, **options, pool=inside)
+        y, mean, var = _batch_norm_on_cpu(x, scale, bias, epsilon=epsilon, relu=relu, pool=inside)
         pool //= inside
     else:
-        y, mean, var = _batch_norm_in_xla(x, scale, bias, **options)
+        y, mean, var = _batch_norm_in_xla(x, scale, bias, epsilon=epsilon, relu=relu)
     return (y if pool == 1 else max_pool(y, pool)), mean, var
 
 
@@ -131,15 +134,20 @@ def _batch_norm_in_xla(
     x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool, pool: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     wide, axes = _widen(x), tuple(range(x.ndim - 1))
-    mean = wide.mean(axes)
+    mean = wide.mean(axes, keepdims=True)
     centered = wide - mean
-    var = jnp.square(centered).mean(axes)
-    y = centered * (lax.rsqrt(var + epsilon) * scale) + bias
+    var = jnp.square(centered).mean(axes, keepdims=True)
+    y = centered * (lax.rsqrt(var + epsilon) * _like(x, scale)) + _like(x, bias)
     y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
     if pool > 1:
         window = (pool, pool)
         y, _ = max_windows_and_places(y, window=window, strides=window, sides=((0, 0), (0, 0)))
-    return y, mean, var
+    return y, mean.reshape(-1), var.reshape(-1)
+
+
+def _like(x: jax.Array, vector: jax.Array) -> jax.Array:
+    """A vector [C] with as many axes as x [..., C]."""
+    return lax.expand_dims(vector, range(x.ndim - 1))
 
 
 _batch_norm_on_cpu = make_batch_norm(_batch_norm_in_xla)
@@ -168,9 +176,10 @@ def batch_norm_in_groups(
     if gather:
         both = gather(jnp.concatenate([mean, var], -1).reshape(groups, -1))
         means, variances = jnp.split(both, 2, axis=-1)
-        mean = means.mean(0)
+        mean = means.mean(0, keepdims=True)
         var = variances.mean(0) + jnp.square(means - mean).mean(0)
-    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+        mean, var = _like(wide, mean[0]), _like(wide, var)
+    y = (wide - mean) * (lax.rsqrt(var + epsilon) * _like(wide, scale)) + _like(wide, bias)
     y = (jax.nn.relu(y) if relu else y).astype(x.dtype).reshape(x.shape)
     return y, mean.reshape(-1, x.shape[-1]).mean(0), var.reshape(-1, x.shape[-1]).mean(0)
 
@@ -199,7 +208,8 @@ def batch_norm_inference(
       UserError: if a vector is not [C].
     """
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
-    y = (_widen(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    factor = lax.rsqrt(var + epsilon) * scale
+    y = (_widen(x) - _like(x, mean)) * _like(x, factor) + _like(x, bias)
     y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
     return y if pool == 1 else max_pool(y, pool)
 
@@ -207,7 +217,7 @@ def batch_norm_inference(
 def _widen(x: jax.Array) -> jax.Array:
     """x in float32, or in its own dtype where that is wider."""
     _check_float(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return widen(x)
 
 
 def _check_float(x: jax.Array) -> None:

@@ -9,16 +9,22 @@ from jax import lax
 
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_max_pool, takes
+from cnnjax.ops.maximum import along, beats, first_max, widen, window_maxima
 from cnnjax.ops.portable import is_portable, max_windows, sum_windows
-from cnnjax.ops.shapes import Padding, Sides, Size, adaptive_windows, pair, pool_output_size, resolve_padding
+from cnnjax.ops.shapes import (
+    Padding,
+    Pair,
+    Sides,
+    Size,
+    adaptive_windows,
+    pair,
+    pool_output_size,
+    resolve_padding,
+)
 
 
 def max_pool(
-    x: jax.Array,
-    window: Size,
-    strides: Size | None = None,
-    padding: Padding = 0,
-    ceil: bool = False,
+    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> jax.Array:
     """The largest value of each window.
 
@@ -38,28 +44,24 @@ def max_pool(
     Raises:
       UserError: if x is not float [B, H, W, C] or sizes do not fit.
     """
-    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     if is_portable():
-        return max_windows(x, window, strides, sides)
+        return max_windows(x, shape, steps, sides)
     # With few channels, or windows that do not overlap, XLA is as fast, as it fuses what is around.
-    overlap = window[0] > strides[0] or window[1] > strides[1]
-    if overlap and x.shape[3] >= 32 and window[0] * window[1] <= 255 and takes(x):
-        return _max_pool_on_cpu(x, window, strides, sides)
+    overlap = shape[0] > steps[0] or shape[1] > steps[1]
+    if overlap and x.shape[3] >= 32 and shape[0] * shape[1] <= 255 and takes(x):
+        return _max_pool_on_cpu(x, shape, steps, sides)
     x = _pad(x, sides, -np.inf)
-    if window == x.shape[1:3]:
+    if shape == x.shape[1:3]:
         return global_max_pool(x)[:, None, None, :]
-    return _max_windows(x, x.shape[1:3], window, strides)
+    return window_maxima(x, x.shape[1:3], shape, steps)
 
 
 _max_pool_on_cpu = make_max_pool()
 
 
 def min_pool(
-    x: jax.Array,
-    window: Size,
-    strides: Size | None = None,
-    padding: Padding = 0,
-    ceil: bool = False,
+    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> jax.Array:
     """The smallest value of each window; arguments, gradient and errors as for `max_pool`."""
     return -max_pool(-x, window, strides, padding, ceil)
@@ -86,18 +88,13 @@ def avg_pool(
     Raises:
       UserError: if x is not float [B, H, W, C] or sizes do not fit.
     """
-    window, strides, sides, asked = _windows(x, window, strides, padding, ceil)
-    total = _weighted_sum(_widen(x), np.ones(window), strides, sides)
+    shape, steps, sides, asked = _windows(x, window, strides, padding, ceil)
     counted = asked if count_padding else ((0, 0), (0, 0))
-    return (total / _coverage(x, np.ones(window), strides, sides, counted)).astype(x.dtype)
+    return _weighted_mean(x, np.ones(shape), steps, sides, counted)
 
 
 def l2_pool(
-    x: jax.Array,
-    window: Size,
-    strides: Size | None = None,
-    padding: Padding = 0,
-    ceil: bool = False,
+    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> jax.Array:
     """The L2 norm of each window: the square root of the sum (not the mean) of squares.
 
@@ -105,18 +102,14 @@ def l2_pool(
 
     Returns: float [B, H', W', C] of the dtype of x, summed in float32.
     """
-    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
-    total = _weighted_sum(jnp.square(_widen(x)), np.ones(window), strides, sides)
+    shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
+    total = _weighted_sum(jnp.square(widen(x)), np.ones(shape), steps, sides)
     empty = total == 0
     return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, total))).astype(x.dtype)
 
 
 def center_weighted_pool(
-    x: jax.Array,
-    window: Size,
-    strides: Size | None = None,
-    padding: Padding = 0,
-    ceil: bool = False,
+    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> jax.Array:
     """The average of each window, weighted by the distance d from the window's centre.
 
@@ -126,19 +119,13 @@ def center_weighted_pool(
 
     Returns: float [B, H', W', C] of the dtype of x, summed in float32.
     """
-    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
-    rows, columns = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) for n in window)
-    weights = np.outer(rows, columns)
-    total = _weighted_sum(_widen(x), weights, strides, sides)
-    return (total / _coverage(x, weights, strides, sides, ((0, 0), (0, 0)))).astype(x.dtype)
+    shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
+    rows, columns = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) for n in shape)
+    return _weighted_mean(x, np.outer(rows, columns), steps, sides, ((0, 0), (0, 0)))
 
 
 def subsample(
-    x: jax.Array,
-    window: Size,
-    strides: Size | None = None,
-    padding: Padding = 0,
-    ceil: bool = False,
+    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> jax.Array:
     """The first pixel of each window, the others unread: a convolution before it becomes a strided one.
 
@@ -146,9 +133,9 @@ def subsample(
 
     Returns: float [B, H', W', C] of the dtype of x.
     """
-    window, strides, sides, _ = _windows(x, window, strides, padding, ceil)
+    shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     x = _pad(x, sides, 0.0)
-    return x[:, : x.shape[1] - window[0] + 1 : strides[0], : x.shape[2] - window[1] + 1 : strides[1]]
+    return x[:, : x.shape[1] - shape[0] + 1 : steps[0], : x.shape[2] - shape[1] + 1 : steps[1]]
 
 
 def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
@@ -181,7 +168,7 @@ def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
     height, width = pair(output_size, "output_size")
     if x.shape[1] % height == 0 and x.shape[2] % width == 0:
         return avg_pool(x, (x.shape[1] // height, x.shape[2] // width))
-    return _adaptive_mean(_adaptive_mean(_widen(x), 2, width), 1, height).astype(x.dtype)
+    return _adaptive_mean(_adaptive_mean(widen(x), 2, width), 1, height).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
@@ -191,7 +178,7 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
       UserError: if x is not float [B, H, W, C].
     """
     _check_image(x)
-    return _widen(x).mean((1, 2)).astype(x.dtype)
+    return widen(x).mean((1, 2)).astype(x.dtype)
 
 
 def global_max_pool(x: jax.Array) -> jax.Array:
@@ -204,138 +191,30 @@ def global_max_pool(x: jax.Array) -> jax.Array:
     if is_portable():
         return x.max((1, 2))
     size = x.shape[1] * x.shape[2]
-    return _first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
-
-
-# XLA:CPU needs tens of milliseconds for the gradient of `lax.reduce_window` with a maximum. Here
-# the forward pass notes which place won (a byte an axis), and the backward pass compares that
-# with the place of each pixel: element-wise loops, 5 to 30 times faster, one contract on ties.
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_windows(x: jax.Array, size: Size, window: Size, strides: Size) -> jax.Array:
-    """Maximum of each window of images of that size; the gradient goes to the first maximum."""
-    return _max_forward(x, size, window, strides)[0]
-
-
-def _max_forward(
-    x: jax.Array, size: Size, window: Size, strides: Size
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # First along the columns, then the rows: so the first maximum is the first in row-major order.
-    best, column = _max_along(x, 2, window[1], strides[1])
-    best, row = _max_along(best, 1, window[0], strides[0])
-    return best, (row, column)
-
-
-def _max_backward(
-    size: Size, window: Size, strides: Size, places: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array]:
-    overlap = window[0] > strides[0] or window[1] > strides[1]
-    total = _widen(grad) if overlap else grad
-    for axis in range(2):
-        total = _send_back(total, places[axis], axis + 1, size[axis], window[axis], strides[axis])
-    return (total.astype(grad.dtype),)
-
-
-_max_windows.defvjp(_max_forward, _max_backward)
-
-
-def _max_along(x: jax.Array, axis: int, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
-    """Maximum of windows along one axis, and the first place in the window where it stands."""
-    last = (x.shape[axis] - window) // stride * stride
-    best = lax.slice_in_dim(x, 0, last + 1, stride, axis)
-    place = jnp.zeros(best.shape, np.min_scalar_type(window + stride))
-    for i in range(1, window):
-        value = lax.slice_in_dim(x, i, i + last + 1, stride, axis)
-        better = _beats(value, best)
-        best = jnp.where(better, value, best)
-        place = jnp.where(better, jnp.asarray(i, place.dtype), place)
-    return best, place
-
-
-def _send_back(
-    grad: jax.Array, place: jax.Array, axis: int, size: int, window: int, stride: int
-) -> jax.Array:
-    """Gradient of `_max_along`: each window's value at the place that won, summed, zeros elsewhere.
-
-    Pixel stride * a + r is place r + stride * d of window a - d: for each d that is one
-    comparison of all pixels, laid out as [.., a, r, ..].
-    """
-    starts, reach = -(-size // stride), -(-window // stride)
-    around = [(0, 0, 0)] * grad.ndim
-    around[axis] = (reach - 1, starts - grad.shape[axis], 0)
-    place = lax.pad(place, np.zeros((), place.dtype), around)
-    padded = lax.pad(grad, np.zeros((), grad.dtype), around)
-    terms = []
-    for d in range(reach):
-        begin = reach - 1 - d
-        winner, value = (
-            jnp.expand_dims(lax.slice_in_dim(y, begin, begin + starts, axis=axis), axis + 1)
-            for y in (place, padded)
-        )
-        here = _along(np.arange(stride) + stride * d, axis + 1, grad.ndim + 1)
-        terms.append(jnp.where(winner == here.astype(place.dtype), value, 0))
-    shape = (*grad.shape[:axis], starts * stride, *grad.shape[axis + 1 :])
-    return lax.slice_in_dim(functools.reduce(jnp.add, terms).reshape(shape), 0, size, axis=axis)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _first_max(x: jax.Array, size: int) -> jax.Array:
-    """Maximum over the pixels of [B, size, C]; the gradient goes to the first one among equals."""
-    return x.max(1)
-
-
-def _first_max_forward(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    best = x.max(1)
-    place = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    equal = (x == best[:, None]) | (x != x)
-    return best, jnp.where(equal, place, size).min(1)
-
-
-def _first_max_backward(size: int, first: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
-    place = lax.broadcasted_iota(jnp.int32, (grad.shape[0], size, grad.shape[1]), 1)
-    return (jnp.where(place == first[:, None], grad[:, None], 0),)
-
-
-_first_max.defvjp(_first_max_forward, _first_max_backward)
-
-
-def _adaptive_index(size: int, output_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of each adaptive window, [longest, output_size], and which of them are in it."""
-    start, end = np.array(adaptive_windows(size, output_size)).T
-    index = start + np.arange((end - start).max())[:, None]
-    return np.minimum(index, end - 1), index < end
-
-
-def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
-    return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
+    return first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
 
 
 def _adaptive_max(x: jax.Array, axis: int, output_size: int) -> jax.Array:
     # A window shorter than the longest one repeats its last pixel, which changes no maximum and,
     # as only a larger value replaces an earlier one, no gradient.
-    index, _ = _adaptive_index(x.shape[axis], output_size)
-    best = jnp.take(x, index[0], axis=axis)
-    for row in index[1:]:
-        value = jnp.take(x, row, axis=axis)
-        best = jnp.where(_beats(value, best), value, best)
+    start, end = np.array(adaptive_windows(x.shape[axis], output_size)).T
+    best = jnp.take(x, start, axis=axis)
+    for i in range(1, (end - start).max()):
+        value = jnp.take(x, np.minimum(start + i, end - 1), axis=axis)
+        best = jnp.where(beats(value, best), value, best)
     return best
 
 
 def _adaptive_mean(x: jax.Array, axis: int, output_size: int) -> jax.Array:
-    index, inside = _adaptive_index(x.shape[axis], output_size)
-    total = sum(
-        jnp.where(_along(mask, axis, x.ndim), jnp.take(x, row, axis=axis), 0)
-        for row, mask in zip(index, inside, strict=True)
-    )
-    return total / _along(inside.sum(0), axis, x.ndim).astype(x.dtype)
+    start, end = np.array(adaptive_windows(x.shape[axis], output_size)).T
+    total = jnp.take(x, start, axis=axis)
+    for i in range(1, (end - start).max()):
+        inside = along(start + i < end, axis, x.ndim)
+        total += jnp.where(inside, jnp.take(x, np.minimum(start + i, end - 1), axis=axis), 0)
+    return total / along(end - start, axis, x.ndim).astype(x.dtype)
 
 
-def _beats(value: jax.Array, best: jax.Array) -> jax.Array:
-    return (value > best) | (value != value)
-
-
-def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides) -> jax.Array:
+def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides) -> jax.Array:
     """Sum of weight times value over each window, zeros around the image."""
     if is_portable():
         return sum_windows(x, weights, strides, sides)
@@ -343,28 +222,19 @@ def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides
     if weights.shape == strides:
         height, width = (size // s for size, s in zip(x.shape[1:3], strides, strict=True))
         cut = x.reshape(x.shape[0], height, strides[0], width, strides[1], x.shape[3])
-        return (cut * weights[:, None, :, None]).sum((2, 4))
+        return (cut * weights[None, None, :, None, :, None]).sum((2, 4))
     taps = _taps(x, weights.shape, strides)
-    return functools.reduce(
-        jnp.add, (weight * tap for weight, tap in zip(weights.ravel(), taps, strict=True))
-    )
+    terms = (weight * tap for weight, tap in zip(weights.ravel(), taps, strict=True))
+    return functools.reduce(jnp.add, terms)
 
 
-def _taps(x: jax.Array, window: Size, strides: Size) -> list[jax.Array]:
+def _taps(x: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
     """For each place in the window, row-major, the value that each window [B, H', W', C] has there."""
-    height, width = ((size - w) // s + 1 for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
+    height, width = (
+        (size - w) // s * s + 1 for size, w, s in zip(x.shape[1:3], window, strides, strict=True)
+    )
     return [
-        lax.slice(
-            x,
-            (0, i, j, 0),
-            (
-                x.shape[0],
-                i + (height - 1) * strides[0] + 1,
-                j + (width - 1) * strides[1] + 1,
-                x.shape[3],
-            ),
-            (1, *strides, 1),
-        )
+        lax.slice(x, (0, i, j, 0), (x.shape[0], i + height, j + width, x.shape[3]), (1, *strides, 1))
         for i in range(window[0])
         for j in range(window[1])
     ]
@@ -374,36 +244,36 @@ def _pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
     return lax.pad(x, np.asarray(value, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
 
 
-def _coverage(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides, counted: Sides) -> np.ndarray:
-    """The weight of each window on image and counted padding, [1, H', W', 1]."""
+def _weighted_mean(
+    x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides, counted: Sides
+) -> jax.Array:
+    """The weighted sum of each window over the weight that lies on the image and the counted padding."""
     ones = np.ones((x.shape[1] + sum(counted[0]), x.shape[2] + sum(counted[1])))
     uncounted = [(max(a - c, 0), max(b - d, 0)) for (a, b), (c, d) in zip(sides, counted, strict=True)]
-    ones = np.pad(ones, uncounted)
-    views = np.lib.stride_tricks.sliding_window_view(ones, weights.shape)
-    total = np.einsum("hwij,ij->hw", views[:: strides[0], :: strides[1]], weights)
-    return total[None, :, :, None].astype(np.float32)
+    views = np.lib.stride_tricks.sliding_window_view(np.pad(ones, uncounted), weights.shape)
+    coverage = np.einsum("hwij,ij->hw", views[:: strides[0], :: strides[1]], weights)
+    total = _weighted_sum(widen(x), weights, strides, sides)
+    return (total / coverage[None, :, :, None].astype(np.float32)).astype(x.dtype)
 
 
 def _windows(
     x: jax.Array, window: Size, strides: Size | None, padding: Padding, ceil: bool
-) -> tuple[Size, Size, Sides, Sides]:
+) -> tuple[Pair, Pair, Sides, Sides]:
     """Window, strides, the padding that the windows fill (with what hangs over; negative where
     they leave pixels out), and the padding asked for."""
     _check_image(x)
-    window = pair(window, "window")
-    strides = window if strides is None else pair(strides, "strides")
-    asked = resolve_padding(padding, window, strides, 1, x.shape[1:3])
-    filled = []
-    for size, w, s, side in zip(x.shape[1:3], window, strides, asked, strict=True):
-        count = pool_output_size(size, w, s, side, ceil)
-        filled.append((side[0], (count - 1) * s + w - size - side[0]))
-    return window, strides, tuple(filled), asked
+    shape = pair(window, "window")
+    steps = shape if strides is None else pair(strides, "strides")
+    asked = resolve_padding(padding, shape, steps, 1, x.shape[1:3])
+
+    def filled(axis: int) -> tuple[int, int]:
+        size, before = x.shape[1 + axis], asked[axis][0]
+        count = pool_output_size(size, shape[axis], steps[axis], asked[axis], ceil)
+        return before, (count - 1) * steps[axis] + shape[axis] - size - before
+
+    return shape, steps, (filled(0), filled(1)), asked
 
 
 def _check_image(x: jax.Array) -> None:
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"pooling of x {x.dtype} {x.shape}: allowed is float [B, H, W, C]")
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax import lax
 
 from cnnjax.ops.cpu import paused
-from cnnjax.ops.shapes import Sides, Size
+from cnnjax.ops.shapes import Pair, Sides
 
 _portable = contextvars.ContextVar("portable", default=False)
 
@@ -46,12 +46,12 @@ def pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
     return jnp.pad(x, ((0, 0), *border, (0, 0)), constant_values=value) if np.any(border) else x
 
 
-def max_windows(x: jax.Array, window: Size, strides: Size, sides: Sides) -> jax.Array:
+def max_windows(x: jax.Array, window: Pair, strides: Pair, sides: Sides) -> jax.Array:
     """The largest value of each window: float [B, H, W, C] -> [B, H', W', C]."""
     return nn.max_pool(pad(x, sides, -np.inf), window_shape=window, strides=strides, padding="VALID")
 
 
-def sum_windows(x: jax.Array, weights: np.ndarray, strides: Size, sides: Sides) -> jax.Array:
+def sum_windows(x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides) -> jax.Array:
     """The sum of weight times value of each window, zeros around the image: a convolution of each channel."""
     channels = x.shape[3]
     kernel = jnp.broadcast_to(jnp.asarray(weights, x.dtype)[:, :, None, None], (*weights.shape, 1, channels))

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 from cnnjax.errors import UserError, unknown
 
-Size = int | tuple[int, int]
-Sides = tuple[tuple[int, int], tuple[int, int]]
+Pair = tuple[int, int]
+Size = int | Pair
+Sides = tuple[Pair, Pair]
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
-def pair(value: Size, what: str, minimum: int = 1) -> tuple[int, int]:
+def pair(value: Size | Sequence[int], what: str, minimum: int = 1) -> Pair:
     """One int or (height, width) as two ints.
 
     Args:
@@ -94,7 +95,9 @@ def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0)
     return count
 
 
-def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Size, size: Size) -> Sides:
+def resolve_padding(
+    padding: Padding, window: Size, strides: Size, dilation: Size, size: Size | Sequence[int]
+) -> Sides:
     """Any way to write a padding as ((top, bottom), (left, right)).
 
     Args:
@@ -111,14 +114,9 @@ def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Siz
             raise unknown("padding", padding, ("valid", "same"))
         if padding.lower() == "valid":
             return (0, 0), (0, 0)
-        axes = zip(
-            pair(window, "window"),
-            pair(strides, "strides"),
-            pair(dilation, "dilation"),
-            pair(size, "size"),
-            strict=True,
-        )
-        height, width = (_same(*axis) for axis in axes)
+        windows, steps = pair(window, "window"), pair(strides, "strides")
+        spread, sizes = pair(dilation, "dilation"), pair(size, "size")
+        height, width = (_same(*axis) for axis in zip(windows, steps, spread, sizes, strict=True))
         return height, width
     try:
         axes = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)

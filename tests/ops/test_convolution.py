@@ -75,7 +75,7 @@ def test_forward_and_gradient(kernel, groups, strides, sides, dilation, mode):
             dimension_numbers=numbers,
             feature_group_count=groups,
         )
-        return y + bias
+        return y + bias[None, None, None]
 
     y, back = jax.vjp(ours, x, kernel, bias)
     expected = reference(x, kernel, strides, sides, groups, dilation, "constant" if mode == "zero" else mode)

@@ -90,7 +90,7 @@ def test_gradients_of_mean_and_variance():
     count = 4 * 5 * 3
     mean, var = (jax.grad(lambda x, i=i: batch_norm_train(x, ones, ones)[i].sum())(x) for i in (1, 2))
     np.testing.assert_allclose(mean, np.full(x.shape, 1 / count), rtol=1e-4)
-    np.testing.assert_allclose(var, 2 * (x - x.mean((0, 1, 2))) / count, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(var, 2 * (x - x.mean((0, 1, 2), keepdims=True)) / count, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("corner", [0.0, 1e4])

@@ -31,7 +31,7 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
     """
 
     def with_bias(x, kernel, bias, **parameters):
-        return reference(x, kernel, **parameters) + bias
+        return reference(x, kernel, **parameters) + bias[None, None, None]
 
     def input_gradient(dy, kernel, *, size, **parameters):
         x = jax.ShapeDtypeStruct((dy.shape[0], *size, kernel.shape[2] * parameters["groups"]), dy.dtype)

@@ -44,8 +44,9 @@ def make_batch_norm(reference: Callable[..., Any]) -> Callable[..., Any]:
         dx, dscale, dbias = backward.bind(x, dy, mean, var, scale, bias, **parameters)
         count = x.size // x.shape[-1]
         if type(dmean) is not ad.Zero:
-            dx += (dmean / count).astype(x.dtype)
+            dx += jnp.broadcast_to(dmean / count, x.shape).astype(x.dtype)
         if type(dvar) is not ad.Zero:
+            dvar, mean = (jnp.broadcast_to(vector, x.shape) for vector in (dvar, mean))
             dx += ((2 / count) * dvar * (x.astype(jnp.float32) - mean)).astype(x.dtype)
         return dx, dscale, dbias
 
