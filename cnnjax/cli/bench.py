@@ -34,6 +34,7 @@ def _data(
     seconds: Flag[float, "seconds per measurement", 0.0] = 3.0,
     json: Json = False,
 ) -> None:
+    """Measures the input pipeline."""
     from cnnjax.profiling.input_pipeline import bench_data
 
     figures = bench_data(data, rounds=rounds, seconds=seconds, images=images, step_model=model)
@@ -52,6 +53,7 @@ def _train(
     against: Flag[str | None, "torch: alternate with PyTorch"] = None,
     json: Json = False,
 ) -> None:
+    """Measures whole training steps."""
     from cnnjax.profiling.benchmark import bench_train
 
     figures = bench_train(

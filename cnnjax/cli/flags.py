@@ -48,10 +48,15 @@ def command(
             keywords: dict[str, Any] = {}
             if "config" in parameters:
                 keywords["config"], args = read_config(args)
-            values, rest = _parse(name, args, parameters.values(), keywords.get("config"))
+            flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
+            own = args[: args.index("--")] if "--" in args else args
+            if "--help" in own or "-h" in own:
+                _print_help(f"cnnjax {name}: {function.__doc__}", flags_only, keywords.get("config"))
+                return 0
+            values, rest = _parse(name, args, flags_only)
             if len(rest) > words:
                 raise UserError(f"cnnjax {name} does not take {rest[words]!r}; flags are --name=value")
-            keywords |= {flag: values[flag].value for flag in parameters if flag != "config"}
+            keywords |= {parameter.name: values[parameter.name].value for parameter in flags_only}
             return function(*([rest] if words else []), **keywords) or 0
 
         return run
@@ -71,21 +76,26 @@ def run_folder(workdir: str | None) -> str:
     return given("workdir", workdir, "name the run folder that `cnnjax train` wrote")
 
 
+def _print_help(
+    title: str, parameters: Iterable[inspect.Parameter], config: ConfigDict | None = None
+) -> None:
+    print(title)
+    for parameter in parameters:
+        meaning = typing.get_args(parameter.annotation)[1]
+        default = "" if parameter.default in (None, False, []) else f" (default: {parameter.default})"
+        print(f"  --{parameter.name:<15} {meaning}{default}")
+    if config:
+        print(f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
+
+
 def _parse(
-    command: str, args: list[str], parameters: Iterable[inspect.Parameter], config: ConfigDict | None
+    command: str, args: list[str], parameters: Iterable[inspect.Parameter]
 ) -> tuple[flags.FlagValues, list[str]]:
-    """The flag values and the words of a command; `--help` prints the flags, and fields, and exits."""
+    """The flag values and the words of a command."""
     values = flags.FlagValues()
     for parameter in parameters:
-        if parameter.name != "config":
-            _define(parameter, values)
+        _define(parameter, values)
     values.mark_as_parsed()
-    own = args[: args.index("--")] if "--" in args else args
-    if "--help" in own or "-h" in own:
-        print(f"flags of cnnjax {command}:\n{values.get_help()}")
-        if config:
-            print(f"fields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
-        sys.exit(0)
     try:
         return values, values([f"cnnjax {command}", *args])[1:]
     except flags.UnrecognizedFlagError as error:

@@ -333,3 +333,14 @@ def test_freed_blocks_are_used_again_and_no_more_than_a_gibibyte_and_one_block_w
     env = {**os.environ, "LD_PRELOAD": str(REUSE)}
     done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)
     assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize("command", [*main.COMMANDS, "bench data"])
+def test_every_command_has_help(command, capsys):
+    """What it does, and what each of its flags means."""
+    if command == "bench":
+        command = "bench train"
+    assert main.run([*command.split(), "--help"]) == 0
+    title, *flags = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert title.startswith(f"cnnjax {command}: ") and title.endswith(".")
+    assert flags and all(len(flag.split()) > 1 and flag.startswith("  --") for flag in flags)
