@@ -13,24 +13,42 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.models.torch_names import TorchNames
 from cnnjax.models.variants import Preset, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
 
 
 @functools.cache
-def variants() -> dict[str, Variant]:
-    """All variants of all families in this folder; a name that two families claim is an error."""
-    merged: dict[str, Variant] = {}
+def family_table(table: str) -> dict[Any, Any]:
+    """A table of all family files in this folder, merged; a key that two of them claim is an error."""
+    merged: dict[Any, Any] = {}
     for info in pkgutil.iter_modules(__path__):
         if info.ispkg:  # weights/ is no family
             continue
         family = importlib.import_module(f"{__name__}.{info.name}")
-        for name, row in getattr(family, "VARIANTS", {}).items():
+        for name, row in getattr(family, table, {}).items():
             if name in merged:
-                raise RuntimeError(f"model name {name!r} is claimed twice, again by {info.name}")
+                raise RuntimeError(f"{name!r} is claimed twice in {table}, again by {info.name}")
             merged[name] = row
     return merged
+
+
+def variants() -> dict[str, Variant]:
+    """All variants of all families."""
+    return family_table("VARIANTS")
+
+
+def names_in_torch(model: nn.Module) -> TorchNames:
+    """How torch spells a model's family.
+
+    Raises:
+      UserError: if torch has no such family.
+    """
+    families: dict[type, TorchNames] = family_table("TORCH_NAMES")
+    if type(model) not in families:
+        raise unknown("family with torch names", type(model).__name__, [f.__name__ for f in families])
+    return families[type(model)]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -37,6 +37,7 @@ from cnnjax.models.layers import (
     require_size,
     torch_uniform,
 )
+from cnnjax.models.torch_names import TorchNames, substitute
 from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, Variant
 from cnnjax.ops.mesh import axis_size
 
@@ -211,4 +212,20 @@ VARIANTS = {
         "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full",
         dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS),
     ),
+}
+
+TORCH_NAMES = {
+    AlexNetTorchvision: TorchNames(
+        substitute(
+            ("conv1", "features.0"),
+            ("conv2", "features.3"),
+            ("conv3", "features.6"),
+            ("conv4", "features.8"),
+            ("conv5", "features.10"),
+            ("dense1", "classifier.1"),
+            ("dense2", "classifier.4"),
+            ("head", "classifier.6"),
+        ),
+        flattened={"dense1": (6, 6)},
+    )
 }

@@ -23,6 +23,7 @@ from cnnjax.models.layers import (
     check_stem,
     logits,
 )
+from cnnjax.models.torch_names import TorchNames, place
 from cnnjax.models.variants import Preset, Variant
 
 truncated = nn.initializers.truncated_normal(0.02)
@@ -135,3 +136,20 @@ VARIANTS = {
     "convnext_base": member((3, 3, 27, 3), 128, 0.5, 232, 84.062, 96.870),
     "convnext_large": member((3, 3, 27, 3), 192, 0.5, 232, 84.414, 96.976),
 }
+
+
+def _torch_name(path: str, model: ConvNeXt) -> str:
+    """'stage2_block3/dense1' -> 'features.3.2.block.3', 'downsample1/conv' -> 'features.2.1'."""
+    if path in ("norm", "head"):
+        return "classifier.0" if path == "norm" else "classifier.2"
+    block, layer = path.split("/")
+    if block == "stem":
+        return f"features.0.{('conv', 'norm').index(layer)}"
+    if block.startswith("downsample"):
+        return f"features.{2 * place(block)[0]}.{('norm', 'conv').index(layer)}"
+    stage, i = place(block)
+    layer = {"conv": "block.0", "norm": "block.2", "dense1": "block.3", "dense2": "block.5"}.get(layer, layer)
+    return f"features.{2 * stage - 1}.{i - 1}.{layer}"
+
+
+TORCH_NAMES = {ConvNeXt: TorchNames(_torch_name)}

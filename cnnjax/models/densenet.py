@@ -24,6 +24,7 @@ from cnnjax.models.layers import (
     logits,
     torch_uniform,
 )
+from cnnjax.models.torch_names import TorchNames, substitute
 from cnnjax.models.variants import CIFAR, Variant
 
 
@@ -155,4 +156,17 @@ VARIANTS = {
     "densenet_bc_100_12": cifar(100, 12, 95.49),
     "densenet_bc_250_24": cifar(250, 24, 96.38),
     "densenet_bc_190_40": cifar(190, 40, 96.54),
+}
+
+TORCH_NAMES = {
+    DenseNet: TorchNames(
+        substitute(
+            (r"^stem/(\w+)$", r"\g<1>0"),
+            (r"^stage(\d+)_block(\d+)/", r"denseblock\1.denselayer\2."),
+            (r"^norm$", "norm5"),
+            (r"^(?!head$)", "features."),
+            (r"^head$", "classifier"),
+        ),
+        old_names=(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"),
+    )
 }

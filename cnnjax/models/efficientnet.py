@@ -30,6 +30,7 @@ from cnnjax.models.layers import (
     he_normal_fan_out,
     logits,
 )
+from cnnjax.models.torch_names import TorchNames, place
 from cnnjax.models.variants import Preset, Variant
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -147,3 +148,19 @@ VARIANTS = {
     "efficientnet_b3": scaled(1.2, 1.4, 0.3, (300, 320), 82.008, 96.054),
     "efficientnet_b4": scaled(1.4, 1.8, 0.4, (380, 384), 83.384, 96.594),
 }
+
+
+def _torch_name(path: str, model: EfficientNet) -> str:
+    """'stage2_block1/project/conv' -> 'features.2.0.block.3.0'; without expansion one index less."""
+    if path == "head":
+        return "classifier.1"
+    block, *unit, layer = path.split("/")
+    index = {"conv": "0", "norm": "1"}.get(layer, layer)
+    if not unit:
+        return f"features.{0 if block == 'stem' else len(model.stages) + 1}.{index}"
+    stage, i = place(block)
+    within = ("expand", "depthwise", "se", "project").index(unit[0]) - (model.stages[stage - 1][0] == 1)
+    return f"features.{stage}.{i - 1}.block.{within}.{index}"
+
+
+TORCH_NAMES = {EfficientNet: TorchNames(_torch_name, convolved=(r".*/se/fc\d",))}

@@ -38,6 +38,7 @@ from cnnjax.models.layers import (
     logits,
     scaled,
 )
+from cnnjax.models.torch_names import TorchNames, substitute
 from cnnjax.models.variants import CIFAR, Preset, Variant
 
 # Of each cell: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the 5x5, 5x5, 1x1 after the pooling.
@@ -258,4 +259,25 @@ VARIANTS = {
     "googlenet_cifar": Variant(
         functools.partial(batch_norm, stem="cifar", width=0.25), f"{PAPER}, a quarter as wide", CIFAR
     ),
+}
+
+TORCH_NAMES = {
+    GoogLeNet: TorchNames(
+        substitute(
+            (r"norm$", "bn"),
+            (r"^stem/", ""),
+            (r"^cell", "inception"),
+            (r"branch1x1", "branch1"),
+            (r"branch3x3_reduce", "branch2.0"),
+            (r"branch3x3", "branch2.1"),
+            (r"branch5x5_reduce", "branch3.0"),
+            (r"branch5x5", "branch3.1"),
+            (r"branch_pool", "branch4.1"),
+            (r"^(aux\d)/dense$", r"\1.fc1"),
+            (r"^(aux\d)/head$", r"\1.fc2"),
+            (r"^head$", "fc"),
+        ),
+        flattened={"aux1/dense": (4, 4), "aux2/dense": (4, 4)},
+        extra=(r"aux\d\.",),
+    )
 }

@@ -35,6 +35,7 @@ from cnnjax.models.layers import (
     logits,
     scaled,
 )
+from cnnjax.models.torch_names import TorchNames, substitute
 from cnnjax.models.variants import Preset, Variant
 
 truncated = nn.initializers.truncated_normal
@@ -310,4 +311,17 @@ VARIANTS = {
     "inception_v2": Variant(InceptionV2, V2_PAPER, top1=74.8, top5=92.2, published="ImageNet 1-crop"),
     "inception_v3": Variant(InceptionV3, *V3),
     "inception_v3_with_aux": Variant(functools.partial(InceptionV3, aux_logits=True), *V3),
+}
+
+TORCH_NAMES = {
+    InceptionV3: TorchNames(
+        substitute(
+            (r"norm$", "bn"),
+            (r"^stem/conv", "Conv2d_"),
+            (r"^mixed", "Mixed_"),
+            (r"^aux/", "AuxLogits/"),
+            (r"head$", "fc"),
+        ),
+        extra=(r"AuxLogits\.",),
+    )
 }

@@ -26,6 +26,7 @@ from cnnjax.models.layers import (
     he_normal_fan_out,
     logits,
 )
+from cnnjax.models.torch_names import TorchNames, place
 from cnnjax.models.variants import Variant
 
 
@@ -155,3 +156,20 @@ VARIANTS = {
         MobileNetV2, "Sandler et al. 2018; torchvision", top1=71.878, top5=90.286, published="ImageNet 1-crop"
     ),
 }
+
+
+def _torch_name(path: str, model: MobileNetV2) -> str:
+    """'stage2_block1/project/conv' -> 'features.2.conv.2'; without expansion one index less."""
+    if path == "head":
+        return "classifier.1"
+    *block, layer = path.split("/")
+    index, depths = int(layer == "norm"), [blocks for _, _, blocks, _ in model.stages]
+    if block in (["stem"], ["last"]):
+        return f"features.{0 if block == ['stem'] else sum(depths) + 1}.{index}"
+    stage, i = place(block[0])
+    unit = ("expand", "depthwise", "project").index(block[1]) - (model.stages[stage - 1][0] == 1)
+    within = f"{unit + index}" if block[1] == "project" else f"{unit}.{index}"
+    return f"features.{sum(depths[: stage - 1]) + i}.conv.{within}"
+
+
+TORCH_NAMES = {MobileNetV2: TorchNames(_torch_name)}

@@ -33,6 +33,7 @@ from cnnjax.models.layers import (
     zeros,
 )
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
+from cnnjax.models.torch_names import TorchNames, substitute
 from cnnjax.models.variants import Preset, Variant
 
 Shortcut = Callable[[jax.Array, int, int], jax.Array]
@@ -235,4 +236,19 @@ VARIANTS = {
     "seresnet50": _row(
         partial(ResNet, block=SEBottleneck), _50, "Hu et al. 2017", 76.71, 93.38, published="ImageNet 1-crop"
     ),
+}
+
+TORCH_NAMES = {
+    ResNet: TorchNames(
+        substitute(
+            (r"^stage(\d+)_block(\d+)", lambda m: f"layer{m[1]}.{int(m[2]) - 1}"),
+            (r"^stem/conv$", "conv1"),
+            (r"^stem/norm$", "bn1"),
+            (r"norm(\d)$", r"bn\1"),
+            (r"shortcut/conv$", "downsample.0"),
+            (r"shortcut/norm$", "downsample.1"),
+            (r"^head$", "fc"),
+        ),
+        convolved=(r".*/se/fc\d",),  # `se.fc1` and `se.fc2` are timm's
+    )
 }

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.layers import Conv, ConvNorm, Dtype, Net, Relu, check_stem
+from cnnjax.models.torch_names import TorchNames, place
 from cnnjax.models.variants import Variant
 
 he_uniform = nn.initializers.he_uniform()
@@ -80,3 +81,15 @@ VARIANTS = {
         "1.1", 58.178, 80.624, stem_kernel=3, stem_width=64, squeezes=((16, 16), (32, 32), (48, 48, 64, 64))
     ),
 }
+
+
+def _torch_name(path: str, model: SqueezeNet) -> str:
+    """'stage2_fire1/squeeze' -> 'features.7.squeeze': torch counts fire modules and poolings."""
+    if not path.startswith("stage"):
+        return {"stem/conv": "features.0", "head": "classifier.1"}[path]
+    block, _, layer = path.partition("/")
+    stage, fire = place(block)
+    return f"features.{2 + sum(map(len, model.squeezes[: stage - 1])) + fire + stage - 1}.{layer}"
+
+
+TORCH_NAMES = {SqueezeNet: TorchNames(_torch_name)}

@@ -14,6 +14,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Net, Relu, he_normal_fan_out, logits
+from cnnjax.models.torch_names import TorchNames, place
 from cnnjax.models.variants import Variant
 
 
@@ -68,3 +69,15 @@ VARIANTS = {
     "vgg16_bn": variant("D", (2, 2, 3, 3, 3), True, 73.360, 91.516),
     "vgg19_bn": variant("E", (2, 2, 4, 4, 4), True, 74.218, 91.842),
 }
+
+
+def _torch_name(path: str, model: VGG) -> str:
+    """'stage2_conv1/norm' -> 'features.5': torch counts convolutions, norms, activations and poolings."""
+    if not path.startswith("stage"):
+        return {"dense1": "classifier.0", "dense2": "classifier.3", "head": "classifier.6"}[path]
+    stage, conv = place(path)
+    before = sum(model.depths[: stage - 1]) + conv - 1
+    return f"features.{(3 if model.batch_norm else 2) * before + stage - 1 + path.endswith('norm')}"
+
+
+TORCH_NAMES = {VGG: TorchNames(_torch_name, flattened={"dense1": (7, 7)})}
