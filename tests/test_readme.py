@@ -49,32 +49,6 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
     assert (tmp_path / "runs" / "tanh" / "test.json").is_file()
 
 
-def test_the_model_and_augmentation_examples_work():
-    names = (
-        "from typing import Any\nimport jax, jax.numpy as jnp\nfrom flax import linen as nn\n"
-        "from cnnjax import ops\nfrom cnnjax.models.layers import Conv, logits\n"
-        "from cnnjax.models.variants import Preset, Variant\n"
-        "from cnnjax.data.augment.register import operation\n"
-    )
-    space: dict = {}
-    for example in code("python")[1:]:
-        exec(compile(names + example, "README.md", "exec"), space)
-    import jax
-    import jax.numpy as jnp
-
-    from cnnjax.data.augment import chain as augment
-
-    image = jnp.arange(2 * 28 * 28.0).reshape(2, 28, 28, 1)
-    model = space["VARIANTS"]["tiny"].build()
-    assert model.init_with_output(jax.random.key(0), image)[0].shape == (2, 10)
-    try:
-        chain = augment.parse("upside_down(probability=1.0)|scale", image_shape=(28, 28, 1))
-        flipped = chain.preprocess((image % 255).astype(jnp.uint8))
-        assert (flipped == (image % 255)[:, ::-1] / 255).all()
-    finally:
-        augment.AUGMENTATIONS.pop("upside_down")
-
-
 @pytest.mark.parametrize(
     ("study", "page"),
     [
