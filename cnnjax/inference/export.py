@@ -160,7 +160,7 @@ def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> flo
 
 def _forward(trained: TrainedModel) -> Callable[[jax.Array], jax.Array]:
     """image -> logits with the weights inside, kept in the dtype that they are stored in."""
-    return lambda image: trained.model.apply(_cast(trained.variables, jnp.float32), image)
+    return lambda image: jnp.asarray(trained.model.apply(_cast(trained.variables, jnp.float32), image))
 
 
 def _write_safetensors(trained: TrainedModel, path: Path, batch_size: int | None) -> None:

@@ -105,13 +105,13 @@ class TrainedModel:
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
         """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
-        return self.augment.preprocess(images)
+        return self.augment.preprocess(jnp.asarray(images))
 
     def picture(self, images: np.ndarray) -> np.ndarray:
         """uint8 [B, *image_shape] cut as the network sees it, before normalization: uint8 [B, H, W, C]."""
         steps = tuple(step for step in self.augment.steps if AUGMENTATIONS[step[0]].gives is None)
         cut = dataclasses.replace(self.augment, steps=steps)
-        return np.asarray(cut.preprocess(images))
+        return np.asarray(cut.preprocess(jnp.asarray(images)))
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """The same with the class names of a text file, one a line.
@@ -137,7 +137,8 @@ class TrainedModel:
     @functools.cached_property
     def _apply(self) -> Callable[[Variables, np.ndarray], jax.Array]:
         def probabilities(variables: Variables, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(self.protocol(lambda image: self.model.apply(variables, image), images))
+            logits = self.protocol(lambda image: jnp.asarray(self.model.apply(variables, image)), images)
+            return jax.nn.softmax(logits)
 
         return jax.jit(probabilities)
 

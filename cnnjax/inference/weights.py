@@ -39,25 +39,27 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     variables = initial_variables(file, model, preset.input_size)
     run = Run.create(workdir, config, fingerprint="")
     facts = {"spec": config.model, "num_params": count_params(variables["params"])}
-    data = imported_data(config, preset)
+    data = imported_data(config, preset, model.num_classes)
     run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
     with contextlib.closing(run), contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
         saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
 
 
-def imported_data(config: ConfigDict, preset: Preset) -> dict[str, str | list[str] | list[int]]:
+def imported_data(
+    config: ConfigDict, preset: Preset, num_classes: int
+) -> dict[str, str | list[str] | list[int]]:
     """What the run record says of the images of imported weights; {} where their mean cannot be known."""
     info = DATASETS.get(config.data.name)
-    classes, channels = preset.num_classes, preset.input_size[2]
-    if info is not None and (info.num_classes, info.image_shape[2]) != (classes, channels):
+    channels = preset.input_size[2]
+    if info is not None and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
         info = None
     if info is None and preset.mean is None:
         return {}
     shape = (preset.resize, preset.resize, channels) if preset.resize else preset.input_size
     mean, std = (info.mean, info.std) if info else (None, None)
     augment = parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
-    names = info.class_names if info else map(str, range(classes))
+    names = info.class_names if info else map(str, range(num_classes))
     return {
         "class_names": list(names),
         "image_shape": list(shape),

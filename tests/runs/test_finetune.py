@@ -74,6 +74,7 @@ def test_what_does_not_fit_is_listed(pretrained, tmp_path):
 
 def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tmp_path, capsys):
     """Import, evaluate on real images, export: the file comes back bit for bit."""
+    from cnnjax import load_run
     from cnnjax.cli import main
     from cnnjax.models import create_model, init_variables
     from cnnjax.models.weights import files, to_torch
@@ -88,6 +89,7 @@ def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tm
     assert main.run(["weights", "import", str(file), "--model=vgg11", f"--workdir={tmp_path / 'no'}"]) == 2
     assert "missing classifier.0.bias" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+    assert load_run(tmp_path / "run").class_names == ("0", "1", "2")
     again = tmp_path / "again.safetensors"
     assert main.run(["weights", "export", str(again), f"--workdir={tmp_path / 'run'}"]) == 0
     ours, theirs = files.read(again), files.read(file)
