@@ -52,9 +52,10 @@ def data(
 def list_datasets(folder: str | None) -> None:
     """Prints the data sets that have a name."""
     table = Table("name", "train", "test", "classes", "image", "found in")
-    for row in datasets.describe(folder):
-        cells = [row[name] for name in ("name", "train", "test", "classes", "image")]
-        table.add_row(*map(str, cells), row["found"] or "not available locally")
+    for name, info in datasets.DATASETS.items():
+        sizes = (str(info.splits["train"]), str(info.splits["test"]), str(info.num_classes))
+        shape, place = "x".join(map(str, info.image_shape)), datasets.available(name, folder)
+        table.add_row(name, *sizes, shape, place or "not available locally")
     Console().print(table)
     print(f"Also by path: {', '.join(datasets.forms())}")
 

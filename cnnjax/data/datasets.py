@@ -76,24 +76,6 @@ def available(name: str, data_dir: DataDir = None) -> str | None:
     return "in the package" if path == MINI else f"{path}{' (TFDS)' if kind == 'tfds' else ''}"
 
 
-def describe(data_dir: DataDir = None) -> list[dict[str, str | int | None]]:
-    """One row for each registered data set: name, train, test, classes, image, found, licence."""
-    return [
-        {
-            "name": info.name,
-            "train": info.splits["train"],
-            "test": info.splits["test"],
-            "classes": info.num_classes,
-            "image": "x".join(map(str, info.image_shape)),
-            "found": available(info.name, data_dir),
-            "description": info.description,
-            "licence": info.licence,
-            "source": info.source,
-        }
-        for info in DATASETS.values()
-    ]
-
-
 def _not_found(info: DatasetInfo, data_dir: DataDir, failure: str) -> UserError:
     tried = ", ".join(dict.fromkeys(str(place) for _, place in _places(info, data_dir)))
     system = f"apt-get install {info.system[1]}, or " if info.system else ""

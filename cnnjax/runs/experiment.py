@@ -221,7 +221,8 @@ def build(
     source = source or load_split(config, "train")
     facts = statistics(config, source)
     augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
-    protocol = views.parse(config.eval_protocol, eval_augment, source.image_shape)
+    with errors_name_fields("eval_protocol"):
+        protocol = views.parse(config.eval_protocol, eval_augment, source.image_shape)
     fields = {"num_classes": source.num_classes, "dtype": jnp.dtype(config.dtype)}
     groups = parallel.norm_groups(config.batch_norm, config.batch_size // config.accumulate_steps, mesh)
     model = create_model(config.model, **fields, **({"norm_groups": groups} if groups > 1 else {}))

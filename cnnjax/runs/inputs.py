@@ -12,6 +12,7 @@ from cnnjax.data.sources import records
 from cnnjax.data.sources.source import to_memory
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
+from cnnjax.runs.optimizer import errors_name_fields
 
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
@@ -23,15 +24,16 @@ def load_split(config: ConfigDict, split: str) -> Any:
             "config.data.test_split='validation' needs config.data.num_validation=0: a split that choices "
             "are made on gives no test score"
         )
-    source = datasets.load(
-        config.data.name,
-        config.data.test_split if split == "test" else split,
-        data_dir=config.data.dir or None,
-        num_validation=config.data.num_validation,
-        seed=config.seed,
-        size=config.data.size or None,
-        download=config.data.download,
-    )
+    with errors_name_fields("data.name"):
+        source = datasets.load(
+            config.data.name,
+            config.data.test_split if split == "test" else split,
+            data_dir=config.data.dir or None,
+            num_validation=config.data.num_validation,
+            seed=config.seed,
+            size=config.data.size or None,
+            download=config.data.download,
+        )
     if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
         return to_memory(source, max_bad_images(config))
     return source

@@ -25,6 +25,9 @@ _FIELDS = {
     "gradient_clip": "optimizer.gradient_clip",
     "learning_rate_scales": "optimizer.learning_rate_scales",
     "freeze": "freeze",
+    "data_dir": "data.dir",
+    "num_validation": "data.num_validation",
+    "protocol": "eval_protocol",
 }
 
 

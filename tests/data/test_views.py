@@ -24,8 +24,9 @@ KERNEL = RNG.normal(size=(7 * 6 * 3, 4)).astype(np.float32)
 
 def apply(image):
     """Not the same for a mirrored or a moved image."""
-    rows = jnp.arange(image.shape[1])[:, None, None] * jnp.arange(image.shape[2])[:, None] ** 2
-    return (image * rows).mean((1, 2)) / 3 + image[:, 0, 0]
+    height, width = (jnp.arange(side, dtype=jnp.float32) for side in image.shape[1:3])
+    weights = height[None, :, None, None] * width[None, None, :, None] ** 2
+    return (image * weights).mean((1, 2)) / 3 + image[:, 0, 0]
 
 
 def softmax_mean(views, weights):
@@ -87,7 +88,7 @@ def test_multi_scale_looks_at_whole_images_of_each_size():
     ],
 )
 def test_a_wrong_protocol_is_told_in_one_line(spec, words):
-    with pytest.raises(UserError, match="eval_protocol") as error:
+    with pytest.raises(UserError, match="protocol") as error:
         protocols.parse(spec, CROPPED, (12, 10, 3))
     assert words in str(error.value) and "\n" not in str(error.value)
 

@@ -83,8 +83,8 @@ def random_crop(
         mode = "constant" if padding_mode == "zero" else "reflect"
         images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode)
     count, rows, columns, channels = images.shape
-    last = jnp.array([rows - height, columns - width])
-    corners = jax.random.randint(key, (count, 2), 0, last + 1)
+    ends = jnp.array([[rows - height + 1, columns - width + 1]])
+    corners = jax.random.randint(key, (count, 2), 0, ends)
 
     def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
@@ -112,7 +112,7 @@ def _windows(
 
     uint8 is rounded. With `antialias` the filter widens as the window shrinks, as in Pillow.
     """
-    scale = jnp.asarray(size, jnp.float32) / extent
+    scale = jnp.asarray(size, jnp.float32)[None] / extent
 
     def resize(image: jax.Array, scale: jax.Array, corner: jax.Array) -> jax.Array:
         shape, moved = (*size, image.shape[-1]), -corner * scale
@@ -231,7 +231,7 @@ def cutout(key: jax.Array, batch: Batch, size: Size) -> Batch:
     """
     images = batch["image"]
     extent = jnp.asarray(pair(size))[None]
-    centre = jax.random.randint(key, (images.shape[0], 2), 0, jnp.asarray(images.shape[1:3]))
+    centre = jax.random.randint(key, (images.shape[0], 2), 0, jnp.asarray(images.shape[1:3])[None])
     hole = _box(images.shape, centre - extent // 2, extent)
     return batch | {"image": jnp.where(hole, 0, images).astype(images.dtype)}
 

@@ -105,11 +105,13 @@ def _amounts(
     """
     if space == "narrow":
         sides = {"translate_x": shape[2], "translate_y": shape[1]}
-        most = jnp.asarray([r.narrow * sides.get(name, 1) for name, r in OPERATIONS.items()])
+        most = [r.narrow * sides.get(name, 1) for name, r in OPERATIONS.items()]
     else:
-        most = jnp.asarray([r.wide for r in OPERATIONS.values()])
+        most = [r.wide for r in OPERATIONS.values()]
     signed = jnp.asarray([r.signed for r in OPERATIONS.values()])
-    return magnitude * most[chosen] * jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
+    return (
+        magnitude * jnp.asarray(most, jnp.float32)[chosen] * jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
+    )
 
 
 def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
@@ -134,7 +136,8 @@ def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
 def _moved(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
     """Output pixel (x, y) is the one nearest to where shear, translation and rotation take it, or 0."""
     height, width, _ = image.shape
-    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    rows, columns = (jnp.arange(side, dtype=jnp.float32) + 0.5 for side in (height, width))
+    y, x = jnp.meshgrid(rows, columns, indexing="ij")
     angle = -jnp.deg2rad(amounts["rotate"])
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     turned_x = cosine * (x - width / 2) + sine * (y - height / 2) + width / 2
@@ -153,24 +156,25 @@ def _through_tables(
     """What changes each level of a channel into another: brightness, contrast and the rest, by table."""
     channels = image.shape[-1]
     level = jnp.arange(256, dtype=jnp.int32)
+    exact = level.astype(jnp.float32)
     counts = jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), -1)(
         image.reshape(-1, channels)
     )  # [C, 256]
     mean = jnp.floor(_grey(image).mean() + 0.5)
-    bright = level * (1 + amounts["brightness"])
-    contrasted = mean + (level - mean) * (1 + amounts["contrast"])
+    bright = exact * (1 + amounts["brightness"])
+    contrasted = mean + (exact - mean) * (1 + amounts["contrast"])
     lost = jnp.round(amounts["posterize"]).astype(jnp.int32)
     tables = {
         "brightness": jnp.clip(bright, 0, 255).astype(jnp.int32),
         "contrast": jnp.clip(contrasted, 0, 255).astype(jnp.int32),
         "posterize": level >> lost << lost,
-        "solarize": jnp.where(level < 256 - amounts["solarize"], level, 255 - level),
+        "solarize": jnp.where(exact < 256 - amounts["solarize"], level, 255 - level),
         "autocontrast": jax.vmap(_autocontrast)(counts),
         "equalize": jax.vmap(_equalize)(counts),
     }
     table = jnp.broadcast_to(level, (channels, 256))
     for name, changed in tables.items():
-        table = jnp.where(is_one[name], changed, table)
+        table = jnp.where(is_one[name], jnp.broadcast_to(changed, table.shape), table)
     through = jax.vmap(lambda row, values: row[values], (0, -1), -1)(table, image.astype(jnp.int32))
     return through.astype(image.dtype)
 
@@ -180,7 +184,7 @@ def _autocontrast(counts: jax.Array) -> jax.Array:
     level = jnp.arange(256)
     low = jnp.argmax(counts > 0)
     high = 255 - jnp.argmax(counts[::-1] > 0)
-    stretched = (level - low) * (255 / jnp.maximum(high - low, 1))
+    stretched = (level - low).astype(jnp.float32) * (255 / jnp.maximum(high - low, 1))
     return jnp.where(high > low, jnp.clip(stretched, 0, 255).astype(jnp.int32), level)
 
 
