@@ -198,7 +198,7 @@ def num_correct(logits: jax.Array, batch: Batch) -> jax.Array:
     """How many examples, by mask, are classified rightly; of a label [B, K] the largest entry counts."""
     label = batch["label"]
     hard = label if label.ndim == 1 else label.argmax(-1)
-    return ((logits.argmax(-1) == hard) * batch["mask"]).sum()
+    return jnp.where(logits.argmax(-1) == hard, batch["mask"], 0.0).sum()
 
 
 def aux_logits(intermediates: Collection) -> list[jax.Array]:

@@ -16,6 +16,7 @@ from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.ops.normalization import batch_norm_in_groups
 from cnnjax.profiling.compiled import collectives
+from cnnjax.runs.evaluate import evaluate
 from cnnjax.training import parallel
 from tests import ROOT
 from tests.conftest import simulated
@@ -77,6 +78,31 @@ def test_a_checkpoint_of_eight_devices_restores_on_one_two_four_and_as_numpy(cur
     assert curves["elastic"] == [True] * 6
 
 
+EVALUATE = """
+import sys, jax, numpy as np
+from cnnjax.runs.evaluate import evaluate
+assert jax.device_count() == int(sys.argv[1])
+np.savez(sys.argv[3], **evaluate(sys.argv[2])[1])
+"""
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_an_evaluation_has_one_row_an_image_on_any_number_of_devices(tiny_run, tmp_path, devices):
+    """37 images in batches of 16, which the devices share; the last one is padded."""
+    command = [sys.executable, "-c", EVALUATE, str(devices), str(tiny_run), str(tmp_path / "rows.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=simulated(devices))
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, one = evaluate(tiny_run)
+    with np.load(tmp_path / "rows.npz") as rows:
+        assert set(rows) == set(one)
+        for name, values in one.items():
+            assert values.shape == (37,)
+            if values.dtype == np.float32:
+                np.testing.assert_allclose(rows[name], values, rtol=1e-5)
+            else:
+                np.testing.assert_array_equal(rows[name], values)
+
+
 def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
     flags = [f"--workdir={tmp_path / 'run'}", "--config.batch_size=12", f"--config.data.name={tiny_data}"]
     done = subprocess.run(
@@ -128,7 +154,7 @@ def test_rules_cut_the_largest_dimension_that_the_devices_divide():
 
 
 def test_groups_of_a_batch_are_normalized_each_by_its_own_statistics():
-    x = jax.random.normal(jax.random.key(0), (6, 3, 3, 4)) * jnp.arange(1, 7)[:, None, None, None]
+    x = jax.random.normal(jax.random.key(0), (6, 3, 3, 4)) * jnp.arange(1.0, 7.0)[:, None, None, None]
     scale, bias = jnp.full(4, 2.0), jnp.full(4, 0.5)
     y, mean, var = ops.batch_norm_train(x, scale, bias, groups=3)
     parts = [ops.batch_norm_train(part, scale, bias) for part in jnp.split(x, 3)]
