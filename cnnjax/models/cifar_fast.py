@@ -4,18 +4,18 @@ Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2404.00498, sect
 details from the author's scripts airbench94, airbench95, airbench96 (cifar10-airbench), which report the
 accuracies here as means of 1000, 200 and 400 runs with mirrored and translated views at test time.
 
-Training starts with `whiten/kernel` from training images (`CifarFast.from_images`). The recipe trains neither
+Training starts with `whiten/kernel` from training images (`whitened`). The recipe trains neither
 it nor the scales of the normalizations: `FROZEN` is the pattern of those paths for `config.freeze`, as in
 configs/cifar10_airbench.py. They count as parameters there and here.
 """
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import VariableDict
 
 from cnnjax import ops
 from cnnjax.errors import UserError
@@ -125,9 +125,10 @@ class CifarFast(Net):
         x = logits(x, self.num_classes, self.dtype, use_bias=False, kernel_init=torch_uniform)
         return x * self.scale
 
-    def from_images(self, images: jax.Array) -> dict[str, Any]:
-        """What training starts from: the whitening kernel of images, which are as `__call__` takes them."""
-        return {"params": {"whiten": {"kernel": whitening_kernel(images)}}}
+
+def whitened(images: jax.Array) -> VariableDict:
+    """What training starts from: the whitening kernel of images as the network takes them."""
+    return {"params": {"whiten": {"kernel": whitening_kernel(images)}}}
 
 
 PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
@@ -136,7 +137,9 @@ PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 
 def variant(name: str, top1: float, **fields) -> Variant:
     """A row of the scripts' table."""
     build = functools.partial(CifarFast, **fields)
-    return Variant(build, f"Jordan 2024, {name}", PRESET, top1, published="CIFAR-10, 6 views")
+    return Variant(
+        build, f"Jordan 2024, {name}", PRESET, top1, published="CIFAR-10, 6 views", from_images=whitened
+    )
 
 
 VARIANTS = {

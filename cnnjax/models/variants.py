@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 from flax import linen as nn
+from flax.typing import VariableDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Variant:
     """One row of the model table.
 
     `build` is a linen module class or a partial of one; `source` names the paper; `top1` and `top5` are
-    published accuracies in per cent on the data set that `published` names.
+    published accuracies in per cent on the data set that `published` names; `from_images` computes variables
+    that training starts from, of images [B, H, W, C] as the network takes them.
     """
 
     build: Callable[..., nn.Module]
@@ -43,6 +46,7 @@ class Variant:
     top1: float | None = None
     top5: float | None = None
     published: str = ""
+    from_images: Callable[[jax.Array], VariableDict] | None = None
 
 
 def preset_augment(preset: Preset) -> str:

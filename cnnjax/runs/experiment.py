@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from flax.errors import FlaxError
+from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
@@ -19,7 +20,7 @@ from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.sources.source import sample_images
 from cnnjax.errors import UserError, parse_call
-from cnnjax.models import count_params, create_model
+from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.runs.initial import initial_variables
 from cnnjax.runs.inputs import load_split, max_bad_images, parse_augment, statistics
@@ -131,12 +132,13 @@ class Experiment:
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
         return self.stacked(state.replace(**start, ema=ema))
 
-    def _from_images(self) -> dict[str, Any]:
-        """Variables that the model computes from training images, where it has a `from_images`."""
-        if not hasattr(self.model, "from_images"):
+    def _from_images(self) -> VariableDict:
+        """Variables that the model computes from training images; most compute none."""
+        from_images = variant(self.config.model).from_images
+        if from_images is None:
             return {}
-        images = sample_images(self.train_source, START_IMAGES)
-        return self.model.from_images(self.eval_augment.preprocess(images))
+        images = jnp.asarray(sample_images(self.train_source, START_IMAGES))
+        return from_images(self.eval_augment.preprocess(images))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
