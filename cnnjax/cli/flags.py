@@ -82,8 +82,8 @@ def _print_help(
     print(title)
     for parameter in parameters:
         meaning = typing.get_args(parameter.annotation)[1]
-        default = "" if parameter.default in (None, False, []) else f" (default: {parameter.default})"
-        print(f"  --{parameter.name:<15} {meaning}{default}")
+        plain = parameter.default in (None, []) or parameter.default is False
+        print(f"  --{parameter.name:<15} {meaning}{'' if plain else f' (default: {parameter.default})'}")
     if config:
         print(f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
 

@@ -11,16 +11,8 @@ from flax import traverse_util
 from jax import Array
 
 from cnnjax.errors import UserError
-from cnnjax.explore.layers import (
-    Box,
-    Variables,
-    first_convolution,
-    image_struct,
-    receptive_box,
-    run,
-    trace,
-    unrolled,
-)
+from cnnjax.explore import layers
+from cnnjax.explore.layers import Box, Variables
 
 Batches = Iterable[Array]  # of images as the network takes them, float [B, H, W, C]
 
@@ -31,7 +23,7 @@ def first_filters(model: nn.Module, variables: Variables, image_shape: Sequence[
     Raises:
       UserError: if the network has no convolution.
     """
-    scope = first_convolution(model, variables, image_struct(image_shape))
+    scope = layers.first_convolution(model, variables, layers.image_struct(image_shape))
     flat = traverse_util.flatten_dict(variables["params"])
     kernels = [x for path, x in flat.items() if path[: len(scope)] == scope and np.ndim(x) == 4]
     if not kernels:
@@ -69,7 +61,7 @@ def statistics(model: nn.Module, variables: Variables, batches: Batches, layer: 
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """On each image the highest value of each unit, float32 [N, C], its row and column, int32 [N, C, 2]."""
+    """See `peaks`: value float32 [N, C], place int32 [N, C, 2]."""
 
     layer: str
     value: np.ndarray
@@ -88,12 +80,12 @@ def peaks(model: nn.Module, variables: Variables, batches: Batches, layer: str) 
 
 
 def _layer_values(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> Iterable[Array]:
-    model = unrolled(model)
+    model = layers.unrolled(model)
 
     @jax.jit
     def values(variables: Variables, image: Array) -> Array:
-        traced = trace(model, variables, image)
-        return run(traced, variables, image, keep=[traced.layer(layer)])[1][0].astype(jnp.float32)
+        traced = layers.trace(model, variables, image)
+        return layers.run(traced, variables, image, keep=[traced.layer(layer)])[1][0].astype(jnp.float32)
 
     return (values(variables, batch) for batch in batches)
 
@@ -125,7 +117,7 @@ def best_patches(
     patches = []
     for i in np.argsort(-peaks.value[:, unit], kind="stable")[:count]:
         row, column = map(int, peaks.place[i, unit])
-        box = receptive_box(model, variables, image_shape, peaks.layer, (row, column))
+        box = layers.receptive_box(model, variables, image_shape, peaks.layer, (row, column))
         patches.append(Patch(int(i), float(peaks.value[i, unit]), box))
     return patches
 
@@ -155,13 +147,13 @@ def maximize(
     Source: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Simonyan et al. 2013,
       arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
     """
-    model = unrolled(model)
-    traced = trace(model, variables, image_struct(image_shape))
+    model = layers.unrolled(model)
+    traced = layers.trace(model, variables, layers.image_struct(image_shape))
     keep = [] if layer is None else [traced.layer(layer)]
     _check_unit(unit, keep[0].shape[-1] if keep else traced.jaxpr.out_avals[0].shape[-1])
 
     def score(image: Array) -> Array:
-        logits, values = run(traced, variables, image, keep=keep)
+        logits, values = layers.run(traced, variables, image, keep=keep)
         return (values[0] if values else logits)[..., unit].mean()
 
     def climb(image: Array, key: Array) -> tuple[Array, None]:
