@@ -345,7 +345,7 @@ def test_penultimate_features_give_the_logits(tiny, image):
     for model, variables in (tiny, (Pooled(), Pooled().init(jax.random.key(0), image))):
         features = jax.jit(functools.partial(layers.penultimate, model))(variables, image)
         head = variables["params"]["head"]
-        logits = features @ head["kernel"] + head["bias"]
+        logits = features @ head["kernel"] + head["bias"][None]
         np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, image), rtol=1e-3, atol=1e-5)
 
 
