@@ -1,16 +1,16 @@
 """Every network by name. A new family is one file here with `VARIANTS`, and a row in the count table."""
 
-import dataclasses
 import fnmatch
 import functools
 import importlib
+import inspect
 import pkgutil
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Collection, VariableDict
 
 from cnnjax.errors import UserError, parse_call, unknown
 from cnnjax.models.torch_names import TorchNames
@@ -64,7 +64,7 @@ def variant(spec: str) -> Variant:
     return variants()[name]
 
 
-def create_model(spec: str, **fields: Any) -> nn.Module:
+def create_model(spec: str, **fields: object) -> nn.Module:
     """Builds a linen module from its name or spec.
 
     Args:
@@ -78,8 +78,7 @@ def create_model(spec: str, **fields: Any) -> nn.Module:
     if args:
         raise UserError(f"model={spec!r}: fields are given by name, as in {name}(num_classes=10)")
     build = variant(spec).build
-    module = build.func if isinstance(build, functools.partial) else build
-    allowed = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
+    allowed = [field for field in inspect.signature(build).parameters if field not in ("parent", "name")]
     fields = {"num_classes": variant(spec).preset.num_classes} | fields | given
     for field in fields:
         if field not in allowed:
@@ -92,14 +91,14 @@ def stream_key(key: jax.Array, stream: str, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(stream.encode())), step)
 
 
-def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict:
+def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> VariableDict:
     """Fresh `params` and `batch_stats` for images of [H, W, C]; `batch_stats` is {} where there are none."""
     image = jnp.zeros((1, *image_shape), jnp.float32)
     variables = model.init(stream_key(key, "params", 0), image)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
-def count_params(params: Any) -> int:
+def count_params(params: Collection) -> int:
     """The number of trained scalars in a tree of arrays or of shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

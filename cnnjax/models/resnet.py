@@ -189,9 +189,9 @@ _v1 = partial(ResNet, block=partial(Bottleneck, strided=1))
 _wide = partial(ResNet, block=partial(Bottleneck, group_width=128))
 _18, _50, _101, _152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _he, _zagoruyko, _xie = "He et al. 2015", "Zagoruyko & Komodakis 2016", "Xie et al. 2016"
-_v1_weights = {"published": "ImageNet 1-crop, torchvision V1"}
-_caffe = {"published": "ImageNet 1-crop, the paper's Caffe models"}
-_ten = {"published": "ImageNet 10-crop"}
+_v1_weights = "ImageNet 1-crop, torchvision V1"
+_caffe = "ImageNet 1-crop, the paper's Caffe models"
+_ten = "ImageNet 10-crop"
 
 
 def _aggregated(groups: int, group_width: int) -> partial:
@@ -212,26 +212,26 @@ def _row(
 
 
 VARIANTS = {
-    "plain18": _row(_basic, _18, _he, 72.06, **_ten, shortcut="none"),
-    "plain34": _row(_basic, _50, _he, 71.46, 89.98, **_ten, shortcut="none"),
-    "resnet18": _row(_basic, _18, _he, 69.758, 89.078, **_v1_weights),
-    "resnet18_option_a": _row(_basic, _18, _he, 72.12, **_ten, shortcut="a"),
+    "plain18": _row(_basic, _18, _he, 72.06, None, _ten, shortcut="none"),
+    "plain34": _row(_basic, _50, _he, 71.46, 89.98, _ten, shortcut="none"),
+    "resnet18": _row(_basic, _18, _he, 69.758, 89.078, _v1_weights),
+    "resnet18_option_a": _row(_basic, _18, _he, 72.12, None, _ten, shortcut="a"),
     "resnet18_option_c": _row(_basic, _18, _he, shortcut="c"),
-    "resnet34": _row(_basic, _50, _he, 73.314, 91.420, **_v1_weights),
-    "resnet34_option_a": _row(_basic, _50, _he, 74.97, 92.24, **_ten, shortcut="a"),
-    "resnet34_option_c": _row(_basic, _50, _he, 75.81, 92.60, **_ten, shortcut="c"),
-    "resnet50": _row(_deep, _50, _he, 76.130, 92.862, **_v1_weights),
-    "resnet101": _row(_deep, _101, _he, 77.374, 93.546, **_v1_weights),
-    "resnet152": _row(_deep, _152, _he, 78.312, 94.046, **_v1_weights),
-    "resnet50_v1": _row(_v1, _50, _he, 75.3, 92.2, **_caffe),
-    "resnet101_v1": _row(_v1, _101, _he, 76.4, 92.9, **_caffe),
-    "resnet152_v1": _row(_v1, _152, _he, 77.0, 93.3, **_caffe),
-    "wide_resnet50_2": _row(_wide, _50, _zagoruyko, 78.468, 94.086, **_v1_weights),
-    "wide_resnet101_2": _row(_wide, _101, _zagoruyko, 78.848, 94.284, **_v1_weights),
-    "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, 77.618, 93.698, **_v1_weights),
-    "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, 79.312, 94.526, **_v1_weights),
+    "resnet34": _row(_basic, _50, _he, 73.314, 91.420, _v1_weights),
+    "resnet34_option_a": _row(_basic, _50, _he, 74.97, 92.24, _ten, shortcut="a"),
+    "resnet34_option_c": _row(_basic, _50, _he, 75.81, 92.60, _ten, shortcut="c"),
+    "resnet50": _row(_deep, _50, _he, 76.130, 92.862, _v1_weights),
+    "resnet101": _row(_deep, _101, _he, 77.374, 93.546, _v1_weights),
+    "resnet152": _row(_deep, _152, _he, 78.312, 94.046, _v1_weights),
+    "resnet50_v1": _row(_v1, _50, _he, 75.3, 92.2, _caffe),
+    "resnet101_v1": _row(_v1, _101, _he, 76.4, 92.9, _caffe),
+    "resnet152_v1": _row(_v1, _152, _he, 77.0, 93.3, _caffe),
+    "wide_resnet50_2": _row(_wide, _50, _zagoruyko, 78.468, 94.086, _v1_weights),
+    "wide_resnet101_2": _row(_wide, _101, _zagoruyko, 78.848, 94.284, _v1_weights),
+    "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, 77.618, 93.698, _v1_weights),
+    "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, 79.312, 94.526, _v1_weights),
     "resnext101_64x4d": dataclasses.replace(
-        _row(_aggregated(64, 4), _101, _xie, 83.246, 96.454, **_v1_weights), preset=Preset(resize=232)
+        _row(_aggregated(64, 4), _101, _xie, 83.246, 96.454, _v1_weights), preset=Preset(resize=232)
     ),
     "seresnet50": _row(
         partial(ResNet, block=SEBottleneck), _50, "Hu et al. 2017", 76.71, 93.38, published="ImageNet 1-crop"

@@ -9,11 +9,12 @@ arguments, stacked by `stack_blocks`.
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.typing import Collection, VariableDict
 
 from cnnjax import ops
 from cnnjax.errors import UserError
@@ -21,6 +22,7 @@ from cnnjax.models.layers import Constructor, ConvNorm, Net, check_stem
 
 Tree = TypeVar("Tree")
 Names = Sequence[str]
+Node = dict[str, Collection]
 
 
 class StagedNet(Net):
@@ -98,11 +100,10 @@ def stack_blocks(tree: Tree, blocks: Sequence[Names]) -> Tree:
     Blocks 2 to 9 of stage 1 become `stage1_block2_to_9`. `unstack_blocks` is the inverse.
     """
 
-    def stack(node: dict[str, Any]) -> dict[str, Any]:
+    def stack(node: Node) -> None:
         for names in blocks:
             if names[0] in node:
                 node[_joined(names)] = _stacked([node.pop(name) for name in names])
-        return node
 
     return _in_dicts(tree, {names[0] for names in blocks}, stack)
 
@@ -110,22 +111,27 @@ def stack_blocks(tree: Tree, blocks: Sequence[Names]) -> Tree:
 def unstack_blocks(tree: Tree, blocks: Sequence[Names]) -> Tree:
     """The inverse of `stack_blocks`."""
 
-    def unstack(node: dict[str, Any]) -> dict[str, Any]:
+    def unstack(node: Node) -> None:
         for names in blocks:
             if _joined(names) in node:
                 node |= _unstacked(node.pop(_joined(names)), names)
-        return node
 
     return _in_dicts(tree, {_joined(names) for names in blocks}, unstack)
 
 
-def _in_dicts(tree: Tree, keys: set[str], change: Callable[[dict[str, Any]], dict[str, Any]]) -> Tree:
+def _in_dicts(tree: Tree, keys: set[str], change: Callable[[Node], None]) -> Tree:
     """The tree with every dict that has one of the keys changed."""
 
-    def has(node: Any) -> bool:
+    def has(node: Node | jax.Array) -> bool:
         return isinstance(node, dict) and not keys.isdisjoint(node)
 
-    return jax.tree.map(lambda node: change(dict(node)) if has(node) else node, tree, is_leaf=has)
+    def changed(node: Node | jax.Array) -> Node | jax.Array:
+        if isinstance(node, dict):
+            node = dict(node)
+            change(node)
+        return node
+
+    return jax.tree.map(changed, tree, is_leaf=has)
 
 
 def _joined(names: Names) -> str:
@@ -169,7 +175,7 @@ def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.A
     """
     come_stacked = net.has_variable("params", _joined(names))
 
-    def variables_of(collection: str) -> Any:
+    def variables_of(collection: str) -> Collection:
         if come_stacked:
             return net.get_variable(collection, _joined(names), {})
         return _stacked([net.get_variable(collection, name, {}) for name in names])
@@ -177,7 +183,7 @@ def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.A
     moving = net.is_mutable_collection("batch_stats")
     keys = jax.random.split(net.make_rng("dropout"), len(names)) if net.has_rng("dropout") else None
 
-    def body(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+    def body(x: jax.Array, each: tuple[VariableDict, jax.Array | None]) -> tuple[jax.Array, Collection]:
         variables, key = each
         rngs = {} if key is None else {"dropout": key}
         y, updates = block.apply(variables, x, rngs=rngs, mutable=["batch_stats"] if moving else [])

@@ -7,12 +7,12 @@ from typing import NamedTuple
 from cnnjax.errors import UserError, unknown
 
 Pair = tuple[int, int]
-Size = int | Pair
+Size = int | Sequence[int]  # two of them
 Sides = tuple[Pair, Pair]
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
-def pair(value: Size | Sequence[int], what: str, minimum: int = 1) -> Pair:
+def pair(value: Size, what: str, minimum: int = 1) -> Pair:
     """One int or (height, width) as two ints.
 
     Args:
@@ -95,9 +95,7 @@ def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0)
     return count
 
 
-def resolve_padding(
-    padding: Padding, window: Size, strides: Size, dilation: Size, size: Size | Sequence[int]
-) -> Sides:
+def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Size, size: Size) -> Sides:
     """Any way to write a padding as ((top, bottom), (left, right)).
 
     Args:
@@ -119,7 +117,7 @@ def resolve_padding(
         height, width = (_same(*axis) for axis in zip(windows, steps, spread, sizes, strict=True))
         return height, width
     try:
-        axes = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
+        axes = (padding, padding) if isinstance(padding, int) else tuple(padding)
         height, width = (pair(axis, "padding", 0) for axis in axes)
     except (UserError, ValueError) as error:
         raise UserError(

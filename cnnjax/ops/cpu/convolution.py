@@ -2,16 +2,18 @@
 
 import ctypes
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
 from cnnjax.ops.cpu.library import library
-from cnnjax.ops.cpu.primitive import make_primitive, map_reference
+from cnnjax.ops.cpu.primitive import Attributes, make_primitive, map_reference
+from cnnjax.ops.shapes import Pair, Sides
 
 FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT = range(3)
 Sizes = tuple[int, ...]
@@ -50,6 +52,23 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
     to_input = make("conv_input_gradient", input_gradient, INPUT_GRADIENT)
     to_kernel = make("conv_kernel_gradient", kernel_gradient, KERNEL_GRADIENT)
 
+    _set_gradients(forward, to_input, to_kernel)
+    _set_bias_gradients(forward, forward_bias, to_kernel)
+    _fold_batches(forward, reference)
+    _fold_batches(forward_bias, with_bias)
+    _fold_batches(to_input, input_gradient)
+
+    def convolution(x, kernel, bias=None, **parameters):
+        if bias is None:
+            return forward.bind(x, kernel, **parameters)
+        return forward_bias.bind(x, kernel, bias, **parameters)
+
+    return convolution
+
+
+def _set_gradients(forward: Primitive, to_input: Primitive, to_kernel: Primitive) -> None:
+    """Each of the three is bilinear, and its derivatives are the other two."""
+
     def size_of(x):
         return _shape(x)[1:3]
 
@@ -72,7 +91,11 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
         lambda dkernel, x, dy, *, window, **p: forward.bind(x, dkernel, **p),
     )
 
-    def bias_jvp(primals, tangents, **p):
+
+def _set_bias_gradients(forward: Primitive, forward_bias: Primitive, to_kernel: Primitive) -> None:
+    """Linear in kernel and bias together, and in x."""
+
+    def jvp(primals, tangents, **p):
         x, kernel, _ = primals
         dx, dkernel, dbias = tangents
         y = forward_bias.bind(*primals, **p)
@@ -85,28 +108,18 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
             terms.append(jnp.broadcast_to(dbias, y.shape))
         return y, functools.reduce(jnp.add, terms)
 
-    def bias_transpose(dy, x, kernel, bias, **p):
-        window = window_of(kernel)
+    def transpose(dy, x, kernel, bias, **p):
         if type(dy) is ad.Zero:
             return None, ad.Zero(kernel.aval), ad.Zero(bias.aval)
         # XLA sums as fast as memory is read; oneDNN's own gradient of a bias is slow.
-        return None, to_kernel.bind(x, dy, window=window, **p), _bias_gradient(dy)
+        dbias = dy.astype(jnp.float32).sum((0, 1, 2)).astype(dy.dtype)
+        return None, to_kernel.bind(x, dy, window=_shape(kernel)[:2], **p), dbias
 
-    ad.primitive_jvps[forward_bias] = bias_jvp
-    ad.primitive_transposes[forward_bias] = bias_transpose
-    _fold_batches(forward, reference)
-    _fold_batches(forward_bias, with_bias)
-    _fold_batches(to_input, input_gradient)
-
-    def convolution(x, kernel, bias=None, **parameters):
-        if bias is None:
-            return forward.bind(x, kernel, **parameters)
-        return forward_bias.bind(x, kernel, bias, **parameters)
-
-    return convolution
+    ad.primitive_jvps[forward_bias] = jvp
+    ad.primitive_transposes[forward_bias] = transpose
 
 
-def _fold_batches(primitive: Any, reference: Callable[..., jax.Array]) -> None:
+def _fold_batches(primitive: Primitive, reference: Callable[..., jax.Array]) -> None:
     """Takes a mapped axis of the images alone as more images; other mapped axes go to the reference."""
 
     def batch(arrays, axes, **parameters):
@@ -119,15 +132,21 @@ def _fold_batches(primitive: Any, reference: Callable[..., jax.Array]) -> None:
     batching.primitive_batchers[primitive] = batch
 
 
-def _bias_gradient(dy: jax.Array) -> jax.Array:
-    return dy.astype(jnp.float32).sum((0, 1, 2)).astype(dy.dtype)
-
-
-def _shape(array: Any) -> Sizes:
+def _shape(array: jax.Array) -> Sizes:
     return tuple(getattr(array, "aval", array).shape)  # what is being transposed has no shape of its own
 
 
-def _attributes(mode: int, inputs: Any, results: Any, *, strides, padding, dilation, groups, **_) -> Any:
+def _attributes(
+    mode: int,
+    inputs: Sequence[ShapedArray],
+    results: Sequence[ShapedArray],
+    *,
+    strides: Pair,
+    padding: Sides,
+    dilation: Pair,
+    groups: int,
+    **_: object,
+) -> Attributes | None:
     """The call's attributes, or None where there is no fast code for this convolution."""
     first, second, result = (tuple(aval.shape) for aval in (*inputs[:2], results[0]))
     x, kernel, y = ((first, second, result), (result, second, first), (first, result, second))[mode]
@@ -148,4 +167,7 @@ def _attributes(mode: int, inputs: Any, results: Any, *, strides, padding, dilat
 
 @functools.lru_cache(4096)
 def _is_fast(numbers: Sizes) -> bool:
-    return bool(library().cnnjax_convolution_is_fast((ctypes.c_int64 * len(numbers))(*numbers)))
+    loaded = library()
+    return loaded is not None and bool(
+        loaded.cnnjax_convolution_is_fast((ctypes.c_int64 * len(numbers))(*numbers))
+    )

@@ -81,7 +81,7 @@ def _is_off() -> bool:
 
 
 def _platform() -> str:
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
@@ -123,10 +123,8 @@ def _open() -> ctypes.CDLL:
 def _interface() -> int:
     """Version of XLA's call interface: it takes handlers of older versions, and newer ones break it."""
     header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
-    major, minor = (
-        re.search(rf"#define XLA_FFI_API_{part} (\d+)", header).group(1) for part in ("MAJOR", "MINOR")
-    )
-    return 1000 * int(major) + int(minor)
+    numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header))
+    return 1000 * int(numbers["MAJOR"]) + int(numbers["MINOR"])
 
 
 def _onednn() -> Path:

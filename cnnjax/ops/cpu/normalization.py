@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,9 @@ from jax.interpreters import ad
 from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
 
 
-def make_batch_norm(reference: Callable[..., Any]) -> Callable[..., Any]:
+def make_batch_norm(
+    reference: Callable[..., tuple[jax.Array, ...]],
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """`reference`, or the kernels where they run.
 
     Args:

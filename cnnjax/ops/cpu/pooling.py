@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,7 @@ import numpy as np
 from jax import lax
 
 from cnnjax.ops.cpu.primitive import make_primitive
-
-Size = tuple[int, int]
-Sides = tuple[tuple[int, int], tuple[int, int]]
+from cnnjax.ops.shapes import Pair, Sides
 
 
 def make_max_pool() -> Callable[..., jax.Array]:
@@ -43,30 +40,29 @@ def make_max_pool() -> Callable[..., jax.Array]:
 
 
 def max_windows_and_places(
-    x: jax.Array, *, window: Size, strides: Size, sides: Sides
+    x: jax.Array, *, window: Pair, strides: Pair, sides: Sides
 ) -> tuple[jax.Array, jax.Array]:
     """Maxima, differentiable in every mode, and the place of each in its window, row-major, as a byte."""
     x = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
     height, width = ((size - w) // s for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
-    best = place = None
+    taps = []
     for i in range(window[0] * window[1]):
         row, column = divmod(i, window[1])
         end = (x.shape[0], row + height * strides[0] + 1, column + width * strides[1] + 1, x.shape[3])
-        value = lax.slice(x, (0, row, column, 0), end, (1, *strides, 1))
-        if best is None:
-            best, place = value, jnp.zeros(value.shape, jnp.uint8)
-        else:
-            better = (value > best) | (value != value)
-            best, place = jnp.where(better, value, best), jnp.where(better, jnp.uint8(i), place)
+        taps.append(lax.slice(x, (0, row, column, 0), end, (1, *strides, 1)))
+    best, place = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
+    for i, value in enumerate(taps[1:], 1):
+        better = (value > best) | (value != value)
+        best, place = jnp.where(better, value, best), jnp.where(better, jnp.uint8(i), place)
     return best, place
 
 
 def _gradient(
-    dy: jax.Array, places: jax.Array, *, size: Size, window: Size, strides: Size, sides: Sides
+    dy: jax.Array, places: jax.Array, *, size: Pair, window: Pair, strides: Pair, sides: Sides
 ) -> tuple[jax.Array]:
     """Each window's gradient at the place of its maximum, summed in float32."""
-    total: Any = 0
     wide, zero = dy.astype(jnp.float32), np.float32(0)
+    total = jnp.zeros((dy.shape[0], *size, dy.shape[3]), jnp.float32)
     for i in range(window[0] * window[1]):
         here = jnp.where(places == i, wide, zero)
         spread = [(0, 0, 0)]

@@ -1,25 +1,27 @@
 """A JAX primitive with two bodies: an XLA reference everywhere, a call of the kernels on one CPU."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
-Reference = Callable[..., Any]
+Arrays = jax.Array | tuple[jax.Array, ...]
+Reference = Callable[..., Arrays]
+Attributes = dict[str, np.generic | np.ndarray]
 
 
 def make_primitive(
     name: str,
     reference: Reference,
     target: str = "",
-    attributes: Callable[..., dict[str, Any] | None] = lambda *_, **__: None,
+    attributes: Callable[..., Attributes | None] = lambda *_, **__: None,
     multiple_results: bool = False,
-    alike: Callable[..., Any] | None = None,
+    alike: Callable[..., Sequence[ShapedArray]] | None = None,
 ) -> Primitive:
     """A primitive that computes `reference`, and on a CPU through the FFI call `target`.
 
@@ -32,13 +34,29 @@ def make_primitive(
         parameters are hashable.
       attributes: (avals of the arrays, avals of the results, **parameters) -> attributes of the call, or
         None to leave this case to XLA.
-      alike: (*avals of the arrays, **parameters) -> a list of those avals that the results are like, where
-        that is known without tracing the reference.
+      alike: (*avals of the arrays, **parameters) -> those avals that the results are like, if that is known
+        without tracing the reference.
     """
     primitive = Primitive(f"cnnjax_{name}")
     primitive.multiple_results = multiple_results
-    in_xla = mlir.lower_fun(reference, multiple_results=multiple_results)
+    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(_abstract_eval(reference, multiple_results, alike))
+    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=multiple_results))
+    mlir.register_lowering(primitive, _on_cpu(primitive, reference, target, attributes), platform="cpu")
 
+    def jvp(primals, tangents, **parameters):
+        tangents = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)
+        results, tangents = jax.jvp(functools.partial(reference, **parameters), tuple(primals), tangents)
+        return results, jax.tree.map(_symbolic, tangents)
+
+    ad.primitive_jvps[primitive] = jvp
+    batching.primitive_batchers[primitive] = functools.partial(map_reference, reference)
+    return primitive
+
+
+def _abstract_eval(
+    reference: Reference, multiple_results: bool, alike: Callable[..., Sequence[ShapedArray]] | None
+) -> Callable[..., ShapedArray | list[ShapedArray]]:
     # A deep net asks for the same shapes again and again, and JAX would trace the reference each time.
     @functools.lru_cache(4096)
     def shapes_and_dtypes(inputs, parameters):
@@ -50,47 +68,44 @@ def make_primitive(
         if alike:
             return [ShapedArray(aval.shape, aval.dtype) for aval in alike(*avals, **parameters)]
         inputs = tuple((aval.shape, aval.dtype) for aval in avals)
-        found = [ShapedArray(*each) for each in shapes_and_dtypes(inputs, tuple(parameters.items()))]
-        return found if multiple_results else found[0]
+        results = [ShapedArray(*each) for each in shapes_and_dtypes(inputs, tuple(parameters.items()))]
+        return results if multiple_results else results[0]
 
+    return abstract
+
+
+def _on_cpu(
+    primitive: Primitive, reference: Reference, target: str, attributes: Callable[..., Attributes | None]
+) -> mlir.LoweringRule:
     def widened(*arrays, **parameters):
         results = primitive.bind(*(array.astype(jnp.float32) for array in arrays), **parameters)
         return jax.tree.map(lambda result: result.astype(jnp.bfloat16), results)
 
-    in_float32 = mlir.lower_fun(widened, multiple_results=multiple_results)
+    in_xla, in_float32 = (
+        mlir.lower_fun(function, multiple_results=primitive.multiple_results)
+        for function in (reference, widened)
+    )
 
-    def on_cpu(context, *arrays, **parameters):
+    def lower(context, *arrays, **parameters):
         inputs, results = context.avals_in, context.avals_out
-        if runs_on_one_device(context):
-            found = attributes(inputs, results, **parameters)
-            if found is not None:
-                return jax.ffi.ffi_lowering(target)(context, *arrays, **found)
-            # Processors without bfloat16 of their own: the call in float32 is several times as fast as XLA.
-            if all(aval.dtype == jnp.bfloat16 for aval in (*inputs, *results)):
-                inputs, results = (
-                    [a.update(dtype=jnp.float32) for a in avals] for avals in (inputs, results)
-                )
-                if attributes(inputs, results, **parameters) is not None:
-                    return in_float32(context, *arrays, **parameters)
+        if not runs_on_one_device(context):
+            return in_xla(context, *arrays, **parameters)
+        call = attributes(inputs, results, **parameters)
+        if call is not None:
+            return jax.ffi.ffi_lowering(target)(context, *arrays, **call)
+        # Processors without bfloat16 of their own: the call in float32 is several times as fast as XLA.
+        if all(aval.dtype == jnp.bfloat16 for aval in (*inputs, *results)):
+            wide = ([aval.update(dtype=jnp.float32) for aval in avals] for avals in (inputs, results))
+            if attributes(*wide, **parameters) is not None:
+                return in_float32(context, *arrays, **parameters)
         return in_xla(context, *arrays, **parameters)
 
-    def jvp(primals, tangents, **parameters):
-        tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
-        results, tangents = jax.jvp(
-            lambda *arrays: reference(*arrays, **parameters), tuple(primals), tuple(tangents)
-        )
-        return results, jax.tree.map(_symbolic, tangents)
-
-    primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
-    primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(primitive, in_xla)
-    mlir.register_lowering(primitive, on_cpu, platform="cpu")
-    ad.primitive_jvps[primitive] = jvp
-    batching.primitive_batchers[primitive] = functools.partial(map_reference, reference)
-    return primitive
+    return lower
 
 
-def set_gradient(primitive: Primitive, reference: Reference, gradient: Callable[..., Any]) -> None:
+def set_gradient(
+    primitive: Primitive, reference: Reference, gradient: Callable[..., Sequence[jax.Array]]
+) -> None:
     """Makes reverse mode take `gradient`; forward mode and higher orders stay the reference's.
 
     Args:
@@ -121,23 +136,25 @@ def set_gradient(primitive: Primitive, reference: Reference, gradient: Callable[
         known, linear = inputs[:-count], inputs[-count:]
         if all(type(cotangent) is ad.Zero for cotangent in cotangents):
             return [None] * len(inputs)
-        found = gradient(known[:count], known[count:], cotangents, **parameters)
+        results = gradient(known[:count], known[count:], cotangents, **parameters)
         asked = (ad.is_undefined_primal(tangent) for tangent in linear)
         return [None] * len(known) + [
-            value if wanted else None for value, wanted in zip(found, asked, strict=True)
+            value if wanted else None for value, wanted in zip(results, asked, strict=True)
         ]
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[derivative] = transpose
 
 
-def _symbolic(tangent: Any) -> Any:
+def _symbolic(tangent: jax.Array) -> jax.Array | ad.Zero:
     """Tangents of integers as JAX wants them from a rule."""
     is_none = tangent.dtype == jax.dtypes.float0
     return ad.Zero(ShapedArray(tangent.shape, tangent.dtype)) if is_none else tangent
 
 
-def map_reference(reference: Reference, arrays: Any, axes: Any, **parameters: Any) -> Any:
+def map_reference(
+    reference: Reference, arrays: Sequence[jax.Array], axes: Sequence[int | None], **parameters: object
+) -> tuple[Arrays, int | tuple[int, ...]]:
     """The batching rule of a primitive that goes through its reference."""
     results = jax.vmap(lambda *rows: reference(*rows, **parameters), in_axes=tuple(axes))(*arrays)
     return results, jax.tree.map(lambda _: 0, results)
