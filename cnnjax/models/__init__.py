@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
