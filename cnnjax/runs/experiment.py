@@ -201,7 +201,8 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
         raise UserError(f"config.accumulate_steps={parts} must divide config.batch_size={config.batch_size}")
     field = f"config.batch_size / accumulate_steps={parts}" if parts > 1 else "config.batch_size"
     parallel.check_divides(field, config.batch_size // parts, mesh)
-    parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
+    with errors_name_fields("batch_norm"):
+        parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
 
 
 def build(
@@ -217,7 +218,8 @@ def build(
       UserError: naming the field and what is allowed.
     """
     config_lib.validate(config)
-    mesh = parallel.make_mesh(config.mesh, devices)
+    with errors_name_fields("mesh"):
+        mesh = parallel.make_mesh(config.mesh, devices)
     check_batch(config, mesh)
     check_names(config)
     source = source or load_split(config, "train")

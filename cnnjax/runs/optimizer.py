@@ -34,7 +34,8 @@ _FIELDS = {
 def check_names(config: ConfigDict) -> None:
     """Raises a UserError for a name that needs no data, before data are read or downloaded."""
     variant(config.model)
-    parallel.rules_of(config.sharding)
+    with errors_name_fields("sharding"):
+        parallel.rules_of(config.sharding)
     for field, table in (("schedule", schedules.SCHEDULES), ("name", optimizers.OPTIMIZERS)):
         name, _ = _parse_values(f"optimizer.{field}", config.optimizer[field])
         if name not in table:

@@ -1,7 +1,7 @@
-"""Devices: the mesh, and how batches and states lie on it.
+"""Devices: the mesh, and how batches and states are sharded over it.
 
-A mesh has the axes `data` (the batch is cut over it) and `model`. Where a parameter lies is a matter of the
-rules in `SHARDINGS`; its moving average and the optimizer's state of it lie with it.
+A mesh has the axes `data` (over which the batch is sharded) and `model`. The rules in `SHARDINGS` place each
+parameter; its moving average and the optimizer's state of it lie with it.
 """
 
 import dataclasses
@@ -12,19 +12,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cnnjax.data import batches
 from cnnjax.errors import UserError, unknown
+from cnnjax.training.parameter_groups import path_name
 
 AXES = ("data", "model")
+Tree = Any  # a pytree of arrays, of their shapes, or of their shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Leaves whose path `pattern` is found in are cut over the mesh axis `axis`.
+    """Leaves whose path matches `pattern` are sharded over the mesh axis `axis`.
 
-    `dim` is the dimension that is cut, -1 the last one; None is the largest that the devices divide. Leaves
+    `dim` is the sharded dimension, -1 the last one; None is the largest that the devices divide. Leaves
     smaller than `at_least` scalars, or with a dimension that they do not divide, stay whole.
     """
 
@@ -43,7 +46,7 @@ SHARDINGS: dict[str, tuple[Rule, ...]] = {
     # Each device computes a part of the output channels of every layer.
     "model": (Rule(r"/(kernel|bias)$", "model", -1),),
     # AlexNet's two towers (Krizhevsky et al. 2012, section 3.5): each device has half of the kernels of a
-    # layer, the first half of its channels on the first; the last layer is cut by its inputs.
+    # layer, the first half of its channels on the first; the last layer is sharded by its inputs.
     "towers": (
         Rule(r"/(conv\d|dense\d)/(kernel|bias)$", "model", -1),
         Rule(r"/head/kernel$", "model", 0),
@@ -51,45 +54,40 @@ SHARDINGS: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def parse_mesh(text: str, num_devices: int) -> dict[str, int]:
+def parse_mesh(mesh: str, num_devices: int) -> dict[str, int]:
     """Reads 'data:4,model:2' as {"data": 4, "model": 2}; '' is all devices on `data`.
 
     Raises:
-      UserError: naming the part that cannot be read, or where there are not as many devices.
+      UserError: naming the part that cannot be read, or if there are not as many devices.
     """
-    sizes = {"data": num_devices, "model": 1} if not text.strip() else {"data": 1, "model": 1}
+    sizes = {"data": num_devices, "model": 1} if not mesh.strip() else {"data": 1, "model": 1}
     seen = set()
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for part in filter(None, (part.strip() for part in mesh.split(","))):
         axis, _, size = (word.strip() for word in part.partition(":"))
         if axis not in AXES:
-            raise unknown("axis of config.mesh", axis, AXES)
+            raise unknown("mesh axis", axis, AXES)
         if axis in seen or not size.isdecimal() or int(size) < 1:
-            raise UserError(
-                f"config.mesh={text!r}: {part!r} must be an axis and a number, as in 'data:4,model:2'"
-            )
+            raise UserError(f"mesh={mesh!r}: {part!r} must be an axis and a number, as in 'data:4,model:2'")
         seen.add(axis)
         sizes[axis] = int(size)
-    if math.prod(sizes.values()) > num_devices:
+    if (count := math.prod(sizes.values())) > num_devices:
         raise UserError(
-            f"config.mesh={text!r} takes {math.prod(sizes.values())} devices, but there are {num_devices}; "
-            "'' takes all of them"
+            f"mesh={mesh!r} takes {count} devices, but there are {num_devices}; '' takes all of them"
         )
     return sizes
 
 
-def make_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh that a config names, over the first of the devices given, or of all.
+def make_mesh(mesh: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a text such as 'data:4,model:2', over the first of the devices given, or of all.
 
     Raises:
-      UserError: where it cannot be read, or leaves devices of other processes idle.
+      UserError: if it cannot be read, or leaves devices of other processes idle.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = parse_mesh(text, len(devices))
+    sizes = parse_mesh(mesh, len(devices))
     count = math.prod(sizes.values())
     if count < len(devices) and len({device.process_index for device in devices}) > 1:
-        raise UserError(
-            f"config.mesh={text!r} takes {count} of {len(devices)} devices; several processes use all"
-        )
+        raise UserError(f"mesh={mesh!r} takes {count} of {len(devices)} devices; several processes use all")
     return Mesh(np.asarray(devices[:count]).reshape([sizes[axis] for axis in AXES]), AXES)
 
 
@@ -99,108 +97,98 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis cut over `data`."""
+    """The leading axis sharded over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_divides(field: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError where the devices do not divide the global batch."""
+def check_divides(argument: str, batch_size: int, mesh: Mesh) -> None:
+    """Raises a UserError if the devices do not divide the global batch."""
     devices = mesh.shape["data"]
     if batch_size % devices:
         lower = batch_size - batch_size % devices
         raise UserError(
-            f"{field}={batch_size} is not divisible by the {devices} devices on 'data'; "
+            f"{argument}={batch_size} is not divisible by the {devices} devices on 'data'; "
             f"take {lower or devices} or {lower + devices}"
         )
 
 
 def rules_of(sharding: str) -> tuple[Rule, ...]:
-    """The rules that config.sharding names.
-
-    Raises:
-      UserError: naming the ones there are.
-    """
+    """The rules of a name in `SHARDINGS`, or a UserError that lists the names."""
     if sharding not in SHARDINGS:
-        raise unknown("config.sharding", sharding, SHARDINGS)
+        raise unknown("sharding", sharding, SHARDINGS)
     return SHARDINGS[sharding]
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Sequence[Rule]) -> Any:
+def shardings(tree: Tree, mesh: Mesh, rules: Sequence[Rule]) -> Tree:
     """The sharding of each leaf of a tree of arrays or of shapes, by its path and shape."""
 
-    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+    def of_leaf(path: jax.tree_util.KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
         return NamedSharding(mesh, spec("/" + path_name(path), leaf.shape, mesh, rules))
 
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+    return jax.tree.map_with_path(of_leaf, tree)
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
-    """How one array is cut, its path written as '/params/stem/conv/kernel'."""
-    for rule in rules:
-        if not re.search(rule.pattern, path):
-            continue
-        size = mesh.shape[rule.axis]
-        dims = [dim for dim in range(len(shape)) if shape[dim] and shape[dim] % size == 0]
-        if rule.dim is not None:
-            dims = [dim for dim in dims if dim == rule.dim % len(shape)]
-        if not dims or math.prod(shape) < rule.at_least or size == 1:
-            break
-        chosen = max(dims, key=lambda dim: shape[dim])
-        return PartitionSpec(*(rule.axis if dim == chosen else None for dim in range(chosen + 1)))
-    return PartitionSpec()
+    """How one array is sharded, its path written as '/params/stem/conv/kernel'."""
+    rule = next((rule for rule in rules if re.search(rule.pattern, path)), None)
+    if rule is None:
+        return PartitionSpec()
+    size = mesh.shape[rule.axis]
+    dims = [dim for dim in range(len(shape)) if shape[dim] and shape[dim] % size == 0]
+    if rule.dim is not None:
+        dims = [dim for dim in dims if dim == rule.dim % len(shape)]
+    if not dims or math.prod(shape) < rule.at_least or size == 1:
+        return PartitionSpec()
+    chosen = max(dims, key=lambda dim: shape[dim])
+    return PartitionSpec(*(rule.axis if dim == chosen else None for dim in range(chosen + 1)))
 
 
-def put(tree: Any, places: Any) -> Any:
+def put(tree: Tree, places: Tree) -> Tree:
     """A tree of host arrays, the same in every process, on the devices; `places` is a sharding, or a tree."""
-    if isinstance(places, jax.sharding.Sharding):
+    if isinstance(places, Sharding):
         return jax.tree.map(lambda x: batches.put(x, places), tree)
     return jax.tree.map(batches.put, tree, places)
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """A path of JAX's trees as 'params/stem/conv/kernel'."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-
-
-def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[Any], Any] | None:
-    """A function that brings parameters cut over `data` together for a step; None where none are cut so.
+def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[optax.Params], optax.Params] | None:
+    """A function that gathers parameters sharded over `data` for a step; None if none are sharded so.
 
     Its gradient goes the other way: each device receives the sum of its own part (a reduce-scatter). What is
-    cut over `model` stays cut.
+    sharded over `model` stays so.
     """
     if not any(rule.axis == "data" for rule in rules):
         return None
 
     @jax.custom_vjp
-    def gather(params: Any) -> Any:
+    def gather(params: optax.Params) -> optax.Params:
         whole = shardings(params, mesh, [rule for rule in rules if rule.axis != "data"])
         return jax.lax.with_sharding_constraint(params, whole)
 
-    def scatter(_: None, grads: Any) -> tuple[Any]:
+    def scatter(_: None, grads: optax.Updates) -> tuple[optax.Updates]:
         return (jax.lax.with_sharding_constraint(grads, shardings(grads, mesh, rules)),)
 
     gather.defvjp(lambda params: (gather(params), None), scatter)
     return gather
 
 
-def norm_groups(text: str, batch_size: int, mesh: Mesh) -> int:
+def norm_groups(batch_norm: str, batch_size: int, mesh: Mesh) -> int:
     """How many groups of a batch have BatchNorm statistics of their own; 1 if all of it shares them.
 
     Args:
-      text: 'global', 'device', or a number of examples: 'groups(32)'.
+      batch_norm: 'global', 'device', or a number of examples: 'groups(32)'.
       batch_size: examples that go through the network at once, over all devices.
 
     Raises:
       UserError: for other words, or a size that does not divide the batch.
     """
-    if text == "global":
+    if batch_norm == "global":
         return 1
-    if text == "device":
+    if batch_norm == "device":
         return mesh.shape["data"]
-    found = re.fullmatch(r"groups\((\d+)\)", text.replace(" ", ""))
-    if not found:
-        raise UserError(f"config.batch_norm={text!r} must be 'global', 'device' or as 'groups(32)'")
-    size = int(found[1])
+    groups = re.fullmatch(r"groups\((\d+)\)", batch_norm.replace(" ", ""))
+    if not groups:
+        raise UserError(f"batch_norm={batch_norm!r} must be 'global', 'device' or as 'groups(32)'")
+    size = int(groups[1])
     if size < 1 or batch_size % size:
-        raise UserError(f"config.batch_norm={text!r}: groups must divide the {batch_size} examples of a pass")
+        raise UserError(f"batch_norm={batch_norm!r}: groups must divide the {batch_size} examples of a pass")
     return batch_size // size
