@@ -125,7 +125,7 @@ def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
         ({"mesh": "data:4096"}, "config.mesh='data:4096' takes 4096 devices, but there are"),
         ({"sharding": "fdsp"}, "unknown config.sharding 'fdsp' .did you mean 'fsdp'"),
         ({"batch_norm": "groups(3)"}, "groups must divide the 16 examples"),
-        ({"batch_norm": "local"}, "config.batch_norm='local' must be 'global', 'device' or as 'groups\\(32\\)'"),
+        ({"batch_norm": "local"}, "config.batch_norm='local' must be 'global', 'device' or as 'groups.32.'"),
         ({"accumulate_steps": 3}, "accumulate_steps=3 must divide config.batch_size=16"),
     ],
 )
