@@ -164,7 +164,7 @@ def test_a_real_server_answers_to_its_own_address_alone(trained):
 
 
 def test_uploads_are_limited_in_bytes_and_in_pixels_and_must_be_images(client, monkeypatch):
-    reply = client.post("/api/upload", content=b"x" * (views.MAX_BYTES + 1))
+    reply = client.post("/api/upload", content=b"x" * (server.MAX_BYTES + 1))
     assert reply.status_code == 413
     large = encoded(np.zeros((8000, 6000), np.uint8))
     assert len(large) < 1_000_000

@@ -23,6 +23,7 @@ from cnnjax.explore.page.views import Answer
 from cnnjax.inference.model import TrainedModel
 
 HERE = Path(__file__).parent
+MAX_BYTES = 20_000_000  # of what is uploaded
 ADDRESS = "127.0.0.1"
 HOSTS = [ADDRESS, "localhost"]
 FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
@@ -88,8 +89,8 @@ def _post(view: Callable[[bytes], Answer]) -> Endpoint:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > views.MAX_BYTES:
-                error = f"more than {views.MAX_BYTES // 1_000_000} MB; take a smaller image"
+            if len(body) > MAX_BYTES:
+                error = f"more than {MAX_BYTES // 1_000_000} MB; take a smaller image"
                 return JSONResponse({"error": error}, 413)
         return await _reply(functools.partial(view, bytes(body)))
 

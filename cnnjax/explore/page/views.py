@@ -20,8 +20,7 @@ from cnnjax.explore.page import operations
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
 
-MAX_BYTES = 20_000_000  # of an uploaded image
-MAX_PIXELS = 40_000_000
+MAX_PIXELS = 40_000_000  # of an uploaded image
 MAPS_SHOWN = 64
 PATCH_IMAGES = 512  # of the test split, among which the best patches of a unit are searched
 PATCH_BATCH = 64
@@ -56,7 +55,7 @@ class Views:
         """Classifies an encoded image and keeps it under an id.
 
         Raises:
-          UserError: if it is too large, or no image.
+          UserError: if it has too many pixels, or is no image.
         """
         check_size(data)
         with self.lock:
@@ -132,9 +131,7 @@ class Views:
 
 
 def check_size(data: bytes) -> None:
-    """Raises a UserError if an encoded image has too many bytes or pixels, before it is decoded."""
-    if len(data) > MAX_BYTES:
-        raise UserError(f"the image has more than {MAX_BYTES // 1_000_000} MB; take a smaller one")
+    """Raises a UserError if an encoded image has too many pixels, before it is decoded."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
