@@ -59,7 +59,8 @@ def across_towers(norm: Activation, x: jax.Array) -> jax.Array:
         from_right = jax.lax.ppermute(x[..., :2], "model", [(i + 1, i) for i in range(towers - 1)])
         return norm(jnp.concatenate([from_left, x, from_right], -1))[..., 2:-2]
 
-    channels = PartitionSpec("data" if axis_size("data") > 1 else None, None, None, "model")
+    data = axis_size("data")
+    channels = PartitionSpec("data" if data > 1 and x.shape[0] % data == 0 else None, None, None, "model")
     return jax.shard_map(local, in_specs=channels, out_specs=channels)(x)
 
 

@@ -39,7 +39,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(StagedNet):
-    """A convolution, three stages, a last activation, global average pooling, `head`. Any image size.
+    """A convolution, three stages, a last activation, global average pooling, `head`. Takes any image size.
 
     Attributes:
       depth: 6n + 4, for n blocks in each stage.

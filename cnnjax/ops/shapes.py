@@ -96,7 +96,7 @@ def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0)
 
 
 def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Size, size: Size) -> Sides:
-    """Any way to write a padding as ((top, bottom), (left, right)).
+    """A padding, however it is written, as ((top, bottom), (left, right)).
 
     Args:
       padding: "valid" (none); "same" (the output has ceil(size / stride) pixels; an odd pixel of

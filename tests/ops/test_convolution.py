@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from jax import lax
 
 from cnnjax.errors import UserError
 from cnnjax.ops.convolution import conv2d
+from tests.conftest import simulated
 
 
 def reference(x, kernel, strides, sides, groups, dilation, mode):
@@ -142,3 +146,38 @@ def test_mistakes_are_named(shape, kernel, options, words):
 def test_dtypes_must_be_one_float(x, kernel):
     with pytest.raises(UserError, match="float dtype"):
         conv2d(jnp.zeros((1, 3, 3, 1), x), jnp.zeros((3, 3, 1, 1), kernel))
+
+
+ON_MESHES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from cnnjax.ops import conv2d
+
+def gradients(kernel, x):
+    def loss(kernel, x):
+        return jnp.sin(conv2d(x, kernel, groups=groups, padding=1)).sum()
+
+    return jax.grad(loss, (0, 1))(kernel, x)
+
+draw = np.random.default_rng(0)
+for data, model, groups, channels in ((2, 4, 2, 32), (2, 2, 3, 48), (2, 2, 4, 8), (8, 1, 8, 8), (1, 3, 2, 6)):
+    x = draw.normal(size=(8, 5, 5, channels)).astype(np.float32)
+    kernel = draw.normal(size=(3, 3, channels // groups, channels)).astype(np.float32)
+    mesh = Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
+    places = [NamedSharding(mesh, spec) for spec in (P(None, None, None, "model"), P("data"))]
+    with jax.set_mesh(mesh):
+        step = jax.jit(gradients, out_shardings=tuple(places))
+        compiled = step.lower(*jax.device_put((kernel, x), tuple(places))).compile()
+        found = compiled(*jax.device_put((kernel, x), tuple(places)))
+    if model == 1:
+        assert "all-gather" not in compiled.as_text()
+    for ours, right in zip(found, jax.jit(gradients)(kernel, x)):
+        np.testing.assert_allclose(ours, right, rtol=1e-4, atol=1e-4)
+print(jax.device_count())
+"""
+
+
+def test_groups_have_the_gradients_of_one_device_on_every_mesh():
+    done = subprocess.run([sys.executable, "-c", ON_MESHES], env=simulated(8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "8"
