@@ -1,4 +1,4 @@
-"""Every network by name. A new family is one file here with `VARIANTS`, and a row in the count table."""
+"""Every network by name. A new family is one file here with `VARIANTS`, see docs/extending.md."""
 
 import fnmatch
 import functools

@@ -271,10 +271,12 @@ def pickled(value, protocol: int = 2) -> bytes:
     return file.getvalue()
 
 
-def save_zip(path, value, storages: dict[str, bytes], protocol: int = 2, compression=zipfile.ZIP_STORED):
+def save_zip(
+    path, value, storages: dict[str, bytes], protocol: int = 2, compression=zipfile.ZIP_STORED, order="little"
+):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("net/data.pkl", pickled(value, protocol))
-        archive.writestr("net/byteorder", "little")
+        archive.writestr("net/byteorder", order)
         for key, data in storages.items():
             archive.writestr(f"net/data/{key}", data)
         archive.writestr("net/version", "3\n")
@@ -315,6 +317,21 @@ def test_a_state_dict_of_torch_is_read_without_torch(tmp_path, fake_torch, dtype
         np.testing.assert_array_equal(found["part"], whole[1:3, 2:5])
         np.testing.assert_array_equal(found["scalar"], whole[0, 5])
         assert found["empty"].shape == (0, 3)
+
+
+def test_files_of_big_endian_machines_are_read_and_views_in_them_do_not_fill_the_memory(tmp_path, fake_torch):
+    stored = grid()
+    value = {"w": FakeTensor(stored, (4, 6), (6, 1)), "t": FakeTensor(stored, (2, 3), (1, 6), 5)}
+    storages = {"0": stored.values.byteswap().tobytes()}
+    save_zip(tmp_path / "net.pth", value, storages, order="big")
+    found = files.read(tmp_path / "net.pth")
+    np.testing.assert_array_equal(found["w"], stored.values.reshape(4, 6))
+    np.testing.assert_array_equal(found["t"], [[5, 11, 17], [6, 12, 18]])
+    stored = Stored(np.zeros(10**6, np.float32), "0")
+    views = {f"w{i}": FakeTensor(stored, (10**6,), (1,)) for i in range(1000)}
+    save_zip(tmp_path / "bomb.pth", views, {"0": stored.values.tobytes()}, order="big")
+    with pytest.raises(UserError, match="larger than the file"):
+        files.read(tmp_path / "bomb.pth")
 
 
 def test_a_state_dict_inside_a_checkpoint_is_found_and_its_common_prefix_dropped(tmp_path, fake_torch):

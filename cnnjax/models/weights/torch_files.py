@@ -127,9 +127,9 @@ def _array(name: str, tensor: Tensor, load: Load, big: bool) -> np.ndarray:
     data = load(key)
     if len(data) != count * dtype.itemsize:
         raise Malformed(f"storage {key!r} has {len(data)} bytes, not those of {count} values")
-    values = data.view(dtype).byteswap() if big else data.view(dtype)
     steps = [stride * dtype.itemsize for stride in strides]
-    view = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
+    view = np.lib.stride_tricks.as_strided(data.view(dtype)[offset:], shape, steps, writeable=False)
+    view = view.byteswap() if big else view
     return view if view.flags.c_contiguous else view.copy()
 
 
