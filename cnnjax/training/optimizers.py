@@ -223,5 +223,6 @@ def ema_update(ema: optax.Params, new: optax.Params, decay: float, step: int | A
     step)), as TensorFlow's ExponentialMovingAverage(num_updates), so that the first values are soon
     forgotten; `step` is the number of updates before this one.
     """
-    warm = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    count = jnp.asarray(step, jnp.float32)
+    warm = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
     return jax.tree.map(lambda old, now: old + ((1 - warm) * (now - old)).astype(old.dtype), ema, new)
