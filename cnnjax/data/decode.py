@@ -133,7 +133,8 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
 def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle square of uint8 [H, W, C] as uint8 [size, size, C], C 1 or 3 (bilinear, antialiased).
 
-    By `resize.c`, or by Pillow if that was not built; the bytes are the same.
+    By `resize.c`, or by Pillow if that was not built; the bytes are the same. A photograph of 375x500 to 256
+    takes 1.85 ms of a processor with its decoding, by Pillow 3.1 ms.
     """
     height, width, channels = image.shape
     side = min(height, width)

@@ -119,16 +119,7 @@ def prepare(
     }
     _check_plan(out, plan)
     tasks = {
-        split: [
-            _Task(
-                source,
-                range(start, min(start + shard_examples, len(source))),
-                out / f"{split}-{start // shard_examples:05d}.array_record",
-                encoding,
-                on_bad_image == "skip",
-            )
-            for start in range(0, len(source), shard_examples)
-        ]
+        split: _tasks(source, out, split, shard_examples, encoding, on_bad_image == "skip")
         for split, source in sources.items()
     }
     total = sum(map(len, tasks.values()))
@@ -138,9 +129,19 @@ def prepare(
             for shard in pool.map(_Task.run, tasks[split]):
                 shards[split].append(shard)
                 progress(sum(map(len, shards.values())), total)
-    facts = {**plan, **_statistics(shards["train"]), "splits": shards}
-    atomic_write(out / FACTS, json.dumps(facts))
+    atomic_write(out / FACTS, json.dumps({**plan, **_statistics(shards["train"]), "splits": shards}))
     return read_facts(out)
+
+
+def _tasks(
+    source: Source, out: Path, split: str, shard_examples: int, encoding: str, skip: bool
+) -> list[_Task]:
+    """The shards of one split."""
+    tasks = []
+    for number, start in enumerate(range(0, len(source), shard_examples)):
+        indices = range(start, min(start + shard_examples, len(source)))
+        tasks.append(_Task(source, indices, out / f"{split}-{number:05d}.array_record", encoding, skip))
+    return tasks
 
 
 def _statistics(shards: Sequence[Shard]) -> dict[str, object]:

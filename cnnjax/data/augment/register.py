@@ -68,6 +68,10 @@ ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+OutputShape = Callable[[Shape, Arguments], Shape]
+ANY_PIXELS = ("uint8", "unit", "normalized")
+
+
 def same_shape(shape: Shape, arguments: Arguments) -> Shape:
     """The output shape of an augmentation that keeps it."""
     return shape
@@ -87,8 +91,8 @@ class Operation:
     """
 
     apply: Callable[..., Batch]
-    output_shape: Callable[[Shape, Arguments], Shape] = same_shape
-    takes: tuple[str, ...] = ("uint8", "unit", "normalized")
+    output_shape: OutputShape = same_shape
+    takes: tuple[str, ...] = ANY_PIXELS
     gives: str | None = None
     needs: tuple[str, ...] = ()
 
@@ -102,9 +106,9 @@ AUGMENTATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    output_shape: Callable[[Shape, Arguments], Shape] = same_shape,
+    output_shape: OutputShape = same_shape,
     *,
-    takes: tuple[str, ...] = ("uint8", "unit", "normalized"),
+    takes: tuple[str, ...] = ANY_PIXELS,
     gives: str | None = None,
     needs: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Batch]], Callable[..., Batch]]:
