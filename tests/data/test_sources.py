@@ -68,10 +68,14 @@ def test_an_archive_serves_what_its_folder_does(tmp_path, kind):
     files = {f"{split}/{name}": data for split in ("train", "test") for name, data in pictures(6).items()}
     files |= {"train/a/.hidden.png": b"", "__MACOSX/train/a/0.png": b"", "readme.txt": b"x"}
     folder, archive = (load(f"folder:{write(tmp_path, k, files)}", "train") for k in ("folder", kind))
-    archive = pickle.loads(pickle.dumps(archive))  # as for a reading process
+    sent = pickle.dumps(archive)
+    archive = pickle.loads(sent)  # as for a reading process
     assert archive.class_names == folder.class_names == ("a", "b") and len(archive) == 6
     np.testing.assert_array_equal(to_memory(archive).images, to_memory(folder).images)
     np.testing.assert_array_equal(archive.labels, [0, 0, 0, 1, 1, 1])
+    (tmp_path / f"data.{kind}").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=f"data.{kind}: cannot be read"):
+        pickle.loads(sent)
 
 
 def test_loose_files_have_their_class_in_front_of_the_name(tmp_path):

@@ -68,15 +68,21 @@ class Files:
             )
         else:
             members = _zip_members(root) if zipfile.is_zipfile(root) else _tar_members(root)
-            self._archive = os.open(root, os.O_RDONLY)
+            self._archive = self._opened()
         self.members = sorted((m for m in members if not _hidden(m.name)), key=lambda m: m.name)
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "members": self.members}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__ |= state
-        self._archive = None if self.root.is_dir() else os.open(self.root, os.O_RDONLY)
+        self.__dict__ |= {**state, "_archive": None}
+        self._archive = None if self.root.is_dir() else self._opened()
+
+    def _opened(self) -> int:
+        try:
+            return os.open(self.root, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.root}: cannot be read ({error.strerror})") from None
 
     def where(self, member: Member) -> str:
         """The file's name for messages."""
