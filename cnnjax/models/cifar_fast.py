@@ -50,7 +50,7 @@ def whitening_kernel(images: jax.Array, *, kernel_size: int = 2, epsilon: float 
     patches = jnp.concatenate(shifted, axis=-1).reshape(-1, size).astype(jnp.float32)
     moments = jnp.matmul(patches.T, patches, precision=jax.lax.Precision.HIGHEST) / patches.shape[0]
     values, vectors = jnp.linalg.eigh(moments)
-    filters = (vectors / jnp.sqrt(values + epsilon))[:, ::-1]
+    filters = (vectors / jnp.sqrt(values + epsilon)[None])[:, ::-1]
     kernel = jnp.concatenate([filters, -filters], axis=-1)
     return kernel.reshape(kernel_size, kernel_size, channels, 2 * size)
 

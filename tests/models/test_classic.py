@@ -344,7 +344,7 @@ def test_alexnet_normalizes_then_pools_and_caffenet_the_reverse(name):
     expected = lax.conv_general_dilated(
         expected, params["kernel"], (1, 1), [(2, 2)] * 2, dimension_numbers=dimensions, feature_group_count=2
     )
-    np.testing.assert_allclose(found["conv2"], expected + params["bias"], rtol=1e-4)
+    np.testing.assert_allclose(found["conv2"], np.asarray(expected) + params["bias"], rtol=1e-4)
 
 
 def test_dropout_of_one_half_behind_both_hidden_layers_of_alexnet():

@@ -21,7 +21,16 @@ from cnnjax.models import count_variant_params, create_model, init_variables, va
 from cnnjax.models.googlenet import AuxiliaryHead
 from cnnjax.models.inception import conv_unit
 from cnnjax.models.inception_cifar import Asymmetric, Linear3x3, OneConvolution, Stacked3x3
-from cnnjax.models.layers import Dense, DropPath, SqueezeExcite, he_normal, scaled
+from cnnjax.models.layers import (
+    BatchNorm,
+    BatchNormRelu,
+    Dense,
+    DropPath,
+    Net,
+    SqueezeExcite,
+    he_normal,
+    scaled,
+)
 from cnnjax.models.weights.torch import convert, convert_into, to_torch, torch_entries
 from tests import golden
 
@@ -115,16 +124,16 @@ def test_auxiliary_heads_are_used_where_built_and_named_where_dropped(name, mode
 def test_the_auxiliary_dense_layer_reads_torchs_order_of_channels_and_pixels():
     width, model = 0.06, create_model("googlenet_torchvision(width=0.06, aux_logits=True)")
     variables = random_variables(model, (32, 32, 3))
-    unit, dense = conv_unit(False, jnp.float32, he_normal, width), scaled(Dense, width)
+    unit, dense = conv_unit(model, False, he_normal, width), scaled(Dense, width)
     head = AuxiliaryHead(unit, dense, functools.partial(ops.adaptive_avg_pool, output_size=4), 1000)
     channels = variables["params"]["aux2"]["conv"]["conv"]["kernel"].shape[2]
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, channels))
     found = captured(head, {kind: tree["aux2"] for kind, tree in variables.items()}, x)
     torch = to_torch(variables, model)
     flat = found["conv"].transpose(0, 3, 1, 2).reshape(2, -1)  # [B, C * H * W]
-    hidden = flat @ torch["aux2.fc1.weight"].T + torch["aux2.fc1.bias"]
+    hidden = flat @ torch["aux2.fc1.weight"].T + torch["aux2.fc1.bias"][None]
     np.testing.assert_allclose(found["dense"], hidden, rtol=1e-4)
-    expected = jax.nn.relu(hidden) @ torch["aux2.fc2.weight"].T + torch["aux2.fc2.bias"]
+    expected = jax.nn.relu(hidden) @ torch["aux2.fc2.weight"].T + torch["aux2.fc2.bias"][None]
     np.testing.assert_allclose(found["head"], expected, rtol=1e-4)
 
 
@@ -503,7 +512,8 @@ BRANCHES = {
 @pytest.mark.parametrize(("branch", "side", "weights"), BRANCHES.values(), ids=BRANCHES)
 def test_factorized_kernels_see_the_same_pixels_with_fewer_weights(branch, side, weights):
     channels = 6
-    module = branch(channels, side, conv_unit(False, jnp.float32, he_normal))
+    unit, linear = (conv_unit(Net(), False, he_normal, norm=norm) for norm in (BatchNormRelu, BatchNorm))
+    module = branch(channels, side, unit, linear)
     x = jax.random.uniform(jax.random.key(0), (1, 9, 9, channels))
     variables = random_variables_of(module, x)
     kernels = [v for k, v in traverse_util.flatten_dict(variables["params"]).items() if k[-1] == "kernel"]
