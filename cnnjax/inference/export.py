@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def export(
 
 def description(
     trained: TrainedModel, form: str, half: bool, batch_size: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What another program must know: preprocessing, classes, and the run's whole config."""
     batch = batch_size or "batch"
     return {
@@ -129,7 +129,7 @@ def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_li
     return model, _read_variables(path), augment
 
 
-def _call(step: dict[str, Any]) -> str:
+def _call(step: dict[str, object]) -> str:
     """{"name": "crop", "size": [8, 8]} as 'crop(size=(8, 8))'."""
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items()}
     return f"{values.pop('name')}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
@@ -137,7 +137,7 @@ def _call(step: dict[str, Any]) -> str:
 
 def _read_variables(path: Path) -> Variables:
     tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, files.read(path)), sep="/")
-    return {"params": {}, "batch_stats": {}} | _cast(tree, jnp.float32)
+    return _cast({"params": {}, "batch_stats": {}, **tree}, jnp.float32)
 
 
 def _cast(variables: Variables, dtype: jax.typing.DTypeLike) -> Variables:

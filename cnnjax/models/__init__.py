@@ -6,7 +6,6 @@ import importlib
 import inspect
 import pkgutil
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,9 @@ __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "varia
 
 
 @functools.cache
-def family_table(table: str) -> dict[Any, Any]:
+def family_table(table: str) -> dict:
     """A table of all family files in this folder, merged; a key that two of them claim is an error."""
-    merged: dict[Any, Any] = {}
+    merged: dict = {}
     for info in pkgutil.iter_modules(__path__):
         if info.ispkg:  # weights/ is no family
             continue

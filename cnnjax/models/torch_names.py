@@ -3,7 +3,8 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+
+Rename = Callable[..., str]  # (a module's path, the model, which is of the family's own class)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +20,14 @@ class TorchNames:
       old_names: (pattern, replacement) that turns the entries of torchvision's older files into today's.
     """
 
-    rename: Callable[[str, Any], str]
+    rename: Rename
     flattened: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     extra: tuple[str, ...] = ()
     convolved: tuple[str, ...] = ()
     old_names: tuple[str, str] | None = None
 
 
-def substitute(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Callable[[str, Any], str]:
+def substitute(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:
     """A `rename` that applies regular expressions in order, each to the whole path."""
 
     def rename(path: str, model: object = None) -> str:

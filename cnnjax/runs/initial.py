@@ -35,6 +35,7 @@ def initial_variables(
       UserError: if nothing is at `source`, or naming every leaf that does not fit.
     """
     path = Path(source)
+    variables: Variables
     if (path / "checkpoints").is_dir():
         with contextlib.closing(Checkpoints(path / "checkpoints")) as saved:
             _, variables = saved.variables("best", "raw")

@@ -8,19 +8,18 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
 from flax import linen as nn
 from flax import traverse_util
+from flax.typing import VariableDict as Variables
 
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables, names_in_torch, variant
 from cnnjax.models.torch_names import TorchNames
 
-Variables = dict[str, Any]  # {"params", "batch_stats"}, nested by module
 Shape = tuple[int, ...]
 
 LEAVES = {
