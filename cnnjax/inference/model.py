@@ -165,7 +165,7 @@ def load_run(
       workdir: the run folder.
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
-      protocol: views of an image that `predict` averages, see `data.protocols`; None is the run's own.
+      protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
 
     Raises:
       UserError: if the folder is no run's, or lacks the checkpoint or the weights.

@@ -67,7 +67,7 @@ def evaluate(
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
       data: another data set with the same classes, by name; None is the run's own.
-      protocol: one of `data.protocols`; None is the run's own.
+      protocol: one of `data.augment.views`; None is the run's own.
 
     Returns:
       The scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one row

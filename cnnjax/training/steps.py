@@ -216,7 +216,7 @@ def eval_step(
 ) -> Batch:
     """The rows of `metrics.of_logits` for one batch, and its mask.
 
-    `protocol` is (apply, images uint8) -> logits [B, K], see `data.protocols`.
+    `protocol` is (apply, images uint8) -> logits [B, K], see `data.augment.views`.
     """
     logits = protocol(functools.partial(model.apply, variables), batch["image"])
     loss = cross_entropy(logits, batch["label"])
