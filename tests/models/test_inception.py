@@ -433,8 +433,8 @@ def test_squeeze_excite_gates_channels_by_all_channels_means():
     x = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
     params = random_variables_of(module, x)
     fc1, fc2 = params["params"]["fc1"], params["params"]["fc2"]
-    hidden = jax.nn.silu(x.mean((1, 2)) @ fc1["kernel"] + fc1["bias"])
-    gate = jax.nn.sigmoid(hidden @ fc2["kernel"] + fc2["bias"])
+    hidden = jax.nn.silu(x.mean((1, 2)) @ fc1["kernel"] + fc1["bias"][None])
+    gate = jax.nn.sigmoid(hidden @ fc2["kernel"] + fc2["bias"][None])
     assert fc1["kernel"].shape == (6, 2)
     np.testing.assert_allclose(module.apply(params, x), x * gate[:, None, None], rtol=1e-5)
 
@@ -709,7 +709,8 @@ def test_loss_falls_on_real_images_and_every_parameter_moves(family):
             return losses[0] + 0.3 * sum(losses[1:]), (losses[0], updates.get("batch_stats", {}))
 
         grads, (value, stats) = jax.grad(loss, has_aux=True)(variables["params"])
-        updates, opt_state = tx.update(grads, opt_state)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+            updates, opt_state = tx.update(grads, opt_state)
         params = optax.apply_updates(variables["params"], updates)
         return {"params": params, "batch_stats": stats}, opt_state, value
 
