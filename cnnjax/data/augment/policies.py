@@ -146,8 +146,8 @@ def _moved(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
     from_y = turned_y + amounts["shear_y"] * x + amounts["translate_y"]
     column, row = jnp.floor(from_x).astype(jnp.int32), jnp.floor(from_y).astype(jnp.int32)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    found = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
-    return jnp.where(inside[..., None], found, 0).astype(image.dtype)
+    nearest = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+    return jnp.where(inside[..., None], nearest, 0).astype(image.dtype)
 
 
 def _through_tables(

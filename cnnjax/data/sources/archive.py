@@ -127,7 +127,7 @@ def _walk(root: Path) -> list[Member]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
-    found = []
+    members = []
     for folder, _, files in os.walk(root, onerror=refuse, followlinks=True):
         below = os.path.relpath(folder, root)
         if len(PurePosixPath(below).parts) > 20:
@@ -135,10 +135,10 @@ def _walk(root: Path) -> list[Member]:
         for name in files:
             path = name if below == "." else f"{below}/{name}".replace(os.sep, "/")
             try:
-                found.append(Member(path, os.stat(os.path.join(folder, name)).st_size))
+                members.append(Member(path, os.stat(os.path.join(folder, name)).st_size))
             except OSError as error:
                 raise UserError(f"{folder}/{name}: cannot be read ({error.strerror})") from None
-    return found
+    return members
 
 
 def _check_name(root: Path, name: str) -> None:
@@ -154,7 +154,7 @@ def _zip_members(root: Path) -> list[Member]:
             infos = archive.infolist()
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{root}: cannot be read as zip ({error})") from None
-    found = []
+    members = []
     for info in infos:
         _check_name(root, info.filename)
         if info.is_dir():
@@ -164,8 +164,8 @@ def _zip_members(root: Path) -> list[Member]:
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{root}: member {info.filename!r}; allowed: stored or deflated, not encrypted")
         sizes = (info.file_size, info.header_offset, info.compress_size)
-        found.append(Member(info.filename, *sizes, info.compress_type, info.CRC))
-    return found
+        members.append(Member(info.filename, *sizes, info.compress_type, info.CRC))
+    return members
 
 
 def _is_compressed(root: Path) -> bool:
@@ -179,7 +179,7 @@ def _is_compressed(root: Path) -> bool:
 
 
 def _tar_members(root: Path) -> list[Member]:
-    found = []
+    members = []
     try:
         with tarfile.open(root, "r:") as archive:
             for info in archive:
@@ -189,7 +189,7 @@ def _tar_members(root: Path) -> list[Member]:
                 if not info.isfile() or info.issparse():
                     raise UserError(f"{root}: member {info.name!r} is a link; allowed: files and folders")
                 name = PurePosixPath(info.name).as_posix()
-                found.append(Member(name, info.size, info.offset_data, info.size))
+                members.append(Member(name, info.size, info.offset_data, info.size))
     except (OSError, EOFError, tarfile.TarError) as error:
         if _is_compressed(root):
             raise UserError(
@@ -200,6 +200,6 @@ def _tar_members(root: Path) -> list[Member]:
             f"{root}: cannot be read as zip or tar ({error}); allowed: .zip, or .tar that is not compressed"
         ) from None
     size = root.stat().st_size
-    if found and max(m.offset + m.stored for m in found) > size:
+    if members and max(m.offset + m.stored for m in members) > size:
         raise UserError(f"{root}: truncated; copy or download it again")
-    return found
+    return members

@@ -48,7 +48,7 @@ class ImageFolder:
 
     def _by_class(self, folder: str) -> dict[str, list[Member]]:
         """Class -> the image files of one split folder."""
-        found: dict[str, list[Member]] = {}
+        by_class: dict[str, list[Member]] = {}
         for member in self.files.members:
             path = PurePosixPath(member.name)
             parts = path.parts[1:] if folder else path.parts
@@ -60,8 +60,8 @@ class ImageFolder:
                     f"{self.files.where(member)}: an image outside a class folder; allowed: CLASS/NAME, or "
                     "CLASS_NAME for loose files"
                 )
-            found.setdefault(name, []).append(member)
-        return found
+            by_class.setdefault(name, []).append(member)
+        return by_class
 
     def source(self, split: str, name: str, size: int | None = None) -> FileSource:
         """The images of one split as RGB, read on access; `size` cuts the middle square and resizes it.
