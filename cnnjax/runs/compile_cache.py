@@ -1,8 +1,8 @@
 """Compiled programs kept between processes, in a folder that no other user can read or change.
 
-JAX keeps them; what is in its files is run, so they lie in folders of mode 0700, one for each combination of
-versions, platform and features of the processor. Those lie in `~/.cache/cnnjax/` (or
-`$XDG_CACHE_HOME/cnnjax/`), which other users may read, as data sets lie there too, but not write to.
+JAX keeps them and removes the least recently used. It runs what is in their files, so the folder has mode
+0700; there is one for each combination of versions, platform and features of the processor. They are in the
+user's cache folder, which others may read, as data sets are there too, but not write to.
 """
 
 import hashlib
@@ -11,47 +11,46 @@ import os
 import platform
 import stat
 import sys
-import time
 from pathlib import Path
 
 import jax
 
+from cnnjax.data.files import cache_folder
 from cnnjax.ops import cpu
 
 SWITCH = "CNNJAX_COMPILE_CACHE"
-MAX_BYTES = 2**31  # the oldest go where there are more
-_SUFFIX = "-cache"  # of JAX's files
-_STAMP = ".checked"
+MAX_BYTES = 2**31
 
 
 class Refused(Exception):
-    """Why compiled programs are not kept, in a few words."""
+    """Why the folder cannot be trusted, in a few words."""
 
 
 def enable() -> str:
-    """From now on JAX takes compiled programs from the folder, and leaves there what took it over a second.
+    """Makes JAX load compiled programs from the folder, and save there what took over a second to compile.
 
     Returns: the folder, or "off: " and the reason. A folder that others may change is never read.
     """
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no"):
         return f"off: {SWITCH}={os.environ[SWITCH]}"
-    if jax.config.jax_compilation_cache_dir:
-        return jax.config.jax_compilation_cache_dir  # the user's own choice
+    if own := jax.config.values["jax_compilation_cache_dir"]:
+        return str(own)  # the user's choice
     try:
-        folder = _private(_root() / key())
-        _tidy(folder)
+        folder = _private(cache_folder(key()))
+        _remove_unfinished(folder)
     except (Refused, OSError, RuntimeError) as error:
         sys.stderr.write(f"cnnjax: compiled programs are not kept: {error}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     return str(folder)
 
 
 def key() -> str:
-    """A digest of what a compiled program depends on beside itself: versions, platform, processor."""
+    """A digest of all else that a compiled program depends on: versions, platform, processor."""
     versions = [importlib.metadata.version(name) for name in ("cnnjax", "jax", "jaxlib")]
     device = jax.devices()[0]
-    kind = [device.platform, device.device_kind, getattr(device.client, "platform_version", "")]
+    kind = [device.platform, device.device_kind, device.client.platform_version]
     facts = [*versions, platform.machine(), *kind, _processor_features(), cpu.status()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
@@ -65,52 +64,31 @@ def _processor_features() -> str:
     return "".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def _root() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "cnnjax"
-
-
 def _private(folder: Path) -> Path:
-    """Makes the folder and the one above it where they are missing.
+    """The folder, created with the one above it if missing.
 
     Raises:
-      Refused: where one of them is a link or another user's, where others may do anything with the folder, or
+      Refused: if one of them is a link or another user's, if others have any right to the folder, or may
         write to the one above it.
     """
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
         place.mkdir(mode=0o700, exist_ok=True)
-        found = place.lstat()
-        if not stat.S_ISDIR(found.st_mode):
+        status = place.lstat()
+        if not stat.S_ISDIR(status.st_mode):
             raise Refused(f"{place} is not a folder")
-        if found.st_uid != os.getuid():
+        if status.st_uid != os.getuid():
             raise Refused(f"{place} belongs to another user")
-        if stat.S_IMODE(found.st_mode) & closed:
+        if stat.S_IMODE(status.st_mode) & closed:
             raise Refused(f"{place} is open to other users; chmod 700 it, or remove it")
     return folder
 
 
-def _tidy(folder: Path) -> None:
-    """Removes what a killed process has left half written since the last time, and the oldest of too much."""
-    stamp = folder / _STAMP
-    checked = stamp.stat().st_mtime if stamp.exists() else 0.0
-    began = time.time()
-    files = sorted(
-        ((file.stat(), file) for file in folder.glob(f"*{_SUFFIX}")), key=lambda pair: -pair[0].st_mtime
-    )
-    total = 0
-    for facts, file in files:
-        total += facts.st_size
-        if total > MAX_BYTES or (facts.st_mtime >= checked - 1 and not _is_whole(file)):
-            file.unlink(missing_ok=True)
-    stamp.touch()
-    os.utime(stamp, (began, began))
+def _remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process left half written: JAX writes a program, then the time of its last use.
 
-
-def _is_whole(file: Path) -> bool:
-    from jax._src import compilation_cache  # how JAX compresses them has no public name
-
-    try:
-        return bool(compilation_cache.decompress_executable(file.read_bytes()))
-    except Exception:  # zlib and zstandard raise errors of their own
-        return False
+    JAX neither replaces such a program nor removes old ones while there is one.
+    """
+    for program in folder.glob("*-cache"):
+        if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+            program.unlink(missing_ok=True)

@@ -19,10 +19,12 @@ def cache(tmp_path, monkeypatch):
     """The place of the cache; JAX's own choice is put back."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(compile_cache.SWITCH, raising=False)
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size")
+    before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
     yield tmp_path / "cnnjax"
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_the_folder_is_private_and_keyed(cache):
@@ -70,9 +72,41 @@ def test_a_link_and_another_users_folder_are_refused(cache, tmp_path, monkeypatc
 def test_what_was_left_half_written_is_removed(cache):
     folder = Path(compile_cache.enable())
     (folder / "jit_step-0123-cache").write_bytes(b"half of a compressed program")
+    (folder / "jit_step-4567-cache").write_bytes(b"a whole one")
+    (folder / "jit_step-4567-atime").write_bytes(bytes(8))
     jax.config.update("jax_compilation_cache_dir", None)
     compile_cache.enable()
-    assert not list(folder.glob("*-cache"))
+    assert [file.name for file in folder.glob("*-cache")] == ["jit_step-4567-cache"]
+
+
+COMPILES = """
+import sys, jax
+from cnnjax.runs import compile_cache
+compile_cache.MAX_BYTES = int(sys.argv[1])
+folder = compile_cache.enable()
+for size in (3, 4, 5):
+    jax.jit(lambda x: x * 2 + 1)(jax.numpy.zeros(size))
+print(folder)
+"""
+
+
+def test_jax_keeps_programs_in_the_folder_up_to_a_size(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), compile_cache.SWITCH: "on", "XLA_FLAGS": USERS}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def kept(most: int) -> list[int]:
+        command = [sys.executable, "-W", "error", "-c", COMPILES, str(most)]
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [file.stat().st_size for file in Path(done.stdout.strip()).glob("*-cache")]
+
+    every = kept(2**31)
+    most = sum(every) - 1
+    assert len(every) >= 3
+    for file in tmp_path.rglob("*-cache"):
+        file.unlink()
+    assert 0 < sum(kept(most)) <= most
 
 
 def test_the_switch_turns_it_off(cache, monkeypatch):
