@@ -23,14 +23,10 @@ def extensions() -> list[Extension]:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         print("cnnjax: the CPU kernels are for Linux on x86-64; XLA does their work here")
         return []
-    reuse = Extension("cnnjax.ops.cpu._reuse", ["cnnjax/ops/cpu/reuse.c"], optional=True)
     resize = Extension(
         "cnnjax.data._resize", ["cnnjax/data/resize.c"], extra_compile_args=["-O3"], optional=True
     )
-    stack = Extension(
-        "cnnjax.profiling._deep_stack", ["cnnjax/profiling/deep_stack.c"], libraries=["dl"], optional=True
-    )
-    return [reuse, resize, stack, *kernels()]
+    return [resize, *kernels()]
 
 
 def kernels() -> list[Extension]:

@@ -9,6 +9,7 @@ import jax
 
 from cnnjax.config import skip_limit
 from cnnjax.data.batches import abstract_batch
+from cnnjax.ops import cpu
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.runs.memory import device_memory
@@ -101,7 +102,9 @@ def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Output
     start = time.perf_counter()
     compiled = lower_step(experiment).compile()
     record_compilation(run, time.perf_counter() - start)
-    return compiled, device_memory(compiled)
+    memory = device_memory(compiled)
+    cpu.keep_freed_memory(memory)
+    return compiled, memory
 
 
 def record_compilation(run: Run, seconds: float) -> None:

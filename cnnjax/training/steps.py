@@ -62,7 +62,7 @@ class TrainMetrics(flax.struct.PyTreeNode):
 def in_turn_on_cpu(results: Results, memory: int) -> Results:
     """`results` of a step that holds so many bytes; on a CPU those of a large one once they are there.
 
-    So the next step takes the memory of this one, see ops/cpu/reuse.c, and the two never hold theirs at once.
+    So the next step takes the memory of this one, and the two never hold theirs at once.
     """
     device = next(iter(jax.tree.leaves(results)[0].devices()))
     return jax.block_until_ready(results) if device.platform == "cpu" and memory > 2**30 else results

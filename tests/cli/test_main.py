@@ -1,20 +1,16 @@
 """The command line: what works, and what each mistake is told."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cnnjax import __main__ as program
 from cnnjax.cli import main
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
 
-REUSE = next(Path(program.__file__).parent.glob("ops/cpu/_reuse*.so"), None)
-DEEP_STACK = next(Path(program.__file__).parent.glob("profiling/_deep_stack*.so"), None)
 TINY = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=16",
@@ -170,7 +166,6 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(tiny_data, tmp_path, ca
     assert "not finite at step" in capsys.readouterr().err
     saved = Checkpoints(tmp_path / "run" / "checkpoints")
     assert all(step <= 10 for step in saved.steps())
-    saved.close()
 
 
 def test_tensorflow_is_never_imported_and_help_needs_no_jax():
@@ -199,140 +194,22 @@ def test_tensorflow_is_not_installed():
     assert not names & {"tensorflow", "tensorflow-cpu"}
 
 
-STARTED = """
+ALONE = """
 import os, sys
-from cnnjax import __main__
-from cnnjax.cli import main as cli
-maps = open("/proc/self/maps").read()
-cli.main = lambda: print("_reuse" in maps, "_deep_stack" in maps, os.environ.get("LD_PRELOAD"), sys.argv)
-__main__.main()
+before = os.getpid(), dict(os.environ)
+os.execv = os.execve = os.posix_spawn = os.fork = None  # whoever calls them fails
+sys.argv = ["cnnjax", "data", "--help"]
+from cnnjax import __main__ as program
+try:
+    program.main()
+except SystemExit as end:
+    print(end.code, (os.getpid(), dict(os.environ)) == before)
 """
 
 
-@pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
-@pytest.mark.parametrize(
-    ("before", "word", "deep"), [(None, "a b", False), ("libm.so.6", "compile", bool(DEEP_STACK))]
-)
-def test_the_command_uses_memory_again_and_the_programs_that_it_starts_do_not(before, word, deep):
-    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    env |= {"LD_PRELOAD": before} if before else {}
-    command = [sys.executable, "-c", STARTED, word, "--c=d"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == f"True {deep} {before} ['-c', '{word}', '--c=d']", done.stderr
-
-
-STACK = """
-import ctypes, threading
-libc, attributes, size = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.c_size_t()
-libc.pthread_self.restype = ctypes.c_ulong
-
-def ask():
-    libc.pthread_getattr_np(ctypes.c_ulong(libc.pthread_self()), attributes)
-    libc.pthread_attr_getstacksize(attributes, ctypes.byref(size))
-
-threading.stack_size(1 << 20)
-thread = threading.Thread(target=ask)
-thread.start()
-thread.join()
-print(size.value)
-"""
-
-
-@pytest.mark.skipif(not DEEP_STACK, reason="the library of deep stacks was not built")
-def test_threads_that_choose_a_small_stack_get_a_deep_one_where_there_is_room():
-    def size(limit="", **env):
-        command = ["sh", "-c", f'{limit} exec "$0" -c "$1"', sys.executable, STACK]
-        return int(subprocess.run(command, env=os.environ | env, capture_output=True, text=True).stdout)
-
-    deep = {"LD_PRELOAD": str(DEEP_STACK)}
-    assert size() < 2**21 and size(**deep) == 2**31
-    assert size("ulimit -v 8000000;", **deep) < 2**21
-
-
-MEMORY = """
-import ctypes
-libc, size = ctypes.CDLL(None), 1 << 28
-libc.free.argtypes = [ctypes.c_void_p]
-
-def allocate(size):
-    block = ctypes.c_void_p()
-    assert libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
-    return block.value
-
-def mapped():
-    return int(open("/proc/self/statm").read().split()[0]) * 4096 / size - before
-
-before = 0
-before = mapped()
-first = allocate(size)
-libc.free(first)
-assert mapped() > 0.9  # kept
-assert allocate(size - 5) == first and allocate(size) != first  # used again, by one at a time
-blocks = [allocate(size) for _ in range(6)]
-for block in blocks:
-    libc.free(block)
-assert 4.9 < mapped() < 5.9, mapped()  # two are in use, less than 1 GiB waits, the rest is given back
-small = [allocate(size // 32) for _ in range(5)]
-assert mapped() < 3, mapped()  # what other sizes push out is given back
-assert libc.posix_memalign(ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(3), ctypes.c_size_t(size)) == 22
-
-libc.malloc.restype = ctypes.c_void_p
-first = libc.malloc(ctypes.c_size_t(size // 2))
-libc.free(first)
-assert first % 64 == 0 and libc.malloc(ctypes.c_size_t(size // 2)) == first  # NumPy's are used again too
-assert libc.malloc(ctypes.c_size_t(1000))
-
-before += mapped()
-first = allocate(5 * size)  # more than all that may wait beside it
-libc.free(first)
-assert mapped() > 4.9 and allocate(5 * size - 5) == first  # waits alone
-second = allocate(5 * size)
-libc.free(first)
-assert mapped() < 5.1, mapped()  # the next one was taken before it was free: one of the two is given back
-libc.free(second)
-assert allocate(5 * size) == second
-libc.free(second)
-libc.free(allocate(7 * size))
-assert 6.9 < mapped() < 7.1, mapped()  # the last one waits
-print("done")
-"""
-
-
-FORKS = """
-import ctypes, os, threading
-libc = ctypes.CDLL(None)
-libc.aligned_alloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-
-def again(times):
-    for i in range(times):  # none fits the next one, so that most of the time is spent on giving back
-        libc.free(libc.aligned_alloc(ctypes.c_size_t(64), ctypes.c_size_t((1 + i % 5) << 23)))
-
-threads = [threading.Thread(target=again, args=(30000,)) for _ in range(2)]
-for thread in threads:
-    thread.start()
-while threads[0].is_alive():
-    child = os.fork()
-    if not child:
-        again(3)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-print("done")
-"""
-
-
-@pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
-def test_a_process_forked_while_memory_is_used_again_can_use_it_too():
-    env = {**os.environ, "LD_PRELOAD": str(REUSE)}
-    command = [sys.executable, "-W", "ignore", "-c", FORKS]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "done\n", done.stderr
-
-
-@pytest.mark.skipif(not REUSE, reason="the library that uses memory again was not built")
-def test_freed_blocks_are_used_again_and_no_more_than_a_gibibyte_and_one_block_waits():
-    env = {**os.environ, "LD_PRELOAD": str(REUSE)}
-    done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)
-    assert done.stdout == "done\n", done.stderr
+def test_the_command_runs_in_the_process_and_environment_that_the_user_started():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    assert done.stdout.endswith("\n0 True\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", [*main.COMMANDS, "bench data"])

@@ -5,12 +5,14 @@ loads; everything else goes through XLA, with the same results. `CNNJAX_CPU_KERN
 """
 
 from cnnjax.ops.cpu.convolution import make_convolution
+from cnnjax.ops.cpu.heap import keep_freed_memory
 from cnnjax.ops.cpu.library import chosen, paused, status, takes
 from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
 from cnnjax.ops.cpu.pooling import make_max_pool, max_windows_and_places
 
 __all__ = [
     "chosen",
+    "keep_freed_memory",
     "make_batch_norm",
     "make_convolution",
     "make_max_pool",
@@ -20,3 +22,5 @@ __all__ = [
     "status",
     "takes",
 ]
+
+keep_freed_memory()  # here, as XLA starts its threads later

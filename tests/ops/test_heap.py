@@ -1,0 +1,85 @@
+"""The heap of a process: freed blocks wait for the next step, and other C libraries are left alone."""
+
+import ctypes
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from cnnjax.ops.cpu import heap
+
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets up glibc's malloc")
+
+# Steps of a thread that, like XLA's, was started after the import: each touches and frees 64 MiB. The first
+# eight or so leave cuttings, which glibc keeps apart (see heap.py).
+STEPS = """
+import ctypes, importlib, json, resource, sys, threading
+if sys.argv[1] != "-":
+    importlib.import_module(sys.argv[1])
+libc = ctypes.CDLL(None)
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+faults, size = [], 1 << 26
+
+def steps():
+    for _ in range(24):
+        before, block = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, ctypes.c_void_p()
+        assert libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
+        libc.memset(block, 1, size)
+        libc.free(block)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=steps)
+thread.start()
+thread.join()
+print(json.dumps(faults))
+"""
+
+
+PAGES = 2**26 // os.sysconf("SC_PAGESIZE")
+
+
+def faults_of_steps(module: str, steps: str = STEPS, **env: str) -> list[int]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", steps, module]
+    done = subprocess.run(command, env=kept | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_glibc
+def test_a_step_reuses_the_memory_of_the_step_before_it():
+    ours, default = faults_of_steps("cnnjax.ops.cpu"), faults_of_steps("-")
+    assert min(default) > 0.9 * PAGES
+    assert ours[0] > 0.9 * PAGES and max(ours[16:]) < 0.01 * PAGES
+
+
+@needs_glibc
+def test_the_workspace_of_a_large_step_goes_back_to_the_system():
+    steps = STEPS.replace("thread = ", "sys.modules[sys.argv[1]].keep_freed_memory(2**31)\nthread = ")
+    assert min(faults_of_steps("cnnjax.ops.cpu.heap", steps)) > 0.9 * PAGES
+
+
+@needs_glibc
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_what_the_environment_sets_up_is_left_as_it_is(name):
+    value = {"MALLOC_ARENA_MAX": "8", "GLIBC_TUNABLES": "glibc.malloc.arena_max=8"}[name]
+    assert min(faults_of_steps("cnnjax.ops.cpu", **{name: value})) > 0.9 * PAGES
+
+
+class Musl:
+    """A C library without glibc's functions; a call of any other one would be recorded."""
+
+    def __getattr__(self, name):
+        raise AttributeError(name)
+
+
+def test_it_is_quiet_where_the_c_library_is_another_one(monkeypatch, capfd):
+    monkeypatch.setattr(heap.os, "environ", {})
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Musl())
+    assert not heap.keep_freed_memory()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not heap.keep_freed_memory()
+    assert capfd.readouterr() == ("", "")
