@@ -170,7 +170,6 @@ def elastic(state: Any, experiments: list[Experiment], folder: Path) -> list[boo
         same.append(all(jax.tree.leaves(places)) and all(jax.tree.leaves(equal)))
     plain = saved.read(1)["state"]["params"]
     equal = jax.tree.map(lambda a, b: type(a) is np.ndarray and bool((a == b).all()), plain, expected.params)
-    saved.close()
     return [*same, all(jax.tree.leaves(equal))]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cnnjax.runs.signals import caught_signals
 
-# What a restart would not mend: a user's mistake, a loss that is not finite, a signal.
+# A restart would not help: a usage error, a non-finite loss, a signal.
 FINAL = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 GRACE_SECONDS = 30.0
 
@@ -18,10 +18,10 @@ GRACE_SECONDS = 30.0
 def launch(
     command: Sequence[str], processes: int, *, max_restarts: int = 0, grace: float = GRACE_SECONDS
 ) -> int:
-    """Runs `cnnjax COMMAND` in several processes that know of each other; returns the exit code.
+    """Runs `cnnjax COMMAND` in several connected processes; returns the exit code.
 
-    Where one fails, the others have `grace` seconds to end by themselves before they are killed. Then, up to
-    `max_restarts` times, all are started again, and a training run goes on from its newest checkpoint.
+    If one fails, the others have `grace` seconds to end before they are killed. Then, up to `max_restarts`
+    times, all are started again, and a training run resumes from its newest checkpoint.
     """
     for attempt in range(max_restarts + 1):
         code = _run_once(command, processes, grace)
@@ -50,8 +50,8 @@ def _run_once(command: Sequence[str], count: int, grace: float) -> int:
                 child.wait()
 
 
-def _wait(children: Sequence[subprocess.Popen], caught: list[int], grace: float) -> int:
-    """Waits until all have ended, or one has failed and its grace is over; the first failure's exit code."""
+def _wait(children: Sequence[subprocess.Popen[bytes]], caught: list[int], grace: float) -> int:
+    """Waits until all have ended, or one has failed and the grace is over; the first failure's exit code."""
     passed_on, failed, deadline = 0, 0, float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         if caught and not passed_on:
@@ -68,6 +68,6 @@ def _wait(children: Sequence[subprocess.Popen], caught: list[int], grace: float)
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

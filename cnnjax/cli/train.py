@@ -40,11 +40,16 @@ def train(
     if distributed:
         given("workdir", workdir, SHARED_FOLDER)
         processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
-        processes.watch(hang_seconds)
     compile_cache.enable()
     workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
     board = terminal() if processes.is_first() else Progress()
-    result = loop.train(config, workdir, board, stop_seconds=stop_seconds)
+    result = loop.train(
+        config,
+        workdir,
+        board,
+        stop_seconds=stop_seconds,
+        hang_seconds=hang_seconds if distributed else None,
+    )
     if processes.is_first():
         page = report.write(result.path)
         print_tables(*metrics_tables(result.test, result.class_names))

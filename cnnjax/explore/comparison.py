@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from cnnjax import config as config_lib
+from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError
 from cnnjax.explore import plots
 from cnnjax.explore.markup import Markup, element, join, page, svg, table
 from cnnjax.explore.report import BREAK, CURVE_SIZE, gallery, predictions
-from cnnjax.runs.folder import Run, readable, write_atomically
+from cnnjax.runs.folder import Run, readable
 
 COMPARED = {
     "Validation accuracy": "validation_accuracy",
@@ -50,7 +51,7 @@ def write(paths: Sequence[str | Path], out: str | Path) -> Path:
     with readable(Path(", ".join(map(str, paths)))):
         parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
     title = f"{len(groups)} configs, {sum(len(group.runs) for group in groups)} runs"
-    write_atomically(file, page(title, *parts))
+    atomic_write(file, page(title, *parts))
     return file
 
 

@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 
 from cnnjax.config import to_json
+from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError
 from cnnjax.explore import plots
 from cnnjax.explore.markup import Markup, element, image, join, page, svg, table
-from cnnjax.runs.folder import Run, readable, write_atomically
+from cnnjax.runs.folder import Run, readable
 from cnnjax.runs.inputs import load_split
 from cnnjax.training.metrics import worst_mistakes
 
@@ -47,7 +48,7 @@ def write(path: str | Path) -> Path:
     with readable(run.path):
         text = _page(run)
     file = run.path / "report.html"
-    write_atomically(file, text)
+    atomic_write(file, text)
     return file
 
 

@@ -20,13 +20,13 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import create_model
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
-from cnnjax.runs.folder import write_atomically
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
@@ -89,7 +89,7 @@ def export(
     finally:
         written.unlink(missing_ok=True)
     facts = description(trained, form, half, batch_size)
-    write_atomically(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
+    atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference)
 
 

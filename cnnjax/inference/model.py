@@ -1,6 +1,5 @@
 """A trained network, ready to use: `load_run(workdir).predict(images)`."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -172,8 +171,7 @@ def load_run(
     """
     run = Run.open(workdir)
     config = run.config()
-    with contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
-        step, variables = saved.variables(checkpoint, weights)
+    step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
     with readable(run.path):
         augment, shape, names = _preprocessing(run, config)
     model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))

@@ -12,9 +12,10 @@ from cnnjax.data.catalog import DATASETS
 from cnnjax.models import Preset, count_params, create_model, variant
 from cnnjax.models.variants import preset_augment
 from cnnjax.models.weights import files, to_torch
-from cnnjax.runs.checkpoints import Checkpoints
-from cnnjax.runs.folder import Run, make_record
+from cnnjax.runs.checkpoints import Checkpoints, Saver
+from cnnjax.runs.folder import Run
 from cnnjax.runs.initial import initial_variables
+from cnnjax.runs.record import make_record
 
 
 def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
@@ -41,7 +42,7 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     facts = {"spec": config.model, "num_params": count_params(variables["params"])}
     data = imported_data(config, preset, model.num_classes)
     run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
-    with contextlib.closing(run), contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
+    with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
         saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
 
@@ -74,8 +75,7 @@ def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "las
       UserError: if torchvision has no such family, or the folder is no run's.
     """
     run = Run.open(workdir)
-    with contextlib.closing(Checkpoints(run.path / "checkpoints")) as saved:
-        _, variables = saved.variables(checkpoint, "raw")
+    _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
     tensors = to_torch(variables, create_model(run.config().model))
     files.write(file, tensors)
     return len(tensors)

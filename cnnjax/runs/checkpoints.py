@@ -1,7 +1,7 @@
 """Saving and restoring the training state with orbax: complete or absent, the newest few and the best.
 
-A save is written to `.STEP.part`, gets its manifest (see `manifests`) and is renamed to `STEP` at last; only
-then are older ones removed. One that is damaged is set aside as `STEP.damaged`, never written over.
+A save is written to `.STEP.part`, gets its manifest (see `manifest`) and is renamed to `STEP` at last; only
+then are older ones removed. A damaged one is renamed to `STEP.damaged`, never overwritten.
 """
 
 import concurrent.futures
@@ -10,9 +10,9 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,198 +20,130 @@ import orbax.checkpoint as ocp
 
 from cnnjax.errors import UserError, unknown
 from cnnjax.runs import manifest as manifests
+from cnnjax.runs.manifest import Manifest, Numbers
 
 SPARE_BYTES = 2**19  # what orbax and the manifest write beside the arrays, with some to spare
+Tree = Any  # arrays, or their `ShapeDtypeStruct`s, in dicts and data classes
+_T = TypeVar("_T")
 
 
 class Checkpoints:
-    """The checkpoints of one run, `directory/STEP/`.
+    """The checkpoints of one run, `directory/STEP/`, to read; nothing here changes them.
 
     A checkpoint holds a tree of arrays, the position of the data and the SHA-256 of each file, and becomes
-    visible only when all are written. `keep` of the newest survive, and the one with the highest `accuracy`
-    among those saved with metrics. Opening, reading and listing change nothing, so that a run under way can
-    be read.
+    visible only when all are written.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 2):
-        self.directory, self.keep = Path(directory).absolute(), keep
-        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._pending: concurrent.futures.Future | None = None
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory).absolute()
 
-    def save(
-        self,
-        step: int,
-        tree: Any,
-        position: dict[str, Any],
-        metrics: dict[str, float] | None = None,
-    ) -> None:
-        """Starts a save in the background, when the one before is complete.
+    def folder(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.directory / str(step)
 
-        Raises:
-          OSError: where this save, or the one before, could not be written; the older ones are still there.
-        """
-        self.wait()
-        with self._disk_errors():
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._check_space(tree)
-            part = self.directory / f".{step}.part"
-            if jax.process_index() == 0:
-                shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(exist_ok=True)
-            self._saver.save(part / "tree", args=ocp.args.StandardSave(tree))
-        facts = {"step": step, "position": position, "metrics": metrics or {}}
-        self._pending = self._thread.submit(self._complete, part, facts)
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending."""
+        folders = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdigit())
 
-    def _check_space(self, tree: Any) -> None:
-        """Raises an OSError where the disk is too full for a tree; orbax prints a stack for each array."""
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + SPARE_BYTES
-        if shutil.disk_usage(self.directory).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds to a checkpoint what it is judged by, which was not known when it was saved.
-
-        Raises:
-          OSError: where that, or the save under way, could not be written.
-        """
-        self.wait()
-        if jax.process_index() == 0:
-            with self._disk_errors():
-                manifests.add(self.directory / str(step), {"metrics": metrics})
-                self._remove_old()
-
-    def _complete(self, part: Path, facts: dict[str, Any]) -> None:
-        """Waits for the arrays, adds the manifest, makes the checkpoint visible and removes older ones."""
+    def metrics(self, step: int) -> Numbers:
+        """What a checkpoint was saved with; {} if that was nothing, or cannot be read."""
         try:
-            self._saver.wait_until_finished()
-            if jax.process_index() == 0:
-                manifests.write(part, facts)
-                place = self.directory / str(facts["step"])
-                if place.exists():
-                    self._set_aside(place)
-                part.rename(place)
-                self._sync_directory()
-                self._remove_old()
-        except BaseException:
-            if jax.process_index() == 0:
-                shutil.rmtree(part, ignore_errors=True)  # a full disk needs the space
-            raise
+            return manifests.read(self.folder(step))["metrics"]
+        except ValueError:
+            return {}
 
-    def _sync_directory(self) -> None:
-        handle = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def _remove_old(self) -> None:
-        kept = {*self.steps()[-self.keep :], self.best_metrics().get("step")}
-        for step in self.steps():
-            if step not in kept:
-                self._remove(self.directory / str(step))
-
-    def _remove(self, folder: Path) -> None:
-        """Renames first: a killed process leaves it whole or gone."""
-        gone = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)
-        shutil.rmtree(gone)
-
-    def _set_aside(self, folder: Path) -> Path:
-        names = (folder.with_name(f"{folder.name}.damaged{n or ''}") for n in range(1000))
-        return folder.rename(next(name for name in names if not name.exists()))
-
-    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest sound checkpoint, or that of `step`, as (step, tree, position); None without any.
-
-        Args:
-          like: a tree of arrays or of `ShapeDtypeStruct`s whose shapes, dtypes and shardings are restored.
-          step: a step of `steps()`; None is the newest, and where that is damaged the one before.
-
-        Raises:
-          UserError: where nothing that was saved can be read, naming what is wrong with each.
-        """
-        damaged = []
-        for candidate in self.steps()[::-1] if step is None else [step]:
-            folder = self.directory / str(candidate)
-            try:
-                manifest = manifests.verify(folder)
-                like = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-                tree = self._saver.restore(folder / "tree", args=ocp.args.StandardRestore(like))
-            except Exception as error:  # orbax raises many kinds for a folder that does not fit
-                damaged.append(f"{candidate}: {_line(error)}")
-                warnings.warn(f"checkpoint {damaged[-1]}; passed over", stacklevel=2)
-                continue
-            return candidate, tree, manifest["position"]
-        if damaged:
-            raise UserError(f"no checkpoint in {self.directory} can be read: {damaged}")
-        return None
-
-    def clear_unfinished(self) -> list[int]:
-        """Removes what a killed process left half written and sets damaged ones aside; returns their steps.
-
-        Only for the process that trains in the folder. Where none is sound, all stay where they are.
-        """
-        if jax.process_index() != 0:
-            return []
-        for part in self.directory.glob(".*.part"):
-            shutil.rmtree(part, ignore_errors=True)
-        damaged = [step for step in self.steps() if self.problem(step)]
-        if len(damaged) == len(self.steps()):
-            return []
-        for step in damaged:
-            self._set_aside(self.directory / str(step))
-        return damaged
+    def best_metrics(self) -> dict[str, int | float]:
+        """{"step", "accuracy", ...} of the checkpoint with the highest accuracy; {} without any."""
+        rows = [{"step": step, **self.metrics(step)} for step in self.steps()]
+        judged = [row for row in rows if "accuracy" in row]
+        return max(judged, key=lambda row: (row["accuracy"], -row["step"]), default={})
 
     def problem(self, step: int) -> str:
-        """What is wrong with a checkpoint, in one line; '' where each file is as it was saved."""
+        """What is wrong with a checkpoint, in one line; '' if each file is as it was saved."""
         try:
-            manifests.verify(self.directory / str(step))
+            manifests.verify(self.folder(step))
         except ValueError as error:
             return str(error)
         return ""
 
-    def prune(self, keep: int) -> list[str]:
-        """Removes all but the `keep` newest sound checkpoints and the best; returns the names removed.
+    def find(self, checkpoint: str) -> int:
+        """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means.
 
-        Damaged ones go too, unless no sound one is left.
+        Raises:
+          UserError: naming the existing checkpoints.
         """
-        sound = [step for step in self.steps() if not self.problem(step)]
-        if not sound:
-            return []
-        kept = {*sound[-keep:], self.best_metrics().get("step")} & set(sound)
-        gone = [self.directory / str(step) for step in self.steps() if step not in kept]
-        gone += sorted(self.directory.glob("*.damaged*"))
-        for folder in gone:
-            self._remove(folder)
-        return [folder.name for folder in gone]
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.directory} holds no checkpoint yet; train it with `cnnjax train`")
+        if checkpoint == "last":
+            return self._newest(steps, lambda step: manifests.verify(self.folder(step)))[0]
+        named = {"best": int(self.best_metrics().get("step", steps[-1])), "last": steps[-1]}
+        named |= {str(step): step for step in steps}
+        if checkpoint not in named:
+            raise unknown("checkpoint", checkpoint, named)
+        return named[checkpoint]
 
-    def read(self, step: int) -> dict[str, Any]:
+    def _newest(self, steps: Sequence[int], read: Callable[[int], _T]) -> tuple[int, _T]:
+        """The newest step that can be read, and what was read; a warning names the damaged ones."""
+        problems = []
+        for step in steps[::-1]:
+            try:
+                return step, read(step)
+            except Exception as error:  # orbax raises many kinds for a folder that does not fit
+                problems.append(f"{step}: {_line(error)}")
+                warnings.warn(f"checkpoint {problems[-1]}; passed over", stacklevel=4)
+        raise UserError(f"no checkpoint in {self.directory} can be read: {problems}")
+
+    def restore(self, like: Tree, step: int | None = None) -> tuple[int, Tree, dict[str, int | float]] | None:
+        """The newest sound checkpoint, or that of `step`, as (step, tree, position); None without any.
+
+        Args:
+          like: a tree of arrays or of `ShapeDtypeStruct`s whose shapes, dtypes and shardings are restored.
+          step: a step of `steps()`; None is the newest, or if that is damaged the one before.
+
+        Raises:
+          UserError: if nothing that was saved can be read, naming what is wrong with each.
+        """
+
+        def read(step: int) -> tuple[Manifest, Tree]:
+            manifest = manifests.verify(self.folder(step))
+            target = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+                return manifest, reader.restore(
+                    self.folder(step) / "tree", args=ocp.args.StandardRestore(target)
+                )
+
+        steps = self.steps() if step is None else [step]
+        if not steps:
+            return None
+        step, (manifest, tree) = self._newest(steps, read)
+        return step, tree, dict(manifest["position"])
+
+    def read(self, step: int) -> dict[str, Tree]:
         """The tree of one checkpoint as nested dicts of NumPy arrays, whatever devices it was saved on.
 
         Raises:
-          UserError: where it is damaged.
+          UserError: if it is damaged.
         """
-        folder = self.directory / str(step)
         try:
-            manifests.verify(folder)
-            reader = ocp.PyTreeCheckpointer()
-            tree = reader.metadata(folder / "tree").item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return reader.restore(folder / "tree", restore_args=as_numpy)
+            manifests.verify(self.folder(step))
+            with ocp.PyTreeCheckpointer() as reader:
+                tree = reader.metadata(self.folder(step) / "tree").item_metadata.tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                return reader.restore(self.folder(step) / "tree", restore_args=as_numpy)
         except Exception as error:  # orbax raises many kinds for a damaged folder
             reason = _line(error)
             raise UserError(f"checkpoint {step} in {self.directory} cannot be read: {reason}") from None
 
-    def variables(self, checkpoint: str, weights: str) -> tuple[int, dict[str, Any]]:
+    def variables(self, checkpoint: str, weights: str) -> tuple[int, dict[str, Tree]]:
         """The step that `find` names, and its params and batch_stats as NumPy arrays.
 
         Args:
           weights: "raw", or "ema" for the moving average.
 
         Raises:
-          UserError: where it is damaged, or keeps no moving average.
+          UserError: if it is damaged, or keeps no moving average.
         """
         if weights not in ("raw", "ema"):
             raise unknown("weights", weights, ["raw", "ema"])
@@ -224,48 +156,107 @@ class Checkpoints:
         tree = state["ema"] if weights == "ema" else state
         return step, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
 
-    def find(self, checkpoint: str) -> int:
-        """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means.
+
+class Saver(Checkpoints):
+    """The checkpoints of the run that this process trains.
+
+    `keep` of the newest survive, and the one with the highest `accuracy` among those saved with metrics.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2):
+        super().__init__(directory)
+        self.keep = keep
+        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, step: int, tree: Tree, position: Numbers, metrics: Numbers | None = None) -> None:
+        """Starts a save in the background, when the one before is complete.
 
         Raises:
-          UserError: naming the checkpoints there are.
+          OSError: if this save, or the one before, could not be written; the older ones are still there.
         """
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"{self.directory} holds no checkpoint yet; train it with `cnnjax train`")
-        if checkpoint == "last":
-            return self._newest_sound()
-        named = {"best": self.best_metrics().get("step", steps[-1]), "last": steps[-1]}
-        named |= {str(step): step for step in steps}
-        if checkpoint not in named:
-            raise unknown("checkpoint", checkpoint, named)
-        return named[checkpoint]
+        self.wait()
+        with self._disk_errors():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+            if shutil.disk_usage(self.directory).free < needed:  # orbax would print a stack for each array
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            part = self.directory / f".{step}.part"
+            if jax.process_index() == 0:
+                shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(exist_ok=True)
+            self._saver.save(part / "tree", args=ocp.args.StandardSave(tree))
+        self._pending = self._thread.submit(self._complete, part, step, position, metrics or {})
 
-    def _newest_sound(self) -> int:
-        for step in self.steps()[::-1]:
-            problem = self.problem(step)
-            if not problem:
-                return step
-            warnings.warn(f"checkpoint {step}: {problem}; passed over", stacklevel=3)
-        raise UserError(f"no checkpoint in {self.directory} can be read; the newest: {problem}")
-
-    def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending."""
-        folders = self.directory.iterdir() if self.directory.is_dir() else ()
-        return sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdigit())
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """What a checkpoint was saved with; {} where that was nothing, or cannot be read."""
+    def _complete(self, part: Path, step: int, position: Numbers, metrics: Numbers) -> None:
+        """Waits for the arrays, adds the manifest, makes the checkpoint visible and removes older ones."""
         try:
-            return manifests.read(self.directory / str(step)).get("metrics", {})
-        except ValueError:
-            return {}
+            self._saver.wait_until_finished()
+            if jax.process_index() == 0:
+                manifests.write(part, step, position, metrics)
+                if self.folder(step).exists():
+                    self._set_aside(step)
+                part.rename(self.folder(step))
+                _sync(self.directory)
+                self._remove_old()
+        except BaseException:
+            if jax.process_index() == 0:
+                shutil.rmtree(part, ignore_errors=True)  # a full disk needs the space
+            raise
 
-    def best_metrics(self) -> dict[str, float]:
-        """{"step", "accuracy", ...} of the checkpoint with the highest accuracy; {} without any."""
-        found = {step: self.metrics(step) for step in self.steps()}
-        rows = [{"step": step, **metrics} for step, metrics in found.items() if "accuracy" in metrics]
-        return max(rows, key=lambda row: (row["accuracy"], -row["step"]), default={})
+    def add_metrics(self, step: int, metrics: Numbers) -> None:
+        """Adds to a checkpoint what it is judged by, which was not known when it was saved.
+
+        Raises:
+          OSError: if that, or the save under way, could not be written.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            with self._disk_errors():
+                manifests.set_metrics(self.folder(step), metrics)
+                self._remove_old()
+
+    def _remove_old(self) -> None:
+        kept = {*self.steps()[-self.keep :], self.best_metrics().get("step")}
+        for step in self.steps():
+            if step not in kept:
+                _remove(self.folder(step))
+
+    def _set_aside(self, step: int) -> None:
+        names = (self.directory / f"{step}.damaged{n or ''}" for n in range(1000))
+        self.folder(step).rename(next(name for name in names if not name.exists()))
+
+    def clear_unfinished(self) -> list[int]:
+        """Removes what a killed process left half written and sets damaged ones aside; returns their steps.
+
+        If none is sound, all stay.
+        """
+        if jax.process_index() != 0:
+            return []
+        for part in self.directory.glob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+        damaged = [step for step in self.steps() if self.problem(step)]
+        if len(damaged) == len(self.steps()):
+            return []
+        for step in damaged:
+            self._set_aside(step)
+        return damaged
+
+    def prune(self, keep: int) -> list[str]:
+        """Removes all but the `keep` newest sound checkpoints and the best; returns the names removed.
+
+        Damaged ones go too, unless no sound one is left.
+        """
+        sound = [step for step in self.steps() if not self.problem(step)]
+        if not sound:
+            return []
+        kept = {*sound[-keep:], self.best_metrics().get("step")} & set(sound)
+        gone = [self.folder(step) for step in self.steps() if step not in kept]
+        gone += sorted(self.directory.glob("*.damaged*"))
+        for folder in gone:
+            _remove(folder)
+        return [folder.name for folder in gone]
 
     def check(self) -> None:
         """Raises the error of a save in the background, if there is one yet; costs nothing."""
@@ -282,7 +273,7 @@ class Checkpoints:
                 self._pending = None
 
     def settled(self) -> bool:
-        """Waits too, but in another thread than that which saves; whether the last save is complete."""
+        """Whether the last save is complete, for another thread than that which saves; it waits too."""
         pending = self._pending
         return pending is None or pending.exception() is None
 
@@ -296,15 +287,32 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
-        """Whatever orbax raises for a failed write, as an OSError that names the folder."""
+        """Turns whatever orbax raises for a failed write into an OSError that names the folder."""
         try:
             yield
         except Exception as error:
             reason = " ".join(str(error).split())
             full = "RESOURCE_EXHAUSTED" in reason or "No space left" in reason
-            code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+            code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            code = errno.ENOSPC if full else code
             reason = os.strerror(code) if full else reason[:300]
             raise OSError(code, reason, str(self.directory)) from error
+
+
+def _remove(folder: Path) -> None:
+    """Renames first: a killed process leaves it whole or gone."""
+    gone = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _line(error: Exception) -> str:

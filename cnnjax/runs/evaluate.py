@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from cnnjax.ops import cpu
-from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run, plain
@@ -32,7 +31,7 @@ class Evaluator:
         self.num_classes = source.num_classes
 
     def __call__(
-        self, variables: Any, after_each: Callable[[], None] = processes.beat
+        self, variables: Any, after_each: Callable[[], None] = lambda: None
     ) -> tuple[metrics.Scores, dict[str, np.ndarray]]:
         """The scores and the predictions, one row an example in the source's order, in every process.
 
@@ -80,11 +79,7 @@ def evaluate(
     config.eval_protocol = protocol or config.eval_protocol
     config.init_from, config.mesh, config.sharding = "", "", "replicated"  # those of training are over
     experiment = build(config)
-    saved = Checkpoints(run.path / "checkpoints")
-    try:
-        step, variables = saved.variables(checkpoint, weights)
-    finally:
-        saved.close()
+    step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
     variables = parallel.put(variables, experiment.replicated)
     with cpu.chosen(config.cpu_kernels):
         scores, predictions = Evaluator(experiment, split)(variables)

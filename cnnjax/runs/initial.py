@@ -1,6 +1,5 @@
 """The variables that a training starts from: those of another run, or of a weights file."""
 
-import contextlib
 from pathlib import Path
 
 import jax
@@ -37,8 +36,7 @@ def initial_variables(
     path = Path(source)
     variables: Variables
     if (path / "checkpoints").is_dir():
-        with contextlib.closing(Checkpoints(path / "checkpoints")) as saved:
-            _, variables = saved.variables("best", "raw")
+        _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
     elif path.is_file():
         variables = _read_file(path, model, image_shape, head)
     else:

@@ -7,7 +7,7 @@ import jax
 
 from cnnjax.config import skip_limit
 from cnnjax.data.batches import Batches
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.runs.progress import Progress
@@ -34,7 +34,7 @@ class Log:
         self,
         experiment: Experiment,
         run: Run,
-        checkpoints: Checkpoints,
+        checkpoints: Saver,
         batches: Batches,
         progress: Progress,
         step: int,

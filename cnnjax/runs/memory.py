@@ -1,4 +1,4 @@
-"""What XLA says when a step does not fit into memory, in one line."""
+"""The memory of a compiled step, and the error when it does not fit."""
 
 import contextlib
 import re
@@ -10,28 +10,27 @@ from cnnjax.errors import UserError
 
 
 def device_memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a device holds while a compiled program runs."""
-    found = compiled.memory_analysis()
-    held = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return held - found.alias_size_in_bytes
+    """Bytes that a device holds while a compiled program runs; 0 if they are not known."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
 
 
 @contextlib.contextmanager
 def out_of_memory(where: str, model: str, batch_size: int, needed: Callable[[], int] = int) -> Iterator[None]:
-    """XLA's error for what does not fit into memory as one line that says what would.
+    """Turns XLA's error for too little memory into a UserError that names the remedies.
 
-    `needed` tells the bytes of the compiled step on a device, 0 where they are not known.
-
-    Raises:
-      UserError: in place of that error.
+    `needed` returns the bytes of the compiled step on a device, 0 if they are not known.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
             raise
-        found = re.search(r"[Uu]sed [\d.]+\w* of [\d.]+\w*|allocating [\d.]+ ?\w*", str(error))
-        size = f" ({found[0]})" if found else ""
+        reported = re.search(r"[Uu]sed [\d.]+\w* of [\d.]+\w*|allocating [\d.]+ ?\w*", str(error))
+        size = f" ({reported[0]})" if reported else ""
         step = f"; the compiled step needs {needed() / 2**30:.1f} GiB a device" if needed() else ""
     else:
         return

@@ -1,9 +1,11 @@
-"""Many processes that run one program: joining, agreeing on when to stop, and ending together.
+"""Several processes that run one program: joining, agreeing on when to stop, and ending in time.
 
-Alone, a process is the first of one: everything here then does nothing, or what it does at once.
+A process alone is the first of one: nothing here then waits for another.
 """
 
+import contextlib
 import faulthandler
+import functools
 import itertools
 import os
 import signal
@@ -11,17 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
+from jax._src import distributed
 
 from cnnjax.errors import UserError
 
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
 WAIT_SECONDS = 600  # the longest that a process waits for another's word
-_GONE = -1  # in place of a number: the run ends, or the others have
-_turns = itertools.count()
+_turns = itertools.count()  # every process takes the same turns, so the numbers agree
 _T = TypeVar("_T")
 
 
@@ -29,20 +31,19 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     """Makes this process one of several, before anything is computed.
 
     Args:
-      coordinator: "host:port" of process 0; None, like the two others, for what Slurm, Open MPI, Kubernetes
-        or a TPU pod tells.
-      count, index: how many processes there are, and which one this is.
-      hang_seconds: see `watch`; a process that has not been heard of for twice as long, or 100 seconds, is
-        taken for dead.
+      coordinator: "host:port" of process 0; None, like the two others, if Slurm, Open MPI, Kubernetes or a
+        TPU pod says it.
+      count, index: the number of processes, and which one this is.
+      hang_seconds: see `Stop`; a process silent for twice as long, or 100 seconds, counts as dead.
 
     Raises:
-      UserError: where the others cannot be found.
+      UserError: if the others cannot be found.
     """
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
         raise UserError("--coordinator, --process_count and --process_index are given together, or none")
-    if count is not None and not 0 <= index < count:
+    if count is not None and index is not None and not 0 <= index < count:
         raise UserError(f"--process_index={index} must be at least 0 and less than --process_count={count}")
-    faulthandler.enable(sys.__stderr__)
+    faulthandler.enable(2)  # whatever stands for sys.stderr
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -71,12 +72,12 @@ def is_first() -> bool:
 
 
 def name() -> str:
-    """'process 1 of 2: ' before what a process says; '' where there is one."""
+    """The prefix of what a process prints: 'process 1 of 2: ', or '' if it is alone."""
     return f"process {jax.process_index()} of {jax.process_count()}: " if joined() else ""
 
 
-def leave(code: int) -> None:
-    """Ends this process: with the others where all of them end, at once where it has failed."""
+def leave(code: int) -> NoReturn:
+    """Exits: together with the others if all end, at once if this one has failed."""
     if joined() and code not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -85,7 +86,7 @@ def leave(code: int) -> None:
 
 
 def first_then_others(first: Callable[[], _T], other: Callable[[], _T]) -> _T:
-    """`first()` in process 0, and when that is done `other()` in the others; its error is an error of all."""
+    """`first()` in process 0, then `other()` in the others; an error in process 0 is raised in all."""
     if not joined():
         return first()
     key = f"cnnjax/turn/{next(_turns)}"
@@ -93,38 +94,43 @@ def first_then_others(first: Callable[[], _T], other: Callable[[], _T]) -> _T:
         try:
             result = first()
         except Exception as error:
-            _client().key_value_set(key, f"error {error}")
+            _store().key_value_set(key, f"error {error}")
             raise
-        _client().key_value_set(key, "done")
+        _store().key_value_set(key, "done")
         return result
-    word = _client().blocking_key_value_get(key, 1000 * WAIT_SECONDS)
+    word = _store().blocking_key_value_get(key, 1000 * WAIT_SECONDS)
     if word.startswith("error "):
         raise UserError(f"process 0: {word.removeprefix('error ')}")
     return other()
 
 
 class Stop:
-    """The moment at which all processes stop, once one of them has caught a signal.
+    """Decides when a run stops for a signal, and ends a process that does not stop, or hangs.
 
-    A run calls `at` after each step and each batch of an evaluation, the same times in each process. One that
-    is told of a signal freezes at the call it has reached and says which that is; all go on to one call past
-    the highest of them. So nobody waits for a step that another will not take part in.
+    A run calls `at` after each step and each batch of an evaluation, equally often in each process. Once one
+    process has caught a signal, each freezes at the call it has reached and publishes its number; all go on
+    to one call past the highest. So nobody waits for a step that another does not take.
 
-    Where a process does not come to `at` in time, as it compiles or hangs, a thread ends it.
+    A thread ends the process if it does not reach that call in time, as while it compiles, or if `at` is not
+    called for too long.
     """
 
-    def __init__(self, caught: Sequence[int], *, seconds: float | None = None):
-        """`caught` fills with the signals of this process.
+    def __init__(
+        self, caught: Sequence[int], *, seconds: float | None = None, hang_seconds: float | None = None
+    ):
+        """Starts nothing yet. `kept`, which the run sets, says what is saved, '' if a step would be lost.
 
-        `seconds` is the most from a signal to the end of the process; None leaves that to `at`, as in a
-        notebook. `kept`, which the run sets, is called from another thread: it waits for a save in the
-        background and says what of the run is kept, '' where a step would be lost.
+        Args:
+          caught: fills with the signals of this process, see `caught_signals`.
+          seconds: the longest from a signal to the end of the process; None sets no limit.
+          hang_seconds: the longest from one call of `at` to the next; None sets no limit.
         """
         self.kept: Callable[[], str] = lambda: "no step was done yet; the same command begins again"
-        self._caught, self._seconds = caught, seconds
+        self._caught, self._seconds, self._hang_seconds = caught, seconds, hang_seconds
         self._frozen, self._decided, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._calls, self._last, self._signum = 0, -1, 0
+        self._last_call = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Stop":
@@ -136,7 +142,8 @@ class Stop:
         self._thread.join()
 
     def at(self) -> int:
-        """The signal to stop for, here and now; 0 to go on."""
+        """The signal to stop for at this call; 0 to continue."""
+        self._last_call = time.monotonic()
         if not joined():
             return self._caught[0] if self._caught else 0
         with self._lock:
@@ -148,112 +155,95 @@ class Stop:
         return self._signum if calls >= self._last else 0
 
     def _run(self) -> None:
-        signum = self._first_signal()
-        if signum == _GONE:
-            return
-        start = time.monotonic()
-        if joined():
-            self._agree(signum)
-        if self._seconds is None:
-            return
-        # Alone, and with nothing to lose, no need to wait for the end of a compilation.
-        if not joined() and not self._over.wait(min(GRACE_SECONDS, self._seconds)) and (kept := self.kept()):
-            self._end(signum, kept)
-        last = start + self._seconds + (GRACE_SECONDS if joined() and is_first() else 0)  # others need it
-        if not self._over.wait(max(0.0, last - time.monotonic())):
-            self._end(signum, self.kept())
+        with contextlib.suppress(_Over):
+            signum = self._poll(self._first_signal)
+            start = time.monotonic()
+            if joined():
+                with contextlib.suppress(_Over):  # the others may have ended; this process still must
+                    self._agree(signum)
+            if self._seconds is not None:
+                self._end_in_time(signum, start + self._seconds)
+            self._poll(lambda: None)
 
-    def _first_signal(self) -> int:
-        """The signal of this process or of another, as soon as there is one."""
-        # Asked for again and again: a thread that waits inside of JAX cannot be ended.
+    def _poll(self, read: Callable[[], int | None]) -> int:
+        """The first number that `read` returns; polled, as a thread that waits inside JAX cannot be ended.
+
+        Raises:
+          _Over: the run has ended, or the other processes have.
+        """
         while not self._over.wait(0.1):
-            if self._caught:
-                if joined():
-                    _client().key_value_set("cnnjax/stop", str(self._caught[0]), allow_overwrite=True)
-                return self._caught[0]
-            if joined() and (found := _number("cnnjax/stop")) is not None:
-                return found
-        return _GONE
+            if self._hang_seconds and time.monotonic() - self._last_call > self._hang_seconds:
+                _abort(
+                    f"{name()}no step for {self._hang_seconds:g} s (--hang_seconds): this process hangs, or "
+                    "one that it waits for"
+                )
+            if (number := read()) is not None:
+                return number
+        raise _Over
+
+    def _first_signal(self) -> int | None:
+        """The signal of this process, which the others then see, or that of another."""
+        if self._caught:
+            if joined():
+                _store().key_value_set("cnnjax/stop", str(self._caught[0]), allow_overwrite=True)
+            return self._caught[0]
+        return _shared_number("cnnjax/stop") if joined() else None
 
     def _agree(self, signum: int) -> None:
         with self._lock:
             self._frozen.set()
             mine = self._calls
-        _client().key_value_set(f"cnnjax/at/{jax.process_index()}", str(mine))
-        reached = [self._calls_of(i) for i in range(jax.process_count())]
-        if _GONE not in reached:
-            self._last, self._signum = max(reached) + 1, signum
-            self._decided.set()
+        _store().key_value_set(f"cnnjax/at/{jax.process_index()}", str(mine))
+        keys = [f"cnnjax/at/{index}" for index in range(jax.process_count())]
+        self._last = 1 + max(self._poll(functools.partial(_shared_number, key)) for key in keys)
+        self._signum = signum
+        self._decided.set()
 
-    def _calls_of(self, index: int) -> int:
-        while not self._over.wait(0.1):
-            if (found := _number(f"cnnjax/at/{index}")) is not None:
-                return found
-        return _GONE
+    def _end_in_time(self, signum: int, deadline: float) -> None:
+        """Ends the process at the deadline; earlier if it is alone and nothing is lost by that."""
+        grace = min(GRACE_SECONDS, deadline - time.monotonic())
+        if joined():
+            deadline += GRACE_SECONDS if is_first() else 0  # the others need process 0 to the end
+        elif not self._over.wait(max(0.0, grace)) and (kept := self.kept()):
+            self._exit(signum, kept)
+        if not self._over.wait(max(0.0, deadline - time.monotonic())):
+            self._exit(signum, self.kept())
 
-    def _end(self, signum: int, kept: str) -> None:
-        """Ends the process from a thread beside the main one."""
-        where = f"cnnjax: {name()}{signal.Signals(signum).name}: "
-        if kept:
-            sys.stderr.write(f"{where}{kept}\n")
-            sys.stderr.flush()
-            os._exit(128 + signum)
-        sys.stderr.write(
-            f"{where}no step ended within {self._seconds:g} s (--stop_seconds); what was saved before is "
-            "unharmed, later steps are lost; the stacks of the threads follow\n"
-        )
+    def _exit(self, signum: int, kept: str) -> None:
+        """Ends the process, from this thread beside the main one."""
+        prefix = f"{name()}{signal.Signals(signum).name}: "
+        if not kept:
+            _abort(
+                f"{prefix}no step ended within {self._seconds:g} s (--stop_seconds); what was saved before "
+                "is unharmed, later steps are lost"
+            )
+        sys.stderr.write(f"cnnjax: {prefix}{kept}\n")
         sys.stderr.flush()
-        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        os._exit(HUNG)
+        os._exit(128 + signum)
 
 
-def _number(key: str) -> int | None:
-    """The number under a key that all processes share; None as long as there is none, or `_GONE`."""
-    try:
-        return int(_client().key_value_try_get(key))
-    except jax.errors.JaxRuntimeError as error:
-        return None if "NOT_FOUND" in str(error) else _GONE  # the others are gone
+class _Over(Exception):
+    """There is no more to wait for: the run or the other processes have ended."""
 
 
-class Watch:
-    """Ends the process with the stacks of all its threads where it has been silent for too long."""
-
-    def __init__(self, seconds: float, where: str):
-        self._seconds, self._where, self._last = seconds, where, time.monotonic()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def beat(self) -> None:
-        self._last = time.monotonic()
-
-    def _run(self) -> None:
-        while (left := self._last + self._seconds - time.monotonic()) > 0:
-            time.sleep(min(left, 1.0))
-        sys.stderr.write(
-            f"cnnjax: {self._where}no step for {self._seconds:g} s (--hang_seconds): this process hangs, or "
-            "one that it waits for; the stacks of its threads follow\n"
-        )
-        sys.stderr.flush()
-        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        os._exit(HUNG)
+def _abort(message: str) -> NoReturn:
+    """Ends a process that hangs, with the stacks of its threads; `faulthandler`'s own timer exits with 1."""
+    sys.stderr.write(f"cnnjax: {message}; the stacks of the threads follow\n")
+    sys.stderr.flush()
+    faulthandler.dump_traceback(2, all_threads=True)
+    os._exit(HUNG)
 
 
-_watch: Watch | None = None
-
-
-def watch(seconds: float) -> None:
-    """From now on `beat` must be heard every so many seconds."""
-    global _watch
-    _watch = Watch(seconds, name())
-
-
-def beat() -> None:
-    """Work goes on."""
-    if _watch:
-        _watch.beat()
-
-
-def _client() -> Any:
+def _store() -> Any:
     """JAX's key-value store that all processes share; it has no public name yet."""
-    from jax._src import distributed
-
     return distributed.global_state.client
+
+
+def _shared_number(key: str) -> int | None:
+    """The number under a key of all processes; None if there is none yet, `_Over` without the others."""
+    try:
+        return int(_store().key_value_try_get(key))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise _Over from None

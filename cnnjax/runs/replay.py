@@ -83,12 +83,9 @@ def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
 def _state_before(directory: Path, experiment: Experiment, step: int) -> tuple[int, TrainState]:
     """The newest sound checkpoint of at most a step, or the initial state; as the step takes it."""
     checkpoints = Checkpoints(directory)
-    try:
-        sound = [s for s in checkpoints.steps() if s <= step and not checkpoints.problem(s)]
-        if sound and (restored := checkpoints.restore(experiment.abstract_tree(), sound[-1])):
-            return sound[-1], experiment.stacked(restored[1]["state"])
-    finally:
-        checkpoints.close()
+    sound = [s for s in checkpoints.steps() if s <= step and not checkpoints.problem(s)]
+    if sound and (restored := checkpoints.restore(experiment.abstract_tree(), sound[-1])):
+        return sound[-1], experiment.stacked(restored[1]["state"])
     return 0, experiment.init_state()
 
 

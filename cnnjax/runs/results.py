@@ -12,8 +12,9 @@ from typing import TextIO
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
+from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError
-from cnnjax.runs.folder import Run, write_atomically
+from cnnjax.runs.folder import Run
 
 RESULTS = "results.csv"
 SCORES = (
@@ -90,7 +91,7 @@ class Results:
         saved = self.out / "sweep.json"
         with self._locked():
             if not saved.exists():
-                write_atomically(saved, config_lib.to_json(config))
+                atomic_write(saved, config_lib.to_json(config))
         try:
             before = config_lib.from_json(saved.read_text())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -120,7 +121,7 @@ class Results:
             writer = csv.DictWriter(text, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows([*rows, row])
-            write_atomically(self.file, text.getvalue())
+            atomic_write(self.file, text.getvalue())
 
     def _locked(self) -> TextIO:
         """The folder, held by this process alone until the file that is returned is closed."""

@@ -1,4 +1,4 @@
-"""Signals that end a run: seen at once, so that it can save first, whatever the main thread does."""
+"""Signals that end a run, seen at once whatever the main thread does, so that it can save first."""
 
 import contextlib
 import os
@@ -6,13 +6,13 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(RuntimeError):
-    """A signal ended training, after a save; `signum` is the signal."""
+    """A signal `signum` ended training, after a save."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
@@ -21,9 +21,9 @@ class Interrupted(RuntimeError):
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """The signals SIGINT and SIGTERM that have come; a second one ends the process at once.
+    """A list that fills with SIGINT and SIGTERM as they come; the second one ends the process at once.
 
-    A thread sees them, also while the main thread compiles or waits for a device.
+    A thread sees them even while the main thread compiles or waits for a device.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -55,5 +55,5 @@ def _watch(read: socket.socket, caught: list[int]) -> None:
             caught.append(signum)
 
 
-def _ignore(_signum: int, _frame: Any) -> None:
+def _ignore(_signum: int, _frame: FrameType | None) -> None:
     """What a caught signal does in the main thread."""

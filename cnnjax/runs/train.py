@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from cnnjax.data.batches import Batches
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
-from cnnjax.runs.folder import Follower, Run, make_record
+from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Log
 from cnnjax.runs.memory import out_of_memory
 from cnnjax.runs.progress import Progress
+from cnnjax.runs.record import make_record
 from cnnjax.runs.signals import Interrupted, caught_signals
 from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, compile_step
 from cnnjax.training.state import TrainState
@@ -44,6 +45,7 @@ def train(
     progress: Progress | None = None,
     *,
     stop_seconds: float | None = None,
+    hang_seconds: float | None = None,
 ) -> Result:
     """Trains to the end of the config, from the newest checkpoint of the folder if there is one.
 
@@ -53,6 +55,8 @@ def train(
       progress: what the user sees; nothing by default.
       stop_seconds: the longest from a signal to the end of the process, which is then forced; None
         waits for the end of the step, of the evaluation's batch or of the compilation.
+      hang_seconds: the longest without a step, after which the process is ended (exit code 4); None sets no
+        limit.
 
     Raises:
       UserError: before anything compiles, for a mistake in the config, the data or the folder.
@@ -63,7 +67,7 @@ def train(
     with (
         cpu.chosen(config.cpu_kernels),
         caught_signals() as caught,
-        processes.Stop(caught, seconds=stop_seconds) as stop,
+        processes.Stop(caught, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
         opened(build(config), workdir, progress) as (experiment, run, checkpoints),
         out_of_memory(experiment.device, config.model, config.batch_size, lambda: memory),
     ):
@@ -79,7 +83,7 @@ def train(
 
 
 def live(
-    experiment: Experiment, run: Run, checkpoints: Checkpoints, progress: Progress, stop: processes.Stop
+    experiment: Experiment, run: Run, checkpoints: Saver, progress: Progress, stop: processes.Stop
 ) -> Life:
     """One run, from its newest checkpoint or from nothing to its test scores.
 
@@ -115,7 +119,6 @@ def live(
         return f"saved step {step} of {total} in {run.path}; the same command resumes there"
 
     def stop_if_told() -> None:
-        processes.beat()
         if signum := stop.at():
             save()
             checkpoints.wait()
@@ -155,15 +158,15 @@ def live(
 @contextlib.contextmanager
 def opened(
     experiment: Experiment, workdir: str | Path, progress: Progress
-) -> Iterator[tuple[Experiment, Run, Checkpoints]]:
+) -> Iterator[tuple[Experiment, Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
     fingerprint = experiment.train_source.fingerprint
     run = processes.first_then_others(
-        lambda: Run.create(workdir, experiment.config, fingerprint), lambda: Follower(Path(workdir))
+        lambda: Run.create(workdir, experiment.config, fingerprint), lambda: Run(workdir)
     )
     if not run.read_json("record.json"):
         run.write_json("record.json", make_record(**experiment.facts()))
-    checkpoints = Checkpoints(run.path / "checkpoints", keep=experiment.config.keep_checkpoints)
+    checkpoints = Saver(run.path / "checkpoints", keep=experiment.config.keep_checkpoints)
     try:
         yield experiment, run, checkpoints
     finally:
@@ -173,7 +176,7 @@ def opened(
 
 
 def restore(
-    experiment: Experiment, run: Run, checkpoints: Checkpoints, batches: Batches, progress: Progress
+    experiment: Experiment, run: Run, checkpoints: Saver, batches: Batches, progress: Progress
 ) -> tuple[int, TrainState, TrainMetrics, float]:
     """(step, state, sums of the log interval, seconds) to begin with; sets the batches' position."""
     for damaged in processes.first_then_others(checkpoints.clear_unfinished, lambda: []):
@@ -183,6 +186,6 @@ def restore(
         return 0, experiment.init_state(), experiment.no_sums(), 0.0
     step, tree, position = restored
     seconds = position.pop("seconds")
-    batches.set_state(position)
+    batches.set_state({name: int(value) for name, value in position.items()})
     progress.note(f"resuming {run.path} at step {step}")
     return step, experiment.stacked(tree["state"]), tree["interval"], seconds

@@ -1,14 +1,14 @@
 """The checkpoints of a run folder as a user sees them: listed, verified, pruned."""
 
+import contextlib
 from pathlib import Path
-from typing import Any
 
-from cnnjax.runs import manifest
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs import manifest as manifests
+from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.folder import Run
 
 
-def describe(workdir: str | Path, *, verify: bool = False) -> list[dict[str, Any]]:
+def describe(workdir: str | Path, *, verify: bool = False) -> list[dict[str, int | str]]:
     """One row a checkpoint: step, files, bytes, accuracy in per cent, state.
 
     Args:
@@ -16,38 +16,31 @@ def describe(workdir: str | Path, *, verify: bool = False) -> list[dict[str, Any
       verify: whether every file is read and its SHA-256 compared, or the manifest alone is read.
     """
     saved = Checkpoints(Run.open(workdir).path / "checkpoints")
-    try:
-        return [_row(saved, step, verify) for step in saved.steps()]
-    finally:
-        saved.close()
+    return [_row(step, saved.folder(step), verify) for step in saved.steps()]
 
 
-def _row(saved: Checkpoints, step: int, verify: bool) -> dict[str, Any]:
+def _row(step: int, folder: Path, verify: bool) -> dict[str, int | str]:
     try:
-        found = (manifest.verify if verify else manifest.read)(saved.directory / str(step))
+        manifest = (manifests.verify if verify else manifests.read)(folder)
     except ValueError as error:
         return {"step": step, "files": "", "bytes": "", "accuracy": "", "state": f"damaged: {error}"}
-    accuracy = found["metrics"].get("accuracy")
+    accuracy = manifest["metrics"].get("accuracy")
     return {
         "step": step,
-        "files": len(found["files"]),
-        "bytes": sum(file["bytes"] for file in found["files"].values()),
+        "files": len(manifest["files"]),
+        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
         "accuracy": "" if accuracy is None else f"{100 * accuracy:.2f}",
         "state": "sound" if verify else "not checked",
     }
 
 
 def prune(workdir: str | Path, keep: int) -> list[str]:
-    """Removes old and damaged checkpoints of a run, see `Checkpoints.prune`; returns their names.
+    """Removes old and damaged checkpoints of a run, see `Saver.prune`; returns their names.
 
     Raises:
-      UserError: where the folder is no run's, or another process trains in it.
+      UserError: if the folder is no run's, or another process trains in it.
     """
     run = Run.open(workdir)
-    run.lock()
-    saved = Checkpoints(run.path / "checkpoints")
-    try:
+    with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
+        run.lock()
         return saved.prune(keep)
-    finally:
-        saved.close()
-        run.close()

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax.runs import folder
+from cnnjax.runs.record import processor
 from experiments import pages, results
 
 RESULTS, OPS = HERE / "results.csv", HERE / "ops.csv"
@@ -56,7 +56,7 @@ def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
     return {
         "model": model, "batch": batch, "dtype": dtype, **{key: found[key] for key in MEASURED},
         "shares": json.dumps(found["shares"]),
-        **versions, "machine": folder.processor(), "python": platform.python_version(),
+        **versions, "machine": processor(), "python": platform.python_version(),
     }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def measure_ops() -> list[dict[str, object]]:
     """Each kernel beside XLA."""
     command = [sys.executable, str(HERE / "bench_ops.py")]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    facts = {"jax": importlib.metadata.version("jax"), "machine": folder.processor()}
+    facts = {"jax": importlib.metadata.version("jax"), "machine": processor()}
     return [{**json.loads(line), **facts} for line in lines]
 
 
@@ -149,14 +149,14 @@ def draw(rows: list[dict[str, str]]) -> None:
 
 def main(arguments: list[str]) -> None:
     if "--tables" not in arguments:
-        have = {(row["model"], row["dtype"]) for row in read_rows() if row["machine"] == folder.processor()}
+        have = {(row["model"], row["dtype"]) for row in read_rows() if row["machine"] == processor()}
         dtypes = [dtype for dtype in DTYPES if dtype in arguments] or DTYPES
         models = [model for model in arguments if model not in DTYPES]
         for model, batch in TARGETS:
             for dtype in dtypes:
                 if (model, dtype) not in have and (not models or model in models):
                     results.append(RESULTS, measure(model, batch, dtype))
-        measured = any(row["machine"] == folder.processor() for row in results.read(OPS))
+        measured = any(row["machine"] == processor() for row in results.read(OPS))
         if not measured and (not models or "ops" in models):
             results.append(OPS, *measure_ops())
     rows, ops = read_rows(), results.read(OPS)

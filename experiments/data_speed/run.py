@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cnnjax.runs import folder
+from cnnjax.runs.record import processor
 from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
@@ -33,7 +33,7 @@ def measure(arguments: list[str]) -> dict[str, object]:
         raise SystemExit(done.stderr.strip()[-500:])
     found = json.loads(done.stdout.splitlines()[-1])
     versions = {name: importlib.metadata.version(name) for name in ("jax", "grain", "simplejpeg")}
-    return {**found, **versions, "machine": folder.processor()}
+    return {**found, **versions, "machine": processor()}
 
 
 def read_rows() -> list[dict[str, str]]:

@@ -258,7 +258,7 @@ def read_manifest(data: bytes, folder: Path) -> None:
     (place / "tree").mkdir(parents=True, exist_ok=True)
     (place / "tree" / "a").write_bytes(b"")
     (place / manifests.NAME).write_bytes(data)
-    saved = _checkpoints(folder / "checkpoints")
+    saved = Checkpoints(folder / "checkpoints")
     saved.best_metrics()
     problem = saved.problem(1)
     try:
@@ -266,15 +266,6 @@ def read_manifest(data: bytes, folder: Path) -> None:
     except ValueError as error:
         assert problem == str(error)
         raise UserError(problem) from None
-
-
-_opened: dict[Path, Checkpoints] = {}
-
-
-def _checkpoints(folder: Path) -> Checkpoints:
-    if folder not in _opened:
-        _opened[folder] = Checkpoints(folder)
-    return _opened[folder]
 
 
 def encoded_images() -> st.SearchStrategy[bytes]:

@@ -35,7 +35,7 @@ def read_rows() -> list[Row]:
 
 def append(row: dict) -> None:
     """Adds a row, with what it was measured on."""
-    from cnnjax.runs.folder import processor
+    from cnnjax.runs.record import processor
 
     row = {**row, "jax": importlib.metadata.version("jax"), "machine": processor()}
     results.append(RESULTS, {field: row.get(field, "") for field in FIELDS})

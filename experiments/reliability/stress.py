@@ -98,10 +98,7 @@ def outcome(workdir: Path) -> Outcome:
     run = Run.open(workdir)
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()]
     saved = Checkpoints(workdir / "checkpoints")
-    try:
-        leaves = jax.tree_util.tree_leaves_with_path(saved.read(saved.steps()[-1]))
-    finally:
-        saved.close()
+    leaves = jax.tree_util.tree_leaves_with_path(saved.read(saved.steps()[-1]))
     sha = hashlib.sha256()
     for path, leaf in leaves:
         sha.update(f"{jax.tree_util.keystr(path)} {np.asarray(leaf).dtype}".encode())

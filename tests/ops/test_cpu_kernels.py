@@ -28,7 +28,7 @@ from cnnjax import ops
 from cnnjax.ops import cpu
 from cnnjax.ops.cpu.library import library, thread_count
 from cnnjax.runs import train
-from cnnjax.runs.folder import processor
+from cnnjax.runs.record import processor
 from tests.conftest import simulated
 
 pytestmark = pytest.mark.skipif(cpu.status().startswith("off"), reason=f"CPU kernels {cpu.status()}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cnnjax.errors import UserError
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Checkpoints, Saver
 
 
 def tree(value: float) -> dict:
@@ -20,7 +20,7 @@ def tree(value: float) -> dict:
 @pytest.fixture
 def saved(tmp_path):
     """Five checkpoints of which the second is the best; two of the newest are kept."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = Saver(tmp_path / "checkpoints", keep=2)
     for step, accuracy in enumerate((0.5, 0.9, 0.7, 0.6, 0.8), 1):
         checkpoints.save(step, tree(step), {"position": 10 * step}, {"accuracy": accuracy})
     checkpoints.wait()
@@ -34,7 +34,7 @@ def test_the_newest_and_the_best_survive(saved):
 
 
 def test_those_between_evaluations_are_not_kept_for_ever(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = Saver(tmp_path / "checkpoints", keep=2)
     for step in range(1, 7):
         checkpoints.save(step, tree(step), {}, {"accuracy": 0.5} if step == 2 else None)
     checkpoints.wait()
@@ -55,7 +55,6 @@ def test_without_a_checkpoint_there_is_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.restore(tree(0)) is None
     assert checkpoints.best_metrics() == {}
-    checkpoints.close()
 
 
 def test_a_damaged_newest_one_is_passed_over_with_a_warning(saved, tmp_path):
@@ -82,7 +81,6 @@ def test_a_half_written_checkpoint_is_not_there(saved, tmp_path):
     (half / "tree").mkdir()
     again = Checkpoints(tmp_path / "checkpoints")
     assert again.steps() == [2, 4, 5]
-    again.close()
 
 
 def damage(folder: Path, how: str) -> None:
@@ -175,7 +173,6 @@ def test_reading_leaves_a_save_under_way_alone(saved):
     part.mkdir()
     other = Checkpoints(saved.directory)
     other.read(other.find("last"))
-    other.close()
     assert part.is_dir()
     assert saved.clear_unfinished() == []
     assert not part.exists()

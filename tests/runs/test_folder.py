@@ -7,7 +7,9 @@ import pytest
 
 from cnnjax import config as config_lib
 from cnnjax.errors import UserError
-from cnnjax.runs.folder import Run, make_record, plain, processor, write_atomically
+from cnnjax.runs import processes
+from cnnjax.runs.folder import Run, plain
+from cnnjax.runs.record import make_record, processor
 
 
 @pytest.fixture
@@ -17,18 +19,17 @@ def run(tmp_path):
     run.close()
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    file = tmp_path / "a.txt"
-    write_atomically(file, "old")
-
-    def fail(handle):
-        handle.write(b"half")
-        raise OSError("disk")
-
-    with pytest.raises(OSError, match="disk"):
-        write_atomically(file, fail)
-    assert file.read_text() == "old"
-    assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+def test_only_the_first_process_writes(run, monkeypatch):
+    run.write_json("x.json", {"a": 1})
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    before = {file: file.read_bytes() for file in run.path.iterdir()}
+    other = Run(run.path)
+    other.start_metrics(0)
+    other.append_metrics({"step": 1, "loss": 0.5})
+    other.write_json("x.json", {"a": 2})
+    other.write_arrays("y.npz", {"y": np.zeros(3)})
+    assert {file: file.read_bytes() for file in run.path.iterdir()} == before
+    assert other.read_json("x.json") == {"a": 1}
 
 
 def test_rows_after_the_checkpoint_and_a_cut_line_are_dropped(run):

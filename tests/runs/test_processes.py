@@ -114,7 +114,6 @@ def test_a_signal_to_one_stops_all_at_one_step_and_a_hang_ends_all_with_stacks(t
     assert {index for index, _ in said} == {"0", "1"} and len({step for _, step in said}) == 1
     saved = Checkpoints(folder / "checkpoints")
     assert saved.steps()[-1] == int(said[0][1])
-    saved.close()
 
     # from there, until one process stands still
     launcher = start(folder, tiny_data, epochs=many, seconds=25)
@@ -204,6 +203,26 @@ def test_a_process_that_hangs_is_ended_in_time(kept, code, words):
     assert words in done.stderr
     assert ("most recent call first" in done.stderr) == (code == processes.HUNG)
     assert time.monotonic() - began < 60
+
+
+SILENT = """
+import sys, time
+from cnnjax.runs import processes
+with processes.Stop([], hang_seconds=float(sys.argv[1])) as stop:
+    for _ in range(4):
+        time.sleep(0.5)
+        stop.at()
+    print("awake", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("0", 0), ("100", processes.HUNG)])
+def test_a_run_without_a_step_is_ended_with_its_stacks(seconds, code):
+    done = subprocess.run([sys.executable, "-c", SILENT, "5", seconds], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "awake\n"), done.stderr
+    assert ("no step for 5 s (--hang_seconds)" in done.stderr) == bool(code)
+    assert ("most recent call first" in done.stderr) == bool(code)
 
 
 @pytest.mark.parametrize(

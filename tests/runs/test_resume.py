@@ -67,7 +67,6 @@ def outcome(workdir: Path) -> tuple[list[dict], list[np.ndarray], dict]:
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()]
     saved = Checkpoints(workdir / "checkpoints")
     _, tree, _ = saved.restore(build(run.config()).abstract_tree())
-    saved.close()
     return rows, [np.asarray(leaf) for leaf in jax.tree.leaves(tree["state"])], run.read_json("test.json")
 
 
@@ -136,7 +135,6 @@ def test_a_signal_stops_an_evaluation_which_is_made_up_for(step, tiny_config, tm
     assert saved.steps()[-1] == step and saved.metrics(step) == {}
     train.train(tiny_config, tmp_path / "run")
     assert saved.best_metrics()["step"] in saved.steps() and saved.metrics(10)
-    saved.close()
     assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
 
 

@@ -1,0 +1,71 @@
+"""What a run was: the command, commit, versions, machine and flags, kept in its record.json."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from cnnjax.ops import cpu
+
+PACKAGES = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+_VECTORS = {  # flags of /proc/cpuinfo, the widest first
+    "amx_bf16": "AMX",
+    "avx512_fp16": "AVX-512 with FP16",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+
+
+def make_record(**facts: object) -> dict[str, object]:
+    """What is needed to judge or repeat a run, and `facts`."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        },
+        "cpu_kernels": cpu.status(),
+        "compile_cache": bool(
+            jax.config.values["jax_compilation_cache_dir"]
+        ),  # then compile_seconds may be a reading
+        "devices": [str(device) for device in jax.devices()],
+        "flags": {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "JAX_", "CNNJAX_"))},
+        **facts,
+    }
+
+
+def _commit() -> str:
+    """The commit of the package's checkout, with '+' if files differ; '' outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        args = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(args, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and widest vectors; family and model too if the name has no number."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    facts = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if ":" in line}
+    flags = facts.get("flags", "").split()
+    vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "")
+    name = facts.get("model name", "")
+    if name and not re.search(r"\d", name):  # a virtual machine hides it: several processors have this name
+        name += f" (family {facts.get('cpu family')}, model {facts.get('model')})"
+    return ", ".join(filter(None, (name, vectors)))
