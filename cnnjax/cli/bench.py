@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cnnjax.profiling.benchmark import Figures
 
 
-def bench(args: list[str]) -> None:
+def bench(args: list[str]) -> int:
     """Measures speed: `train` a whole step, `data` the input pipeline."""
     kinds = {"train": _train, "data": _data}
     kind, *rest = args or [""]
@@ -21,7 +21,7 @@ def bench(args: list[str]) -> None:
         kind, rest = "train", args
     if kind not in kinds:
         raise unknown("bench", kind, kinds)
-    kinds[kind](rest)
+    return kinds[kind](rest)
 
 
 @command("bench data")
@@ -71,9 +71,7 @@ def _train(
 def _as_table(figures: "Figures") -> Table:
     table = Table("measure", "value")
     for name, value in figures.items():
-        if isinstance(value, dict):
-            for key, item in value.items():
-                table.add_row(f"share: {key}", str(item))
-        else:
-            table.add_row(name, str(value))
+        rows = {f"share: {k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        for row in rows.items():
+            table.add_row(*map(str, row))
     return table

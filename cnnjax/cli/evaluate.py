@@ -55,10 +55,7 @@ def replay(
 
 @command("checkpoint", words=1)
 def checkpoint(
-    words: list[str],
-    *,
-    workdir: Workdir = None,
-    keep: Flag[int, "prune: newest checkpoints to keep", 1] = 2,
+    words: list[str], *, workdir: Workdir = None, keep: Flag[int, "prune: newest checkpoints to keep", 1] = 2
 ) -> int:
     """Lists, verifies or prunes the checkpoints of a run; exit code 1 if one of them is damaged."""
     if words not in (["list"], ["verify"], ["prune"]) or not workdir:
@@ -73,4 +70,4 @@ def checkpoint(
     for row in rows:
         table.add_row(*map(str, row.values()))
     print_tables(table)
-    return int(any("damaged" in row["state"] for row in rows))
+    return int(any("damaged" in str(row["state"]) for row in rows))

@@ -19,6 +19,13 @@ from cnnjax.errors import UserError, unknown
 
 ANY_NUMBER = sys.maxsize  # of words beside the flags
 Command = Callable[..., int | None]
+DEFINE: dict[type, Callable[..., object]] = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    list: flags.DEFINE_multi_string,
+}
 Json = Flag[bool, "print JSON"]
 Workdir = Flag[str | None, "run folder"]
 StopSeconds = Flag[float, "seconds to shut down after a signal", 1.0]
@@ -29,19 +36,13 @@ def command(
 ) -> Callable[[Command], Callable[[list[str]], int]]:
     """Makes a command, a function of a list of arguments that returns an exit code, of an annotated function.
 
-    Args:
-      name: of the command, as the user types it.
-      words: how many words beside the flags it accepts; if any, their list is the first argument.
-      like: a function whose flags the command has too, as its `**keywords`.
+    If it accepts some `words` beside the flags, their list is the first argument. The flags of the function
+    `like` are the command's too, as its `**keywords`.
     """
 
     def wrap(function: Command) -> Callable[[list[str]], int]:
-        parameters = {
-            parameter.name: parameter
-            for each in (*([like] if like else []), function)
-            for parameter in inspect.signature(each).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
+        both = [*(_parameters(like) if like else ()), *_parameters(function)]
+        parameters = {parameter.name: parameter for parameter in both}
 
         @functools.wraps(function)
         def run(args: list[str]) -> int:
@@ -62,6 +63,10 @@ def command(
         return run
 
     return wrap
+
+
+def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def given(flag: str, value: str | None, hint: str) -> str:
@@ -94,7 +99,9 @@ def _parse(
     """The flag values and the words of a command."""
     values = flags.FlagValues()
     for parameter in parameters:
-        _define(parameter, values)
+        annotation, meaning, *bounds = typing.get_args(parameter.annotation)
+        kind = (typing.get_args(annotation) or (annotation,))[0]  # int of `int | None`
+        DEFINE[kind](parameter.name, parameter.default, meaning, *bounds, flag_values=values)
     values.mark_as_parsed()
     try:
         return values, values([f"cnnjax {command}", *args])[1:]
@@ -105,25 +112,8 @@ def _parse(
         raise UserError(" ".join(str(error).split())) from None
 
 
-def _define(parameter: inspect.Parameter, values: flags.FlagValues) -> None:
-    annotation, meaning, *bounds = typing.get_args(parameter.annotation)
-    kind = (typing.get_args(annotation) or (annotation,))[0]  # int of `int | None`
-    define: dict[type, Callable[..., object]] = {
-        str: flags.DEFINE_string,
-        bool: flags.DEFINE_bool,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        list: flags.DEFINE_multi_string,
-    }
-    define[kind](parameter.name, parameter.default, meaning, *bounds, flag_values=values)
-
-
 def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
-    """The config of --config=FILE or the default one, each --config.a.b=value set; and the other words.
-
-    Raises:
-      UserError: for a file that cannot be read, an unknown field, or a value of a wrong type.
-    """
+    """The config of --config=FILE or the default one, each --config.a.b=value set; and the other words."""
     values: dict[str, Any] = {}
     config, rest, words = None, [], iter(args)
     for word in words:

@@ -1,11 +1,14 @@
 """The command line: finds the command, runs it, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 disk error, or a damaged checkpoint; 2 usage error, reported in one line; 3 the loss was
-not finite; 4 a process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended training with nothing lost.
+Exit codes: 0 done; 1 disk error, a damaged checkpoint, or nobody reads the output; 2 usage error, reported in
+one line; 3 the loss was not finite; 4 a process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended
+training with nothing lost.
 """
 
 import errno
 import importlib
+import os
+import select
 import sys
 import traceback
 import warnings
@@ -19,7 +22,7 @@ from cnnjax.errors import UserError, unknown
 COMMANDS = {
     "train": ("train", "train"),
     "sweep": ("sweep", "sweep"),
-    "launch": ("train", "launch"),
+    "launch": ("launch", "launch"),
     "evaluate": ("evaluate", "evaluate"),
     "predict": ("predict", "predict"),
     "explore": ("explore", "explore"),
@@ -75,17 +78,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Runs one command; returns the exit code."""
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0 if args else 2
     try:
-        if args[0] not in COMMANDS:
-            raise unknown("command", args[0], COMMANDS)
-        file, function = COMMANDS[args[0]]
-        return getattr(importlib.import_module(f"cnnjax.cli.{file}"), function)(args[1:]) or 0
+        code = _run(args)
+        print(end="", flush=True)  # now, since Python itself would report a closed pipe as it ends
+        return code
     except UserError as error:
         return _fail(error, 2)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 1
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG):
             raise
         return _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", 1)
@@ -102,6 +103,26 @@ def run(args: list[str]) -> int:
         raise
 
 
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if args else 2
+    if args[0] not in COMMANDS:
+        raise unknown("command", args[0], COMMANDS)
+    file, function = COMMANDS[args[0]]
+    return getattr(importlib.import_module(f"cnnjax.cli.{file}"), function)(args[1:])
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads the standard output any more, as after `| head`; it then goes to /dev/null."""
+    poll = select.poll()
+    poll.register(1, 0)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return closed
+
+
 def _fail(message: object, code: int) -> int:
     processes = sys.modules.get("cnnjax.runs.processes")
     print(f"cnnjax: {processes.name() if processes else ''}{message}", file=sys.stderr)
@@ -112,6 +133,5 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning for users in one line, any other with its place in the code."""
-    if category is UserWarning:
-        return f"cnnjax: {message}\n"
-    return _DEFAULT_FORMAT(message, category, filename, lineno, line)
+    plain = category is UserWarning
+    return f"cnnjax: {message}\n" if plain else _DEFAULT_FORMAT(message, category, filename, lineno, line)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cnnjax.runs import progress
 
@@ -15,7 +15,7 @@ class Lines(progress.Progress):
         self.console = console
 
     def row(self, row: dict[str, Any]) -> None:
-        self.console.print(describe(row), highlight=False, soft_wrap=True)
+        self.note(describe(row))
 
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
@@ -26,15 +26,9 @@ class Bar(Lines):
 
     def __init__(self, console: Console):
         super().__init__(console)
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-        )
-        self._task: Any = None
+        columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, TextColumn("{task.description}"), console=console)
+        self._task = TaskID(0)
 
     def start(self, step: int, total_steps: int) -> None:
         self._bar.start()
@@ -44,11 +38,10 @@ class Bar(Lines):
         self._bar.update(self._task, completed=step)
 
     def row(self, row: dict[str, Any]) -> None:
-        if "loss" in row:
-            words = f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
-            self._bar.update(self._task, description=words)
-        else:
-            super().row(row)
+        if "loss" not in row:
+            return super().row(row)
+        words = f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+        self._bar.update(self._task, description=words)
 
     def stop(self) -> None:
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""`cnnjax train` and `launch`: one run, in this process or in several."""
+"""`cnnjax train`: one run, or one process of it."""
 
 import time
 from typing import Annotated as Flag
@@ -6,9 +6,8 @@ from typing import Annotated as Flag
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.cli.flags import ANY_NUMBER, StopSeconds, command, given
+from cnnjax.cli.flags import StopSeconds, command, given
 from cnnjax.cli.tables import metrics_tables, print_tables
-from cnnjax.errors import UserError
 
 SHARED_FOLDER = "the processes of a run share one folder"
 
@@ -44,30 +43,9 @@ def train(
     workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
     board = terminal() if processes.is_first() else Progress()
     result = loop.train(
-        config,
-        workdir,
-        board,
-        stop_seconds=stop_seconds,
-        hang_seconds=hang_seconds if distributed else None,
+        config, workdir, board, stop_seconds=stop_seconds, hang_seconds=hang_seconds if distributed else None
     )
     if processes.is_first():
         page = report.write(result.path)
         print_tables(*metrics_tables(result.test, result.class_names))
         print(f"run folder {result.path}, report {page}")
-
-
-@command("launch", words=ANY_NUMBER)
-def launch(
-    words: list[str],
-    *,
-    processes: Flag[int, "number of processes", 1] = 1,
-    max_restarts: Flag[int, "restarts after a crash", 0] = 0,
-) -> int:
-    """Runs `cnnjax train` in several processes on this machine."""
-    if words[:1] != ["train"]:
-        raise UserError("usage: cnnjax launch --processes=N [--max_restarts=M] -- train --workdir=DIR ...")
-    if not any(word.startswith("--workdir") for word in words):
-        raise UserError(f"--workdir is missing; {SHARED_FOLDER}")
-    from cnnjax.cli.launch import launch as start
-
-    return start(words, processes, max_restarts=max_restarts)

@@ -52,11 +52,9 @@ def smooth_grad(
 ) -> Array:
     """The mean size of the gradient over noisy copies of the image: [B, H, W].
 
-    Args:
-      samples: copies.
-      noise: standard deviation of the normal noise, as a share of each image's range.
+    `noise` is the standard deviation of the normal noise, as a share of each image's range.
     Source: Smilkov et al. 2017, arXiv:1706.03825. Deviation: sizes are averaged, not signed gradients, as in
-      the authors' figures.
+    the authors' figures.
     """
     spread = image.max((1, 2, 3), keepdims=True) - image.min((1, 2, 3), keepdims=True)
 
@@ -79,18 +77,12 @@ def integrated_gradients(
     """What each pixel adds to the class logit on the way from a baseline: [B, H, W, C].
 
     The sum over pixels is the logit's difference between image and baseline, up to the error of the midpoint
-    rule over `steps` points.
-
-    Args:
-      baseline: an image, or one value: 0 is the data set's mean colour of normalized images.
+    rule over `steps` points. The baseline is an image or a value; 0 is the mean colour of normalized images.
     Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, equation 1.
     """
     way = image - jnp.asarray(baseline, image.dtype)
-
-    def one(share: Array) -> Array:
-        return input_gradient(model, variables, image - share * way, label)
-
-    return way * _mean(one, jnp.arange(0.5, steps) / steps)
+    shares = jnp.arange(0.5, steps) / steps
+    return way * _mean(lambda share: input_gradient(model, variables, image - share * way, label), shares)
 
 
 def _mean(function: Callable[[Array], Array], values: Array) -> Array:
@@ -120,17 +112,14 @@ def guided_gradient(
     score: Callable[[Array, Array], Array],
     layer: str | None = None,
 ) -> Array:
-    """The guided gradient of a score of the logits and of a layer's values, [B, H, W, C].
+    """The guided gradient of a score of the logits [B, K] and a layer's values [B, h, w, c]: [B, H, W, C].
 
-    Args:
-      score: (logits [B, K], values [B, h, w, c]) -> a number; `values[..., unit].max((1, 2)).sum()` asks what
-        excites a unit of a deep layer.
-      layer: see `layers.layer_shapes`; None is the last map.
+    A score `values[..., unit].max((1, 2)).sum()` asks what excites a unit of a deep layer; see
+    `layers.layer_shapes` for the names of layers, None is the last map.
     Source: Springenberg et al. 2014, arXiv:1412.6806, section 3.4. Other activations than ReLU keep their own
-      gradient.
+    gradient.
     """
-    model = unrolled(model)
-    traced = trace(model, variables, image)
+    traced = trace(unrolled(model), variables, image)
     kept = traced.layer(layer)
 
     def total(x: Array) -> Array:
@@ -148,11 +137,7 @@ def _cam(
     layer: str | None,
     weigh: Callable[[Array, Array], Array],
 ) -> Array:
-    """ReLU of a layer's weighted sum over channels: float32 [B, h, w].
-
-    Args:
-      weigh: (values, derivative of each image's class logit by them), both [B, h, w, C] -> the weights.
-    """
+    """ReLU of a layer's weighted sum over channels, `weigh(values, gradient)`: float32 [B, h, w]."""
     traced = trace(unrolled(model), variables, image)
     kept = traced.layer(layer)
     if not kept.is_map:
@@ -173,15 +158,10 @@ def grad_cam(
 ) -> Array:
     """Where a layer speaks for the class: float32 [B, h, w], at least 0, at the layer's own size.
 
-    Args:
-      layer: a map of `layers.layer_shapes`; None is the last one before the classifier.
-    Raises:
-      UserError: for a layer that is no map.
+    The layer is a map of `layers.layer_shapes`, or a UserError; None is the last one before the classifier.
     Source: Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
     """
-    return _cam(
-        model, variables, image, label, layer, lambda _, gradient: gradient.mean((1, 2), keepdims=True)
-    )
+    return _cam(model, variables, image, label, layer, lambda _, grad: grad.mean((1, 2), keepdims=True))
 
 
 def grad_cam_plus_plus(
@@ -208,7 +188,6 @@ def hires_cam(
 
     The same as Grad-CAM, up to a factor, for a linear classifier of globally averaged maps; of use if the
     classifier weighs places differently, as the dense layers of SimpleCNN, AlexNet and VGG do.
-
     Source: Draelos, Carin 2020, arXiv:2011.08891, section 3.
     """
     return _cam(model, variables, image, label, layer, lambda _, gradient: gradient)
@@ -238,11 +217,8 @@ def occlusion(
 ) -> Array:
     """How far the class logit falls when a square is covered: float32 [B, rows, columns].
 
-    Args:
-      window, stride: pixels; the squares lie at multiples of the stride, wholly inside the image.
-      fill: the value that covers; 0 is the mean colour of normalized images.
-    Raises:
-      UserError: if the window does not fit into the image.
+    The squares of `window` pixels lie at multiples of `stride`, wholly inside the image. The value `fill`
+    covers them; 0 is the mean colour of normalized images.
     Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2.
     """
     height, width = image.shape[1:3]
@@ -263,11 +239,7 @@ def occlusion(
 
 
 def randomized(variables: Variables, key: Array, modules: Collection[str] | None = None) -> Variables:
-    """The variables with the params of some top modules redrawn, normal with their own mean and deviation.
-
-    Args:
-      modules: names at the top of the params; None is all of them.
-    """
+    """The variables with the params of some top modules redrawn, normal with their own mean and deviation."""
     params = {}
     for i, (name, tree) in enumerate(sorted(variables["params"].items())):
         leaves, structure = jax.tree.flatten(tree)
@@ -290,11 +262,8 @@ def cascade(
 ) -> dict[str, float]:
     """How similar a method's map stays as the modules are randomized one after another, from the head down.
 
-    Returns: top module, in that order -> mean rank correlation with the original maps. A method whose
-      correlation stays high shows the image, not what the network has learned.
-
-    Args:
-      method: such as `grad_cam` or `saliency`: (model, variables, image, label) -> [B, h, w].
+    Gives each top module, in that order, the mean rank correlation with the original maps [B, h, w]. A method
+    such as `grad_cam` whose correlation stays high shows the image, not what the network has learned.
     Source: Adebayo et al. 2018, arXiv:1810.03292, section 3.1.
     """
     traced = trace(unrolled(model), variables, image)
@@ -305,9 +274,7 @@ def cascade(
     correlations = {}
     for count, name in enumerate(modules, 1):
         changed = np.asarray(find(randomized(variables, key, modules[:count]), image, label))
-        correlations[name] = float(
-            np.mean([_rank_correlation(a, b) for a, b in zip(own, changed, strict=True)])
-        )
+        correlations[name] = float(np.mean(list(map(_rank_correlation, own, changed))))
     return correlations
 
 

@@ -55,25 +55,21 @@ def parse(spec: str, image_shape: Sequence[int], images: np.ndarray | None = Non
 def make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Batch:
     """The batch that a training step would augment, of images in their first epoch."""
     index, label = jnp.arange(len(images)), jnp.asarray(labels, jnp.int32)
-    first = {"index": index, "epoch": jnp.zeros_like(index), "run_key": key}
-    return {"image": jnp.asarray(images), "label": label, **first}
+    facts = {"index": index, "epoch": jnp.zeros_like(index), "run_key": key}
+    return {"image": jnp.asarray(images), "label": label, **facts}
 
 
 def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, seed: int = 0) -> Figure:
-    """Draws the images, and under them a row for each augmentation.
+    """Draws images, uint8 [B, H, W, 1 or 3], and under them a row for each augmentation.
 
-    Args:
-      images: uint8 [B, H, W, C], C 1 or 3.
-      specs: title of a row -> spec; None shows every augmentation once.
-      seed: of the draws.
+    `specs` gives each row a title and a spec; None shows every augmentation once.
     """
     specs = examples_of_each(images.shape[1:]) if specs is None else specs
     key = jax.random.key(seed)
     batch = make_batch(key, images, range(len(images)))
     rows = {"original": images}
     for title, spec in specs.items():
-        chain = parse(spec, images.shape[1:], images)
-        augmented = np.asarray(chain(key, batch)["image"])
+        augmented = np.asarray(parse(spec, images.shape[1:], images)(key, batch)["image"])
         # What stays inside 0..1 keeps its scale, and the images of a row share theirs.
         low, high = min(0.0, augmented.min()), max(1.0, augmented.max())
         rows[title] = np.round(255 * (augmented - low) / (high - low)).astype(np.uint8)
@@ -84,19 +80,15 @@ def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, se
 def draw_sheet(source: Source, positions: Sequence[int], spec: str, statistics: Statistics) -> Figure:
     """Eight images of a source, evenly spaced over some positions, before and after augmentation.
 
-    Args:
-      spec: of the augmentation; "each" is `contact_sheet`.
-      statistics: of the data set.
+    The spec "each" is `contact_sheet`.
     """
     examples = [source[positions[i]] for i in evenly_spaced(len(positions), 8)]
     images = np.stack([example["image"] for example in examples])
     if spec == "each":
         return contact_sheet(images)
-    chain = augment.parse(
-        spec, image_shape=source.image_shape, num_classes=source.num_classes, **statistics._asdict()
-    )
-    labels = [example["label"] for example in examples]
-    key = jax.random.key(0)
+    facts = statistics._asdict()
+    chain = augment.parse(spec, image_shape=source.image_shape, num_classes=source.num_classes, **facts)
+    labels, key = [example["label"] for example in examples], jax.random.key(0)
     augmented = np.asarray(chain(key, make_batch(key, images, labels))["image"])
     for arguments in (dict(arguments) for name, arguments in chain.steps if name == "normalize"):
         augmented = augmented * np.asarray(arguments["std"]) + np.asarray(arguments["mean"])

@@ -39,11 +39,7 @@ class Group:
 
 
 def write(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Writes the comparison of run folders and returns its path.
-
-    Raises:
-      UserError: if a folder is not a run folder, or `out` cannot be a page.
-    """
+    """Writes the comparison of run folders and returns its path."""
     file = Path(out)
     if file.suffix != ".html" or not file.parent.is_dir():
         raise UserError(f"out={out} must be a file that ends in .html, in an existing folder")
@@ -61,8 +57,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         fields = config_lib.flatten(run.config())
         same = {field: value for field, value in fields.items() if field not in UNCOMPARED}
-        i = len(groups)
-        name = chr(ord("A") + i) if i < 26 else f"Z{i - 25}"
+        name = chr(ord("A") + len(groups)) if len(groups) < 26 else f"Z{len(groups) - 25}"
         groups.setdefault(json.dumps(same, sort_keys=True), Group(name, [], fields)).runs.append(run)
     return list(groups.values())
 
@@ -74,19 +69,12 @@ def _scores(groups: Sequence[Group]) -> Markup:
         tests = [test for run in group.runs if (test := run.read_json("test.json"))]
         record = group.runs[0].read_json("record.json")
         minutes = [metrics[-1]["seconds"] / 60 for run in group.runs if (metrics := run.metrics())]
-        rows.append(
-            [
-                group.name,
-                _mean([100 * test["accuracy"] for test in tests], 2),
-                _mean([test["macro"]["f1"] for test in tests], 4),
-                _mean([test["loss"] for test in tests], 4),
-                _mean(minutes, 1),
-                ", ".join(str(run.config().seed) for run in group.runs),
-                f"{record.get('model', {}).get('num_params', 0):,}",
-                group.fields["model"],
-                group.fields["data.name"],
-            ]
-        )
+        accuracy, f1 = [100 * test["accuracy"] for test in tests], [test["macro"]["f1"] for test in tests]
+        scores = [_mean(accuracy, 2), _mean(f1, 4), _mean([test["loss"] for test in tests], 4)]
+        seeds = ", ".join(str(run.config().seed) for run in group.runs)
+        params = f"{record.get('model', {}).get('num_params', 0):,}"
+        names = group.fields["model"], group.fields["data.name"]
+        rows.append([group.name, *scores, _mean(minutes, 1), seeds, params, *names])
         folders.append(element("li", f"{group.name}: {', '.join(str(run.path) for run in group.runs)}"))
     note = element("p", "Mean ± standard deviation over seeds. Each letter is one config.")
     return join(element("h2", "Scores"), table(head, rows), note, element("ul", *folders))
@@ -101,12 +89,13 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 def _differences(groups: Sequence[Group]) -> Markup:
     """The fields of the config that are not the same everywhere."""
-    rows = [[field, *(group.fields.get(field) for group in groups)] for field in groups[0].fields]
-    rows = [row for row in rows if row[0] not in UNCOMPARED and len(set(map(str, row[1:]))) > 1]
+    fields = [field for field in groups[0].fields if field not in UNCOMPARED]
+    rows = [[field, *(group.fields.get(field) for group in groups)] for field in fields]
+    rows = [row for row in rows if len(set(map(str, row[1:]))) > 1]
     if not rows:
         return join(element("h2", "Config"), element("p", "The configs are equal except for their seeds."))
-    title = element("h2", "Differences between the configs")
-    return join(title, table(["field", *(group.name for group in groups)], rows))
+    head = ["field", *(group.name for group in groups)]
+    return join(element("h2", "Differences between the configs"), table(head, rows))
 
 
 def curve(group: Group, column: str) -> tuple[np.ndarray, np.ndarray] | None:

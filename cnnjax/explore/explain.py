@@ -1,9 +1,9 @@
 """Grad-CAM of a trained network on a user's images, as pictures."""
 
+import contextlib
 import functools
 import io
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,12 +28,9 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
     The mean weights of Grad-CAM suit networks that average their last map; for those with dense layers on it
     the map is often empty, and then HiResCAM's replaces it.
 
-    Args:
-      layer: a map of the network, see `explore.layers`; None is its last one.
-      method: one of `attribution.METHODS`.
-
-    Returns: (uint8 images as `TrainedModel.fit` gives them, labels, batch size) -> for each image the method
-      and a heat map, float32 [H, W] of 0..1. It raises a UserError for a layer that is none, or no map.
+    The function takes uint8 images as `TrainedModel.fit` gives them, labels, and a batch size, and gives for
+    each image the method, one of `attribution.METHODS`, and a heat map, float32 [H, W] of 0..1. It raises a
+    UserError if the layer (see `explore.layers`; None is the last map) is none, or no map.
     """
     if method not in attribution.METHODS:
         raise unknown("method", method, attribution.METHODS)
@@ -62,10 +59,8 @@ def pictures(
     trained: TrainedModel, images: Sequence[np.ndarray], explanations: Sequence[Explanation]
 ) -> list[Explanation]:
     """(method, the image as the network sees it beside itself with the heat map), uint8 [H, 2 W, 3]."""
-    return [
-        (method, beside(image, plots.blend(image, heat)))
-        for image, (method, heat) in zip(trained.picture(np.stack(images)), explanations, strict=True)
-    ]
+    shown = zip(trained.picture(np.stack(images)), explanations, strict=True)
+    return [(method, beside(image, plots.blend(image, heat))) for image, (method, heat) in shown]
 
 
 def beside(image: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -76,13 +71,10 @@ def beside(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
-    """Writes the picture of an image as NAME.gradcam.png; existing files are never overwritten.
+    """Writes the picture of a named image as NAME.gradcam.png; existing files are never overwritten.
 
-    Args:
-      name: of the image, see `TrainedModel.batches`.
-      out: folder, created if missing; None is the image's own, or the current one if it is no file.
-
-    Returns: the path.
+    It lies in the folder `out`, created if missing, or else beside the image (in the current folder if that
+    is no file).
     """
     source = Path(name)
     folder = Path(out) if out else source.parent
@@ -94,11 +86,7 @@ def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
         raise UserError(f"out={out} is not a folder ({error.strerror}); name another") from None
     for number in itertools.count(1):
         file = folder / f"{source.stem}.gradcam{'' if number == 1 else f'-{number}'}.png"
-        try:
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            continue
-        with open(handle, "wb") as opened:
+        with contextlib.suppress(FileExistsError), open(file, "xb") as opened:
             opened.write(data.getvalue())
-        break
+            break
     return file

@@ -14,11 +14,7 @@ Loss = Callable[[Variables], Array]  # of variables; a number
 
 
 def pca(features: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """The directions of greatest variance: (float64 [N, dims], the share of variance of each [dims]).
-
-    Args:
-      features: float [N, D], such as `layers.penultimate` of a data set.
-    """
+    """Features [N, D] along the directions of greatest variance, [N, dims], and each one's share, [dims]."""
     centred = np.asarray(features, np.float64) - np.mean(features, 0, dtype=np.float64)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     total = (sizes**2).sum()
@@ -28,8 +24,6 @@ def pca(features: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray]:
 def tsne(features: np.ndarray, *, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
     """A plane in which near features stay near (scikit-learn's t-SNE, started from PCA): float64 [N, 2].
 
-    Raises:
-      UserError: if scikit-learn is not installed, or there are too few points for the perplexity.
     Source: van der Maaten, Hinton 2008, "Visualizing data using t-SNE".
     """
     try:
@@ -43,14 +37,10 @@ def tsne(features: np.ndarray, *, seed: int = 0, perplexity: float = 30.0) -> np
 
 
 def loss_on_line(loss: Loss, start: Variables, end: Variables, shares: np.ndarray) -> np.ndarray:
-    """The loss at start + share * (end - start) for each share: float64 [S].
+    """The loss at start + share * (end - start), batch statistics too, for each share: float64 [S].
 
-    Args:
-      loss: of variables, {"params", "batch_stats"}; batch statistics are interpolated too.
-      start, end: variables of two checkpoints of one model.
     Source: Goodfellow, Vinyals, Saxe 2014, arXiv:1412.6544, section 2.
     """
-
     return _losses(lambda share: loss(jax.tree.map(lambda a, b: a + share * (b - a), start, end)), shares)
 
 
@@ -79,16 +69,15 @@ def filter_direction(params: Variables, key: Array) -> Variables:
 def loss_on_plane(loss: Loss, variables: Variables, key: Array, shares: np.ndarray) -> np.ndarray:
     """The loss over two random filter-normalized directions around a network: float64 [S, S].
 
-    Args:
-      shares: steps along each direction, in norms of each filter; 0 is the network itself.
+    The shares are steps along each direction, in norms of each filter; 0 is the network itself.
     """
     first, second = (filter_direction(variables["params"], jax.random.fold_in(key, i)) for i in range(2))
 
     def at(place: Array) -> Array:
-        moved = jax.tree.map(
-            lambda p, a, b: p + place[0] * a + place[1] * b, variables["params"], first, second
-        )
-        return loss({**variables, "params": moved})
+        def move(p: Array, a: Array, b: Array) -> Array:
+            return p + place[0] * a + place[1] * b
+
+        return loss({**variables, "params": jax.tree.map(move, variables["params"], first, second)})
 
     places = np.stack(np.meshgrid(shares, shares, indexing="ij"), -1).reshape(-1, 2)
     return _losses(at, places).reshape(len(shares), len(shares))

@@ -59,11 +59,7 @@ class Trace:
     last_map: Layer
 
     def layer(self, name: str | None) -> Layer:
-        """The layer of that name; None is the last map that the classifier sees.
-
-        Raises:
-          UserError: listing the known layers.
-        """
+        """The layer of that name; None is the last map that the classifier sees."""
         if name is None:
             return self.last_map
         if name not in self.layers:
@@ -79,14 +75,9 @@ def unrolled(model: nn.Module) -> nn.Module:
 
 
 def trace(model: nn.Module, variables: Variables, image: ImageLike) -> Trace:
-    """Traces the forward pass in evaluation mode; nothing is computed.
+    """Traces the forward pass of images [B, H, W, C] in evaluation mode; all may be shapes alone.
 
-    Args:
-      variables: params and batch_stats, or their shapes.
-      image: float [B, H, W, C], or its shape.
-
-    Raises:
-      UserError: if the model has no map of more than one place for images of this size.
+    It raises a UserError if the model has no map of more than one place for images of this size.
     """
     with cpu.paused():  # plain lax convolutions, which have names and second derivatives on every platform
         jaxpr = jax.make_jaxpr(lambda variables, image: model.apply(variables, image))(variables, image)
@@ -108,18 +99,16 @@ def run(
 ) -> tuple[Array, list[Array]]:
     """Computes the logits [B, K] and the values of the layers to keep, each float [B, ...].
 
-    Args:
-      add: equation index -> what is added to its value; the gradient by added zeros is that by the value.
-      rules: function name ("relu") -> what is called instead of it.
+    `add` maps the index of an equation to what is added to its value: the gradient by added zeros is that by
+    the value. `rules` maps the name of a function ("relu") to what is called instead of it.
     """
     inner = traced.jaxpr.jaxpr
-    values = dict(zip(inner.constvars, traced.jaxpr.consts, strict=True))
-    values |= zip(inner.invars, jax.tree.leaves((variables, image)), strict=True)
+    arrays = [*traced.jaxpr.consts, *jax.tree.leaves((variables, image))]
+    values = dict(zip([*inner.constvars, *inner.invars], arrays, strict=True))
     kept: dict[int, Array] = {}
     for index, eqn in enumerate(inner.eqns):
         operands = [v.val if isinstance(v, Literal) else values[v] for v in eqn.invars]
-        function = rules.get(called_name(eqn))
-        if function is not None:
+        if function := rules.get(called_name(eqn)):
             results = [function(*operands)]
         else:
             bound = eqn.primitive.get_bind_params(eqn.params)
@@ -159,17 +148,8 @@ def layer_shapes(
 def feature_maps(
     model: nn.Module, variables: Variables, image: Array, names: Sequence[str] | None = None
 ) -> dict[str, Array]:
-    """The values of named layers, float32 [B, H, W, C] or [B, C].
-
-    Args:
-      image: float [B, H, W, C], as the network takes it.
-      names: of `layer_shapes`; None is every one.
-
-    Raises:
-      UserError: for a name that is not a layer's.
-    """
-    model = unrolled(model)
-    traced = trace(model, variables, image)
+    """The values of layers named as in `layer_shapes`, or of all: float32 [B, H, W, C] or [B, C]."""
+    traced = trace(unrolled(model), variables, image)
     keep = [traced.layer(name) for name in (traced.layers if names is None else names)]
     _, values = run(traced, variables, image, keep=keep)
     return {layer.name: value.astype(jnp.float32) for layer, value in zip(keep, values, strict=True)}
@@ -201,11 +181,7 @@ def receptive_box(
     layer: str | None,
     place: tuple[int, int],
 ) -> Box:
-    """The pixels that one place of a layer sees.
-
-    It is clipped to the image. If the whole image reaches the value, or it is unknown what does, it is the
-    whole image.
-    """
+    """The pixels of the image that one place of a layer sees; all of them if it is unknown which."""
     traced = trace(unrolled(model), variables, image_struct(image_shape))
     jaxpr = traced.jaxpr.jaxpr
     field = image_fields(jaxpr)[jaxpr.eqns[traced.layer(layer).index].outvars[0]]

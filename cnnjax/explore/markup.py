@@ -44,12 +44,7 @@ def page(title: str, *content: Markup) -> str:
 def table(
     head: Sequence[object], rows: Iterable[Sequence[object]], shares: np.ndarray | None = None
 ) -> Markup:
-    """A table whose first column names its rows.
-
-    Args:
-      head, rows: cells.
-      shares: [rows, columns - 1] of 0..1, the shades of the cells beside the first column.
-    """
+    """A table whose first column names its rows; `shares` of 0..1 shade the cells beside it, row by row."""
     lines = [element("tr", *(element("th", cell) for cell in head))]
     for i, (name, *cells) in enumerate(rows):
         shades: list[dict[str, str]] = [{}] * len(cells)

@@ -50,13 +50,9 @@ def image_grid(
     size: float = 1.1,
     rows: Sequence[str] = (),
 ) -> Figure:
-    """Images [H, W, C] or [H, W] side by side, each on its own scale, see `to_unit`.
+    """Images [H, W, C] or [H, W] side by side, each on its own scale, see `to_unit`, and `size` inches wide.
 
-    Args:
-      titles: above the first images.
-      columns: at most, in a row.
-      size: of an image, inches.
-      rows: words to the left of the first rows.
+    There are at most `columns` in a row, with titles above the images and words to the left of the rows.
     """
     columns = max(1, min(columns, len(images)))
     lines = math.ceil(len(images) / columns)
@@ -118,7 +114,6 @@ def patch_row(images: Sequence[np.ndarray], patches: Sequence[Box], titles: Sequ
 
 def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
     """A small matrix [H, W] as a picture with its numbers written in."""
-    values = np.asarray(values)
     height, width = values.shape
     figure, axes = _figure(0.55 * width + 0.3, 0.5 * height + 0.6)
     limit = max(float(np.abs(values).max()), 1e-9)
@@ -161,11 +156,12 @@ def curves(
 def points(plane: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Embedded images [N, 2], coloured by class."""
     figure, axes = _figure(5.6, 3.8)
-    colours = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "turbo"]
+    few = len(class_names) <= 10
+    colours = matplotlib.colormaps["tab10" if few else "turbo"]
     for label, name in enumerate(class_names):
-        chosen = plane[labels == label]
-        colour = colours(label if len(class_names) <= 10 else label / len(class_names))
-        axes.scatter(chosen[:, 0], chosen[:, 1], s=9, color=colour, label=name)
+        colour = colours(label if few else label / len(class_names))
+        x, y = plane[labels == label].T
+        axes.scatter(x, y, s=9, color=colour, label=name)
     axes.set(xticks=[], yticks=[])
     if len(class_names) <= 20:
         figure.legend(loc="outside right upper", fontsize=8, markerscale=2)

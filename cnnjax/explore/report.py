@@ -17,17 +17,10 @@ from cnnjax.runs.folder import Run, readable
 from cnnjax.runs.inputs import load_split
 from cnnjax.training.metrics import worst_mistakes
 
+LINES = {"": "train", "validation_": "validation", "validation_ema_": "validation, EMA"}
 CURVES = {  # title: the columns of the metrics, and what the lines are called
-    "Loss, nats": {
-        "loss": "train",
-        "validation_loss": "validation",
-        "validation_ema_loss": "validation, EMA",
-    },
-    "Accuracy": {
-        "accuracy": "train",
-        "validation_accuracy": "validation",
-        "validation_ema_accuracy": "validation, EMA",
-    },
+    "Loss, nats": {f"{split}loss": label for split, label in LINES.items()},
+    "Accuracy": {f"{split}accuracy": label for split, label in LINES.items()},
     "Learning rate": {"learning_rate": ""},
     "Gradient norm": {"gradient_norm": ""},
 }
@@ -35,21 +28,17 @@ CURVE_SIZE = (4.2, 2.8)  # inches
 NUM_MISTAKES = 24
 MOST_CLASSES = 30  # of a confusion matrix that can be read as a table
 SCORES = ("precision", "recall", "f1")
+COLUMNS = ("label", "prediction", "confidence", "loss")  # of predictions.npz
 BREAK = Markup("<br>")
 
 
 def write(path: str | Path) -> Path:
-    """Writes `report.html` of a run and returns its path.
-
-    Raises:
-      UserError: if the folder is not a run folder, or damaged.
-    """
+    """Writes `report.html` of a run and returns its path."""
     run = Run.open(path)
     with readable(run.path):
         text = _page(run)
-    file = run.path / "report.html"
-    atomic_write(file, text)
-    return file
+    atomic_write(run.path / "report.html", text)
+    return run.path / "report.html"
 
 
 def _page(run: Run) -> str:
@@ -84,22 +73,19 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> Markup:
     for title, columns in CURVES.items():
         series: dict[str, tuple[list[float], list[float]]] = {}
         for column, label in columns.items():
-            known = [row for row in rows if column in row]
-            if known:
+            if known := [row for row in rows if column in row]:
                 series[label] = [row["epoch"] for row in known], [row[column] for row in known]
         figures.append(svg(plots.curves(series, "epoch", title=title, size=CURVE_SIZE)))
     return join(element("h2", "Training"), element("div", *figures, class_="figures"))
 
 
 def _classes(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
-    scores = test["per_class"]
-    rows = [
-        [name, *(f"{scores[k][i]:.4f}" for k in SCORES), scores["support"][i]] for i, name in enumerate(names)
-    ]
+    *scores, support = (test["per_class"][key] for key in (*SCORES, "support"))
+    rows = list(zip(names, *scores, support, strict=True))
     rows += [
-        [kind, *(f"{test[kind][k]:.4f}" for k in SCORES), test["count"]]
-        for kind in ("macro", "micro", "weighted")
+        (kind, *(test[kind][key] for key in SCORES), test["count"]) for kind in ("macro", "micro", "weighted")
     ]
+    rows = [(name, *(f"{score:.4f}" for score in cells), count) for name, *cells, count in rows]
     return join(element("h2", "Classes"), table(["class", "precision", "recall", "F1", "images"], rows))
 
 
@@ -120,14 +106,9 @@ def _mistakes(run: Run, names: Sequence[str]) -> Markup:
     if rows is None:
         return Markup()
     worst = worst_mistakes(rows, NUM_MISTAKES)
-    captions = (
-        join(
-            f"{names[rows['prediction'][i]]} ({100 * rows['confidence'][i]:.0f} %)",
-            BREAK,
-            f"is {names[rows['label'][i]]}",
-        )
-        for i in worst
-    )
+    captions = []
+    for label, prediction, confidence in zip(*(rows[k][worst] for k in COLUMNS[:3]), strict=True):
+        captions.append(join(f"{names[prediction]} ({100 * confidence:.0f} %)", BREAK, f"is {names[label]}"))
     return join(element("h2", "Worst mistakes"), gallery(run, worst, captions))
 
 
@@ -138,10 +119,8 @@ def gallery(run: Run, indices: np.ndarray, captions: Iterable[Markup]) -> Markup
         pictures = [image(source[int(i)]["image"]) for i in indices]
     except UserError as error:
         return element("p", f"No pictures: {error}")
-    figures = (
-        element("figure", picture, element("figcaption", caption))
-        for picture, caption in zip(pictures, captions, strict=True)
-    )
+    shown = zip(pictures, captions, strict=True)
+    figures = (element("figure", picture, element("figcaption", caption)) for picture, caption in shown)
     return element("div", *figures, class_="mistakes")
 
 
@@ -151,4 +130,4 @@ def predictions(run: Run) -> dict[str, np.ndarray] | None:
     if not file.exists():
         return None
     with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("label", "prediction", "confidence", "loss")}
+        return {name: arrays[name] for name in COLUMNS}

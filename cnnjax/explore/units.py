@@ -18,11 +18,7 @@ Batches = Iterable[Array]  # of images as the network takes them, float [B, H, W
 
 
 def first_filters(model: nn.Module, variables: Variables, image_shape: Sequence[int]) -> np.ndarray:
-    """The kernels of the first convolution on the image, float32 [F, kh, kw, C].
-
-    Raises:
-      UserError: if the network has no convolution.
-    """
+    """The kernels of the first convolution on the image, float32 [F, kh, kw, C]."""
     scope = layers.first_convolution(model, variables, layers.image_struct(image_shape))
     flat = traverse_util.flatten_dict(variables["params"])
     kernels = [x for path, x in flat.items() if path[: len(scope)] == scope and np.ndim(x) == 4]
@@ -48,15 +44,15 @@ class UnitStatistics:
 
 def statistics(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> UnitStatistics:
     """Mean, spread, maximum and share of positive values of a layer's units over a data set."""
-    rows = []
+    rows, count = [], 0
     for values in _layer_values(model, variables, batches, layer):
         flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
-        rows.append((len(flat), flat.sum(0), (flat**2).sum(0), flat.max(0), (flat > 0).sum(0)))
-    count = sum(row[0] for row in rows)
-    total, squares, positive = (np.sum([row[i] for row in rows], 0) for i in (1, 2, 4))
+        rows.append([flat.sum(0), (flat**2).sum(0), (flat > 0).sum(0), flat.max(0)])
+        count += len(flat)
+    total, squares, positive, _ = np.sum(rows, 0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return UnitStatistics(mean, std, np.max([row[3] for row in rows], 0), positive / count)
+    return UnitStatistics(mean, std, np.max(rows, 0)[-1], positive / count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +76,7 @@ def peaks(model: nn.Module, variables: Variables, batches: Batches, layer: str) 
 
 
 def _layer_values(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> Iterable[Array]:
-    model = layers.unrolled(model)
-
-    @jax.jit
-    def values(variables: Variables, image: Array) -> Array:
-        traced = layers.trace(model, variables, image)
-        return layers.run(traced, variables, image, keep=[traced.layer(layer)])[1][0].astype(jnp.float32)
-
+    values = jax.jit(lambda variables, image: layers.feature_maps(model, variables, image, [layer])[layer])
     return (values(variables, batch) for batch in batches)
 
 
@@ -109,8 +99,6 @@ def best_patches(
 ) -> list[Patch]:
     """The patches, one an image, that excite a unit most, strongest first; each is its receptive field.
 
-    Raises:
-      UserError: for a unit that the layer does not have.
     Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4; Girshick et al. 2013, arXiv:1311.2524.
     """
     _check_unit(unit, peaks.value.shape[1])
@@ -138,17 +126,15 @@ def maximize(
     """An image that excites a unit, found by gradient ascent from noise: [H, W, C], normalized.
 
     Args:
-      image_shape: [H, W, C].
       unit: of the layer, or a class if the layer is None.
       layer: see `layers.layer_shapes`; of a map the unit's mean over places is maximized; None is the logits.
-      steps, step_size: of the ascent; the gradient is scaled to a root mean square of 1.
+      step_size: of the gradient, which is scaled to a root mean square of 1.
       decay: of the pixels at each step.
       jitter: the image is rolled by at most this many pixels at each step, against patterns of single pixels.
     Source: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Simonyan et al. 2013,
       arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
     """
-    model = layers.unrolled(model)
-    traced = layers.trace(model, variables, layers.image_struct(image_shape))
+    traced = layers.trace(layers.unrolled(model), variables, layers.image_struct(image_shape))
     keep = [] if layer is None else [traced.layer(layer)]
     _check_unit(unit, keep[0].shape[-1] if keep else traced.jaxpr.out_avals[0].shape[-1])
 
@@ -158,8 +144,7 @@ def maximize(
 
     def climb(image: Array, key: Array) -> tuple[Array, None]:
         shift = jax.random.randint(key, (2,), -jitter, jitter + 1)
-        gradient = jax.grad(score)(jnp.roll(image, shift, (1, 2)))
-        gradient = jnp.roll(gradient, -shift, (1, 2))
+        gradient = jnp.roll(jax.grad(score)(jnp.roll(image, shift, (1, 2))), -shift, (1, 2))
         size = jnp.sqrt((gradient**2).mean())
         return (1 - decay) * image + step_size * gradient / (size + 1e-8), None
 

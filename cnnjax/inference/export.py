@@ -31,7 +31,6 @@ from cnnjax.ops.portable import portable
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
 PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
-
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
@@ -58,13 +57,10 @@ def export(
 
     Args:
       form: a name of `FORMATS`.
-      out: the file, with the suffix of that format; FILE.json beside it says how to prepare images.
+      out: the file, with the suffix of that format; FILE.json beside it says how to prepare images. After an
+        error no file is left behind.
       half: weights rounded to float16, for half the bytes.
       batch_size: the only one that the StableHLO or ONNX file accepts; None is any.
-
-    Raises:
-      UserError: for another suffix, a converter that is not installed, or logits that differ; no file is
-        left behind then.
     """
     path = Path(out)
     suffix, write, read = FORMATS[form]
@@ -73,14 +69,12 @@ def export(
     if not path.parent.is_dir():
         raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
-    dtype = jnp.float16 if half else jnp.float32
+    dtype, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
     stored = dataclasses.replace(trained, variables=_cast(trained.variables, dtype))
     written = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         write(stored, written, batch_size)
-        sizes = (1, 3) if batch_size is None else (batch_size,)
-        difference = _compare(trained, read(trained, written), sizes)
-        limit = HALF_TOLERANCE if half else TOLERANCE
+        difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
         if not difference <= limit:
             raise UserError(
                 f"format {form}: the logits differ by {difference:.1e}, more than {limit}; nothing is kept"
@@ -113,11 +107,7 @@ def description(
 
 
 def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
-    """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON.
-
-    Raises:
-      UserError: if one of the two files is missing or damaged.
-    """
+    """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
     path = Path(file)
     try:
         facts = json.loads(path.with_name(f"{path.name}.json").read_text())
@@ -147,15 +137,13 @@ def _cast(variables: Variables, dtype: jax.typing.DTypeLike) -> Variables:
 
 def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> float:
     """The largest difference from the run's own logits, over the largest logit where that is above 1."""
-    worst = 0.0
+    differences = []
     for size in sizes:
-        draw = np.random.default_rng(size)
-        raw = draw.integers(0, 256, (size, *trained.image_shape), dtype=np.uint8)
+        raw = np.random.default_rng(size).integers(0, 256, (size, *trained.image_shape), dtype=np.uint8)
         image = np.asarray(trained.prepare(raw), np.float32)
         own = np.asarray(jax.jit(trained.model.apply)(trained.variables, image))
-        scale = max(1.0, float(np.abs(own).max()))
-        worst = max(worst, float(np.abs(logits(image) - own).max()) / scale)
-    return worst
+        differences.append(np.abs(logits(image) - own).max() / max(1.0, np.abs(own).max()))
+    return float(np.max(differences))
 
 
 def _forward(trained: TrainedModel) -> Callable[[jax.Array], jax.Array]:
@@ -169,8 +157,7 @@ def _write_safetensors(trained: TrainedModel, path: Path, batch_size: int | None
 
 
 def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
-    variables = _read_variables(path)
-    apply = jax.jit(trained.model.apply)
+    variables, apply = _read_variables(path), jax.jit(trained.model.apply)
     return lambda image: np.asarray(apply(variables, image))
 
 

@@ -19,8 +19,6 @@ from cnnjax.errors import UserError
 DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
 MAX_BYTES = 2**28  # of one file
 STDIN = "-"
-
-
 AnyImage = str | Path | bytes | np.ndarray  # a path, an encoded image, or uint8 [H, W, C]
 Images = AnyImage | jax.Array | Iterable[AnyImage]  # also uint8 [B, H, W, C]
 
@@ -37,11 +35,7 @@ Batch = Sequence[tuple[str, np.ndarray | Failure]]  # names, and uint8 images of
 
 
 def read_batches(images: Images, image_shape: tuple[int, int, int], batch_size: int) -> Iterator[Batch]:
-    """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded up to two batches ahead.
-
-    Raises:
-      UserError: as `name_images`.
-    """
+    """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded up to two batches ahead."""
 
     def read(name: str, image: AnyImage) -> tuple[str, np.ndarray | Failure]:
         try:
@@ -59,32 +53,22 @@ def read_batches(images: Images, image_shape: tuple[int, int, int], batch_size: 
 
 
 def fit(image: AnyImage, image_shape: tuple[int, int, int], name: str = "image") -> np.ndarray:
-    """One image of any kind and size as uint8 of `image_shape`.
-
-    Raises:
-      UserError: naming an image that cannot be read, or does not fit.
-    """
+    """One image of any kind and size as uint8 of `image_shape`."""
     height, width, channels = image_shape
-    size = height if height == width else None
     if isinstance(image, np.ndarray):
         if image.shape == image_shape and image.dtype == np.uint8:
             return image
         image = _encode(image, name)
     data = image if isinstance(image, bytes) else _read_bytes(image)
-    pixels = decode_image(data, name, channels, size)
+    pixels = decode_image(data, name, channels, height if height == width else None)
     if pixels.shape != image_shape:
-        raise UserError(
-            f"{name}: {pixels.shape[0]}x{pixels.shape[1]} pixels; this run takes {height}x{width} only"
-        )
+        own = f"{pixels.shape[0]}x{pixels.shape[1]} pixels"
+        raise UserError(f"{name}: {own}; this run takes {height}x{width} only")
     return pixels
 
 
 def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
-    """The name and the image of everything that the argument of `predict` stands for.
-
-    Raises:
-      UserError: for a folder without images.
-    """
+    """The name and the image of everything that the argument of `predict` stands for."""
     if isinstance(images, str | Path | bytes):
         images = [images]
     elif isinstance(images, np.ndarray | jax.Array) and images.ndim == 3:
@@ -125,9 +109,8 @@ def _read_bytes(path: str | Path) -> bytes:
 def _encode(image: np.ndarray, name: str) -> bytes:
     """An array as an encoded image, so that it takes the same way as a file."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise UserError(
-            f"{name} is {image.dtype} {list(image.shape)}; allowed: uint8 [H, W, 1 or 3], one or a batch"
-        )
+        allowed = "allowed: uint8 [H, W, 1 or 3], one or a batch"
+        raise UserError(f"{name} is {image.dtype} {list(image.shape)}; {allowed}")
     data = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(data, format="png")
     return data.getvalue()

@@ -36,38 +36,24 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """The network of a run folder with its preprocessing.
-
-    Attributes:
-      path: the run folder.
-      step: of the checkpoint.
-      model, variables: as in `model.apply(variables, image)`; `prepare` makes such an `image`.
-      augment: the run's preprocessing of evaluation, from uint8 images of `image_shape`.
-      protocol: how `predict` looks at an image: in the middle only, or from several views.
-      image_shape: [H, W, C] of the images that it was trained on, before that preprocessing.
-    """
+    """The network of a run folder with its preprocessing: `model.apply(variables, prepare(images))`."""
 
     path: Path
     config: ConfigDict
-    step: int
+    step: int  # of the checkpoint
     model: nn.Module
     variables: Variables
-    augment: augment_lib.Augmentation
-    protocol: protocols.Protocol
-    image_shape: tuple[int, int, int]
+    augment: augment_lib.Augmentation  # the preprocessing of evaluation, from uint8 images of `image_shape`
+    protocol: protocols.Protocol  # how `predict` looks at an image: in the middle only, or from several views
+    image_shape: tuple[int, int, int]  # [H, W, C] of the images that it was trained on, as they are stored
     class_names: tuple[str, ...]
 
     def predict(self, images: Images, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Classifies images.
+        """Classifies images, `batch_size` at a time; `Prediction.top` lists so many classes.
 
-        Args:
-          images: a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
-            stands for the images in it. Any size: the short side is resized to the run's, the middle cut.
-          top: how many classes `Prediction.top` lists.
-          batch_size: images at a time.
-
-        Raises:
-          UserError: for an image that cannot be read.
+        They are a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
+        stands for the images in it. Any size: the short side is resized to the run's, the middle cut. The
+        first image that cannot be read is a UserError.
         """
         predictions = []
         for item in self.stream(images, top=top, batch_size=batch_size):
@@ -85,21 +71,14 @@ class TrainedModel:
         """One batch of `batches`, each image in its place."""
         images = [image for _, image in batch if not isinstance(image, Failure)]
         rows = iter(self._probabilities(images, batch_size))
-        return [
-            image if isinstance(image, Failure) else self._prediction(name, next(rows), top)
-            for name, image in batch
-        ]
+        return [x if isinstance(x, Failure) else self._prediction(name, next(rows), top) for name, x in batch]
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
         """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
         return image_files.read_batches(images, self.image_shape, batch_size)
 
     def fit(self, image: AnyImage, name: str = "image") -> np.ndarray:
-        """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`.
-
-        Raises:
-          UserError: naming an image that cannot be read, or does not fit.
-        """
+        """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`."""
         return image_files.fit(image, self.image_shape, name)
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
@@ -113,19 +92,13 @@ class TrainedModel:
         return np.asarray(cut.preprocess(jnp.asarray(images)))
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
-        """The same with the class names of a text file, one a line.
-
-        Raises:
-          UserError: unless the file has one for each class.
-        """
+        """The same with the class names of a text file, one a line."""
         try:
             names = tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"class_names={file} cannot be read: {error}") from None
-        if len(names) != len(self.class_names):
-            raise UserError(
-                f"class_names={file} has {len(names)} names; allowed: {len(self.class_names)}, one a line"
-            )
+        if len(names) != (count := len(self.class_names)):
+            raise UserError(f"class_names={file} has {len(names)} names; allowed: {count}, one a line")
         return dataclasses.replace(self, class_names=names)
 
     @property
@@ -150,9 +123,8 @@ class TrainedModel:
 
     def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[:top]
-        return Prediction(
-            name, probabilities, tuple((self.class_names[i], float(probabilities[i])) for i in order)
-        )
+        best = tuple((self.class_names[i], float(probabilities[i])) for i in order)
+        return Prediction(name, probabilities, best)
 
 
 def load_run(
@@ -161,13 +133,9 @@ def load_run(
     """The trained network of a run folder, of `cnnjax train` or of `cnnjax weights import`.
 
     Args:
-      workdir: the run folder.
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
       protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
-
-    Raises:
-      UserError: if the folder is no run's, or lacks the checkpoint or the weights.
     """
     run = Run.open(workdir)
     config = run.config()

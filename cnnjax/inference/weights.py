@@ -21,16 +21,8 @@ from cnnjax.runs.record import make_record
 def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
     """Makes a run folder of a weights file, which can be evaluated like one that was trained here.
 
-    Args:
-      file: with torch's names, see `files.read`.
-      config: its `model` names the network; the preprocessing of the model's preset is filled in.
-      workdir: a new folder.
-
-    Returns:
-      The paths of the parameters.
-
-    Raises:
-      UserError: listing every entry that does not fit; then no folder is made.
+    `config.model` names the network; the preprocessing of its preset is filled in. The file has the names of
+    torch, see `files.read`; if one does not fit, no folder is made. Returns the paths of the parameters.
     """
     preset = variant(config.model).preset
     config.augment.eval = preset_augment(preset)
@@ -61,19 +53,11 @@ def imported_data(
     mean, std = (info.mean, info.std) if info else (None, None)
     augment = parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
     names = info.class_names if info else map(str, range(num_classes))
-    return {
-        "class_names": list(names),
-        "image_shape": list(shape),
-        "eval_augment": explicit_spec(augment),
-    }
+    return {"class_names": list(names), "image_shape": list(shape), "eval_augment": explicit_spec(augment)}
 
 
 def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:
-    """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
-
-    Raises:
-      UserError: if torchvision has no such family, or the folder is no run's.
-    """
+    """Writes the weights of a run as safetensors under torch's names; returns how many tensors."""
     run = Run.open(workdir)
     _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
     tensors = to_torch(variables, create_model(run.config().model))

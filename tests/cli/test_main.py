@@ -1,6 +1,7 @@
 """The command line: what works, and what each mistake is told."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,28 @@ except SystemExit as end:
 def test_the_command_runs_in_the_process_and_environment_that_the_user_started():
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
     assert done.stdout.endswith("\n0 True\n"), done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "data", "train --print_config"])
+def test_a_closed_pipe_ends_a_command_quietly(command, unbuffered):
+    """As `cnnjax models | head -1` does, here before the first word is written."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        program = [sys.executable, "-m", "cnnjax", *command.split()]
+        env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(program, stdout=closed, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch):
+    def fail(args):
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(main, "_run", fail)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main.run(["data"])
 
 
 @pytest.mark.parametrize("command", [*main.COMMANDS, "bench data"])

@@ -21,25 +21,17 @@ Rows = list[list[float]]
 def operation(request: Mapping[str, Any]) -> dict[str, Rows]:
     """The picture after convolution, after ReLU and, if it is large enough, after pooling.
 
-    Args:
-      request: image and kernel, rows of numbers; padding, stride, window, pool_stride, whole numbers;
-        padding_mode, zero or reflect; pooling, max or average.
-
-    Raises:
-      UserError: naming what does not fit.
+    A request holds image and kernel, rows of numbers; padding, stride, window, pool_stride, whole numbers;
+    padding_mode, zero or reflect; pooling, max or average.
     """
     image, kernel = _matrix(request, "image"), _matrix(request, "kernel")
     padding, stride, window, pool_stride = (_count(request, name, least) for name, least in LEAST.items())
     pooling = request.get("pooling")
     if pooling not in POOLS:
         raise unknown("pooling", pooling, POOLS)
-    convolved = ops.conv2d(
-        jnp.asarray(image)[None, :, :, None],
-        jnp.asarray(kernel)[:, :, None, None],
-        strides=stride,
-        padding=padding,
-        padding_mode=str(request.get("padding_mode", "zero")),
-    )
+    x, w = jnp.asarray(image)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None]
+    mode = str(request.get("padding_mode", "zero"))
+    convolved = ops.conv2d(x, w, strides=stride, padding=padding, padding_mode=mode)
     rectified = ops.activation("relu")(convolved)
     stages = {"convolution": convolved, "relu": rectified}
     if min(rectified.shape[1:3]) >= window:

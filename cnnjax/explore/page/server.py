@@ -1,6 +1,5 @@
 """Access to the page: 127.0.0.1 only, no other origin, small bodies, nothing written to disk."""
 
-import functools
 import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -56,8 +55,8 @@ def same_origin_only(app: ASGIApp) -> ASGIApp:
 def make_app(trained: TrainedModel) -> Starlette:
     """The application."""
     shown = views.Views(trained)
-    routes = [Route(path, _file(name)) for path, name in FILES.items()]
-    routes += [
+    routes = [
+        *(Route(path, _file) for path in FILES),
         Route("/api/model", _answer(lambda query: shown.model())),
         Route("/api/maps", _answer(lambda query: shown.feature_maps(query["id"], query["layer"]))),
         Route("/api/heat", _answer(lambda query: shown.heat(query["id"], int(query["class"])))),
@@ -70,16 +69,13 @@ def make_app(trained: TrainedModel) -> Starlette:
     return Starlette(routes=routes, middleware=guards)
 
 
-def _file(name: str) -> Endpoint:
-    async def send(request: Request) -> Response:
-        return FileResponse(HERE / name, headers=HEADERS)
-
-    return send
+def _file(request: Request) -> Response:
+    return FileResponse(HERE / FILES[request.scope["path"]], headers=HEADERS)
 
 
 def _answer(view: Callable[[Mapping[str, str]], Answer]) -> Endpoint:
     async def send(request: Request) -> Response:
-        return await _reply(functools.partial(view, request.query_params))
+        return await _reply(view, request.query_params)
 
     return send
 
@@ -92,15 +88,15 @@ def _post(view: Callable[[bytes], Answer]) -> Endpoint:
             if len(body) > MAX_BYTES:
                 error = f"more than {MAX_BYTES // 1_000_000} MB; take a smaller image"
                 return JSONResponse({"error": error}, 413)
-        return await _reply(functools.partial(view, bytes(body)))
+        return await _reply(view, bytes(body))
 
     return send
 
 
-async def _reply(view: Callable[[], Answer]) -> Response:
+async def _reply(view: Callable[..., Answer], request: Mapping[str, str] | bytes) -> Response:
     """The view's answer as JSON, or a user's mistake in one line."""
     try:
-        return JSONResponse(await run_in_threadpool(view), headers=HEADERS)
+        return JSONResponse(await run_in_threadpool(view, request), headers=HEADERS)
     except UserError as error:
         return JSONResponse({"error": str(error)}, 400, headers=HEADERS)
     except (KeyError, ValueError):
@@ -118,15 +114,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
-    """Serves until it is interrupted.
-
-    Args:
-      port: of 127.0.0.1; 0 takes a free one.
-      announce: called with the address once the server listens.
-
-    Raises:
-      UserError: if the port is taken.
-    """
+    """Serves on a port of 127.0.0.1, 0 for a free one, until interrupted; announces its address."""
     app = make_app(trained)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -52,11 +52,7 @@ class Views:
         }
 
     def upload(self, data: bytes) -> Answer:
-        """Classifies an encoded image and keeps it under an id.
-
-        Raises:
-          UserError: if it has too many pixels, or is no image.
-        """
+        """Classifies an encoded image and keeps it under an id."""
         check_size(data)
         with self.lock:
             image = self.trained.fit(data, "the image")
@@ -92,16 +88,13 @@ class Views:
     def patches(self, layer: str, unit: int) -> Answer:
         """The patches of the test split that excite a unit most."""
         self._check_layer(layer)
-        trained = self.trained
+        model, variables, shape = self.trained.model, self.trained.variables, self.trained.input_shape
         with self.lock:
             pictures, peaks = self._peaks(layer)
-            best = units.best_patches(trained.model, trained.variables, trained.input_shape, peaks, unit)
-        return {
-            "patches": [
-                {"image": png(layers.crop(pictures[patch.index], patch.box)), "value": patch.value}
-                for patch in best
-            ]
-        }
+            best = units.best_patches(model, variables, shape, peaks, unit)
+        crops = [layers.crop(pictures[patch.index], patch.box) for patch in best]
+        pairs = zip(crops, best, strict=True)
+        return {"patches": [{"image": png(crop), "value": patch.value} for crop, patch in pairs]}
 
     def _check_layer(self, layer: str) -> None:
         if layer not in self.maps:
