@@ -39,8 +39,8 @@ def abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and sharding of a batch of a source, to compile a step before there is one."""
     array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    image, mask = array((batch_size, *source.image_shape), jnp.uint8), array((batch_size,), jnp.float32)
-    row = array((batch_size,), jnp.int32)
+    image, row = array((batch_size, *source.image_shape), jnp.uint8), array((batch_size,), jnp.int32)
+    mask = array((batch_size,), jnp.float32)
     return {"image": image, "label": row, "mask": mask, "index": row, "epoch": row}
 
 
@@ -52,9 +52,7 @@ def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
 
 
 class Batches:
-    """An endless iterator over batches; the batch of a step is a pure function of (seed, step).
-
-    So the position is all that there is to save.
+    """An endless iterator over batches, each a pure function of (seed, step): `position` is all to save.
 
     Attributes:
       size: examples an epoch.
@@ -66,6 +64,7 @@ class Batches:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.steps_per_epoch = steps_per_epoch(size, batch_size)
         self.position = 0
+        self._bad: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -80,7 +79,7 @@ class Batches:
     @property
     def skipped(self) -> tuple[str, ...]:
         """A message for every image that has been left out so far."""
-        raise NotImplementedError
+        return tuple(self._bad.values())
 
     def _order(self, epoch: int) -> np.ndarray | jax.Array:
         """[size]: the source's indices in the order of one epoch."""
@@ -111,16 +110,12 @@ class ResidentBatches(Batches):
         """`sharding` is that of the batches."""
         super().__init__(len(source), batch_size, seed)
         whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-        self._skipped = source.skipped
+        self._bad = dict(enumerate(source.skipped))
         self._images = put(source.images, whole)
         self._labels = put(np.asarray(source.labels, np.int32), whole)
         self._kept_order: tuple[int, jax.Array] | None = None
         self._permute = jax.jit(self._permutation, out_shardings=whole)
         self._gather = jax.jit(functools.partial(_gather, batch_size), out_shardings=sharding)
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        return self._skipped
 
     def _permutation(self, epoch: jax.Array) -> jax.Array:
         if self.seed is None:
@@ -162,15 +157,10 @@ HostBatch = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # and index, me
 
 @dataclasses.dataclass(frozen=True)
 class BatchReader:
-    """step -> this process's part of the global batch, in host memory.
+    """step -> this process's rows of the global batch, the same for any number of threads and workers.
 
-    As whole batches are read by their number, any number of threads, workers and processes serves the same
-    examples.
-
-    Attributes:
-      rows: of the global batch that this process reads.
-      seed: of the order of each epoch, a permutation of (seed, epoch); None keeps the source's.
-      skip: replaces an image that cannot be read by another one with mask 0, and a message.
+    Epochs are permuted by (seed, epoch), with seed None not at all; `skip` replaces an image that cannot be
+    read by another one with mask 0, and a message.
     """
 
     source: Source
@@ -222,9 +212,8 @@ def _children() -> set[int]:
 class StreamBatches(Batches):
     """Batches of a source too large to be resident: read by grain's threads or processes, ahead of the step.
 
-    No example is lost or repeated for any number of threads, workers and processes. Memory is that of
-    the batches read ahead, at most `READ_AHEAD_BYTES` or two of them, and 8 bytes an example for the order.
-    Of several processes each reads the rows that its devices take.
+    Of several processes each reads the rows that its devices take. Memory is that of the batches read ahead,
+    at most `READ_AHEAD_BYTES` or two of them, and 8 bytes an example for the order.
     """
 
     def __init__(
@@ -240,13 +229,11 @@ class StreamBatches(Batches):
         """`num_workers` 0 reads with threads; `max_bad` None refuses the first image that cannot be read."""
         super().__init__(len(source), batch_size, seed)
         self.sharding, self.max_bad, self.num_workers = sharding, max_bad, num_workers
-        self._bad: dict[int, str] = {}
         rows = np.arange(batch_size)
         if sharding is not None:
             shares = sharding.addressable_devices_indices_map((batch_size,)).values()
             rows = np.unique(np.concatenate([rows[share] for share in shares]))
-        skip = max_bad is not None
-        self._read = BatchReader(source, batch_size, self.steps_per_epoch, seed, skip, rows)
+        self._read = BatchReader(source, batch_size, self.steps_per_epoch, seed, max_bad is not None, rows)
         bytes_each = len(rows) * math.prod(source.image_shape)
         self._batches_ahead = max(2, min(MOST_AHEAD, READ_AHEAD_BYTES // bytes_each))
         self._ahead: tuple[int, Generator[HostBatch]] | None = None  # the position it is at
@@ -276,11 +263,9 @@ class StreamBatches(Batches):
             if "terminated unexpectedly" not in str(error):
                 raise
             dead = ", ".join(map(str, sorted(workers - _children()))) or "one of them"
-            reason = str(error).partition(". ")[0]
-            raise UserError(
-                f"a process that reads {self._read.source.name} died: {dead} ({reason}); "
-                f"was it out of memory? try fewer than num_workers={self.num_workers}"
-            ) from None
+            died = f"{self._read.source.name} died: {dead} ({str(error).split('. ')[0]})"
+            hint = f"was it out of memory? try fewer than num_workers={self.num_workers}"
+            raise UserError(f"a process that reads {died}; {hint}") from None
         finally:
             iterator.close()
 
@@ -296,16 +281,11 @@ class StreamBatches(Batches):
             for name, x in batch.items()
         }
 
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        return tuple(self._bad.values())
-
     def __next__(self) -> Batch:
         if self._ahead is None or self._ahead[0] != self.position:
             self.close()
             self._ahead = (self.position, self._stream(self.position, np.iinfo(np.int32).max))
-        stream = self._ahead[1]
-        batch = next(stream)
+        batch = next(stream := self._ahead[1])
         self.position += 1
         self._ahead = (self.position, stream)
         return self._put(batch)
@@ -331,20 +311,14 @@ def make_batches(
 ) -> Batches:
     """The batches of a source: resident if its images fit on the device, else streamed.
 
-    Args:
-      batch_size: the global batch, at least 1.
-      seed: of the shuffle; None keeps the source's order (evaluation).
-      sharding: where the batches go; None is the default device.
-      num_workers: processes that read; 0 reads with threads. The batches are the same.
-      max_bad: images that may be left out as they cannot be read; None refuses the first.
-
-    Raises:
-      UserError: for an empty source.
+    `seed` None keeps the source's order (evaluation); `sharding` None is the default device. `num_workers`
+    processes read, with 0 threads; the batches are the same. `max_bad` images may be left out as they cannot
+    be read; None refuses the first.
+    Raises: UserError for an empty source.
     """
     if not len(source):
         raise UserError("the data set has no images in this split; choose another split or folder")
     if isinstance(source, ArraySource) and source.images.nbytes <= RESIDENT_BYTES:
         return ResidentBatches(source, batch_size, seed=seed, sharding=sharding)
-    return StreamBatches(
-        source, batch_size, seed=seed, sharding=sharding, num_workers=num_workers, max_bad=max_bad
-    )
+    stream = functools.partial(StreamBatches, num_workers=num_workers, max_bad=max_bad)
+    return stream(source, batch_size, seed=seed, sharding=sharding)

@@ -1,7 +1,4 @@
-"""The facts of the data sets that have a name: shapes, classes, splits, statistics, archives.
-
-Where they are looked for, and how they are loaded, is in `datasets`.
-"""
+"""The facts of the data sets that have a name; where they are looked for and how loaded is in `datasets`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,12 +13,9 @@ from cnnjax.data.sources import cifar, idx, npz
 Arrays = tuple[np.ndarray, np.ndarray]
 MINI = Path(__file__).parent / "fashion_mnist_mini.npz"
 FASHION_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_CLASSES = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl",
     "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair",
@@ -38,44 +32,27 @@ CIFAR100_CLASSES = (
 
 
 class Layout(NamedTuple):
-    """How the files of a data set lie in a folder.
+    """How the files of a data set lie in a folder."""
 
-    `find`: folder -> what `read` takes, or None if the folder does not hold the files.
-    `read`: (what `find` gave, split) -> images and labels.
-    """
-
-    find: Callable[[Path], Path | None]
-    read: Callable[[Path, str], Arrays]
+    find: Callable[[Path], Path | None]  # folder -> what `read` takes, or None if it does not hold the files
+    read: Callable[[Path, str], Arrays]  # (what `find` gave, split) -> images and labels
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """The facts of a registered data set.
-
-    Attributes:
-      name: as in `load`.
-      image_shape: [H, W, C].
-      class_names: in the order of the labels.
-      splits: official split -> number of images.
-      mean, std: of each channel over the pixels of `train`, on the scale 0..1.
-      layout: of its files.
-      archives: the original files, name -> SHA-256, for a download; empty if there is nothing to download.
-      mirrors: addresses of folders that hold the archives, in the order they are tried.
-      system: the folder of an operating system's package, and that package's name.
-      description, licence, source: one line each.
-    """
+    """The facts of a registered data set."""
 
     name: str
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    splits: Mapping[str, int]
-    mean: tuple[float, ...]
+    image_shape: tuple[int, int, int]  # [H, W, C]
+    class_names: tuple[str, ...]  # in the order of the labels
+    splits: Mapping[str, int]  # official split -> number of images
+    mean: tuple[float, ...]  # of each channel over the pixels of `train`, on the scale 0..1; so is std
     std: tuple[float, ...]
     layout: Layout
-    archives: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    mirrors: tuple[str, ...] = ()
-    system: tuple[str, str] | None = None
-    description: str = ""
+    archives: Mapping[str, str] = dataclasses.field(default_factory=dict)  # to download: name -> SHA-256
+    mirrors: tuple[str, ...] = ()  # addresses of folders that hold the archives, in the order they are tried
+    system: tuple[str, str] | None = None  # the folder of an operating system's package, and its name
+    description: str = ""  # one line, as the next two
     licence: str = ""
     source: str = ""
 
@@ -146,10 +123,7 @@ _MNIST_CONTENTS = {
 }
 _CIFAR10 = ("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd")
 _CIFAR100 = ("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")
-_CIFAR10_MEMBERS = {
-    "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-    "test": ("test_batch.bin",),
-}
+_CIFAR10_MEMBERS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 _CIFAR100_MEMBERS = {"train": ("train.bin",), "test": ("test.bin",)}
 _TORONTO = ("https://www.cs.toronto.edu/~kriz/",)
 

@@ -15,16 +15,8 @@ from cnnjax.data import downloads
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
 from cnnjax.data.files import cache_folder, make_cache_folder
 from cnnjax.data.sources import folder, idx, npz, parquet, records, tfds
-from cnnjax.data.sources.source import (
-    ArraySource,
-    DataDir,
-    Opened,
-    Place,
-    Source,
-    data_folders,
-    hold_out,
-    to_memory,
-)
+from cnnjax.data.sources import source as sources
+from cnnjax.data.sources.source import ArraySource, DataDir, Opened, Place, Source
 from cnnjax.errors import UserError, unknown
 
 # What a name may begin with: what follows the colon, and how that is opened.
@@ -48,7 +40,7 @@ def _places(info: DatasetInfo, data_dir: DataDir) -> list[tuple[str, Path]]:
     if not info.archives:
         return [("files", MINI.parent)]
     places = []
-    for root in data_folders(data_dir):
+    for root in sources.data_folders(data_dir):
         places += [("files", root / info.name), ("files", root), ("tfds", root)]
     if info.system:
         places.append(("files", Path(info.system[0])))
@@ -79,11 +71,9 @@ def available(name: str, data_dir: DataDir = None) -> str | None:
 def _not_found(info: DatasetInfo, data_dir: DataDir, failure: str) -> UserError:
     tried = ", ".join(dict.fromkeys(str(place) for _, place in _places(info, data_dir)))
     system = f"apt-get install {info.system[1]}, or " if info.system else ""
-    return UserError(
-        f"data set {info.name} is not here: tried {tried}, and {failure};"
-        f" to get it: {system}put {', '.join(info.archives)} (from {info.source}) in a folder and name that"
-        " as data_dir or CNNJAX_DATA_DIR"
-    )
+    by_hand = f"put {', '.join(info.archives)} (from {info.source}) in a folder and name that as data_dir or"
+    missing = f"data set {info.name} is not here: tried {tried}, and {failure}"
+    return UserError(f"{missing}; to get it: {system}{by_hand} CNNJAX_DATA_DIR")
 
 
 def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download: bool) -> ArraySource:
@@ -99,7 +89,7 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
     assert place is not None  # the download has put it into the last of the places
     kind, path = place
     if kind == "tfds":
-        prepared = to_memory(tfds.open_prepared(path, info.name).read(split))
+        prepared = sources.to_memory(tfds.open_prepared(path, info.name).read(split))
         images, labels = prepared.images, prepared.labels
     else:
         images, labels = info.layout.read(path, split)
@@ -126,16 +116,13 @@ def _open(name: str, data_dir: DataDir, size: int | None, download: bool) -> Ope
 
 def _held_out_count(size: int, num_validation: int, validation_fraction: float) -> int:
     """How many of `size` examples are held out; raises UserError unless some, and not all."""
+    given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
     if num_validation and validation_fraction:
-        raise UserError(
-            f"num_validation={num_validation} and validation_fraction={validation_fraction};"
-            " allowed: one of them, the other 0"
-        )
+        raise UserError(f"{given}; allowed: one of them, the other 0")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
     count = num_validation or round(validation_fraction * size)
     if not 0 < count < size:
-        given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
         raise UserError(f"{given}: {count} of {size} held out; allowed: 1 to {size - 1}")
     return count
 
@@ -156,21 +143,18 @@ def load(
     size: int | None = None,
     download: bool = True,
 ) -> Source:
-    """Opens one split of a data set.
-
-    `validation` is held out of `train` by seed, an equal share of every class (of any examples if labels are
-    not known without reading all, as in tfds:NAME), and `train` then is the rest.
+    """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
 
     Args:
       name: of `DATASETS`, or one of `forms()`.
       split: "train", "validation", "test", or another one that a TFDS folder has.
       data_dir: where to look first, see the top of this file.
-      num_validation: examples held out, or
-      validation_fraction: the part of train held out, in [0, 1).
-      seed: of the draw; the indices are a pure function of it.
+      num_validation, validation_fraction: examples, or the part of `train` in [0, 1), that are held out as
+        `validation`: an equal share of every class (of any examples if labels are not known without reading
+        all, as in tfds:NAME).
+      seed: of that draw, a pure function of it.
       size: for image folders, parquet and tfds:NAME: short side to it, and the middle square.
       download: whether a registered data set that is not available locally may be downloaded.
-    Returns: an `ArraySource` for registered names, idx and npz; else a `FileSource`.
     Raises: UserError naming what does not exist and what does.
     """
     if data_dir and not Path(data_dir).expanduser().is_dir():
@@ -180,9 +164,8 @@ def load(
     official, read = _open(name, data_dir, size, download)
     held_out = bool(num_validation or validation_fraction)
     if held_out and "validation" in official:
-        raise UserError(
-            f"{name} has a validation split of its own; set num_validation and validation_fraction to 0"
-        )
+        allowed = "set num_validation and validation_fraction to 0"
+        raise UserError(f"{name} has a validation split of its own; {allowed}")
     if split not in official and not (held_out and split == "validation"):
         names = [*official, "validation"] if held_out else official
         hint = "" if held_out or split != "validation" else "; num_validation holds one out of train"
@@ -192,5 +175,5 @@ def load(
     train = read("train")
     count = _held_out_count(len(train), num_validation, validation_fraction)
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
-    rest, drawn = hold_out(labels, count, seed)
+    rest, drawn = sources.hold_out(labels, count, seed)
     return train.subset(drawn if split == "validation" else rest, split)

@@ -35,17 +35,11 @@ _scratch = _Scratch()
 
 
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
-    """Decodes an encoded image to uint8 [H, W, channels].
+    """Decodes an encoded image to uint8 [H, W, channels], 1 (grey) or 3 (RGB); `size` is of `middle_square`.
 
-    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 if `size` is that much smaller; CMYK
-    and other formats go through Pillow. EXIF rotations are undone, palettes become colours,
-    16 bits of colour their upper 8, and transparent pixels are laid over black.
-
-    Args:
-      data: the encoded bytes.
-      what: the file or record, for errors.
-      channels: 1 (grey) or 3 (RGB).
-      size: cut the middle square and resize it to this (bilinear, antialiased).
+    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 if `size` is that much smaller; CMYK and other
+    formats go through Pillow. EXIF rotations are undone, palettes become colours, 16 bits of colour their
+    upper 8, and transparent pixels are laid over black.
     Raises: BadImage naming `what` for bytes that are no image, empty, broken, of several frames, of more than
       MAX_PIXELS, or grey of more than 8 bits.
     """
@@ -78,9 +72,8 @@ def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> 
             image = simplejpeg.decode_jpeg(data, colorspace=colors)
         else:
             buffer = _scratch.pixels if height * width * channels <= SCRATCH_BYTES else None
-            image = simplejpeg.decode_jpeg(
-                data, colorspace=colors, min_height=size, min_width=size, min_factor=2, buffer=buffer
-            )
+            small = {"min_height": size, "min_width": size, "min_factor": 2}
+            image = simplejpeg.decode_jpeg(data, colorspace=colors, buffer=buffer, **small)
         return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
     except UserError:
         raise
@@ -170,9 +163,9 @@ def _pointers(side: int, size: int) -> tuple[ctypes.c_void_p, int, ctypes.c_void
 
 
 def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First input int32 [size] and weights int32 [size, taps] of the triangle filter.
+    """The triangle filter, wider as the image shrinks: int32 first inputs [size] and weights [size, taps].
 
-    It widens as the image shrinks. Also the weights as `resize.c` packs them: int16 [size, fours, 2, 2, 8].
+    And the weights as `resize.c` packs them: int16 [size, fours, 2, 2, 8].
     """
     scale = side / size
     support = max(scale, 1.0)

@@ -17,15 +17,10 @@ def check(path: Path, sha256: str) -> None:
 
 
 def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) -> None:
-    """Fetches the archives that are not whole in the folder yet, with a progress bar in a terminal.
+    """Fetches the archives (name -> SHA-256) that are not in the folder yet, with a bar in a terminal.
 
     Pooch writes each to a temporary file beside its place, checks and renames it: the folder holds whole,
-    checked files only, whatever interrupts it.
-
-    Args:
-      archives: name -> SHA-256 in hex.
-      folder: created if missing.
-      mirrors: addresses of folders that hold all of them, in the order they are tried.
+    checked files only, whatever interrupts it. `mirrors` are tried in order.
     Raises: UserError naming the address, if no mirror answers or a checksum is wrong.
     """
     import pooch
@@ -57,7 +52,7 @@ def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) 
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The first error of a chain: what the system said, not how libraries pass it on."""
+    """The first error of a chain: what the system said."""
     while error.__context__ is not None:
         error = error.__context__
     return error

@@ -30,11 +30,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-      ValueError: in one line, if it cannot be read or holds no object.
-    """
+    """The JSON object in a file; raises a ValueError of one line if it cannot be read or holds no object."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -52,10 +48,7 @@ def cache_folder(kind: str) -> Path:
 
 
 def make_cache_folder(kind: str) -> Path:
-    """`cache_folder`, created; at any umask no other user may write to the folder above it.
-
-    The compile cache, which lies beside it, refuses a parent folder that others can change.
-    """
+    """`cache_folder`, created below a folder that only the user may change, as the compile cache needs it."""
     folder = cache_folder(kind)
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     folder.parent.mkdir(mode=0o700, exist_ok=True)

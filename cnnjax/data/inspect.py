@@ -14,23 +14,14 @@ from cnnjax.errors import BadImage
 
 @dataclasses.dataclass
 class Contents:
-    """What one split holds.
+    """What one split holds."""
 
-    Attributes:
-      classes: label -> images.
-      sizes: (height, width) -> images.
-      unreadable: one message an image, which names the file.
-      first: SHA-256 of the pixels -> the position of the first image that has them.
-      copies: images whose pixels an earlier image of the split has.
-      colours: of all pixels; None before the first image.
-    """
-
-    classes: Counter[int] = dataclasses.field(default_factory=Counter)
-    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
-    unreadable: list[str] = dataclasses.field(default_factory=list)
-    first: dict[bytes, int] = dataclasses.field(default_factory=dict)
-    copies: int = 0
-    colours: Moments | None = None
+    classes: Counter[int] = dataclasses.field(default_factory=Counter)  # label -> images
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)  # (height, width) -> images
+    unreadable: list[str] = dataclasses.field(default_factory=list)  # messages that name the file
+    first: dict[bytes, int] = dataclasses.field(default_factory=dict)  # SHA-256 of pixels -> first position
+    copies: int = 0  # images whose pixels an earlier image of the split has
+    colours: Moments | None = None  # of all pixels; None before the first image
 
     def add(self, index: int, example: Example) -> None:
         """Counts an example in."""

@@ -92,13 +92,11 @@ def prepare(
     on_bad_image: str = "error",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Facts:
-    """Writes every split as ArrayRecord shards; shards of an earlier, interrupted run are kept.
+    """Writes every split as ArrayRecord shards; those of an interrupted run with the same arguments are kept.
 
     Args:
       sources: split -> source, all of one image size; mean, std and covariance are those of `train`.
-      out: the folder; it may hold the shards of an interrupted run with the same arguments.
       encoding: "raw" for speed, "jpeg" (quality 92) for small disks.
-      shard_examples: images a shard.
       on_bad_image: "error", or "skip" to leave out and count unreadable images.
       progress: called with shards done and in all.
     Returns: the facts, as in `records.read_facts`.
@@ -118,10 +116,12 @@ def prepare(
         "fingerprints": {split: source.fingerprint for split, source in sources.items()},
     }
     _check_plan(out, plan)
-    tasks = {
-        split: _tasks(source, out, split, shard_examples, encoding, on_bad_image == "skip")
-        for split, source in sources.items()
-    }
+    tasks: dict[str, list[_Task]] = {split: [] for split in sources}
+    for split, source in sources.items():
+        for number, start in enumerate(range(0, len(source), shard_examples)):
+            indices = range(start, min(start + shard_examples, len(source)))
+            file = out / f"{split}-{number:05d}.array_record"
+            tasks[split].append(_Task(source, indices, file, encoding, on_bad_image == "skip"))
     total = sum(map(len, tasks.values()))
     shards: dict[str, list[Shard]] = {split: [] for split in tasks}
     with ThreadPoolExecutor(num_threads) as pool:
@@ -131,17 +131,6 @@ def prepare(
                 progress(sum(map(len, shards.values())), total)
     atomic_write(out / FACTS, json.dumps({**plan, **_statistics(shards["train"]), "splits": shards}))
     return read_facts(out)
-
-
-def _tasks(
-    source: Source, out: Path, split: str, shard_examples: int, encoding: str, skip: bool
-) -> list[_Task]:
-    """The shards of one split."""
-    tasks = []
-    for number, start in enumerate(range(0, len(source), shard_examples)):
-        indices = range(start, min(start + shard_examples, len(source)))
-        tasks.append(_Task(source, indices, out / f"{split}-{number:05d}.array_record", encoding, skip))
-    return tasks
 
 
 def _statistics(shards: Sequence[Shard]) -> dict[str, object]:
@@ -168,21 +157,16 @@ def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
 
 
 def prepare_tfds(name: str, data_dir: Path) -> None:
-    """Downloads and prepares a TFDS data set as ArrayRecord, in a process of its own that has TensorFlow.
-
-    Raises: UserError if TensorFlow is not installed, or the preparation fails.
-    """
+    """Downloads and prepares a TFDS data set as ArrayRecord, in a process of its own that has TensorFlow."""
     if not importlib.util.find_spec("tensorflow"):
-        raise UserError(
-            f"preparing tfds:{name} needs TensorFlow (training does not): pip install 'cnnjax[prepare]'"
-        )
+        needed = "needs TensorFlow (training does not): pip install 'cnnjax[prepare]'"
+        raise UserError(f"preparing tfds:{name} {needed}")
     code = (
         "import sys, tensorflow_datasets as tfds; "
         "tfds.builder(sys.argv[1], data_dir=sys.argv[2], file_format='array_record').download_and_prepare()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, str(data_dir)], stderr=subprocess.PIPE, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, name, str(data_dir)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"tfds:{name} could not be prepared: {reason}")

@@ -59,11 +59,7 @@ def moments(images: np.ndarray) -> Moments:
 
 
 def channel_statistics(source: Source, limit: int = 10_000) -> Statistics:
-    """Of a source, `train` as a rule.
-
-    Args:
-      limit: reads at most that many examples, evenly spaced; of a source in memory all are counted.
-    """
+    """Of a source, `train` as a rule: of `limit` examples, evenly spaced, or of all if it is in memory."""
     return sum(map(moments, _groups(source, limit)), Moments.empty(source.image_shape[2])).statistics()
 
 

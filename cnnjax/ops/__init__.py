@@ -29,26 +29,8 @@ from cnnjax.ops.shapes import (
 )
 
 __all__ = [
-    "ACTIVATIONS",
-    "activation",
-    "adaptive_avg_pool",
-    "adaptive_max_pool",
-    "adaptive_windows",
-    "avg_pool",
-    "batch_norm_inference",
-    "batch_norm_train",
-    "center_weighted_pool",
-    "conv2d",
-    "conv_output_size",
-    "global_avg_pool",
-    "global_max_pool",
-    "l2_pool",
-    "local_response_norm",
-    "local_response_norm_caffe",
-    "max_pool",
-    "min_pool",
-    "pool_output_size",
-    "receptive_field",
-    "resolve_padding",
-    "subsample",
-]
+    "ACTIVATIONS", "activation", "adaptive_avg_pool", "adaptive_max_pool", "adaptive_windows", "avg_pool",
+    "batch_norm_inference", "batch_norm_train", "center_weighted_pool", "conv2d", "conv_output_size",
+    "global_avg_pool", "global_max_pool", "l2_pool", "local_response_norm", "local_response_norm_caffe",
+    "max_pool", "min_pool", "pool_output_size", "receptive_field", "resolve_padding", "subsample",
+]  # fmt: skip

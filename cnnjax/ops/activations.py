@@ -32,9 +32,6 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The function of that name, float [...] -> float [...] of the same shape and dtype.
 
     "gelu" is the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2).
-
-    Raises:
-      UserError: if the name is not one of `ACTIVATIONS`.
     """
     if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)

@@ -35,19 +35,14 @@ def conv2d(
 
     Args:
       x: float [B, H, W, C].
-      kernel: float [kh, kw, C / groups, K], of the dtype of x.
-      bias: float [K], or None.
-      strides: an int or (height, width).
+      kernel: float [kh, kw, C / groups, K], of the dtype of x; `bias` is float [K].
+      strides, dilation: an int or (height, width); dilation is the pixels between two taps of a filter.
       padding: see `shapes.resolve_padding`.
-      padding_mode: what the padding holds: "zero", or "reflect" (mirrored at the border pixel,
-        which is not repeated; needs less padding on a side than the axis has pixels).
-      groups: the channels are cut into this many parts, each with its own K / groups filters.
-      dilation: pixels between two taps of a filter, an int or (height, width).
-
+      padding_mode: "zero", or "reflect" (mirrored at the border pixel, which is not repeated; needs less
+        padding on a side than the axis has pixels).
+      groups: the channels are divided into this many groups, each with its own K / groups filters.
     Returns: float [B, H', W', K] of the dtype of x, summed in float32.
-
-    Raises:
-      UserError: if ranks, dtypes, channels, groups or sizes do not fit.
+    Raises: UserError if ranks, dtypes, channels, groups or sizes do not fit.
     """
     if padding_mode not in PADDING_MODES:
         raise unknown("padding_mode", padding_mode, PADDING_MODES)
@@ -90,15 +85,8 @@ def _in_xla(
 ) -> jax.Array:
     # XLA sums bfloat16 products in float32 on every platform and rounds the result once. Asking
     # for it with preferred_element_type would only turn the gradient's convolutions to float32.
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+    convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolve(x, kernel, strides, padding, rhs_dilation=dilation, feature_group_count=groups)
 
 
 _on_cpu = make_convolution(_in_xla)
@@ -107,33 +95,23 @@ _on_cpu = make_convolution(_in_xla)
 def _reflect(x: jax.Array, sides: Sides) -> jax.Array:
     for name, size, (before, after) in zip("HW", x.shape[1:3], sides, strict=True):
         if max(before, after) >= size:
-            raise UserError(
-                f"reflect padding {before} + {after} of axis {name} with {size} pixels: "
-                f"each side must be smaller than the axis"
-            )
+            given = f"reflect padding {before} + {after} of axis {name} with {size} pixels"
+            raise UserError(f"{given}: each side must be smaller than the axis")
     return jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="reflect")
 
 
 def _check_arrays(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups: int) -> None:
     if x.ndim != 4 or kernel.ndim != 4:
-        raise UserError(
-            f"conv2d of x {x.shape} with kernel {kernel.shape}: allowed are x [B, H, W, C] and "
-            f"kernel [kh, kw, C / groups, K]"
-        )
+        given = f"conv2d of x {x.shape} with kernel {kernel.shape}"
+        raise UserError(f"{given}: allowed are x [B, H, W, C] and kernel [kh, kw, C / groups, K]")
     if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(
-            f"conv2d of x {x.dtype} with kernel {kernel.dtype}: both must have one float dtype; "
-            f"convert one with astype"
-        )
+        given = f"conv2d of x {x.dtype} with kernel {kernel.dtype}"
+        raise UserError(f"{given}: both must have one float dtype; convert one with astype")
     channels, features = x.shape[3], kernel.shape[3]
     if groups < 1 or channels % groups or features % groups:
-        raise UserError(
-            f"groups {groups}: must divide the {channels} channels of x and the {features} filters"
-        )
-    if kernel.shape[2] * groups != channels:
-        raise UserError(
-            f"kernel {kernel.shape} with groups {groups} reads {kernel.shape[2] * groups} "
-            f"channels, x has {channels}: its third size must be {channels // groups}"
-        )
+        raise UserError(f"groups {groups}: must divide x's {channels} channels and the {features} filters")
+    if (read := kernel.shape[2] * groups) != channels:
+        given = f"kernel {kernel.shape} with groups {groups} reads {read} channels, x has {channels}"
+        raise UserError(f"{given}: its third size must be {channels // groups}")
     if bias is not None and bias.shape != (features,):
         raise UserError(f"bias {bias.shape}: must be ({features},), one for each filter")

@@ -1,8 +1,8 @@
 """The largest value of each window and its gradient, by XLA.
 
-XLA:CPU needs tens of milliseconds for the gradient of `lax.reduce_window` with a maximum. Here the forward
-pass notes which place won (a byte an axis), and the backward pass compares that with the place of each pixel:
-element-wise loops, 5 to 30 times faster, one contract on ties.
+XLA:CPU needs tens of milliseconds for the gradient of `lax.reduce_window`. Here the forward pass notes which
+place won (a byte an axis), and the backward pass compares that with the place of each pixel: element-wise
+loops, 5 to 30 times faster, one contract on ties.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""The devices that a function is traced for: JAX's own mesh, as `jax.set_mesh` around the program gives it.
-
-Its axis `data` shards the examples of a batch, `model` the channels of an image.
-"""
+"""The mesh that a function is traced for: axis `data` shards examples, `model` the channels of an image."""
 
 from jax.sharding import AxisType, get_abstract_mesh
 

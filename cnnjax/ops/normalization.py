@@ -20,19 +20,10 @@ def local_response_norm(
 ) -> jax.Array:
     """Divides each activation by (k + alpha * sum of n neighbouring channels' squares) ** beta.
 
-    The paper's form: alpha is not divided by n (Krizhevsky, Sutskever, Hinton 2012, "ImageNet
-    Classification with Deep Convolutional Neural Networks", section 3.3). The sum is clipped at
-    the first and last channel.
-
-    Args:
-      x: float [..., C].
-      n: odd number of channels in the sum, the own one in the middle.
-      k, alpha, beta: the paper's constants.
-
-    Returns: float [..., C] of the dtype of x, computed in float32.
-
-    Raises:
-      UserError: if n is even or below 1, or k is not positive.
+    The paper's form: alpha is not divided by n (Krizhevsky, Sutskever, Hinton 2012, "ImageNet Classification
+    with Deep Convolutional Neural Networks", section 3.3). n is odd; the sum is clipped at the first and last
+    channel. float [..., C] -> [..., C] of the dtype of x, computed in float32.
+    Raises: UserError if n is even or below 1, or k is not positive.
     """
     if n < 1 or n % 2 == 0:
         raise UserError(f"local response normalization over n {n} channels: n must be odd")
@@ -63,10 +54,7 @@ _response_norm_on_cpu = make_response_norm(_response_norm_in_xla)
 def local_response_norm_caffe(
     x: jax.Array, *, n: int = 5, k: float = 1.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """Local response normalization as Caffe and torch compute it: alpha is divided by n.
-
-    Arguments, result and errors are those of `local_response_norm`; only k's default differs.
-    """
+    """`local_response_norm` as Caffe and torch compute it: alpha is divided by n, and k is 1 by default."""
     return local_response_norm(x, n=n, k=k, alpha=alpha / n, beta=beta)
 
 
@@ -82,52 +70,41 @@ def batch_norm_train(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalizes each channel by the mean and variance of this batch.
 
-    Ioffe, Szegedy 2015, arXiv:1502.03167, algorithm 1. The variance is the mean of squared
-    distances from the mean (two passes over x), so it is never negative and holds for channels
-    whose mean is thousands of times their spread. On a mesh the statistics are those of the global
-    batch, for one exchange between devices (Chan et al. 1979, "Updating Formulae and a Pairwise
-    Algorithm for Computing Sample Variances").
+    Ioffe, Szegedy 2015, arXiv:1502.03167, algorithm 1. The variance is the mean of squared distances from the
+    mean (two passes over x), so it is never negative and holds for channels whose mean is thousands of times
+    their spread. On a mesh the statistics are those of the global batch, for one exchange between devices
+    (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances").
 
     Args:
       x: float [..., C]: statistics go over all axes but the last.
       scale, bias: float32 [C].
-      epsilon: added to the variance.
       relu: y is max(y, 0), which on a CPU is cheaper here than after it.
-      pool: then, of [B, H, W, C], `max_pool` with windows of so many pixels a side, gradient in reverse mode
+      pool: then, of [B, H, W, C], `max_pool` with windows of `pool` pixels a side, gradient in reverse mode
         only; on a CPU windows of 2 are cheaper here than after it.
-      groups: consecutive examples are cut into so many groups of equal size, each normalized by statistics of
-        its own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
-
+      groups: consecutive examples form groups of equal size, each normalized by statistics of its own ("ghost
+        batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
     Returns: y, float [..., C] (with `pool` [B, H // pool, W // pool, C]) of the dtype of x; mean and biased
-      variance, float32 [C]; of groups with statistics of their own, the averages (of the variance within
-      groups, not that between them).
-
-    Raises:
-      UserError: if x holds no values, scale and bias are not [C], or x has no such groups.
+      variance, float32 [C], averaged over groups (the variance within them, not that between them).
+    Raises: UserError if x holds no values, scale and bias are not [C], or x has no such groups.
     """
     _check_channels(x, scale=scale, bias=bias)
     if x.size == 0:
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
-    _check_float(x)
     devices = axis_size("data")
+    in_groups = functools.partial(batch_norm_in_groups, x, scale, bias, epsilon=epsilon, relu=relu)
     if groups > 1:
-        y, mean, var = batch_norm_in_groups(x, scale, bias, epsilon=epsilon, relu=relu, groups=groups)
+        y, mean, var = in_groups(groups=groups)
     elif devices > 1 and x.shape[0] % devices == 0:
         together = functools.partial(lax.with_sharding_constraint, shardings=P())
-        y, mean, var = batch_norm_in_groups(
-            x, scale, bias, epsilon=epsilon, relu=relu, groups=devices, gather=together
-        )
+        y, mean, var = in_groups(groups=devices, gather=together)
     elif takes(x) and scale.dtype == bias.dtype == jnp.float32:
-        inside = 2 if pool == 2 and _pools_in_kernel(x) else 1
+        even = x.ndim == 4 and x.shape[1] % 2 == x.shape[2] % 2 == x.shape[3] % 16 == 0
+        inside = 2 if pool == 2 and even else 1
         y, mean, var = _batch_norm_on_cpu(x, scale, bias, epsilon=epsilon, relu=relu, pool=inside)
         pool //= inside
     else:
         y, mean, var = _batch_norm_in_xla(x, scale, bias, epsilon=epsilon, relu=relu)
     return (y if pool == 1 else max_pool(y, pool)), mean, var
-
-
-def _pools_in_kernel(x: jax.Array) -> bool:
-    return x.ndim == 4 and x.shape[1] % 2 == x.shape[2] % 2 == x.shape[3] % 16 == 0
 
 
 def _batch_norm_in_xla(
@@ -163,10 +140,7 @@ def batch_norm_in_groups(
     relu: bool = False,
     gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`batch_norm_train` in groups; with `gather` they share the statistics of the whole batch.
-
-    `gather` brings an array [groups, 2 C], a row on each device, together.
-    """
+    """`batch_norm_train` in groups; if `gather` brings their rows [2 C] together, by shared statistics."""
     if x.shape[0] % groups:
         raise UserError(f"batch normalization of x {x.shape} in {groups} groups: they must divide the batch")
     wide = _widen(x).reshape(groups, x.shape[0] // groups, *x.shape[1:])
@@ -195,17 +169,9 @@ def batch_norm_inference(
     relu: bool = False,
     pool: int = 1,
 ) -> jax.Array:
-    """Normalizes each channel by running statistics (arXiv:1502.03167, algorithm 2).
+    """Normalizes each channel by running statistics (arXiv:1502.03167, algorithm 2), in float32.
 
-    Args:
-      x: float [..., C].
-      scale, bias, mean, var: float32 [C]; var is not negative.
-      epsilon, relu, pool: as in `batch_norm_train`.
-
-    Returns: float [..., C] (smaller by `pool`) of the dtype of x, computed in float32.
-
-    Raises:
-      UserError: if a vector is not [C].
+    `mean` and `var` (not negative) are float32 [C], the others as in `batch_norm_train`.
     """
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
     factor = lax.rsqrt(var + epsilon) * scale
@@ -216,13 +182,9 @@ def batch_norm_inference(
 
 def _widen(x: jax.Array) -> jax.Array:
     """x in float32, or in its own dtype where that is wider."""
-    _check_float(x)
-    return widen(x)
-
-
-def _check_float(x: jax.Array) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"normalization of x {x.dtype}: a float dtype is needed; use astype")
+    return widen(x)
 
 
 def _check_channels(x: jax.Array, **vectors: jax.Array) -> None:

@@ -28,21 +28,16 @@ def max_pool(
 ) -> jax.Array:
     """The largest value of each window.
 
-    The gradient (reverse mode only) goes to the first maximum of a window in row-major order,
-    also on ties, as `lax.reduce_window`'s and torch's do. NaN wins over any number. Padding is
-    never counted.
+    The gradient (reverse mode only) goes to the first maximum of a window in row-major order, also on ties,
+    as `lax.reduce_window`'s and torch's do. NaN wins over any number. Padding is never counted.
 
     Args:
       x: float [B, H, W, C].
-      window: an int or (height, width).
-      strides: an int or (height, width); None is the window.
+      window, strides: an int or (height, width); strides None is the window.
       padding: see `shapes.resolve_padding`; less than the window on each side.
       ceil: round the output size up (see `shapes.pool_output_size`).
-
     Returns: float [B, H', W', C] of the dtype of x.
-
-    Raises:
-      UserError: if x is not float [B, H, W, C] or sizes do not fit.
+    Raises: UserError if x is not float [B, H, W, C] or sizes do not fit.
     """
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     if is_portable():
@@ -76,17 +71,10 @@ def avg_pool(
     *,
     count_padding: bool = False,
 ) -> jax.Array:
-    """The mean of each window, over the pixels of the image that it covers.
+    """The mean of each window, over the pixels of the image that it covers; arguments as for `max_pool`.
 
-    Args:
-      x, window, strides, padding, ceil: as for `max_pool`.
-      count_padding: divide by the pixels of image and padding together (never by what hangs over
-        because of `ceil`), as torch and Caffe do by default.
-
-    Returns: float [B, H', W', C] of the dtype of x, summed in float32.
-
-    Raises:
-      UserError: if x is not float [B, H, W, C] or sizes do not fit.
+    `count_padding` divides by the pixels of image and padding together (never by what hangs over because of
+    `ceil`), as torch and Caffe do by default. Sums are in float32.
     """
     shape, steps, sides, asked = _windows(x, window, strides, padding, ceil)
     counted = asked if count_padding else ((0, 0), (0, 0))
@@ -96,11 +84,9 @@ def avg_pool(
 def l2_pool(
     x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> jax.Array:
-    """The L2 norm of each window: the square root of the sum (not the mean) of squares.
+    """The L2 norm of each window: the square root of the sum (not the mean) of squares, summed in float32.
 
     Its gradient in a window of zeros is taken as 0. Arguments and errors as for `max_pool`.
-
-    Returns: float [B, H', W', C] of the dtype of x, summed in float32.
     """
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     total = _weighted_sum(jnp.square(widen(x)), np.ones(shape), steps, sides)
@@ -113,11 +99,9 @@ def center_weighted_pool(
 ) -> jax.Array:
     """The average of each window, weighted by the distance d from the window's centre.
 
-    The weight of a pixel is the Gaussian exp(-(dy / sy)^2 / 2 - (dx / sx)^2 / 2) with standard
-    deviations sy, sx of a quarter of the window's height and width; the weights of the pixels
-    inside the image are scaled to sum to 1. Arguments and errors as for `max_pool`.
-
-    Returns: float [B, H', W', C] of the dtype of x, summed in float32.
+    The weight of a pixel is the Gaussian exp(-(dy / sy)^2 / 2 - (dx / sx)^2 / 2) with standard deviations
+    sy, sx of a quarter of the window's height and width; the weights of the pixels inside the image are
+    scaled to sum to 1. Arguments and errors as for `max_pool`; sums are in float32.
     """
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     rows, columns = (np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 4)) ** 2) for n in shape)
@@ -130,8 +114,6 @@ def subsample(
     """The first pixel of each window, the others unread: a convolution before it becomes a strided one.
 
     Padding is zeros. Arguments and errors as for `max_pool`.
-
-    Returns: float [B, H', W', C] of the dtype of x.
     """
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     x = _pad(x, sides, 0.0)
@@ -139,16 +121,9 @@ def subsample(
 
 
 def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
-    """The largest value of each of output_size windows that cover the image evenly.
+    """The largest value of each of `shapes.adaptive_windows`: float [B, H, W, C] -> [B, height, width, C].
 
-    Args:
-      x: float [B, H, W, C].
-      output_size: an int or (height, width), of any size (see `shapes.adaptive_windows`).
-
-    Returns: float [B, height, width, C] of the dtype of x; the gradient as for `max_pool`.
-
-    Raises:
-      UserError: if x is not float [B, H, W, C] or output_size is below 1.
+    `output_size` is an int or (height, width), of any size; the gradient is as for `max_pool`.
     """
     _check_image(x)
     height, width = pair(output_size, "output_size")
@@ -158,12 +133,7 @@ def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
 
 
 def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
-    """The mean of each of output_size windows that cover the image evenly.
-
-    Arguments and errors as for `adaptive_max_pool`.
-
-    Returns: float [B, height, width, C] of the dtype of x, summed in float32.
-    """
+    """The mean of each of the windows of `adaptive_max_pool`, summed in float32."""
     _check_image(x)
     height, width = pair(output_size, "output_size")
     if x.shape[1] % height == 0 and x.shape[2] % width == 0:
@@ -172,21 +142,13 @@ def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """The mean of each channel: float [B, H, W, C] -> [B, C] of the dtype of x, summed in float32.
-
-    Raises:
-      UserError: if x is not float [B, H, W, C].
-    """
+    """The mean of each channel: float [B, H, W, C] -> [B, C] of the dtype of x, summed in float32."""
     _check_image(x)
     return widen(x).mean((1, 2)).astype(x.dtype)
 
 
 def global_max_pool(x: jax.Array) -> jax.Array:
-    """The largest value of each channel: float [B, H, W, C] -> [B, C], gradient as for `max_pool`.
-
-    Raises:
-      UserError: if x is not float [B, H, W, C].
-    """
+    """The largest value of each channel: float [B, H, W, C] -> [B, C], gradient as for `max_pool`."""
     _check_image(x)
     if is_portable():
         return x.max((1, 2))
@@ -223,21 +185,12 @@ def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides
         height, width = (size // s for size, s in zip(x.shape[1:3], strides, strict=True))
         cut = x.reshape(x.shape[0], height, strides[0], width, strides[1], x.shape[3])
         return (cut * weights[None, None, :, None, :, None]).sum((2, 4))
-    taps = _taps(x, weights.shape, strides)
-    terms = (weight * tap for weight, tap in zip(weights.ravel(), taps, strict=True))
-    return functools.reduce(jnp.add, terms)
-
-
-def _taps(x: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
-    """For each place in the window, row-major, the value that each window [B, H', W', C] has there."""
-    height, width = (
-        (size - w) // s * s + 1 for size, w, s in zip(x.shape[1:3], window, strides, strict=True)
+    height, width = x.shape[1] - weights.shape[0] + 1, x.shape[2] - weights.shape[1] + 1
+    terms = (
+        weight * x[:, i : i + height : strides[0], j : j + width : strides[1]]
+        for (i, j), weight in np.ndenumerate(weights)
     )
-    return [
-        lax.slice(x, (0, i, j, 0), (x.shape[0], i + height, j + width, x.shape[3]), (1, *strides, 1))
-        for i in range(window[0])
-        for j in range(window[1])
-    ]
+    return functools.reduce(jnp.add, terms)
 
 
 def _pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
@@ -259,8 +212,7 @@ def _weighted_mean(
 def _windows(
     x: jax.Array, window: Size, strides: Size | None, padding: Padding, ceil: bool
 ) -> tuple[Pair, Pair, Sides, Sides]:
-    """Window, strides, the padding that the windows fill (with what hangs over; negative where
-    they leave pixels out), and the padding asked for."""
+    """Window, strides, the padding that the windows fill (< 0 if they leave pixels out), the one asked."""
     _check_image(x)
     shape = pair(window, "window")
     steps = shape if strides is None else pair(strides, "strides")

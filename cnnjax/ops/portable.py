@@ -1,8 +1,4 @@
-"""Pooling as other programs know it: one operation where training takes many, for exports only.
-
-On a CPU the slices and comparisons of `pooling` are faster, and their gradient has one contract; a converter
-sees neither, and would write each of them down.
-"""
+"""Pooling in one operation, for exports: a converter would write down each slice that `pooling` takes."""
 
 import contextlib
 import contextvars

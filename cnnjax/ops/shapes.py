@@ -13,25 +13,15 @@ Padding = str | int | Sequence[int | Sequence[int]]
 
 
 def pair(value: Size, what: str, minimum: int = 1) -> Pair:
-    """One int or (height, width) as two ints.
-
-    Args:
-      value: an int for both axes, or a pair.
-      what: the name of the value in an error.
-      minimum: the smallest int allowed.
-
-    Raises:
-      UserError: for anything else.
-    """
+    """One int or (height, width) as two ints >= `minimum`; UserError, naming `what`, for anything else."""
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     try:
         height, width = (operator.index(item) for item in values)
     except (TypeError, ValueError):
         height = width = minimum - 1
     if min(height, width) < minimum:
-        raise UserError(
-            f"{what} {value!r}: allowed are an int of at least {minimum} or a pair (height, width) of them"
-        )
+        allowed = f"allowed are an int of at least {minimum} or a pair (height, width) of them"
+        raise UserError(f"{what} {value!r}: {allowed}")
     return height, width
 
 
@@ -40,47 +30,30 @@ def conv_output_size(
 ) -> int:
     """Length of one axis after a convolution: (W - F + 2P) / S + 1, rounded down.
 
-    Args:
-      size: pixels of the axis, W.
-      window: taps of the filter, F; with dilation D it covers (F - 1) D + 1 pixels.
-      stride: S.
-      padding: pixels added (before, after), or the same number on both sides, P.
-      dilation: D.
-
-    Raises:
-      UserError: if the window is larger than the padded axis, or a number is out of range.
+    W is `size`, F `window` (with dilation D it covers (F - 1) D + 1 pixels), S `stride`, and P `padding`:
+    pixels (before, after), or the same number on both sides.
+    Raises: UserError if the window is larger than the padded axis, or a number is out of range.
     """
     _check_axis(size, window, stride, dilation)
     before, after = pair(padding, "padding", 0)
     covered = (window - 1) * dilation + 1
     if covered > size + before + after:
-        raise UserError(
-            f"window {window} with dilation {dilation} covers {covered} pixels, more than size "
-            f"{size} with padding {before} + {after}: use a smaller window or more padding"
-        )
+        given = f"window {window} with dilation {dilation} covers {covered} pixels, more than size {size}"
+        raise UserError(f"{given} with padding {before} + {after}: use a smaller window or more padding")
     return (size + before + after - covered) // stride + 1
 
 
 def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0), ceil: bool = False) -> int:
-    """Length of one axis after pooling: (W - F + 2P) / S + 1, rounded down, or up with `ceil`.
+    """Length of one axis after pooling: (W - F + 2P) / S + 1 as in `conv_output_size`, or rounded up.
 
-    Args:
-      size: pixels of the axis, W.
-      window: pixels of the window, F.
-      stride: S.
-      padding: pixels added (before, after), or the same number on both sides, P.
-      ceil: round up, as Caffe and torch do: a last window may hang over the end, but it must
-        start inside the image or the padding before it.
-
-    Raises:
-      UserError: if no window fits, a window would see padding only, or a number is out of range.
+    With `ceil`, as in Caffe and torch, a last window may hang over the end, but it must start inside the
+    image or the padding before it.
+    Raises: UserError if no window fits, a window would see padding only, or a number is out of range.
     """
     before, after = pair(padding, "padding", 0)
     if max(before, after) >= window:
-        raise UserError(
-            f"padding {before} + {after} of a pooling window {window}: each side must be smaller "
-            f"than the window, which otherwise sees no pixel"
-        )
+        given = f"padding {before} + {after} of a pooling window {window}"
+        raise UserError(f"{given}: each side must be smaller than the window, which otherwise sees no pixel")
     if not ceil:
         return conv_output_size(size, window, stride, (before, after))
     _check_axis(size, window, stride, 1)
@@ -88,24 +61,18 @@ def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0)
     if (count - 1) * stride >= size + before:
         count -= 1
     if count < 1:
-        raise UserError(
-            f"pooling window {window} is larger than size {size} with padding {before} + {after} "
-            f"by a whole stride {stride}: use a smaller window or more padding"
-        )
+        given = f"pooling window {window} is larger than size {size} with padding {before} + {after}"
+        raise UserError(f"{given} by a whole stride {stride}: use a smaller window or more padding")
     return count
 
 
 def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Size, size: Size) -> Sides:
     """A padding, however it is written, as ((top, bottom), (left, right)).
 
-    Args:
-      padding: "valid" (none); "same" (the output has ceil(size / stride) pixels; an odd pixel of
-        padding goes to the bottom and right, as in XLA); an int for all sides; (height, width)
-        ints; or a pair (before, after) for each axis.
-      window, strides, dilation, size: ints or (height, width).
-
-    Raises:
-      UserError: for another word, shape or a negative number.
+    It is "valid" (none), "same" (the output has ceil(size / stride) pixels; an odd pixel of padding goes to
+    the bottom and right, as in XLA), an int for all sides, (height, width) ints, or a pair (before, after)
+    for each axis.
+    Raises: UserError for another word, shape or a negative number.
     """
     if isinstance(padding, str):
         if padding.lower() not in ("valid", "same"):
@@ -114,28 +81,23 @@ def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Siz
             return (0, 0), (0, 0)
         windows, steps = pair(window, "window"), pair(strides, "strides")
         spread, sizes = pair(dilation, "dilation"), pair(size, "size")
-        height, width = (_same(*axis) for axis in zip(windows, steps, spread, sizes, strict=True))
+        height, width = map(_same, windows, steps, spread, sizes)
         return height, width
     try:
-        axes = (padding, padding) if isinstance(padding, int) else tuple(padding)
-        height, width = (pair(axis, "padding", 0) for axis in axes)
+        axes = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
+        height, width = (pair(axis, "padding", 0) for axis in axes)  # type: ignore[arg-type]  # no str here
     except (UserError, ValueError) as error:
-        raise UserError(
-            f"padding {padding!r}: allowed are 'valid', 'same', an int of at least 0, "
-            f"(height, width) or ((top, bottom), (left, right))"
-        ) from error
+        allowed = "'valid', 'same', an int of at least 0, (height, width) or ((top, bottom), (left, right))"
+        raise UserError(f"padding {padding!r}: allowed are {allowed}") from error
     return height, width
 
 
 class ReceptiveField(NamedTuple):
     """What one output pixel of a stack of windows sees of the input, along one axis."""
 
-    size: int
-    """Pixels of the input that it sees."""
-    jump: int
-    """Pixels of the input between two neighbouring outputs."""
-    start: int
-    """Index of the first pixel that output 0 sees; negative inside the padding."""
+    size: int  # pixels of the input that it sees
+    jump: int  # pixels of the input between two neighbouring outputs
+    start: int  # index of the first pixel that output 0 sees; negative inside the padding
 
     @property
     def center(self) -> float:
@@ -146,20 +108,14 @@ class ReceptiveField(NamedTuple):
 def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
     """The receptive field of a stack of convolutions and poolings along one axis.
 
-    Args:
-      layers: (window, stride), (window, stride, padding before) or (window, stride, padding
-        before, dilation) of each layer, the one nearest to the image first.
-
-    Raises:
-      UserError: for a layer of another length or a number out of range.
+    `layers` holds (window, stride[, padding before[, dilation]]) of each, the one nearest to the image first.
+    Raises: UserError for a layer of another length or a number out of range.
     """
     size, jump, start = 1, 1, 0
     for index, layer in enumerate(layers):
         if not 2 <= len(layer) <= 4:
-            raise UserError(
-                f"layers[{index}] {tuple(layer)!r}: allowed are (window, stride), "
-                f"(window, stride, padding) and (window, stride, padding, dilation)"
-            )
+            allowed = "(window, stride), (window, stride, padding) and (window, stride, padding, dilation)"
+            raise UserError(f"layers[{index}] {tuple(layer)!r}: allowed are {allowed}")
         window, stride, padding, dilation = (*layer, *(0, 1)[len(layer) - 2 :])
         _check_axis(1, window, stride, dilation)
         size += (window - 1) * dilation * jump
@@ -171,20 +127,12 @@ def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
 def adaptive_windows(size: int, output_size: int) -> tuple[tuple[int, int], ...]:
     """The windows [start, end) of an adaptive pooling: floor(i W / O) to ceil((i + 1) W / O).
 
-    They cover the axis evenly, overlap where O does not divide W, and repeat pixels where O > W;
-    this is torch's definition (`torch.nn.AdaptiveAvgPool2d`).
-
-    Args:
-      size: pixels of the axis, W.
-      output_size: number of windows, O.
-
-    Raises:
-      UserError: if a number is below 1.
+    They cover the W = `size` pixels evenly, overlap where O = `output_size` does not divide W, and repeat
+    pixels where O > W; this is torch's definition (`torch.nn.AdaptiveAvgPool2d`).
     """
     if size < 1 or output_size < 1:
-        raise UserError(
-            f"adaptive pooling of size {size} to output_size {output_size}: both must be at least 1"
-        )
+        given = f"adaptive pooling of size {size} to output_size {output_size}"
+        raise UserError(f"{given}: both must be at least 1")
     return tuple((i * size // output_size, -(-(i + 1) * size // output_size)) for i in range(output_size))
 
 
@@ -196,6 +144,5 @@ def _same(window: int, stride: int, dilation: int, size: int) -> tuple[int, int]
 
 def _check_axis(size: int, window: int, stride: int, dilation: int) -> None:
     if min(size, window, stride, dilation) < 1:
-        raise UserError(
-            f"size {size}, window {window}, stride {stride}, dilation {dilation}: each must be at least 1"
-        )
+        given = f"size {size}, window {window}, stride {stride}, dilation {dilation}"
+        raise UserError(f"{given}: each must be at least 1")

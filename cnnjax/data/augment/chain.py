@@ -22,19 +22,11 @@ from cnnjax.errors import UserError, parse_call, unknown
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """A checked chain of augmentations: `augmentation(key, batch) -> batch`.
+    """A checked chain, `augmentation(key, batch) -> batch`: step i draws from `fold_in(key, i)`."""
 
-    Step i draws from `fold_in(key, i)`, so the same key gives the same images.
-
-    Attributes:
-      steps: (name, arguments) in order, with the facts of the data set filled in.
-      spec: the normalised spec, without those facts.
-      output_shape: [H, W, C] of an image after the chain.
-    """
-
-    steps: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
-    spec: str
-    output_shape: Shape
+    steps: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]  # (name, arguments), with the data set's facts
+    spec: str  # normalised, without those facts
+    output_shape: Shape  # [H, W, C] of an image after the chain
 
     @property
     def training_only(self) -> tuple[str, ...]:
@@ -62,8 +54,8 @@ def _read_call(text: str) -> tuple[str, dict[str, Any]]:
         raise unknown("augmentation", name, AUGMENTATIONS)
     parameters = list(AUGMENTATIONS[name].parameters)
     if len(values) > len(parameters):
-        allowed = ", ".join(parameters) or "none"
-        raise UserError(f"augmentation {name}: {len(values)} values; its arguments: {allowed}")
+        own = ", ".join(parameters) or "none"
+        raise UserError(f"augmentation {name}: {len(values)} values; its arguments: {own}")
     arguments = dict(zip(parameters, values, strict=False))
     for argument, value in named.items():
         if argument not in parameters:
@@ -112,11 +104,8 @@ def parse(
 ) -> Augmentation:
     """Reads a chain such as "random_crop(28, padding=2)|mirror|normalize" and checks all of it.
 
-    Args:
-      spec: augmentations of `AUGMENTATIONS` joined by |; arguments are literals, nothing is evaluated.
-      image_shape: [H, W, C] of the images that go in, which are uint8.
-      num_classes, mean, std, covariance: of the data set, for augmentations whose spec omits them; statistics
-        of the channels on the scale 0..1.
+    `image_shape` is [H, W, C] of the images that go in, which are uint8; num_classes and the statistics on
+    the scale 0..1 are of the data set, for augmentations whose spec omits them.
     Raises: UserError naming the augmentation, the argument, the value and what is allowed; also for a chain
       that does not end in floating pixels.
     """
@@ -129,10 +118,8 @@ def parse(
     for name, arguments in map(_read_call, spec.split("|") if spec.strip() else []):
         step = AUGMENTATIONS[name]
         if kind not in step.takes:
-            raise UserError(
-                f"augmentation {name} in {spec!r} works on {' or '.join(step.takes)} pixels,"
-                f" and here they are {kind} already; move it forward or remove it"
-            )
+            given = f"augmentation {name} in {spec!r} works on {' or '.join(step.takes)} pixels"
+            raise UserError(f"{given}, and here they are {kind} already; move it forward or remove it")
         full = _complete(name, arguments, facts)
         try:
             shape = step.output_shape(shape, full)
@@ -142,10 +129,8 @@ def parse(
         steps.append((name, tuple(full.items())))
         words.append(_write_call(name, arguments))
     if kind == "uint8":
-        raise UserError(
-            f"augmentation {spec!r} leaves uint8 pixels, and a model needs floating ones;"
-            " end it with normalize or scale"
-        )
+        allowed = "a model needs floating ones; end it with normalize or scale"
+        raise UserError(f"augmentation {spec!r} leaves uint8 pixels, and {allowed}")
     return Augmentation(tuple(steps), "|".join(words), shape)
 
 

@@ -34,11 +34,7 @@ def scale(key: jax.Array, batch: Batch) -> Batch:
 
 @operation(_channel_shape, takes=("uint8", "unit"), gives="normalized")
 def normalize(key: jax.Array, batch: Batch, mean: PerChannel, std: PerChannel) -> Batch:
-    """Subtracts the channel means and divides by the channel standard deviations; float32 comes out.
-
-    Args:
-      mean, std: of each channel on the scale 0..1; omitted from a spec, the data set's.
-    """
+    """(image - mean) / std in float32 on the scale 0..1; omitted from a spec, the data set's mean and std."""
     images = batch["image"]
     mean_row, std_row = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
     factor = 1 / (255 * std_row) if images.dtype == jnp.uint8 else 1 / std_row
@@ -73,10 +69,7 @@ def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
 
 @operation(takes=("uint8", "unit"))
 def brightness(key: jax.Array, batch: Batch, strength: float) -> Batch:
-    """Multiplies each image by a factor uniform in [max(0, 1 - strength), 1 + strength].
-
-    As Pillow's ImageEnhance.Brightness; strength 0 is the identity.
-    """
+    """Multiplies each image by one of `_factors`, as Pillow's ImageEnhance.Brightness."""
     images = batch["image"]
     return _recoloured(batch, images.astype(jnp.float32) * _factors(key, images, strength))
 
@@ -99,11 +92,7 @@ def saturation(key: jax.Array, batch: Batch, strength: float) -> Batch:
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
 def hue(key: jax.Array, batch: Batch, hue: float) -> Batch:
-    """Turns the colours of each image by an angle uniform in [-hue, hue] of the circle, in HSV.
-
-    Args:
-      hue: the largest turn, in [0, 0.5]; 0 is the identity.
-    """
+    """Turns the colours of each image by an angle uniform in [-hue, hue] of the circle, in HSV."""
     images = batch["image"]
     turn = jax.random.uniform(key, (len(images), 1, 1), minval=-hue, maxval=hue)
     values = images.astype(jnp.float32)
@@ -111,12 +100,8 @@ def hue(key: jax.Array, batch: Batch, hue: float) -> Batch:
     high, low = values.max(-1), values.min(-1)
     spread = high - low
     safe = jnp.where(spread > 0, spread, 1)
-    angle = jnp.where(
-        high == red,
-        (green - blue) / safe % 6,
-        jnp.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    angle = angle + 6 * turn
+    from_green = jnp.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+    angle = jnp.where(high == red, (green - blue) / safe % 6, from_green) + 6 * turn
     place = (jnp.asarray([[[[5.0, 3.0, 1.0]]]]) + angle[..., None]) % 6
     ramp = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
     turned = high[..., None] - spread[..., None] * ramp
@@ -135,12 +120,9 @@ def pca_color(
 ) -> Batch:
     """Adds to each image one colour along the principal components of the data set's colours.
 
-    float32 on the scale 0..1 comes out, not clipped, as the paper does not say that it is.
-
-    Args:
-      strength: standard deviation of the draws alpha; 0.1 in the paper.
-      covariance: [C][C] of the channels over the pixels of `train` on the scale 0..1; omitted from a spec,
-        the data set's.
+    `strength` is the standard deviation of the draws alpha, 0.1 in the paper; `covariance` [C][C] is that of
+    the channels over the pixels of `train` on the scale 0..1, omitted from a spec the data set's. float32 on
+    the scale 0..1 comes out, not clipped, as the paper does not say that it is.
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1: sum_i alpha_i lambda_i p_i, with the eigenvalues
       of colours on the scale 0..1.
     """

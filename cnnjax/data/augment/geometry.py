@@ -20,17 +20,13 @@ def _crop_shape(shape: tuple[int, ...], arguments: Arguments) -> Shape:
     """[H, W, C] after a crop; raises UserError if the crop or the reflection does not fit."""
     (height, width), padding = pair(arguments["size"]), arguments.get("padding", 0)
     if arguments.get("padding_mode") == "reflect" and padding >= min(shape[:2]):
-        raise UserError(
-            f"padding = {padding} cannot reflect an image of {shape[0]}x{shape[1]};"
-            f" allowed: at most {min(shape[:2]) - 1}"
-        )
+        given = f"padding = {padding} cannot reflect an image of {shape[0]}x{shape[1]}"
+        raise UserError(f"{given}; allowed: at most {min(shape[:2]) - 1}")
     rows, columns = shape[0] + 2 * padding, shape[1] + 2 * padding
     if height > rows or width > columns:
         padded = f" with padding {padding} on each side" if padding else ""
-        raise UserError(
-            f"size = {arguments['size']} is larger than the image of {shape[0]}x{shape[1]}{padded};"
-            f" allowed: at most {rows}x{columns}"
-        )
+        given = f"size = {arguments['size']} is larger than the image of {shape[0]}x{shape[1]}{padded}"
+        raise UserError(f"{given}; allowed: at most {rows}x{columns}")
     return height, width, shape[2]
 
 
@@ -54,8 +50,7 @@ def alternating_flip(key: jax.Array, batch: Batch) -> Batch:
     """Flips each image left to right in every other epoch; a draw by example says which of them in the first.
 
     So two consecutive epochs show every image both ways, where `mirror` repeats half of the views. The draw
-    is a function of `run_key` and `index` alone; `key` is not used.
-
+    is a function of `run_key` and `index` alone.
     Source: Jordan 2024, arXiv:2404.00498, section 3.6 (there a hash of the index; here a draw by it).
     """
     run_key = batch["run_key"]
@@ -70,10 +65,7 @@ def random_crop(
 ) -> Batch:
     """Cuts a window out of each image at a place of its own, all places equally likely.
 
-    Args:
-      size: of the window; the image itself if that is its own size and padding 0.
-      padding: pixels added on each side first.
-      padding_mode: "zero", or "reflect" (the edge pixel is not repeated).
+    First `padding` pixels are added on each side: "zero", or "reflect" (the edge pixel is not repeated).
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1; with padding He, Zhang, Ren, Sun 2015,
       arXiv:1512.03385, section 4.2.
     """
@@ -157,13 +149,9 @@ def random_resized_crop(
     aspect: Range = (3 / 4, 4 / 3),
     antialias: bool = True,
 ) -> Batch:
-    """Cuts a window of random area and aspect ratio out of each image and resizes it (bilinear).
+    """Cuts a window of random area and aspect ratio, see `_rectangles`, out of each image and resizes it.
 
-    Args:
-      size: that comes out; bytes are rounded.
-      area: of the window, as a fraction of the image's, drawn uniformly.
-      aspect: width / height, uniform in its logarithm; a window too long for the image is shortened.
-      antialias: widens the filter as the window shrinks.
+    The filter is bilinear; `antialias` widens it as the window shrinks.
     Source: Szegedy et al. 2014, arXiv:1409.4842, section 6. Windows have fractions of pixels, and one that
       does not fit is cut to fit rather than drawn again.
     """
@@ -177,13 +165,10 @@ def random_resized_crop(
 
 @operation(_resized_shape)
 def scale_jitter(key: jax.Array, batch: Batch, size: Size, sides: Range = (256, 480)) -> Batch:
-    """A random crop of `size` from each image, resized first so that its short side is drawn from `sides`.
+    """A random crop of each image, resized first so that its short side is uniform in `sides`, in pixels.
 
-    Args:
-      size: of the crop; bytes are rounded.
-      sides: the smallest and the largest short side in pixels, drawn uniformly.
-    Source: Simonyan, Zisserman 2014, arXiv:1409.1556, section 3.1; He et al. 2015,
-      arXiv:1512.03385, section 3.4.
+    Source: Simonyan, Zisserman 2014, arXiv:1409.1556, section 3.1; He et al. 2015, arXiv:1512.03385,
+      section 3.4.
     """
     images = batch["image"]
     side_key, place_key = jax.random.split(key)
@@ -203,11 +188,8 @@ def random_erasing(
     area: Range = (0.02, 0.33),
     aspect: Range = (0.3, 3.3),
 ) -> Batch:
-    """Blackens (or, after normalize, greys) one rectangle of each image with the given probability.
+    """Blackens (or, after normalize, greys) one of `_rectangles` of each image with the given probability.
 
-    Args:
-      area: of the rectangle, as a fraction of the image's, drawn uniformly.
-      aspect: width / height, uniform in its logarithm.
     Source: Zhong et al. 2017, arXiv:1708.04896, algorithm 1; filled with 0 rather than with noise.
     """
     images = batch["image"]
@@ -223,9 +205,7 @@ def random_erasing(
 
 @operation()
 def cutout(key: jax.Array, batch: Batch, size: Size) -> Batch:
-    """Blackens (or, after normalize, greys) one square of each image, centred on any pixel.
-
-    A part of the square may lie outside the image.
+    """Blackens (or, after normalize, greys) a square centred on any pixel, a part of it maybe outside.
 
     Source: DeVries, Taylor 2017, arXiv:1708.04552, section 3.2.
     """

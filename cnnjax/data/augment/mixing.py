@@ -1,6 +1,7 @@
 """Augmentations that mix pairs of images and their labels.
 
-Labels int [B] become rows of probabilities float [B, K] first; rows that sum to one are mixed as they are.
+Labels int [B] become rows of probabilities float [B, K] first, K being `num_classes` (omitted from a spec,
+the data set's); rows that sum to one are mixed as they are.
 """
 
 import jax
@@ -20,11 +21,7 @@ def _mixed_labels(batch: Batch, other: jax.Array, part: jax.Array, num_classes: 
 def mixup(key: jax.Array, batch: Batch, alpha: float = 0.2, *, num_classes: int) -> Batch:
     """Mixes each image with another of the batch: part * image + (1 - part) * other, and the labels likewise.
 
-    Args:
-      key: one for the whole batch, which has one part.
-      batch: image float [B, H, W, C]; label int [B], or float [B, K].
-      alpha: part is drawn from Beta(alpha, alpha); 0 is the identity.
-      num_classes: K; omitted from a spec, the data set's.
+    The batch has one part, drawn from Beta(alpha, alpha); alpha 0 is the identity.
     Source: Zhang et al. 2017, arXiv:1710.09412, section 2.
     """
     if not alpha:
@@ -41,11 +38,7 @@ def mixup(key: jax.Array, batch: Batch, alpha: float = 0.2, *, num_classes: int)
 def cutmix(key: jax.Array, batch: Batch, alpha: float = 1.0, *, num_classes: int) -> Batch:
     """Pastes a rectangle of another image of the batch into each, and mixes the labels by its area.
 
-    Args:
-      key: one for the whole batch, which has one rectangle.
-      batch: image [B, H, W, C] of any dtype; label int [B], or float [B, K].
-      alpha: the area left is drawn from Beta(alpha, alpha); 0 is the identity.
-      num_classes: K; omitted from a spec, the data set's.
+    The batch has one rectangle; the area left is drawn from Beta(alpha, alpha); alpha 0 is the identity.
     Source: Yun et al. 2019, arXiv:1905.04899, section 3.1; labels are weighted by the area inside the image.
     """
     if not alpha:

@@ -52,13 +52,9 @@ def _grey_or_rgb(shape: Shape, arguments: Arguments) -> Shape:
 
 @operation(_grey_or_rgb, takes=("uint8",))
 def rand_augment(key: jax.Array, batch: Batch, magnitude: float = 0.3, count: int = 2) -> Batch:
-    """Applies to each image `count` of fourteen operations, at one magnitude and with a random sign.
+    """Applies to each image `count` (the paper's N) of fourteen operations, at one magnitude, any sign.
 
-    Uncovered pixels become 0.
-
-    Args:
-      magnitude: in [0, 1]; the paper's M = 9 of 30 is 0.3. 0 is the identity.
-      count: the paper's N.
+    Uncovered pixels become 0. The paper's M = 9 of 30 is a magnitude of 0.3; 0 is the identity.
     Source: Cubuk et al. 2019, arXiv:1909.13719, figure 2; ranges as torchvision's RandAugment. Autocontrast
       and equalize have no magnitude.
     """
@@ -77,12 +73,9 @@ def rand_augment(key: jax.Array, batch: Batch, magnitude: float = 0.3, count: in
 
 @operation(_grey_or_rgb, takes=("uint8",))
 def trivial_augment(key: jax.Array, batch: Batch, magnitude: float = 1.0) -> Batch:
-    """Applies to each image one of fourteen operations, at a magnitude and with a sign of its own.
+    """Applies to each image one of fourteen operations, with a sign and a magnitude of its own.
 
-    Uncovered pixels become 0.
-
-    Args:
-      magnitude: the largest one, in [0, 1]; drawn uniformly from 0 to it. 0 is the identity.
+    The magnitude is uniform from 0 to the given one; 0 is the identity. Uncovered pixels become 0.
     Source: Mueller, Hutter 2021, arXiv:2103.10158, table 1 (the wide space).
     """
     if not magnitude:
@@ -99,29 +92,21 @@ def trivial_augment(key: jax.Array, batch: Batch, magnitude: float = 1.0) -> Bat
 def _amounts(
     shape: tuple[int, ...], chosen: jax.Array, magnitude: jax.Array, positive: jax.Array, space: str
 ) -> jax.Array:
-    """float32 [B]: the amount of each image's operation at its magnitude, with its sign.
-
-    `shape` is [B, H, W, C]; `space` is "narrow" or "wide".
-    """
+    """float32 [B]: the signed amount of each image's operation; `space` is "narrow" or "wide"."""
     if space == "narrow":
         sides = {"translate_x": shape[2], "translate_y": shape[1]}
         most = [r.narrow * sides.get(name, 1) for name, r in OPERATIONS.items()]
     else:
         most = [r.wide for r in OPERATIONS.values()]
     signed = jnp.asarray([r.signed for r in OPERATIONS.values()])
-    return (
-        magnitude * jnp.asarray(most, jnp.float32)[chosen] * jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
-    )
+    sign = jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
+    return magnitude * jnp.asarray(most, jnp.float32)[chosen] * sign
 
 
 def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
-    """Applies to each image the operation `NAMES[chosen]` at its amount, as Pillow does (nearest pixels).
+    """Applies to each of uint8 [B, H, W, C], C 1 or 3, its operation as Pillow does (nearest pixels).
 
-    Args:
-      images: uint8 [B, H, W, C], C 1 or 3.
-      chosen: int [B].
-      amount: float32 [B], in the operation's units, see `OPERATIONS`.
-    Returns: uint8 [B, H, W, C].
+    `chosen`, int [B], are positions in `NAMES`; `amount`, float32 [B], is in the units of `OPERATIONS`.
     """
 
     def one(image: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
@@ -153,13 +138,12 @@ def _moved(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
 def _through_tables(
     image: jax.Array, amounts: dict[str, jax.Array], is_one: dict[str, jax.Array]
 ) -> jax.Array:
-    """What changes each level of a channel into another: brightness, contrast and the rest, by table."""
+    """What turns each level of a channel into another, by table."""
     channels = image.shape[-1]
     level = jnp.arange(256, dtype=jnp.int32)
     exact = level.astype(jnp.float32)
-    counts = jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), -1)(
-        image.reshape(-1, channels)
-    )  # [C, 256]
+    pixels = image.reshape(-1, channels)
+    counts = jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), -1)(pixels)  # [C, 256]
     mean = jnp.floor(_grey(image).mean() + 0.5)
     bright = exact * (1 + amounts["brightness"])
     contrasted = mean + (exact - mean) * (1 + amounts["contrast"])

@@ -79,22 +79,13 @@ def same_shape(shape: Shape, arguments: Arguments) -> Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One augmentation, and what must be known about it before anything compiles.
+    """One augmentation, and what must be known about it before anything compiles."""
 
-    Attributes:
-      apply: `(key, batch, **literals) -> batch`.
-      output_shape: (image shape, arguments) -> image shape after it; raises UserError for arguments that do
-        not fit the image.
-      takes: the kinds of pixel it works on: "uint8", "unit" (float in [0, 1]), "normalized".
-      gives: the kind it leaves behind; None keeps the kind.
-      needs: entries of the batch that it reads beside "image".
-    """
-
-    apply: Callable[..., Batch]
-    output_shape: OutputShape = same_shape
-    takes: tuple[str, ...] = ANY_PIXELS
-    gives: str | None = None
-    needs: tuple[str, ...] = ()
+    apply: Callable[..., Batch]  # (key, batch, **literals) -> batch
+    output_shape: OutputShape = same_shape  # raises UserError for arguments that do not fit the image
+    takes: tuple[str, ...] = ANY_PIXELS  # kinds of pixel: "uint8", "unit" (float in [0, 1]), "normalized"
+    gives: str | None = None  # the kind it leaves behind; None keeps the kind
+    needs: tuple[str, ...] = ()  # entries of the batch that it reads beside "image"
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

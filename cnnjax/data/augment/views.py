@@ -16,6 +16,7 @@ from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.augment.geometry import pair, resize
 from cnnjax.data.augment.register import Shape
 from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.ops.activations import identity
 
 Images = Callable[[jax.Array], jax.Array]
 Place = tuple[int, int, bool]  # top, left, mirrored
@@ -23,21 +24,13 @@ Place = tuple[int, int, bool]  # top, left, mirrored
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Windows of one size out of images that are prepared once.
+    """Windows of one size out of images that are prepared once."""
 
-    Attributes:
-      prepare: images uint8 [B, H, W, C] -> the images that the windows are cut from.
-      finish: a window -> the network's input.
-      size: height and width of the windows.
-      places: of each window.
-      weights: of each window in the average; those of a protocol sum to 1.
-    """
-
-    prepare: Images
-    finish: Images
-    size: tuple[int, int]
-    places: tuple[Place, ...]
-    weights: tuple[float, ...]
+    prepare: Images  # images uint8 [B, H, W, C] -> the images that the windows are cut from
+    finish: Images  # a window -> the network's input
+    size: tuple[int, int]  # height and width of the windows
+    places: tuple[Place, ...]  # of each window
+    weights: tuple[float, ...]  # of each window in the average; those of a protocol sum to 1
 
     def log_softmax(self, apply: Images, images: jax.Array) -> jax.Array:
         """[V, B, K]: log of weight times softmax of each window; a scan, so the network compiles once."""
@@ -56,17 +49,11 @@ class Views:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """`protocol(apply, images)`: the logits [B, K] that `apply` gives, averaged over the views.
+    """`protocol(apply, images)`: the logits [B, K] that `apply` gives, averaged over the views."""
 
-    Attributes:
-      spec: the call as it was written.
-      augment: of the view in the middle.
-      views: none for `center`, whose logits are the network's own.
-    """
-
-    spec: str
-    augment: Augmentation
-    views: tuple[Views, ...] = ()
+    spec: str  # the call as it was written
+    augment: Augmentation  # of the view in the middle
+    views: tuple[Views, ...] = ()  # none for `center`, whose logits are the network's own
 
     def __call__(self, apply: Images, images: jax.Array) -> jax.Array:
         """Float32 [B, K]: the logarithm of the weighted mean of the softmax, or `center`'s logits."""
@@ -90,18 +77,12 @@ def _at_crop(augment: Augmentation, name: str) -> tuple[Images, Images, tuple[in
     """The part of an augmentation before its center_crop, the part after it, and its size."""
     names = [step for step, _ in augment.steps]
     if "center_crop" not in names:
-        raise UserError(
-            f"protocol={name}: the augmentation {augment.spec!r} cuts no window; allowed: one with"
-            " center_crop(SIZE), which the views replace"
-        )
+        allowed = "one with center_crop(SIZE), which the views replace"
+        raise UserError(f"protocol={name}: augmentation {augment.spec!r} cuts no window; allowed: {allowed}")
     at = names.index("center_crop")
     before = dataclasses.replace(augment, steps=augment.steps[:at])
     after = dataclasses.replace(augment, steps=augment.steps[at + 1 :])
     return before.preprocess, after.preprocess, pair(dict(augment.steps[at][1])["size"])
-
-
-def _same(images: jax.Array) -> jax.Array:
-    return images
 
 
 def center(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
@@ -112,7 +93,7 @@ def center(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
 def mirror(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
     """Two views: what `augment` gives, and its mirror image."""
     height, width, _ = augment.output_shape
-    return (Views(augment.preprocess, _same, (height, width), _both_ways((0, 0)), (0.5, 0.5)),)
+    return (Views(augment.preprocess, identity, (height, width), _both_ways((0, 0)), (0.5, 0.5)),)
 
 
 def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1) -> tuple[Views, ...]:
@@ -130,7 +111,7 @@ def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1)
         return jnp.pad(augment.preprocess(images), margin, "reflect")
 
     places = _both_ways((pixels, pixels), (0, 0), (2 * pixels, 2 * pixels))
-    return (Views(prepare, _same, (height, width), places, (0.25, 0.125, 0.125) * 2),)
+    return (Views(prepare, identity, (height, width), places, (0.25, 0.125, 0.125) * 2),)
 
 
 def ten_crop(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
@@ -153,9 +134,8 @@ def multi_scale(
     Source: He et al. 2015, arXiv:1512.03385, section 3.4 (the same sides); scores are averaged as softmax.
     """
     if not isinstance(sides, tuple | list) or not sides or not all(type(s) is int and s > 0 for s in sides):
-        raise UserError(
-            f"protocol=multi_scale: sides={sides!r}; allowed: whole numbers of pixels, as in (224, 256)"
-        )
+        allowed = "whole numbers of pixels, as in (224, 256)"
+        raise UserError(f"protocol=multi_scale: sides={sides!r}; allowed: {allowed}")
     before, after, _ = _at_crop(augment, "multi_scale")
 
     def at(side: int) -> Views:
@@ -173,12 +153,8 @@ PROTOCOLS: dict[str, Callable[..., tuple[Views, ...]]] = {
 
 
 def parse(spec: str, augment: Augmentation, image_shape: Sequence[int]) -> Protocol:
-    """Reads a protocol and checks it.
+    """Reads a call of `PROTOCOLS` and checks it; `augment` is of evaluation, parsed for `image_shape`.
 
-    Args:
-      spec: a call of `PROTOCOLS`.
-      augment: of evaluation; parsed for images of
-      image_shape: [H, W, C].
     Raises: UserError naming the protocol, its value and what is allowed.
     """
     name, values, named = parse_call(spec, "protocol")

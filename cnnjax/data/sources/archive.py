@@ -1,5 +1,6 @@
 """Files of a folder, a zip or a tar archive, read at random and never unpacked to disk."""
 
+import contextlib
 import dataclasses
 import gzip
 import os
@@ -13,6 +14,7 @@ from isal import isal_zlib  # as zlib, with the processor's instructions for it
 from cnnjax.errors import UserError
 
 LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, Zstandard
 # What unpacks to more than both is taken for a decompression bomb, and not read into memory.
 MAX_RATIO, ALWAYS_BYTES = 200, 2**28
 
@@ -50,11 +52,9 @@ class Member:
 
 
 class Files:
-    """The files below a root, and their bytes; another process opens the root anew.
+    """The files below a folder, a .zip or an uncompressed .tar; another process opens the root anew.
 
-    Attributes:
-      root: a folder, a .zip or an uncompressed .tar.
-      members: sorted by name, without hidden files and what macOS and Windows leave behind.
+    `members` are sorted by name, without hidden files and what macOS and Windows leave behind.
     """
 
     def __init__(self, root: Path):
@@ -63,9 +63,8 @@ class Files:
         if root.is_dir():
             members = _walk(root)
         elif not root.is_file():
-            raise UserError(
-                f"{root}: no such folder; allowed: a folder, or a .zip or .tar, of split/class/images"
-            )
+            allowed = "a folder, or a .zip or .tar, of split/class/images"
+            raise UserError(f"{root}: no such folder; allowed: {allowed}")
         else:
             members = _zip_members(root) if zipfile.is_zipfile(root) else _tar_members(root)
             self._archive = self._opened()
@@ -142,7 +141,7 @@ def _walk(root: Path) -> list[Member]:
 
 
 def _check_name(root: Path, name: str) -> None:
-    """Refuses names that point outside the archive: nothing is unpacked, but it is not to be trusted."""
+    """Refuses names that point outside the archive: it is not unpacked, but not to be trusted either."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{root}: member {name!r} points outside the archive; allowed: names below its root")
@@ -168,16 +167,6 @@ def _zip_members(root: Path) -> list[Member]:
     return members
 
 
-def _is_compressed(root: Path) -> bool:
-    """Whether a file is gzip, bzip2, xz or Zstandard."""
-    magic = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-    try:
-        with open(root, "rb") as file:
-            return file.read(8).startswith(magic)
-    except OSError:
-        return False
-
-
 def _tar_members(root: Path) -> list[Member]:
     members = []
     try:
@@ -191,15 +180,13 @@ def _tar_members(root: Path) -> list[Member]:
                 name = PurePosixPath(info.name).as_posix()
                 members.append(Member(name, info.size, info.offset_data, info.size))
     except (OSError, EOFError, tarfile.TarError) as error:
-        if _is_compressed(root):
-            raise UserError(
-                f"{root}: a compressed tar can only be read from its start; unpack it once "
-                f"(tar -xf {root.name}) and name the folder, or take a .zip"
-            ) from None
-        raise UserError(
-            f"{root}: cannot be read as zip or tar ({error}); allowed: .zip, or .tar that is not compressed"
-        ) from None
-    size = root.stat().st_size
-    if members and max(m.offset + m.stored for m in members) > size:
+        allowed = ".zip, or .tar that is not compressed"
+        reason = f"cannot be read as zip or tar ({error}); allowed: {allowed}"
+        with contextlib.suppress(OSError), open(root, "rb") as file:
+            if file.read(8).startswith(COMPRESSED):
+                reason = "a compressed tar can only be read from its start; unpack it once "
+                reason += f"(tar -xf {root.name}) and name the folder, or take a .zip"
+        raise UserError(f"{root}: {reason}") from None
+    if max((m.offset + m.stored for m in members), default=0) > root.stat().st_size:
         raise UserError(f"{root}: truncated; copy or download it again")
     return members

@@ -15,16 +15,11 @@ from cnnjax.errors import UserError
 def read_cifar(
     path: Path, members: Sequence[str], label_bytes: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 32, 32, 3] and labels int32 [N].
+    """Images uint8 [N, 32, 32, 3] and labels int32 [N] of the .bin files of one split, in order.
 
-    A record is its labels, one byte each (CIFAR-100: coarse, then fine, which is used), and 3072
-    bytes of red, green and blue planes (Krizhevsky 2009).
-
-    Args:
-      path: the .tar.gz archive, or the folder that holds the .bin files.
-      members: names of the .bin files of one split, in order.
-      label_bytes: labels in each record.
-      num_classes: labels must be below it.
+    `path` is the .tar.gz archive, or the folder that holds the files. A record is `label_bytes` labels, one
+    byte each (CIFAR-100: coarse, then fine, which is used), and 3072 bytes of red, green and blue planes
+    (Krizhevsky 2009).
     Raises: UserError naming the file that is missing or wrong.
     """
     archived = _tar_members(path, members) if path.is_file() else {}

@@ -10,24 +10,17 @@ from cnnjax.data.sources.archive import Files, Member
 from cnnjax.data.sources.source import FileSource, Opened, Place, digest
 from cnnjax.errors import UserError
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
+VALIDATION = dict.fromkeys(("validation", "valid", "val"), "validation")
+SPLIT_FOLDERS = {"train": "train", **VALIDATION, "test": "test"}
 
 
 class ImageFolder:
-    """The splits, classes and files of a folder or archive; nothing is decoded.
+    """The splits, classes and files of a folder or archive; files that are not named as images are left out.
 
     Attributes:
       splits: split -> its folder in the archive ("" without split folders: all is `train`).
       class_names: the class folders of `train`, sorted; for loose files what precedes their first `_`
         (`n01440764_tench.JPEG`). Labels are positions among them.
-
-    Files whose names do not end as an image's are left out.
     """
 
     def __init__(self, root: Path):
@@ -35,9 +28,8 @@ class ImageFolder:
         tops = {PurePosixPath(m.name).parts[0] for m in self.files.members if "/" in m.name}
         if root.is_dir():
             tops |= {p.name for p in root.iterdir() if p.is_dir()}
-        self.splits = {SPLIT_FOLDERS[top]: top for top in sorted(tops) if top in SPLIT_FOLDERS} or {
-            "train": ""
-        }
+        named = {SPLIT_FOLDERS[top]: top for top in sorted(tops) if top in SPLIT_FOLDERS}
+        self.splits = named or {"train": ""}
         first = self.splits.get("train", next(iter(self.splits.values())))
         self.class_names = tuple(sorted({*self._by_class(first), *self._empty_classes(first)}))
 
@@ -56,19 +48,15 @@ class ImageFolder:
                 continue
             name, loose, _ = parts[0].partition("_") if len(parts) == 1 else (parts[0], "_", "")
             if not loose:
-                raise UserError(
-                    f"{self.files.where(member)}: an image outside a class folder; allowed: CLASS/NAME, or "
-                    "CLASS_NAME for loose files"
-                )
+                outside = f"{self.files.where(member)}: an image outside a class folder"
+                raise UserError(f"{outside}; allowed: CLASS/NAME, or CLASS_NAME for loose files")
             by_class.setdefault(name, []).append(member)
         return by_class
 
     def source(self, split: str, name: str, size: int | None = None) -> FileSource:
         """The images of one split as RGB, read on access; `size` cuts the middle square and resizes it.
 
-        The fingerprint is over the files' names and sizes (in a zip also their checksums), not their bytes:
-        it is quick for a million of them.
-
+        The fingerprint is over the files' names and sizes (in a zip also their checksums), not their bytes.
         Raises: UserError for a class that `train` lacks or a class without images.
         """
         folder = self.splits[split]

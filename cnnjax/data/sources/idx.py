@@ -21,29 +21,21 @@ def find_idx(folder: Path, name: str) -> Path | None:
 def read_idx(path: Path, ndim: int, sha256: str | None = None) -> np.ndarray:
     """Reads one idx file of unsigned bytes: uint8 with `ndim` dimensions, 3 of images or 1 of labels.
 
-    Args:
-      sha256: of the unzipped contents, checked if given.
-    Raises: UserError naming the file for a wrong checksum, magic number, size or length.
+    Raises: UserError naming the file for a wrong checksum (of the unzipped contents), magic number or size.
     """
     data = read_bytes(path)
     if sha256 is not None and (actual := hashlib.sha256(data).hexdigest()) != sha256:
-        raise UserError(
-            f"{path}: SHA-256 of the unzipped contents is {actual}; allowed: {sha256};"
-            " download it again, or load other data as idx:FOLDER"
-        )
+        given = f"{path}: SHA-256 of the unzipped contents is {actual}; allowed: {sha256}"
+        raise UserError(f"{given}; download it again, or load other data as idx:FOLDER")
     magic, header = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
     if data[:4] != magic or len(data) < header:
-        raise UserError(
-            f"{path}: starts with {data[:4].hex()}; allowed: {magic.hex()}, an idx file of unsigned"
-            f" bytes with {ndim} dimensions"
-        )
+        allowed = f"{magic.hex()}, an idx file of unsigned bytes with {ndim} dimensions"
+        raise UserError(f"{path}: starts with {data[:4].hex()}; allowed: {allowed}")
     shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(ndim))
-    expected, actual_bytes = int(np.prod(shape, dtype=object)), len(data) - header
-    if actual_bytes != expected:
-        what = "truncated" if actual_bytes < expected else "followed by other bytes"
-        raise UserError(
-            f"{path}: {what}: {actual_bytes} bytes after the header; allowed: {expected}, for {shape}"
-        )
+    expected, after = int(np.prod(shape, dtype=object)), len(data) - header
+    if after != expected:
+        what = "truncated" if after < expected else "followed by other bytes"
+        raise UserError(f"{path}: {what}: {after} bytes after the header; allowed: {expected}, for {shape}")
     try:
         return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
     except ValueError:  # no bytes, with dimensions beyond those of an array
@@ -61,12 +53,9 @@ def _read_kind(folder: Path, split: str, kind: str, ndim: int, sha256: Mapping[s
 def read_split(
     folder: Path, split: str, sha256: Mapping[str, str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W, 1] and labels int32 [N] of the idx files in a folder.
+    """Images uint8 [N, H, W, 1] and labels int32 [N] of the idx files (`train-images-idx3-ubyte[.gz]`, ...).
 
-    Args:
-      folder: holds `train-images-idx3-ubyte[.gz]` and so on.
-      split: "train" or "test" (whose files are called t10k).
-      sha256: name without .gz -> checksum of the unzipped contents.
+    `sha256` is name without .gz -> checksum of the unzipped contents.
     Raises: UserError naming the file that is missing or wrong.
     """
     images = _read_kind(folder, split, "images-idx3", 3, sha256 or {})

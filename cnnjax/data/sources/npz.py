@@ -12,6 +12,10 @@ from cnnjax.data.sources.source import ArraySource, Opened, Place, numbered_clas
 from cnnjax.errors import UserError
 
 MAX_CLASSES = 2**20
+DAMAGED = (
+    OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError, SyntaxError,
+    RuntimeError, MemoryError, LookupError,  # RuntimeError for a password or an unknown compression
+)  # fmt: skip
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -23,19 +27,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             raise OSError(f"it claims {size} bytes, more than {MAX_RATIO} times its own size")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-        AttributeError,
-        TypeError,
-        SyntaxError,
-        RuntimeError,
-        MemoryError,
-        LookupError,
-    ) as error:  # RuntimeError: of zipfile, for a password or an unknown compression
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as npz without pickle ({reason})") from None
 

@@ -30,12 +30,8 @@ MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
 
 
 class ParquetFolder:
-    """The splits, columns and classes of a folder of Parquet files; no image is read.
+    """The files of each split, the names of the columns, and the classes; no image is read.
 
-    Attributes:
-      files: split -> its files, sorted.
-      image, label: names of the columns.
-      class_names: those of the metadata, else the labels of `train` counted.
     Raises: UserError for a folder without such files, or one whose columns are others.
     """
 
@@ -46,18 +42,16 @@ class ParquetFolder:
             matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
             split = next((SPLIT_FOLDERS[match[1]] for match in matches if match), None)
             if split is None:
-                raise UserError(
-                    f"{path}: of which split? allowed: names or folders that begin with train, validation or "
-                    "test"
-                )
+                allowed = "names or folders that begin with train, validation or test"
+                raise UserError(f"{path}: of which split? allowed: {allowed}")
             self.files.setdefault(split, []).append(path)
         if "train" not in self.files:
             raise UserError(f"{root}: no train-*.parquet; allowed: a folder of Parquet files of the Hub")
         columns = {path: _columns(path) for paths in self.files.values() for path in paths}
         first = self.files["train"][0]
         if other := [path for path in columns if columns[path] != columns[first]]:
-            given, allowed = columns[other[0]], columns[first]
-            raise UserError(f"{other[0]}: columns {given}; allowed: {allowed}, as in {first}")
+            wrong, path = columns[other[0]], other[0]
+            raise UserError(f"{path}: columns {wrong}; allowed: {columns[first]}, as in {first}")
         self.image, self.label, names = columns[first]
         self.class_names = names or numbered_classes(self.labels("train"))
 
@@ -181,9 +175,7 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
         labels = [name for name in labels if kinds.get(name) == "ClassLabel"]
     labels = [name for name in labels if name == "label"] or labels
     if len(images) != 1 or len(labels) != 1:
-        raise UserError(
-            f"{path}: columns {schema.names}: images {images}, labels {labels}; allowed: one column of each, "
-            "or a column 'label'"
-        )
+        given = f"{path}: columns {schema.names}: images {images}, labels {labels}"
+        raise UserError(f"{given}; allowed: one column of each, or a column 'label'")
     names = features[labels[0]].get("names") or () if features else ()
     return images[0], labels[0], tuple(map(str, names))

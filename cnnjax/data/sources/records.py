@@ -62,9 +62,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def read_split(folder: Path, split: str, name: str) -> FileSource:
-    """One split of a prepared folder, read on access.
-
-    The fingerprint is over the facts, the labels and the sizes of the shards.
+    """One split of a prepared folder, read on access, with a fingerprint of facts, labels and shards' sizes.
 
     Raises: UserError for a shard that is missing or of another size than when it was written.
     """

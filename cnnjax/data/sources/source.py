@@ -65,19 +65,12 @@ class Opened(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Data named by its form and place, as in 'folder:PATH'.
-
-    Attributes:
-      name: all of that.
-      rest: what follows the colon.
-      size: if given, the middle square of each image is resized to it.
-      data_dir: where prepared data sets are looked for first.
-    """
+    """Data named by its form and place, as in 'folder:PATH'."""
 
     name: str
-    rest: str
-    size: int | None
-    data_dir: DataDir
+    rest: str  # what follows the colon
+    size: int | None  # if given, the middle square of each image is resized to it
+    data_dir: DataDir  # where prepared data sets are looked for first
 
     @property
     def path(self) -> Path:
@@ -104,21 +97,14 @@ def digest(*parts: object) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Images in memory; see `Source`.
+    """Images in memory; see `Source`. Raises UserError if arrays and class names do not fit each other."""
 
-    Attributes:
-      images: uint8 [N, H, W, C].
-      labels: int32 [N] in [0, num_classes).
-      skipped: messages about the images that were left out when it was read.
-    Raises: UserError if arrays and class names do not fit each other.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8 [N, H, W, C]
+    labels: np.ndarray  # int32 [N] in [0, num_classes)
     class_names: tuple[str, ...]
     name: str
     split: str
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # messages about the images that were left out when it was read
 
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
@@ -126,10 +112,8 @@ class ArraySource:
             shape = f"{self.images.dtype} {list(self.images.shape)}"
             raise UserError(f"{what}: images are {shape}; allowed: uint8 [N, H, W, C]")
         if self.labels.shape != self.images.shape[:1]:
-            raise UserError(
-                f"{what}: {len(self.images)} images and labels {list(self.labels.shape)};"
-                " allowed: one label for each image"
-            )
+            given = f"{len(self.images)} images and labels {list(self.labels.shape)}"
+            raise UserError(f"{what}: {given}; allowed: one label for each image")
         check_labels(self.labels, self.num_classes, what)
 
     @property
@@ -167,23 +151,16 @@ class Reader(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource:
-    """Images that are read on access, from files or records; see `Source`.
+    """Images that are read on access, from files or records; see `Source`."""
 
-    Attributes:
-      read: of all positions of the split.
-      positions: int64 [N], those that this source serves.
-      contents: a digest that changes with what `read` would give.
-      shape: of the images, if it is known without reading one.
-    """
-
-    read: Reader
-    positions: np.ndarray
-    contents: str
+    read: Reader  # of all positions of the split
+    positions: np.ndarray  # int64 [N], those that this source serves
+    contents: str  # a digest that changes with what `read` would give
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     name: str
     split: str
-    shape: Shape | None = None
+    shape: Shape | None = None  # of the images, if it is known without reading one
 
     @property
     def num_classes(self) -> int:
@@ -219,19 +196,16 @@ class FileSource:
         """The examples at `indices`, in that order; nothing is read."""
         indices = np.asarray(indices, np.int64)
         labels = None if self.labels is None else self.labels[indices]
-        return dataclasses.replace(
-            self, positions=self.positions[indices], labels=labels, split=split or self.split
-        )
+        positions = self.positions[indices]
+        return dataclasses.replace(self, positions=positions, labels=labels, split=split or self.split)
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
     """Raises UserError naming the first label outside [0, num_classes)."""
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
-        raise UserError(
-            f"{what}: label {labels[wrong[0]]} of example {wrong[0]} is out of range;"
-            f" allowed: 0 to {num_classes - 1}"
-        )
+        given = f"label {labels[wrong[0]]} of example {wrong[0]} is out of range"
+        raise UserError(f"{what}: {given}; allowed: 0 to {num_classes - 1}")
 
 
 def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
@@ -240,10 +214,8 @@ def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
 
 
 def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
-    """Reads all of a source into memory.
+    """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first.
 
-    Args:
-      max_bad: how many unreadable images may be left out; None refuses the first.
     Raises: UserError naming the first example that cannot be read or has another shape.
     """
     if isinstance(source, ArraySource):
@@ -262,10 +234,8 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
             check_skipped(skipped, max_bad)
             continue
         images[count], labels[count] = example["image"], example["label"]
-    kept = len(source) - len(skipped)
-    return ArraySource(
-        images[:kept], labels[:kept], source.class_names, source.name, source.split, tuple(skipped)
-    )
+    images, labels = images[: len(source) - len(skipped)], labels[: len(source) - len(skipped)]
+    return ArraySource(images, labels, source.class_names, source.name, source.split, tuple(skipped))
 
 
 def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
@@ -277,9 +247,8 @@ def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `count` examples by seed, from each class its share: (rest, drawn), each ascending.
 
-    A class's share is count / N of it, rounded so that the shares sum to count (largest remainders
-    first). The order of the draw comes from PCG64's raw stream, which NumPy keeps stable, so the
-    indices are a pure function of (labels, count, seed) on every version.
+    A class's share is count / N of it, rounded so that the shares sum to count (largest remainders first).
+    The draw's order is PCG64's raw stream, which NumPy keeps stable: the indices are the same in any version.
     """
     ranks = np.random.PCG64(seed).random_raw(len(labels))
     classes, sizes = np.unique(labels, return_counts=True)

@@ -19,11 +19,10 @@ NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
 
 
 def find_prepared(name: str, root: Path) -> Path | None:
-    """The folder NAME/VERSION of a data set prepared as ArrayRecord, the newest one, or None.
+    """The newest folder NAME/VERSION of a data set prepared as ArrayRecord, or None.
 
-    Args:
-      name: "mnist", with a config "imagenet_resized/32x32", with a version "mnist:3.0.1".
-      root: a folder as in `tfds.load(data_dir=)`, or the folder NAME/VERSION itself.
+    `name` is as "mnist", "imagenet_resized/32x32" or "mnist:3.0.1"; `root` is `tfds.load`'s data_dir, or the
+    folder NAME/VERSION itself.
     """
     path, _, version = name.partition(":")
     versions = [p.parent for p in root.glob(f"{path}/{version or '*'}/dataset_info.json")]
@@ -47,11 +46,10 @@ def open_tfds(place: Place) -> Opened:
         raise UserError(f"data set 'tfds:{name}'; allowed: tfds:NAME[/CONFIG][:VERSION]")
     path = next(filter(None, (find_prepared(name, root) for root in roots)), None)
     if path is None:
-        raise UserError(
-            f"data set tfds:{name} is not here as ArrayRecord: tried {', '.join(map(str, roots))};"
-            f" `cnnjax data prepare tfds:{name}` makes it (file_format=array_record); name another folder as"
-            " data_dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
-        )
+        missing = f"data set tfds:{name} is not here as ArrayRecord: tried {', '.join(map(str, roots))}"
+        make = f"`cnnjax data prepare tfds:{name}` makes it (file_format=array_record)"
+        other = "name another folder as data_dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
+        raise UserError(f"{missing}; {make}; {other}")
     return open_prepared(path, place.name, place.size)
 
 

@@ -1,7 +1,7 @@
 """Faster kernels on x86-64 CPUs: oneDNN inside XLA:CPU, behind the functions of `cnnjax.ops`.
 
-They are taken when a function is traced on a CPU and the library, an optional part of the installation,
-loads; everything else goes through XLA, with the same results. `CNNJAX_CPU_KERNELS=off` turns them off.
+A function traced on a CPU takes them if the library, an optional part of the installation, loads; all else
+goes through XLA, with the same results. `CNNJAX_CPU_KERNELS=off` turns them off.
 """
 
 from cnnjax.ops.cpu.convolution import make_convolution
@@ -11,16 +11,8 @@ from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
 from cnnjax.ops.cpu.pooling import make_max_pool, max_windows_and_places
 
 __all__ = [
-    "chosen",
-    "keep_freed_memory",
-    "make_batch_norm",
-    "make_convolution",
-    "make_max_pool",
-    "make_response_norm",
-    "max_windows_and_places",
-    "paused",
-    "status",
-    "takes",
-]
+    "chosen", "keep_freed_memory", "make_batch_norm", "make_convolution", "make_max_pool",
+    "make_response_norm", "max_windows_and_places", "paused", "status", "takes",
+]  # fmt: skip
 
 keep_freed_memory()  # here, as XLA starts its threads later

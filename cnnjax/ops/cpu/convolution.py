@@ -25,11 +25,8 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
     Convolution is linear in each of its arrays, and so are its two gradients: each of the three is the
     derivative of the others, so that the kernels serve gradients to any order, forward and reverse.
 
-    Args:
-      reference: (x [B, H, W, C], kernel [kh, kw, C / groups, K], strides=, padding=, dilation=, groups=)
-        -> y [B, H', W', K], linear in x and in kernel, parameters hashable.
-
-    Returns: the same function with the argument `bias` [K] or None after kernel.
+    `reference` is (x [B, H, W, C], kernel [kh, kw, C / groups, K], strides=, padding=, dilation=, groups=) ->
+    y [B, H', W', K], linear in x and in kernel; the result also takes `bias` [K] or None after kernel.
     """
 
     def with_bias(x, kernel, bias, **parameters):
@@ -68,26 +65,19 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
 
 def _set_gradients(forward: Primitive, to_input: Primitive, to_kernel: Primitive) -> None:
     """Each of the three is bilinear, and its derivatives are the other two."""
-
-    def size_of(x):
-        return _shape(x)[1:3]
-
-    def window_of(kernel):
-        return _shape(kernel)[:2]
-
     ad.defbilinear(
         forward,
-        lambda dy, x, kernel, **p: to_input.bind(dy, kernel, size=size_of(x), **p),
-        lambda dy, x, kernel, **p: to_kernel.bind(x, dy, window=window_of(kernel), **p),
+        lambda dy, x, kernel, **p: to_input.bind(dy, kernel, size=_shape(x)[1:3], **p),
+        lambda dy, x, kernel, **p: to_kernel.bind(x, dy, window=_shape(kernel)[:2], **p),
     )
     ad.defbilinear(
         to_input,
         lambda dx, dy, kernel, *, size, **p: forward.bind(dx, kernel, **p),
-        lambda dx, dy, kernel, *, size, **p: to_kernel.bind(dx, dy, window=window_of(kernel), **p),
+        lambda dx, dy, kernel, *, size, **p: to_kernel.bind(dx, dy, window=_shape(kernel)[:2], **p),
     )
     ad.defbilinear(
         to_kernel,
-        lambda dkernel, x, dy, *, window, **p: to_input.bind(dy, dkernel, size=size_of(x), **p),
+        lambda dkernel, x, dy, *, window, **p: to_input.bind(dy, dkernel, size=_shape(x)[1:3], **p),
         lambda dkernel, x, dy, *, window, **p: forward.bind(x, dkernel, **p),
     )
 
@@ -150,24 +140,17 @@ def _attributes(
     """The call's attributes, or None where there is no fast code for this convolution."""
     first, second, result = (tuple(aval.shape) for aval in (*inputs[:2], results[0]))
     x, kernel, y = ((first, second, result), (result, second, first), (first, result, second))[mode]
-    sides = (*padding[0], *padding[1])
-    bias = len(inputs) == 3
+    sides, with_bias = (*padding[0], *padding[1]), len(inputs) == 3
     is_bfloat16 = inputs[0].dtype == jnp.bfloat16
-    numbers = (mode, is_bfloat16, groups, bias, *x, *kernel, *y, *strides, *sides, *dilation)
-    if not _is_fast(tuple(int(number) for number in numbers)):
+    numbers = (mode, is_bfloat16, groups, with_bias, *x, *kernel, *y, *strides, *sides, *dilation)
+    if not _is_fast(tuple(map(int, numbers))):
         return None
-    return {
-        "mode": np.int64(mode),
-        "strides": np.array(strides, np.int64),
-        "padding": np.array(sides, np.int64),
-        "dilation": np.array(dilation, np.int64),
-        "groups": np.int64(groups),
-    }
+    pairs = {"strides": strides, "padding": sides, "dilation": dilation}
+    call = {name: np.array(value, np.int64) for name, value in pairs.items()}
+    return {**call, "mode": np.int64(mode), "groups": np.int64(groups)}
 
 
 @functools.lru_cache(4096)
 def _is_fast(numbers: Sizes) -> bool:
-    loaded = library()
-    return loaded is not None and bool(
-        loaded.cnnjax_convolution_is_fast((ctypes.c_int64 * len(numbers))(*numbers))
-    )
+    array, loaded = (ctypes.c_int64 * len(numbers))(*numbers), library()
+    return loaded is not None and bool(loaded.cnnjax_convolution_is_fast(array))

@@ -18,9 +18,8 @@ LARGEST_STEP = 2**30
 def keep_freed_memory(step_bytes: int = 0) -> bool:
     """Makes this process reuse freed memory in steps of at most `LARGEST_STEP` bytes; whether it can.
 
-    Call it first before a device is used: threads that have allocated keep heaps of their own, of pieces of
-    64 MiB, in which larger blocks are mapped all the same. Other C libraries are left alone, as is glibc if
-    the environment sets it up (GLIBC_TUNABLES, MALLOC_...).
+    Call it before a device is used: threads that have allocated keep heaps of 64 MiB, and map larger blocks.
+    Other C libraries, and glibc set up by the environment (GLIBC_TUNABLES, MALLOC_...), are left alone.
     """
     if sys.platform != "linux" or any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
         return False

@@ -76,10 +76,6 @@ def takes(*arrays: jax.Array) -> bool:
     return not _paused.get() and _platform() == "cpu" and library() is not None
 
 
-def _is_off() -> bool:
-    return os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no")
-
-
 def _platform() -> str:
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
@@ -90,8 +86,8 @@ def _platform() -> str:
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
-        if _is_off():
-            raise Missing(f"{SWITCH}={os.environ[SWITCH]}")
+        if (switch := os.environ.get(SWITCH, "")).lower() in ("off", "0", "false", "no"):
+            raise Missing(f"{SWITCH}={switch}")
         loaded = _open()
         if loaded.cnnjax_interface() > _interface():
             raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
@@ -132,10 +128,9 @@ def _onednn() -> Path:
         files = importlib.metadata.files(ONEDNN) or []
     except importlib.metadata.PackageNotFoundError:
         raise Missing(f"package {ONEDNN} is not installed") from None
-    for file in files:
-        if file.name == "libdnnl.so.3":
-            return Path(file.locate()).resolve()
-    raise Missing(f"package {ONEDNN} holds no libdnnl.so.3")
+    if (file := next((file for file in files if file.name == "libdnnl.so.3"), None)) is None:
+        raise Missing(f"package {ONEDNN} holds no libdnnl.so.3")
+    return Path(file.locate()).resolve()
 
 
 def thread_count() -> int:

@@ -16,10 +16,8 @@ def make_batch_norm(
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """`reference`, or the kernels where they run.
 
-    Args:
-      reference: (x [..., C], scale [C], bias [C], epsilon=, relu=, pool=) -> y of the dtype of x, mean and
-        biased variance; all but x and y float32. `pool` is 1 for y [..., C], or 2 for x [B, H, W, C] with
-        even H and W and C a multiple of 16.
+    `reference` is (x [..., C], scale [C], bias [C], epsilon=, relu=, pool=) -> y of the dtype of x, mean and
+    biased variance; all but x and y float32. `pool` is 1, or 2 for x [B, H, W, C] with H, W even and 16 | C.
     """
 
     def gradient_reference(x, dy, mean, var, scale, bias, **parameters):
@@ -29,15 +27,12 @@ def make_batch_norm(
     def attributes(inputs, results, *, epsilon, relu, pool):
         return {"epsilon": np.float32(epsilon), "relu": np.bool_(relu), "pool": np.int64(pool)}
 
-    forward = make_primitive("batch_norm", reference, "cnnjax_batch_norm", attributes, True)
-    backward = make_primitive(
-        "batch_norm_gradient",
-        gradient_reference,
-        "cnnjax_batch_norm",
-        attributes,
-        multiple_results=True,
-        alike=lambda x, dy, mean, var, scale, bias, **_: (x, scale, bias),
-    )
+    def alike(x, dy, mean, var, scale, bias, **_):
+        return x, scale, bias
+
+    target = "cnnjax_batch_norm"
+    forward = make_primitive("batch_norm", reference, target, attributes, True)
+    backward = make_primitive("batch_norm_gradient", gradient_reference, target, attributes, True, alike)
 
     def gradient(arrays, results, cotangents, **parameters):
         (x, scale, bias), (_, mean, var), (dy, dmean, dvar) = arrays, results, cotangents
@@ -60,11 +55,7 @@ def make_batch_norm(
 
 
 def make_response_norm(reference: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`reference`, or the kernels where they run.
-
-    Args:
-      reference: (x [..., C], n=, k=, alpha=) -> y [..., C] = x / (k + alpha * sum of n squares) ** 0.75.
-    """
+    """`reference`, (x, n=, k=, alpha=) -> x / (k + alpha * sum of n squares) ** 0.75, or the kernels."""
 
     def forward_reference(x, **parameters):
         return (reference(x, **parameters),)
@@ -75,10 +66,9 @@ def make_response_norm(reference: Callable[..., jax.Array]) -> Callable[..., jax
     def attributes(inputs, results, *, n, k, alpha):
         return {"n": np.int64(n), "k": np.float32(k), "alpha": np.float32(alpha)}
 
-    forward = make_primitive("response_norm", forward_reference, "cnnjax_response_norm", attributes, True)
-    backward = make_primitive(
-        "response_norm_gradient", gradient_reference, "cnnjax_response_norm", attributes, True
-    )
+    target = "cnnjax_response_norm"
+    forward = make_primitive("response_norm", forward_reference, target, attributes, True)
+    backward = make_primitive("response_norm_gradient", gradient_reference, target, attributes, True)
     set_gradient(forward, forward_reference, lambda arrays, _, dy, **p: backward.bind(arrays[0], dy[0], **p))
 
     def response_norm(x, *, n, k, alpha):

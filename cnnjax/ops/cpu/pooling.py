@@ -44,12 +44,9 @@ def max_windows_and_places(
 ) -> tuple[jax.Array, jax.Array]:
     """Maxima, differentiable in every mode, and the place of each in its window, row-major, as a byte."""
     x = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
-    height, width = ((size - w) // s for size, w, s in zip(x.shape[1:3], window, strides, strict=True))
-    taps = []
-    for i in range(window[0] * window[1]):
-        row, column = divmod(i, window[1])
-        end = (x.shape[0], row + height * strides[0] + 1, column + width * strides[1] + 1, x.shape[3])
-        taps.append(lax.slice(x, (0, row, column, 0), end, (1, *strides, 1)))
+    height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
+    places = np.ndindex(window)
+    taps = [x[:, i : i + height : strides[0], j : j + width : strides[1]] for i, j in places]
     best, place = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
     for i, value in enumerate(taps[1:], 1):
         better = (value > best) | (value != value)
@@ -63,10 +60,10 @@ def _gradient(
     """Each window's gradient at the place of its maximum, summed in float32."""
     wide, zero = dy.astype(jnp.float32), np.float32(0)
     total = jnp.zeros((dy.shape[0], *size, dy.shape[3]), jnp.float32)
-    for i in range(window[0] * window[1]):
+    for i, offsets in enumerate(np.ndindex(window)):
         here = jnp.where(places == i, wide, zero)
         spread = [(0, 0, 0)]
-        for axis, offset in enumerate(divmod(i, window[1])):
+        for axis, offset in enumerate(offsets):
             before = offset - sides[axis][0]
             covered = (dy.shape[1 + axis] - 1) * strides[axis] + 1
             spread.append((before, size[axis] - before - covered, strides[axis] - 1))

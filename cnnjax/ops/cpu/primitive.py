@@ -25,17 +25,14 @@ def make_primitive(
 ) -> Primitive:
     """A primitive that computes `reference`, and on a CPU through the FFI call `target`.
 
-    Its shapes, derivative (`jax.jvp`), batching (`jax.vmap`) and lowering are those of the reference,
-    except that where one CPU device runs the program it lowers to the call. Exported programs and those
-    for several devices keep the reference, which is portable and which the partitioner understands.
+    Its shapes, derivative (`jax.jvp`), batching (`jax.vmap`) and lowering are those of the reference, except
+    that where one CPU device runs the program it lowers to the call. Exported programs and those for several
+    devices keep the reference, which is portable and which the partitioner understands.
 
     Args:
-      reference: (*arrays, **parameters) -> array, or a tuple of arrays with `multiple_results`; the
-        parameters are hashable.
-      attributes: (avals of the arrays, avals of the results, **parameters) -> attributes of the call, or
-        None to leave this case to XLA.
-      alike: (*avals of the arrays, **parameters) -> those avals that the results are like, if that is known
-        without tracing the reference.
+      reference: (*arrays, **hashable parameters) -> array, or a tuple of them with `multiple_results`.
+      attributes: (avals of arrays, avals of results, **parameters) -> those of the call, or None for XLA.
+      alike: (*avals of arrays, **parameters) -> those that the results are like, if known without tracing.
     """
     primitive = Primitive(f"cnnjax_{name}")
     primitive.multiple_results = multiple_results
@@ -81,10 +78,8 @@ def _on_cpu(
         results = primitive.bind(*(array.astype(jnp.float32) for array in arrays), **parameters)
         return jax.tree.map(lambda result: result.astype(jnp.bfloat16), results)
 
-    in_xla, in_float32 = (
-        mlir.lower_fun(function, multiple_results=primitive.multiple_results)
-        for function in (reference, widened)
-    )
+    lowered = functools.partial(mlir.lower_fun, multiple_results=primitive.multiple_results)
+    in_xla, in_float32 = map(lowered, (reference, widened))
 
     def lower(context, *arrays, **parameters):
         inputs, results = context.avals_in, context.avals_out
@@ -108,10 +103,8 @@ def set_gradient(
 ) -> None:
     """Makes reverse mode take `gradient`; forward mode and higher orders stay the reference's.
 
-    Args:
-      primitive: from `make_primitive`, with multiple_results, all of them floating point.
-      gradient: (arrays, results, cotangents of the results or `ad.Zero`, **parameters) -> cotangents of the
-        arrays.
+    The primitive has multiple_results, all floating point; `gradient` is (arrays, results, cotangents of the
+    results or `ad.Zero`, **parameters) -> cotangents of the arrays.
     """
 
     # The derivative is a primitive of its own, linear in its last inputs; transposed, it is the gradient.
@@ -122,9 +115,8 @@ def set_gradient(
     def tangents(*inputs, count, **_):
         return inputs[count:-count]
 
-    derivative = make_primitive(
-        f"{primitive.name}_derivative", tangents_of, multiple_results=True, alike=tangents
-    )
+    name = f"{primitive.name}_derivative"
+    derivative = make_primitive(name, tangents_of, multiple_results=True, alike=tangents)
 
     def jvp(primals, tangents, **parameters):
         results = primitive.bind(*primals, **parameters)
@@ -137,10 +129,8 @@ def set_gradient(
         if all(type(cotangent) is ad.Zero for cotangent in cotangents):
             return [None] * len(inputs)
         results = gradient(known[:count], known[count:], cotangents, **parameters)
-        asked = (ad.is_undefined_primal(tangent) for tangent in linear)
-        return [None] * len(known) + [
-            value if wanted else None for value, wanted in zip(results, asked, strict=True)
-        ]
+        pairs = zip(results, map(ad.is_undefined_primal, linear), strict=True)
+        return [None] * len(known) + [value if wanted else None for value, wanted in pairs]
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[derivative] = transpose
