@@ -1,6 +1,5 @@
 """The command `cnnjax bench`: what is fast and what is not."""
 
-from typing import TYPE_CHECKING
 from typing import Annotated as Flag
 
 from rich.table import Table
@@ -8,9 +7,8 @@ from rich.table import Table
 from cnnjax.cli.flags import Json, command
 from cnnjax.cli.tables import print_result
 from cnnjax.errors import unknown
-
-if TYPE_CHECKING:
-    from cnnjax.profiling.benchmark import Figures
+from cnnjax.profiling.benchmark import Figures, bench_train
+from cnnjax.profiling.input_pipeline import bench_data
 
 
 def bench(args: list[str]) -> int:
@@ -35,8 +33,6 @@ def _data(
     json: Json = False,
 ) -> None:
     """Measures the input pipeline."""
-    from cnnjax.profiling.input_pipeline import bench_data
-
     figures = bench_data(data, rounds=rounds, seconds=seconds, images=images, step_model=model)
     print_result(figures, json, _as_table(figures))
 
@@ -54,8 +50,6 @@ def _train(
     json: Json = False,
 ) -> None:
     """Measures whole training steps."""
-    from cnnjax.profiling.benchmark import bench_train
-
     figures = bench_train(
         model,
         batch_size=batch_size,
@@ -68,7 +62,7 @@ def _train(
     print_result(figures, json, _as_table(figures))
 
 
-def _as_table(figures: "Figures") -> Table:
+def _as_table(figures: Figures) -> Table:
     table = Table("measure", "value")
     for name, value in figures.items():
         rows = {f"share: {k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}

@@ -62,10 +62,8 @@ def list_datasets(folder: str | None) -> None:
 
 def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_image: str) -> None:
     """Writes the splits of a data set as records of one size."""
-    with _bar("preparing") as progress:
-        facts = prepare.prepare(
-            sources, Path(out), encoding=form, on_bad_image=on_bad_image, progress=progress
-        )
+    with _bar("preparing") as bar:
+        facts = prepare.prepare(sources, Path(out), encoding=form, on_bad_image=on_bad_image, progress=bar)
     for split, shards in facts["splits"].items():
         skipped = [message for shard in shards for message in shard["skipped"]]
         print(f"{split}: {sum(len(s['labels']) for s in shards)} images, {len(skipped)} left out")
@@ -107,10 +105,8 @@ def inspect_dataset(sources: dict[str, Source], out: str | None, augment: str) -
 
 
 def _sources(name: str, folder: str | None, short_side: int) -> dict[str, Source]:
-    return {
-        split: datasets.load(name, split, data_dir=folder, size=short_side)
-        for split in datasets.official_splits(name, folder)
-    }
+    splits = datasets.official_splits(name, folder)
+    return {split: datasets.load(name, split, data_dir=folder, size=short_side) for split in splits}
 
 
 @contextlib.contextmanager

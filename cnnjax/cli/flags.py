@@ -19,6 +19,7 @@ from cnnjax.errors import UserError, unknown
 
 ANY_NUMBER = sys.maxsize  # of words beside the flags
 Command = Callable[..., int | None]
+Parameters = Iterable[inspect.Parameter]
 DEFINE: dict[type, Callable[..., object]] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
@@ -51,7 +52,7 @@ def command(
                 keywords["config"], args = read_config(args)
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
             own = args[: args.index("--")] if "--" in args else args
-            if "--help" in own or "-h" in own:
+            if {"--help", "-h"} & {*own}:
                 _print_help(f"cnnjax {name}: {function.__doc__}", flags_only, keywords.get("config"))
                 return 0
             values, rest = _parse(name, args, flags_only)
@@ -81,9 +82,7 @@ def run_folder(workdir: str | None) -> str:
     return given("workdir", workdir, "name the run folder that `cnnjax train` wrote")
 
 
-def _print_help(
-    title: str, parameters: Iterable[inspect.Parameter], config: ConfigDict | None = None
-) -> None:
+def _print_help(title: str, parameters: Parameters, config: ConfigDict | None) -> None:
     print(title)
     for parameter in parameters:
         meaning = typing.get_args(parameter.annotation)[1]
@@ -93,9 +92,7 @@ def _print_help(
         print(f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
 
 
-def _parse(
-    command: str, args: list[str], parameters: Iterable[inspect.Parameter]
-) -> tuple[flags.FlagValues, list[str]]:
+def _parse(command: str, args: list[str], parameters: Parameters) -> tuple[flags.FlagValues, list[str]]:
     """The flag values and the words of a command."""
     values = flags.FlagValues()
     for parameter in parameters:

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 from typing import Annotated as Flag
 
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from cnnjax.cli.flags import Json, command
 from cnnjax.cli.tables import in_pixels, in_units, print_result, print_tables
 from cnnjax.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from cnnjax.profiling.forecast import Forecast
+from cnnjax.models import list_models, variant, variants
+from cnnjax.profiling import forecast
+from cnnjax.profiling.summary import summarize, totals
 
 SHOWN_LAYERS = 20
 
@@ -29,13 +29,9 @@ def models(
     dtype: Flag[str, "dtype for --memory (float32 or bfloat16)"] = "float32",
 ) -> None:
     """Lists the networks that match a glob, or the layers of one network."""
-    from cnnjax.models import list_models, variants
-
     word = words[0] if words else "*"
     if memory:
-        from cnnjax.profiling.forecast import model_memory
-
-        cost = model_memory(word, batch_size, dtype=dtype)
+        cost = forecast.model_memory(word, batch_size, dtype=dtype)
         print_tables(*cost_tables(cost, f"{word}, batch {batch_size}, {dtype}, AdamW"))
     elif word in variants() or "(" in word:
         print_tables(layer_table(word, image_size))
@@ -48,11 +44,6 @@ def models(
 
 def model_table(names: Sequence[str]) -> Table:
     """A row for each network."""
-    from rich.progress import track
-
-    from cnnjax.models import variants
-    from cnnjax.profiling.summary import totals
-
     table = Table("name", "parameters", "MACs", "input", "top-1 / top-5", "published on", "source")
     console = Console(stderr=True)
     rows = track(totals(names), "counting", len(names), console=console, transient=True)
@@ -66,9 +57,6 @@ def model_table(names: Sequence[str]) -> Table:
 
 def layer_table(spec: str, image_size: int | None = None) -> Table:
     """A row for each layer of one network."""
-    from cnnjax.models import variant
-    from cnnjax.profiling.summary import summarize
-
     height, width, channels = variant(spec).preset.input_size
     shape = (image_size or height, image_size or width, channels)
     summary = summarize(spec, shape)
@@ -91,8 +79,6 @@ def compile_step(
     json: Json = False,
 ) -> None:
     """Compiles the training step of a config for other hardware, and prints what it needs there."""
-    from cnnjax.profiling import forecast
-
     source = None
     if image:
         sides = [int(side) if side.isdecimal() else 0 for side in image.split("x")]
@@ -103,7 +89,7 @@ def compile_step(
     print_result(forecast.facts(cost), json, *cost_tables(cost, f"{config.model} on {topology}"))
 
 
-def cost_tables(cost: "Forecast", title: str) -> list[Table]:
+def cost_tables(cost: forecast.Forecast, title: str) -> list[Table]:
     """What a compiled step holds and moves on one device, how well it should scale, and its collectives."""
     program = cost.program
     table = Table("per device", "value", title=title)

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from cnnjax.explore.explain import Explain
     from cnnjax.inference.model import TrainedModel
 
-Row = dict[
-    str, Any
-]  # what is printed of one image: its classes or its error, and the picture that was written
+# What is printed of one image: its classes or its error, and the picture that was written.
+Row = dict[str, Any]
 
 
 def load(
@@ -66,12 +65,12 @@ def predict(
     good, errors = [], []
     for batch in trained.batches(words, batch_size):
         for row in _predict_batch(trained, batch, top, batch_size, explainer, out):
+            if json:
+                print(json_lib.dumps(row), flush=True)
             if "error" in row:
                 errors.append(row["error"])
             elif not json:
                 good.append(row)
-            if json:
-                print(json_lib.dumps(row), flush=True)
     if good:
         print_tables(_table(good))
     if errors:

@@ -1,5 +1,6 @@
 """`cnnjax sweep`: several configs and seeds in one table."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs.results import RESULTS, Row, spread, validation_means
 from cnnjax.runs.sweep import RANGES, Board
 
+# Of a list: up to a comma that is not inside brackets or quotes.
+VALUE = r"""(?:"[^"]*"|'[^']*'|\((?:[^()]|\([^()]*\))*\)|[^,])+"""
+
 
 def as_table(rows: Sequence[Row], fields: Sequence[str]) -> Table:
     """A row for each point; the best on validation comes first, in bold."""
@@ -33,14 +37,11 @@ def as_table(rows: Sequence[Row], fields: Sequence[str]) -> Table:
     for place, point in enumerate(sorted(points, key=lambda point: -means.get(point, -1))):
         members = points[point]
         failed = sum(row["outcome"] != "finished" for row in members)
-        table.add_row(
-            *point,
-            f"{len(members)}, {failed} not finite" if failed else str(len(members)),
-            spread([row["validation_accuracy"] for row in members]),
-            spread([row["test_accuracy"] for row in members]),
-            spread([row["seconds"] for row in members], 1, 1),
-            style="bold" if place == 0 and point in means else None,
-        )
+        runs = f"{len(members)}, {failed} not finite" if failed else str(len(members))
+        scores = [spread([row[f"{split}_accuracy"] for row in members]) for split in ("validation", "test")]
+        seconds = spread([row["seconds"] for row in members], 1, 1)
+        style = "bold" if place == 0 and point in means else None
+        table.add_row(*point, runs, *scores, seconds, style=style)
     return table
 
 
@@ -96,34 +97,20 @@ def sweep(
     out = given("out", out, "name the folder of the table and the runs")
     compile_cache.enable()
     points = parse_sets(set)
-    run = functools.partial(
-        sweep_lib.sweep,
-        config,
-        points,
-        out,
-        seeds=seeds,
-        random=random,
-        task=_parse_task(task),
-        together=together,
-        stop_seconds=stop_seconds,
-    )
     console = Console()
-    if console.is_terminal:
-        with Live(console=console) as live:
-            rows = run(board=LiveBoard(live))
+    live = Live(console=console) if console.is_terminal else None
+    board = LiveBoard(live) if live else Lines()
+    run = functools.partial(sweep_lib.sweep, config, points, out, seeds=seeds, random=random, board=board)
+    with live or contextlib.nullcontext():
+        rows = run(task=_parse_task(task), together=together, stop_seconds=stop_seconds)
+        if live:
             live.update("")
-    else:
-        rows = run(board=Lines())
     print_tables(as_table(rows, sorted(points)))
     print(f"chosen by validation alone; all rows are in {Path(out) / RESULTS}")
 
 
 def parse_sets(sets: Sequence[str]) -> dict[str, Sequence[Any] | str]:
-    """{"a.b": values or range} of texts such as 'a.b=1,2,3', with values of the field's type.
-
-    Raises:
-      UserError: for an unknown field, a repeated one, or a value of a wrong type.
-    """
+    """{"a.b": values or range} of texts such as 'a.b=1,2,3', with values of the field's type."""
     points: dict[str, Sequence[Any] | str] = {}
     for text in sets:
         field, _, listed = text.partition("=")
@@ -134,14 +121,9 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Sequence[Any] | str]:
         if listed.startswith(tuple(f"{name}(" for name in RANGES)):
             points[field] = listed
         else:
-            points[field] = [config_lib.parse_value(field, value) for value in _split(listed)]
+            values = re.findall(VALUE, listed)
+            points[field] = [config_lib.parse_value(field, value.strip()) for value in values]
     return points
-
-
-def _split(text: str) -> list[str]:
-    """The text split at its commas, except at those inside brackets or quotes."""
-    parts = re.findall(r"""(?:"[^"]*"|'[^']*'|\((?:[^()]|\([^()]*\))*\)|[^,])+""", text)
-    return [part.strip() for part in parts]
 
 
 def _parse_task(text: str) -> tuple[int, int]:

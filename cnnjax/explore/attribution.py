@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from flax.linen import Module
 from jax import Array
 
 from cnnjax.errors import UserError
 from cnnjax.explore.layers import Variables, run, trace, unrolled
 
 
-def class_logits(model: nn.Module, variables: Variables, image: Array, label: Array) -> Array:
+def class_logits(model: Module, variables: Variables, image: Array, label: Array) -> Array:
     """The logit of each image's class, float32 [B], in evaluation mode."""
     return _pick(jnp.asarray(model.apply(variables, image)), label)
 
@@ -27,12 +27,12 @@ def _pick(logits: Array, label: Array) -> Array:
     return jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
 
 
-def input_gradient(model: nn.Module, variables: Variables, image: Array, label: Array) -> Array:
+def input_gradient(model: Module, variables: Variables, image: Array, label: Array) -> Array:
     """The derivative of each image's class logit by its pixels, [B, H, W, C]."""
     return jax.grad(lambda x: class_logits(model, variables, x, label).sum())(image)
 
 
-def saliency(model: nn.Module, variables: Variables, image: Array, label: Array) -> Array:
+def saliency(model: Module, variables: Variables, image: Array, label: Array) -> Array:
     """The size of the gradient at each pixel, the largest over channels: [B, H, W].
 
     Source: Simonyan, Vedaldi, Zisserman 2013, arXiv:1312.6034, section 3.1.
@@ -41,7 +41,7 @@ def saliency(model: nn.Module, variables: Variables, image: Array, label: Array)
 
 
 def smooth_grad(
-    model: nn.Module,
+    model: Module,
     variables: Variables,
     image: Array,
     label: Array,
@@ -66,7 +66,7 @@ def smooth_grad(
 
 
 def integrated_gradients(
-    model: nn.Module,
+    model: Module,
     variables: Variables,
     image: Array,
     label: Array,
@@ -87,8 +87,7 @@ def integrated_gradients(
 
 def _mean(function: Callable[[Array], Array], values: Array) -> Array:
     """The mean of the function over the values along the first axis, computed one after the other."""
-    one = jax.eval_shape(function, values[0])
-    zeros = jnp.zeros(one.shape, one.dtype)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, values[0]))
     total, _ = jax.lax.scan(lambda total, value: (total + function(value), None), zeros, values)
     return total / len(values)
 
@@ -106,7 +105,7 @@ guided_relu.defvjp(
 
 
 def guided_gradient(
-    model: nn.Module,
+    model: Module,
     variables: Variables,
     image: Array,
     score: Callable[[Array, Array], Array],
@@ -130,7 +129,7 @@ def guided_gradient(
 
 
 def _cam(
-    model: nn.Module,
+    model: Module,
     variables: Variables,
     image: Array,
     label: Array,
@@ -154,7 +153,7 @@ def _cam(
 
 
 def grad_cam(
-    model: nn.Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+    model: Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
 ) -> Array:
     """Where a layer speaks for the class: float32 [B, h, w], at least 0, at the layer's own size.
 
@@ -165,7 +164,7 @@ def grad_cam(
 
 
 def grad_cam_plus_plus(
-    model: nn.Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+    model: Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
 ) -> Array:
     """Grad-CAM with a weight for each place, which finds several objects of a class: float32 [B, h, w].
 
@@ -182,7 +181,7 @@ def grad_cam_plus_plus(
 
 
 def hires_cam(
-    model: nn.Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+    model: Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
 ) -> Array:
     """Grad-CAM with the gradient of each place instead of the mean over places: float32 [B, h, w].
 
@@ -206,7 +205,7 @@ def heatmap(values: Array, size: tuple[int, int]) -> Array:
 
 
 def occlusion(
-    model: nn.Module,
+    model: Module,
     variables: Variables,
     image: Array,
     label: Array,
@@ -253,12 +252,7 @@ def randomized(variables: Variables, key: Array, modules: Collection[str] | None
 
 
 def cascade(
-    method: Callable[..., Array],
-    model: nn.Module,
-    variables: Variables,
-    image: Array,
-    label: Array,
-    key: Array,
+    method: Callable[..., Array], model: Module, variables: Variables, image: Array, label: Array, key: Array
 ) -> dict[str, float]:
     """How similar a method's map stays as the modules are randomized one after another, from the head down.
 

@@ -1,5 +1,6 @@
 """Contact sheets: what augmentations make of the same images."""
 
+import contextlib
 from collections.abc import Sequence
 
 import jax
@@ -37,22 +38,19 @@ def examples_of_each(image_shape: Sequence[int]) -> dict[str, str]:
         call = f"{name}({arguments[name]})" if name in arguments else name
         before = "" if "uint8" in operation.takes else "scale|"
         spec = f"{before}{call}" if operation.gives or before else f"{call}|scale"
-        try:
-            parse(spec, image_shape)
-        except UserError:  # it is for colour images, or needs an argument that is not known here
-            continue
-        specs[name] = spec
+        with contextlib.suppress(UserError):  # it is for colour, or needs an argument that is not known here
+            _parse(spec, np.zeros((1, *image_shape), np.uint8))
+            specs[name] = spec
     return specs
 
 
-def parse(spec: str, image_shape: Sequence[int], images: np.ndarray | None = None) -> augment.Augmentation:
+def _parse(spec: str, images: np.ndarray) -> augment.Augmentation:
     """The chain, with the statistics of uint8 images [B, H, W, C], each of a class of its own."""
-    images = np.zeros((1, *image_shape), np.uint8) if images is None else images
     facts = moments(images).statistics()._asdict()
-    return augment.parse(spec, image_shape=image_shape, num_classes=len(images), **facts)
+    return augment.parse(spec, image_shape=images.shape[1:], num_classes=len(images), **facts)
 
 
-def make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Batch:
+def _make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Batch:
     """The batch that a training step would augment, of images in their first epoch."""
     index, label = jnp.arange(len(images)), jnp.asarray(labels, jnp.int32)
     facts = {"index": index, "epoch": jnp.zeros_like(index), "run_key": key}
@@ -64,12 +62,11 @@ def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, se
 
     `specs` gives each row a title and a spec; None shows every augmentation once.
     """
-    specs = examples_of_each(images.shape[1:]) if specs is None else specs
     key = jax.random.key(seed)
-    batch = make_batch(key, images, range(len(images)))
+    batch = _make_batch(key, images, range(len(images)))
     rows = {"original": images}
-    for title, spec in specs.items():
-        augmented = np.asarray(parse(spec, images.shape[1:], images)(key, batch)["image"])
+    for title, spec in (examples_of_each(images.shape[1:]) if specs is None else specs).items():
+        augmented = np.asarray(_parse(spec, images)(key, batch)["image"])
         # What stays inside 0..1 keeps its scale, and the images of a row share theirs.
         low, high = min(0.0, augmented.min()), max(1.0, augmented.max())
         rows[title] = np.round(255 * (augmented - low) / (high - low)).astype(np.uint8)
@@ -89,7 +86,7 @@ def draw_sheet(source: Source, positions: Sequence[int], spec: str, statistics: 
     facts = statistics._asdict()
     chain = augment.parse(spec, image_shape=source.image_shape, num_classes=source.num_classes, **facts)
     labels, key = [example["label"] for example in examples], jax.random.key(0)
-    augmented = np.asarray(chain(key, make_batch(key, images, labels))["image"])
+    augmented = np.asarray(chain(key, _make_batch(key, images, labels))["image"])
     for arguments in (dict(arguments) for name, arguments in chain.steps if name == "normalize"):
         augmented = augmented * np.asarray(arguments["std"]) + np.asarray(arguments["mean"])
     pictures = [*images, *np.round(255 * np.clip(augmented, 0, 1)).astype(np.uint8)]

@@ -18,6 +18,7 @@ from cnnjax.explore import plots
 from cnnjax.explore.markup import Markup, element, join, page, svg, table
 from cnnjax.explore.report import BREAK, CURVE_SIZE, gallery, predictions
 from cnnjax.runs.folder import Run, readable
+from cnnjax.runs.results import spread
 
 COMPARED = {
     "Validation accuracy": "validation_accuracy",
@@ -81,10 +82,7 @@ def _scores(groups: Sequence[Group]) -> Markup:
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "not finished"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    return spread([str(value) for value in values], 1, digits) or "not finished"
 
 
 def _differences(groups: Sequence[Group]) -> Markup:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
+from flax.linen import Module
 from jax import Array
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
@@ -30,9 +30,9 @@ from cnnjax.profiling.receptive_fields import field_size
 from cnnjax.profiling.summary import image_fields
 
 Variables = Mapping[str, Any]  # params and batch_stats of a linen module
+Shape = Sequence[int]  # [H, W, C] of images as the network takes them
 ImageLike = Array | jax.ShapeDtypeStruct
 Box = tuple[int, int, int, int]  # (top, left, bottom, right) in pixels; the last two are exclusive
-CALLED = ("call_jaxpr", "fun_jaxpr", "jaxpr")  # where an equation keeps the function that it calls
 HEAD = "head"
 
 
@@ -67,14 +67,14 @@ class Trace:
         return self.layers[name]
 
 
-def unrolled(model: nn.Module) -> nn.Module:
+def unrolled(model: Module) -> Module:
     """The same model, for the same variables, whose blocks are run one by one and therefore have names."""
     own = {field.name for field in dataclasses.fields(model)}
     options: dict[str, Any] = {name: False for name in ("scan_blocks", "remat") if name in own}
     return model.clone(**options)
 
 
-def trace(model: nn.Module, variables: Variables, image: ImageLike) -> Trace:
+def trace(model: Module, variables: Variables, image: ImageLike) -> Trace:
     """Traces the forward pass of images [B, H, W, C] in evaluation mode; all may be shapes alone.
 
     It raises a UserError if the model has no map of more than one place for images of this size.
@@ -124,29 +124,26 @@ def run(
 
 def called_name(eqn: JaxprEqn) -> str:
     """The function that an equation calls, such as "relu"; the primitive if it calls none."""
-    for key in CALLED:
-        if key in eqn.params:
-            inner = eqn.params[key]
-            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-            return eqn.params.get("name") or inner.debug_info.func_name.strip("_")
+    for key in eqn.params.keys() & {"call_jaxpr", "fun_jaxpr", "jaxpr"}:  # an equation has one at most
+        inner = eqn.params[key]
+        inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        return eqn.params.get("name") or inner.debug_info.func_name.strip("_")
     return eqn.primitive.name
 
 
-def image_struct(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+def image_struct(image_shape: Shape) -> jax.ShapeDtypeStruct:
     """One image of [H, W, C] as the network takes it, by its shape alone."""
     return jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
 
-def layer_shapes(
-    model: nn.Module, variables: Variables, image_shape: Sequence[int]
-) -> dict[str, tuple[int, ...]]:
+def layer_shapes(model: Module, variables: Variables, image_shape: Shape) -> dict[str, tuple[int, ...]]:
     """Name -> shape, [H, W, C] or [C], of every layer for images of [H, W, C], in order."""
     traced = trace(unrolled(model), variables, image_struct(image_shape))
     return {layer.name: layer.shape for layer in traced.layers.values()}
 
 
 def feature_maps(
-    model: nn.Module, variables: Variables, image: Array, names: Sequence[str] | None = None
+    model: Module, variables: Variables, image: Array, names: Sequence[str] | None = None
 ) -> dict[str, Array]:
     """The values of layers named as in `layer_shapes`, or of all: float32 [B, H, W, C] or [B, C]."""
     traced = trace(unrolled(model), variables, image)
@@ -155,7 +152,7 @@ def feature_maps(
     return {layer.name: value.astype(jnp.float32) for layer, value in zip(keep, values, strict=True)}
 
 
-def penultimate(model: nn.Module, variables: Variables, image: Array) -> Array:
+def penultimate(model: Module, variables: Variables, image: Array) -> Array:
     """What the last layer of the classifier takes, averaged over places: float32 [B, D]."""
     traced = trace(model, variables, image)
     eqns = traced.jaxpr.jaxpr.eqns
@@ -166,20 +163,14 @@ def penultimate(model: nn.Module, variables: Variables, image: Array) -> Array:
     return value.reshape(value.shape[0], -1, value.shape[-1]).mean(1).astype(jnp.float32)
 
 
-def first_convolution(model: nn.Module, variables: Variables, image: ImageLike) -> tuple[str, ...]:
+def first_convolution(model: Module, variables: Variables, image: ImageLike) -> tuple[str, ...]:
     """The path of the module that holds the first convolution of the forward pass; () without any."""
-    for eqn in trace(model, variables, image).jaxpr.jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated":
-            return tuple(_scope(eqn))
-    return ()
+    eqns = trace(model, variables, image).jaxpr.jaxpr.eqns
+    return next((tuple(_scope(e)) for e in eqns if e.primitive.name == "conv_general_dilated"), ())
 
 
 def receptive_box(
-    model: nn.Module,
-    variables: Variables,
-    image_shape: Sequence[int],
-    layer: str | None,
-    place: tuple[int, int],
+    model: Module, variables: Variables, image_shape: Shape, layer: str | None, place: tuple[int, int]
 ) -> Box:
     """The pixels of the image that one place of a layer sees; all of them if it is unknown which."""
     traced = trace(unrolled(model), variables, image_struct(image_shape))

@@ -15,7 +15,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 GREY = "#888"  # of lines and words in figures, which suits light and dark
-STYLE = Path(__file__).with_name("report.css")
 
 
 class Markup(str):
@@ -35,8 +34,9 @@ def element(name: str, *content: object, **attributes: str) -> Markup:
 
 def page(title: str, *content: Markup) -> str:
     """A whole page."""
+    style = Path(__file__).with_name("report.css").read_text()
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = element("head", Markup(head), element("title", title), element("style", Markup(STYLE.read_text())))
+    head = element("head", Markup(head), element("title", title), element("style", Markup(style)))
     body = element("body", element("h1", title), *content)
     return f"<!doctype html>{element('html', head, body, lang='en')}\n"
 

@@ -14,6 +14,7 @@ from cnnjax.explore.layers import Box, crop
 from cnnjax.training.metrics import Calibration
 
 FEW = 40  # points of a line that are still marked one by one
+Line = tuple[ArrayLike, ArrayLike]  # x [N], and y [N] or, of several runs, [runs, N]
 
 
 def to_unit(image: ArrayLike) -> np.ndarray:
@@ -128,24 +129,20 @@ def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
 
 
 def curves(
-    series: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    series: Mapping[str, Line],
     x: str,
     y: str = "",
     *,
     title: str = "",
     size: tuple[float, float] = (4.6, 3.0),
 ) -> Figure:
-    """Lines by name, each (x values [N], y values [N] or [runs, N]).
-
-    Of several runs the line is the mean, and a band reaches from the lowest to the highest.
-    """
+    """Lines by name; of several runs their mean, and a band from the lowest to the highest."""
     figure, axes = _figure(*size)
     for name, (xs, ys) in series.items():
         runs = np.atleast_2d(np.asarray(ys))
-        marker = "." if runs.shape[1] < FEW else ""
-        (line,) = axes.plot(np.asarray(xs), runs.mean(0), label=name, marker=marker)
+        (line,) = axes.plot(xs, runs.mean(0), label=name, marker="." if runs.shape[1] < FEW else "")
         if len(runs) > 1:
-            axes.fill_between(np.asarray(xs), runs.min(0), runs.max(0), alpha=0.25, color=line.get_color())
+            axes.fill_between(xs, runs.min(0), runs.max(0), alpha=0.25, color=line.get_color())
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.25)
     if len(series) > 1:

@@ -1,23 +1,23 @@
 """Single units: filters, how often they are active, the patches and images that excite them most."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
+from flax.linen import Module
 from jax import Array
 
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
-from cnnjax.explore.layers import Box, Variables
+from cnnjax.explore.layers import Box, Shape, Variables
 
 Batches = Iterable[Array]  # of images as the network takes them, float [B, H, W, C]
 
 
-def first_filters(model: nn.Module, variables: Variables, image_shape: Sequence[int]) -> np.ndarray:
+def first_filters(model: Module, variables: Variables, image_shape: Shape) -> np.ndarray:
     """The kernels of the first convolution on the image, float32 [F, kh, kw, C]."""
     scope = layers.first_convolution(model, variables, layers.image_struct(image_shape))
     flat = traverse_util.flatten_dict(variables["params"])
@@ -42,7 +42,7 @@ class UnitStatistics:
         return np.flatnonzero(self.positive == 0)
 
 
-def statistics(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> UnitStatistics:
+def statistics(model: Module, variables: Variables, batches: Batches, layer: str) -> UnitStatistics:
     """Mean, spread, maximum and share of positive values of a layer's units over a data set."""
     rows, count = [], 0
     for values in _layer_values(model, variables, batches, layer):
@@ -64,7 +64,7 @@ class Peaks:
     place: np.ndarray
 
 
-def peaks(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> Peaks:
+def peaks(model: Module, variables: Variables, batches: Batches, layer: str) -> Peaks:
     """The highest value of each unit on each image, and its row and column in the map."""
     highest, places = [], []
     for values in map(np.asarray, _layer_values(model, variables, batches, layer)):
@@ -75,7 +75,7 @@ def peaks(model: nn.Module, variables: Variables, batches: Batches, layer: str) 
     return Peaks(layer, np.concatenate(highest), np.concatenate(places).astype(np.int32))
 
 
-def _layer_values(model: nn.Module, variables: Variables, batches: Batches, layer: str) -> Iterable[Array]:
+def _layer_values(model: Module, variables: Variables, batches: Batches, layer: str) -> Iterable[Array]:
     values = jax.jit(lambda variables, image: layers.feature_maps(model, variables, image, [layer])[layer])
     return (values(variables, batch) for batch in batches)
 
@@ -90,12 +90,7 @@ class Patch:
 
 
 def best_patches(
-    model: nn.Module,
-    variables: Variables,
-    image_shape: Sequence[int],
-    peaks: Peaks,
-    unit: int,
-    count: int = 9,
+    model: Module, variables: Variables, image_shape: Shape, peaks: Peaks, unit: int, count: int = 9
 ) -> list[Patch]:
     """The patches, one an image, that excite a unit most, strongest first; each is its receptive field.
 
@@ -111,9 +106,9 @@ def best_patches(
 
 
 def maximize(
-    model: nn.Module,
+    model: Module,
     variables: Variables,
-    image_shape: Sequence[int],
+    image_shape: Shape,
     unit: int,
     key: Array,
     *,

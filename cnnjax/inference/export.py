@@ -76,9 +76,8 @@ def export(
         write(stored, written, batch_size)
         difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
         if not difference <= limit:
-            raise UserError(
-                f"format {form}: the logits differ by {difference:.1e}, more than {limit}; nothing is kept"
-            )
+            differ = f"the logits differ by {difference:.1e}, more than {limit}"
+            raise UserError(f"format {form}: {differ}; nothing is kept")
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
@@ -87,9 +86,7 @@ def export(
     return Exported(path.stat().st_size, difference)
 
 
-def description(
-    trained: TrainedModel, form: str, half: bool, batch_size: int | None = None
-) -> dict[str, object]:
+def description(trained: TrainedModel, form: str, half: bool, batch_size: int | None) -> dict[str, object]:
     """What another program must know: preprocessing, classes, and the run's whole config."""
     batch = batch_size or "batch"
     return {

@@ -1,5 +1,6 @@
 """Access to the page: 127.0.0.1 only, no other origin, small bodies, nothing written to disk."""
 
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -104,13 +105,10 @@ async def _reply(view: Callable[..., Answer], request: Mapping[str, str] | bytes
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):  # the latter for brackets nested a thousand deep
-        value = None
-    if not isinstance(value, dict):
-        raise UserError("the body is not a JSON object")
-    return value
+    with contextlib.suppress(ValueError, RecursionError):  # the latter for brackets nested a thousand deep
+        if isinstance(value := json.loads(body), dict):
+            return value
+    raise UserError("the body is not a JSON object")
 
 
 def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
