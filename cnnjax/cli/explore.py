@@ -25,10 +25,9 @@ def report(
     """Writes the page of one run, or one page that compares several."""
     if not words:
         raise UserError("no run folder; usage: cnnjax report DIR, or cnnjax report DIR DIR ...")
-    from cnnjax.explore import comparison
     from cnnjax.explore import report as page
 
     if len(words) == 1 and not out:
         print(f"wrote {page.write(words[0])}")
     else:
-        print(f"wrote {comparison.write(words, out or 'comparison.html')}")
+        print(f"wrote {page.compare(words, out or 'comparison.html')}")

@@ -17,6 +17,8 @@ from jax import Array
 from cnnjax.errors import UserError
 from cnnjax.explore.layers import Variables, run, trace, unrolled
 
+Weigh = Callable[[Array, Array], Array]  # (values of a layer, gradient by them) -> weights
+
 
 def class_logits(model: Module, variables: Variables, image: Array, label: Array) -> Array:
     """The logit of each image's class, float32 [B], in evaluation mode."""
@@ -129,12 +131,7 @@ def guided_gradient(
 
 
 def _cam(
-    model: Module,
-    variables: Variables,
-    image: Array,
-    label: Array,
-    layer: str | None,
-    weigh: Callable[[Array, Array], Array],
+    model: Module, variables: Variables, image: Array, label: Array, layer: str | None, weigh: Weigh
 ) -> Array:
     """ReLU of a layer's weighted sum over channels, `weigh(values, gradient)`: float32 [B, h, w]."""
     traced = trace(unrolled(model), variables, image)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cnnjax.errors import UserError
-from cnnjax.explore import comparison, markup, report
+from cnnjax.explore import markup, report
 from cnnjax.runs import train
 from tests import browser
 from tests.conftest import tiny_arrays
@@ -78,7 +78,7 @@ def test_the_page_shows_what_the_run_found(page):
 def test_reports_are_read_on_a_telephone_in_light_and_in_dark(page, tiny_run, tmp_path):
     """Nothing wider than the screen, and paper and ink that follow the reader's choice."""
     (tmp_path / "one.html").write_text(page)
-    comparison.write([tiny_run], tmp_path / "all.html")
+    report.compare([tiny_run], tmp_path / "all.html")
     seen = browser.Browser(tmp_path / "profile")
     try:
         for file in ("one.html", "all.html"):
@@ -111,7 +111,7 @@ def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     assert columns.pop("top5").all()  # of three classes
     np.savez(copy / "predictions.npz", **columns)
     assert "Worst mistakes" in report.write(copy).read_text()
-    comparison.write([copy, tiny_run], tmp_path / "both.html")
+    report.compare([copy, tiny_run], tmp_path / "both.html")
 
 
 def test_text_and_attributes_are_escaped_once_and_markup_is_not():
@@ -141,7 +141,7 @@ def test_a_damaged_folder_is_told_in_one_line(tiny_run, tmp_path, file, text, wo
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
     (copy / file).write_text(text)
-    for write in (report.write, lambda path: comparison.write([path, tiny_run], tmp_path / "c.html")):
+    for write in (report.write, lambda path: report.compare([path, tiny_run], tmp_path / "c.html")):
         with pytest.raises(UserError, match=words) as found:
             write(copy)
         assert "\n" not in str(found.value)

@@ -1,1 +1,1 @@
-"""The local page of `cnnjax explore`: server (access), views and operations (answers), static files."""
+"""The local page of `cnnjax explore`: server (access), views (answers), static files."""

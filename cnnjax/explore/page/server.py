@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cnnjax.errors import UserError
-from cnnjax.explore.page import operations, views
+from cnnjax.explore.page import views
 from cnnjax.explore.page.views import Answer
 from cnnjax.inference.model import TrainedModel
 
@@ -62,9 +62,9 @@ def make_app(trained: TrainedModel) -> Starlette:
         Route("/api/maps", _answer(lambda query: shown.feature_maps(query["id"], query["layer"]))),
         Route("/api/heat", _answer(lambda query: shown.heat(query["id"], int(query["class"])))),
         Route("/api/patches", _answer(lambda query: shown.patches(query["layer"], int(query["unit"])))),
-        Route("/api/example", _answer(lambda query: operations.example(query["picture"], query["filter"]))),
+        Route("/api/example", _answer(lambda query: views.example(query["picture"], query["filter"]))),
         Route("/api/upload", _post(shown.upload), methods=["POST"]),
-        Route("/api/operation", _post(lambda body: operations.operation(_object(body))), methods=["POST"]),
+        Route("/api/operation", _post(lambda body: views.operation(_object(body))), methods=["POST"]),
     ]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(same_origin_only)]
     return Starlette(routes=routes, middleware=guards)

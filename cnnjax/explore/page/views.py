@@ -1,4 +1,8 @@
-"""What the page shows of a network, as plain data: predictions, feature maps, best patches, heat maps."""
+"""What the page shows, as plain data.
+
+Of a network: predictions, feature maps, best patches, heat maps. Of operations: small pictures through a
+filter, ReLU and pooling, as the package computes them.
+"""
 
 import collections
 import functools
@@ -8,15 +12,16 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from cnnjax import ops
 from cnnjax.data.decode import FORMATS
 from cnnjax.errors import UserError, unknown
-from cnnjax.explore import layers, plots, units
+from cnnjax.explore import layers, pictures, plots, units
 from cnnjax.explore.explain import explainer
 from cnnjax.explore.markup import png
-from cnnjax.explore.page import operations
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
 
@@ -25,6 +30,12 @@ MAPS_SHOWN = 64
 PATCH_IMAGES = 512  # of the test split, among which the best patches of a unit are searched
 PATCH_BATCH = 64
 KEPT_IMAGES = 16
+MAX_SIDE = 64  # of a picture
+PICTURES = (*pictures.PICTURES, *pictures.WORDS, "4x4 numbers")
+FILTERS = (*pictures.FILTERS, "identity")
+POOLS = {"max": ops.max_pool, "average": ops.avg_pool}
+LEAST = {"padding": 0, "stride": 1, "window": 1, "pool_stride": 1}
+Rows = list[list[float]]
 Answer = Mapping[str, Any]  # becomes JSON
 
 
@@ -47,8 +58,8 @@ class Views:
             "data": self.trained.config.data.name,
             "classes": list(self.trained.class_names),
             "layers": [{"name": name, "shape": list(shape)} for name, shape in self.maps.items()],
-            "pictures": list(operations.PICTURES),
-            "filters": list(operations.FILTERS),
+            "pictures": list(PICTURES),
+            "filters": list(FILTERS),
         }
 
     def upload(self, data: bytes) -> Answer:
@@ -90,9 +101,9 @@ class Views:
         self._check_layer(layer)
         model, variables, shape = self.trained.model, self.trained.variables, self.trained.input_shape
         with self.lock:
-            pictures, peaks = self._peaks(layer)
+            seen, peaks = self._peaks(layer)
             best = units.best_patches(model, variables, shape, peaks, unit)
-        crops = [layers.crop(pictures[patch.index], patch.box) for patch in best]
+        crops = [layers.crop(seen[patch.index], patch.box) for patch in best]
         pairs = zip(crops, best, strict=True)
         return {"patches": [{"image": png(crop), "value": patch.value} for crop, patch in pairs]}
 
@@ -118,9 +129,9 @@ class Views:
 
     @functools.lru_cache(maxsize=32)  # noqa: B019, one Views lives as long as its process
     def _peaks(self, layer: str) -> tuple[np.ndarray, units.Peaks]:
-        pictures, batches = self._test_images
+        seen, batches = self._test_images
         prepared = (self.trained.prepare(batch) for batch in batches)
-        return pictures, units.peaks(self.trained.model, self.trained.variables, prepared, layer)
+        return seen, units.peaks(self.trained.model, self.trained.variables, prepared, layer)
 
 
 def check_size(data: bytes) -> None:
@@ -132,3 +143,53 @@ def check_size(data: bytes) -> None:
         raise UserError(f"not a readable image; allowed: {', '.join(FORMATS)}") from None
     if width * height > MAX_PIXELS:
         raise UserError(f"the image has {width}x{height} pixels; allowed: {MAX_PIXELS // 1_000_000} million")
+
+
+def operation(request: Mapping[str, Any]) -> dict[str, Rows]:
+    """The picture after convolution, after ReLU and, if it is large enough, after pooling.
+
+    A request holds image and kernel, rows of numbers; padding, stride, window, pool_stride, whole numbers;
+    padding_mode, zero or reflect; pooling, max or average.
+    """
+    image, kernel = _matrix(request, "image"), _matrix(request, "kernel")
+    padding, stride, window, pool_stride = (_count(request, name, least) for name, least in LEAST.items())
+    pooling = request.get("pooling")
+    if pooling not in POOLS:
+        raise unknown("pooling", pooling, POOLS)
+    x, w = jnp.asarray(image)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None]
+    mode = str(request.get("padding_mode", "zero"))
+    convolved = ops.conv2d(x, w, strides=stride, padding=padding, padding_mode=mode)
+    rectified = ops.activation("relu")(convolved)
+    stages = {"convolution": convolved, "relu": rectified}
+    if min(rectified.shape[1:3]) >= window:
+        stages["pooling"] = POOLS[pooling](rectified, window, pool_stride)
+    return {name: np.asarray(value)[0, :, :, 0].round(4).tolist() for name, value in stages.items()}
+
+
+def example(picture: str, kernel: str) -> dict[str, Rows | int]:
+    """A picture and a filter by name; the filter's weights are to be divided by `divisor`."""
+    if picture not in PICTURES:
+        raise unknown("picture", picture, PICTURES)
+    if kernel not in FILTERS:
+        raise unknown("filter", kernel, FILTERS)
+    image = pictures.POOLING if picture == PICTURES[-1] else pictures.picture(picture)
+    divisor = 9 if kernel in pictures.FILTERS else 1
+    weights = divisor * pictures.feature(kernel) if kernel in pictures.FILTERS else np.ones((1, 1))
+    return {"image": image.tolist(), "kernel": weights.round().astype(int).tolist(), "divisor": divisor}
+
+
+def _matrix(request: Mapping[str, Any], name: str) -> np.ndarray:
+    try:
+        matrix = np.asarray(request[name], np.float32)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{name} must be rows of numbers, all of one length") from None
+    if matrix.ndim != 2 or not 0 < max(matrix.shape) <= MAX_SIDE or not np.isfinite(matrix).all():
+        raise UserError(f"{name} must be rows of finite numbers, at most {MAX_SIDE} by {MAX_SIDE}")
+    return matrix
+
+
+def _count(request: Mapping[str, Any], name: str, least: int) -> int:
+    value = request.get(name)
+    if type(value) is not int or not least <= value <= MAX_SIDE:
+        raise UserError(f"{name}={value!r}; allowed: a whole number from {least} to {MAX_SIDE}")
+    return value
