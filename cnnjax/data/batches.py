@@ -52,18 +52,13 @@ def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
 
 
 class Batches:
-    """An endless iterator over batches, each a pure function of (seed, step): `position` is all to save.
-
-    Attributes:
-      size: examples an epoch.
-      seed: of the shuffle; None keeps the source's order.
-      position: the step of the next batch.
-    """
+    """An endless iterator over batches, each a pure function of (seed, step): `position` is all to save."""
 
     def __init__(self, size: int, batch_size: int, seed: int | None):
+        """`size` is examples an epoch; `seed` shuffles, None keeps the source's order."""
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.steps_per_epoch = steps_per_epoch(size, batch_size)
-        self.position = 0
+        self.position = 0  # the step of the next batch
         self._bad: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -99,10 +94,7 @@ class Batches:
 
 
 class ResidentBatches(Batches):
-    """Batches of a source whose images lie whole on each device, shuffled and gathered there by key.
-
-    The order of epoch e is `permutation(fold_in(key(seed), e))`.
-    """
+    """Batches of a source that is whole on each device, shuffled by a key of `fold_in(key(seed), epoch)`."""
 
     def __init__(
         self, source: ArraySource, batch_size: int, *, seed: int | None, sharding: Sharding | None = None
@@ -276,10 +268,8 @@ class StreamBatches(Batches):
             check_skipped(self.skipped, self.max_bad)
         if len(self._read.rows) == self.batch_size:
             return jax.device_put(batch, self.sharding)
-        return {
-            name: jax.make_array_from_process_local_data(self.sharding, x, (self.batch_size, *x.shape[1:]))
-            for name, x in batch.items()
-        }
+        whole = functools.partial(jax.make_array_from_process_local_data, self.sharding)
+        return {name: whole(x, (self.batch_size, *x.shape[1:])) for name, x in batch.items()}
 
     def __next__(self) -> Batch:
         if self._ahead is None or self._ahead[0] != self.position:

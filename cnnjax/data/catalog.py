@@ -5,12 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from cnnjax.data import downloads
 from cnnjax.data.sources import cifar, idx, npz
+from cnnjax.data.sources.source import Arrays
 
-Arrays = tuple[np.ndarray, np.ndarray]
 MINI = Path(__file__).parent / "fashion_mnist_mini.npz"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -90,10 +88,6 @@ def _cifar_layout(
     return Layout(find, read)
 
 
-def _read_mini(path: Path, split: str) -> Arrays:
-    return npz.read_split(npz.read_npz(path), split, path)
-
-
 # Checksums of the archives: those that tensorflow-datasets publishes (url_checksums/*.txt).
 # Contents, unzipped: those of Fashion-MNIST measured on Debian's package, which has gzipped them
 # anew; those of MNIST as several public projects give them beside the archives' checksums.
@@ -152,7 +146,10 @@ DATASETS: dict[str, DatasetInfo] = {
             splits={"train": 6000, "test": 1000},
             mean=(0.2865290,),  # measured on train
             std=(0.3536679,),
-            layout=Layout(lambda folder: MINI if folder == MINI.parent else None, _read_mini),
+            layout=Layout(
+                lambda folder: MINI if folder == MINI.parent else None,
+                lambda path, split: npz.read_split(npz.read_npz(path), split, path),
+            ),
             description="a class-balanced sample of fashion_mnist that comes with the package",
             licence="MIT",
             source="https://github.com/zalandoresearch/fashion-mnist",

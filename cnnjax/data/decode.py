@@ -137,33 +137,21 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
         return square.copy()
     kernel = _kernel()
     if kernel is None:
-        return _resize_with_pillow(square, size)
+        squeezed = np.ascontiguousarray(square[..., 0] if channels == 1 else square)
+        small = Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(small).reshape(size, size, channels)
     if square.strides[1:] != (channels, 1):
         square = np.ascontiguousarray(square)
     out = np.empty((size, size, channels), np.uint8)
     at = square.ctypes.data, square.strides[0], side, channels, out.ctypes.data, size
-    if kernel(*at, *_pointers(side, size)):
+    if kernel(*at, *_weights(side, size)):
         raise MemoryError(f"no memory to resize an image of {height}x{width}")
     return out
 
 
-def _resize_with_pillow(square: np.ndarray, size: int) -> np.ndarray:
-    """Pillow's BILINEAR of uint8 [side, side, C]."""
-    squeezed = np.ascontiguousarray(square[..., 0] if square.shape[2] == 1 else square)
-    image = np.asarray(Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR))
-    return image if image.ndim == 3 else image[..., None]
-
-
-@functools.lru_cache(maxsize=1024)
-def _pointers(side: int, size: int) -> tuple[ctypes.c_void_p, int, ctypes.c_void_p, ctypes.c_void_p]:
-    """What the kernel needs of `_weights`: asked of NumPy once, not for each image."""
-    first, weights, packed = _weights(side, size)
-    pointers = [array.ctypes.data_as(VOID) for array in (first, weights, packed)]
-    return pointers[0], weights.shape[1], pointers[1], pointers[2]
-
-
-def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The triangle filter, wider as the image shrinks: int32 first inputs [size] and weights [size, taps].
+@functools.lru_cache(maxsize=1024)  # so NumPy is asked for the pointers once, not for each image
+def _weights(side: int, size: int) -> tuple[ctypes.c_void_p, int, ctypes.c_void_p, ctypes.c_void_p]:
+    """The triangle filter, wider as the image shrinks: int32 first inputs [size], taps, weights [size, taps].
 
     And the weights as `resize.c` packs them: int16 [size, fours, 2, 2, 8].
     """
@@ -179,8 +167,9 @@ def _weights(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         start = low - first[x]
         weights[x, start : start + high - low] = np.floor(part / part.sum() * (1 << BITS) + 0.5)
     pairs = np.pad(weights, ((0, 0), (0, -taps % 4))).reshape(size, -1, 1, 2, 2)
-    packed = np.concatenate([pairs & 0x7FFF, pairs >> 15], 2).astype(np.int16)
-    return first, weights, np.ascontiguousarray(np.tile(packed, 4))
+    packed = np.tile(np.concatenate([pairs & 0x7FFF, pairs >> 15], 2).astype(np.int16), 4)
+    pointers = [np.ascontiguousarray(array).ctypes.data_as(VOID) for array in (first, weights, packed)]
+    return pointers[0], taps, pointers[1], pointers[2]
 
 
 @functools.cache

@@ -7,8 +7,6 @@ from pathlib import Path
 from cnnjax.data.files import sha256_of
 from cnnjax.errors import UserError
 
-TIMEOUT_SECONDS = 30
-
 
 def check(path: Path, sha256: str) -> None:
     """Raises UserError naming the file if its SHA-256 is not the pinned one."""
@@ -26,12 +24,8 @@ def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) 
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    fetch = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(),
-        chunk_size=2**20,
-        timeout=TIMEOUT_SECONDS,
-        headers={"Accept-Encoding": "identity"},  # the checksum is that of the compressed file
-    )
+    bar, headers = sys.stderr.isatty(), {"Accept-Encoding": "identity"}  # checksums are of compressed files
+    fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**20, timeout=30, headers=headers)
     for name, sha256 in archives.items():
         path, failures = folder / name, []
         if path.is_file() and sha256_of(path) == sha256:

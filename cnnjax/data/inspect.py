@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
 
@@ -54,11 +55,9 @@ def inspect(
 
 def shared(contents: Mapping[str, Contents]) -> list[tuple[str, int, str, int]]:
     """Every image of one split that another has too, as (split, position, split, position)."""
-    splits = list(contents)
     return [
         (a, contents[a].first[sha], b, index)
-        for at, a in enumerate(splits)
-        for b in splits[at + 1 :]
+        for a, b in itertools.combinations(contents, 2)
         for sha, index in contents[b].first.items()
         if sha in contents[a].first
     ]

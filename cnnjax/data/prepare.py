@@ -1,8 +1,10 @@
 """One-off preparation: any data set to ArrayRecord shards of images of one size, see `records`."""
 
-import dataclasses
+import contextlib
+import functools
 import importlib.util
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -22,64 +24,42 @@ from cnnjax.errors import BadImage, UserError, unknown
 JPEG_QUALITY = 92
 
 
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """One shard to write: `indices` of a source; whole, with its facts beside it, or not at all."""
+def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip: bool) -> Shard:
+    """Writes the file whole, with its facts beside it, or not at all; that of an earlier run is kept."""
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-    source: Source
-    indices: range
-    file: Path
-    encoding: str
-    skip: bool
-
-    def run(self) -> Shard:
-        """The shard's facts, from an earlier run if that wrote it."""
-        done = self.file.with_suffix(".json")
-        if done.is_file() and self.file.is_file():
-            return json.loads(done.read_text())
-        partial = self.file.with_suffix(".partial")
-        labels, skipped, sums = self._write(partial)
-        shard = Shard(
-            file=self.file.name,
-            bytes=partial.stat().st_size,
-            sha256=sha256_of(partial),
-            labels=labels,
-            skipped=skipped,
-            pixels=sums.pixels,
-            total=sums.total.tolist(),
-            products=sums.products.tolist(),
-        )
-        os.replace(partial, self.file)
-        atomic_write(done, json.dumps(shard))
-        return shard
-
-    def _write(self, path: Path) -> tuple[list[int], list[str], Moments]:
-        """Labels of what was written, messages about what was left out, and the moments."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        labels, skipped, sums = [], [], Moments.empty(self.source.image_shape[2])
-        for index in self.indices:
+    done, partial = file.with_suffix(".json"), file.with_suffix(".partial")
+    if done.is_file() and file.is_file():
+        return json.loads(done.read_text())
+    labels, skipped, sums = [], [], Moments.empty(source.image_shape[2])
+    with contextlib.closing(ArrayRecordWriter(str(partial), "group_size:1,uncompressed")) as writer:
+        for index in indices:
             try:
-                example = self.source[index]
+                example = source[index]
             except BadImage as error:
-                if not self.skip:
-                    writer.close()
+                if not skip:
                     raise
                 skipped.append(str(error))
                 continue
             image = np.ascontiguousarray(example["image"])
             labels.append(example["label"])
             sums += moments(image)
-            writer.write(int(example["label"]).to_bytes(4, "little", signed=True) + self._encode(image))
-        writer.close()
-        return labels, skipped, sums
-
-    def _encode(self, image: np.ndarray) -> bytes:
-        if self.encoding == "raw":
-            return image.tobytes()
-        space = "RGB" if image.shape[2] == 3 else "GRAY"
-        return simplejpeg.encode_jpeg(image, JPEG_QUALITY, space)
+            raw, space = encoding == "raw", "RGB" if image.shape[2] == 3 else "GRAY"
+            data = image.tobytes() if raw else simplejpeg.encode_jpeg(image, JPEG_QUALITY, space)
+            writer.write(int(example["label"]).to_bytes(4, "little", signed=True) + data)
+    shard = Shard(
+        file=file.name,
+        bytes=partial.stat().st_size,
+        sha256=sha256_of(partial),
+        labels=labels,
+        skipped=skipped,
+        pixels=sums.pixels,
+        total=sums.total.tolist(),
+        products=sums.products.tolist(),
+    )
+    os.replace(partial, file)
+    atomic_write(done, json.dumps(shard))
+    return shard
 
 
 def prepare(
@@ -116,17 +96,18 @@ def prepare(
         "fingerprints": {split: source.fingerprint for split, source in sources.items()},
     }
     _check_plan(out, plan)
-    tasks: dict[str, list[_Task]] = {split: [] for split in sources}
+    tasks: dict[str, list[Callable[[], Shard]]] = {split: [] for split in sources}
     for split, source in sources.items():
         for number, start in enumerate(range(0, len(source), shard_examples)):
             indices = range(start, min(start + shard_examples, len(source)))
             file = out / f"{split}-{number:05d}.array_record"
-            tasks[split].append(_Task(source, indices, file, encoding, on_bad_image == "skip"))
+            options = indices, file, encoding, on_bad_image == "skip"
+            tasks[split].append(functools.partial(_write_shard, source, *options))
     total = sum(map(len, tasks.values()))
     shards: dict[str, list[Shard]] = {split: [] for split in tasks}
     with ThreadPoolExecutor(num_threads) as pool:
         for split in tasks:
-            for shard in pool.map(_Task.run, tasks[split]):
+            for shard in pool.map(operator.call, tasks[split]):
                 shards[split].append(shard)
                 progress(sum(map(len, shards.values())), total)
     atomic_write(out / FACTS, json.dumps({**plan, **_statistics(shards["train"]), "splits": shards}))

@@ -14,6 +14,8 @@ from jax import lax
 
 from cnnjax.ops.shapes import Pair
 
+Places = tuple[jax.Array, jax.Array]  # row and column of each maximum in its window
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def window_maxima(x: jax.Array, size: Pair, window: Pair, strides: Pair) -> jax.Array:
@@ -21,9 +23,7 @@ def window_maxima(x: jax.Array, size: Pair, window: Pair, strides: Pair) -> jax.
     return _max_forward(x, size, window, strides)[0]
 
 
-def _max_forward(
-    x: jax.Array, size: Pair, window: Pair, strides: Pair
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _max_forward(x: jax.Array, size: Pair, window: Pair, strides: Pair) -> tuple[jax.Array, Places]:
     # First along the columns, then the rows: so the first maximum is the first in row-major order.
     best, column = _max_along(x, 2, window[1], strides[1])
     best, row = _max_along(best, 1, window[0], strides[0])
@@ -31,7 +31,7 @@ def _max_forward(
 
 
 def _max_backward(
-    size: Pair, window: Pair, strides: Pair, places: tuple[jax.Array, jax.Array], grad: jax.Array
+    size: Pair, window: Pair, strides: Pair, places: Places, grad: jax.Array
 ) -> tuple[jax.Array]:
     overlap = window[0] > strides[0] or window[1] > strides[1]
     total = widen(grad) if overlap else grad
@@ -72,10 +72,8 @@ def _send_back(
     terms = []
     for d in range(reach):
         begin = reach - 1 - d
-        winner, value = (
-            jnp.expand_dims(lax.slice_in_dim(y, begin, begin + starts, axis=axis), axis + 1)
-            for y in (place, padded)
-        )
+        winner, value = (lax.slice_in_dim(y, begin, begin + starts, axis=axis) for y in (place, padded))
+        winner, value = jnp.expand_dims(winner, axis + 1), jnp.expand_dims(value, axis + 1)
         here = along(np.arange(stride) + stride * d, axis + 1, grad.ndim + 1)
         terms.append(jnp.where(winner == here.astype(place.dtype), value, 0))
     shape = (*grad.shape[:axis], starts * stride, *grad.shape[axis + 1 :])

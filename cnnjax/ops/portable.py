@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -51,8 +52,5 @@ def sum_windows(x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides) 
     """The sum of weight times value of each window, zeros around the image: a convolution of each channel."""
     channels = x.shape[3]
     kernel = jnp.broadcast_to(jnp.asarray(weights, x.dtype)[:, :, None, None], (*weights.shape, 1, channels))
-    layout = ("NHWC", "HWIO", "NHWC")
-    x = pad(x, sides, 0.0)
-    return lax.conv_general_dilated(
-        x, kernel, strides, "VALID", dimension_numbers=layout, feature_group_count=channels
-    )
+    convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return convolve(pad(x, sides, 0.0), kernel, strides, "VALID", feature_group_count=channels)

@@ -1,11 +1,9 @@
 """Augmentation on the device: the string that chains keyed functions of a batch.
 
-Every augmentation is `(key, batch, **literals) -> batch`; they live in `geometry`, `color`, `policies` and
-`mixing`. A batch holds "image" [B, H, W, C], and in training also "label" and "mask" [B], each example's
-place in the data set and its epoch ("index", "epoch" int32 [B]), and "run_key", a key that is the same at
-every step. A new augmentation is a function under `@operation(...)`, and a row in `ARGUMENTS` for each new
-argument name: it is then legal in the string that `parse` checks, as in "random_crop(28,
-padding=2)|mirror|normalize".
+Every augmentation is `(key, batch, **literals) -> batch`, see `geometry`, `color`, `policies` and `mixing`.
+A batch holds "image" [B, H, W, C], in training also what `batches` gives and "run_key", the same key at every
+step. A new augmentation is a function under `@operation(...)`, and a row in `ARGUMENTS` for each new argument
+name: it is then legal in the string that `parse` checks.
 """
 
 import dataclasses
@@ -16,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.data.augment import color, geometry, mixing, policies  # noqa: F401 - they register themselves
-from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Shape
+from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Key, Shape
 from cnnjax.errors import UserError, parse_call, unknown
 
 
@@ -33,7 +31,7 @@ class Augmentation:
         """The steps that need more of a batch than its images."""
         return tuple(name for name, _ in self.steps if AUGMENTATIONS[name].needs)
 
-    def __call__(self, key: jax.Array, batch: Batch) -> Batch:
+    def __call__(self, key: Key, batch: Batch) -> Batch:
         batch = batch | {"image": jnp.asarray(batch["image"])}
         for position, (name, arguments) in enumerate(self.steps):
             step = AUGMENTATIONS[name]

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.augment.register import Arguments, Batch, Shape, operation
+from cnnjax.data.augment.register import Arguments, Batch, Key, Shape, operation
 from cnnjax.errors import UserError
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 PerChannel = float | tuple[float, ...]  # one for all channels, or one each
 
 
@@ -27,13 +26,13 @@ def _unit(images: jax.Array) -> jax.Array:
 
 
 @operation(takes=("uint8",), gives="unit")
-def scale(key: jax.Array, batch: Batch) -> Batch:
+def scale(key: Key, batch: Batch) -> Batch:
     """Converts bytes to float32 in [0, 1]."""
     return batch | {"image": _unit(batch["image"])}
 
 
 @operation(_channel_shape, takes=("uint8", "unit"), gives="normalized")
-def normalize(key: jax.Array, batch: Batch, mean: PerChannel, std: PerChannel) -> Batch:
+def normalize(key: Key, batch: Batch, mean: PerChannel, std: PerChannel) -> Batch:
     """(image - mean) / std in float32 on the scale 0..1; omitted from a spec, the data set's mean and std."""
     images = batch["image"]
     mean_row, std_row = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
@@ -41,7 +40,7 @@ def normalize(key: jax.Array, batch: Batch, mean: PerChannel, std: PerChannel) -
     return batch | {"image": images.astype(jnp.float32) * factor - mean_row / std_row}
 
 
-def _factors(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
+def _factors(key: Key, images: jax.Array, strength: float) -> jax.Array:
     """One factor an image, uniform in [max(0, 1 - strength), 1 + strength]: [B, 1, 1, 1]."""
     low = max(0.0, 1.0 - strength)
     return jax.random.uniform(key, (len(images), 1, 1, 1), minval=low, maxval=1.0 + strength)
@@ -56,9 +55,9 @@ def _recoloured(batch: Batch, values: jax.Array) -> Batch:
 
 
 def _grey(images: jax.Array) -> jax.Array:
-    """float32 [B, H, W, 1]: the brightness that Pillow gives an RGB image."""
+    """float32 [B, H, W, 1]: ITU-R BT.601, as Pillow's mode L."""
     values = images.astype(jnp.float32)
-    return values if images.shape[-1] == 1 else (values @ jnp.asarray(LUMA))[..., None]
+    return values if images.shape[-1] == 1 else (values @ jnp.asarray([0.299, 0.587, 0.114]))[..., None]
 
 
 def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
@@ -68,14 +67,14 @@ def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
 
 
 @operation(takes=("uint8", "unit"))
-def brightness(key: jax.Array, batch: Batch, strength: float) -> Batch:
+def brightness(key: Key, batch: Batch, strength: float) -> Batch:
     """Multiplies each image by one of `_factors`, as Pillow's ImageEnhance.Brightness."""
     images = batch["image"]
     return _recoloured(batch, images.astype(jnp.float32) * _factors(key, images, strength))
 
 
 @operation(takes=("uint8", "unit"))
-def contrast(key: jax.Array, batch: Batch, strength: float) -> Batch:
+def contrast(key: Key, batch: Batch, strength: float) -> Batch:
     """Moves each image away from, or towards, its mean grey, as Pillow's ImageEnhance.Contrast."""
     images = batch["image"]
     mean, values = _grey(images).mean((1, 2, 3), keepdims=True), images.astype(jnp.float32)
@@ -83,7 +82,7 @@ def contrast(key: jax.Array, batch: Batch, strength: float) -> Batch:
 
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
-def saturation(key: jax.Array, batch: Batch, strength: float) -> Batch:
+def saturation(key: Key, batch: Batch, strength: float) -> Batch:
     """Moves each pixel away from, or towards, its grey, as Pillow's ImageEnhance.Color."""
     images = batch["image"]
     grey, values = _grey(images), images.astype(jnp.float32)
@@ -91,7 +90,7 @@ def saturation(key: jax.Array, batch: Batch, strength: float) -> Batch:
 
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
-def hue(key: jax.Array, batch: Batch, hue: float) -> Batch:
+def hue(key: Key, batch: Batch, hue: float) -> Batch:
     """Turns the colours of each image by an angle uniform in [-hue, hue] of the circle, in HSV."""
     images = batch["image"]
     turn = jax.random.uniform(key, (len(images), 1, 1), minval=-hue, maxval=hue)
@@ -115,9 +114,7 @@ def _covariance_shape(shape: Shape, arguments: Arguments) -> Shape:
 
 
 @operation(_covariance_shape, takes=("uint8", "unit"), gives="unit")
-def pca_color(
-    key: jax.Array, batch: Batch, strength: float, covariance: tuple[tuple[float, ...], ...]
-) -> Batch:
+def pca_color(key: Key, batch: Batch, strength: float, covariance: tuple[tuple[float, ...], ...]) -> Batch:
     """Adds to each image one colour along the principal components of the data set's colours.
 
     `strength` is the standard deviation of the draws alpha, 0.1 in the paper; `covariance` [C][C] is that of

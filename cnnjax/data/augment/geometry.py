@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax.image import ResizeMethod, scale_and_translate
+from jax.image import scale_and_translate
 
-from cnnjax.data.augment.register import Arguments, Batch, Shape, operation
+from cnnjax.data.augment.register import Arguments, Batch, Key, Shape, operation
 from cnnjax.errors import UserError
 
 Size = int | tuple[int, int]  # of a square, or (height, width), in pixels
@@ -36,7 +36,7 @@ def _flipped(images: jax.Array, flip: jax.Array) -> jax.Array:
 
 
 @operation()
-def mirror(key: jax.Array, batch: Batch, probability: float = 0.5) -> Batch:
+def mirror(key: Key, batch: Batch, probability: float = 0.5) -> Batch:
     """Flips each image left to right with the given probability.
 
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1 (horizontal reflections).
@@ -46,7 +46,7 @@ def mirror(key: jax.Array, batch: Batch, probability: float = 0.5) -> Batch:
 
 
 @operation(needs=("index", "epoch", "run_key"))
-def alternating_flip(key: jax.Array, batch: Batch) -> Batch:
+def alternating_flip(key: Key, batch: Batch) -> Batch:
     """Flips each image left to right in every other epoch; a draw by example says which of them in the first.
 
     So two consecutive epochs show every image both ways, where `mirror` repeats half of the views. The draw
@@ -60,9 +60,7 @@ def alternating_flip(key: jax.Array, batch: Batch) -> Batch:
 
 
 @operation(_crop_shape)
-def random_crop(
-    key: jax.Array, batch: Batch, size: Size, padding: int = 0, padding_mode: str = "zero"
-) -> Batch:
+def random_crop(key: Key, batch: Batch, size: Size, padding: int = 0, padding_mode: str = "zero") -> Batch:
     """Cuts a window out of each image at a place of its own, all places equally likely.
 
     First `padding` pixels are added on each side: "zero", or "reflect" (the edge pixel is not repeated).
@@ -85,7 +83,7 @@ def random_crop(
 
 
 @operation(_crop_shape)
-def center_crop(key: jax.Array, batch: Batch, size: Size) -> Batch:
+def center_crop(key: Key, batch: Batch, size: Size) -> Batch:
     """Cuts the middle window out of each image; an odd pixel stays at the bottom and the right."""
     images = batch["image"]
     height, width, _ = _crop_shape(images.shape[1:], {"size": size})
@@ -109,9 +107,7 @@ def _windows(
     def resize(image: jax.Array, scale: jax.Array, corner: jax.Array) -> jax.Array:
         shape, moved = (*size, image.shape[-1]), -corner * scale
         image = image.astype(jnp.float32)
-        return scale_and_translate(
-            image, shape, (0, 1), scale, moved, ResizeMethod.LINEAR, antialias=antialias
-        )
+        return scale_and_translate(image, shape, (0, 1), scale, moved, "linear", antialias=antialias)
 
     out = jax.vmap(resize)(images, scale, corner)
     if images.dtype == jnp.uint8:
@@ -142,7 +138,7 @@ def _rectangles(
 
 @operation(_resized_shape)
 def random_resized_crop(
-    key: jax.Array,
+    key: Key,
     batch: Batch,
     size: Size,
     area: Range = (0.08, 1.0),
@@ -164,7 +160,7 @@ def random_resized_crop(
 
 
 @operation(_resized_shape)
-def scale_jitter(key: jax.Array, batch: Batch, size: Size, sides: Range = (256, 480)) -> Batch:
+def scale_jitter(key: Key, batch: Batch, size: Size, sides: Range = (256, 480)) -> Batch:
     """A random crop of each image, resized first so that its short side is uniform in `sides`, in pixels.
 
     Source: Simonyan, Zisserman 2014, arXiv:1409.1556, section 3.1; He et al. 2015, arXiv:1512.03385,
@@ -182,11 +178,7 @@ def scale_jitter(key: jax.Array, batch: Batch, size: Size, sides: Range = (256, 
 
 @operation()
 def random_erasing(
-    key: jax.Array,
-    batch: Batch,
-    probability: float = 0.5,
-    area: Range = (0.02, 0.33),
-    aspect: Range = (0.3, 3.3),
+    key: Key, batch: Batch, probability: float = 0.5, area: Range = (0.02, 0.33), aspect: Range = (0.3, 3.3)
 ) -> Batch:
     """Blackens (or, after normalize, greys) one of `_rectangles` of each image with the given probability.
 
@@ -204,7 +196,7 @@ def random_erasing(
 
 
 @operation()
-def cutout(key: jax.Array, batch: Batch, size: Size) -> Batch:
+def cutout(key: Key, batch: Batch, size: Size) -> Batch:
     """Blackens (or, after normalize, greys) a square centred on any pixel, a part of it maybe outside.
 
     Source: DeVries, Taylor 2017, arXiv:1708.04552, section 3.2.

@@ -7,7 +7,7 @@ the data set's); rows that sum to one are mixed as they are.
 import jax
 import jax.numpy as jnp
 
-from cnnjax.data.augment.register import Batch, operation
+from cnnjax.data.augment.register import Batch, Key, operation
 
 
 def _mixed_labels(batch: Batch, other: jax.Array, part: jax.Array, num_classes: int) -> jax.Array:
@@ -18,7 +18,7 @@ def _mixed_labels(batch: Batch, other: jax.Array, part: jax.Array, num_classes: 
 
 
 @operation(takes=("unit", "normalized"), needs=("label",))
-def mixup(key: jax.Array, batch: Batch, alpha: float = 0.2, *, num_classes: int) -> Batch:
+def mixup(key: Key, batch: Batch, alpha: float = 0.2, *, num_classes: int) -> Batch:
     """Mixes each image with another of the batch: part * image + (1 - part) * other, and the labels likewise.
 
     The batch has one part, drawn from Beta(alpha, alpha); alpha 0 is the identity.
@@ -35,7 +35,7 @@ def mixup(key: jax.Array, batch: Batch, alpha: float = 0.2, *, num_classes: int)
 
 
 @operation(needs=("label",))
-def cutmix(key: jax.Array, batch: Batch, alpha: float = 1.0, *, num_classes: int) -> Batch:
+def cutmix(key: Key, batch: Batch, alpha: float = 1.0, *, num_classes: int) -> Batch:
     """Pastes a rectangle of another image of the batch into each, and mixes the labels by its area.
 
     The batch has one rectangle; the area left is drawn from Beta(alpha, alpha); alpha 0 is the identity.

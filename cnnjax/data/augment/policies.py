@@ -1,21 +1,19 @@
 """RandAugment and TrivialAugment: one of fourteen operations an image, all in one pass over the batch.
 
-Every operation is a move of pixels, a table of 256 values a channel, or a blend with a blurred or grey
-image. So each image goes through one gather, one table and one blend, whose parameters its own operation
-sets, and nothing is computed fourteen times.
+Every operation is a move of pixels, a table of 256 values a channel, or a blend with a blurred or grey image.
+So each image goes through one gather, one table and one blend, whose parameters its own operation sets.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cnnjax.data.augment.register import Arguments, Batch, Shape, operation
+from cnnjax.data.augment.register import Arguments, Batch, Key, Shape, operation
 from cnnjax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class _Range:
+class _Range(NamedTuple):
     """The amount at magnitude 1 of RandAugment and, `wide`, of TrivialAugment, and whether it has a sign."""
 
     narrow: float
@@ -42,6 +40,7 @@ OPERATIONS = {
     "equalize": _Range(0, 0),
 }
 NAMES = tuple(OPERATIONS)
+PerName = dict[str, jax.Array]  # a number or a flag for each operation, of one image
 
 
 def _grey_or_rgb(shape: Shape, arguments: Arguments) -> Shape:
@@ -51,7 +50,7 @@ def _grey_or_rgb(shape: Shape, arguments: Arguments) -> Shape:
 
 
 @operation(_grey_or_rgb, takes=("uint8",))
-def rand_augment(key: jax.Array, batch: Batch, magnitude: float = 0.3, count: int = 2) -> Batch:
+def rand_augment(key: Key, batch: Batch, magnitude: float = 0.3, count: int = 2) -> Batch:
     """Applies to each image `count` (the paper's N) of fourteen operations, at one magnitude, any sign.
 
     Uncovered pixels become 0. The paper's M = 9 of 30 is a magnitude of 0.3; 0 is the identity.
@@ -72,7 +71,7 @@ def rand_augment(key: jax.Array, batch: Batch, magnitude: float = 0.3, count: in
 
 
 @operation(_grey_or_rgb, takes=("uint8",))
-def trivial_augment(key: jax.Array, batch: Batch, magnitude: float = 1.0) -> Batch:
+def trivial_augment(key: Key, batch: Batch, magnitude: float = 1.0) -> Batch:
     """Applies to each image one of fourteen operations, with a sign and a magnitude of its own.
 
     The magnitude is uniform from 0 to the given one; 0 is the identity. Uncovered pixels become 0.
@@ -118,7 +117,7 @@ def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
     return jax.vmap(one)(images, chosen, amount)
 
 
-def _moved(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
+def _moved(image: jax.Array, amounts: PerName) -> jax.Array:
     """Output pixel (x, y) is the one nearest to where shear, translation and rotation take it, or 0."""
     height, width, _ = image.shape
     rows, columns = (jnp.arange(side, dtype=jnp.float32) + 0.5 for side in (height, width))
@@ -135,9 +134,7 @@ def _moved(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
     return jnp.where(inside[..., None], nearest, 0).astype(image.dtype)
 
 
-def _through_tables(
-    image: jax.Array, amounts: dict[str, jax.Array], is_one: dict[str, jax.Array]
-) -> jax.Array:
+def _through_tables(image: jax.Array, amounts: PerName, is_one: PerName) -> jax.Array:
     """What turns each level of a channel into another, by table."""
     channels = image.shape[-1]
     level = jnp.arange(256, dtype=jnp.int32)
@@ -189,7 +186,7 @@ def _grey(image: jax.Array) -> jax.Array:
     return ((image.astype(jnp.int32) @ weights + 32768) >> 16).astype(jnp.float32)
 
 
-def _blended(image: jax.Array, amounts: dict[str, jax.Array]) -> jax.Array:
+def _blended(image: jax.Array, amounts: PerName) -> jax.Array:
     """Away from, or towards, the grey image (saturation) or the smoothed one (sharpness)."""
     values = image.astype(jnp.float32)
     height, width, _ = image.shape

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.sources.archive import most_bytes, read_bytes
-from cnnjax.data.sources.source import check_labels
+from cnnjax.data.sources.source import Arrays, check_labels
 from cnnjax.errors import UserError
 
 
-def read_cifar(
-    path: Path, members: Sequence[str], label_bytes: int, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def read_cifar(path: Path, members: Sequence[str], label_bytes: int, num_classes: int) -> Arrays:
     """Images uint8 [N, 32, 32, 3] and labels int32 [N] of the .bin files of one split, in order.
 
     `path` is the .tar.gz archive, or the folder that holds the files. A record is `label_bytes` labels, one

@@ -1,5 +1,6 @@
 """Image folders and archives of them: split/class/*.jpg, class/*.jpg, or CLASS_anything.jpg side by side."""
 
+import functools
 import os
 from pathlib import Path, PurePosixPath
 
@@ -17,10 +18,9 @@ SPLIT_FOLDERS = {"train": "train", **VALIDATION, "test": "test"}
 class ImageFolder:
     """The splits, classes and files of a folder or archive; files that are not named as images are left out.
 
-    Attributes:
-      splits: split -> its folder in the archive ("" without split folders: all is `train`).
-      class_names: the class folders of `train`, sorted; for loose files what precedes their first `_`
-        (`n01440764_tench.JPEG`). Labels are positions among them.
+    `splits` is split -> its folder in the archive ("" without split folders: all is `train`). `class_names`
+    are the class folders of `train`, sorted, in the order of the labels; for loose files what precedes their
+    first `_` (`n01440764_tench.JPEG`).
     """
 
     def __init__(self, root: Path):
@@ -75,9 +75,10 @@ class ImageFolder:
             raise UserError(f"{place}: no images; allowed: class/*{', class/*'.join(IMAGE_SUFFIXES)}")
         labels = np.asarray(numbers, np.int32)
         listing = [(m.name.removeprefix(f"{folder}/"), m.size, m.crc) for m in members]
-        reader, contents = _Reader(self.files, members, labels, size), digest(listing, size)
-        order, shape = np.arange(len(members)), (size, size, 3) if size else None
-        return FileSource(reader, order, contents, labels, self.class_names, name, split, shape)
+        read, contents = functools.partial(_read, self.files, members, labels, size), digest(listing, size)
+        total, shape = len(members), (size, size, 3) if size else None
+        rest = contents, labels, self.class_names, name, split, shape
+        return FileSource(read, total, np.arange(total), *rest)
 
 
 def open_folder(place: Place) -> Opened:
@@ -86,15 +87,9 @@ def open_folder(place: Place) -> Opened:
     return Opened(tuple(images.splits), lambda split: images.source(split, place.name, place.size))
 
 
-class _Reader:
-    def __init__(self, files: Files, members: list[Member], labels: np.ndarray, size: int | None):
-        self.files, self.members, self.labels, self.size = files, members, labels, size
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
-        member = self.members[position]
-        what = self.files.where(member)
-        image = decode_image(self.files.read(member), what, 3, self.size)
-        return image, int(self.labels[position]), what
+def _read(
+    files: Files, members: list[Member], labels: np.ndarray, size: int | None, position: int
+) -> tuple[np.ndarray, int, str]:
+    what = files.where(members[position])
+    image = decode_image(files.read(members[position]), what, 3, size)
+    return image, int(labels[position]), what

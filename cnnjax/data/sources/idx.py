@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.sources.archive import read_bytes
-from cnnjax.data.sources.source import ArraySource, Opened, Place, numbered_classes
+from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, numbered_classes
 from cnnjax.errors import UserError
 
 PREFIX = {"train": "train", "test": "t10k"}
@@ -50,9 +50,7 @@ def _read_kind(folder: Path, split: str, kind: str, ndim: int, sha256: Mapping[s
     return read_idx(path, ndim, sha256.get(name))
 
 
-def read_split(
-    folder: Path, split: str, sha256: Mapping[str, str] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def read_split(folder: Path, split: str, sha256: Mapping[str, str] | None = None) -> Arrays:
     """Images uint8 [N, H, W, 1] and labels int32 [N] of the idx files (`train-images-idx3-ubyte[.gz]`, ...).
 
     `sha256` is name without .gz -> checksum of the unzipped contents.

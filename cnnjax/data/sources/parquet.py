@@ -1,9 +1,9 @@
 """Data sets of the Hugging Face Hub as they are downloaded: Parquet files of encoded images and labels.
 
 A file belongs to the split that its name or a folder of it begins with (`data/train-00000-of-00002.parquet`,
-`test/0000.parquet`). The columns and the names of the classes are those that the Hub's metadata in the files
-say, else the one column of images and the one of whole numbers. A row group is read as a whole: in order that
-is fast, at random it is not, so large data sets are best prepared once (`cnnjax data prepare`).
+`test/0000.parquet`). Columns and class names are those of the Hub's metadata, else the one column of images
+and the one of whole numbers. A row group is read as a whole, which is slow at random: prepare large data sets
+once (`cnnjax data prepare`).
 """
 
 import bisect
@@ -69,8 +69,9 @@ class ParquetFolder:
         reader = _Reader(self.files[split], self.image, labels, size)
         listing = [(path.name, path.stat().st_size) for path in self.files[split]]
         contents = digest(listing, labels, size)
-        order, shape = np.arange(len(labels)), (size, size, reader.channels) if size else None
-        return FileSource(reader, order, contents, labels, self.class_names, name, split, shape)
+        total, shape = len(labels), (size, size, reader.channels) if size else None
+        rest = contents, labels, self.class_names, name, split, shape
+        return FileSource(reader, total, np.arange(total), *rest)
 
 
 def open_parquet(place: Place) -> Opened:
@@ -115,9 +116,6 @@ class _Reader:
         if not isinstance(data, bytes):
             raise BadImage(f"{what}: no bytes of an image in column {self.column}; allowed: embedded images")
         return data, what
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)

@@ -1,7 +1,6 @@
 """Prepared data: a folder of ArrayRecord shards of images of one size, as `prepare` writes it.
 
-`dataset.json` holds the facts (classes, splits with their shards, statistics); a record is the label (int32,
-little-endian) and the image, raw uint8 [H, W, C] or JPEG.
+A record is the label (int32, little-endian) and the image, raw uint8 [H, W, C] or JPEG.
 """
 
 import bisect
@@ -81,7 +80,8 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
     reader = _Reader(folder, shards, shape, facts["encoding"])
     listing = [(s["file"], s["bytes"], s["sha256"]) for s in shards]
     contents = digest(listing, facts["encoding"], labels)
-    return FileSource(reader, np.arange(len(labels)), contents, labels, classes, name, split, shape)
+    total = len(labels)
+    return FileSource(reader, total, np.arange(total), contents, labels, classes, name, split, shape)
 
 
 def open_records(place: Place) -> Opened:
@@ -108,16 +108,15 @@ class _Reader:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 
-    def __len__(self) -> int:
-        return self.ends[-1]
-
     def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         shard = bisect.bisect_right(self.ends, position)
         index = position - (self.ends[shard - 1] if shard else 0)
         what = f"{self.files[shard]} record {index}"
         try:
             if shard not in self._open:
-                self._open[shard] = _open_shard(self.files[shard])
+                from array_record.python.array_record_module import ArrayRecordReader
+
+                self._open[shard] = ArrayRecordReader(self.files[shard], "readahead_buffer_size:0")
             record = self._open[shard].read([index])[0]
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise BadImage(f"{what}: cannot be read ({error}); prepare it again") from None
@@ -127,9 +126,3 @@ class _Reader:
         if len(record) != 4 + int(np.prod(self.shape)):
             raise BadImage(f"{what}: {len(record)} bytes; allowed: 4 and an image of {self.shape}")
         return np.frombuffer(record, np.uint8, offset=4).reshape(self.shape), label, what
-
-
-def _open_shard(file: str) -> "ArrayRecordReader":
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    return ArrayRecordReader(file, "readahead_buffer_size:0")

@@ -13,6 +13,7 @@ import numpy as np
 
 from cnnjax.errors import BadImage, UserError
 
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int32 [N]
 Indices = Sequence[int] | np.ndarray
 Shape = tuple[int, int, int]  # [H, W, C]
 DataDir = str | os.PathLike | None
@@ -26,35 +27,26 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """The examples of one split, by position.
-
-    Attributes:
-      name, split: what it was loaded as; the name may hold a path, so no fingerprint has it.
-      class_names: one for each class, in the order of the labels.
-      labels: int32 [N], or None if they are not known without reading all.
-      image_shape: of every image.
-      fingerprint: the same as long as split, classes, images and their order are.
-    """
+    """The examples of one split, by position."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str: ...  # what it was loaded as; it may hold a path, so no fingerprint has it
     @property
     def split(self) -> str: ...
     @property
-    def class_names(self) -> tuple[str, ...]: ...
+    def class_names(self) -> tuple[str, ...]: ...  # in the order of the labels
     @property
     def num_classes(self) -> int: ...
     @property
-    def labels(self) -> np.ndarray | None: ...
+    def labels(self) -> np.ndarray | None: ...  # int32 [N], or None if not known without reading all
     @property
-    def image_shape(self) -> Shape: ...
+    def image_shape(self) -> Shape: ...  # of every image
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str: ...  # the same as long as split, classes, images and their order are
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
     def subset(self, indices: Indices, split: str | None = None) -> "Source":
         """The examples at `indices`, in that order."""
-        ...
 
 
 class Opened(NamedTuple):
@@ -142,18 +134,15 @@ class ArraySource:
         return dataclasses.replace(self, images=images, labels=labels, split=split or self.split)
 
 
-class Reader(Protocol):
-    """Position in a split -> image uint8 [H, W, C], label, and the image's name for errors."""
-
-    def __len__(self) -> int: ...
-    def __call__(self, position: int, /) -> tuple[np.ndarray, int, str]: ...
+Reader = Callable[[int], tuple[np.ndarray, int, str]]  # position -> image uint8 [H, W, C], label, its name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileSource:
     """Images that are read on access, from files or records; see `Source`."""
 
-    read: Reader  # of all positions of the split
+    read: Reader
+    total: int  # positions of the split
     positions: np.ndarray  # int64 [N], those that this source serves
     contents: str  # a digest that changes with what `read` would give
     labels: np.ndarray | None
@@ -171,11 +160,10 @@ class FileSource:
         """[H, W, C] of the first image of the split that can be read."""
         if self.shape:
             return self.shape
-        last = len(self.read) - 1
-        for position in range(last):
+        for position in range(self.total - 1):
             with contextlib.suppress(BadImage):
                 return self.read(position)[0].shape
-        return self.read(last)[0].shape
+        return self.read(self.total - 1)[0].shape
 
     @functools.cached_property
     def fingerprint(self) -> str:

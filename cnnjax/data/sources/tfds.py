@@ -1,5 +1,6 @@
 """Folders that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow."""
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -78,21 +79,14 @@ def _read(
     channels = features["image"].shape[-1] or 3
     listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
     contents = digest((folder / "dataset_info.json").read_text(), listing, size)
-    reader = _Reader(records, f"{folder} {split}", channels, size)
-    classes = tuple(features["label"].names)
+    read = functools.partial(_read_record, records, f"{folder} {split}", channels, size)
+    total, classes = len(records), tuple(features["label"].names)
     shape = (size, size, channels) if size else None
-    return FileSource(reader, np.arange(len(records)), contents, None, classes, name, split, shape)
+    return FileSource(read, total, np.arange(total), contents, None, classes, name, split, shape)
 
 
-class _Reader:
-    """A TFDS data source whose images are left encoded."""
-
-    def __init__(self, records: Sequence[dict], what: str, channels: int, size: int | None):
-        self.records, self.what, self.channels, self.size = records, what, channels, size
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
-        record, what = self.records[position], f"{self.what} record {position}"
-        return decode_image(record["image"], what, self.channels, self.size), int(record["label"]), what
+def _read_record(
+    records: Sequence[dict], where: str, channels: int, size: int | None, position: int
+) -> tuple[np.ndarray, int, str]:
+    record, what = records[position], f"{where} record {position}"
+    return decode_image(record["image"], what, channels, size), int(record["label"]), what

@@ -20,7 +20,7 @@ Sizes = tuple[int, ...]
 
 
 def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`reference`, or the CPU kernels where they are faster.
+    """`reference`, or the CPU kernels if they are faster.
 
     Convolution is linear in each of its arrays, and so are its two gradients: each of the three is the
     derivative of the others, so that the kernels serve gradients to any order, forward and reverse.
@@ -44,11 +44,9 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
     def make(name, body, mode):
         return make_primitive(name, body, "cnnjax_convolution", functools.partial(_attributes, mode))
 
-    forward = make("conv", reference, FORWARD)
-    forward_bias = make("conv_bias", with_bias, FORWARD)
+    forward, forward_bias = make("conv", reference, FORWARD), make("conv_bias", with_bias, FORWARD)
     to_input = make("conv_input_gradient", input_gradient, INPUT_GRADIENT)
     to_kernel = make("conv_kernel_gradient", kernel_gradient, KERNEL_GRADIENT)
-
     _set_gradients(forward, to_input, to_kernel)
     _set_bias_gradients(forward, forward_bias, to_kernel)
     _fold_batches(forward, reference)

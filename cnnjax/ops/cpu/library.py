@@ -69,18 +69,13 @@ def takes(*arrays: jax.Array) -> bool:
     They leave to XLA: other dtypes than float32 and bfloat16, arrays without values, the inside of
     `shard_map`, meshes with explicit axes, and every platform but the CPU. Lowering decides the rest.
     """
-    if any(x.dtype not in (jnp.float32, jnp.bfloat16) or 0 in x.shape for x in arrays):
+    if _paused.get() or any(x.dtype not in (jnp.float32, jnp.bfloat16) or 0 in x.shape for x in arrays):
         return False
     if any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types):
         return False
-    return not _paused.get() and _platform() == "cpu" and library() is not None
-
-
-def _platform() -> str:
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if device is None:
-        return jax.default_backend()
-    return device if isinstance(device, str) else device.platform
+    device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
+    platform = device if isinstance(device, str) else device.platform
+    return platform == "cpu" and library() is not None
 
 
 @functools.cache
