@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cnnjax.cli.flags import command, given
 from cnnjax.cli.tables import print_tables
-from cnnjax.data import datasets, inspect, prepare
+from cnnjax.data import datasets, prepare, statistics
 from cnnjax.data.sources import tfds
 from cnnjax.data.sources.source import Source
 from cnnjax.errors import UserError
@@ -75,7 +75,7 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
 def inspect_dataset(sources: dict[str, Source], out: str | None, augment: str) -> None:
     """Prints what is in a data set; with `out`, draws some of its images before and after augmentation."""
     with _bar("reading") as progress:
-        summaries = inspect.inspect(sources, progress)
+        summaries = statistics.inspect(sources, progress)
     first, source = next(iter(sources.items()))
     colours = summaries[first].colours
     if colours is None:
@@ -90,7 +90,7 @@ def inspect_dataset(sources: dict[str, Source], out: str | None, augment: str) -
     eigenvalues = np.linalg.eigvalsh(colours.covariance)[::-1]
     for word, values in (("mean", colours.mean), ("std", colours.std), ("eigenvalues", eigenvalues)):
         print(f"{word}: {', '.join(f'{value:.6f}' for value in values)}")
-    pairs = inspect.shared(summaries)
+    pairs = statistics.shared(summaries)
     print(f"images in two splits: {len(pairs)}")
     for a, i, b, k in pairs[:10]:
         print(f"  {a} {i} is {b} {k}")

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cnnjax.errors import BadImage, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 # What Pillow may try: formats that are nothing but pixels. It would give EPS to another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
-ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 SCRATCH_BYTES = 2**22
 BITS = 22  # of a weight, as in Pillow for bytes
@@ -85,7 +84,7 @@ def _upright(image: np.ndarray, data: bytes) -> np.ndarray:
     """[H, W, C] turned and mirrored as the camera's EXIF orientation says."""
     try:
         with Image.open(io.BytesIO(data)) as opened:  # reads the header alone
-            orientation = opened.getexif().get(ORIENTATION, 1)
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     except (OSError, SyntaxError, KeyError, TypeError, struct.error) as error:
         raise ValueError(f"its EXIF is broken: {error}") from None
     if orientation in (5, 6, 7, 8):

@@ -21,8 +21,6 @@ from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
 from cnnjax.errors import BadImage, UserError, unknown
 
-JPEG_QUALITY = 92
-
 
 def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip: bool) -> Shard:
     """Writes the file whole, with its facts beside it, or not at all; that of an earlier run is kept."""
@@ -45,7 +43,7 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
             labels.append(example["label"])
             sums += moments(image)
             raw, space = encoding == "raw", "RGB" if image.shape[2] == 3 else "GRAY"
-            data = image.tobytes() if raw else simplejpeg.encode_jpeg(image, JPEG_QUALITY, space)
+            data = image.tobytes() if raw else simplejpeg.encode_jpeg(image, quality=92, colorspace=space)
             writer.write(int(example["label"]).to_bytes(4, "little", signed=True) + data)
     shard = Shard(
         file=file.name,

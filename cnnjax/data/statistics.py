@@ -1,13 +1,19 @@
-"""Mean, standard deviation and covariance of the channels of images, on the scale 0..1."""
+"""Statistics of images: moments of the channels on the scale 0..1, and what is in a data set.
+
+That is counts, sizes, colours, duplicates, and images that cannot be read.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, Source, evenly_spaced
+from cnnjax.data.sources.source import ArraySource, Example, Source, evenly_spaced
 from cnnjax.errors import BadImage
 
 
@@ -71,3 +77,53 @@ def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
     for index in evenly_spaced(len(source), limit):
         with contextlib.suppress(BadImage):  # the pipeline decides what happens to it
             yield source[index]["image"]
+
+
+@dataclasses.dataclass
+class Contents:
+    """What one split holds."""
+
+    classes: Counter[int] = dataclasses.field(default_factory=Counter)  # label -> images
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)  # (height, width) -> images
+    unreadable: list[str] = dataclasses.field(default_factory=list)  # messages that name the file
+    first: dict[bytes, int] = dataclasses.field(default_factory=dict)  # SHA-256 of pixels -> first position
+    copies: int = 0  # images whose pixels an earlier image of the split has
+    colours: Moments | None = None  # of all pixels; None before the first image
+
+    def add(self, index: int, example: Example) -> None:
+        """Counts an example in."""
+        image = np.ascontiguousarray(example["image"])
+        height, width, _ = image.shape
+        self.classes[example["label"]] += 1
+        self.sizes[height, width] += 1
+        sha = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
+        self.copies += sha in self.first
+        self.first.setdefault(sha, index)
+        self.colours = moments(image) if self.colours is None else self.colours + moments(image)
+
+
+def inspect(
+    sources: Mapping[str, Source], progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Contents]:
+    """Reads every image of every split once; `progress` is called with (images done, images in all)."""
+    contents = {split: Contents() for split in sources}
+    total, done = sum(map(len, sources.values())), 0
+    for split, source in sources.items():
+        for index in range(len(source)):
+            try:
+                contents[split].add(index, source[index])
+            except BadImage as error:
+                contents[split].unreadable.append(str(error))
+            done += 1
+            progress(done, total)
+    return contents
+
+
+def shared(contents: Mapping[str, Contents]) -> list[tuple[str, int, str, int]]:
+    """Every image of one split that another has too, as (split, position, split, position)."""
+    return [
+        (a, contents[a].first[sha], b, index)
+        for a, b in itertools.combinations(contents, 2)
+        for sha, index in contents[b].first.items()
+        if sha in contents[a].first
+    ]

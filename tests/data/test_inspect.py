@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnnjax.cli import main
-from cnnjax.data import datasets, inspect
+from cnnjax.data import datasets, statistics
 
 
 @pytest.fixture
@@ -25,12 +25,12 @@ def folder(tmp_path):
 def test_inspect_finds_counts_colours_copies_and_bad_files(folder):
     root, arrays = folder
     sources = {s: datasets.load(f"folder:{root}", s, size=8) for s in ("train", "validation")}
-    found = inspect.inspect(sources)
+    found = statistics.inspect(sources)
     colours = found["train"].colours
     assert dict(found["train"].classes) == {0: 3, 1: 3} and found["train"].sizes == {(8, 8): 6}
     assert found["train"].copies == 1 and found["validation"].copies == 0
     assert len(found["train"].unreadable) == 1 and "a/bad.png" in found["train"].unreadable[0]
-    assert inspect.shared(found) == [("train", 0, "validation", 0)]
+    assert statistics.shared(found) == [("train", 0, "validation", 0)]
     pixels = np.concatenate([a.reshape(-1, 3) for a in arrays.values()]) / 255
     np.testing.assert_allclose(colours.mean, pixels.mean(0), rtol=1e-9)
     np.testing.assert_allclose(colours.std, pixels.std(0), rtol=1e-9)

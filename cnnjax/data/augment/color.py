@@ -68,7 +68,7 @@ def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
 
 @operation(takes=("uint8", "unit"))
 def brightness(key: Key, batch: Batch, strength: float) -> Batch:
-    """Multiplies each image by one of `_factors`, as Pillow's ImageEnhance.Brightness."""
+    """Multiplies each image by a factor uniform in [max(0, 1 - strength), 1 + strength], as Pillow does."""
     images = batch["image"]
     return _recoloured(batch, images.astype(jnp.float32) * _factors(key, images, strength))
 

@@ -145,9 +145,10 @@ def random_resized_crop(
     aspect: Range = (3 / 4, 4 / 3),
     antialias: bool = True,
 ) -> Batch:
-    """Cuts a window of random area and aspect ratio, see `_rectangles`, out of each image and resizes it.
+    """Cuts a window of random area and aspect ratio out of each image and resizes it (bilinear).
 
-    The filter is bilinear; `antialias` widens it as the window shrinks.
+    `area` is a fraction of the image's, drawn uniformly; `aspect`, width / height, is uniform in its
+    logarithm. `antialias` widens the filter as the window shrinks.
     Source: Szegedy et al. 2014, arXiv:1409.4842, section 6. Windows have fractions of pixels, and one that
       does not fit is cut to fit rather than drawn again.
     """
@@ -180,8 +181,9 @@ def scale_jitter(key: Key, batch: Batch, size: Size, sides: Range = (256, 480)) 
 def random_erasing(
     key: Key, batch: Batch, probability: float = 0.5, area: Range = (0.02, 0.33), aspect: Range = (0.3, 3.3)
 ) -> Batch:
-    """Blackens (or, after normalize, greys) one of `_rectangles` of each image with the given probability.
+    """Blackens (or, after normalize, greys) a rectangle of each image with the given probability.
 
+    `area` and `aspect` are as in `random_resized_crop`.
     Source: Zhong et al. 2017, arXiv:1708.04896, algorithm 1; filled with 0 rather than with noise.
     """
     images = batch["image"]

@@ -17,7 +17,6 @@ from jax.sharding import AxisType, get_abstract_mesh
 
 SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
-EXTENSION = "cnnjax.ops.cpu._kernels"
 HANDLERS = {
     "cnnjax_convolution": "CnnjaxConvolution",
     "cnnjax_batch_norm": "CnnjaxBatchNorm",
@@ -44,7 +43,7 @@ def status() -> str:
 
 
 def library() -> ctypes.CDLL | None:
-    """The loaded library, its handlers registered with XLA; None where there is none."""
+    """The loaded library, its handlers registered with XLA; None if there is none."""
     return _load()[0]
 
 
@@ -97,7 +96,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _open() -> ctypes.CDLL:
-    spec = importlib.util.find_spec(EXTENSION)
+    spec = importlib.util.find_spec("cnnjax.ops.cpu._kernels")
     if spec is None or spec.origin is None:
         raise Missing("cnnjax was installed without its compiled kernels")
     before = os.environ.get(SPIN[0])
