@@ -30,12 +30,12 @@ def launch(
         raise UserError("usage: cnnjax launch --processes=N [--max_restarts=M] -- train --workdir=DIR ...")
     if not any(word.startswith("--workdir") for word in words):
         raise UserError(f"--workdir is missing; {SHARED_FOLDER}")
-    for left in reversed(range(max_restarts + 1)):
-        code = _run_once(words, processes)
-        if code in FINAL or not left:
+    code = _run_once(words, processes)
+    for restart in range(1, max_restarts + 1):
+        if code in FINAL:
             break
-        restart = f"restart {max_restarts - left + 1} of {max_restarts}"
-        print(f"cnnjax: exit code {code}; {restart}", file=sys.stderr, flush=True)
+        print(f"cnnjax: exit code {code}; restart {restart} of {max_restarts}", file=sys.stderr, flush=True)
+        code = _run_once(words, processes)
     return code
 
 

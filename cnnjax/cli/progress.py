@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar on a terminal, one line an interval elsewhere, or nothing."""
+"""What a run shows as it trains: a bar on a terminal, elsewhere one line per interval, or nothing."""
 
 from typing import Any
 

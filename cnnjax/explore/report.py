@@ -83,18 +83,18 @@ def _summary(record: Mapping[str, Any], test: Mapping[str, Any]) -> Markup:
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> Markup:
-    found: dict[str, dict[str, plots.Line]] = {title: {} for title in CURVES}
+    series: dict[str, dict[str, plots.Line]] = {title: {} for title in CURVES}
     for title, columns in CURVES.items():
         for column, label in columns.items():
             if known := [row for row in rows if column in row]:
-                found[title][label] = [row["epoch"] for row in known], [row[column] for row in known]
-    return _figures(found)
+                series[title][label] = [row["epoch"] for row in known], [row[column] for row in known]
+    return _figures(series)
 
 
-def _figures(found: Mapping[str, Mapping[str, plots.Line]], *notes: Markup) -> Markup:
+def _figures(series: Mapping[str, Mapping[str, plots.Line]], *notes: Markup) -> Markup:
     """A figure for each title, with lines by name."""
     size = (4.2, 2.8)  # inches
-    figures = [svg(plots.curves(lines, "epoch", title=title, size=size)) for title, lines in found.items()]
+    figures = [svg(plots.curves(lines, "epoch", title=title, size=size)) for title, lines in series.items()]
     return join(element("h2", "Training"), *notes, element("div", *figures, class_="figures"))
 
 
@@ -228,12 +228,12 @@ def curve(group: Group, column: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _group_curves(groups: Sequence[Group]) -> Markup:
-    found = {
+    series = {
         title: {group.name: line for group in groups if (line := curve(group, column))}
         for title, column in COMPARED.items()
     }
     note = element("p", "Lines: mean over seeds. Bands: from the lowest seed to the highest.")
-    return _figures({title: series for title, series in found.items() if series}, note)
+    return _figures({title: lines for title, lines in series.items() if lines}, note)
 
 
 def _side_by_side(groups: Sequence[Group]) -> Markup:
