@@ -13,16 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    Activation,
-    Constructor,
-    Conv,
-    Dense,
-    DropPath,
-    Net,
-    check_stem,
-    logits,
-)
+from cnnjax.models.layers import Activation, Constructor, Conv, Dense, DropPath, Net, check_stem, logits
 from cnnjax.models.torch_names import TorchNames, place
 from cnnjax.models.variants import Preset, Variant
 

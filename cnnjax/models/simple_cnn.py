@@ -16,16 +16,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
-from cnnjax.models.layers import (
-    POOLINGS,
-    BatchNormAct,
-    BatchNormRelu,
-    Conv,
-    Dense,
-    Net,
-    he_normal,
-    logits,
-)
+from cnnjax.models.layers import POOLINGS, BatchNormAct, BatchNormRelu, Conv, Dense, Net, he_normal, logits
 from cnnjax.models.variants import MNIST, Variant
 
 
@@ -121,17 +112,9 @@ class LeNet5(Net):
 
 
 VARIANTS = {
-    "simple_cnn": Variant(
-        SimpleCNN,
-        "the module's own layout",
-        MNIST,
-    ),
+    "simple_cnn": Variant(SimpleCNN, "the module's own layout", MNIST),
     "lenet_300_100": Variant(
-        FullyConnected,
-        "LeCun et al. 1998, the fully connected net",
-        MNIST,
-        top1=96.95,
-        published="MNIST",
+        FullyConnected, "LeCun et al. 1998, the fully connected net", MNIST, top1=96.95, published="MNIST"
     ),
     "lenet5": Variant(
         LeNet5,

@@ -74,14 +74,7 @@ class WideResNet(StagedNet):
 
 # CIFAR-10 accuracy with mean and std preprocessing; with ZCA whitening where the paper has nothing else.
 _MEAN_STD = {(16, 4): 94.98, (40, 4): 95.47, (16, 8): 95.73, (28, 10): 96.00, (52, 1): 93.57}
-_ZCA = {
-    (40, 1): 93.15,
-    (40, 2): 94.67,
-    (22, 8): 95.62,
-    (22, 10): 95.56,
-    (40, 8): 95.34,
-    (28, 12): 95.67,
-}
+_ZCA = {(40, 1): 93.15, (40, 2): 94.67, (22, 8): 95.62, (22, 10): 95.56, (40, 8): 95.34, (28, 12): 95.67}
 _DROPOUT = {(40, 10): 96.2}
 
 

@@ -57,5 +57,5 @@ VARIANTS = {
         top1=61.6,
         top5=83.5,
         published="ImageNet 10-crop",
-    ),
+    )
 }

@@ -46,10 +46,7 @@ class Chip:
 # Google Cloud's pages "TPU v5e" and "TPU v6e" (cloud.google.com/tpu/docs/v5e and /v6e, read in 2026): peak
 # bf16, HBM, and all-reduce bandwidth of a pod of 256 chips, 51.2 and 102.4 TB/s. About a microsecond for a
 # hop: Austin et al. 2025, "How to Scale Your Model", chapter on TPUs.
-CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 51.2e12 / 256),
-    "v6e": Chip(918e12, 32e9, 1638e9, 102.4e12 / 256),
-}
+CHIPS = {"v5e": Chip(197e12, 16e9, 819e9, 51.2e12 / 256), "v6e": Chip(918e12, 32e9, 1638e9, 102.4e12 / 256)}
 
 
 # libtpu's compiler walks a long program by recursion, and the 1 MiB of its threads is too little for

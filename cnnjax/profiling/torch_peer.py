@@ -13,10 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 # Names here that torchvision spells otherwise.
-TORCHVISION_NAMES = {
-    "alexnet_torchvision": "alexnet",
-    "googlenet_torchvision": "googlenet",
-}
+TORCHVISION_NAMES = {"alexnet_torchvision": "alexnet", "googlenet_torchvision": "googlenet"}
 SIZES = {"alexnet_torchvision": 227, "inception_v3": 299}
 
 

@@ -47,10 +47,7 @@ SHARDINGS: dict[str, tuple[Rule, ...]] = {
     "model": (Rule(r"/(kernel|bias)$", "model", -1),),
     # AlexNet's two towers (Krizhevsky et al. 2012, section 3.5): each device has half of the kernels of a
     # layer, the first half of its channels on the first; the last layer is sharded by its inputs.
-    "towers": (
-        Rule(r"/(conv\d|dense\d)/(kernel|bias)$", "model", -1),
-        Rule(r"/head/kernel$", "model", 0),
-    ),
+    "towers": (Rule(r"/(conv\d|dense\d)/(kernel|bias)$", "model", -1), Rule(r"/head/kernel$", "model", 0)),
 }
 
 

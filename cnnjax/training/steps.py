@@ -208,11 +208,7 @@ def aux_logits(intermediates: Collection) -> list[jax.Array]:
 
 
 def eval_step(
-    variables: VariableDict,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    protocol: Callable[..., jax.Array],
+    variables: VariableDict, batch: Batch, *, model: nn.Module, protocol: Callable[..., jax.Array]
 ) -> Batch:
     """The rows of `metrics.of_logits` for one batch, and its mask.
 

@@ -22,13 +22,7 @@ from cnnjax.models.torch_names import TorchNames
 
 Shape = tuple[int, ...]
 
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
