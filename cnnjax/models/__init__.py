@@ -13,8 +13,7 @@ from flax import linen as nn
 from flax.typing import Collection, VariableDict
 
 from cnnjax.errors import UserError, parse_call, unknown
-from cnnjax.models.torch_names import TorchNames
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.variants import Preset, TorchNames, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
 
@@ -40,11 +39,7 @@ def variants() -> dict[str, Variant]:
 
 
 def names_in_torch(model: nn.Module) -> TorchNames:
-    """How torch spells a model's family.
-
-    Raises:
-      UserError: if torch has no such family.
-    """
+    """How torch spells a model's family; UserError if it has none."""
     families: dict[type, TorchNames] = family_table("TORCH_NAMES")
     if type(model) not in families:
         raise unknown("family with torch names", type(model).__name__, [f.__name__ for f in families])
@@ -65,14 +60,10 @@ def variant(spec: str) -> Variant:
 
 
 def create_model(spec: str, **fields: object) -> nn.Module:
-    """Builds a linen module from its name or spec.
+    """Builds a linen module from its name or spec; UserError for an unknown name or field.
 
-    Args:
-      spec: a name of `list_models()`, or a call of literals: 'simple_cnn(activation="tanh")'.
-      **fields: further fields of the module (num_classes, dtype, ...); the spec's own win over them.
-
-    Raises:
-      UserError: for an unknown name or field, naming the allowed ones.
+    `spec` is a name of `list_models()`, or a call of literals: 'simple_cnn(activation="tanh")'; its own
+    fields win over `fields` (num_classes, dtype, ...).
     """
     name, args, given = parse_call(spec, "model")
     if args:
@@ -93,8 +84,7 @@ def stream_key(key: jax.Array, stream: str, step: jax.Array | int) -> jax.Array:
 
 def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> VariableDict:
     """Fresh `params` and `batch_stats` for images of [H, W, C]; `batch_stats` is {} where there are none."""
-    image = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init(stream_key(key, "params", 0), image)
+    variables = model.init(stream_key(key, "params", 0), jnp.zeros((1, *image_shape), jnp.float32))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 

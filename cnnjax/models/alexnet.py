@@ -16,7 +16,7 @@ The presets keep the paper's pixels, 0..255 less the mean: kernels drawn from N(
 """
 
 import dataclasses
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,7 @@ from cnnjax.models.layers import (
     require_size,
     torch_uniform,
 )
-from cnnjax.models.torch_names import TorchNames, substitute
-from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, Variant
+from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, TorchNames, Variant
 from cnnjax.ops.mesh import axis_size
 
 ORDERS = (("norm", "pool"), ("pool", "norm"))
@@ -46,10 +45,7 @@ normal = nn.initializers.normal
 
 
 def across_towers(norm: Activation, x: jax.Array) -> jax.Array:
-    """`norm(x)`, response normalization over the five channels around each.
-
-    If the channels lie on several devices, each sends its outer two to its neighbours, and nothing else.
-    """
+    """`norm(x)`, over five channels around each: of those on several devices only the outer two are sent."""
     towers = axis_size("model")
     if towers == 1 or x.shape[-1] % towers or x.shape[-1] // towers < 2:
         return norm(x)
@@ -89,14 +85,14 @@ class AlexNet(Net):
         if tuple(self.order) not in ORDERS:
             raise UserError(f"order {self.order!r}: allowed are {ORDERS[0]} and {ORDERS[1]}")
         response_norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
-        norm = functools.partial(across_towers, response_norm)
-        pool = functools.partial(ops.max_pool, window=self.pool_window, strides=2)
+        norm = partial(across_towers, response_norm)
+        pool = partial(ops.max_pool, window=self.pool_window, strides=2)
         first, second = (norm, pool) if self.order[0] == "norm" else (pool, norm)
         init, bias_init, relu = normal(self.std), nn.initializers.constant(self.bias), jax.nn.relu
-        conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
-        grouped = functools.partial(conv, groups=self.groups, bias_init=bias_init)
-        dense = functools.partial(Dense, kernel_init=init, bias_init=bias_init, dtype=self.dtype)
-        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        conv = partial(Conv, kernel_init=init, dtype=self.dtype)
+        grouped = partial(conv, groups=self.groups, bias_init=bias_init)
+        dense = partial(Dense, kernel_init=init, bias_init=bias_init, dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         c1, c2, c3, c4, c5, d1, d2 = self.widths
 
         x = image  # 227 227 3
@@ -127,10 +123,10 @@ class AlexNetTorchvision(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if min(image.shape[1:3]) < 63:
             raise UserError(f"image {image.shape[1:3]}: AlexNet takes at least 63x63 pixels")
-        conv = functools.partial(Conv, kernel_init=torch_uniform, dtype=self.dtype)
-        dense = functools.partial(Dense, kernel_init=torch_uniform, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=torch_uniform, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=torch_uniform, dtype=self.dtype)
         relu, widths = jax.nn.relu, self.widths
-        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
         x = image  # 224 224 3
         x = relu(conv(widths[0], 11, strides=4, padding=2, name="conv1")(x))  # 55 55 64
@@ -170,12 +166,8 @@ class AlexNetCifar(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         activation = ops.activation(self.activation)
         norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
-        pool1, pool2, pool3 = (
-            functools.partial(
-                by_name("pooling", name, POOLINGS), window=self.pool_window, strides=2, ceil=True
-            )
-            for name in self.poolings
-        )
+        pools = (by_name("pooling", name, POOLINGS) for name in self.poolings)
+        pool1, pool2, pool3 = (partial(pool, window=self.pool_window, strides=2, ceil=True) for pool in pools)
         conv1, conv2, conv3 = (
             Conv(width, 5, padding=2, kernel_init=normal(std), dtype=self.dtype, name=f"conv{i}")
             for i, (width, std) in enumerate(zip(self.widths, self.stds[:-1], strict=True), 1)
@@ -192,41 +184,25 @@ class AlexNetCifar(Net):
 
 
 PRESET = Preset((227, 227, 3), std=RAW_PIXELS)
+CIFAR_PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS)
+PAPER, ONE_CROP = "Krizhevsky et al. 2012", "ImageNet 1-crop"
+caffenet = partial(AlexNet, response_norm="caffe", order=("pool", "norm"), bias=0.1)
+
 VARIANTS = {
-    "alexnet": Variant(AlexNet, "Krizhevsky et al. 2012", PRESET, 59.3, 81.8, "ImageNet 10-crop"),
-    "alexnet_one_tower": Variant(
-        functools.partial(AlexNet, groups=1), "Krizhevsky et al. 2012, without groups", PRESET
-    ),
-    "caffenet": Variant(
-        functools.partial(AlexNet, response_norm="caffe", order=("pool", "norm"), bias=0.1),
-        "Jia et al. 2014, BVLC reference CaffeNet",
-        PRESET,
-        57.4,
-        80.4,
-        "ImageNet 1-crop",
-    ),
+    "alexnet": Variant(AlexNet, PAPER, PRESET, 59.3, 81.8, "ImageNet 10-crop"),
+    "alexnet_one_tower": Variant(partial(AlexNet, groups=1), f"{PAPER}, without groups", PRESET),
+    "caffenet": Variant(caffenet, "Jia et al. 2014, BVLC reference CaffeNet", PRESET, 57.4, 80.4, ONE_CROP),
     "alexnet_torchvision": Variant(
-        AlexNetTorchvision, "Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, "ImageNet 1-crop"
+        AlexNetTorchvision, "Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, ONE_CROP
     ),
-    "alexnet_cifar": Variant(
-        AlexNetCifar,
-        "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full",
-        dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS),
-    ),
+    "alexnet_cifar": Variant(AlexNetCifar, "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full", CIFAR_PRESET),
 }
 
-TORCH_NAMES = {
-    AlexNetTorchvision: TorchNames(
-        substitute(
-            ("conv1", "features.0"),
-            ("conv2", "features.3"),
-            ("conv3", "features.6"),
-            ("conv4", "features.8"),
-            ("conv5", "features.10"),
-            ("dense1", "classifier.1"),
-            ("dense2", "classifier.4"),
-            ("head", "classifier.6"),
-        ),
-        flattened={"dense1": (6, 6)},
-    )
-}
+LAYERS = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10, "dense1": 1, "dense2": 4, "head": 6}
+
+
+def _torch_name(path: str, model: AlexNetTorchvision) -> str:
+    return f"{'features' if path.startswith('conv') else 'classifier'}.{LAYERS[path]}"
+
+
+TORCH_NAMES = {AlexNetTorchvision: TorchNames(_torch_name, flattened={"dense1": (6, 6)})}

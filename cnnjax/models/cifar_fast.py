@@ -10,7 +10,8 @@ configs/cifar10_airbench.py. They count as parameters there and here.
 """
 
 import dataclasses
-import functools
+import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,28 +26,21 @@ from cnnjax.models.variants import CIFAR, Variant
 FROZEN = r"whiten/kernel|stage\d/norm\d/scale"
 
 # The scripts' GELU is the exact one, by the error function.
-gelu = functools.partial(jax.nn.gelu, approximate=False)
+gelu = partial(jax.nn.gelu, approximate=False)
 
 
 def whitening_kernel(images: jax.Array, *, kernel_size: int = 2, epsilon: float = 5e-4) -> jax.Array:
     """Filters that decorrelate the patches of images, each followed by its negative.
 
     The eigenvectors of the patches' second moments, the largest eigenvalue first, each divided by the root of
-    its eigenvalue plus `epsilon` (2404.00498, section 3; Page 2019, "How to train your ResNet 8").
-
-    Args:
-      images: float [B, H, W, C], normalized as the network will see them; 5000 are plenty.
-      kernel_size: height and width of a patch.
-      epsilon: added to the eigenvalues.
-
-    Returns: float32 [kernel_size, kernel_size, C, 2 * kernel_size ** 2 * C], HWIO.
+    its eigenvalue plus `epsilon` (2404.00498, section 3; Page 2019, "How to train your ResNet 8"): float32
+    HWIO, O = 2 * kernel_size ** 2 * C. Images are float [B, H, W, C], normalized as the network will see
+    them; 5000 are plenty.
     """
     _, height, width, channels = images.shape
-    rows, columns = height - kernel_size + 1, width - kernel_size + 1
-    shifted = [
-        images[:, i : i + rows, j : j + columns] for i in range(kernel_size) for j in range(kernel_size)
-    ]
-    size = kernel_size**2 * channels
+    rows, columns, size = height - kernel_size + 1, width - kernel_size + 1, kernel_size**2 * channels
+    places = itertools.product(range(kernel_size), repeat=2)
+    shifted = [images[:, i : i + rows, j : j + columns] for i, j in places]
     patches = jnp.concatenate(shifted, axis=-1).reshape(-1, size).astype(jnp.float32)
     moments = jnp.matmul(patches.T, patches, precision=jax.lax.Precision.HIGHEST) / patches.shape[0]
     values, vectors = jnp.linalg.eigh(moments)
@@ -78,12 +72,8 @@ class Group(nn.Module):
         return gelu(self.norm(name="norm2")(self.conv(self.features, name="conv2")(x)))
 
 
-class ResidualGroup(nn.Module):
+class ResidualGroup(Group):
     """A `Group` with a third convolution and a shortcut around the last two."""
-
-    features: int
-    conv: Constructor
-    norm: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,13 +102,12 @@ class CifarFast(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if min(image.shape[1:3]) < 10:
             raise UserError(f"image {image.shape[1:3]}: CifarFast takes at least 10x10 pixels")
-        init = functools.partial(Conv, kernel_init=identity_uniform, dtype=self.dtype)
-        conv = functools.partial(init, kernel_size=3, padding=1, use_bias=False)
+        init = partial(Conv, kernel_init=identity_uniform, dtype=self.dtype)
+        conv = partial(init, kernel_size=3, padding=1, use_bias=False)
         norm = self.norm_layer(BatchNorm, train, momentum=self.momentum, epsilon=1e-12)
         filters = 2 * 2**2 * image.shape[-1]  # each whitening filter and its negative
-        whiten = init(filters, 2, name="whiten")
 
-        x = gelu(whiten(image))  # 31 31 24
+        x = gelu(init(filters, 2, name="whiten")(image))  # 31 31 24
         for stage, width in enumerate(self.widths, 1):
             x = self.group(width, conv, norm, name=f"stage{stage}")(x)  # 15 15 64 | 7 7 256 | 3 3 256
         x = ops.global_max_pool(x)  # 256
@@ -136,10 +125,8 @@ PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 
 
 def variant(name: str, top1: float, **fields) -> Variant:
     """A row of the scripts' table."""
-    build = functools.partial(CifarFast, **fields)
-    return Variant(
-        build, f"Jordan 2024, {name}", PRESET, top1, published="CIFAR-10, 6 views", from_images=whitened
-    )
+    source, published = f"Jordan 2024, {name}", "CIFAR-10, 6 views"
+    return Variant(partial(CifarFast, **fields), source, PRESET, top1, None, published, whitened)
 
 
 VARIANTS = {

@@ -5,7 +5,7 @@ of its appendix. Kernels are drawn from a normal with standard deviation 0.02, t
 biases are 0, layer scale begins at 1e-6; GELU is exact, not the tanh approximation.
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,11 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Activation, Constructor, Conv, Dense, DropPath, Net, check_stem, logits
-from cnnjax.models.torch_names import TorchNames, place
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.layers import Constructor, Conv, ConvNorm, Dense, DropPath, Net, check_stem, logits
+from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 truncated = nn.initializers.truncated_normal(0.02)
-gelu = functools.partial(jax.nn.gelu, approximate=False)
+gelu = partial(jax.nn.gelu, approximate=False)
 # The pixels of a patch that the stem turns into one.
 PATCH = {"imagenet": 4, "cifar": 2}
 
@@ -29,7 +28,7 @@ class Block(nn.Module):
     conv: Constructor
     dense: Constructor
     norm: Constructor
-    drop_path: Activation
+    drop_path: nn.Module
     layer_scale_init: float = 1e-6
 
     @nn.compact
@@ -42,20 +41,6 @@ class Block(nn.Module):
         scale_init = nn.initializers.constant(self.layer_scale_init)
         scale = self.param("layer_scale", scale_init, (width,), jnp.float32)
         return x + self.drop_path(y * scale.astype(y.dtype)[None, None, None])
-
-
-class Stem(nn.Module):
-    """Each patch of the image becomes one pixel."""
-
-    width: int
-    patch: int
-    conv: Constructor
-    norm: Constructor
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.conv(self.width, self.patch, self.patch, padding="valid", name="conv")(x)
-        return self.norm(name="norm")(x)
 
 
 class Downsample(nn.Module):
@@ -74,11 +59,9 @@ class Downsample(nn.Module):
 class ConvNeXt(Net):
     """Four stages; takes images from 32x32 on (imagenet) or 16x16 on (cifar).
 
-    Attributes:
-      stage_sizes, widths: blocks and channels of each stage.
-      stem: "imagenet" cuts the image into patches of 4x4 pixels, "cifar" of 2x2.
-      drop_path_rate: of the last block; it grows linearly from 0 with the block's number.
-      layer_scale_init: what the branches are scaled by at first.
+    `stage_sizes` and `widths` are blocks and channels of each stage; `stem` "imagenet" cuts the image into
+    patches of 4x4 pixels, "cifar" of 2x2, each of which becomes one pixel; `drop_path_rate` is the last
+    block's, from 0 it grows linearly; `layer_scale_init` scales the branches at first.
     """
 
     stage_sizes: tuple[int, ...] = (3, 3, 9, 3)
@@ -89,13 +72,13 @@ class ConvNeXt(Net):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        conv = functools.partial(Conv, kernel_init=truncated, dtype=self.dtype)
-        dense = functools.partial(Dense, kernel_init=truncated, dtype=self.dtype)
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=truncated, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=truncated, dtype=self.dtype)
+        norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype)
         rates = iter(np.linspace(0, self.drop_path_rate, sum(self.stage_sizes)).tolist())
         patch = PATCH[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3
-        x = Stem(self.widths[0], patch, conv, norm, name="stem")(x)  # 56 56 96
+        x = ConvNorm(self.widths[0], patch, patch, "valid", conv=conv, norm=norm, name="stem")(x)  # 56 56 96
         for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             if i > 1:
                 x = Downsample(width, conv, norm, name=f"downsample{i - 1}")(x)
@@ -111,12 +94,8 @@ def member(
     stage_sizes: tuple[int, ...], width: int, drop_path_rate: float, resize: int, top1: float, top5: float
 ) -> Variant:
     """A member of the family, with the resize and accuracies of torchvision's weights."""
-    build = functools.partial(
-        ConvNeXt,
-        stage_sizes=stage_sizes,
-        widths=(width, 2 * width, 4 * width, 8 * width),
-        drop_path_rate=drop_path_rate,
-    )
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    build = partial(ConvNeXt, stage_sizes=stage_sizes, widths=widths, drop_path_rate=drop_path_rate)
     source, published = "Liu et al. 2022, 2201.03545", "ImageNet 1-crop, torchvision"
     return Variant(build, source, Preset(resize=resize), top1, top5, published)
 

@@ -6,7 +6,7 @@ that halve the channels. `densenet_bc_DEPTH_GROWTH` are for CIFAR: three blocks 
 He-normal kernels (fan-in), the classifier's from the uniform of +-1 / sqrt(fan-in) with bias 0.
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.layers import (
-    Activation,
     BatchNormRelu,
     Constructor,
     Conv,
@@ -24,8 +23,7 @@ from cnnjax.models.layers import (
     logits,
     torch_uniform,
 )
-from cnnjax.models.torch_names import TorchNames, substitute
-from cnnjax.models.variants import CIFAR, Variant
+from cnnjax.models.variants import CIFAR, TorchNames, Variant, substitute
 
 
 class DenseLayer(nn.Module):
@@ -34,7 +32,7 @@ class DenseLayer(nn.Module):
     growth_rate: int
     conv: Constructor
     norm_relu: Constructor
-    dropout: Activation
+    dropout: nn.Module
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -72,12 +70,8 @@ class ImageNetStem(nn.Module):
         return ops.max_pool(x, 3, 2, padding=1)  # 56 56 64
 
 
-class CifarStem(nn.Module):
+class CifarStem(ImageNetStem):
     """One convolution: the first layer has its own normalization."""
-
-    width: int
-    conv: Constructor
-    norm_relu: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -90,12 +84,9 @@ STEMS = {"imagenet": ImageNetStem, "cifar": CifarStem}
 class DenseNet(Net):
     """Blocks of dense layers; takes images from 29x29 on (imagenet) or 4x4 on (cifar, three blocks).
 
-    Attributes:
-      stage_sizes: dense layers of each block.
-      growth_rate: maps that each layer adds.
-      stem_width: channels of the first convolution.
-      stem: "imagenet", or "cifar", which keeps the size.
-      dropout_rate: after each 3x3 convolution (the paper: 0.2 without augmentation, else none).
+    `stage_sizes` are the dense layers of each block, `growth_rate` the maps that each adds; `stem` is
+    "imagenet", or "cifar", which keeps the size; `dropout_rate` is that after each 3x3 convolution (the
+    paper: 0.2 without augmentation, else none).
     """
 
     stage_sizes: tuple[int, ...] = (6, 12, 24, 16)
@@ -106,7 +97,7 @@ class DenseNet(Net):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
         norm_relu = self.norm_layer(BatchNormRelu, train)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         stem = STEMS[check_stem(self.stem, image)]
@@ -129,21 +120,14 @@ def imagenet(
     stage_sizes: tuple[int, ...], growth_rate: int, stem_width: int, top1: float, top5: float
 ) -> Variant:
     """A column of table 1 with the accuracy of torchvision's weights."""
-    build = functools.partial(
-        DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=stem_width
-    )
+    build = partial(DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=stem_width)
     return Variant(build, PAPER, top1=top1, top5=top5, published="ImageNet 1-crop, torchvision")
 
 
 def cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:
     """A BC net of that depth."""
-    build = functools.partial(
-        DenseNet,
-        stage_sizes=((depth - 4) // 6,) * 3,
-        growth_rate=growth_rate,
-        stem_width=2 * growth_rate,
-        stem="cifar",
-    )
+    build = partial(DenseNet, growth_rate=growth_rate, stem_width=2 * growth_rate, stem="cifar")
+    build = partial(build, stage_sizes=((depth - 4) // 6,) * 3)
     return Variant(build, PAPER, CIFAR, top1=top1, published="CIFAR-10" if top1 else "")
 
 

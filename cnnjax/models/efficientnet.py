@@ -7,8 +7,8 @@ right by one more where the stride is 2), and so is batch normalization's epsilo
 (fan-out), the classifier's uniform within 1 / sqrt(classes).
 """
 
-import functools
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -27,11 +27,10 @@ from cnnjax.models.layers import (
     SqueezeExcite,
     check_stem,
     divisible,
-    he_normal_fan_out,
+    he_fan_out,
     logits,
 )
-from cnnjax.models.torch_names import TorchNames, place
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
@@ -84,11 +83,8 @@ class MBConv(nn.Module):
 class EfficientNet(Net):
     """Takes images of any size from 1x1 on.
 
-    Attributes:
-      width, depth: multiply the channels and the number of blocks of each of `stages`.
-      stem: "imagenet" halves the size, "cifar" keeps it.
-      dropout_rate: before the classifier.
-      drop_path_rate: of the last block; it grows linearly from 0 with the block's number.
+    `width` and `depth` multiply the channels and the number of blocks of each of `stages`; `stem` "imagenet"
+    halves the size, "cifar" keeps it; `drop_path_rate` is the last block's, from 0 it grows linearly.
     """
 
     width: float = 1.0
@@ -100,12 +96,10 @@ class EfficientNet(Net):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        linear = functools.partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
-        unit = functools.partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train))
-        squeeze_excite = functools.partial(
-            SqueezeExcite, act=jax.nn.silu, kernel_init=he_normal_fan_out, dtype=self.dtype
-        )
+        conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
+        linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train))
+        squeeze_excite = partial(SqueezeExcite, act=nn.silu, kernel_init=he_fan_out, dtype=self.dtype)
         stages = [Stage(*stage) for stage in self.stages]
         sizes = [math.ceil(self.depth * stage.size) for stage in stages]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
@@ -135,7 +129,7 @@ def scaled(
     width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], top1: float, top5: float
 ) -> Variant:
     """A member of the family, with the image and resize sizes and accuracies of torchvision's weights."""
-    build = functools.partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
+    build = partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
     preset = Preset((sizes[0], sizes[0], 3), resize=sizes[1], interpolation="bicubic")
     source, published = "Tan, Le 2019, 1905.11946", "ImageNet 1-crop, torchvision"
     return Variant(build, source, preset, top1, top5, published)

@@ -6,16 +6,15 @@ convolutions", 1409.4842, table 1; cells as in its figure 2 (b), `googlenet_naiv
 The paper names neither padding nor the form of local response normalization; both follow Caffe's
 bvlc_googlenet, whose layers have the paper's sizes: convolutions padded by half their kernel, poolings
 rounded up, LRN in Caffe's form (alpha divided by n, k = 1), kernels uniform with variance 1 / fan-in and
-biases 0.2.
-`googlenet_bn` has batch normalization after each convolution instead of LRN and biases (1502.03167), and
-He-normal kernels.
+biases 0.2. `googlenet_bn` has batch normalization after each convolution instead of LRN and biases
+(1502.03167), and He-normal kernels.
 
 `googlenet_torchvision` is torchvision's net: a 3x3 kernel in the 5x5 branch, the last pooling 2x2, dropout
 0.2, the auxiliary heads' pooling adaptive. Its trained weights want images scaled to -1..1, as the preset
 says.
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +37,7 @@ from cnnjax.models.layers import (
     logits,
     scaled,
 )
-from cnnjax.models.torch_names import TorchNames, substitute
-from cnnjax.models.variants import CIFAR, Preset, Variant
+from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
 # Of each cell: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the 5x5, 5x5, 1x1 after the pooling.
 CELLS = {
@@ -57,8 +55,8 @@ AUXILIARY = {"4a": "aux1", "4d": "aux2"}
 
 xavier_caffe = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 bias_caffe = nn.initializers.constant(0.2)
-local_response_norm = functools.partial(ops.local_response_norm_caffe, n=5, alpha=1e-4, beta=0.75)
-pool = functools.partial(ops.max_pool, window=3, strides=2, ceil=True)
+local_response_norm = partial(ops.local_response_norm_caffe, n=5, alpha=1e-4, beta=0.75)
+pool = partial(ops.max_pool, window=3, strides=2, ceil=True)
 
 
 class InceptionCell(nn.Module):
@@ -81,18 +79,15 @@ class InceptionCell(nn.Module):
         return jnp.concatenate([a, b, c, d], axis=-1)
 
 
-class NaiveCell(nn.Module):
+class NaiveCell(InceptionCell):
     """Figure 2 (a): no 1x1 reductions, so all input channels also leave through the pooling."""
-
-    widths: tuple[int, ...]
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width1, _, width3, _, width5, _ = self.widths
         a = self.unit(width1, name="branch1x1")(x)
         b = self.unit(width3, 3, name="branch3x3")(x)
-        c = self.unit(width5, 5, name="branch5x5")(x)
+        c = self.unit(width5, self.kernel_size, name="branch5x5")(x)
         d = ops.max_pool(x, 3, 1, padding=1)
         return jnp.concatenate([a, b, c, d], axis=-1)
 
@@ -112,11 +107,8 @@ class ImageNetStem(nn.Module):
         return pool(self.response_norm(x))  # 28 28 192
 
 
-class CifarStem(nn.Module):
+class CifarStem(ImageNetStem):
     """The same convolutions at the image's own size: a 3x3 for the 7x7/2, no pooling."""
-
-    unit: Constructor
-    response_norm: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -146,22 +138,17 @@ class AuxiliaryHead(nn.Module):
 
 
 STEMS = {"imagenet": ImageNetStem, "cifar": CifarStem}
-aux_pool = functools.partial(ops.avg_pool, window=5, strides=3)
-aux_pool_torchvision = functools.partial(ops.adaptive_avg_pool, output_size=4)
+aux_pool = partial(ops.avg_pool, window=5, strides=3)
 
 
 class GoogLeNet(Net):
     """Nine Inception cells; takes images from 31x31 on (imagenet; torchvision's 15x15) or 4x4 on (cifar).
 
-    Attributes:
-      cell: the class of the cells, from their widths and the unit of convolution.
-      stem: "imagenet", or "cifar" for images that it would shrink to nothing.
-      width: all channel numbers are multiplied by this.
-      last_pool: the window of the last max pooling, stride 2.
-      aux_pool: the pooling of the auxiliary heads, to 4x4; the paper's 5x5/3 needs images from 79x79 on
-        (imagenet) or 10x10 on (cifar).
-      aux_logits: with both auxiliary heads (True), or those on the named cells of "4a" and "4d"; while
-        training each sows its float32 logits [B, K] as intermediate `aux_logits`. The paper weighs them 0.3.
+    `stem` "cifar" is for images that "imagenet" would shrink to nothing; `width` multiplies all channels;
+    `last_pool` is the window of the last max pooling; `aux_pool` pools to 4x4 for the auxiliary heads (the
+    paper's 5x5/3 needs images from 79x79 on, cifar 10x10). `aux_logits` is with both heads (True), or those
+    on the named cells of "4a" and "4d"; while training each sows its float32 logits [B, K] as intermediate
+    `aux_logits`. The paper weighs them 0.3.
     """
 
     cell: Constructor = InceptionCell
@@ -175,10 +162,8 @@ class GoogLeNet(Net):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        unit, response_norm = self._unit(train), ops.activation("identity")
-        if not self.batch_norm:
-            response_norm = local_response_norm
-        stem = STEMS[check_stem(self.stem, image)]
+        unit, stem = self._unit(train), STEMS[check_stem(self.stem, image)]
+        response_norm = ops.activation("identity") if self.batch_norm else local_response_norm
 
         def cell(name: str) -> nn.Module:
             return self.cell(CELLS[name], unit, name=f"cell{name}")
@@ -205,12 +190,12 @@ class GoogLeNet(Net):
     def _unit(self, train: bool) -> Constructor:
         """Convolution and ReLU, with biases or with batch normalization between the two."""
         if self.batch_norm:
-            conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
+            conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
             norm = self.norm_layer(BatchNormRelu, train, epsilon=1e-3)
         else:
-            conv = functools.partial(Conv, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
+            conv = partial(Conv, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
             norm = Relu
-        return scaled(functools.partial(ConvNorm, conv=conv, norm=norm), self.width)
+        return scaled(partial(ConvNorm, conv=conv, norm=norm), self.width)
 
     def _auxiliary(self, cell: str, x: jax.Array, unit: Constructor, train: bool) -> None:
         cells = tuple(AUXILIARY) if self.aux_logits is True else self.aux_logits or ()
@@ -218,46 +203,31 @@ class GoogLeNet(Net):
             raise UserError(f"aux_logits {self.aux_logits!r}: allowed are True, False or some of '4a', '4d'")
         if cell not in cells or not (train or self.is_initializing()):
             return
-        dense = functools.partial(Dense, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
-        head = functools.partial(AuxiliaryHead, unit, scaled(dense, self.width), self.aux_pool)
+        dense = partial(Dense, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
+        head = partial(AuxiliaryHead, unit, scaled(dense, self.width), self.aux_pool)
         y = head(self.num_classes, self.dtype, name=AUXILIARY[cell])(x, train=train)
         if train:
             self.sow("intermediates", "aux_logits", y)
 
 
-batch_norm = functools.partial(GoogLeNet, batch_norm=True)
-torchvision = functools.partial(
-    batch_norm,
-    cell=functools.partial(InceptionCell, kernel_size=3),
-    last_pool=2,
-    dropout_rate=0.2,
-    aux_pool=aux_pool_torchvision,
-)
+batch_norm = partial(GoogLeNet, batch_norm=True)
+cell3x3, aux_pool4x4 = partial(InceptionCell, kernel_size=3), partial(ops.adaptive_avg_pool, output_size=4)
+torchvision = partial(batch_norm, cell=cell3x3, last_pool=2, dropout_rate=0.2, aux_pool=aux_pool4x4)
 PAPER, ONE_CROP = "Szegedy et al. 2014, 1409.4842", "ImageNet 1-crop"
-CENTRED = Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PUBLISHED = (PAPER, Preset(), None, 89.93, ONE_CROP)
+TORCHVISION = ("torchvision", Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), 69.778, 89.530, ONE_CROP)
 
 VARIANTS = {
-    "googlenet": Variant(GoogLeNet, PAPER, top5=89.93, published=ONE_CROP),
-    "googlenet_with_aux": Variant(
-        functools.partial(GoogLeNet, aux_logits=True), PAPER, top5=89.93, published=ONE_CROP
-    ),
+    "googlenet": Variant(GoogLeNet, *PUBLISHED),
+    "googlenet_with_aux": Variant(partial(GoogLeNet, aux_logits=True), *PUBLISHED),
     "googlenet_bn": Variant(
         batch_norm, "Szegedy et al. 2015, 1512.00567, table 3", top1=73.2, published=ONE_CROP
     ),
-    "googlenet_naive": Variant(functools.partial(GoogLeNet, cell=NaiveCell), f"{PAPER}, figure 2a"),
-    "googlenet_torchvision": Variant(
-        torchvision, "torchvision", CENTRED, top1=69.778, top5=89.530, published=ONE_CROP
-    ),
-    "googlenet_torchvision_with_aux": Variant(
-        functools.partial(torchvision, aux_logits=True),
-        "torchvision",
-        CENTRED,
-        top1=69.778,
-        top5=89.530,
-        published=ONE_CROP,
-    ),
+    "googlenet_naive": Variant(partial(GoogLeNet, cell=NaiveCell), f"{PAPER}, figure 2a"),
+    "googlenet_torchvision": Variant(torchvision, *TORCHVISION),
+    "googlenet_torchvision_with_aux": Variant(partial(torchvision, aux_logits=True), *TORCHVISION),
     "googlenet_cifar": Variant(
-        functools.partial(batch_norm, stem="cifar", width=0.25), f"{PAPER}, a quarter as wide", CIFAR
+        partial(batch_norm, stem="cifar", width=0.25), f"{PAPER}, a quarter as wide", CIFAR
     ),
 }
 

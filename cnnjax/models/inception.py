@@ -16,7 +16,7 @@ Convolutions have no biases beside batch normalization. Kernels are drawn from a
 deviation 0.1, truncated at two of them, as in the released code.
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +35,20 @@ from cnnjax.models.layers import (
     logits,
     scaled,
 )
-from cnnjax.models.torch_names import TorchNames, substitute
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.variants import Preset, TorchNames, Variant, substitute
 
 truncated = nn.initializers.truncated_normal
-pool = functools.partial(ops.max_pool, window=3, strides=2)
-pool_same = functools.partial(ops.max_pool, window=3, strides=1, padding=1)
-average_same = functools.partial(ops.avg_pool, window=3, strides=1, padding=1, count_padding=True)
+pool = partial(ops.max_pool, window=3, strides=2)
+pool_same = partial(ops.max_pool, window=3, strides=1, padding=1)
+average_same = partial(ops.avg_pool, window=3, strides=1, padding=1, count_padding=True)
 
 
 def conv_unit(
     net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
 ) -> Constructor:
     """Convolution without bias and `norm`; `width` multiplies the features."""
-    conv = functools.partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
-    unit = functools.partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3))
-    return scaled(unit, width)
+    conv = partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
+    return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
 
 
 # --- Inception v3 ---------------------------------------------------------------------------------
@@ -184,9 +182,7 @@ class AuxiliaryHead(nn.Module):
 class InceptionV3(Net):
     """Inception v3; takes images from 75x75 on, 299x299 in the paper (with auxiliary head from 299).
 
-    Attributes:
-      width: all channel numbers are multiplied by this.
-      aux_logits: with the auxiliary head, which while training sows float32 `aux_logits` [B, K].
+    `width` multiplies all channels; the auxiliary head sows float32 `aux_logits` [B, K] while training.
     """
 
     width: float = 1.0
@@ -310,7 +306,7 @@ V3 = (V3_PAPER, V3_PRESET, 77.294, 93.450, "ImageNet 1-crop, torchvision")
 VARIANTS = {
     "inception_v2": Variant(InceptionV2, V2_PAPER, top1=74.8, top5=92.2, published="ImageNet 1-crop"),
     "inception_v3": Variant(InceptionV3, *V3),
-    "inception_v3_with_aux": Variant(functools.partial(InceptionV3, aux_logits=True), *V3),
+    "inception_v3_with_aux": Variant(partial(InceptionV3, aux_logits=True), *V3),
 }
 
 TORCH_NAMES = {

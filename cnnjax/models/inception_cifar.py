@@ -13,7 +13,7 @@ and 49, 27, 27 and 14 for n = 7. Batch normalization stands before each ReLU and
 net around the cells is this project's own. Kernels are He-normal, the classifier's LeCun-normal.
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,7 @@ from cnnjax.models.variants import CIFAR, Variant
 
 
 class Large(nn.Module):
-    """The branch with the largest kernel: its outputs see `kernel_size` pixels a side.
-
-    `unit` is convolution, normalization and ReLU, `linear` the same without ReLU.
-    """
+    """The branch whose outputs see `kernel_size` pixels a side; `linear` is `unit` without its ReLU."""
 
     width: int
     kernel_size: int
@@ -98,11 +95,8 @@ class Cell(nn.Module):
 class InceptionCifar(Net):
     """Stages of cells, each but the first at half the size; takes images from 4x4 on (three stages).
 
-    Attributes:
-      large: the class of the branch with the largest kernel.
-      kernel_size: odd n of that branch, at least 3.
-      widths: channels of each of the four branches, stage by stage.
-      stage_size: cells of each stage.
+    `large` is the class of the branch with the largest kernel, `kernel_size` its odd n; `widths` are the
+    channels of each of the four branches, stage by stage; a stage has `stage_size` cells.
     """
 
     large: Constructor = OneConvolution
@@ -116,7 +110,7 @@ class InceptionCifar(Net):
             raise UserError(f"kernel_size {self.kernel_size}: allowed are odd numbers from 3 on")
         unit = conv_unit(self, train, he_normal)
         linear = conv_unit(self, train, he_normal, norm=BatchNorm)
-        large = functools.partial(self.large, kernel_size=self.kernel_size, unit=unit, linear=linear)
+        large = partial(self.large, kernel_size=self.kernel_size, unit=unit, linear=linear)
         x = image.astype(self.dtype)  # 32 32 3
         x = unit(2 * self.widths[0], 3, name="stem")(x)  # 32 32 32
         for i, width in enumerate(self.widths, 1):
@@ -128,17 +122,14 @@ class InceptionCifar(Net):
         return logits(x, self.num_classes, self.dtype)
 
 
-PAPER = "Szegedy et al. 2015, 1512.00567"
+def variant(large: Constructor, place: str = "") -> Variant:
+    """A net by its largest branch, and where the paper has that."""
+    return Variant(partial(InceptionCifar, large=large), f"Szegedy et al. 2015, 1512.00567{place}", CIFAR)
+
 
 VARIANTS = {
-    "inception_cifar_5x5": Variant(InceptionCifar, PAPER, CIFAR),
-    "inception_cifar_3x3": Variant(
-        functools.partial(InceptionCifar, large=Stacked3x3), f"{PAPER}, section 3.1", CIFAR
-    ),
-    "inception_cifar_3x3_linear": Variant(
-        functools.partial(InceptionCifar, large=Linear3x3), f"{PAPER}, figure 2", CIFAR
-    ),
-    "inception_cifar_1xn": Variant(
-        functools.partial(InceptionCifar, large=Asymmetric), f"{PAPER}, section 3.2", CIFAR
-    ),
+    "inception_cifar_5x5": variant(OneConvolution),
+    "inception_cifar_3x3": variant(Stacked3x3, ", section 3.1"),
+    "inception_cifar_3x3_linear": variant(Linear3x3, ", figure 2"),
+    "inception_cifar_1xn": variant(Asymmetric, ", section 3.2"),
 }

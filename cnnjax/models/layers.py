@@ -3,9 +3,9 @@
 Parameters and batch statistics are float32; `dtype` is that of the computation and of the output.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -23,7 +23,7 @@ Constructor = Callable[..., nn.Module]
 Entry = TypeVar("Entry")
 
 # Fan-out keeps the gradient's scale through a ReLU (He et al. 2015, 1502.01852, section 2.2).
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Fan-in keeps the activation's scale through a ReLU (same, eq. 10).
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # What torch draws by default: uniform within 1 / sqrt(fan-in) of zero.
@@ -35,10 +35,9 @@ ones = nn.initializers.ones
 
 def check_widths(layer: nn.Module, shape: tuple[int, ...]) -> None:
     """Raises a UserError that names the layer whose kernel [..., in, out] has no inputs or no outputs."""
-    inputs, outputs = shape[-2:]
-    if min(inputs, outputs) < 1:
-        name = "/".join(layer.path)
-        raise UserError(f"layer {name} has {inputs} inputs and {outputs} outputs; widen the model")
+    if min(shape[-2:]) < 1:
+        counts = f"{shape[-2]} inputs and {shape[-1]} outputs"
+        raise UserError(f"layer {'/'.join(layer.path)} has {counts}; widen the model")
 
 
 class Conv(nn.Module):
@@ -65,17 +64,9 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-            bias = bias.astype(self.dtype)
-        return ops.conv2d(
-            x.astype(self.dtype),
-            kernel,
-            bias,
-            strides=self.strides,
-            padding=self.padding,
-            groups=self.groups,
-            dilation=self.dilation,
-        )
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        conv = partial(ops.conv2d, strides=self.strides, padding=self.padding, dilation=self.dilation)
+        return conv(x.astype(self.dtype), kernel, bias, groups=self.groups)
 
 
 class Dense(nn.Module):
@@ -125,14 +116,12 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        x = x.astype(self.dtype)
+        x, epsilon = x.astype(self.dtype), self.epsilon
         if not self.train or self.has_variable("frozen", "statistics"):
-            return ops.batch_norm_inference(
-                x, scale, bias, mean.value, var.value, epsilon=self.epsilon, relu=relu, pool=pool
-            )
-        y, batch_mean, batch_var = ops.batch_norm_train(
-            x, scale, bias, epsilon=self.epsilon, relu=relu, pool=pool, groups=self.groups
-        )
+            moments = (mean.value, var.value)
+            return ops.batch_norm_inference(x, scale, bias, *moments, epsilon=epsilon, relu=relu, pool=pool)
+        train = partial(ops.batch_norm_train, epsilon=epsilon, relu=relu, pool=pool, groups=self.groups)
+        y, batch_mean, batch_var = train(x, scale, bias)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
@@ -179,7 +168,7 @@ class Net(nn.Module):
 
     def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:
         """The constructor of a normalization of this net."""
-        return functools.partial(layer, train=train, groups=self.norm_groups, dtype=self.dtype, **fields)
+        return partial(layer, train=train, groups=self.norm_groups, dtype=self.dtype, **fields)
 
 
 class ConvNorm(nn.Module):
@@ -201,7 +190,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         height, width = pair(self.kernel_size, "kernel_size")
         padding = (height // 2, width // 2) if self.padding is None else self.padding
-        conv = functools.partial(self.conv, strides=self.strides, padding=padding, groups=self.groups)
+        conv = partial(self.conv, strides=self.strides, padding=padding, groups=self.groups)
         return self.norm(name="norm")(conv(self.features, self.kernel_size, name="conv")(x))
 
 
@@ -220,9 +209,8 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        gate = ops.global_avg_pool(x)
-        gate = self.act(dense(self.squeeze_features, name="fc1")(gate))
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        gate = self.act(dense(self.squeeze_features, name="fc1")(ops.global_avg_pool(x)))
         gate = self.gate(dense(x.shape[-1], name="fc2")(gate))
         return x * gate[:, None, None, :].astype(x.dtype)
 
@@ -282,31 +270,21 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
     return table[name]
 
 
-STEMS = ("imagenet", "cifar")
-
-
 def check_stem(stem: str, image: jax.Array) -> str:
-    """The stem's name, one of `STEMS`; warns where "imagenet" gets images of 64 pixels or fewer.
-
-    Raises:
-      UserError: for another name.
-    """
-    if stem not in STEMS:
-        raise unknown("stem", stem, STEMS)
+    """The stem's name, if it is of `STEMS`; warns where "imagenet" gets images of 64 pixels or fewer."""
+    if stem not in ("imagenet", "cifar"):
+        raise unknown("stem", stem, ("imagenet", "cifar"))
     if stem == "imagenet" and min(image.shape[1:3]) <= 64:
-        warnings.warn(
-            f'the ImageNet stem leaves little of images of {image.shape[1:3]}: use stem="cifar"', stacklevel=3
-        )
+        message = f'the ImageNet stem leaves little of images of {image.shape[1:3]}: use stem="cifar"'
+        warnings.warn(message, stacklevel=3)
     return stem
 
 
 def require_size(image: jax.Array, size: int, model: str) -> None:
     """Raises UserError unless image [B, H, W, C] has the size that a fully connected net is built for."""
     if image.shape[1:3] != (size, size):
-        raise UserError(
-            f"image {image.shape[1:3]}: {model} takes {size}x{size} because of its dense layers: "
-            f"resize the images, or build it with another image_size"
-        )
+        takes = f"{model} takes {size}x{size} because of its dense layers"
+        raise UserError(f"image {image.shape[1:3]}: {takes}: resize, or build it with another image_size")
 
 
 def logits(
@@ -318,5 +296,4 @@ def logits(
     kernel_init: Initializer = lecun_normal,
 ) -> jax.Array:
     """The classifier `head`: dense to `num_classes`, float32 whatever the compute dtype."""
-    head = Dense(num_classes, use_bias, kernel_init, dtype=dtype, name="head")
-    return head(x).astype(jnp.float32)
+    return Dense(num_classes, use_bias, kernel_init, dtype=dtype, name="head")(x).astype(jnp.float32)

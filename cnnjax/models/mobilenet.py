@@ -7,7 +7,7 @@ its head's N(0, 0.01), of which the paper says nothing. v2 is torchvision's: ker
 head's N(0, 0.01), dropout 0.2.
 """
 
-import functools
+from functools import partial
 
 import jax
 from flax import linen as nn
@@ -23,11 +23,10 @@ from cnnjax.models.layers import (
     Net,
     check_stem,
     divisible,
-    he_normal_fan_out,
+    he_fan_out,
     logits,
 )
-from cnnjax.models.torch_names import TorchNames, place
-from cnnjax.models.variants import Variant
+from cnnjax.models.variants import TorchNames, Variant, place
 
 
 class SeparableBlock(nn.Module):
@@ -87,9 +86,8 @@ class MobileNetV1(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
-        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
-        norm = self.norm_layer(BatchNormRelu, train, epsilon=1e-3)
-        unit = functools.partial(ConvNorm, conv=conv, norm=norm)
+        conv = partial(Conv, use_bias=False, dtype=self.dtype)
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train, epsilon=1e-3))
         x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
             for i in range(1, blocks + 1):  # 112 112 64 | 56 56 128 | 28 28 256 | 14 14 512 | 7 7 1024
@@ -124,18 +122,16 @@ class MobileNetV2(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
-        conv = functools.partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
-        relu6 = self.norm_layer(BatchNormAct, train, act=jax.nn.relu6)
-        unit = functools.partial(ConvNorm, conv=conv, norm=relu6)
-        linear = functools.partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
+        conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train, act=nn.relu6))
+        linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
             for i in range(1, blocks + 1):  # 112 16 | 56 24 | 28 32 | 14 64 | 14 96 | 7 160 | 7 320
                 strides = stride if i == 1 and stage > halvings_left_out else 1
                 features, name = divisible(channels * self.width), f"stage{stage}_block{i}"
                 x = InvertedResidual(features, strides, expansion, unit, linear, name=name)(x)
-        last = divisible(self.last_width * max(1.0, self.width))
-        x = unit(last, name="last")(x)  # 7 7 1280
+        x = unit(divisible(self.last_width * max(1.0, self.width)), name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=nn.initializers.normal(0.01))
@@ -143,7 +139,7 @@ class MobileNetV2(Net):
 
 def v1(width: float, top1: float) -> Variant:
     """A row of the v1 paper's table 6."""
-    build = functools.partial(MobileNetV1, width=width)
+    build = partial(MobileNetV1, width=width)
     return Variant(build, f"Howard et al. 2017, width {width}", top1=top1, published="ImageNet 1-crop")
 
 

@@ -19,15 +19,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    BatchNorm,
-    BatchNormRelu,
-    Constructor,
-    Conv,
-    by_name,
-    he_normal_fan_out,
-    logits,
-)
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Constructor, Conv, by_name, he_fan_out, logits
 from cnnjax.models.resnet import option_a
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import CIFAR, Variant
@@ -68,10 +60,8 @@ def activate(x: jax.Array, steps: str, norm: Constructor, norm_relu: Constructor
 class Unit(nn.Module):
     """A residual unit (fig. 4): convolutions with normalization and ReLU between them, and a shortcut.
 
-    Attributes:
-      convolutions: (features, kernel size, stride) of each.
-      order: what happens around them.
-      project: whether the shortcut is a projection where the shape changes, else option A.
+    `convolutions` are (features, kernel size, stride) of each; where the shape changes the shortcut is a
+    projection if `project`, else option A.
     """
 
     convolutions: tuple[tuple[int, int, int], ...]
@@ -111,12 +101,9 @@ UNITS = {
 class PreactResNet(StagedNet):
     """Stem, stages of units, a last activation, global average pooling, `head`. Takes images of any size.
 
-    Attributes:
-      unit: "basic", "bottleneck" (stride in the 3x3 convolution) or "bottleneck_v1" (in the first 1x1);
-        `widths` are those of its 3x3 convolutions.
-      order: one of `ORDERS`.
-      shortcut: where the shape changes: "a", zeros in new channels, or "b", a projection.
-      stem: "imagenet" with 64 channels, or "cifar" with 16, for images of 64 pixels or less.
+    `unit` and `order` are names of `UNITS` and `ORDERS`; `widths` are those of the 3x3 convolutions;
+    `shortcut` where the shape changes is "a", zeros in new channels, or "b", a projection; `stem` is
+    "imagenet", or "cifar" for images of 64 pixels or less.
     """
 
     stage_sizes: tuple[int, ...] = (3, 24, 36, 3)
@@ -134,7 +121,7 @@ class PreactResNet(StagedNet):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         order, convolutions = by_name("order", self.order, ORDERS), by_name("unit", self.unit, UNITS)
         project = by_name("shortcut", self.shortcut, {"a": False, "b": True})
-        conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
         unit = partial(Unit, project=project, conv=conv, norm=norm, norm_relu=norm_relu)
         x = image.astype(self.dtype)
@@ -151,15 +138,8 @@ class PreactResNet(StagedNet):
 
 
 def _cifar(n: int, top1: float, unit: str, shortcut: str) -> Variant:
-    build = partial(
-        PreactResNet,
-        stage_sizes=(n, n, n),
-        widths=(16, 32, 64),
-        unit=unit,
-        shortcut=shortcut,
-        stem="cifar",
-        scan_blocks=n > 100,
-    )
+    small = partial(PreactResNet, widths=(16, 32, 64), stem="cifar")
+    build = partial(small, stage_sizes=(n, n, n), unit=unit, shortcut=shortcut, scan_blocks=n > 100)
     return Variant(build, "He et al. 2016", CIFAR, top1, published="CIFAR-10")
 
 

@@ -1,10 +1,12 @@
-"""Residual networks for ImageNet, and what they grew into: wide, aggregated, squeeze-and-excitation.
+"""Residual networks, and what they grew into: wide, aggregated, squeeze-and-excitation.
 
-He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385, table 1; the
-plain nets of its section 4.1 are those without shortcuts. Zagoruyko, Komodakis 2016, arXiv:1605.07146
-(`wide_resnet*`, section 3); Xie et al. 2016, arXiv:1611.05431, table 1 (`resnext*`); Hu, Shen, Sun 2017,
-arXiv:1709.01507, table 1 (`seresnet50`). Widths, counts and names follow torchvision and, for `seresnet50`,
-timm.
+He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385, table 1; the plain
+nets of its section 4.1 are those without shortcuts. `resnet*_cifar` have the 6n + 2 layers of section 4.2 and
+table 6: a 3x3 stem of 16 channels, three stages of n basic blocks with 16, 32, 64 channels on 32, 16, 8
+pixels, shortcuts of option A; the blocks of 1202 layers are scanned, see `stages`. Zagoruyko, Komodakis 2016,
+arXiv:1605.07146 (`wide_resnet*`, section 3); Xie et al. 2016, arXiv:1611.05431, table 1 (`resnext*`); Hu,
+Shen, Sun 2017, arXiv:1709.01507, table 1 (`seresnet50`). Widths, counts and names follow torchvision and, for
+`seresnet50`, timm.
 
 Deviations: a bottleneck halves the image in its 3x3 convolution (v1.5, as torchvision), `resnet50_v1` and
 its like in the first 1x1 as in the paper. Kernels are He-normal with fan-out, `head` is LeCun-normal.
@@ -27,14 +29,13 @@ from cnnjax.models.layers import (
     ConvNorm,
     SqueezeExcite,
     by_name,
-    he_normal_fan_out,
+    he_fan_out,
     logits,
     ones,
     zeros,
 )
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
-from cnnjax.models.torch_names import TorchNames, substitute
-from cnnjax.models.variants import Preset, Variant
+from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
 Shortcut = Callable[[jax.Array, int, int], jax.Array]
 
@@ -64,12 +65,8 @@ def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> j
     return jnp.zeros((), x.dtype)
 
 
-SHORTCUTS: dict[str, Callable[..., jax.Array]] = {
-    "a": option_a,
-    "b": option_b,
-    "c": option_c,
-    "none": no_shortcut,
-}
+Options = dict[str, Callable[..., jax.Array]]
+SHORTCUTS: Options = {"a": option_a, "b": option_b, "c": option_c, "none": no_shortcut}
 
 
 # --- Blocks (fig. 5): `last_norm` is the normalization before the addition. -------------------------------
@@ -141,12 +138,10 @@ class SEBottleneck(Bottleneck):
 class ResNet(StagedNet):
     """Stem, stages of residual blocks, global average pooling, `head`. Takes images of any size.
 
-    Attributes:
-      block: constructor of a block; `widths` are those of its 3x3 convolutions, and the first is the stem's.
-      shortcut: "a", "b", "c" as in section 4.1, or "none": a plain net.
-      stem: "imagenet", or "cifar" for images of 64 pixels or less.
-      zero_init: each block's last scale begins at zero, so that the block is the identity (Goyal et al. 2017,
-        arXiv:1706.02677, section 5.1); not with shortcut "none".
+    `widths` are those of the 3x3 convolutions, and the first is the stem's; `shortcut` is "a", "b", "c" as in
+    section 4.1, or "none": a plain net; `stem` is "imagenet", or "cifar" for images of 64 pixels or less.
+    With `zero_init` each block's last scale begins at zero, so that the block is the identity (Goyal et al.
+    2017, arXiv:1706.02677, section 5.1); not with shortcut "none".
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -163,7 +158,7 @@ class ResNet(StagedNet):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         shortcut = by_name("shortcut", self.shortcut, SHORTCUTS)
-        conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
         block = partial(
             self.block,
@@ -187,6 +182,7 @@ _basic = partial(ResNet, block=BasicBlock)
 _deep = partial(ResNet, block=Bottleneck)
 _v1 = partial(ResNet, block=partial(Bottleneck, strided=1))
 _wide = partial(ResNet, block=partial(Bottleneck, group_width=128))
+_gated = partial(ResNet, block=SEBottleneck)
 _18, _50, _101, _152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _he, _zagoruyko, _xie = "He et al. 2015", "Zagoruyko & Komodakis 2016", "Xie et al. 2016"
 _v1_weights = "ImageNet 1-crop, torchvision V1"
@@ -207,8 +203,14 @@ def _row(
     published: str = "",
     **fields: str,
 ) -> Variant:
-    build = partial(build, stage_sizes=sizes, **fields)
-    return Variant(build, source, Preset(), top1, top5, published)
+    return Variant(partial(build, stage_sizes=sizes, **fields), source, Preset(), top1, top5, published)
+
+
+def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
+    n = (depth - 2) // 6
+    small = partial(_basic, widths=(16, 32, 64), stem="cifar")
+    build = partial(small, stage_sizes=(n, n, n), shortcut=shortcut, scan_blocks=n > 100)
+    return Variant(build, "He et al. 2015", CIFAR, top1, published="" if top1 is None else "CIFAR-10")
 
 
 VARIANTS = {
@@ -233,9 +235,19 @@ VARIANTS = {
     "resnext101_64x4d": dataclasses.replace(
         _row(_aggregated(64, 4), _101, _xie, 83.246, 96.454, _v1_weights), preset=Preset(resize=232)
     ),
-    "seresnet50": _row(
-        partial(ResNet, block=SEBottleneck), _50, "Hu et al. 2017", 76.71, 93.38, published="ImageNet 1-crop"
-    ),
+    "seresnet50": _row(_gated, _50, "Hu et al. 2017", 76.71, 93.38, "ImageNet 1-crop"),
+    "plain20_cifar": _cifar(20, "none"),
+    "plain32_cifar": _cifar(32, "none"),
+    "plain44_cifar": _cifar(44, "none"),
+    "plain56_cifar": _cifar(56, "none"),
+    "plain110_cifar": _cifar(110, "none"),
+    "resnet20_cifar": _cifar(20, "a", 91.25),
+    "resnet32_cifar": _cifar(32, "a", 92.49),
+    "resnet44_cifar": _cifar(44, "a", 92.83),
+    "resnet56_cifar": _cifar(56, "a", 93.03),
+    "resnet110_cifar": _cifar(110, "a", 93.39),  # mean of 5 runs, best 93.57
+    "resnet1202_cifar": _cifar(1202, "a", 92.07),
+    "resnet20_cifar_option_b": _cifar(20, "b"),
 }
 
 TORCH_NAMES = {

@@ -7,8 +7,8 @@ linear where the paper has radial basis functions: the modern form with 61,706 p
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,10 @@ from cnnjax.models.variants import MNIST, Variant
 
 def pooling_function(name: str) -> Callable[..., jax.Array]:
     """The pooling of `POOLINGS` by name, or "adaptive": called with images and a window."""
-    if name == "adaptive":
-        return _adaptive_pool
-    if name not in POOLINGS:
-        raise unknown("pooling", name, [*POOLINGS, "adaptive"])
-    return POOLINGS[name]
+    poolings = POOLINGS | {"adaptive": _adaptive_pool}
+    if name not in poolings:
+        raise unknown("pooling", name, poolings)
+    return poolings[name]
 
 
 def _adaptive_pool(x: jax.Array, window: int) -> jax.Array:
@@ -98,8 +97,8 @@ class LeNet5(Net):
             raise UserError(f"lenet5 takes images of at most 32x32, not {image.shape[1:3]}")
         pads = [(0, 0), *[(m // 2, m - m // 2) for m in missing], (0, 0)]
         init = nn.initializers.glorot_uniform()
-        conv = functools.partial(Conv, kernel_init=init, dtype=self.dtype)
-        dense = functools.partial(Dense, kernel_init=init, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=init, dtype=self.dtype)
         x = jnp.pad(image.astype(self.dtype), pads)  # 32 32 1
         x = activation(conv(6, 5, name="conv1")(x))  # 28 28 6
         x = pool(x, 2)  # 14 14 6
@@ -111,16 +110,11 @@ class LeNet5(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=init)
 
 
+_32 = dataclasses.replace(MNIST, input_size=(32, 32, 1))
 VARIANTS = {
     "simple_cnn": Variant(SimpleCNN, "the module's own layout", MNIST),
     "lenet_300_100": Variant(
         FullyConnected, "LeCun et al. 1998, the fully connected net", MNIST, top1=96.95, published="MNIST"
     ),
-    "lenet5": Variant(
-        LeNet5,
-        "LeCun et al. 1998",
-        dataclasses.replace(MNIST, input_size=(32, 32, 1)),
-        top1=99.05,
-        published="MNIST",
-    ),
+    "lenet5": Variant(LeNet5, "LeCun et al. 1998", _32, 99.05, published="MNIST"),
 }

@@ -5,7 +5,7 @@ convolution and earlier pooling. Kernels are He-uniform, the head's N(0, 0.01), 
 (the paper's released nets start from Glorot-uniform).
 """
 
-import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,9 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.layers import Conv, ConvNorm, Dtype, Net, Relu, check_stem
-from cnnjax.models.torch_names import TorchNames, place
-from cnnjax.models.variants import Variant
+from cnnjax.models.variants import TorchNames, Variant, place
 
-he_uniform = nn.initializers.he_uniform()
+he_uniform, normal = nn.initializers.he_uniform(), nn.initializers.normal(0.01)
 
 
 class Fire(nn.Module):
@@ -27,7 +26,7 @@ class Fire(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = functools.partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
         x = jax.nn.relu(conv(self.squeeze, 1, name="squeeze")(x))
         expand1x1 = conv(4 * self.squeeze, 1, name="expand1x1")(x)
         expand3x3 = conv(4 * self.squeeze, 3, padding=1, name="expand3x3")(x)
@@ -51,7 +50,7 @@ class SqueezeNet(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         cifar = check_stem(self.stem, image) == "cifar"
         kernel, strides, padding = (3, 1, 1) if cifar else (self.stem_kernel, 2, 0)
-        conv = functools.partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
         stem = ConvNorm(self.stem_width, kernel, strides, padding, conv=conv, norm=Relu, name="stem")
 
         x = stem(image)  # 109 109 96 (1.0, input 224); 111 111 64 (1.1)
@@ -61,18 +60,14 @@ class SqueezeNet(Net):
             for i, squeeze in enumerate(squeezes, 1):
                 x = Fire(squeeze, dtype=self.dtype, name=f"stage{stage}_fire{i}")(x)  # 13 13 512
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
-        normal = nn.initializers.normal(0.01)
-        head = Conv(self.num_classes, 1, kernel_init=normal, dtype=self.dtype, name="head")
-        x = jax.nn.relu(head(x))  # 13 13 1000
+        x = jax.nn.relu(conv(self.num_classes, 1, kernel_init=normal, name="head")(x))  # 13 13 1000
         return ops.global_avg_pool(x.astype(jnp.float32))  # 1000
 
 
 def variant(version: str, top1: float, top5: float, **fields) -> Variant:
     """A row of the table, with torchvision's accuracies."""
     source = f"Iandola et al. 2016, SqueezeNet {version}; torchvision"
-    return Variant(
-        functools.partial(SqueezeNet, **fields), source, top1=top1, top5=top5, published="ImageNet 1-crop"
-    )
+    return Variant(partial(SqueezeNet, **fields), source, top1=top1, top5=top5, published="ImageNet 1-crop")
 
 
 VARIANTS = {

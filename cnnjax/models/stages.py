@@ -1,9 +1,9 @@
 """What the residual nets share: their stems, and how the blocks of a stage are run.
 
 A stage of n blocks is n modules `stageI_block1` .. `stageI_blockN`. From the second on they are alike, so
-they can run as one scanned block: compiled once instead of n - 1 times, with the same parameters and
-statistics. Their variables may come one block at a time or, so that a step of hundreds of layers has few
-arguments, stacked by `stack_blocks`.
+they can run as one scanned block, compiled once, with the same parameters and statistics. Their variables may
+come one block at a time or, so that a step of hundreds of layers has few arguments, stacked by
+`stack_blocks`.
 """
 
 import itertools
@@ -28,10 +28,8 @@ Node = dict[str, Collection]
 class StagedNet(Net):
     """A net whose blocks come in stages.
 
-    Attributes:
-      scan_blocks: the equal blocks of a stage are compiled once and run in a loop.
-      remat: a block's activations are computed again in the backward pass instead of kept, so memory holds
-        one block and the borders of the others.
+    With `scan_blocks` the equal blocks of a stage are compiled once and run in a loop; with `remat` a block's
+    activations are computed again in the backward pass, so memory holds one block and the others' borders.
     """
 
     scan_blocks: bool = False
@@ -52,9 +50,7 @@ def check_stages(widths: Sequence[int], stage_sizes: Sequence[int]) -> list[tupl
 def stem(kind: str, image: jax.Array, width: int, conv: Constructor, norm: Constructor) -> jax.Array:
     """The module `stem` on images [B, H, W, C]: convolution and `norm`, which holds a ReLU.
 
-    Args:
-      kind: "imagenet", 7x7 of stride 2 and then 3x3 max pooling of stride 2, or "cifar", 3x3 of stride 1;
-        `check_stem` says when it warns and what it raises.
+    `kind` "imagenet" is 7x7/2 and then 3x3/2 max pooling, "cifar" 3x3 of stride 1, see `check_stem`.
     """
     unit = partial(ConvNorm, conv=conv, norm=norm, name="stem")
     if check_stem(kind, image) == "cifar":
@@ -65,9 +61,7 @@ def stem(kind: str, image: jax.Array, width: int, conv: Constructor, norm: Const
 def run_blocks(net: StagedNet, block: Constructor, names: Names, x: jax.Array) -> jax.Array:
     """Runs equal blocks of these names one after another, from within the compact method of `net`.
 
-    Args:
-      block: the constructor of one, which lacks only its name.
-      x: float [B, H, W, C]; if there are several blocks they keep its shape.
+    `block` lacks only its name; several blocks keep the shape of x, float [B, H, W, C].
     """
     starting = net.is_initializing()
     if len(names) > 1 and starting:
@@ -95,10 +89,7 @@ def scanned_blocks(net: nn.Module) -> list[list[str]]:
 
 
 def stack_blocks(tree: Tree, blocks: Sequence[Names]) -> Tree:
-    """A tree of variables, gradients or optimizer state with the leaves of equal blocks stacked.
-
-    Blocks 2 to 9 of stage 1 become `stage1_block2_to_9`. `unstack_blocks` is the inverse.
-    """
+    """A tree of variables, gradients or optimizer state with equal blocks stacked: `stage1_block2_to_9`."""
 
     def stack(node: Node) -> None:
         for names in blocks:
@@ -122,16 +113,13 @@ def unstack_blocks(tree: Tree, blocks: Sequence[Names]) -> Tree:
 def _in_dicts(tree: Tree, keys: set[str], change: Callable[[Node], None]) -> Tree:
     """The tree with every dict that has one of the keys changed."""
 
-    def has(node: Node | jax.Array) -> bool:
-        return isinstance(node, dict) and not keys.isdisjoint(node)
-
     def changed(node: Node | jax.Array) -> Node | jax.Array:
         if isinstance(node, dict):
             node = dict(node)
             change(node)
         return node
 
-    return jax.tree.map(changed, tree, is_leaf=has)
+    return jax.tree.map(changed, tree, is_leaf=lambda x: isinstance(x, dict) and not keys.isdisjoint(x))
 
 
 def _joined(names: Names) -> str:
@@ -161,10 +149,8 @@ def _init(net: nn.Module, block: nn.Module, names: Names, x: jax.Array) -> None:
 def _same_frozen(net: nn.Module, names: Names) -> list[list[str]]:
     """The names in runs of blocks with the same frozen normalizations: others are another computation."""
 
-    def frozen(name: str) -> jax.tree_util.PyTreeDef:
-        return jax.tree.structure(net.get_variable("frozen", name, {}))
-
-    return [list(run) for _, run in itertools.groupby(names, frozen)]
+    runs = itertools.groupby(names, lambda name: jax.tree.structure(net.get_variable("frozen", name, {})))
+    return [list(run) for _, run in runs]
 
 
 def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.Array:

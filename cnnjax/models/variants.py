@@ -1,7 +1,8 @@
-"""What a named variant of a family is: how it is built and how its images are prepared."""
+"""What a family file declares: its named variants, how their images are prepared, and its names in torch."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import linen as nn
@@ -12,8 +13,8 @@ from flax.typing import VariableDict
 class Preset:
     """The preprocessing that belongs to a variant, used alike by evaluate, predict and imported weights.
 
-    `input_size` is [H, W, C]; `resize` the short side in pixels before the centre crop (None: images
-    come at the input size); `mean` and `std` are per channel on the 0..1 scale (None: the data set's).
+    `input_size` is [H, W, C]; `resize` the short side in pixels before the centre crop (None: images come at
+    the input size); `mean` and `std` are per channel on the 0..1 scale (None: the data set's).
     """
 
     input_size: tuple[int, int, int] = (224, 224, 3)
@@ -56,3 +57,42 @@ def preset_augment(preset: Preset) -> str:
     if preset.mean is None or preset.std is None:
         return f"{crop}normalize"
     return f"{crop}normalize(mean={tuple(preset.mean)}, std={tuple(preset.std)})"
+
+
+Rename = Callable[..., str]  # (a module's path, the model, which is of the family's own class)
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchNames:
+    """The entries of torch's state dict for a module class.
+
+    Attributes:
+      rename: (module path here such as 'stage1_block2/conv1', the model) -> 'layer1.1.conv2', or the
+        whole entry if a leaf has a name of its own ('features.1.0.layer_scale').
+      flattened: dense layers that read a flattened [C, H, W] map there and [H, W, C] here: path -> (H, W).
+      extra: patterns of entries that a model here may be built without: auxiliary heads.
+      convolved: dense layers here that are 1x1 convolutions there, by path pattern.
+      old_names: (pattern, replacement) that turns the entries of torchvision's older files into today's.
+    """
+
+    rename: Rename
+    flattened: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    extra: tuple[str, ...] = ()
+    convolved: tuple[str, ...] = ()
+    old_names: tuple[str, str] | None = None
+
+
+def substitute(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:
+    """A `rename` that applies regular expressions in order, each to the whole path."""
+
+    def rename(path: str, model: object = None) -> str:
+        for pattern, replacement in rules:
+            path = re.sub(pattern, replacement, path)
+        return path.replace("/", ".")
+
+    return rename
+
+
+def place(block: str) -> list[int]:
+    """The numbers in 'stage2_block1', from 1."""
+    return [int(number) for number in re.findall(r"\d+", block)]

@@ -6,16 +6,15 @@ to 7x7 before the dense layers, which changes nothing at 224x224, lets them take
 and the `_bn` nets, of which the paper has none, normalize after each convolution, whose biases stay.
 """
 
-import functools
+from functools import partial
 
 import jax
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Net, Relu, he_normal_fan_out, logits
-from cnnjax.models.torch_names import TorchNames, place
-from cnnjax.models.variants import Variant
+from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Net, Relu, he_fan_out, logits
+from cnnjax.models.variants import TorchNames, Variant, place
 
 
 class VGG(Net):
@@ -35,7 +34,7 @@ class VGG(Net):
         least = 2 ** len(self.depths)
         if min(image.shape[1:3]) < least:
             raise UserError(f"image {image.shape[1:3]}: VGG takes at least {least}x{least} pixels")
-        conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=he_fan_out, dtype=self.dtype)
         norm = self.norm_layer(BatchNormRelu, train) if self.batch_norm else Relu
         normal = nn.initializers.normal(0.01)
 
@@ -54,7 +53,7 @@ class VGG(Net):
 
 def variant(configuration: str, depths: tuple[int, ...], norm: bool, top1: float, top5: float) -> Variant:
     """A row of the table, with torchvision's accuracies."""
-    build = functools.partial(VGG, depths=depths, batch_norm=norm)
+    build = partial(VGG, depths=depths, batch_norm=norm)
     source = f"Simonyan & Zisserman 2014, table 1 {configuration}; torchvision"
     return Variant(build, source, top1=top1, top5=top5, published="ImageNet 1-crop")
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNormRelu, Constructor, Conv, he_normal_fan_out, logits
+from cnnjax.models.layers import BatchNormRelu, Constructor, Conv, he_fan_out, logits
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks
 from cnnjax.models.variants import CIFAR, Variant
 
@@ -41,9 +41,7 @@ class WideBlock(nn.Module):
 class WideResNet(StagedNet):
     """A convolution, three stages, a last activation, global average pooling, `head`. Takes any image size.
 
-    Attributes:
-      depth: 6n + 4, for n blocks in each stage.
-      dropout: the rate; the paper uses 0.3 on CIFAR and 0.4 on SVHN.
+    `depth` is 6n + 4 for n blocks a stage; the paper's `dropout` rate is 0.3 on CIFAR, 0.4 on SVHN.
     """
 
     depth: int = 28
@@ -59,7 +57,7 @@ class WideResNet(StagedNet):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise UserError(f"depth {self.depth}: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40, ...")
-        conv = partial(Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm_relu = self.norm_layer(BatchNormRelu, train)
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
         block = partial(WideBlock, conv=conv, norm_relu=norm_relu, dropout=dropout)
@@ -78,20 +76,14 @@ _ZCA = {(40, 1): 93.15, (40, 2): 94.67, (22, 8): 95.62, (22, 10): 95.56, (40, 8)
 _DROPOUT = {(40, 10): 96.2}
 
 
-def _variants() -> dict[str, Variant]:
-    """One variant for each depth and widening factor above."""
-    tables = {"CIFAR-10": _MEAN_STD, "CIFAR-10, ZCA": _ZCA, "CIFAR-10, dropout 0.3": _DROPOUT}
-    return {
-        f"wrn_{depth}_{k}": Variant(
-            partial(WideResNet, depth=depth, widen_factor=k),
-            "Zagoruyko & Komodakis 2016",
-            CIFAR,
-            top1,
-            published=published,
-        )
-        for published, table in tables.items()
-        for (depth, k), top1 in table.items()
-    }
+def _variant(depth: int, k: int, top1: float, published: str) -> Variant:
+    build = partial(WideResNet, depth=depth, widen_factor=k)
+    return Variant(build, "Zagoruyko & Komodakis 2016", CIFAR, top1, published=published)
 
 
-VARIANTS = _variants()
+_TABLES = {"CIFAR-10": _MEAN_STD, "CIFAR-10, ZCA": _ZCA, "CIFAR-10, dropout 0.3": _DROPOUT}
+VARIANTS = {
+    f"wrn_{depth}_{k}": _variant(depth, k, top1, published)
+    for published, table in _TABLES.items()
+    for (depth, k), top1 in table.items()
+}

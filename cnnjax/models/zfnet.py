@@ -6,7 +6,7 @@ as N(0, 0.01), its "contrast normalization across feature maps", after pooling, 
 the paper's pixels, 0..255 less the mean.
 """
 
-import functools
+from functools import partial
 
 import jax
 from flax import linen as nn
@@ -29,9 +29,9 @@ class ZFNet(Net):
         require_size(image, self.image_size, "ZFNet")
         norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
         normal = nn.initializers.normal(0.01)
-        conv = functools.partial(Conv, kernel_init=normal, dtype=self.dtype)
-        dense = functools.partial(Dense, kernel_init=normal, dtype=self.dtype)
-        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        conv = partial(Conv, kernel_init=normal, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=normal, dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         relu, widths = jax.nn.relu, self.widths
 
         x = image  # 224 224 3
@@ -49,13 +49,5 @@ class ZFNet(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=normal)
 
 
-VARIANTS = {
-    "zfnet": Variant(
-        ZFNet,
-        "Zeiler & Fergus 2013",
-        Preset(std=RAW_PIXELS),
-        top1=61.6,
-        top5=83.5,
-        published="ImageNet 10-crop",
-    )
-}
+_PRESET = Preset(std=RAW_PIXELS)
+VARIANTS = {"zfnet": Variant(ZFNet, "Zeiler & Fergus 2013", _PRESET, 61.6, 83.5, "ImageNet 10-crop")}

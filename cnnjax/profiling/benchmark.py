@@ -40,13 +40,12 @@ KINDS = {
 
 
 class TrainBench:
-    """A compiled training step of one model on images that lie on the device already.
+    """A compiled training step of one model, SGD with momentum, on uint8 images that lie on the device.
 
-    SGD with momentum and cross entropy; uint8 images are normalized in the step, as in training.
+    It is compiled and run once; `image_size` is in pixels, the preset's by default.
     """
 
     def __init__(self, spec: str, batch_size: int, dtype: str, image_size: int | None = None):
-        """Compiles the step and runs it once; `image_size` in pixels, the preset's by default."""
         if dtype not in DTYPES:
             raise unknown("--dtype", dtype, DTYPES)
         if batch_size < 1:
@@ -116,13 +115,9 @@ def _make_step(
 
 def _synthetic_batch(batch_size: int, shape: tuple[int, int, int], num_classes: int) -> Batch:
     draw = np.random.default_rng(0)
-    return jax.device_put(
-        {
-            "image": draw.integers(0, 256, (batch_size, *shape), np.uint8),
-            "label": draw.integers(0, num_classes, batch_size).astype(np.int32),
-            "mask": np.ones(batch_size, np.float32),
-        }
-    )
+    image = draw.integers(0, 256, (batch_size, *shape), np.uint8)
+    label = draw.integers(0, num_classes, batch_size).astype(np.int32)
+    return jax.device_put({"image": image, "label": label, "mask": np.ones(batch_size, np.float32)})
 
 
 def bench_train(
@@ -137,13 +132,10 @@ def bench_train(
 ) -> Figures:
     """Measures a training step; with `against="torch"` in turn with PyTorch's, in the same minutes.
 
-    Returns:
-      model, dtype, batch, images_per_second (median of the rounds), images_per_second_min and _max,
-      compile_seconds, first_step_seconds, peak_memory_bytes, cpu_kernels, device, shares; with a peer also
-      its images per second and `ratio`, the median over rounds of ours to theirs.
-
-    Raises:
-      UserError: for an unknown model, dtype or peer, or a peer that is not installed.
+    The figures are model, dtype, batch, images_per_second (median of the rounds, with _min and _max),
+    compile_seconds, first_step_seconds, peak_memory_bytes, cpu_kernels, device, shares; with a peer also its
+    images per second and `ratio`, the median over rounds of ours to theirs. UserError for an unknown model,
+    dtype or peer, or a peer that is not installed.
     """
     peer = start_peer(against, spec, batch_size, dtype) if against else None
     try:
@@ -157,9 +149,9 @@ def bench_train(
     finally:
         if peer:
             peer.process.terminate()
-    figures: Figures = {"model": spec, "dtype": dtype, "batch": batch_size}
-    figures |= with_range("images_per_second", ours, 2)
-    figures |= {
+    figures: Figures = {
+        **{"model": spec, "dtype": dtype, "batch": batch_size},
+        **with_range("images_per_second", ours, 2),
         "compile_seconds": round(bench.compile_seconds, 2),
         "first_step_seconds": round(bench.first_step_seconds, 2),
         "peak_memory_bytes": peak_memory(),
@@ -190,8 +182,7 @@ def calls_per_second(call: Callable[[], object], seconds: float) -> float:
 
 def peak_memory() -> int:
     """Bytes: the device's peak where it keeps count, else the largest resident size of this process."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or peak_resident()
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
 
 
 def peak_resident() -> int:

@@ -26,11 +26,9 @@ OTHER = "step"  # where a collective belongs to no layer: gradients combined, me
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of communication of one layer.
+    """One kind of communication of one layer, of `tensors` combined arrays, `count` times a step.
 
-    `size` is the bytes of its result on a device, `wire` those that a device sends in a ring algorithm,
-    `devices` how many take part, `count` how often a step does it, and `tensors` how many arrays XLA has
-    combined into one.
+    `size` is the bytes of its result on a device, `wire` those that each of `devices` sends in a ring.
     """
 
     kind: str
@@ -42,11 +40,9 @@ class Collective:
 
     @property
     def wire(self) -> float:
-        n = self.devices
-        if self.kind == "reduce-scatter":
-            return self.size * (n - 1)
-        share = {"all-reduce": 2 * (n - 1) / n, "all-gather": (n - 1) / n, "all-to-all": (n - 1) / n}
-        return self.size * share.get(self.kind, 1.0)
+        n, part = self.devices, (self.devices - 1) / self.devices
+        shares = {"reduce-scatter": n - 1, "all-reduce": 2 * part, "all-gather": part, "all-to-all": part}
+        return self.size * shares.get(self.kind, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +86,7 @@ def _sums(
 
 
 def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Program:
-    """Reads a compiled program.
-
-    Args:
-      layers: the module paths ('stage1_block1/conv1') that collectives are told apart by.
-    """
+    """Reads a compiled program; `layers` are the module paths that collectives are told apart by."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     assert memory, "the backend tells the memory of what it compiles"
     return Program(
@@ -153,10 +145,8 @@ def _times(computations: dict[str, list[str]]) -> dict[str, int]:
                 calls.setdefault(callee, []).append((name, count))
 
     def of(name: str, depth: int = 0) -> int:
-        callers = calls.get(name, [])
-        if not callers or depth > 50:
-            return 1
-        return max(of(caller, depth + 1) * count for caller, count in callers)
+        callers = calls.get(name, []) if depth <= 50 else []
+        return max((of(caller, depth + 1) * count for caller, count in callers), default=1)
 
     return {name: of(name) for name in calls}
 

@@ -32,8 +32,8 @@ from cnnjax.runs.step import lower_step
 class Chip:
     """A chip's published figures: FLOP/s in bfloat16, bytes of memory, bytes/s of memory and of the network.
 
-    `network` is what one chip sends in an all-reduce of a whole pod (its published all-reduce bandwidth over
-    its 256 chips); slices without wrap-around links have less. `hop` is the latency of one link, in seconds.
+    `network` is one chip's share of a 256-chip pod's published all-reduce bandwidth; slices without
+    wrap-around links have less. `hop` is the latency of one link, in seconds.
     """
 
     flops: float
@@ -80,11 +80,7 @@ class Forecast:
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, ...]]:
-    """The devices, the chip and the shape that a name such as 'v5e:2x4' or 'cpu:8' means.
-
-    Raises:
-      UserError: for another name, or if the compiler is not installed.
-    """
+    """The devices, the chip and the shape that a name such as 'v5e:2x4' or 'cpu:8' means."""
     kind, _, shape = name.partition(":")
     if kind not in (*CHIPS, "cpu"):
         raise unknown("--topology", name, [*(f"{chip}:2x4" for chip in CHIPS), "cpu:8"])
@@ -126,8 +122,7 @@ def _tpus(name: str) -> Sequence[jax.Device]:
 def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> Forecast:
     """Compiles the training step of a config for a topology; `source` stands for its images.
 
-    Raises:
-      UserError: for a mistake in either, or a step that does not fit the chip's memory.
+    UserError for a mistake in either, or a step that does not fit the chip's memory.
     """
     devices, chip, sides = topology(name)
     experiment = build(config, devices=devices, source=source)
@@ -137,19 +132,17 @@ def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> 
         compiled = lower_step(experiment).compile()
     seconds = time.perf_counter() - start
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
-    count = experiment.mesh.size
     if chip is None:
-        return Forecast(program, count, seconds)
+        return Forecast(program, experiment.mesh.size, seconds)
     compute = max(program.flops / chip.flops, program.bytes_accessed / chip.memory_bandwidth)
     network = sum(each.count * collective_seconds(each, chip, sides) for each in program.collectives)
-    return Forecast(program, count, seconds, compute, network)
+    return Forecast(program, experiment.mesh.size, seconds, compute, network)
 
 
 def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> float:
     """Seconds of one collective: its bytes over the network's bandwidth, and the latency of its hops.
 
-    A ring along each side of the slice in turn, both ways round: half of each side in hops, and twice that
-    for an all-reduce, which scatters and gathers.
+    A ring along each side of the slice, both ways round: half of it in hops; an all-reduce takes twice that.
     """
     hops = 1 if each.kind == "collective-permute" else sum(side // 2 for side in sides)
     return each.wire / chip.network + hops * chip.hop * (2 if each.kind == "all-reduce" else 1)
@@ -168,19 +161,14 @@ def model_memory(spec: str, batch_size: int, *, dtype: str = "float32") -> Forec
     config = config_lib.default()
     config.update({"model": spec, "batch_size": batch_size, "dtype": dtype, "mesh": "data:1"})
     config.augment.train = config.augment.eval = "normalize(mean=0.5, std=0.25)"
-    source = blank_source(preset.input_size, preset.num_classes)
-    return forecast(config, "cpu:1", source=source)
+    return forecast(config, "cpu:1", source=blank_source(preset.input_size, preset.num_classes))
 
 
 def facts(found: Forecast) -> dict[str, object]:
     """A forecast as plain numbers, for JSON and CSV; None for those of a chip that has no figures."""
     program = found.program
-    predicted = {
-        "compute_seconds": found.compute,
-        "network_seconds": found.network,
-        "efficiency_alone": found.efficiency_alone,
-        "efficiency_hidden": found.efficiency_hidden,
-    }
+    predicted = {"compute_seconds": found.compute, "network_seconds": found.network}
+    predicted |= {"efficiency_alone": found.efficiency_alone, "efficiency_hidden": found.efficiency_hidden}
     return {
         "devices": found.num_devices,
         "memory_bytes": program.memory,

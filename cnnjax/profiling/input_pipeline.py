@@ -39,23 +39,16 @@ def bench_data(
 ) -> Figures:
     """Measures the pipeline on this machine; the decoder alone in turn with it, on as many threads.
 
-    Args:
-      name: JPEG files, as `folder:PATH`; None makes some up (500x375, of noise on a smooth picture).
-      rounds: measurements of each kind.
-      seconds: of one measurement.
-      images: read in all to see whether memory grows.
-      step_model: the network whose training step the augmentation is a share of.
+    `name` is JPEG files, as `folder:PATH`; None makes some up (500x375, of noise on a smooth picture). Each
+    kind is measured for `rounds` times `seconds`; `images` are read in all to see whether memory grows;
+    `step_model` is the network whose training step the augmentation is a share of.
 
-    Returns:
-      jpeg_images_per_second (decoded to 256x256, on the device) and simplejpeg_images_per_second (decoded at
-      full size, thrown away), medians of jpeg_rounds, three to a round and a third as long; jpeg_ratio, the
-      median of their ratios, each to simplejpeg before and after it, with _min and _max;
-      raw_images_per_second, from records of 256x256 onto the device, with _min and _max;
-      augment_milliseconds and step_milliseconds of 32 images, and augment_share; memory_images, and
-      memory_growth_bytes of the process between a fifth of them and the last one.
-
-    Raises:
-      UserError: if the data hold no JPEG.
+    The figures are jpeg_images_per_second (decoded to 256x256, on the device) and
+    simplejpeg_images_per_second (decoded at full size, thrown away), medians of jpeg_rounds, three to a round
+    and a third as long; jpeg_ratio, the median of their ratios, each to simplejpeg before and after it, with
+    _min and _max; raw_images_per_second, from records of 256x256 onto the device, with _min and _max;
+    augment_milliseconds and step_milliseconds of 32 images, and augment_share; memory_images, and
+    memory_growth_bytes of the process between a fifth of them and the last one.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, encoded = _jpegs(name, Path(folder))
@@ -128,8 +121,7 @@ def _alone(pool: ThreadPoolExecutor, encoded: list[bytes], seconds: float) -> fl
             count += 1
         return count - first
 
-    count = sum(pool.map(decode, range(_cores())))
-    return count / (time.perf_counter() - start)
+    return sum(pool.map(decode, range(_cores()))) / (time.perf_counter() - start)
 
 
 def _streamed(source: FileSource, seconds: float) -> float:
@@ -154,17 +146,13 @@ def _memory(source: FileSource, images: int) -> dict[str, int]:
 def _augmentation(model: str, rounds: int, seconds: float, batch: int = 32) -> dict[str, float]:
     """A crop, mirror and normalization of 256x256 images beside a training step of the network, in turn."""
     chain = augment_lib.parse(CHAIN, image_shape=(SIDE, SIDE, 3))
-    draw = np.random.default_rng(0)
-    images = jax.device_put(draw.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8))
-    augment = functools.partial(jax.jit(chain), jax.random.key(0), {"image": images})
-    step = TrainBench(model, batch, "float32", CROP)
-    slow: list[float] = []
-    fast: list[float] = []
+    images = np.random.default_rng(0).integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
+    augment = functools.partial(jax.jit(chain), jax.random.key(0), {"image": jax.device_put(images)})
+    step, slow, fast = TrainBench(model, batch, "float32", CROP), [], []
     for _ in range(rounds):
         slow.append(1e3 * batch / step.rate(seconds))
         jax.block_until_ready(augment())
-        rate = calls_per_second(lambda: jax.block_until_ready(augment()), min(seconds, 1.0))
-        fast.append(1e3 / rate)
+        fast.append(1e3 / calls_per_second(lambda: jax.block_until_ready(augment()), min(seconds, 1.0)))
     return {
         "augment_milliseconds": round(statistics.median(fast), 3),
         "step_milliseconds": round(statistics.median(slow), 1),

@@ -14,17 +14,8 @@ from jax.extend.core import JaxprEqn, Literal, Var
 
 Shape = tuple[int, ...]
 # Primitives of one shape in which a value depends on more than the values at its own place.
-NOT_ELEMENTWISE = {
-    "cumsum",
-    "cumprod",
-    "cummax",
-    "cummin",
-    "cumlogsumexp",
-    "rev",
-    "sort",
-    "gather",
-    "scatter",
-}
+ACCUMULATED = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
+NOT_ELEMENTWISE = {*ACCUMULATED, "rev", "sort", "gather", "scatter"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +56,7 @@ def field_size(field: Field | None) -> tuple[float, float] | None:
     if field is None or field is UNKNOWN:
         return None
     height, width = (span.high - span.low + 1 for span in field)
-    return _whole(height), _whole(width)
-
-
-def _whole(size: float) -> float:
-    return size if math.isinf(size) else int(size)
+    return height, width
 
 
 class Operation(NamedTuple):
@@ -149,7 +136,7 @@ def _moved_span(span: Span, out: Shape, axes: Mapping[int, Sequence[int]], windo
 
 def _reduced(op: Operation, axes: Sequence[int]) -> Field | None:
     kept = [axis for axis in range(len(op.shapes[0])) if axis not in axes]
-    return _moved(op, {axis: (i,) for i, axis in enumerate(kept)})
+    return _renamed(op, ((axis, i) for i, axis in enumerate(kept)))
 
 
 def _windowed(op: Operation, windows: Iterable[Window]) -> Field | None:
@@ -163,12 +150,8 @@ def _convolution(op: Operation) -> Field | None:
     image, kernel, result = op.params["dimension_numbers"]
     windows = [Window()] * len(image)
     for i, axis in enumerate(image[2:]):
-        windows[axis] = Window(
-            op.shapes[1][kernel[2 + i]],
-            op.params["window_strides"][i],
-            op.params["padding"][i][0],
-            op.params["rhs_dilation"][i],
-        )
+        stride, (before, _) = op.params["window_strides"][i], op.params["padding"][i]
+        windows[axis] = Window(op.shapes[1][kernel[2 + i]], stride, before, op.params["rhs_dilation"][i])
     return _moved(op, {axis: (to,) for axis, to in zip(image, result, strict=True)}, windows)
 
 
@@ -215,12 +198,9 @@ def _pad(op: Operation) -> Field | None:
     return _windowed(op, (Window(1, 1, before) for before, _, _ in padding))
 
 
-def _broadcast(op: Operation) -> Field | None:
-    return _moved(op, {axis: (to,) for axis, to in enumerate(op.params["broadcast_dimensions"])})
-
-
-def _transpose(op: Operation) -> Field | None:
-    return _moved(op, {axis: (i,) for i, axis in enumerate(op.params["permutation"])})
+def _renamed(op: Operation, axes: Iterable[tuple[int, int]]) -> Field | None:
+    """Each pair of an axis and of its place in the output."""
+    return _moved(op, {axis: (to,) for axis, to in axes})
 
 
 def _concatenate(op: Operation) -> Field | None:
@@ -234,12 +214,10 @@ FIELD_RULES: dict[str, Callable[[Operation], Field | None]] = {
     "reshape": _reshape,
     "slice": _slice,
     "pad": _pad,
-    "broadcast_in_dim": _broadcast,
-    "transpose": _transpose,
+    "broadcast_in_dim": lambda op: _renamed(op, enumerate(op.params["broadcast_dimensions"])),
+    "transpose": lambda op: _renamed(op, ((axis, i) for i, axis in enumerate(op.params["permutation"]))),
     "squeeze": lambda op: _reduced(op, op.params["dimensions"]),
     "concatenate": _concatenate,
-    "reduce_window_max": _window,
-    "reduce_window_min": _window,
-    "reduce_window_sum": _window,
+    **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),
     "select_n": _union,
 }

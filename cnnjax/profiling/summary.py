@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,11 @@ OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_s
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One row of the table.
+    """One row of the table: the module `name`, the shape of its output [H, W, C] or [C], and its scalars.
 
-    Attributes:
-      name: the module's path, 'stage1_block2/conv1'.
-      output: the shape of its output without the batch: [H, W, C] or [C].
-      params: trained scalars of its own.
-      macs: multiply-adds for one image; None where a primitive cannot be counted.
-      receptive_field: pixels (height, width) of the image that one output depends on, those in the padding
-        included; inf for a value that depends on the whole image through unlike paths, as a channel's gate
-        does; None where it cannot be told.
+    `macs` are the multiply-adds for one image; None where a primitive cannot be counted. `receptive_field` is
+    the pixels (height, width) of the image that one output depends on, those in the padding included; inf for
+    one that depends on the whole image through unlike paths, as a channel's gate does; None if unknown.
     """
 
     name: str
@@ -75,9 +71,7 @@ class Summary:
 def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
     """The layers of one image's forward pass in evaluation mode.
 
-    Args:
-      model: a linen module, or the spec of one, see `create_model`.
-      image_shape: [H, W, C]; the preset's input size where a spec is given.
+    `image_shape` is [H, W, C]; by default the preset's input size if `model` is a spec.
     """
     walk = _walk(model, image_shape, scan=False)
     sizes = walk.params
@@ -92,8 +86,8 @@ def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) 
 def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
     """(parameters, multiply-adds) of variants by name, each as soon as it is known.
 
-    A deep net takes seconds to trace, so they are kept in the user's cache folder, in a file named after a
-    hash of the sources that they follow from; where that cannot be written they are counted anew.
+    A deep net takes seconds to trace, so they are kept in the user's cache folder, if it can be written, in a
+    file named after a hash of the sources that they follow from.
     """
     file = cache_folder("models") / f"{_sources_hash()}.json"
     try:
@@ -130,10 +124,7 @@ def _keep_totals(file: Path, known: Mapping[str, Sequence[int | None]]) -> None:
 
 
 def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:
-    """The field of each variable of a jaxpr whose last input is an image [B, H, W, C].
-
-    Variables that do not depend on the image are left out.
-    """
+    """The field of each variable of a jaxpr that depends on its last input, an image [B, H, W, C]."""
     fields = _Walk({}).fill(jaxpr, {jaxpr.invars[-1]: image_field()}, "")
     return {variable: field for variable, field in fields.items() if field is not None}
 
@@ -160,18 +151,14 @@ def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bo
 
 def _own_params(params: Collection) -> dict[str, int]:
     """Module path -> scalars of the module itself."""
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for path, leaf in traverse_util.flatten_dict(params).items():
-        module = "/".join(path[:-1])
-        sizes[module] = sizes.get(module, 0) + leaf.size
+        sizes["/".join(path[:-1])] += leaf.size
     return sizes
 
 
 class _Walk:
-    """Interprets a jaxpr: fills `macs` and `outputs` (shape and field) by module path.
-
-    `params` are the scalars of each module. Equations that do not depend on the image are passed over.
-    """
+    """Interprets what in a jaxpr depends on the image; fills `macs` and `outputs` (shape, field) by module."""
 
     def __init__(self, params: Mapping[str, int]):
         self.params = params
@@ -226,10 +213,7 @@ class _Walk:
         return [*outputs[: end - count], *(field and UNKNOWN for field in outputs[end - count :])]
 
     def _module(self, names: str) -> str:
-        """The path of the module that a name stack 'ResNet/stem/conv/...' lies in.
-
-        Names with a dot are methods ('stem.extra'), and what no parameter stands under is left as it is.
-        """
+        """The path of the module that a name stack 'Net/stem/conv/...' lies in, without methods ('stem.extra')."""
         parts = [name for name in names.split("/")[1:] if "." not in name]
         known = (end for end in range(len(parts), 0, -1) if "/".join(parts[:end]) in self.params)
         return "/".join(parts[: next(known, len(parts))])

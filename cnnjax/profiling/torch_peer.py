@@ -65,11 +65,8 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int, int], int]:
         return resnet20(), (3, 32, 32), 10
     # Lets the torchvision wheel import beside a CPU build of torch, which lacks its compiled operators.
     library = torch.library.Library("torchvision", "DEF")
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        library.define(schema)
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 
     theirs = TORCHVISION_NAMES.get(name, name)

@@ -7,16 +7,12 @@ from jax import Array
 
 
 def cross_entropy(logits: Array, label: Array, label_smoothing: float = 0.0) -> Array:
-    """Cross entropy of the softmax of `logits` against `label`: float32 [B], in nats.
+    """Cross entropy of the softmax of `logits`, any float [B, K], against `label`: float32 [B], in nats.
 
-    Label smoothing spreads epsilon / K over all K classes, the true one included (Szegedy et al.
-    2015, arXiv 1512.00567, section 7): the target is (1 - epsilon) * label + epsilon / K.
-
-    Args:
-      logits: float [B, K], any float type; computed in float32.
-      label: int [B], or float [B, K] whose rows sum to one (mixed or soft labels). An integer
-        outside 0..K-1 gives NaN, so that wrong data are noticed and not learned.
-      label_smoothing: epsilon, 0 <= epsilon < 1.
+    `label` is int [B], or float [B, K] whose rows sum to one (mixed or soft labels); an integer outside
+    0..K-1 gives NaN, so that wrong data are noticed and not learned. Label smoothing spreads epsilon / K over
+    all K classes, the true one included (Szegedy et al. 2015, arXiv 1512.00567, section 7): the target is
+    (1 - epsilon) * label + epsilon / K, 0 <= epsilon < 1.
     """
     logits = logits.astype(jnp.float32)
     if label.ndim == logits.ndim:
@@ -33,10 +29,8 @@ def cross_entropy(logits: Array, label: Array, label_smoothing: float = 0.0) -> 
 def masked_mean(values: Array, mask: Array) -> Array:
     """The mean of `values` [B] weighted by `mask` [B], 0 for padding: float32 [].
 
-    Values under a mask of 0 do not count even if they are NaN or infinite. Without any example the mean is
-    0.0 and not NaN, because such a batch has no gradient either.
+    Values under a mask of 0 do not count even if they are NaN or infinite. Without any example it is 0.0.
     """
     mask = mask.astype(jnp.float32)
-    total = jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0))
-    weight = jnp.sum(mask)
+    total, weight = jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)), jnp.sum(mask)
     return total / jnp.where(weight > 0, weight, 1.0)

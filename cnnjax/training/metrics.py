@@ -38,15 +38,10 @@ class Calibration:
 
 
 def of_logits(logits: Array, label: Array, loss: Array) -> dict[str, Array]:
-    """The rows of a batch, on the device.
+    """The rows of a batch, on the device, from logits [B, K] or logarithms of averaged probabilities.
 
     The prediction is the highest logit, the first of equals. The label is in the top 5 if fewer than five
     classes have a higher logit, or an equal one and a lower index: equal logits are no free hits.
-
-    Args:
-      logits: float [B, K]. Logarithms of averaged probabilities do as well.
-      label: int [B].
-      loss: float [B], the loss of each example.
     """
     own = jnp.take_along_axis(logits, label[:, None], axis=-1, mode="fill", fill_value=jnp.nan)
     earlier = (logits == own) & (jnp.arange(logits.shape[-1])[None] < label[:, None])
@@ -68,25 +63,17 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     often a class occurs, `micro` counts all decisions together and so equals the accuracy. With K <= 5
     classes the top-5 accuracy is 1.
 
-    Returns:
-      count: int; loss, accuracy, top5_accuracy, ece (see `calibration`): floats; macro, micro, weighted:
-      dicts of the floats precision, recall, f1; per_class: dict of the float64 [K] precision, recall, f1 and
-      int64 [K] support; confusion_matrix: int64 [K, K], rows are labels.
-
-    Raises:
-      UserError: if a label is outside 0..K-1.
+    Floats are loss, accuracy, top5_accuracy and ece (see `calibration`), int is count; macro, micro and
+    weighted are dicts of the floats precision, recall, f1; per_class is one of the float64 [K] precision,
+    recall, f1 and int64 [K] support. A label outside 0..K-1 raises UserError, see `confusion_matrix`.
     """
     confusion = confusion_matrix(predictions, num_classes)
     count = int(confusion.sum())
     hits, support, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    classes = {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, support),
-        "f1": _ratio(2 * hits, support + predicted),
-    }
+    precision, recall = _ratio(hits, predicted), _ratio(hits, support)
+    classes = {"precision": precision, "recall": recall, "f1": _ratio(2 * hits, support + predicted)}
     none = np.nan if count == 0 else 0.0
-    accuracy = float(_ratio(hits.sum(), count, none))
-    share = _ratio(support, count, none)
+    accuracy, share = float(_ratio(hits.sum(), count, none)), _ratio(support, count, none)
     return {
         "count": count,
         "loss": float(_ratio(predictions["loss"].sum(dtype=np.float64), count, none)),
@@ -102,11 +89,7 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
 
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Examples by (label, prediction): int64 [K, K].
-
-    Raises:
-      UserError: if a label is outside 0..K-1.
-    """
+    """Examples by (label, prediction): int64 [K, K]; UserError if a label is outside 0..K-1."""
     label = predictions["label"]
     if outside := int(np.sum((label < 0) | (label >= num_classes))):
         raise UserError(
@@ -126,12 +109,8 @@ def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
     confidence = predictions["confidence"].astype(np.float64)
     correct = (predictions["label"] == predictions["prediction"]).astype(np.float64)
     place = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    means = [
-        _ratio(np.bincount(place, weights=values, minlength=bins), count, np.nan)
-        for values in (confidence, correct)
-    ]
-    return Calibration(means[0], means[1], count)
+    count, right, sure = (np.bincount(place, weights, bins) for weights in (None, correct, confidence))
+    return Calibration(_ratio(sure, count, np.nan), _ratio(right, count, np.nan), count)
 
 
 def worst_mistakes(predictions: Predictions, count: int = 24) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Optimizers, weight decay by parameter role, and moving averages of the weights, over optax.
 
-The chain is the same for all: clip the gradient, add coupled decay, find the direction, add
-decoupled decay, multiply by the learning rate (and by a plateau's scale). Every state is a pytree
-of arrays.
+The chain is the same for all: clip the gradient, add coupled decay, find the direction, add decoupled decay,
+multiply by the learning rate (and by a plateau's scale). Every state is a pytree of arrays.
 """
 
 import dataclasses
@@ -43,16 +42,10 @@ def make_optimizer(
     `update` takes `params`, and `value=loss`, which all but the schedule `plateau` ignore.
 
     Args:
-      name: a key of `OPTIMIZERS`.
-      schedule: step -> learning rate; of `make_schedule`, or any function.
-      weight_decay: the factor of w, not of w ** 2.
-      decay: which leaves decay, see `decay_mask`.
+      weight_decay: the factor of w, not of w ** 2; `decay` is as in `decay_mask`.
       decay_mode: 'coupled', 'decoupled', or '' for the optimizer's own.
       gradient_clip: largest global L2 norm of the gradient; 0 does not clip.
       **values: the keyword arguments of the optimizer's own function below; None is its default.
-
-    Raises:
-      UserError: for an unknown name or value, or one out of range.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
@@ -63,15 +56,11 @@ def make_optimizer(
     if decay_mode not in ("coupled", "decoupled"):
         raise unknown("decay_mode", decay_mode, ("coupled", "decoupled"))
     if name == "adamw" and decay_mode == "coupled":
-        raise UserError(
-            "decay_mode='coupled' must be 'decoupled' with adamw, which is Adam with decoupled decay; "
-            "take the optimizer adam for coupled decay"
-        )
+        raise UserError("decay_mode='coupled' must be 'decoupled' with adamw; take adam for coupled decay")
     direction = rule.build(**own_values("optimizer", name, rule.build, values))
     if weight_decay:
         shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
-        both = (shrink, direction) if decay_mode == "coupled" else (direction, shrink)
-        direction = optax.chain(*both)
+        direction = optax.chain(*((shrink, direction) if decay_mode == "coupled" else (direction, shrink)))
     chain = [direction, rule.rescale(), optax.scale_by_learning_rate(schedule)]
     if gradient_clip:
         chain.insert(0, optax.clip_by_global_norm(gradient_clip))
@@ -96,21 +85,18 @@ def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformation
 def _sgd(*, momentum: float = 0.9) -> optax.GradientTransformation:
     """v <- momentum * v + g; w <- w - rate * v (torch; Sutskever et al. 2013 without Nesterov).
 
-    AlexNet (2012, section 5) and Caffe keep the rate inside, v <- 0.9 v - rate * (g + decay * w);
-    w <- w + v: the same weights while the rate is constant. After a cut of the rate, theirs still
-    moves on by the old, longer steps for about 1 / (1 - momentum) updates, this one does not.
+    AlexNet (2012, section 5) and Caffe keep the rate inside, v <- 0.9 v - rate * (g + decay * w); w <- w + v:
+    the same weights while the rate is constant. After a cut of the rate, theirs still moves on by the old,
+    longer steps for about 1 / (1 - momentum) updates, this one does not.
     """
-    return _momentum(momentum, nesterov=False)
+    check_fraction("momentum", momentum)
+    return optax.trace(momentum) if momentum else optax.identity()
 
 
 def _nesterov(*, momentum: float = 0.9) -> optax.GradientTransformation:
     """v <- momentum * v + g; w <- w - rate * (g + momentum * v) (Sutskever et al. 2013; torch)."""
-    return _momentum(momentum, nesterov=True)
-
-
-def _momentum(momentum: float, nesterov: bool) -> optax.GradientTransformation:
     check_fraction("momentum", momentum)
-    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+    return optax.trace(momentum, nesterov=True) if momentum else optax.identity()
 
 
 def _adam(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> optax.GradientTransformation:
@@ -139,10 +125,8 @@ def _rmsprop(
     check_fraction("decay_rate", decay_rate)
     check("epsilon", epsilon, "greater than 0", lambda v: v > 0)
     check("initial_mean_square", initial_mean_square, "at least 0", lambda v: v >= 0)
-    return optax.chain(
-        optax.scale_by_rms(decay_rate, epsilon, initial_mean_square, epsilon_in_sqrt),
-        _momentum(momentum, nesterov=False),
-    )
+    scaled = optax.scale_by_rms(decay_rate, epsilon, initial_mean_square, epsilon_in_sqrt)
+    return optax.chain(scaled, _sgd(momentum=momentum))
 
 
 def _lamb(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-6) -> optax.GradientTransformation:
@@ -173,7 +157,7 @@ def _muon(
     def matrices(updates: optax.Updates) -> optax.Updates:
         return jax.tree.map(lambda x: MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1), updates)
 
-    def rms_of_adam(updates: optax.Updates) -> optax.Updates:
+    def rms_of_adam(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
         return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.size // x.shape[-1], x.shape[-1])) * x, updates)
 
     def role(path: jax.tree_util.KeyPath, leaf: Array) -> str:
@@ -183,13 +167,9 @@ def _muon(
     orthogonal = optax.contrib.scale_by_muon(
         ns_steps=newton_schulz_steps, beta=momentum, weight_dimension_numbers=matrices
     )
-    return optax.partition(
-        {
-            "muon": optax.chain(orthogonal, optax.stateless(lambda u, _: rms_of_adam(u))),
-            "adam": _adam(beta1=beta1, beta2=beta2, epsilon=epsilon),
-        },
-        lambda params: jax.tree.map_with_path(role, params),
-    )
+    muon = optax.chain(orthogonal, optax.stateless(rms_of_adam))
+    adam = _adam(beta1=beta1, beta2=beta2, epsilon=epsilon)
+    return optax.partition({"muon": muon, "adam": adam}, lambda params: jax.tree.map_with_path(role, params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +199,8 @@ OPTIMIZERS = {
 def ema_update(ema: optax.Params, new: optax.Params, decay: float, step: int | Array) -> optax.Params:
     """The exponential moving average after one more value; both are float pytrees of one structure.
 
-    The decay, 0 <= decay < 1, is the share of the old average. It warms up as min(decay, (1 + step) / (10 +
-    step)), as TensorFlow's ExponentialMovingAverage(num_updates), so that the first values are soon
-    forgotten; `step` is the number of updates before this one.
+    0 <= decay < 1 is the share of the old average. It warms up as min(decay, (1 + step) / (10 + step)), as
+    TensorFlow's ExponentialMovingAverage(num_updates); `step` counts the updates before this one.
     """
     count = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum(decay, (1.0 + count) / (10.0 + count))

@@ -52,11 +52,7 @@ SHARDINGS: dict[str, tuple[Rule, ...]] = {
 
 
 def parse_mesh(mesh: str, num_devices: int) -> dict[str, int]:
-    """Reads 'data:4,model:2' as {"data": 4, "model": 2}; '' is all devices on `data`.
-
-    Raises:
-      UserError: naming the part that cannot be read, or if there are not as many devices.
-    """
+    """Reads 'data:4,model:2' as {"data": 4, "model": 2}; '' is all devices on `data`."""
     sizes = {"data": num_devices, "model": 1} if not mesh.strip() else {"data": 1, "model": 1}
     seen = set()
     for part in filter(None, (part.strip() for part in mesh.split(","))):
@@ -68,17 +64,14 @@ def parse_mesh(mesh: str, num_devices: int) -> dict[str, int]:
         seen.add(axis)
         sizes[axis] = int(size)
     if (count := math.prod(sizes.values())) > num_devices:
-        raise UserError(
-            f"mesh={mesh!r} takes {count} devices, but there are {num_devices}; '' takes all of them"
-        )
+        raise UserError(f"mesh={mesh!r} takes {count} devices, but there are {num_devices}; '' takes all")
     return sizes
 
 
 def make_mesh(mesh: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a text such as 'data:4,model:2', over the first of the devices given, or of all.
 
-    Raises:
-      UserError: if it cannot be read, or leaves devices of other processes idle.
+    UserError if it cannot be read, or leaves devices of other processes idle.
     """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(mesh, len(devices))
@@ -150,8 +143,7 @@ def put(tree: Tree, places: Tree) -> Tree:
 def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[optax.Params], optax.Params] | None:
     """A function that gathers parameters sharded over `data` for a step; None if none are sharded so.
 
-    Its gradient goes the other way: each device receives the sum of its own part (a reduce-scatter). What is
-    sharded over `model` stays so.
+    Its gradient is a reduce-scatter: each device receives the sum of its own part. `model` shards stay so.
     """
     if not any(rule.axis == "data" for rule in rules):
         return None
@@ -171,17 +163,11 @@ def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[optax.Params], opta
 def norm_groups(batch_norm: str, batch_size: int, mesh: Mesh) -> int:
     """How many groups of a batch have BatchNorm statistics of their own; 1 if all of it shares them.
 
-    Args:
-      batch_norm: 'global', 'device', or a number of examples: 'groups(32)'.
-      batch_size: examples that go through the network at once, over all devices.
-
-    Raises:
-      UserError: for other words, or a size that does not divide the batch.
+    `batch_norm` is 'global', 'device', or a number of examples that divides the batch: 'groups(32)';
+    `batch_size` is what goes through the network at once, over all devices.
     """
-    if batch_norm == "global":
-        return 1
-    if batch_norm == "device":
-        return mesh.shape["data"]
+    if batch_norm in ("global", "device"):
+        return mesh.shape["data"] if batch_norm == "device" else 1
     groups = re.fullmatch(r"groups\((\d+)\)", batch_norm.replace(" ", ""))
     if not groups:
         raise UserError(f"batch_norm={batch_norm!r} must be 'global', 'device' or as 'groups(32)'")

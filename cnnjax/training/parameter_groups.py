@@ -34,11 +34,8 @@ def check_pattern(argument: str, pattern: str) -> None:
 def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
     """Which leaves decay, as a tree of bools of the structure of `params`.
 
-    Args:
-      decay: 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a pattern.
-
-    Raises:
-      UserError: if `decay` is no regular expression, or matches no path.
+    `decay` is 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a pattern;
+    one that is no regular expression or matches no path raises UserError.
     """
     check_pattern("decay", decay)
     pattern = {"kernels": r"(^|/)kernel$", "all": ""}.get(decay, decay)
@@ -51,9 +48,8 @@ def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
 
 def decayed_paths(params: optax.Params, decay: str = "kernels") -> list[str]:
     """The paths of the leaves that decay, for the run record; the arguments of `decay_mask`."""
-    return [
-        path_name(path) for path, decays in jax.tree.leaves_with_path(decay_mask(params, decay)) if decays
-    ]
+    decays = jax.tree.leaves_with_path(decay_mask(params, decay))
+    return [path_name(path) for path, decay in decays if decay]
 
 
 def is_frozen(path: str, freeze: str) -> bool:
@@ -62,26 +58,17 @@ def is_frozen(path: str, freeze: str) -> bool:
 
 
 def frozen_paths(params: Collection, freeze: str) -> list[str]:
-    """The paths that do not move, for the run record.
-
-    Raises:
-      UserError: if the pattern freezes nothing or everything.
-    """
+    """The paths that do not move, for the run record; UserError if the pattern freezes none or all."""
     paths = list(traverse_util.flatten_dict(params, sep="/"))
     frozen = [path for path in paths if is_frozen(path, freeze)]
     if freeze and len(frozen) in (0, len(paths)):
-        which = "every" if frozen else "no"
-        raise UserError(
-            f"freeze={freeze!r} matches {which} parameter path; paths: {', '.join(paths[:6])}, ..."
-        )
+        which, some = "every" if frozen else "no", ", ".join(paths[:6])
+        raise UserError(f"freeze={freeze!r} matches {which} parameter path; paths: {some}, ...")
     return frozen
 
 
 def frozen_collection(batch_stats: Collection, freeze: str) -> Collection:
-    """What `model.apply` takes as the collection `frozen`: the BatchNorms that keep their statistics.
-
-    Such a layer normalizes with its running statistics in training too, and does not change them.
-    """
+    """The collection `frozen` of a model: BatchNorms that train with their running statistics, unchanged."""
     paths = traverse_util.flatten_dict(batch_stats, sep="/")
     modules = {path.rpartition("/")[0] for path in paths if is_frozen(path, freeze)}
     marks = {f"{module}/statistics": jnp.ones((), bool) for module in modules}
@@ -96,11 +83,7 @@ def stop_frozen(params: Collection, freeze: str) -> Collection:
 
 
 def parse_scales(learning_rate_scales: str) -> Scales:
-    """Reads 'stem|stage1: 0.1, head: 10' as pairs of a pattern and a factor of the learning rate.
-
-    Raises:
-      UserError: naming the part that cannot be read.
-    """
+    """Reads 'stem|stage1: 0.1, head: 10' as pairs of a pattern and a factor of the learning rate."""
     scales = []
     for part in filter(None, (part.strip() for part in learning_rate_scales.split(","))):
         pattern, _, factor = (word.strip() for word in part.rpartition(":"))

@@ -1,6 +1,7 @@
 """Learning rate schedules over optax: functions of the step, with an optional linear warm-up."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -51,21 +52,15 @@ def make_schedule(
 ) -> Schedule:
     """The schedule `name` of `SCHEDULES`, after a linear warm-up.
 
-    In warm-up, step t has (t + 1) / (warmup_steps + 1) of the rate that holds at step
-    `warmup_steps` (after Goyal et al. 2017, arXiv 1706.02677, section 2.2), so that no update is
-    spent at 0. Cosine and polynomial run from the end of warm-up to `total_steps`; step,
-    exponential and one-cycle count from step 0.
+    In warm-up, step t has (t + 1) / (warmup_steps + 1) of the rate that holds at step `warmup_steps` (after
+    Goyal et al. 2017, arXiv 1706.02677, section 2.2), so that no update is spent at 0. Cosine and polynomial
+    run from the end of warm-up to `total_steps`; step, exponential and one-cycle count from step 0.
 
     Args:
-      name: a key of `SCHEDULES`.
       learning_rate: the highest value.
       total_steps: updates in the whole run, warm-up included.
-      warmup_steps: updates of warm-up.
       steps_per_epoch: the unit of values in epochs; 1 makes them steps.
       **values: the keyword arguments of the schedule's own function below; None is its default.
-
-    Raises:
-      UserError: for an unknown name or value, or one out of range.
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
@@ -76,10 +71,8 @@ def make_schedule(
     if warmup_steps >= total_steps:
         raise UserError(f"warmup_steps={warmup_steps} must be less than the run's {total_steps} steps")
     if name == "one_cycle" and warmup_steps:
-        raise UserError(
-            f"warmup_steps={warmup_steps} must be 0 with one_cycle, which rises over its own rise_fraction "
-            "of the run"
-        )
+        reason = "which rises over its own rise_fraction of the run"
+        raise UserError(f"warmup_steps={warmup_steps} must be 0 with one_cycle, {reason}")
     length = Length(total_steps, warmup_steps, steps_per_epoch)
     build = SCHEDULES[name]
     schedule = build(learning_rate, length, **own_values("schedule", name, build, values))
@@ -97,10 +90,8 @@ def learning_rate_at(
     def is_plateau(node: object) -> bool:
         return isinstance(node, ReduceLROnPlateauState)
 
-    rate = jnp.asarray(schedule(step), jnp.float32)
-    for node in filter(is_plateau, jax.tree.leaves(opt_state, is_leaf=is_plateau)):
-        rate = rate * node.scale
-    return rate
+    plateaus = filter(is_plateau, jax.tree.leaves(opt_state, is_leaf=is_plateau))
+    return math.prod((node.scale for node in plateaus), start=jnp.asarray(schedule(step), jnp.float32))
 
 
 def _with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
@@ -116,12 +107,11 @@ def _constant(learning_rate: float, length: Length) -> Schedule:
     return Schedule(optax.constant_schedule(learning_rate))
 
 
+Boundaries = float | Sequence[float]
+
+
 def _step(
-    learning_rate: float,
-    length: Length,
-    *,
-    boundaries: float | Sequence[float] = (0.5, 0.75),
-    factor: float = 0.1,
+    learning_rate: float, length: Length, *, boundaries: Boundaries = (0.5, 0.75), factor: float = 0.1
 ) -> Schedule:
     """Multiplied by `factor` from each boundary on: an epoch if int, a share of the run if float."""
     check("factor", factor, "greater than 0", lambda v: v > 0)
@@ -153,12 +143,8 @@ def _exponential(
     check("decay_rate", decay_rate, "in (0, 1]", lambda v: 0 < v <= 1)
     check("decay_epochs", decay_epochs, "greater than 0", lambda v: v > 0)
     _check_end(end_learning_rate, learning_rate)
-    steps = max(1, round(decay_epochs * length.steps_per_epoch))
-    return Schedule(
-        optax.exponential_decay(
-            learning_rate, steps, decay_rate, staircase=staircase, end_value=end_learning_rate
-        )
-    )
+    steps, end = max(1, round(decay_epochs * length.steps_per_epoch)), end_learning_rate
+    return Schedule(optax.exponential_decay(learning_rate, steps, decay_rate, 0, staircase, end))
 
 
 def _polynomial(
@@ -167,10 +153,8 @@ def _polynomial(
     """Down to `end_learning_rate` as (1 - progress) ** power; power 1 is a straight line."""
     check("power", power, "greater than 0", lambda v: v > 0)
     _check_end(end_learning_rate, learning_rate)
-    decay_steps = length.total_steps - length.warmup_steps
-    return Schedule(
-        optax.polynomial_schedule(learning_rate, end_learning_rate, power, decay_steps, length.warmup_steps)
-    )
+    fall = (length.total_steps - length.warmup_steps, length.warmup_steps)  # its length and its start
+    return Schedule(optax.polynomial_schedule(learning_rate, end_learning_rate, power, *fall))
 
 
 def _cosine(learning_rate: float, length: Length, *, end_learning_rate: float = 0.0) -> Schedule:
@@ -197,11 +181,8 @@ def _one_cycle(
     check("rise_fraction", rise_fraction, "in (0, 1)", lambda v: 0 < v < 1)
     check("start_divisor", start_divisor, "at least 1", lambda v: v >= 1)
     check("end_divisor", end_divisor, "at least 1", lambda v: v >= 1)
-    return Schedule(
-        optax.cosine_onecycle_schedule(
-            length.total_steps, learning_rate, rise_fraction, start_divisor, end_divisor
-        )
-    )
+    shape = (rise_fraction, start_divisor, end_divisor)
+    return Schedule(optax.cosine_onecycle_schedule(length.total_steps, learning_rate, *shape))
 
 
 def _plateau(
@@ -217,10 +198,9 @@ def _plateau(
 ) -> Schedule:
     """Multiplied by `factor` when the loss has not fallen by `tolerance` for `patience` windows.
 
-    The loss is what the step passes as `tx.update(..., value=loss)`, averaged over a window of
-    `window_epochs`. It is the training loss, where He et al. 2015 (arXiv 1512.03385) watched the
-    validation error: so a step stays a pure function of state and batch, and resumes exactly.
-    After a cut, `cooldown` windows are not counted. The rate stays above minimum_scale * rate.
+    The loss is the `value` of `tx.update`, averaged over windows of `window_epochs`: the training loss, where
+    He et al. 2015 (arXiv 1512.03385) watched the validation error, so that a step stays a pure function and
+    resumes exactly. After a cut `cooldown` windows do not count; the rate stays above minimum_scale * rate.
     """
     check("factor", factor, "in (0, 1)", lambda v: 0 < v < 1)
     check_count("patience", patience, 1)
@@ -228,13 +208,9 @@ def _plateau(
     check_count("cooldown", cooldown, 0)
     check("minimum_scale", minimum_scale, "in [0, 1)", lambda v: 0 <= v < 1)
     check("tolerance", tolerance, "in (0, 1)", lambda v: 0 < v < 1)
+    window = max(1, round(window_epochs * length.steps_per_epoch))
     plateau = optax.contrib.reduce_on_plateau(
-        factor=factor,
-        patience=patience,
-        rtol=tolerance,
-        cooldown=cooldown,
-        accumulation_size=max(1, round(window_epochs * length.steps_per_epoch)),
-        min_scale=minimum_scale,
+        factor, patience, tolerance, cooldown=cooldown, accumulation_size=window, min_scale=minimum_scale
     )
     return Schedule(optax.constant_schedule(learning_rate), plateau)
 

@@ -46,14 +46,10 @@ def init_state(
 ) -> TrainState:
     """The state before the first step. Pure: run it under `jit`, or `eval_shape` for its shapes alone."""
     variables = init_variables(model, key, image_shape)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=tx.init(variables["params"]),
-        # Copied, since a donated state must not hold one buffer twice.
-        ema=jax.tree.map(jnp.copy, variables) if ema else {},
-    )
+    # Copied, since a donated state must not hold one buffer twice.
+    average = jax.tree.map(jnp.copy, variables) if ema else {}
+    opt_state = tx.init(variables["params"])
+    return TrainState(step=jnp.zeros((), jnp.int32), opt_state=opt_state, ema=average, **variables)
 
 
 def run_init(

@@ -26,7 +26,7 @@ NEVER = jnp.iinfo(jnp.int32).max
 
 
 class Gradient(NamedTuple):
-    """What a batch tells a step: its mean loss, number of hits, new batch statistics, and the gradient."""
+    """What a batch tells a step: its mean loss, number of hits, new batch statistics, and gradient."""
 
     loss: jax.Array
     correct: jax.Array
@@ -54,16 +54,12 @@ class TrainMetrics(flax.struct.PyTreeNode):
         return cls(zero(), zero(), zero(), zero(), zero(), jnp.asarray(NEVER, jnp.int32))
 
     def merge(self, other: "TrainMetrics") -> "TrainMetrics":
-        total = jax.tree.map(jnp.add, self, other)
         first = jnp.minimum(self.nonfinite_step, other.nonfinite_step)
-        return total.replace(nonfinite_step=first)
+        return jax.tree.map(jnp.add, self, other).replace(nonfinite_step=first)
 
 
 def in_turn_on_cpu(results: Results, memory: int) -> Results:
-    """`results` of a step that holds so many bytes; on a CPU those of a large one once they are there.
-
-    So the next step takes the memory of this one, and the two never hold theirs at once.
-    """
+    """`results`, on a CPU waited for if the step holds more than 1 GiB: two never hold theirs at once."""
     device = next(iter(jax.tree.leaves(results)[0].devices()))
     return jax.block_until_ready(results) if device.platform == "cpu" and memory > 2**30 else results
 
@@ -80,15 +76,9 @@ def train_step(
 ) -> tuple[TrainState, TrainMetrics]:
     """Descends once along the gradient of a batch and returns the new state with its metrics.
 
-    If the loss or the gradient is not finite nothing but `step` changes, and the metrics hold nothing but the
-    number of the step.
-
-    Args:
-      batch, key: what `gradient` takes.
-      tx: as `optimizers.make_optimizer` returns it; sees the loss as `value`.
-      gradient: `batch_gradient`, with the model and its other arguments bound.
-      ema_decay: of the moving average in `state.ema`; ignored if that is {}.
-      halted: bool []; True leaves the state alone as if the loss were not finite.
+    If the loss or the gradient is not finite, or `halted` (bool []) is True, nothing but `step` changes, and
+    the metrics hold nothing but the number of the step. `gradient` is `batch_gradient` with the model and its
+    other arguments bound; `tx` sees the loss as `value`; `ema_decay` is ignored if `state.ema` is {}.
     """
     loss, correct, batch_stats, grads = gradient(state, batch, key)
     gradient_norm = optax.tree.norm(grads)
@@ -97,15 +87,8 @@ def train_step(
     new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
     if state.ema:
         new = new.replace(ema=ema_update(state.ema, new.variables, ema_decay, state.step))
-    weight = batch["mask"].sum()
-    metrics = TrainMetrics(
-        weight=weight,
-        loss=loss * weight,
-        correct=correct,
-        gradient_norm=gradient_norm,
-        num_steps=jnp.ones((), jnp.float32),
-        nonfinite_step=jnp.asarray(NEVER, jnp.int32),
-    )
+    weight, one, never = batch["mask"].sum(), jnp.ones((), jnp.float32), jnp.asarray(NEVER, jnp.int32)
+    metrics = TrainMetrics(weight, loss * weight, correct, gradient_norm, one, never)
     nothing = TrainMetrics.empty().replace(nonfinite_step=state.step)
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & ~jnp.asarray(halted)
     new, metrics = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (new, metrics), (state, nothing))
@@ -131,7 +114,7 @@ def batch_gradient(
       batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; index and epoch int32 [B] for
         augmentations that draw by example.
       key: the run's key; every draw is folded from it by stream and step.
-      augment: (key, batch) -> batch with image float [B, H', W', C], see `data.augment.chain`.
+      augment: gives image float [B, H', W', C], see `data.augment.chain`.
       aux_weight: of each sown `aux_logits` in the loss.
       freeze: pattern of the paths that do not move, see `parameter_groups`.
       microbatches: equal shares of the batch that pass through the model one after the other, so that memory
@@ -210,10 +193,7 @@ def aux_logits(intermediates: Collection) -> list[jax.Array]:
 def eval_step(
     variables: VariableDict, batch: Batch, *, model: nn.Module, protocol: Callable[..., jax.Array]
 ) -> Batch:
-    """The rows of `metrics.of_logits` for one batch, and its mask.
-
-    `protocol` is (apply, images uint8) -> logits [B, K], see `data.augment.views`.
-    """
+    """The rows of `metrics.of_logits` for a batch, and its mask; `protocol` is as in `data.augment.views`."""
     logits = protocol(functools.partial(model.apply, variables), batch["image"])
     loss = cross_entropy(logits, batch["label"])
     return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"]}

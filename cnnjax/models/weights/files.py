@@ -20,13 +20,9 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".th", "")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a weight file by name, in the dtypes of the file.
+    """The tensors of a .safetensors file, or of one that `torch.save` wrote, by name, in its dtypes.
 
-    Args:
-      path: a .safetensors file, or one that `torch.save` wrote (see `TORCH_SUFFIXES`).
-
-    Raises:
-      UserError: naming the file, if it is missing, of another kind, damaged, or holds more than tensors.
+    UserError names the file if it is missing, of another kind, damaged, or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,9 +31,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return read_torch(path)
-    raise UserError(
-        f"{path}: weight files end in .safetensors, {', '.join(TORCH_SUFFIXES[:-1])}, or in no suffix"
-    )
+    suffixes = ", ".join(TORCH_SUFFIXES[:-1])
+    raise UserError(f"{path}: weight files end in .safetensors, {suffixes}, or in no suffix")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -46,12 +41,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:  # the library keeps the last of several tensors of one name
             json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
         _check_dtypes(tensors)
-    except (
-        SafetensorError,
-        AttributeError,
-        OSError,
-        ValueError,
-    ) as error:  # AttributeError: a dtype not in NumPy
+    # AttributeError: a dtype not in NumPy
+    except (SafetensorError, AttributeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{path} is not a whole safetensors file: {reason}") from None
     return tensors
@@ -71,8 +62,7 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
 def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file, whole or not at all; with `to_torch` one that torch's users can load.
 
-    Raises:
-      UserError: for a dtype that the format does not have, or a path that does not end in .safetensors.
+    UserError for a dtype that the format does not have, or a path that does not end in .safetensors.
     """
     path = Path(path)
     if path.suffix != ".safetensors":

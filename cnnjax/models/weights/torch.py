@@ -18,7 +18,7 @@ from flax.typing import VariableDict as Variables
 
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables, names_in_torch, variant
-from cnnjax.models.torch_names import TorchNames
+from cnnjax.models.variants import TorchNames
 
 Shape = tuple[int, ...]
 
@@ -26,18 +26,11 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
-    """The linen variables of `create_model(model)` from a torchvision state dict.
+    """`create_model(model)`'s {"params", "batch_stats"}, float32 NumPy arrays, of torchvision's state dict.
 
-    Args:
-      state_dict: torch's names to arrays; convolutions OIHW, dense layers OI.
-      model: a name or spec, see `create_model`; its `num_classes` must be that of the state dict.
-
-    Returns:
-      {"params", "batch_stats"} of float32 NumPy arrays. Entries of auxiliary heads that the model is
-      built without are named in a warning.
-
-    Raises:
-      UserError: listing every missing, unexpected and misshapen entry; nothing is converted then.
+    There convolutions are OIHW, dense layers OI; `num_classes` must be the same. Entries of auxiliary heads
+    that the model is built without are named in a warning. UserError lists every missing, unexpected and
+    misshapen entry; nothing is converted then.
     """
     return convert_into(state_dict, create_model(model), variant(model).preset.input_size)
 
@@ -55,10 +48,8 @@ def convert_into(
     extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
     problems = misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes)
     if problems:
-        raise UserError(
-            f"the state dict does not fit {type(model).__name__} ({len(problems)} entries): "
-            f"{'; '.join(problems)}"
-        )
+        misfit = f"does not fit {type(model).__name__} ({len(problems)} entries)"
+        raise UserError(f"the state dict {misfit}: {'; '.join(problems)}")
     if extra:
         warnings.warn(f"dropped, the model is built without: {', '.join(extra)}", stacklevel=3)
     flat = {e.path: e.to_linen(arrays[e.name].astype(np.float32)) for e in entries}
@@ -67,14 +58,11 @@ def convert_into(
 
 def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
     """What is missing, unexpected or of another shape, an entry each."""
+    both = [name for name in wanted if name in given and given[name] != wanted[name]]
     return [
         *(f"missing {name} {list(shape)}" for name, shape in wanted.items() if name not in given),
         *(f"unexpected {name}" for name in given if name not in wanted),
-        *(
-            f"{name} is {list(given[name])}, here {list(shape)}"
-            for name, shape in wanted.items()
-            if name in given and given[name] != shape
-        ),
+        *(f"{name} is {list(given[name])}, here {list(wanted[name])}" for name in both),
     ]
 
 
@@ -87,10 +75,7 @@ def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One leaf: its path and shape here, its name and shape there.
-
-    There is `here.reshape(split).transpose(axes).reshape(shape)`.
-    """
+    """One leaf here, and its name and `here.reshape(split).transpose(axes).reshape(shape)` there."""
 
     path: tuple[str, ...]
     here: Shape

@@ -74,10 +74,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict that torch saved, by name (bfloat16 as `ml_dtypes.bfloat16`).
 
     A state dict inside a checkpoint is found under `WRAPPERS`; a prefix 'module.' of all names is dropped.
-
-    Raises:
-      UserError: if the file is damaged, a tensor reaches beyond its storage, or the state dict holds anything
-        but tensors.
+    UserError if the file is damaged, or the state dict holds anything but tensors.
     """
     try:
         saved, load, big = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
@@ -105,8 +102,7 @@ def _state_dict(saved: Value) -> dict[str, Tensor]:
         raise UserError(f"asks for {foreign[0]!r}, which no state dict of tensors needs")
     if not isinstance(saved, dict) or not saved:
         raise UserError("holds no state dict, a dict of names to tensors")
-    wrong = [str(name) for name, value in saved.items() if not isinstance(value, Tensor)]
-    if wrong:
+    if wrong := [str(name) for name, value in saved.items() if not isinstance(value, Tensor)]:
         raise UserError(f"holds entries that are no tensors: {', '.join(wrong[:5])}")
     prefix = "module." if all(str(name).startswith("module.") for name in saved) else ""
     return {str(name).removeprefix(prefix): tensor for name, tensor in saved.items()}
@@ -223,10 +219,10 @@ def _number(layout: str) -> Callable[[BinaryIO], Value]:
 
 def _counted(layout: str, decode: Callable[[bytes], Value]) -> Callable[[BinaryIO], Value]:
     """Bytes behind their count, which has that layout."""
+    number = _number(layout)
 
     def read(file: BinaryIO) -> Value:
-        (count,) = struct.unpack(layout, file.read(struct.calcsize(layout)))
-        data = file.read(count)
+        data = file.read(count := number(file))
         if len(data) != count:
             raise Malformed("cut off")
         return decode(data)
