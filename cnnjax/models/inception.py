@@ -51,9 +51,6 @@ def conv_unit(
     return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
 
 
-# --- Inception v3 ---------------------------------------------------------------------------------
-
-
 class CellA(nn.Module):
     """Figure 5: the 5x5 branch beside its factorization into two 3x3, on 35x35 maps."""
 
@@ -213,9 +210,6 @@ class InceptionV3(Net):
         x = ops.global_avg_pool(x)  # 2048
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated(0.1))
-
-
-# --- Inception v2 ---------------------------------------------------------------------------------
 
 
 class CellV2(nn.Module):

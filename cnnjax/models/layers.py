@@ -11,14 +11,15 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
 from cnnjax.ops.shapes import Padding, Size, pair
 
 Dtype = jax.typing.DTypeLike
-Initializer = Callable[..., jax.Array]
-Activation = Callable[[jax.Array], jax.Array]
+Initializer = Callable[..., Array]
+Activation = Callable[[Array], Array]
 Constructor = Callable[..., nn.Module]
 Entry = TypeVar("Entry")
 
@@ -58,7 +59,7 @@ class Conv(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         shape = (*pair(self.kernel_size, "kernel_size"), x.shape[-1] // self.groups, self.features)
         check_widths(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
@@ -79,7 +80,7 @@ class Dense(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         check_widths(self, (x.shape[-1], self.features))
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
@@ -107,10 +108,10 @@ class BatchNorm(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         return self._normalize(x)
 
-    def _normalize(self, x: jax.Array, *, relu: bool = False, pool: int = 1) -> jax.Array:
+    def _normalize(self, x: Array, *, relu: bool = False, pool: int = 1) -> Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
@@ -134,7 +135,7 @@ class BatchNormRelu(BatchNorm):
     pool: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         return self._normalize(x, relu=True, pool=self.pool)
 
 
@@ -144,7 +145,7 @@ class BatchNormAct(BatchNorm):
     act: Activation = jax.nn.silu
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         return self.act(self._normalize(x))
 
 
@@ -152,7 +153,7 @@ class Relu(nn.Module):
     """ReLU alone: what stands for `BatchNormRelu` in nets without normalization."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         return jax.nn.relu(x)
 
 
@@ -187,7 +188,7 @@ class ConvNorm(nn.Module):
     norm: Constructor = BatchNormRelu
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         height, width = pair(self.kernel_size, "kernel_size")
         padding = (height // 2, width // 2) if self.padding is None else self.padding
         conv = partial(self.conv, strides=self.strides, padding=padding, groups=self.groups)
@@ -208,7 +209,7 @@ class SqueezeExcite(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         gate = self.act(dense(self.squeeze_features, name="fc1")(ops.global_avg_pool(x)))
         gate = self.gate(dense(x.shape[-1], name="fc2")(gate))
@@ -226,7 +227,7 @@ class DropPath(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         if not self.train or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -245,7 +246,7 @@ def divisible(width: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * width else rounded
 
 
-POOLINGS: dict[str, Callable[..., jax.Array]] = {
+POOLINGS: dict[str, Callable[..., Array]] = {
     "max": ops.max_pool,
     "average": ops.avg_pool,
     "min": ops.min_pool,
@@ -270,7 +271,7 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
     return table[name]
 
 
-def check_stem(stem: str, image: jax.Array) -> str:
+def check_stem(stem: str, image: Array) -> str:
     """The stem's name, if it is of `STEMS`; warns where "imagenet" gets images of 64 pixels or fewer."""
     if stem not in ("imagenet", "cifar"):
         raise unknown("stem", stem, ("imagenet", "cifar"))
@@ -280,7 +281,7 @@ def check_stem(stem: str, image: jax.Array) -> str:
     return stem
 
 
-def require_size(image: jax.Array, size: int, model: str) -> None:
+def require_size(image: Array, size: int, model: str) -> None:
     """Raises UserError unless image [B, H, W, C] has the size that a fully connected net is built for."""
     if image.shape[1:3] != (size, size):
         takes = f"{model} takes {size}x{size} because of its dense layers"
@@ -288,12 +289,7 @@ def require_size(image: jax.Array, size: int, model: str) -> None:
 
 
 def logits(
-    x: jax.Array,
-    num_classes: int,
-    dtype: Dtype,
-    *,
-    use_bias: bool = True,
-    kernel_init: Initializer = lecun_normal,
-) -> jax.Array:
+    x: Array, num_classes: int, dtype: Dtype, use_bias: bool = True, kernel_init: Initializer = lecun_normal
+) -> Array:
     """The classifier `head`: dense to `num_classes`, float32 whatever the compute dtype."""
     return Dense(num_classes, use_bias, kernel_init, dtype=dtype, name="head")(x).astype(jnp.float32)

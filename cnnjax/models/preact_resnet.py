@@ -114,7 +114,6 @@ class PreactResNet(StagedNet):
     stem: str = "imagenet"
 
     def stages(self) -> list[tuple[int, int]]:
-        """(width, number of blocks) of each stage."""
         return check_stages(self.widths, self.stage_sizes)
 
     @nn.compact

@@ -152,7 +152,6 @@ class ResNet(StagedNet):
     zero_init: bool = False
 
     def stages(self) -> list[tuple[int, int]]:
-        """(width, number of blocks) of each stage."""
         return check_stages(self.widths, self.stage_sizes)
 
     @nn.compact

@@ -59,10 +59,7 @@ def stem(kind: str, image: jax.Array, width: int, conv: Constructor, norm: Const
 
 
 def run_blocks(net: StagedNet, block: Constructor, names: Names, x: jax.Array) -> jax.Array:
-    """Runs equal blocks of these names one after another, from within the compact method of `net`.
-
-    `block` lacks only its name; several blocks keep the shape of x, float [B, H, W, C].
-    """
+    """Runs equal blocks, which lack only these names, in turn from within the compact method of `net`."""
     starting = net.is_initializing()
     if len(names) > 1 and starting:
         _init(net, block(parent=None), names, x)

@@ -34,11 +34,10 @@ RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row of the model table.
+    """One row of the model table: a linen module class or a partial of one, and its paper.
 
-    `build` is a linen module class or a partial of one; `source` names the paper; `top1` and `top5` are
-    published accuracies in per cent on the data set that `published` names; `from_images` computes variables
-    that training starts from, of images [B, H, W, C] as the network takes them.
+    `top1` and `top5` are accuracies in per cent on the data set that `published` names; `from_images`
+    computes variables that training starts from, of images [B, H, W, C] as the network takes them.
     """
 
     build: Callable[..., nn.Module]
@@ -66,20 +65,16 @@ Rename = Callable[..., str]  # (a module's path, the model, which is of the fami
 class TorchNames:
     """The entries of torch's state dict for a module class.
 
-    Attributes:
-      rename: (module path here such as 'stage1_block2/conv1', the model) -> 'layer1.1.conv2', or the
-        whole entry if a leaf has a name of its own ('features.1.0.layer_scale').
-      flattened: dense layers that read a flattened [C, H, W] map there and [H, W, C] here: path -> (H, W).
-      extra: patterns of entries that a model here may be built without: auxiliary heads.
-      convolved: dense layers here that are 1x1 convolutions there, by path pattern.
-      old_names: (pattern, replacement) that turns the entries of torchvision's older files into today's.
+    `rename` is (module path here such as 'stage1_block2/conv1', the model) -> 'layer1.1.conv2', or the whole
+    entry if a leaf has a name of its own ('features.1.0.layer_scale').
     """
 
     rename: Rename
+    # Dense layers that read a flattened [C, H, W] map there and [H, W, C] here: path -> (H, W).
     flattened: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    extra: tuple[str, ...] = ()
-    convolved: tuple[str, ...] = ()
-    old_names: tuple[str, str] | None = None
+    extra: tuple[str, ...] = ()  # patterns of entries that a model here may be built without: auxiliary heads
+    convolved: tuple[str, ...] = ()  # patterns of dense layers here that are 1x1 convolutions there
+    old_names: tuple[str, str] | None = None  # (pattern, replacement) for torchvision's older files
 
 
 def substitute(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:

@@ -49,7 +49,6 @@ class WideResNet(StagedNet):
     dropout: float = 0.0
 
     def stages(self) -> list[tuple[int, int]]:
-        """(width, number of blocks) of each stage."""
         widths = [width * self.widen_factor for width in (16, 32, 64)]
         return check_stages(widths, [(self.depth - 4) // 6] * 3)
 

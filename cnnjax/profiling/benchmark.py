@@ -40,10 +40,7 @@ KINDS = {
 
 
 class TrainBench:
-    """A compiled training step of one model, SGD with momentum, on uint8 images that lie on the device.
-
-    It is compiled and run once; `image_size` is in pixels, the preset's by default.
-    """
+    """A compiled training step of one model, SGD with momentum, on uint8 images that lie on the device."""
 
     def __init__(self, spec: str, batch_size: int, dtype: str, image_size: int | None = None):
         if dtype not in DTYPES:
@@ -149,14 +146,16 @@ def bench_train(
     finally:
         if peer:
             peer.process.terminate()
+    device = jax.devices()[0]
     figures: Figures = {
         **{"model": spec, "dtype": dtype, "batch": batch_size},
         **with_range("images_per_second", ours, 2),
         "compile_seconds": round(bench.compile_seconds, 2),
         "first_step_seconds": round(bench.first_step_seconds, 2),
-        "peak_memory_bytes": peak_memory(),
+        # The device's peak where it keeps count, else that of this process.
+        "peak_memory_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident(),
         "cpu_kernels": cpu.status(),
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
         "shares": {kind: round(share, 3) for kind, share in bench.shares().items()},
     }
     if theirs:
@@ -178,11 +177,6 @@ def calls_per_second(call: Callable[[], object], seconds: float) -> float:
         call()
         count += 1
     return count / (time.perf_counter() - start)
-
-
-def peak_memory() -> int:
-    """Bytes: the device's peak where it keeps count, else the largest resident size of this process."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
 
 
 def peak_resident() -> int:

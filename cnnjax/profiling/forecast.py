@@ -87,16 +87,14 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, .
     sides = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
     if len(sides) != (1 if kind == "cpu" else 2):
         raise UserError(f"--topology={name} must give the shape, as in 'v5e:2x4', 'v5e:16x16' or 'cpu:8'")
-    return (_cpus(name, *sides), None, sides) if kind == "cpu" else (_tpus(name), CHIPS[kind], sides)
-
-
-def _cpus(name: str, count: int) -> Sequence[jax.Device]:
+    if kind in CHIPS:
+        return _tpus(name), CHIPS[kind], sides
     with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", sides[0])
     devices = jax.devices("cpu")
-    if len(devices) < count:
+    if len(devices) < sides[0]:
         raise UserError(f"--topology={name}: this process already runs with {len(devices)} CPU devices")
-    return devices[:count]
+    return devices[: sides[0]], None, sides
 
 
 def _tpus(name: str) -> Sequence[jax.Device]:
@@ -120,10 +118,7 @@ def _tpus(name: str) -> Sequence[jax.Device]:
 
 
 def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> Forecast:
-    """Compiles the training step of a config for a topology; `source` stands for its images.
-
-    UserError for a mistake in either, or a step that does not fit the chip's memory.
-    """
+    """Compiles the training step of a config, with images like `source`'s, for a topology it must fit."""
     devices, chip, sides = topology(name)
     experiment = build(config, devices=devices, source=source)
     start = time.perf_counter()

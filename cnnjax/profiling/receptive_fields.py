@@ -20,14 +20,11 @@ NOT_ELEMENTWISE = {*ACCUMULATED, "rev", "sort", "gather", "scatter"}
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Pixels low..high of one axis of the image that the value at index 0 depends on.
-
-    One step along array axis a moves both by `steps[a]` pixels.
-    """
+    """Pixels low..high of one axis of the image that the value at index 0 depends on."""
 
     low: float
     high: float
-    steps: tuple[tuple[int, int], ...] = ()
+    steps: tuple[tuple[int, int], ...] = ()  # (array axis, pixels by which one step along it moves both)
 
 
 Field = tuple[Span, Span]
@@ -109,10 +106,7 @@ def _union_span(spans: Sequence[Span]) -> Span:
 def _moved(
     op: Operation, axes: Mapping[int, Sequence[int]], windows: Sequence[Window] = (), operand: int = 0
 ) -> Field | None:
-    """Values of each axis put together by its window; axis a becomes the axes `axes[a]` of the output.
-
-    The values along an axis that is not in `axes` are all put together.
-    """
+    """Each axis a, put together by its window, or wholly if not in `axes`, becomes the output's `axes[a]`."""
     field, shape = op.fields[operand], op.shapes[operand]
     if field is None:
         return None

@@ -13,17 +13,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from flax.typing import Collection
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder
 from cnnjax.models import create_model, variant
+from cnnjax.models.stages import StagedNet
 from cnnjax.ops import cpu
 from cnnjax.profiling.receptive_fields import (
     UNKNOWN,
@@ -69,10 +68,7 @@ class Summary:
 
 
 def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
-    """The layers of one image's forward pass in evaluation mode.
-
-    `image_shape` is [H, W, C]; by default the preset's input size if `model` is a spec.
-    """
+    """The layers of the forward pass of one image [H, W, C] (the preset's size of a spec) in evaluation."""
     walk = _walk(model, image_shape, scan=False)
     sizes = walk.params
     layers = [
@@ -130,35 +126,27 @@ def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:
 
 
 def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":
-    """Walks the forward pass of one image through plain `lax` operations, whatever kernels a platform has.
-
-    With `scan` equal blocks are one, which is quicker but gives them no names.
-    """
+    """Walks one image's forward pass of plain `lax` operations; with `scan` equal blocks are one, unnamed."""
     if isinstance(model, str):
         image_shape = image_shape or variant(model).preset.input_size
         model = create_model(model)
     assert image_shape, "a module has no input size of its own"
-    fields: dict[str, Any] = {"scan_blocks": scan, "remat": False}
-    model = model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})
+    if isinstance(model, StagedNet):
+        model = model.clone(scan_blocks=scan, remat=False)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
     with cpu.paused():
         jaxpr = jax.make_jaxpr(model.apply)(variables, image).jaxpr
-    walk = _Walk(_own_params(variables.get("params", {})))
+    sizes: Counter[str] = Counter()
+    for path, leaf in traverse_util.flatten_dict(variables.get("params", {})).items():
+        sizes["/".join(path[:-1])] += leaf.size
+    walk = _Walk(sizes)
     walk.run(jaxpr, [*[None] * (len(jaxpr.invars) - 1), image_field()], "")
     return walk
 
 
-def _own_params(params: Collection) -> dict[str, int]:
-    """Module path -> scalars of the module itself."""
-    sizes: Counter[str] = Counter()
-    for path, leaf in traverse_util.flatten_dict(params).items():
-        sizes["/".join(path[:-1])] += leaf.size
-    return sizes
-
-
 class _Walk:
-    """Interprets what in a jaxpr depends on the image; fills `macs` and `outputs` (shape, field) by module."""
+    """Interprets what in a jaxpr depends on the image; fills `macs` and `outputs` by module."""
 
     def __init__(self, params: Mapping[str, int]):
         self.params = params
@@ -213,7 +201,7 @@ class _Walk:
         return [*outputs[: end - count], *(field and UNKNOWN for field in outputs[end - count :])]
 
     def _module(self, names: str) -> str:
-        """The path of the module that a name stack 'Net/stem/conv/...' lies in, without methods ('stem.extra')."""
+        """The path of the module that 'ResNet/stem/conv/...' lies in; names with a dot are methods."""
         parts = [name for name in names.split("/")[1:] if "." not in name]
         known = (end for end in range(len(parts), 0, -1) if "/".join(parts[:end]) in self.params)
         return "/".join(parts[: next(known, len(parts))])

@@ -17,15 +17,13 @@ TORCHVISION_NAMES = {"alexnet_torchvision": "alexnet", "googlenet_torchvision": 
 SIZES = {"alexnet_torchvision": 227, "inception_v3": 299}
 
 
-class SimpleCNN(nn.Sequential):
+def simple_cnn() -> nn.Module:
     """The module's first network."""
-
-    def __init__(self):
-        super().__init__(
-            *(nn.Conv2d(1, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(7 * 7 * 32, 10)),
-        )
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(7 * 7 * 32, 10)),
+    )
 
 
 class Block(nn.Module):
@@ -60,7 +58,7 @@ def resnet20() -> nn.Module:
 def build(name: str) -> tuple[nn.Module, tuple[int, int, int], int]:
     """The model, its image shape (C, H, W) and number of classes."""
     if name == "simple_cnn":
-        return SimpleCNN(), (1, 28, 28), 10
+        return simple_cnn(), (1, 28, 28), 10
     if name == "resnet20_cifar":
         return resnet20(), (3, 32, 32), 10
     # Lets the torchvision wheel import beside a CPU build of torch, which lacks its compiled operators.

@@ -33,19 +33,13 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer `name` of `OPTIMIZERS` with this schedule, weight decay and clipping.
 
-    Coupled decay adds weight_decay * w to the (clipped) gradient, before momentum and scaling: the
-    L2 penalty of AlexNet, Caffe and torch.optim.SGD. Decoupled decay adds it to the direction
-    found, so that w shrinks by learning_rate * weight_decay a step (Loshchilov, Hutter 2017, arXiv
-    1711.05101; here times the full learning rate, as in torch.optim.AdamW). By default it is
-    coupled for sgd, nesterov, adam, rmsprop and decoupled for adamw, lamb, muon.
-
-    `update` takes `params`, and `value=loss`, which all but the schedule `plateau` ignore.
-
-    Args:
-      weight_decay: the factor of w, not of w ** 2; `decay` is as in `decay_mask`.
-      decay_mode: 'coupled', 'decoupled', or '' for the optimizer's own.
-      gradient_clip: largest global L2 norm of the gradient; 0 does not clip.
-      **values: the keyword arguments of the optimizer's own function below; None is its default.
+    Coupled decay adds weight_decay * w to the (clipped) gradient, before momentum and scaling: the L2 penalty
+    of AlexNet, Caffe and torch.optim.SGD. Decoupled decay adds it to the direction found, so that w shrinks
+    by learning_rate * weight_decay a step (Loshchilov, Hutter 2017, arXiv 1711.05101; here times the full
+    learning rate, as in torch.optim.AdamW). `decay_mode` '' is the optimizer's own, see `OPTIMIZERS`; `decay`
+    is as in `decay_mask`; `gradient_clip` is the largest global L2 norm of the gradient, 0 for none; `values`
+    are keyword arguments of the optimizer's own function below, None its default. `update` takes `params`,
+    and `value=loss`, which all but the schedule `plateau` ignore.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
@@ -174,15 +168,12 @@ def _muon(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """An optimizer: how it finds a direction, how its weights decay, what it does to the sum.
-
-    `elementwise`: each number moves by its own gradient alone, so that arrays may be stacked or cut.
-    """
+    """How an optimizer finds a direction, how its weights decay, what it does to the sum."""
 
     build: Callable[..., optax.GradientTransformation]
     decay_mode: str
     rescale: Callable[[], optax.GradientTransformation] = optax.identity
-    elementwise: bool = True
+    elementwise: bool = True  # each number moves by its own gradient alone: arrays may be stacked or cut
 
 
 OPTIMIZERS = {

@@ -51,9 +51,10 @@ SHARDINGS: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def parse_mesh(mesh: str, num_devices: int) -> dict[str, int]:
-    """Reads 'data:4,model:2' as {"data": 4, "model": 2}; '' is all devices on `data`."""
-    sizes = {"data": num_devices, "model": 1} if not mesh.strip() else {"data": 1, "model": 1}
+def make_mesh(mesh: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of 'data:4,model:2' over the first of the devices, or of all; '' is all of them on `data`."""
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": 1 if mesh.strip() else len(devices), "model": 1}
     seen = set()
     for part in filter(None, (part.strip() for part in mesh.split(","))):
         axis, _, size = (word.strip() for word in part.partition(":"))
@@ -63,19 +64,8 @@ def parse_mesh(mesh: str, num_devices: int) -> dict[str, int]:
             raise UserError(f"mesh={mesh!r}: {part!r} must be an axis and a number, as in 'data:4,model:2'")
         seen.add(axis)
         sizes[axis] = int(size)
-    if (count := math.prod(sizes.values())) > num_devices:
-        raise UserError(f"mesh={mesh!r} takes {count} devices, but there are {num_devices}; '' takes all")
-    return sizes
-
-
-def make_mesh(mesh: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a text such as 'data:4,model:2', over the first of the devices given, or of all.
-
-    UserError if it cannot be read, or leaves devices of other processes idle.
-    """
-    devices = jax.devices() if devices is None else devices
-    sizes = parse_mesh(mesh, len(devices))
-    count = math.prod(sizes.values())
+    if (count := math.prod(sizes.values())) > len(devices):
+        raise UserError(f"mesh={mesh!r} takes {count} devices, but there are {len(devices)}; '' takes all")
     if count < len(devices) and len({device.process_index for device in devices}) > 1:
         raise UserError(f"mesh={mesh!r} takes {count} of {len(devices)} devices; several processes use all")
     return Mesh(np.asarray(devices[:count]).reshape([sizes[axis] for axis in AXES]), AXES)
@@ -96,10 +86,8 @@ def check_divides(argument: str, batch_size: int, mesh: Mesh) -> None:
     devices = mesh.shape["data"]
     if batch_size % devices:
         lower = batch_size - batch_size % devices
-        raise UserError(
-            f"{argument}={batch_size} is not divisible by the {devices} devices on 'data'; "
-            f"take {lower or devices} or {lower + devices}"
-        )
+        problem = f"{argument}={batch_size} is not divisible by the {devices} devices on 'data'"
+        raise UserError(f"{problem}; take {lower or devices} or {lower + devices}")
 
 
 def rules_of(sharding: str) -> tuple[Rule, ...]:

@@ -1,7 +1,4 @@
-"""Which parameters move, how fast, and which of them decay, by patterns of their paths.
-
-Patterns are regular expressions searched for in paths such as 'stage1_block2/conv1/kernel'.
-"""
+"""Which parameters move, how fast, and which decay, by patterns found in their paths ('stem/conv/kernel')."""
 
 import math
 import re
@@ -103,10 +100,7 @@ def parse_scales(learning_rate_scales: str) -> Scales:
 def with_groups(
     tx: optax.GradientTransformationExtraArgs, *, freeze: str = "", scales: Scales = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with frozen leaves left alone and without state, and updates scaled by group.
-
-    The first pattern that matches a path gives its factor; a path that none matches has 1.
-    """
+    """The optimizer, without state for frozen leaves; the first pattern that matches a path scales it."""
     check_pattern("freeze", freeze)
 
     def scaled(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:

@@ -18,13 +18,10 @@ Value = bool | int | float | str | Sequence[float] | None  # of a setting
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step (int or int32 []), but for a plateau's scale.
-
-    `plateau`, of the schedule of that name alone, is the transformation whose state holds the scale;
-    `make_optimizer` puts it at the end of the chain.
-    """
+    """The learning rate of each step (int or int32 []), but for a plateau's scale."""
 
     learning_rate: optax.Schedule
+    # Of the schedule `plateau` alone: its state holds the scale; `make_optimizer` puts it last in the chain.
     plateau: optax.GradientTransformationExtraArgs | None = None
 
     def __call__(self, step: ArrayLike) -> ArrayLike:
@@ -56,11 +53,8 @@ def make_schedule(
     Goyal et al. 2017, arXiv 1706.02677, section 2.2), so that no update is spent at 0. Cosine and polynomial
     run from the end of warm-up to `total_steps`; step, exponential and one-cycle count from step 0.
 
-    Args:
-      learning_rate: the highest value.
-      total_steps: updates in the whole run, warm-up included.
-      steps_per_epoch: the unit of values in epochs; 1 makes them steps.
-      **values: the keyword arguments of the schedule's own function below; None is its default.
+    `learning_rate` is the highest value; `steps_per_epoch` the unit of values in epochs, 1 makes them steps;
+    `values` are keyword arguments of the schedule's own function below, None its default.
     """
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
@@ -76,30 +70,26 @@ def make_schedule(
     length = Length(total_steps, warmup_steps, steps_per_epoch)
     build = SCHEDULES[name]
     schedule = build(learning_rate, length, **own_values("schedule", name, build, values))
-    return _with_warmup(schedule, warmup_steps) if warmup_steps else schedule
+    if not warmup_steps:
+        return schedule
+
+    def warmed_up(step: ArrayLike) -> Array:
+        rise = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+        return rise * schedule(jnp.maximum(step, warmup_steps))
+
+    return dataclasses.replace(schedule, learning_rate=warmed_up)
 
 
 def learning_rate_at(
     schedule: Schedule | optax.Schedule, step: ArrayLike, opt_state: optax.OptState
 ) -> Array:
-    """The learning rate of the update that left `opt_state`, for the log: float32 [].
-
-    `step` is the number of updates before that one; `opt_state` is read for the scale of a plateau only.
-    """
+    """The learning rate of the update after `step` others, with the plateau's scale it left: float32 []."""
 
     def is_plateau(node: object) -> bool:
         return isinstance(node, ReduceLROnPlateauState)
 
     plateaus = filter(is_plateau, jax.tree.leaves(opt_state, is_leaf=is_plateau))
     return math.prod((node.scale for node in plateaus), start=jnp.asarray(schedule(step), jnp.float32))
-
-
-def _with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
-    def learning_rate(step: ArrayLike) -> Array:
-        rise = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
-        return rise * schedule(jnp.maximum(step, warmup_steps))
-
-    return dataclasses.replace(schedule, learning_rate=learning_rate)
 
 
 def _constant(learning_rate: float, length: Length) -> Schedule:
@@ -175,8 +165,7 @@ def _one_cycle(
 ) -> Schedule:
     """Up from rate / start_divisor in a cosine, then down to that / end_divisor.
 
-    One-cycle is from Smith, Topin 2017, arXiv 1708.07120; form and defaults are those of torch's
-    OneCycleLR, without its cycled momentum.
+    After Smith, Topin 2017, arXiv 1708.07120; torch's OneCycleLR, without its cycled momentum.
     """
     check("rise_fraction", rise_fraction, "in (0, 1)", lambda v: 0 < v < 1)
     check("start_divisor", start_divisor, "at least 1", lambda v: v >= 1)

@@ -14,17 +14,13 @@ from cnnjax.models import init_variables
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a training step changes.
+    """All that a training step changes."""
 
-    `step` is int32 [], the number of batches seen; `batch_stats` is {} for nets without BatchNorm;
-    `ema` is {} where no moving average is kept, else {"params": ..., "batch_stats": ...}.
-    """
-
-    step: jax.Array
+    step: jax.Array  # int32 [], the number of batches seen
     params: Collection
-    batch_stats: Collection
+    batch_stats: Collection  # {} for nets without BatchNorm
     opt_state: optax.OptState
-    ema: VariableDict
+    ema: VariableDict  # {} if no moving average is kept, else {"params": ..., "batch_stats": ...}
 
     @property
     def variables(self) -> VariableDict:

@@ -110,17 +110,13 @@ def batch_gradient(
 ) -> Gradient:
     """The gradient of the masked mean of the loss over a batch, which is augmented first.
 
-    Args:
-      batch: image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; index and epoch int32 [B] for
-        augmentations that draw by example.
-      key: the run's key; every draw is folded from it by stream and step.
-      augment: gives image float [B, H', W', C], see `data.augment.chain`.
-      aux_weight: of each sown `aux_logits` in the loss.
-      freeze: pattern of the paths that do not move, see `parameter_groups`.
-      microbatches: equal shares of the batch that pass through the model one after the other, so that memory
-        holds one. The gradient is that of the whole batch, but for BatchNorm, which sees (and moves its
-        averages by) one microbatch at a time, and for dropout, which draws other masks.
-      gather: brings sharded parameters together, see `parallel.gatherer`.
+    The batch is image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; index and epoch int32 [B] for
+    augmentations that draw by example. Every draw is folded from the run's key by stream and step. `augment`
+    gives image float [B, H', W', C], see `data.augment.chain`; `aux_weight` is that of each sown
+    `aux_logits`; `freeze` matches the paths that do not move, see `parameter_groups`; `gather` is a
+    `parallel.gatherer`. `microbatches` are equal shares of the batch that pass through the model in turn, so
+    that memory holds one. The gradient is that of the whole batch, but for BatchNorm, which sees (and moves
+    its averages by) one microbatch at a time, and for dropout, which draws other masks.
     """
     run_key = stream_key(key, "augment by example", 0)
     augmented = augment(stream_key(key, "augment", state.step), batch | {"run_key": run_key})
@@ -136,11 +132,13 @@ def batch_gradient(
             rngs={"dropout": key},
             mutable=["batch_stats", "intermediates"],
         )
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        label, mask = batch["label"], batch["mask"]
+        losses = cross_entropy(logits, label, label_smoothing)
         for aux in aux_logits(updates.get("intermediates", {})):
-            losses += aux_weight * cross_entropy(aux, batch["label"], label_smoothing)
-        loss = masked_mean(losses, batch["mask"])
-        return loss, (num_correct(logits, batch), updates.get("batch_stats", {}))
+            losses += aux_weight * cross_entropy(aux, label, label_smoothing)
+        hard = label if label.ndim == 1 else label.argmax(-1)  # of a mixed label the largest entry counts
+        correct = jnp.where(logits.argmax(-1) == hard, mask, 0.0).sum()
+        return masked_mean(losses, mask), (correct, updates.get("batch_stats", {}))
 
     return _accumulated(loss_fn, state, batch, stream_key(key, "dropout", state.step), microbatches)
 
@@ -152,14 +150,12 @@ def _accumulated(
     key: jax.Array,
     microbatches: int,
 ) -> Gradient:
-    """The gradient of a batch, summed over microbatches by their share of its examples.
-
-    A microbatch takes every `microbatches`-th example, so that each device keeps its own examples.
-    """
+    """The gradient of a batch, summed over microbatches by their share of its examples."""
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         (loss, (correct, batch_stats)), grads = differentiate(state.params, state.batch_stats, batch, key)
         return Gradient(loss, correct, batch_stats, grads)
+    # A microbatch takes every `microbatches`-th example, so that each device keeps its own.
     split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
     weight = jnp.maximum(batch["mask"].sum(), 1.0)
 
@@ -175,13 +171,6 @@ def _accumulated(
     zero = jnp.zeros((), jnp.float32)
     start = Gradient(zero, zero, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
     return jax.lax.scan(add, start, (split, jnp.arange(microbatches)))[0]
-
-
-def num_correct(logits: jax.Array, batch: Batch) -> jax.Array:
-    """How many examples, by mask, are classified rightly; of a label [B, K] the largest entry counts."""
-    label = batch["label"]
-    hard = label if label.ndim == 1 else label.argmax(-1)
-    return jnp.where(logits.argmax(-1) == hard, batch["mask"], 0.0).sum()
 
 
 def aux_logits(intermediates: Collection) -> list[jax.Array]:

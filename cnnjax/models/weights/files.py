@@ -20,10 +20,7 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".th", "")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, or of one that `torch.save` wrote, by name, in its dtypes.
-
-    UserError names the file if it is missing, of another kind, damaged, or holds more than tensors.
-    """
+    """The tensors of a .safetensors file, or of one that `torch.save` wrote, by name, in its dtypes."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
@@ -60,10 +57,7 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all; with `to_torch` one that torch's users can load.
-
-    UserError for a dtype that the format does not have, or a path that does not end in .safetensors.
-    """
+    """Writes a safetensors file, whole or not at all; with `to_torch` one that torch's users can load."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: weights are written to files that end in .safetensors")

@@ -1,8 +1,4 @@
-"""Torchvision's state dicts as linen variables, and back: strict, with NumPy alone.
-
-Each family says how the path of a module here is spelled there (`TorchNames`); kernels are transposed by
-their rank, and `LEAVES` are renamed.
-"""
+"""Torchvision's state dicts as linen variables, and back: strict, with NumPy alone, by `TorchNames`."""
 
 import dataclasses
 import re
