@@ -25,18 +25,8 @@ from jax.sharding import PartitionSpec
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import (
-    POOLINGS,
-    RESPONSE_NORMS,
-    Activation,
-    Conv,
-    Dense,
-    Net,
-    by_name,
-    logits,
-    require_size,
-    torch_uniform,
-)
+from cnnjax.models.layers import Conv, Dense, logits
+from cnnjax.models.net import POOLINGS, RESPONSE_NORMS, Activation, Net, by_name, require_size, torch_uniform
 from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, TorchNames, Variant
 from cnnjax.ops.mesh import axis_size
 

@@ -20,7 +20,8 @@ from flax.typing import VariableDict
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNorm, Constructor, Conv, Dtype, Net, logits, torch_uniform
+from cnnjax.models.layers import BatchNorm, Conv, logits
+from cnnjax.models.net import Constructor, Dtype, Net, torch_uniform
 from cnnjax.models.variants import CIFAR, Variant
 
 FROZEN = r"whiten/kernel|stage\d/norm\d/scale"

@@ -13,7 +13,8 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Constructor, Conv, ConvNorm, Dense, DropPath, Net, check_stem, logits
+from cnnjax.models.layers import Conv, ConvNorm, Dense, DropPath, logits
+from cnnjax.models.net import Constructor, Net, check_stem
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 truncated = nn.initializers.truncated_normal(0.02)

@@ -13,16 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    BatchNormRelu,
-    Constructor,
-    Conv,
-    Net,
-    check_stem,
-    he_normal,
-    logits,
-    torch_uniform,
-)
+from cnnjax.models.layers import BatchNormRelu, Conv, logits
+from cnnjax.models.net import Constructor, Net, check_stem, he_normal, torch_uniform
 from cnnjax.models.variants import CIFAR, TorchNames, Variant, substitute
 
 
@@ -116,11 +108,9 @@ class DenseNet(Net):
 PAPER = "Huang et al. 2016, 1608.06993"
 
 
-def imagenet(
-    stage_sizes: tuple[int, ...], growth_rate: int, stem_width: int, top1: float, top5: float
-) -> Variant:
+def imagenet(stage_sizes: tuple[int, ...], growth_rate: int, top1: float, top5: float) -> Variant:
     """A column of table 1 with the accuracy of torchvision's weights."""
-    build = partial(DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=stem_width)
+    build = partial(DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=2 * growth_rate)
     return Variant(build, PAPER, top1=top1, top5=top5, published="ImageNet 1-crop, torchvision")
 
 
@@ -132,10 +122,10 @@ def cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:
 
 
 VARIANTS = {
-    "densenet121": imagenet((6, 12, 24, 16), 32, 64, 74.434, 91.972),
-    "densenet169": imagenet((6, 12, 32, 32), 32, 64, 75.600, 92.806),
-    "densenet201": imagenet((6, 12, 48, 32), 32, 64, 76.896, 93.370),
-    "densenet161": imagenet((6, 12, 36, 24), 48, 96, 77.138, 93.560),
+    "densenet121": imagenet((6, 12, 24, 16), 32, 74.434, 91.972),
+    "densenet169": imagenet((6, 12, 32, 32), 32, 75.600, 92.806),
+    "densenet201": imagenet((6, 12, 48, 32), 32, 76.896, 93.370),
+    "densenet161": imagenet((6, 12, 36, 24), 48, 77.138, 93.560),
     "densenet_bc_40_12": cifar(40, 12),
     "densenet_bc_100_12": cifar(100, 12, 95.49),
     "densenet_bc_250_24": cifar(250, 24, 96.38),

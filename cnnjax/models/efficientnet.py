@@ -9,50 +9,27 @@ right by one more where the stride is 2), and so is batch normalization's epsilo
 
 import math
 from functools import partial
-from typing import NamedTuple
 
 import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    Activation,
-    BatchNorm,
-    BatchNormAct,
-    Constructor,
-    Conv,
-    ConvNorm,
-    DropPath,
-    Net,
-    SqueezeExcite,
-    check_stem,
-    divisible,
-    he_fan_out,
-    logits,
-)
+from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, DropPath, SqueezeExcite, logits
+from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
-class Stage(NamedTuple):
-    """A row of table 1."""
-
-    expansion: int
-    kernel_size: int
-    strides: int
-    width: int
-    size: int
-
-
+# Table 1: expansion, kernel size, stride of the first block, channels and blocks of each stage.
 STAGES = (
-    Stage(1, 3, 1, 16, 1),  # 112 112 16
-    Stage(6, 3, 2, 24, 2),  # 56 56 24
-    Stage(6, 5, 2, 40, 2),  # 28 28 40
-    Stage(6, 3, 2, 80, 3),  # 14 14 80
-    Stage(6, 5, 1, 112, 3),  # 14 14 112
-    Stage(6, 5, 2, 192, 4),  # 7 7 192
-    Stage(6, 3, 1, 320, 1),  # 7 7 320
+    (1, 3, 1, 16, 1),  # 112 112 16
+    (6, 3, 2, 24, 2),  # 56 56 24
+    (6, 5, 2, 40, 2),  # 28 28 40
+    (6, 3, 2, 80, 3),  # 14 14 80
+    (6, 5, 1, 112, 3),  # 14 14 112
+    (6, 5, 2, 192, 4),  # 7 7 192
+    (6, 3, 1, 320, 1),  # 7 7 320
 )
 
 
@@ -100,25 +77,16 @@ class EfficientNet(Net):
         linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train))
         squeeze_excite = partial(SqueezeExcite, act=nn.silu, kernel_init=he_fan_out, dtype=self.dtype)
-        stages = [Stage(*stage) for stage in self.stages]
-        sizes = [math.ceil(self.depth * stage.size) for stage in stages]
+        sizes = [math.ceil(self.depth * size) for *_, size in self.stages]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
         x = image.astype(self.dtype)  # 224 224 3
         x = unit(divisible(32 * self.width), 3, strides, name="stem")(x)  # 112 112 32
-        for i, stage in enumerate(stages):
+        for i, (expansion, kernel_size, stride, width, _) in enumerate(self.stages):
             for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
                 rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
-                x = MBConv(
-                    divisible(stage.width * self.width),
-                    stage.expansion,
-                    stage.kernel_size,
-                    stage.strides if j == 0 else 1,
-                    unit,
-                    linear,
-                    squeeze_excite,
-                    DropPath(rate, train),
-                    name=f"stage{i + 1}_block{j + 1}",
-                )(x)
+                features, strides = divisible(width * self.width), stride if j == 0 else 1
+                block = partial(MBConv, features, expansion, kernel_size, strides, unit, linear)
+                x = block(squeeze_excite, DropPath(rate, train), name=f"stage{i + 1}_block{j + 1}")(x)
         x = unit(4 * x.shape[-1], name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

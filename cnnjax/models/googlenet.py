@@ -22,21 +22,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import (
-    Activation,
-    BatchNormRelu,
-    Constructor,
-    Conv,
-    ConvNorm,
-    Dense,
-    Dtype,
-    Net,
-    Relu,
-    check_stem,
-    he_normal,
-    logits,
-    scaled,
-)
+from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Relu, logits
+from cnnjax.models.net import Activation, Constructor, Dtype, Net, check_stem, he_normal, scaled
 from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
 # Of each cell: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the 5x5, 5x5, 1x1 after the pooling.

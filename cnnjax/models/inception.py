@@ -23,18 +23,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    Activation,
-    BatchNormRelu,
-    Constructor,
-    Conv,
-    ConvNorm,
-    Dtype,
-    Initializer,
-    Net,
-    logits,
-    scaled,
-)
+from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, logits
+from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, Net, scaled
 from cnnjax.models.variants import Preset, TorchNames, Variant, substitute
 
 truncated = nn.initializers.truncated_normal

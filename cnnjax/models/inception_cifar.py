@@ -22,7 +22,8 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.inception import conv_unit
-from cnnjax.models.layers import BatchNorm, Constructor, Net, he_normal, logits
+from cnnjax.models.layers import BatchNorm, logits
+from cnnjax.models.net import Constructor, Net, he_normal
 from cnnjax.models.variants import CIFAR, Variant
 
 

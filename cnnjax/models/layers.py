@@ -1,12 +1,9 @@
-"""The layers that every family is made of: convolution, dense, batch normalization, pooling by name.
+"""The layers that every family is made of.
 
 Parameters and batch statistics are float32; `dtype` is that of the computation and of the output.
 """
 
-import warnings
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +11,11 @@ from flax import linen as nn
 from jax import Array
 
 from cnnjax import ops
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError
+from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, he_normal, lecun_normal
 from cnnjax.ops.shapes import Padding, Size, pair
 
-Dtype = jax.typing.DTypeLike
-Initializer = Callable[..., Array]
-Activation = Callable[[Array], Array]
-Constructor = Callable[..., nn.Module]
-Entry = TypeVar("Entry")
-
-# Fan-out keeps the gradient's scale through a ReLU (He et al. 2015, 1502.01852, section 2.2).
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# Fan-in keeps the activation's scale through a ReLU (same, eq. 10).
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-# What torch draws by default: uniform within 1 / sqrt(fan-in) of zero.
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-lecun_normal = nn.initializers.lecun_normal()
-zeros = nn.initializers.zeros
-ones = nn.initializers.ones
+ones, zeros = nn.initializers.ones, nn.initializers.zeros
 
 
 def check_widths(layer: nn.Module, shape: tuple[int, ...]) -> None:
@@ -157,21 +141,6 @@ class Relu(nn.Module):
         return jax.nn.relu(x)
 
 
-class Net(nn.Module):
-    """The fields of every network: image float [B, H, W, C] -> float32 logits [B, num_classes].
-
-    `norm_groups` are the `groups` of its batch normalizations; parameters are float32 under every `dtype`.
-    """
-
-    num_classes: int = 1000
-    norm_groups: int = 1
-    dtype: Dtype = jnp.float32
-
-    def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:
-        """The constructor of a normalization of this net."""
-        return partial(layer, train=train, groups=self.norm_groups, dtype=self.dtype, **fields)
-
-
 class ConvNorm(nn.Module):
     """Convolution `conv`, then `norm`, which holds the activation: the unit that most later nets repeat.
 
@@ -233,59 +202,6 @@ class DropPath(nn.Module):
         keep = 1 - self.rate
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0], 1, 1, 1))
         return jnp.where(mask, x / keep, 0).astype(x.dtype)
-
-
-def scaled(layer: Constructor, width: float) -> Constructor:
-    """The constructor `layer` with its first argument, the number of features, multiplied by `width`."""
-    return lambda features, *args, **fields: layer(max(round(width * features), 1), *args, **fields)
-
-
-def divisible(width: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to a width, never less than 90 % of it."""
-    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * width else rounded
-
-
-POOLINGS: dict[str, Callable[..., Array]] = {
-    "max": ops.max_pool,
-    "average": ops.avg_pool,
-    "min": ops.min_pool,
-    "l2": ops.l2_pool,
-    "center_weighted": ops.center_weighted_pool,
-    "strided": ops.subsample,
-}
-
-
-# Krizhevsky's form of local response normalization, Caffe's and torch's, and none at all.
-RESPONSE_NORMS: dict[str, Activation] = {
-    "paper": ops.local_response_norm,
-    "caffe": ops.local_response_norm_caffe,
-    "none": ops.activation("identity"),
-}
-
-
-def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
-    """The entry of a table such as `POOLINGS`; an unknown name is a UserError that lists them."""
-    if name not in table:
-        raise unknown(what, name, table)
-    return table[name]
-
-
-def check_stem(stem: str, image: Array) -> str:
-    """The stem's name, if it is of `STEMS`; warns where "imagenet" gets images of 64 pixels or fewer."""
-    if stem not in ("imagenet", "cifar"):
-        raise unknown("stem", stem, ("imagenet", "cifar"))
-    if stem == "imagenet" and min(image.shape[1:3]) <= 64:
-        message = f'the ImageNet stem leaves little of images of {image.shape[1:3]}: use stem="cifar"'
-        warnings.warn(message, stacklevel=3)
-    return stem
-
-
-def require_size(image: Array, size: int, model: str) -> None:
-    """Raises UserError unless image [B, H, W, C] has the size that a fully connected net is built for."""
-    if image.shape[1:3] != (size, size):
-        takes = f"{model} takes {size}x{size} because of its dense layers"
-        raise UserError(f"image {image.shape[1:3]}: {takes}: resize, or build it with another image_size")
 
 
 def logits(

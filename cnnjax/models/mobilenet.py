@@ -13,19 +13,8 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    BatchNorm,
-    BatchNormAct,
-    BatchNormRelu,
-    Constructor,
-    Conv,
-    ConvNorm,
-    Net,
-    check_stem,
-    divisible,
-    he_fan_out,
-    logits,
-)
+from cnnjax.models.layers import BatchNorm, BatchNormAct, BatchNormRelu, Conv, ConvNorm, logits
+from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import TorchNames, Variant, place
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Conv, Dtype, Net
+from cnnjax.models.layers import Conv
+from cnnjax.models.net import Dtype, Net
 from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, Variant
 
 

@@ -19,10 +19,11 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Constructor, Conv, by_name, he_fan_out, logits
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, logits
+from cnnjax.models.net import Constructor, by_name, he_fan_out
 from cnnjax.models.resnet import option_a
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
-from cnnjax.models.variants import CIFAR, Variant
+from cnnjax.models.variants import CIFAR, Preset, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,5 @@ VARIANTS = {
     "preact_resnet50": _imagenet("bottleneck", 3, 4, 6, 3),
     "preact_resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
     "preact_resnet152": _imagenet("bottleneck", 3, 8, 36, 3),
-    "preact_resnet200": dataclasses.replace(
-        _imagenet("bottleneck", 3, 24, 36, 3), top1=78.34, top5=94.21, published="ImageNet 1-crop"
-    ),
+    "preact_resnet200": Variant(PreactResNet, "He et al. 2016", Preset(), 78.34, 94.21, "ImageNet 1-crop"),
 }

@@ -21,19 +21,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import (
-    BatchNorm,
-    BatchNormRelu,
-    Constructor,
-    Conv,
-    ConvNorm,
-    SqueezeExcite,
-    by_name,
-    he_fan_out,
-    logits,
-    ones,
-    zeros,
-)
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, SqueezeExcite, logits, ones, zeros
+from cnnjax.models.net import Constructor, by_name, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
@@ -159,13 +148,9 @@ class ResNet(StagedNet):
         shortcut = by_name("shortcut", self.shortcut, SHORTCUTS)
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
-        block = partial(
-            self.block,
-            conv=conv,
-            norm_relu=norm_relu,
-            last_norm=partial(norm, scale_init=zeros if self.zero_init else ones),
-            shortcut=partial(shortcut, conv=conv, norm=norm),
-        )
+        last_norm = partial(norm, scale_init=zeros if self.zero_init else ones)
+        block = partial(self.block, conv=conv, norm_relu=norm_relu, last_norm=last_norm)
+        block = partial(block, shortcut=partial(shortcut, conv=conv, norm=norm))
         x = stem(self.stem, image.astype(self.dtype), self.widths[0], conv, norm_relu)  # 56 56 64
         for i, (width, count) in enumerate(self.stages(), 1):
             # resnet18, 34: 56 56 64, 28 28 128, 14 14 256, 7 7 512; bottlenecks 4 times the channels
@@ -187,22 +172,16 @@ _he, _zagoruyko, _xie = "He et al. 2015", "Zagoruyko & Komodakis 2016", "Xie et 
 _v1_weights = "ImageNet 1-crop, torchvision V1"
 _caffe = "ImageNet 1-crop, the paper's Caffe models"
 _ten = "ImageNet 10-crop"
+Published = tuple[float | None, float | None, str]
+_NONE: Published = (None, None, "")
 
 
 def _aggregated(groups: int, group_width: int) -> partial:
     return partial(ResNet, block=partial(Bottleneck, groups=groups, group_width=group_width))
 
 
-def _row(
-    build: partial,
-    sizes: tuple[int, ...],
-    source: str,
-    top1: float | None = None,
-    top5: float | None = None,
-    published: str = "",
-    **fields: str,
-) -> Variant:
-    return Variant(partial(build, stage_sizes=sizes, **fields), source, Preset(), top1, top5, published)
+def _row(build: partial, sizes: tuple[int, ...], source: str, published: Published, **fields: str) -> Variant:
+    return Variant(partial(build, stage_sizes=sizes, **fields), source, Preset(), *published)
 
 
 def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
@@ -213,28 +192,28 @@ def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
 
 
 VARIANTS = {
-    "plain18": _row(_basic, _18, _he, 72.06, None, _ten, shortcut="none"),
-    "plain34": _row(_basic, _50, _he, 71.46, 89.98, _ten, shortcut="none"),
-    "resnet18": _row(_basic, _18, _he, 69.758, 89.078, _v1_weights),
-    "resnet18_option_a": _row(_basic, _18, _he, 72.12, None, _ten, shortcut="a"),
-    "resnet18_option_c": _row(_basic, _18, _he, shortcut="c"),
-    "resnet34": _row(_basic, _50, _he, 73.314, 91.420, _v1_weights),
-    "resnet34_option_a": _row(_basic, _50, _he, 74.97, 92.24, _ten, shortcut="a"),
-    "resnet34_option_c": _row(_basic, _50, _he, 75.81, 92.60, _ten, shortcut="c"),
-    "resnet50": _row(_deep, _50, _he, 76.130, 92.862, _v1_weights),
-    "resnet101": _row(_deep, _101, _he, 77.374, 93.546, _v1_weights),
-    "resnet152": _row(_deep, _152, _he, 78.312, 94.046, _v1_weights),
-    "resnet50_v1": _row(_v1, _50, _he, 75.3, 92.2, _caffe),
-    "resnet101_v1": _row(_v1, _101, _he, 76.4, 92.9, _caffe),
-    "resnet152_v1": _row(_v1, _152, _he, 77.0, 93.3, _caffe),
-    "wide_resnet50_2": _row(_wide, _50, _zagoruyko, 78.468, 94.086, _v1_weights),
-    "wide_resnet101_2": _row(_wide, _101, _zagoruyko, 78.848, 94.284, _v1_weights),
-    "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, 77.618, 93.698, _v1_weights),
-    "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, 79.312, 94.526, _v1_weights),
+    "plain18": _row(_basic, _18, _he, (72.06, None, _ten), shortcut="none"),
+    "plain34": _row(_basic, _50, _he, (71.46, 89.98, _ten), shortcut="none"),
+    "resnet18": _row(_basic, _18, _he, (69.758, 89.078, _v1_weights)),
+    "resnet18_option_a": _row(_basic, _18, _he, (72.12, None, _ten), shortcut="a"),
+    "resnet18_option_c": _row(_basic, _18, _he, _NONE, shortcut="c"),
+    "resnet34": _row(_basic, _50, _he, (73.314, 91.420, _v1_weights)),
+    "resnet34_option_a": _row(_basic, _50, _he, (74.97, 92.24, _ten), shortcut="a"),
+    "resnet34_option_c": _row(_basic, _50, _he, (75.81, 92.60, _ten), shortcut="c"),
+    "resnet50": _row(_deep, _50, _he, (76.130, 92.862, _v1_weights)),
+    "resnet101": _row(_deep, _101, _he, (77.374, 93.546, _v1_weights)),
+    "resnet152": _row(_deep, _152, _he, (78.312, 94.046, _v1_weights)),
+    "resnet50_v1": _row(_v1, _50, _he, (75.3, 92.2, _caffe)),
+    "resnet101_v1": _row(_v1, _101, _he, (76.4, 92.9, _caffe)),
+    "resnet152_v1": _row(_v1, _152, _he, (77.0, 93.3, _caffe)),
+    "wide_resnet50_2": _row(_wide, _50, _zagoruyko, (78.468, 94.086, _v1_weights)),
+    "wide_resnet101_2": _row(_wide, _101, _zagoruyko, (78.848, 94.284, _v1_weights)),
+    "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, (77.618, 93.698, _v1_weights)),
+    "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, (79.312, 94.526, _v1_weights)),
     "resnext101_64x4d": dataclasses.replace(
-        _row(_aggregated(64, 4), _101, _xie, 83.246, 96.454, _v1_weights), preset=Preset(resize=232)
+        _row(_aggregated(64, 4), _101, _xie, (83.246, 96.454, _v1_weights)), preset=Preset(resize=232)
     ),
-    "seresnet50": _row(_gated, _50, "Hu et al. 2017", 76.71, 93.38, "ImageNet 1-crop"),
+    "seresnet50": _row(_gated, _50, "Hu et al. 2017", (76.71, 93.38, "ImageNet 1-crop")),
     "plain20_cifar": _cifar(20, "none"),
     "plain32_cifar": _cifar(32, "none"),
     "plain44_cifar": _cifar(44, "none"),

@@ -16,7 +16,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, unknown
-from cnnjax.models.layers import POOLINGS, BatchNormAct, BatchNormRelu, Conv, Dense, Net, he_normal, logits
+from cnnjax.models.layers import BatchNormAct, BatchNormRelu, Conv, Dense, logits
+from cnnjax.models.net import POOLINGS, Net, he_normal
 from cnnjax.models.variants import MNIST, Variant
 
 
@@ -110,11 +111,11 @@ class LeNet5(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=init)
 
 
-_32 = dataclasses.replace(MNIST, input_size=(32, 32, 1))
+_PAPER, _32 = "LeCun et al. 1998", dataclasses.replace(MNIST, input_size=(32, 32, 1))
 VARIANTS = {
     "simple_cnn": Variant(SimpleCNN, "the module's own layout", MNIST),
     "lenet_300_100": Variant(
-        FullyConnected, "LeCun et al. 1998, the fully connected net", MNIST, top1=96.95, published="MNIST"
+        FullyConnected, f"{_PAPER}, the fully connected net", MNIST, 96.95, published="MNIST"
     ),
-    "lenet5": Variant(LeNet5, "LeCun et al. 1998", _32, 99.05, published="MNIST"),
+    "lenet5": Variant(LeNet5, _PAPER, _32, 99.05, published="MNIST"),
 }

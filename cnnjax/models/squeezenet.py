@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Conv, ConvNorm, Dtype, Net, Relu, check_stem
+from cnnjax.models.layers import Conv, ConvNorm, Relu
+from cnnjax.models.net import Dtype, Net, check_stem
 from cnnjax.models.variants import TorchNames, Variant, place
 
 he_uniform, normal = nn.initializers.he_uniform(), nn.initializers.normal(0.01)

@@ -18,7 +18,8 @@ from flax.typing import Collection, VariableDict
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import Constructor, ConvNorm, Net, check_stem
+from cnnjax.models.layers import ConvNorm
+from cnnjax.models.net import Constructor, Net, check_stem
 
 Tree = TypeVar("Tree")
 Names = Sequence[str]

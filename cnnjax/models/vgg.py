@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Net, Relu, he_fan_out, logits
+from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Relu, logits
+from cnnjax.models.net import Net, he_fan_out
 from cnnjax.models.variants import TorchNames, Variant, place
 
 

@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNormRelu, Constructor, Conv, he_fan_out, logits
+from cnnjax.models.layers import BatchNormRelu, Conv, logits
+from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks
 from cnnjax.models.variants import CIFAR, Variant
 

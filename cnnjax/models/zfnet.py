@@ -12,7 +12,8 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import RESPONSE_NORMS, Conv, Dense, Net, by_name, logits, require_size
+from cnnjax.models.layers import Conv, Dense, logits
+from cnnjax.models.net import RESPONSE_NORMS, Net, by_name, require_size
 from cnnjax.models.variants import RAW_PIXELS, Preset, Variant
 
 

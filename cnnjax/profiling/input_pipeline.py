@@ -39,16 +39,13 @@ def bench_data(
 ) -> Figures:
     """Measures the pipeline on this machine; the decoder alone in turn with it, on as many threads.
 
-    `name` is JPEG files, as `folder:PATH`; None makes some up (500x375, of noise on a smooth picture). Each
-    kind is measured for `rounds` times `seconds`; `images` are read in all to see whether memory grows;
-    `step_model` is the network whose training step the augmentation is a share of.
-
-    The figures are jpeg_images_per_second (decoded to 256x256, on the device) and
-    simplejpeg_images_per_second (decoded at full size, thrown away), medians of jpeg_rounds, three to a round
-    and a third as long; jpeg_ratio, the median of their ratios, each to simplejpeg before and after it, with
-    _min and _max; raw_images_per_second, from records of 256x256 onto the device, with _min and _max;
-    augment_milliseconds and step_milliseconds of 32 images, and augment_share; memory_images, and
-    memory_growth_bytes of the process between a fifth of them and the last one.
+    `name` is JPEG files, as `folder:PATH`; None makes some up (500x375, of noise on a smooth picture). The
+    figures are jpeg_images_per_second (decoded to 256x256, on the device) and simplejpeg_images_per_second
+    (decoded at full size, thrown away), medians of jpeg_rounds, three to a round and a third as long;
+    jpeg_ratio, the median of their ratios, each to simplejpeg before and after it; raw_images_per_second,
+    from records of 256x256 onto the device; augment_milliseconds and step_milliseconds of 32 images in
+    `step_model`, and augment_share; memory_growth_bytes of the process between a fifth of `images` and the
+    last one.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, encoded = _jpegs(name, Path(folder))

@@ -99,7 +99,10 @@ def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
             yield tuple(known[name])
     finally:  # also of what was counted before an interrupt
         if len(known) > counted:
-            _keep_totals(file, known)
+            with contextlib.suppress(OSError):
+                atomic_write(make_cache_folder("models") / file.name, json.dumps(known))
+                for old in set(file.parent.glob("*.json")) - {file}:  # of other sources
+                    old.unlink(missing_ok=True)
 
 
 def _sources_hash() -> str:
@@ -108,15 +111,6 @@ def _sources_hash() -> str:
     files += [Path(__file__), Path(__file__).with_name("receptive_fields.py")]
     parts = [jax.__version__.encode(), *(file.read_bytes() for file in files)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _keep_totals(file: Path, known: Mapping[str, Sequence[int | None]]) -> None:
-    """Writes the totals if the folder allows it, and removes those of other sources."""
-    with contextlib.suppress(OSError):
-        atomic_write(make_cache_folder("models") / file.name, json.dumps(known))
-        for old in file.parent.glob("*.json"):
-            if old != file:
-                old.unlink(missing_ok=True)
 
 
 def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:

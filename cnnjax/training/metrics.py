@@ -58,14 +58,11 @@ def of_logits(logits: Array, label: Array, loss: Array) -> dict[str, Array]:
 def compute(predictions: Predictions, num_classes: int) -> Scores:
     """Every score of an evaluation, in float64; all NaN without any example.
 
-    Precision, recall and F1 are 0 where their denominator is 0 (scikit-learn's zero_division=0); `macro` is
-    the plain mean over all K classes, those that never occur included, `weighted` the mean weighted by how
-    often a class occurs, `micro` counts all decisions together and so equals the accuracy. With K <= 5
-    classes the top-5 accuracy is 1.
-
-    Floats are loss, accuracy, top5_accuracy and ece (see `calibration`), int is count; macro, micro and
-    weighted are dicts of the floats precision, recall, f1; per_class is one of the float64 [K] precision,
-    recall, f1 and int64 [K] support. A label outside 0..K-1 raises UserError, see `confusion_matrix`.
+    Precision, recall and F1, float64 [K] in `per_class` beside `support` int64 [K], are 0 where their
+    denominator is 0 (scikit-learn's zero_division=0). Of these `macro` is the plain mean over all K classes,
+    those that never occur included, `weighted` the mean weighted by how often a class occurs; `micro` counts
+    all decisions together and so equals the accuracy. For K <= 5 the top-5 accuracy is 1; `ece` is that of
+    `calibration`. A label outside 0..K-1 raises UserError, see `confusion_matrix`.
     """
     confusion = confusion_matrix(predictions, num_classes)
     count = int(confusion.sum())

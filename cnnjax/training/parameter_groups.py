@@ -89,10 +89,8 @@ def parse_scales(learning_rate_scales: str) -> Scales:
         except ValueError:
             scales.append((pattern, math.nan))
         if not pattern or not 0 <= scales[-1][1] < math.inf:
-            raise UserError(
-                f"learning_rate_scales={learning_rate_scales!r}: {part!r} must be a pattern, a colon and a "
-                "factor of at least 0, as in 'stem|stage1: 0.1, head: 10'"
-            )
+            must = "must be a pattern, a colon and a factor of at least 0, as in 'stem|stage1: 0.1, head: 10'"
+            raise UserError(f"learning_rate_scales={learning_rate_scales!r}: {part!r} {must}")
         check_pattern("learning_rate_scales", pattern)
     return scales
 
@@ -106,13 +104,12 @@ def with_groups(
     def scaled(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
         return next((f for pattern, f in scales if re.search(pattern, path_name(path))), 1.0) * update
 
-    def labels(params: optax.Params) -> optax.Params:
-        return jax.tree.map_with_path(
-            lambda path, _: "frozen" if is_frozen(path_name(path), freeze) else "moves", params
-        )
+    def label(path: jax.tree_util.KeyPath, _: jax.Array) -> str:
+        return "frozen" if is_frozen(path_name(path), freeze) else "moves"
 
     if scales:
         tx = optax.chain(tx, optax.stateless(lambda updates, _: jax.tree.map_with_path(scaled, updates)))
     if freeze:
-        tx = optax.partition({"moves": tx, "frozen": optax.set_to_zero()}, labels)
+        groups = {"moves": tx, "frozen": optax.set_to_zero()}
+        tx = optax.partition(groups, lambda params: jax.tree.map_with_path(label, params))
     return optax.with_extra_args_support(tx)

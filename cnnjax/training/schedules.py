@@ -92,11 +92,6 @@ def learning_rate_at(
     return math.prod((node.scale for node in plateaus), start=jnp.asarray(schedule(step), jnp.float32))
 
 
-def _constant(learning_rate: float, length: Length) -> Schedule:
-    """The learning rate throughout."""
-    return Schedule(optax.constant_schedule(learning_rate))
-
-
 Boundaries = float | Sequence[float]
 
 
@@ -210,7 +205,7 @@ def _check_end(end_learning_rate: float, learning_rate: float) -> None:
 
 
 SCHEDULES = {
-    "constant": _constant,
+    "constant": lambda learning_rate, length: Schedule(optax.constant_schedule(learning_rate)),
     "step": _step,
     "exponential": _exponential,
     "polynomial": _polynomial,

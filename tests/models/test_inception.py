@@ -21,16 +21,8 @@ from cnnjax.models import count_variant_params, create_model, init_variables, va
 from cnnjax.models.googlenet import AuxiliaryHead
 from cnnjax.models.inception import conv_unit
 from cnnjax.models.inception_cifar import Asymmetric, Linear3x3, OneConvolution, Stacked3x3
-from cnnjax.models.layers import (
-    BatchNorm,
-    BatchNormRelu,
-    Dense,
-    DropPath,
-    Net,
-    SqueezeExcite,
-    he_normal,
-    scaled,
-)
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Dense, DropPath, SqueezeExcite
+from cnnjax.models.net import Net, he_normal, scaled
 from cnnjax.models.weights.torch import convert, convert_into, to_torch, torch_entries
 from tests import golden
 

@@ -9,7 +9,8 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.cli import main
 from cnnjax.models import create_model, list_models
-from cnnjax.models.layers import POOLINGS, Conv
+from cnnjax.models.layers import Conv
+from cnnjax.models.net import POOLINGS
 from cnnjax.profiling import summary
 from cnnjax.profiling.summary import summarize
 
