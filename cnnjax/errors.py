@@ -4,8 +4,10 @@ import ast
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+Entry = TypeVar("Entry")
 
 
 class UserError(ValueError):
@@ -28,6 +30,13 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return UserError(f"unknown {what} {value!r}{hint}; allowed: {', '.join(names)}")
+
+
+def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
+    """The entry of a table; an unknown name is a UserError that lists the names."""
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]
 
 
 def parse_call(text: str, what: str) -> tuple[str, list, dict]:

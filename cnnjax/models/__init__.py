@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Collection, VariableDict
 
-from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.errors import UserError, by_name, parse_call, unknown
 from cnnjax.models.variants import Preset, TorchNames, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
@@ -53,10 +53,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def variant(spec: str) -> Variant:
     """The table row that a model spec (`name` or `name(field=literal)`) refers to."""
-    name, _, _ = parse_call(spec, "model")
-    if name not in variants():
-        raise unknown("model", name, variants())
-    return variants()[name]
+    return by_name("model", parse_call(spec, "model")[0], variants())
 
 
 def create_model(spec: str, **fields: object) -> nn.Module:
@@ -91,10 +88,3 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...
 def count_params(params: Collection) -> int:
     """The number of trained scalars in a tree of arrays or of shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def count_variant_params(spec: str) -> int:
-    """The number of parameters of a model at its preset's input size; nothing is allocated."""
-    model, size = create_model(spec), variant(spec).preset.input_size
-    shapes = jax.eval_shape(lambda key: init_variables(model, key, size), jax.random.key(0))
-    return count_params(shapes["params"])

@@ -24,9 +24,9 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from cnnjax import ops
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, by_name
 from cnnjax.models.layers import Conv, Dense, logits
-from cnnjax.models.net import POOLINGS, RESPONSE_NORMS, Activation, Net, by_name, require_size, torch_uniform
+from cnnjax.models.net import POOLINGS, RESPONSE_NORMS, Activation, Net, require_size, torch_uniform
 from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, TorchNames, Variant
 from cnnjax.ops.mesh import axis_size
 

@@ -282,13 +282,12 @@ class InceptionV2(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated(0.1))
 
 
-V2_PAPER = "Ioffe, Szegedy 2015, 1502.03167, figure 5"
-V3_PAPER = "Szegedy et al. 2015, 1512.00567"
+V2 = ("Ioffe, Szegedy 2015, 1502.03167, figure 5", Preset(), 74.8, 92.2, "ImageNet 1-crop")
 V3_PRESET = Preset((299, 299, 3), resize=342, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-V3 = (V3_PAPER, V3_PRESET, 77.294, 93.450, "ImageNet 1-crop, torchvision")
+V3 = ("Szegedy et al. 2015, 1512.00567", V3_PRESET, 77.294, 93.450, "ImageNet 1-crop, torchvision")
 
 VARIANTS = {
-    "inception_v2": Variant(InceptionV2, V2_PAPER, top1=74.8, top5=92.2, published="ImageNet 1-crop"),
+    "inception_v2": Variant(InceptionV2, *V2),
     "inception_v3": Variant(InceptionV3, *V3),
     "inception_v3_with_aux": Variant(partial(InceptionV3, aux_logits=True), *V3),
 }

@@ -1,7 +1,4 @@
-"""The layers that every family is made of.
-
-Parameters and batch statistics are float32; `dtype` is that of the computation and of the output.
-"""
+"""The layers that every family is made of: float32 parameters; `dtype` is that of computation and output."""
 
 from functools import partial
 
@@ -26,10 +23,7 @@ def check_widths(layer: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 class Conv(nn.Module):
-    """2-D convolution of `[B, H, W, C]` with `features` kernels; parameters `kernel` HWIO and `bias`.
-
-    `padding` is as in `ops.conv2d`: 'valid', 'same', pixels, or pairs per side.
-    """
+    """2-D convolution of `[B, H, W, C]`, padded as in `ops.conv2d`; parameters `kernel` HWIO and `bias`."""
 
     features: int
     kernel_size: Size

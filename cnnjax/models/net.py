@@ -1,9 +1,8 @@
 """What every network is built on: types, initial values, its fields, and what its fields may name."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ Dtype = jax.typing.DTypeLike
 Initializer = Callable[..., Array]
 Activation = Callable[[Array], Array]
 Constructor = Callable[..., nn.Module]
-Entry = TypeVar("Entry")
 
 # Fan-out keeps the gradient's scale through a ReLU (He et al. 2015, 1502.01852, section 2.2).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -68,13 +66,6 @@ RESPONSE_NORMS: dict[str, Activation] = {
     "caffe": ops.local_response_norm_caffe,
     "none": ops.activation("identity"),
 }
-
-
-def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
-    """The entry of a table such as `POOLINGS`; an unknown name is a UserError that lists them."""
-    if name not in table:
-        raise unknown(what, name, table)
-    return table[name]
 
 
 def check_stem(stem: str, image: Array) -> str:

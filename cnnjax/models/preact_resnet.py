@@ -19,8 +19,9 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import by_name
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, logits
-from cnnjax.models.net import Constructor, by_name, he_fan_out
+from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.resnet import option_a
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import CIFAR, Preset, Variant

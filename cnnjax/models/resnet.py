@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import by_name
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, SqueezeExcite, logits, ones, zeros
-from cnnjax.models.net import Constructor, by_name, he_fan_out
+from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
@@ -119,9 +120,6 @@ class SEBottleneck(Bottleneck):
 
     def gate(self, y: jax.Array) -> jax.Array:
         return SqueezeExcite(y.shape[-1] // 16, dtype=y.dtype, name="se")(y)
-
-
-# --- Net ---------------------------------------------------------------------------------------------------
 
 
 class ResNet(StagedNet):

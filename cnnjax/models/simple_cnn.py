@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, by_name
 from cnnjax.models.layers import BatchNormAct, BatchNormRelu, Conv, Dense, logits
 from cnnjax.models.net import POOLINGS, Net, he_normal
 from cnnjax.models.variants import MNIST, Variant
@@ -23,10 +23,7 @@ from cnnjax.models.variants import MNIST, Variant
 
 def pooling_function(name: str) -> Callable[..., jax.Array]:
     """The pooling of `POOLINGS` by name, or "adaptive": called with images and a window."""
-    poolings = POOLINGS | {"adaptive": _adaptive_pool}
-    if name not in poolings:
-        raise unknown("pooling", name, poolings)
-    return poolings[name]
+    return by_name("pooling", name, POOLINGS | {"adaptive": _adaptive_pool})
 
 
 def _adaptive_pool(x: jax.Array, window: int) -> jax.Array:

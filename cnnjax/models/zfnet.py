@@ -12,8 +12,9 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import by_name
 from cnnjax.models.layers import Conv, Dense, logits
-from cnnjax.models.net import RESPONSE_NORMS, Net, by_name, require_size
+from cnnjax.models.net import RESPONSE_NORMS, Net, require_size
 from cnnjax.models.variants import RAW_PIXELS, Preset, Variant
 
 

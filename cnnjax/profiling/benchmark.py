@@ -25,7 +25,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.memory import device_memory
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.state import TrainState, init_state, run_init
-from cnnjax.training.steps import Batch, batch_gradient, in_turn_on_cpu, train_step
+from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, train_step
 
 Figures = dict[str, int | float | str | dict[str, float]]
 DTYPES = ("float32", "bfloat16")
@@ -53,7 +53,10 @@ class TrainBench:
         shape = (image_size or height, image_size or width, channels)
         start = time.perf_counter()
         self.state, step = _make_step(spec, dtype, shape)
-        batch, key = _synthetic_batch(batch_size, shape, preset.num_classes), jax.random.key(0)
+        draw, key = np.random.default_rng(0), jax.random.key(0)
+        image = draw.integers(0, 256, (batch_size, *shape), np.uint8)
+        label = draw.integers(0, preset.num_classes, batch_size).astype(np.int32)
+        batch = jax.device_put({"image": image, "label": label, "mask": np.ones(batch_size, np.float32)})
         self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, batch, key).compile()
         memory = device_memory(self.compiled)
         cpu.keep_freed_memory(memory)
@@ -108,13 +111,6 @@ def _make_step(
     state = run_init(functools.partial(init_state, model, tx, jax.random.key(0), shape))
     gradient = functools.partial(batch_gradient, model=model, augment=augment)
     return state, functools.partial(train_step, tx=tx, gradient=gradient)
-
-
-def _synthetic_batch(batch_size: int, shape: tuple[int, int, int], num_classes: int) -> Batch:
-    draw = np.random.default_rng(0)
-    image = draw.integers(0, 256, (batch_size, *shape), np.uint8)
-    label = draw.integers(0, num_classes, batch_size).astype(np.int32)
-    return jax.device_put({"image": image, "label": label, "mask": np.ones(batch_size, np.float32)})
 
 
 def bench_train(

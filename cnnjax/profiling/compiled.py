@@ -1,7 +1,4 @@
-"""What a compiled program holds and moves: memory, FLOPs, and the bytes of each collective by layer.
-
-All of it is read from what XLA has compiled, for one device of those that it was compiled for.
-"""
+"""What a program that XLA has compiled holds and moves on one device: memory, FLOPs, collectives by layer."""
 
 import dataclasses
 import math

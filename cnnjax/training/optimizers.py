@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
-from cnnjax.errors import UserError, check, check_count, check_fraction, own_values, unknown
+from cnnjax.errors import UserError, by_name, check, check_count, check_fraction, own_values, unknown
 from cnnjax.training.parameter_groups import decay_mask, path_name
 from cnnjax.training.schedules import Schedule
 
@@ -41,11 +41,9 @@ def make_optimizer(
     are keyword arguments of the optimizer's own function below, None its default. `update` takes `params`,
     and `value=loss`, which all but the schedule `plateau` ignore.
     """
-    if name not in OPTIMIZERS:
-        raise unknown("optimizer", name, OPTIMIZERS)
+    rule = by_name("optimizer", name, OPTIMIZERS)
     check("weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
     check("gradient_clip", gradient_clip, "at least 0 (0: off)", lambda v: v >= 0)
-    rule = OPTIMIZERS[name]
     decay_mode = decay_mode or rule.decay_mode
     if decay_mode not in ("coupled", "decoupled"):
         raise unknown("decay_mode", decay_mode, ("coupled", "decoupled"))

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cnnjax.data import batches
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, by_name, unknown
 from cnnjax.training.parameter_groups import path_name
 
 AXES = ("data", "model")
@@ -92,9 +92,7 @@ def check_divides(argument: str, batch_size: int, mesh: Mesh) -> None:
 
 def rules_of(sharding: str) -> tuple[Rule, ...]:
     """The rules of a name in `SHARDINGS`, or a UserError that lists the names."""
-    if sharding not in SHARDINGS:
-        raise unknown("sharding", sharding, SHARDINGS)
-    return SHARDINGS[sharding]
+    return by_name("sharding", sharding, SHARDINGS)
 
 
 def shardings(tree: Tree, mesh: Mesh, rules: Sequence[Rule]) -> Tree:

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from optax.contrib import ReduceLROnPlateauState
 
-from cnnjax.errors import UserError, check, check_count, own_values, unknown
+from cnnjax.errors import UserError, by_name, check, check_count, own_values
 
 Value = bool | int | float | str | Sequence[float] | None  # of a setting
 
@@ -56,8 +56,7 @@ def make_schedule(
     `learning_rate` is the highest value; `steps_per_epoch` the unit of values in epochs, 1 makes them steps;
     `values` are keyword arguments of the schedule's own function below, None its default.
     """
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
+    build = by_name("schedule", name, SCHEDULES)
     check("learning_rate", learning_rate, "at least 0", lambda v: v >= 0)
     check_count("total_steps", total_steps, 1)
     check("steps_per_epoch", steps_per_epoch, "greater than 0", lambda v: v > 0)
@@ -68,7 +67,6 @@ def make_schedule(
         reason = "which rises over its own rise_fraction of the run"
         raise UserError(f"warmup_steps={warmup_steps} must be 0 with one_cycle, {reason}")
     length = Length(total_steps, warmup_steps, steps_per_epoch)
-    build = SCHEDULES[name]
     schedule = build(learning_rate, length, **own_values("schedule", name, build, values))
     if not warmup_steps:
         return schedule

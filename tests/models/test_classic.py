@@ -13,11 +13,12 @@ from flax import traverse_util
 from jax import lax
 
 from cnnjax.errors import UserError
-from cnnjax.models import count_variant_params, create_model, init_variables, list_models, variant
+from cnnjax.models import create_model, init_variables, list_models, variant
 from cnnjax.models.alexnet import AlexNet
 from cnnjax.models.cifar_fast import FROZEN, identity_uniform, whitening_kernel
 from cnnjax.models.weights.torch import convert_into, to_torch, torch_entries
 from tests import golden
+from tests.models import count_variant_params
 
 PARAMS = {
     "alexnet": 60965224,

@@ -17,7 +17,7 @@ from jax.scipy.special import erf
 from cnnjax import ops
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
-from cnnjax.models import count_variant_params, create_model, init_variables, variant
+from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.googlenet import AuxiliaryHead
 from cnnjax.models.inception import conv_unit
 from cnnjax.models.inception_cifar import Asymmetric, Linear3x3, OneConvolution, Stacked3x3
@@ -25,6 +25,7 @@ from cnnjax.models.layers import BatchNorm, BatchNormRelu, Dense, DropPath, Sque
 from cnnjax.models.net import Net, he_normal, scaled
 from cnnjax.models.weights.torch import convert, convert_into, to_torch, torch_entries
 from tests import golden
+from tests.models import count_variant_params
 
 PARAMS = {
     "googlenet": 6998552,

@@ -12,7 +12,8 @@ from flax import linen as nn
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
-from cnnjax.models import count_variant_params, create_model, init_variables, list_models, variant
+from cnnjax.models import create_model, init_variables, list_models, variant
+from tests.models import count_variant_params
 
 PARAMS = {"simple_cnn": 29034, "lenet5": 61706}
 

@@ -10,7 +10,6 @@ import pytest
 
 from cnnjax.errors import UserError
 from cnnjax.models import (
-    count_variant_params,
     create_model,
     init_variables,
     list_models,
@@ -23,6 +22,7 @@ from cnnjax.models import (
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv
 from cnnjax.ops import cpu
 from tests import golden
+from tests.models import count_variant_params
 
 PARAMS = {
     "plain18": 11515688,
