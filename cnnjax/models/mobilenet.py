@@ -33,7 +33,7 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """v2's block: 1x1 to `expansion` times the channels, 3x3 depthwise, a linear 1x1 back; x added if alike."""
+    """v2's block: 1x1 to `expansion` times the channels, 3x3 depthwise, linear 1x1 back; plus x if alike."""
 
     features: int
     strides: int

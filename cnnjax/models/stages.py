@@ -49,10 +49,7 @@ def check_stages(widths: Sequence[int], stage_sizes: Sequence[int]) -> list[tupl
 
 
 def stem(kind: str, image: jax.Array, width: int, conv: Constructor, norm: Constructor) -> jax.Array:
-    """The module `stem` on images [B, H, W, C]: convolution and `norm`, which holds a ReLU.
-
-    `kind` "imagenet" is 7x7/2 and then 3x3/2 max pooling, "cifar" 3x3 of stride 1, see `check_stem`.
-    """
+    """The module `stem`, `norm` holding a ReLU: "imagenet", 7x7/2 and 3x3/2 max pooling, or "cifar", 3x3."""
     unit = partial(ConvNorm, conv=conv, norm=norm, name="stem")
     if check_stem(kind, image) == "cifar":
         return unit(width, 3)(image)

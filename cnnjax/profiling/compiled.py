@@ -44,16 +44,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Of one device: bytes of its arguments, results, temporaries and of those that share a place (donated).
-
-    `flops` and `bytes_accessed` are XLA's own counts; `collectives` are those of one run.
-    """
+    """Of one device: bytes of its arguments, results, temporaries and of those that share a place (donated)."""
 
     arguments: int
     results: int
     temporaries: int
     aliased: int
-    flops: float
+    flops: float  # this and the next are XLA's own counts
     bytes_accessed: float
     collectives: tuple[Collective, ...]
 

@@ -56,15 +56,11 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Every layer that has parameters or multiplies, in the order of the forward pass, and their sums.
-
-    `params` counts auxiliary heads too, which are in no row; `macs` is None where a primitive cannot be
-    counted (FLOPs are twice the multiply-adds).
-    """
+    """Every layer that has parameters or multiplies, in the order of the forward pass, and their sums."""
 
     layers: list[Layer]
-    params: int
-    macs: int | None
+    params: int  # those of auxiliary heads too, which are in no row
+    macs: int | None  # None where a primitive cannot be counted; FLOPs are twice the multiply-adds
 
 
 def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
