@@ -44,7 +44,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Of one device: bytes of its arguments, results, temporaries and of those that share a place (donated)."""
+    """Of one device: bytes of its arguments, results, temporaries and those that share a place (donated)."""
 
     arguments: int
     results: int
