@@ -133,7 +133,7 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
     assert set(variables) <= {"params", "batch_stats"}
     if name == "lenet_300_100":  # it has no map at all
         with pytest.raises(UserError, match="no map"):
-            layers.default_layer(model, variables, size)
+            layers.trace(model, variables, image)
         return
     scanned = model.clone(scan_blocks=True) if hasattr(model, "scan_blocks") else model
     last = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32)).last_map
