@@ -24,19 +24,14 @@ import numpy as np
 
 from cnnjax.errors import UserError
 
-MAX_PICKLE_BYTES = 64 * 2**20
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {
-    f"torch.{name}Storage": np.dtype(dtype).newbyteorder("<")
-    for name, dtype in {
-        **{"Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16},
-        **{"Long": np.int64, "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8},
-        "Bool": np.bool_,
-    }.items()
-}
+MAX_PICKLE_BYTES, LEGACY_MAGIC = 64 * 2**20, 0x1950A86A20F9469CFC6C
+_NAMES = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
+_DTYPES = ("<f8", "<f4", "<f2", ml_dtypes.bfloat16, "<i8", "<i4", "<i2", "i1", "u1", "?")
+STORAGES = {f"torch.{name}Storage": np.dtype(d) for name, d in zip(_NAMES, _DTYPES, strict=True)}
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")  # the state dict in checkpoints
 
 Value = Any  # whatever a pickle may hold
+Load = Callable[[str], np.ndarray]  # the bytes of a storage, by its key
 
 
 class Malformed(Exception):
@@ -67,9 +62,6 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-Load = Callable[[str], np.ndarray]  # the bytes of a storage, by its key
-
-
 def read_torch(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict that torch saved, by name (bfloat16 as `ml_dtypes.bfloat16`).
 
@@ -78,11 +70,11 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         saved, load, big = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
-        arrays, copied = {}, 0
+        arrays, left = {}, path.stat().st_size
         for name, tensor in _state_dict(saved).items():
             arrays[name] = _array(name, tensor, load, big)
-            copied += 0 if arrays[name].base is not None else arrays[name].nbytes
-            if copied > path.stat().st_size:
+            left -= 0 if arrays[name].base is not None else arrays[name].nbytes
+            if left < 0:
                 raise Malformed("its tensors are larger than the file")
     except UserError as error:
         raise UserError(f"{path}: {error}; only tensors are loaded") from None
@@ -97,7 +89,7 @@ def _state_dict(saved: Value) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
-    values = list(saved.values()) if isinstance(saved, dict) else [saved]
+    values = saved.values() if isinstance(saved, dict) else [saved]
     if foreign := [value.name for value in values if isinstance(value, Foreign)]:
         raise UserError(f"asks for {foreign[0]!r}, which no state dict of tensors needs")
     if not isinstance(saved, dict) or not saved:
@@ -129,25 +121,17 @@ def _array(name: str, tensor: Tensor, load: Load, big: bool) -> np.ndarray:
     return view if view.flags.c_contiguous else view.copy()
 
 
-# --- Containers ---------------------------------------------------------------------------------------------
-
-
 def _open_zip(path: Path) -> tuple[Value, Load, bool]:
     archive = zipfile.ZipFile(path)
     entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-    if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-        raise Malformed("compressed entries, which torch does not write")
-    if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
-        raise Malformed("overlapping entries")
+    stored = all(info.compress_type == zipfile.ZIP_STORED for info in entries.values())
+    if not stored or sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+        raise Malformed("compressed or overlapping entries, which torch does not write")
     if "data.pkl" not in entries or entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
         raise Malformed(f"no data.pkl of at most {MAX_PICKLE_BYTES} bytes in the archive")
     big = "byteorder" in entries and archive.read(entries["byteorder"]) == b"big"
     saved = Interpreter(_storage).run(io.BytesIO(archive.read(entries["data.pkl"])))
-
-    @functools.cache
-    def load(key: str) -> np.ndarray:
-        return np.frombuffer(archive.read(entries[f"data/{key}"]), np.uint8)
-
+    load = functools.cache(lambda key: np.frombuffer(archive.read(entries[f"data/{key}"]), np.uint8))
     return saved, load, big
 
 
@@ -175,17 +159,12 @@ def _open_legacy(path: Path) -> tuple[Value, Load, bool]:
     return saved, loaded.__getitem__, big
 
 
-# --- What names in a pickle build ---------------------------------------------------------------------------
-
-
 def _storage(persistent_id: Value) -> Storage:
     """('storage', class, key, device, number of values[, view of another storage])."""
-    kind, storage_class, key, _, size, *view = persistent_id
-    name = storage_class.name if isinstance(storage_class, Foreign) else ""
-    if kind != "storage" or name not in STORAGES or (view and view[0] is not None):
-        raise Malformed(f"persistent id {reprlib.repr(persistent_id)}")
-    if not isinstance(key, str) or not _is_size(size):
-        raise Malformed(f"storage {reprlib.repr(key)} of {reprlib.repr(size)} values")
+    kind, of, key, _, size, *view = persistent_id
+    name = of.name if isinstance(of, Foreign) and kind == "storage" and view in ([], [None]) else ""
+    if name not in STORAGES or not isinstance(key, str) or not _is_size(size):
+        raise Malformed(f"storage {reprlib.repr(persistent_id)}")
     return Storage(key, STORAGES[name], size)
 
 
@@ -193,24 +172,21 @@ def _is_size(value: Value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
 
 
-def _ordered_dict(pairs: Value = ()) -> dict:
+def _ordered_dict(pairs: list[Value]) -> dict:
     """`OrderedDict()`, or `OrderedDict([[key, value], ...])` as Python 2 wrote it."""
     items = {key: value for key, value in pairs if isinstance(key, KEYS)}
-    if pairs:
-        pairs.clear()  # so that a hostile file which names one long list many times gains nothing
+    del pairs[:]  # so that a hostile file which names one long list many times gains nothing
     return items
 
 
 BUILDERS: dict[str, Callable[..., Value]] = {
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": lambda *pairs: _ordered_dict(*pairs or [[]]),
     "torch.Size": lambda sizes: sizes,
     "torch._utils._rebuild_tensor": lambda *fields: Tensor(*fields[:4]),  # before torch 0.4
     "torch._utils._rebuild_tensor_v2": lambda *fields: Tensor(*fields[:4]),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
 }
-
-# --- Opcodes (Python's Lib/pickletools.py describes each) ---------------------------------------------------
 
 
 def _number(layout: str) -> Callable[[BinaryIO], Value]:
@@ -219,10 +195,9 @@ def _number(layout: str) -> Callable[[BinaryIO], Value]:
 
 def _counted(layout: str, decode: Callable[[bytes], Value]) -> Callable[[BinaryIO], Value]:
     """Bytes behind their count, which has that layout."""
-    number = _number(layout)
 
     def read(file: BinaryIO) -> Value:
-        data = file.read(count := number(file))
+        data = file.read(count := _number(layout)(file))
         if len(data) != count:
             raise Malformed("cut off")
         return decode(data)
@@ -260,7 +235,7 @@ class Interpreter:
     memo: dict[int, Value] = field(default_factory=dict)
 
     def run(self, file: BinaryIO) -> Value:
-        """The value that the opcodes from the file's position on leave; the position is behind them then."""
+        """The value that the opcodes from the file's position on leave; it ends behind them."""
         while (code := file.read(1)) != b".":
             if code in PUSH:
                 self.stack.append(PUSH[code](file))
@@ -285,23 +260,24 @@ class Interpreter:
             case b"t" | b"\x85" | b"\x86" | b"\x87":  # TUPLE, TUPLE1 to 3
                 stack.append(tuple(self._pop() if code == b"t" else self._pop(code[0] - 0x84)))
             case b"s" | b"u":  # SETITEM, SETITEMS
-                items = self._pop(2 if code == b"s" else None)
-                pairs = zip(items[::2], items[1::2], strict=True)
+                items = iter(self._pop(2 if code == b"s" else None))
+                pairs = zip(items, items, strict=True)
                 self._top(dict).update((key, value) for key, value in pairs if isinstance(key, KEYS))
             case b"a" | b"e":  # APPEND, APPENDS
                 items = self._pop(1 if code == b"a" else None)
                 self._top(list).extend(items)
-            case b"b" | b"0":  # BUILD: the versions of modules, an attribute of the OrderedDict; POP
-                self._pop(1)
-            case b"\x90" | b"1":  # ADDITEMS, POP_MARK
-                self._pop()
-            case b"\x91":  # FROZENSET
-                self._pop()
-                stack.append(Foreign("frozenset"))
-            case b"\x93":  # STACK_GLOBAL
-                stack.append(Foreign(".".join(self._pop(2))))
+            case (
+                b"b" | b"0" | b"\x90" | b"1"
+            ):  # BUILD (attributes of the OrderedDict), POP; ADDITEMS, POP_MARK
+                self._pop(1 if code in b"b0" else None)
+            case b"\x91" | b"\x93":  # FROZENSET, STACK_GLOBAL
+                names = self._pop(None if code == b"\x91" else 2)
+                stack.append(Foreign("frozenset" if code == b"\x91" else ".".join(names)))
             case b"R" | b"\x81":  # REDUCE, NEWOBJ
-                stack.append(_call(*self._pop(2)))
+                name, arguments = self._pop(2)
+                if not isinstance(name, Foreign) or not isinstance(arguments, tuple):
+                    raise Malformed("a call of something that is no name")
+                stack.append(BUILDERS[name.name](*arguments) if name.name in BUILDERS else name)
             case b"Q":  # BINPERSID
                 stack.append(self.persistent(*self._pop(1)))
             case _:
@@ -321,13 +297,6 @@ class Interpreter:
 
     def _top(self, kind: type) -> Value:
         """The list or dict to fill; a new one, to be thrown away, for something foreign."""
-        top = self.stack[-1]
-        if not isinstance(top, kind | Foreign):
+        if not isinstance(self.stack[-1], kind | Foreign):
             raise Malformed(f"items for something that is no {kind.__name__}")
-        return kind() if isinstance(top, Foreign) else top
-
-
-def _call(name: Value, arguments: Value) -> Value:
-    if not isinstance(name, Foreign) or not isinstance(arguments, tuple):
-        raise Malformed("a call of something that is no name")
-    return BUILDERS[name.name](*arguments) if name.name in BUILDERS else name
+        return kind() if isinstance(self.stack[-1], Foreign) else self.stack[-1]
