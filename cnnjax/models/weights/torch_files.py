@@ -182,10 +182,8 @@ def _ordered_dict(pairs: list[Value]) -> dict:
 BUILDERS: dict[str, Callable[..., Value]] = {
     "collections.OrderedDict": lambda *pairs: _ordered_dict(*pairs or [[]]),
     "torch.Size": lambda sizes: sizes,
-    "torch._utils._rebuild_tensor": lambda *fields: Tensor(*fields[:4]),  # before torch 0.4
-    "torch._utils._rebuild_tensor_v2": lambda *fields: Tensor(*fields[:4]),
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    **{f"torch._utils._rebuild_tensor{v}": lambda *fields: Tensor(*fields[:4]) for v in ("", "_v2")},
+    **{f"torch._utils._rebuild_parameter{v}": lambda tensor, *_: tensor for v in ("", "_with_state")},
 }
 
 
