@@ -23,6 +23,14 @@ gelu = partial(jax.nn.gelu, approximate=False)
 PATCH = {"imagenet": 4, "cifar": 2}
 
 
+class LayerNorm(nn.LayerNorm):
+    """Flax's layer, which promotes bfloat16 to float32 implicitly; also if JAX is told to refuse that."""
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, mask=mask)
+
+
 class Block(nn.Module):
     """Depthwise 7x7, LayerNorm, then two dense layers on each pixel with GELU between them."""
 
@@ -75,7 +83,7 @@ class ConvNeXt(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, kernel_init=truncated, dtype=self.dtype)
         dense = partial(Dense, kernel_init=truncated, dtype=self.dtype)
-        norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype)
         rates = iter(np.linspace(0, self.drop_path_rate, sum(self.stage_sizes)).tolist())
         patch = PATCH[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3

@@ -47,7 +47,7 @@ class Experiment:
     schedule: schedules.Schedule
     steps_per_epoch: int
     total_steps: int
-    initial: dict[str, Any] | None  # variables of config.init_from, in place of drawn ones
+    initial: VariableDict | None  # variables of config.init_from, in place of drawn ones
 
     @property
     def steps_per_evaluation(self) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
 
     state: TrainState
     sums: TrainMetrics
-    batch: dict[str, jax.Array]
+    batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
     key: jax.Array | jax.ShapeDtypeStruct
 
 

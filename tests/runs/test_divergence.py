@@ -28,7 +28,7 @@ BAD = 70  # the one image that is white all over; the shuffle brings it at step 
 def infinite_white(key, batch):
     """An image of nothing but 255 becomes infinite, as broken preprocessing would make it."""
     white = (batch["image"] == 255).all((1, 2, 3), keepdims=True)
-    return batch | {"image": jnp.where(white, jnp.inf, batch["image"])}
+    return batch | {"image": jnp.where(white, jnp.inf, batch["image"].astype(jnp.float32))}
 
 
 @pytest.fixture(autouse=True, scope="module")

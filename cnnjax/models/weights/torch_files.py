@@ -258,15 +258,13 @@ class Interpreter:
             case b"t" | b"\x85" | b"\x86" | b"\x87":  # TUPLE, TUPLE1 to 3
                 stack.append(tuple(self._pop() if code == b"t" else self._pop(code[0] - 0x84)))
             case b"s" | b"u":  # SETITEM, SETITEMS
-                items = iter(self._pop(2 if code == b"s" else None))
-                pairs = zip(items, items, strict=True)
+                items = self._pop(2 if code == b"s" else None)
+                pairs = zip(items[::2], items[1::2], strict=True)
                 self._top(dict).update((key, value) for key, value in pairs if isinstance(key, KEYS))
             case b"a" | b"e":  # APPEND, APPENDS
                 items = self._pop(1 if code == b"a" else None)
                 self._top(list).extend(items)
-            case (
-                b"b" | b"0" | b"\x90" | b"1"
-            ):  # BUILD (attributes of the OrderedDict), POP; ADDITEMS, POP_MARK
+            case b"b" | b"0" | b"\x90" | b"1":  # BUILD, of an OrderedDict; POP; ADDITEMS; POP_MARK
                 self._pop(1 if code in b"b0" else None)
             case b"\x91" | b"\x93":  # FROZENSET, STACK_GLOBAL
                 names = self._pop(None if code == b"\x91" else 2)
