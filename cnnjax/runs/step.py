@@ -102,9 +102,7 @@ def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Output
     start = time.perf_counter()
     compiled = lower_step(experiment).compile()
     record_compilation(run, time.perf_counter() - start)
-    memory = device_memory(compiled)
-    cpu.keep_freed_memory(memory)
-    return compiled, memory
+    return cpu.settled(compiled), device_memory(compiled)
 
 
 def record_compilation(run: Run, seconds: float) -> None:

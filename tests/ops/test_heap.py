@@ -56,10 +56,24 @@ def test_a_step_reuses_the_memory_of_the_step_before_it():
     assert ours[0] > 0.9 * PAGES and max(ours[16:]) < 0.01 * PAGES
 
 
+# The same with `settled` after each block; it also prints the bytes that the process holds then.
+SETTLED = """
+from cnnjax.ops.cpu.heap import settled
+done, held = settled(lambda: None), []
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+"""
+SETTLED = STEPS.replace("def steps():", SETTLED + "\ndef steps():").replace("(faults)", "([faults, held])")
+AFTER = "libc.free(block)\n"
+SETTLED = SETTLED.replace(AFTER, f"{AFTER}        done()\n        held.append(resident())\n")
+
+
 @needs_glibc
-def test_the_workspace_of_a_large_step_goes_back_to_the_system():
-    steps = STEPS.replace("thread = ", "sys.modules[sys.argv[1]].keep_freed_memory(2**31)\nthread = ")
-    assert min(faults_of_steps("cnnjax.ops.cpu.heap", steps)) > 0.9 * PAGES
+def test_the_workspaces_of_the_first_steps_do_not_add_up():
+    faults, held = faults_of_steps("cnnjax.ops.cpu", SETTLED)
+    assert max(faults[heap.SETTLING_STEPS + 1 :]) < 0.01 * PAGES  # reused, as without it
+    assert max(held) - held[0] < 1.5 * 2**26  # at most the one block that is reused
 
 
 @needs_glibc

@@ -1,32 +1,56 @@
 """The C library's heap, set up so that a training step reuses the memory of the step before it."""
 
-import contextlib
 import ctypes
+import itertools
 import os
 import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import jax
 
 # XLA:CPU allocates the workspace of a step anew at each step. By default glibc maps it and gives it back, and
-# the system clears it page by page: a sixth of the processor's time of ResNet-18. Numbers from malloc.h.
-_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8
-_DEFAULT_MMAP_MAX = 65536
+# the system clears it page by page: a sixth of the processor's time of ResNet-18. Numbers from malloc.h;
+# -1 is never to trim.
+_SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
 # Aligned blocks are cut from larger ones, and glibc keeps the cuttings apart, up to seven of a size and
-# thread: until it has them, a freed workspace is a few bytes too small for the next one. In a first run the
-# peak grows by up to three workspaces, so steps of more bytes than this are mapped as by default.
-LARGEST_STEP = 2**30
+# thread: until it has them, a freed workspace is a few bytes too small for the next one.
+SETTLING_STEPS = 16  # seven, and as many more as other blocks have taken cuttings
+_Args = ParamSpec("_Args")
+_Results = TypeVar("_Results")
 
 
-def keep_freed_memory(step_bytes: int = 0) -> bool:
-    """Makes this process reuse freed memory in steps of at most `LARGEST_STEP` bytes; whether it can.
-
-    Call it before a device is used: threads that have allocated keep heaps of 64 MiB, and map larger blocks.
-    Other C libraries, and glibc set up by the environment (GLIBC_TUNABLES, MALLOC_...), are left alone.
-    """
+def _glibc() -> ctypes.CDLL | None:
+    """glibc, unless there is another C library, or the environment sets its heap up."""
     if sys.platform != "linux" or any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
-        return False
-    with contextlib.suppress(AttributeError, OSError):  # musl has neither function
+        return None
+    try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version()
-        mapped = _DEFAULT_MMAP_MAX if step_bytes > LARGEST_STEP else 0
-        settings = [(_MMAP_MAX, mapped), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1)]
-        return 0 not in [libc.mallopt(*setting) for setting in settings]
-    return False
+        libc.gnu_get_libc_version()  # musl has none
+    except (AttributeError, OSError):
+        return None
+    return libc
+
+
+def keep_freed_memory() -> bool:
+    """Makes this process keep freed memory for its next blocks; whether it can.
+
+    Call it before a device is used: threads that have allocated keep heaps of their own, of pieces of 64 MiB,
+    in which larger blocks are mapped all the same.
+    """
+    libc = _glibc()
+    return libc is not None and 0 not in [libc.mallopt(*setting) for setting in _SETTINGS.values()]
+
+
+def settled(step: Callable[_Args, _Results]) -> Callable[_Args, _Results]:
+    """`step`, which returns the workspaces of its first calls to the system, so that they do not add up."""
+    libc, calls = _glibc(), itertools.count()
+
+    def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:
+        results = step(*args, **kwargs)
+        if libc is not None and next(calls) < SETTLING_STEPS:
+            jax.block_until_ready(results)
+            libc.malloc_trim(0)
+        return results
+
+    return run
