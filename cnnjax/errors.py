@@ -22,7 +22,7 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     """The error for a name outside a closed set; it lists the set and names the nearest member.
 
     Args:
-      what: the field or kind of thing, as the user wrote it ("config.model.name", "augmentation").
+      what: the field or kind of thing, as the user wrote it ("model", "augmentation").
       value: what was given.
       allowed: every name that would have done.
     """
@@ -44,7 +44,7 @@ def parse_call(text: str, what: str) -> tuple[str, list, dict]:
 
     Args:
       text: `name` or `name(literal, field=literal)`.
-      what: the config field that holds the text, for the error.
+      what: what holds the text, for the error.
 
     Raises:
       UserError: where the text is anything else than a name with literals.

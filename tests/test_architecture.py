@@ -101,6 +101,13 @@ def test_nobody_imports_the_doors():
         assert not any(name.startswith(doors) for name in imports(file)), file
 
 
+def test_lower_floors_know_no_config():
+    floor = floors()
+    for file in files():
+        if room(file) not in DOORS and floor[room(file)] < floor["runs"] and room(file) != "config":
+            assert not re.search(r"ConfigDict|(?<!jax\.)\bconfig\.[a-z]+", file.read_text()), file
+
+
 def test_no_file_is_long_and_none_is_a_drawer():
     for file in files():
         assert len(file.read_text().splitlines()) <= 350, file

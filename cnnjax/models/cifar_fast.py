@@ -5,7 +5,7 @@ details from the author's scripts airbench94, airbench95, airbench96 (cifar10-ai
 accuracies here as means of 1000, 200 and 400 runs with mirrored and translated views at test time.
 
 Training starts with `whiten/kernel` from training images (`whitened`). The recipe trains neither
-it nor the scales of the normalizations: `FROZEN` is the pattern of those paths for `config.freeze`, as in
+it nor the scales of the normalizations: `FROZEN` is the pattern of those paths, to be frozen as in
 configs/cifar10_airbench.py. They count as parameters there and here.
 """
 
