@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -43,14 +44,17 @@ def keep_freed_memory() -> bool:
 
 
 def settled(step: Callable[_Args, _Results]) -> Callable[_Args, _Results]:
-    """`step`, which returns the workspaces of its first calls to the system, so that they do not add up."""
+    """`step`, which returns the workspaces of its first calls to the system, so that they do not add up.
+
+    It takes what the call before returned, which tells when that has ended.
+    """
     libc, calls = _glibc(), itertools.count()
 
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:
-        results = step(*args, **kwargs)
-        if libc is not None and next(calls) < SETTLING_STEPS:
-            jax.block_until_ready(results)
+        if libc is not None and 0 < next(calls) <= SETTLING_STEPS:
+            jax.block_until_ready(args)
+            time.sleep(0.005)  # XLA frees a workspace a moment after its results are there
             libc.malloc_trim(0)
-        return results
+        return step(*args, **kwargs)
 
     return run
