@@ -6,6 +6,7 @@ example comes once an epoch with mask 1. The last batch of an epoch is padded wi
 epoch whose mask is 0: the shapes never change, and BatchNorm only ever sees real images.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -51,7 +52,7 @@ def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-class Batches:
+class Batches(abc.ABC):
     """An endless iterator over batches, each a pure function of (seed, step): `position` is all to save."""
 
     def __init__(self, size: int, batch_size: int, seed: int | None):
@@ -64,21 +65,21 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Batch:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __next__(self) -> Batch: ...
 
+    @abc.abstractmethod
     def one_epoch(self) -> Iterator[Batch]:
         """The batches of the first epoch, whatever the position."""
-        raise NotImplementedError
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """A message for every image that has been left out so far."""
         return tuple(self._bad.values())
 
+    @abc.abstractmethod
     def _order(self, epoch: int) -> np.ndarray | jax.Array:
         """[size]: the source's indices in the order of one epoch."""
-        raise NotImplementedError
 
     def indices(self, step: int) -> list[int]:
         """The source's indices of the examples in the global batch of a step."""

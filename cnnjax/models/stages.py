@@ -6,6 +6,7 @@ come one block at a time or, so that a step of hundreds of layers has few argume
 `stack_blocks`.
 """
 
+import abc
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ Names = Sequence[str]
 Node = dict[str, Collection]
 
 
-class StagedNet(Net):
+class StagedNet(Net, abc.ABC):
     """A net whose blocks come in stages.
 
     With `scan_blocks` the equal blocks of a stage are compiled once and run in a loop; with `remat` a block's
@@ -36,9 +37,9 @@ class StagedNet(Net):
     scan_blocks: bool = False
     remat: bool = False
 
+    @abc.abstractmethod
     def stages(self) -> list[tuple[int, int]]:
         """(width, number of blocks) of each stage."""
-        raise NotImplementedError
 
 
 def check_stages(widths: Sequence[int], stage_sizes: Sequence[int]) -> list[tuple[int, int]]:
