@@ -40,10 +40,8 @@ def variants() -> dict[str, Variant]:
 
 def names_in_torch(model: nn.Module) -> TorchNames:
     """How torch spells a model's family; UserError if it has none."""
-    families: dict[type, TorchNames] = family_table("TORCH_NAMES")
-    if type(model) not in families:
-        raise unknown("family with torch names", type(model).__name__, [f.__name__ for f in families])
-    return families[type(model)]
+    families = {family.__name__: names for family, names in family_table("TORCH_NAMES").items()}
+    return by_name("family with torch names", type(model).__name__, families)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -57,10 +55,9 @@ def variant(spec: str) -> Variant:
 
 
 def create_model(spec: str, **fields: object) -> nn.Module:
-    """Builds a linen module from its name or spec; UserError for an unknown name or field.
+    """Builds a linen module from a name of `list_models()`, or a call of literals: 'lenet5(pooling="max")'.
 
-    `spec` is a name of `list_models()`, or a call of literals: 'simple_cnn(activation="tanh")'; its own
-    fields win over `fields` (num_classes, dtype, ...).
+    The spec's own fields win over `fields` (num_classes, dtype, ...). UserError for an unknown name or field.
     """
     name, args, given = parse_call(spec, "model")
     if args:
@@ -68,9 +65,8 @@ def create_model(spec: str, **fields: object) -> nn.Module:
     build = variant(spec).build
     allowed = [field for field in inspect.signature(build).parameters if field not in ("parent", "name")]
     fields = {"num_classes": variant(spec).preset.num_classes} | fields | given
-    for field in fields:
-        if field not in allowed:
-            raise unknown(f"field of model {name}", field, allowed)
+    if wrong := [field for field in fields if field not in allowed]:
+        raise unknown(f"field of model {name}", wrong[0], allowed)
     return build(**fields)
 
 

@@ -27,7 +27,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError, by_name
 from cnnjax.models.layers import Conv, Dense, logits
 from cnnjax.models.net import POOLINGS, RESPONSE_NORMS, Activation, Net, require_size, torch_uniform
-from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, TorchNames, Variant
+from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, TorchNames, Variant, substitute
 from cnnjax.ops.mesh import axis_size
 
 ORDERS = (("norm", "pool"), ("pool", "norm"))
@@ -85,8 +85,7 @@ class AlexNet(Net):
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         c1, c2, c3, c4, c5, d1, d2 = self.widths
 
-        x = image  # 227 227 3
-        x = relu(conv(c1, 11, strides=4, padding=0, name="conv1")(x))  # 55 55 96
+        x = relu(conv(c1, 11, strides=4, padding=0, name="conv1")(image))  # 227 227 3 to 55 55 96
         x = second(first(x))  # 27 27 96
         x = relu(grouped(c2, 5, padding=2, name="conv2")(x))  # 27 27 256
         x = second(first(x))  # 13 13 256
@@ -118,8 +117,7 @@ class AlexNetTorchvision(Net):
         relu, widths = jax.nn.relu, self.widths
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
-        x = image  # 224 224 3
-        x = relu(conv(widths[0], 11, strides=4, padding=2, name="conv1")(x))  # 55 55 64
+        x = relu(conv(widths[0], 11, strides=4, padding=2, name="conv1")(image))  # 224 224 3 to 55 55 64
         x = ops.max_pool(x, 3, 2)  # 27 27 64
         x = relu(conv(widths[1], 5, padding=2, name="conv2")(x))  # 27 27 192
         x = ops.max_pool(x, 3, 2)  # 13 13 192
@@ -156,18 +154,12 @@ class AlexNetCifar(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         activation = ops.activation(self.activation)
         norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
-        pools = (by_name("pooling", name, POOLINGS) for name in self.poolings)
-        pool1, pool2, pool3 = (partial(pool, window=self.pool_window, strides=2, ceil=True) for pool in pools)
-        conv1, conv2, conv3 = (
-            Conv(width, 5, padding=2, kernel_init=normal(std), dtype=self.dtype, name=f"conv{i}")
-            for i, (width, std) in enumerate(zip(self.widths, self.stds[:-1], strict=True), 1)
-        )
-        x = activation(conv1(image))  # 32 32 32
-        x = norm(pool1(x))  # 16 16 32
-        x = activation(conv2(x))  # 16 16 32
-        x = norm(pool2(x))  # 8 8 32
-        x = activation(conv3(x))  # 8 8 64
-        x = pool3(x)  # 4 4 64
+        pools, x = [by_name("pooling", name, POOLINGS) for name in self.poolings], image
+        for i, (width, std, pool) in enumerate(zip(self.widths, self.stds[:-1], pools, strict=True), 1):
+            conv = Conv(width, 5, padding=2, kernel_init=normal(std), dtype=self.dtype, name=f"conv{i}")
+            x = activation(conv(x))  # 32 32 32 | 16 16 32 | 8 8 64
+            x = pool(x, self.pool_window, 2, ceil=True)  # 16 16 32 | 8 8 32 | 4 4 64
+            x = norm(x) if i < len(pools) else x
         x = x.reshape(x.shape[0], -1)  # 1024
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.stds[-1]))
@@ -176,23 +168,19 @@ class AlexNetCifar(Net):
 PRESET = Preset((227, 227, 3), std=RAW_PIXELS)
 CIFAR_PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS)
 PAPER, ONE_CROP = "Krizhevsky et al. 2012", "ImageNet 1-crop"
+TORCHVISION = ("Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, ONE_CROP)
 caffenet = partial(AlexNet, response_norm="caffe", order=("pool", "norm"), bias=0.1)
 
 VARIANTS = {
     "alexnet": Variant(AlexNet, PAPER, PRESET, 59.3, 81.8, "ImageNet 10-crop"),
     "alexnet_one_tower": Variant(partial(AlexNet, groups=1), f"{PAPER}, without groups", PRESET),
     "caffenet": Variant(caffenet, "Jia et al. 2014, BVLC reference CaffeNet", PRESET, 57.4, 80.4, ONE_CROP),
-    "alexnet_torchvision": Variant(
-        AlexNetTorchvision, "Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, ONE_CROP
-    ),
+    "alexnet_torchvision": Variant(AlexNetTorchvision, *TORCHVISION),
     "alexnet_cifar": Variant(AlexNetCifar, "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full", CIFAR_PRESET),
 }
 
-LAYERS = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10, "dense1": 1, "dense2": 4, "head": 6}
-
-
-def _torch_name(path: str, model: AlexNetTorchvision) -> str:
-    return f"{'features' if path.startswith('conv') else 'classifier'}.{LAYERS[path]}"
-
-
-TORCH_NAMES = {AlexNetTorchvision: TorchNames(_torch_name, flattened={"dense1": (6, 6)})}
+NAMES = {
+    **{f"conv{i}": f"features.{place}" for i, place in enumerate((0, 3, 6, 8, 10), 1)},
+    **{"dense1": "classifier.1", "dense2": "classifier.4", "head": "classifier.6"},
+}
+TORCH_NAMES = {AlexNetTorchvision: TorchNames(substitute(NAMES), flattened={"dense1": (6, 6)})}

@@ -25,18 +25,15 @@ from cnnjax.models.net import Constructor, Dtype, Net, torch_uniform
 from cnnjax.models.variants import CIFAR, Variant
 
 FROZEN = r"whiten/kernel|stage\d/norm\d/scale"
-
-# The scripts' GELU is the exact one, by the error function.
-gelu = partial(jax.nn.gelu, approximate=False)
+gelu = partial(jax.nn.gelu, approximate=False)  # the scripts' is the exact one, by the error function
 
 
 def whitening_kernel(images: jax.Array, *, kernel_size: int = 2, epsilon: float = 5e-4) -> jax.Array:
-    """Filters that decorrelate the patches of images, each followed by its negative.
+    """Filters that decorrelate the patches of images, and their negatives: float32 HWIO, O = 2 * size^2 * C.
 
     The eigenvectors of the patches' second moments, the largest eigenvalue first, each divided by the root of
-    its eigenvalue plus `epsilon` (2404.00498, section 3; Page 2019, "How to train your ResNet 8"): float32
-    HWIO, O = 2 * kernel_size ** 2 * C. Images are float [B, H, W, C], normalized as the network will see
-    them; 5000 are plenty.
+    its eigenvalue plus `epsilon` (2404.00498, section 3; Page 2019, "How to train your ResNet 8"). Images are
+    float [B, H, W, C], normalized as the network will see them; 5000 are plenty.
     """
     _, height, width, channels = images.shape
     rows, columns, size = height - kernel_size + 1, width - kernel_size + 1, kernel_size**2 * channels

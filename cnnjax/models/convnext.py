@@ -19,8 +19,7 @@ from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 truncated = nn.initializers.truncated_normal(0.02)
 gelu = partial(jax.nn.gelu, approximate=False)
-# The pixels of a patch that the stem turns into one.
-PATCH = {"imagenet": 4, "cifar": 2}
+PATCH = {"imagenet": 4, "cifar": 2}  # the side of a patch that the stem turns into one pixel
 
 
 class LayerNorm(nn.LayerNorm):
@@ -43,8 +42,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        y = self.conv(width, 7, padding=3, groups=width, name="conv")(x)
-        y = self.norm(name="norm")(y)
+        y = self.norm(name="norm")(self.conv(width, 7, padding=3, groups=width, name="conv")(x))
         y = gelu(self.dense(4 * width, name="dense1")(y))
         y = self.dense(width, name="dense2")(y)
         scale_init = nn.initializers.constant(self.layer_scale_init)
@@ -61,8 +59,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.norm(name="norm")(x)
-        return self.conv(self.width, 2, 2, padding="valid", name="conv")(x)
+        return self.conv(self.width, 2, 2, padding="valid", name="conv")(self.norm(name="norm")(x))
 
 
 class ConvNeXt(Net):
@@ -94,41 +91,37 @@ class ConvNeXt(Net):
             for j in range(1, size + 1):  # 56 56 96, 28 28 192, 14 14 384, 7 7 768
                 drop_path = DropPath(next(rates), train)
                 x = Block(conv, dense, norm, drop_path, self.layer_scale_init, name=f"stage{i}_block{j}")(x)
-        x = ops.global_avg_pool(x)  # 768
-        x = norm(name="norm")(x)
+        x = norm(name="norm")(ops.global_avg_pool(x))  # 768
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated)
 
 
-def member(
-    stage_sizes: tuple[int, ...], width: int, drop_path_rate: float, resize: int, top1: float, top5: float
-) -> Variant:
-    """A member of the family, with the resize and accuracies of torchvision's weights."""
-    widths = (width, 2 * width, 4 * width, 8 * width)
-    build = partial(ConvNeXt, stage_sizes=stage_sizes, widths=widths, drop_path_rate=drop_path_rate)
+def member(depth: int, width: int, drop_path_rate: float, resize: int, *top: float) -> Variant:
+    """A member of the family by its third stage, with the resize and accuracies of torchvision's weights."""
+    widths, sizes = (width, 2 * width, 4 * width, 8 * width), (3, 3, depth, 3)
+    build = partial(ConvNeXt, stage_sizes=sizes, widths=widths, drop_path_rate=drop_path_rate)
     source, published = "Liu et al. 2022, 2201.03545", "ImageNet 1-crop, torchvision"
-    return Variant(build, source, Preset(resize=resize), top1, top5, published)
+    return Variant(build, source, Preset(resize=resize), *top, published=published)
 
 
 VARIANTS = {
-    "convnext_tiny": member((3, 3, 9, 3), 96, 0.1, 236, 82.520, 96.146),
-    "convnext_small": member((3, 3, 27, 3), 96, 0.4, 230, 83.616, 96.650),
-    "convnext_base": member((3, 3, 27, 3), 128, 0.5, 232, 84.062, 96.870),
-    "convnext_large": member((3, 3, 27, 3), 192, 0.5, 232, 84.414, 96.976),
+    "convnext_tiny": member(9, 96, 0.1, 236, 82.520, 96.146),
+    "convnext_small": member(27, 96, 0.4, 230, 83.616, 96.650),
+    "convnext_base": member(27, 128, 0.5, 232, 84.062, 96.870),
+    "convnext_large": member(27, 192, 0.5, 232, 84.414, 96.976),
 }
 
 
 def _torch_name(path: str, model: ConvNeXt) -> str:
     """'stage2_block3/dense1' -> 'features.3.2.block.3', 'downsample1/conv' -> 'features.2.1'."""
-    if path in ("norm", "head"):
-        return "classifier.0" if path == "norm" else "classifier.2"
-    block, layer = path.split("/")
-    if block == "stem":
-        return f"features.0.{('conv', 'norm').index(layer)}"
-    if block.startswith("downsample"):
-        return f"features.{2 * place(block)[0]}.{('norm', 'conv').index(layer)}"
-    stage, i = place(block)
-    layer = {"conv": "block.0", "norm": "block.2", "dense1": "block.3", "dense2": "block.5"}.get(layer, layer)
-    return f"features.{2 * stage - 1}.{i - 1}.{layer}"
+    block, _, layer = path.rpartition("/")
+    match place(block):
+        case [stage, i]:
+            layers = {"conv": "block.0", "norm": "block.2", "dense1": "block.3", "dense2": "block.5"}
+            return f"features.{2 * stage - 1}.{i - 1}.{layers.get(layer, layer)}"
+        case [i]:
+            return f"features.{2 * i}.{('norm', 'conv').index(layer)}"
+    fixed = {"stem/conv": "features.0.0", "stem/norm": "features.0.1", "norm": "classifier.0"}
+    return fixed.get(path, "classifier.2")
 
 
 TORCH_NAMES = {ConvNeXt: TorchNames(_torch_name)}

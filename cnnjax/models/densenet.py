@@ -43,9 +43,8 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.norm_relu(name="norm")(x)
-        x = self.conv(x.shape[-1] // 2, 1, name="conv")(x)
-        return ops.avg_pool(x, 2)
+        y = self.conv(x.shape[-1] // 2, 1, name="conv")(self.norm_relu(name="norm")(x))
+        return ops.avg_pool(y, 2)
 
 
 class ImageNetStem(nn.Module):
@@ -116,8 +115,8 @@ def imagenet(stage_sizes: tuple[int, ...], growth_rate: int, top1: float, top5: 
 
 def cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:
     """A BC net of that depth."""
-    build = partial(DenseNet, growth_rate=growth_rate, stem_width=2 * growth_rate, stem="cifar")
-    build = partial(build, stage_sizes=((depth - 4) // 6,) * 3)
+    small = partial(DenseNet, growth_rate=growth_rate, stem_width=2 * growth_rate, stem="cifar")
+    build = partial(small, stage_sizes=((depth - 4) // 6,) * 3)
     return Variant(build, PAPER, CIFAR, top1=top1, published="CIFAR-10" if top1 else "")
 
 
@@ -132,15 +131,9 @@ VARIANTS = {
     "densenet_bc_190_40": cifar(190, 40, 96.54),
 }
 
-TORCH_NAMES = {
-    DenseNet: TorchNames(
-        substitute(
-            (r"^stem/(\w+)$", r"\g<1>0"),
-            (r"^stage(\d+)_block(\d+)/", r"denseblock\1.denselayer\2."),
-            (r"^norm$", "norm5"),
-            (r"^(?!head$)", "features."),
-            (r"^head$", "classifier"),
-        ),
-        old_names=(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"),
-    )
+NAMES = {
+    **{r"^stem/(\w+)$": r"\g<1>0", r"^stage(\d+)_block(\d+)/": r"denseblock\1.denselayer\2."},
+    **{"^norm$": "norm5", "^(?!head$)": "features.", "^head$": "classifier"},
 }
+OLD_NAMES = (r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2")
+TORCH_NAMES = {DenseNet: TorchNames(substitute(NAMES), old_names=OLD_NAMES)}

@@ -20,7 +20,6 @@ from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
-
 # Table 1: expansion, kernel size, stride of the first block, channels and blocks of each stage.
 STAGES = (
     (1, 3, 1, 16, 1),  # 112 112 16
@@ -47,10 +46,8 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels, y = x.shape[-1], x
-        width = channels * self.expansion
-        if self.expansion > 1:
-            y = self.unit(width, name="expand")(y)
+        channels, width = x.shape[-1], x.shape[-1] * self.expansion
+        y = self.unit(width, name="expand")(x) if self.expansion > 1 else x
         y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
         y = self.squeeze_excite(max(1, channels // 4), name="se")(y)
         y = self.linear(self.features, name="project")(y)
@@ -93,14 +90,11 @@ class EfficientNet(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
 
 
-def scaled(
-    width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], top1: float, top5: float
-) -> Variant:
+def scaled(width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], *top: float) -> Variant:
     """A member of the family, with the image and resize sizes and accuracies of torchvision's weights."""
     build = partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
     preset = Preset((sizes[0], sizes[0], 3), resize=sizes[1], interpolation="bicubic")
-    source, published = "Tan, Le 2019, 1905.11946", "ImageNet 1-crop, torchvision"
-    return Variant(build, source, preset, top1, top5, published)
+    return Variant(build, "Tan, Le 2019, 1905.11946", preset, *top, published="ImageNet 1-crop, torchvision")
 
 
 VARIANTS = {

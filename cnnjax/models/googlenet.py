@@ -7,11 +7,8 @@ The paper names neither padding nor the form of local response normalization; bo
 bvlc_googlenet, whose layers have the paper's sizes: convolutions padded by half their kernel, poolings
 rounded up, LRN in Caffe's form (alpha divided by n, k = 1), kernels uniform with variance 1 / fan-in and
 biases 0.2. `googlenet_bn` has batch normalization after each convolution instead of LRN and biases
-(1502.03167), and He-normal kernels.
-
-`googlenet_torchvision` is torchvision's net: a 3x3 kernel in the 5x5 branch, the last pooling 2x2, dropout
-0.2, the auxiliary heads' pooling adaptive. Its trained weights want images scaled to -1..1, as the preset
-says.
+(1502.03167), and He-normal kernels. `googlenet_torchvision` is torchvision's net: a 3x3 kernel in the 5x5
+branch, the last pooling 2x2, dropout 0.2, the auxiliary heads' pooling adaptive, images scaled to -1..1.
 """
 
 from functools import partial
@@ -61,8 +58,7 @@ class InceptionCell(nn.Module):
         b = self.unit(width3, 3, name="branch3x3")(b)
         c = self.unit(reduced5, name="branch5x5_reduce")(x)
         c = self.unit(width5, self.kernel_size, name="branch5x5")(c)
-        d = ops.max_pool(x, 3, 1, padding=1)
-        d = self.unit(projected, name="branch_pool")(d)
+        d = self.unit(projected, name="branch_pool")(ops.max_pool(x, 3, 1, padding=1))
         return jnp.concatenate([a, b, c, d], axis=-1)
 
 
@@ -200,41 +196,27 @@ class GoogLeNet(Net):
 batch_norm = partial(GoogLeNet, batch_norm=True)
 cell3x3, aux_pool4x4 = partial(InceptionCell, kernel_size=3), partial(ops.adaptive_avg_pool, output_size=4)
 torchvision = partial(batch_norm, cell=cell3x3, last_pool=2, dropout_rate=0.2, aux_pool=aux_pool4x4)
+small = partial(batch_norm, stem="cifar", width=0.25)
 PAPER, ONE_CROP = "Szegedy et al. 2014, 1409.4842", "ImageNet 1-crop"
 PUBLISHED = (PAPER, Preset(), None, 89.93, ONE_CROP)
+WITH_BN = ("Szegedy et al. 2015, 1512.00567, table 3", Preset(), 73.2, None, ONE_CROP)
 TORCHVISION = ("torchvision", Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), 69.778, 89.530, ONE_CROP)
 
 VARIANTS = {
     "googlenet": Variant(GoogLeNet, *PUBLISHED),
     "googlenet_with_aux": Variant(partial(GoogLeNet, aux_logits=True), *PUBLISHED),
-    "googlenet_bn": Variant(
-        batch_norm, "Szegedy et al. 2015, 1512.00567, table 3", top1=73.2, published=ONE_CROP
-    ),
+    "googlenet_bn": Variant(batch_norm, *WITH_BN),
     "googlenet_naive": Variant(partial(GoogLeNet, cell=NaiveCell), f"{PAPER}, figure 2a"),
     "googlenet_torchvision": Variant(torchvision, *TORCHVISION),
     "googlenet_torchvision_with_aux": Variant(partial(torchvision, aux_logits=True), *TORCHVISION),
-    "googlenet_cifar": Variant(
-        partial(batch_norm, stem="cifar", width=0.25), f"{PAPER}, a quarter as wide", CIFAR
-    ),
+    "googlenet_cifar": Variant(small, f"{PAPER}, a quarter as wide", CIFAR),
 }
 
-TORCH_NAMES = {
-    GoogLeNet: TorchNames(
-        substitute(
-            (r"norm$", "bn"),
-            (r"^stem/", ""),
-            (r"^cell", "inception"),
-            (r"branch1x1", "branch1"),
-            (r"branch3x3_reduce", "branch2.0"),
-            (r"branch3x3", "branch2.1"),
-            (r"branch5x5_reduce", "branch3.0"),
-            (r"branch5x5", "branch3.1"),
-            (r"branch_pool", "branch4.1"),
-            (r"^(aux\d)/dense$", r"\1.fc1"),
-            (r"^(aux\d)/head$", r"\1.fc2"),
-            (r"^head$", "fc"),
-        ),
-        flattened={"aux1/dense": (4, 4), "aux2/dense": (4, 4)},
-        extra=(r"aux\d\.",),
-    )
+NAMES = {
+    **{"norm$": "bn", "^stem/": "", "^cell": "inception", "branch1x1": "branch1", "branch_pool": "branch4.1"},
+    **{"branch3x3_reduce": "branch2.0", "branch3x3": "branch2.1"},
+    **{"branch5x5_reduce": "branch3.0", "branch5x5": "branch3.1"},
+    **{r"^(aux\d)/dense$": r"\1.fc1", r"^(aux\d)/head$": r"\1.fc2", "^head$": "fc"},
 }
+FLATTENED = {"aux1/dense": (4, 4), "aux2/dense": (4, 4)}
+TORCH_NAMES = {GoogLeNet: TorchNames(substitute(NAMES), flattened=FLATTENED, extra=(r"aux\d\.",))}

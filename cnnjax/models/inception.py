@@ -41,83 +41,73 @@ def conv_unit(
     return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
 
 
-class CellA(nn.Module):
+def chain(unit: Constructor, x: jax.Array, name: str, *layers: tuple) -> jax.Array:
+    """Units NAME_1, NAME_2, ... in turn, each of these features, kernel size, stride and padding."""
+    for i, layer in enumerate(layers, 1):
+        x = unit(*layer, name=f"{name}_{i}")(x)
+    return x
+
+
+class Part(nn.Module):
+    """A part of a net, made of `unit`: convolution, normalization and ReLU."""
+
+    unit: Constructor
+
+
+class CellA(Part):
     """Figure 5: the 5x5 branch beside its factorization into two 3x3, on 35x35 maps."""
 
     projected: int
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit = self.unit
         a = unit(64, name="branch1x1")(x)
-        b = unit(48, name="branch5x5_1")(x)
-        b = unit(64, 5, name="branch5x5_2")(b)
-        c = unit(64, name="branch3x3dbl_1")(x)
-        c = unit(96, 3, name="branch3x3dbl_2")(c)
-        c = unit(96, 3, name="branch3x3dbl_3")(c)
+        b = chain(unit, x, "branch5x5", (48,), (64, 5))
+        c = chain(unit, x, "branch3x3dbl", (64,), (96, 3), (96, 3))
         d = unit(self.projected, name="branch_pool")(average_same(x))
         return jnp.concatenate([a, b, c, d], axis=-1)
 
 
-class ReductionB(nn.Module):
+class ReductionB(Part):
     """Figure 10: half the size by convolution and pooling side by side, 35x35 to 17x17."""
-
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        unit = self.unit
-        a = unit(384, 3, 2, "valid", name="branch3x3")(x)
-        b = unit(64, name="branch3x3dbl_1")(x)
-        b = unit(96, 3, name="branch3x3dbl_2")(b)
-        b = unit(96, 3, 2, "valid", name="branch3x3dbl_3")(b)
+        a = self.unit(384, 3, 2, "valid", name="branch3x3")(x)
+        b = chain(self.unit, x, "branch3x3dbl", (64,), (96, 3), (96, 3, 2, "valid"))
         return jnp.concatenate([a, b, pool(x)], axis=-1)
 
 
-class CellC(nn.Module):
+class CellC(Part):
     """Figure 6: 7x7 as 1x7 and 7x1, on 17x17 maps; `width` of the channels between them."""
 
     width: int
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         unit, width = self.unit, self.width
         a = unit(192, name="branch1x1")(x)
-        b = unit(width, name="branch7x7_1")(x)
-        b = unit(width, (1, 7), name="branch7x7_2")(b)
-        b = unit(192, (7, 1), name="branch7x7_3")(b)
-        c = unit(width, name="branch7x7dbl_1")(x)
-        c = unit(width, (7, 1), name="branch7x7dbl_2")(c)
-        c = unit(width, (1, 7), name="branch7x7dbl_3")(c)
-        c = unit(width, (7, 1), name="branch7x7dbl_4")(c)
-        c = unit(192, (1, 7), name="branch7x7dbl_5")(c)
+        b = chain(unit, x, "branch7x7", (width,), (width, (1, 7)), (192, (7, 1)))
+        twice = (width, (7, 1)), (width, (1, 7)), (width, (7, 1)), (192, (1, 7))
+        c = chain(unit, x, "branch7x7dbl", (width,), *twice)
         d = unit(192, name="branch_pool")(average_same(x))
         return jnp.concatenate([a, b, c, d], axis=-1)
 
 
-class ReductionD(nn.Module):
+class ReductionD(Part):
     """17x17 to 8x8."""
-
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        unit = self.unit
-        a = unit(192, name="branch3x3_1")(x)
-        a = unit(320, 3, 2, "valid", name="branch3x3_2")(a)
-        b = unit(192, name="branch7x7x3_1")(x)
-        b = unit(192, (1, 7), name="branch7x7x3_2")(b)
-        b = unit(192, (7, 1), name="branch7x7x3_3")(b)
-        b = unit(192, 3, 2, "valid", name="branch7x7x3_4")(b)
+        a = chain(self.unit, x, "branch3x3", (192,), (320, 3, 2, "valid"))
+        seven = (192, (1, 7)), (192, (7, 1))
+        b = chain(self.unit, x, "branch7x7x3", (192,), *seven, (192, 3, 2, "valid"))
         return jnp.concatenate([a, b, pool(x)], axis=-1)
 
 
-class CellE(nn.Module):
+class CellE(Part):
     """Figure 7: 1x3 and 3x1 side by side, on 8x8 maps."""
-
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -125,17 +115,14 @@ class CellE(nn.Module):
         a = unit(320, name="branch1x1")(x)
         b = unit(384, name="branch3x3_1")(x)
         b = [unit(384, (1, 3), name="branch3x3_2a")(b), unit(384, (3, 1), name="branch3x3_2b")(b)]
-        c = unit(448, name="branch3x3dbl_1")(x)
-        c = unit(384, 3, name="branch3x3dbl_2")(c)
+        c = chain(unit, x, "branch3x3dbl", (448,), (384, 3))
         c = [unit(384, (1, 3), name="branch3x3dbl_3a")(c), unit(384, (3, 1), name="branch3x3dbl_3b")(c)]
         d = unit(192, name="branch_pool")(average_same(x))
         return jnp.concatenate([a, *b, *c, d], axis=-1)
 
 
-class StemV3(nn.Module):
+class StemV3(Part):
     """The convolutions before the first cell, padded only where table 1 says so."""
-
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -149,13 +136,12 @@ class StemV3(nn.Module):
         return pool(x)  # 35 35 192
 
 
-class AuxiliaryHead(nn.Module):
+class AuxiliaryHead(Part):
     """A classifier with batch normalization on the last 17x17 cell (section 4)."""
 
-    unit: Constructor
     unit2: Constructor
     num_classes: int
-    dtype: Dtype = jnp.float32
+    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -181,14 +167,14 @@ class InceptionV3(Net):
         unit = conv_unit(self, train, truncated(0.1), self.width)
         x = image.astype(self.dtype)  # 299 299 3
         x = StemV3(unit, name="stem")(x)  # 35 35 192
-        x = CellA(32, unit, name="mixed5b")(x)  # 35 35 256
-        x = CellA(64, unit, name="mixed5c")(x)  # 35 35 288
-        x = CellA(64, unit, name="mixed5d")(x)  # 35 35 288
+        x = CellA(unit, 32, name="mixed5b")(x)  # 35 35 256
+        x = CellA(unit, 64, name="mixed5c")(x)  # 35 35 288
+        x = CellA(unit, 64, name="mixed5d")(x)  # 35 35 288
         x = ReductionB(unit, name="mixed6a")(x)  # 17 17 768
-        x = CellC(128, unit, name="mixed6b")(x)  # 17 17 768
-        x = CellC(160, unit, name="mixed6c")(x)  # 17 17 768
-        x = CellC(160, unit, name="mixed6d")(x)  # 17 17 768
-        x = CellC(192, unit, name="mixed6e")(x)  # 17 17 768
+        x = CellC(unit, 128, name="mixed6b")(x)  # 17 17 768
+        x = CellC(unit, 160, name="mixed6c")(x)  # 17 17 768
+        x = CellC(unit, 160, name="mixed6d")(x)  # 17 17 768
+        x = CellC(unit, 192, name="mixed6e")(x)  # 17 17 768
         if self.aux_logits and (train or self.is_initializing()):
             unit2 = conv_unit(self, train, truncated(0.01), self.width)
             y = AuxiliaryHead(unit, unit2, self.num_classes, self.dtype, name="aux")(x)
@@ -202,14 +188,13 @@ class InceptionV3(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated(0.1))
 
 
-class CellV2(nn.Module):
+class CellV2(Part):
     """GoogLeNet's cell with its 5x5 as two 3x3.
 
     `widths`: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the two 3x3, each of them, 1x1 after the pooling.
     """
 
     widths: tuple[int, ...]
-    unit: Constructor
     pool: Activation = average_same
 
     @nn.compact
@@ -219,17 +204,15 @@ class CellV2(nn.Module):
         b = self.unit(reduced3, name="branch3x3_reduce")(x)
         b = self.unit(width3, 3, name="branch3x3")(b)
         c = self.unit(reduced_double, name="branch3x3dbl_reduce")(x)
-        c = self.unit(width_double, 3, name="branch3x3dbl_1")(c)
-        c = self.unit(width_double, 3, name="branch3x3dbl_2")(c)
+        c = chain(self.unit, c, "branch3x3dbl", (width_double, 3), (width_double, 3))
         d = self.unit(projected, name="branch_pool")(self.pool(x))
         return jnp.concatenate([a, b, c, d], axis=-1)
 
 
-class ReductionV2(nn.Module):
+class ReductionV2(Part):
     """Half the size; all input channels also leave through the pooling. `widths` as the cell's inner four."""
 
     widths: tuple[int, ...]
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -237,15 +220,12 @@ class ReductionV2(nn.Module):
         b = self.unit(reduced3, name="branch3x3_reduce")(x)
         b = self.unit(width3, 3, 2, name="branch3x3")(b)
         c = self.unit(reduced_double, name="branch3x3dbl_reduce")(x)
-        c = self.unit(width_double, 3, name="branch3x3dbl_1")(c)
-        c = self.unit(width_double, 3, 2, name="branch3x3dbl_2")(c)
+        c = chain(self.unit, c, "branch3x3dbl", (width_double, 3), (width_double, 3, 2))
         return jnp.concatenate([b, c, pool(x, padding=1)], axis=-1)
 
 
-class StemV2(nn.Module):
+class StemV2(Part):
     """GoogLeNet's stem with batch normalization."""
-
-    unit: Constructor
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -267,16 +247,16 @@ class InceptionV2(Net):
         unit = conv_unit(self, train, truncated(0.1), self.width)
         x = image.astype(self.dtype)  # 224 224 3
         x = StemV2(unit, name="stem")(x)  # 28 28 192
-        x = CellV2((64, 64, 64, 64, 96, 32), unit, name="cell3a")(x)  # 28 28 256
-        x = CellV2((64, 64, 96, 64, 96, 64), unit, name="cell3b")(x)  # 28 28 320
-        x = ReductionV2((128, 160, 64, 96), unit, name="cell3c")(x)  # 14 14 576
-        x = CellV2((224, 64, 96, 96, 128, 128), unit, name="cell4a")(x)  # 14 14 576
-        x = CellV2((192, 96, 128, 96, 128, 128), unit, name="cell4b")(x)  # 14 14 576
-        x = CellV2((160, 128, 160, 128, 160, 128), unit, name="cell4c")(x)  # 14 14 608
-        x = CellV2((96, 128, 192, 160, 192, 128), unit, name="cell4d")(x)  # 14 14 608
-        x = ReductionV2((128, 192, 192, 256), unit, name="cell4e")(x)  # 7 7 1056
-        x = CellV2((352, 192, 320, 160, 224, 128), unit, name="cell5a")(x)  # 7 7 1024
-        x = CellV2((352, 192, 320, 192, 224, 128), unit, pool_same, name="cell5b")(x)  # 7 7 1024
+        x = CellV2(unit, (64, 64, 64, 64, 96, 32), name="cell3a")(x)  # 28 28 256
+        x = CellV2(unit, (64, 64, 96, 64, 96, 64), name="cell3b")(x)  # 28 28 320
+        x = ReductionV2(unit, (128, 160, 64, 96), name="cell3c")(x)  # 14 14 576
+        x = CellV2(unit, (224, 64, 96, 96, 128, 128), name="cell4a")(x)  # 14 14 576
+        x = CellV2(unit, (192, 96, 128, 96, 128, 128), name="cell4b")(x)  # 14 14 576
+        x = CellV2(unit, (160, 128, 160, 128, 160, 128), name="cell4c")(x)  # 14 14 608
+        x = CellV2(unit, (96, 128, 192, 160, 192, 128), name="cell4d")(x)  # 14 14 608
+        x = ReductionV2(unit, (128, 192, 192, 256), name="cell4e")(x)  # 7 7 1056
+        x = CellV2(unit, (352, 192, 320, 160, 224, 128), name="cell5a")(x)  # 7 7 1024
+        x = CellV2(unit, (352, 192, 320, 192, 224, 128), pool_same, name="cell5b")(x)  # 7 7 1024
         x = ops.global_avg_pool(x)  # 1024
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated(0.1))
@@ -292,15 +272,5 @@ VARIANTS = {
     "inception_v3_with_aux": Variant(partial(InceptionV3, aux_logits=True), *V3),
 }
 
-TORCH_NAMES = {
-    InceptionV3: TorchNames(
-        substitute(
-            (r"norm$", "bn"),
-            (r"^stem/conv", "Conv2d_"),
-            (r"^mixed", "Mixed_"),
-            (r"^aux/", "AuxLogits/"),
-            (r"head$", "fc"),
-        ),
-        extra=(r"AuxLogits\.",),
-    )
-}
+NAMES = {r"norm$": "bn", "^stem/conv": "Conv2d_", "^mixed": "Mixed_", "^aux/": "AuxLogits/", "head$": "fc"}
+TORCH_NAMES = {InceptionV3: TorchNames(substitute(NAMES), extra=(r"AuxLogits\.",))}

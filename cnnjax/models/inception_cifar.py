@@ -13,6 +13,7 @@ and 49, 27, 27 and 14 for n = 7. Batch normalization stands before each ReLU and
 net around the cells is this project's own. Kernels are He-normal, the classifier's LeCun-normal.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -20,65 +21,41 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, by_name
 from cnnjax.models.inception import conv_unit
 from cnnjax.models.layers import BatchNorm, logits
 from cnnjax.models.net import Constructor, Net, he_normal
 from cnnjax.models.variants import CIFAR, Variant
+from cnnjax.ops.shapes import Size
+
+Units = tuple[tuple[Constructor, Size], ...]  # and their kernel sizes
+# The units of the branch that sees n x n pixels; `linear` is `unit` without its ReLU.
+LARGE: dict[str, Callable[[int, Constructor, Constructor], Units]] = {
+    "nxn": lambda n, unit, linear: ((unit, n),),
+    "3x3": lambda n, unit, linear: ((unit, 3),) * (n // 2),
+    "3x3_linear": lambda n, unit, linear: (*((linear, 3),) * (n // 2 - 1), (unit, 3)),
+    "1xn": lambda n, unit, linear: ((unit, (1, n)), (unit, (n, 1))),
+}
 
 
 class Large(nn.Module):
-    """The branch whose outputs see `kernel_size` pixels a side; `linear` is `unit` without its ReLU."""
+    """The branch with the largest kernel: its units in turn, all of `width` features."""
 
     width: int
-    kernel_size: int
-    unit: Constructor
-    linear: Constructor
-
-
-class OneConvolution(Large):
-    """nxn."""
+    units: Units
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.unit(self.width, self.kernel_size, name="conv1")(x)
-
-
-class Stacked3x3(Large):
-    """As many 3x3 as see nxn pixels."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(1, self.kernel_size // 2 + 1):
-            x = self.unit(self.width, 3, name=f"conv{i}")(x)
+        for i, (unit, kernel_size) in enumerate(self.units, 1):
+            x = unit(self.width, kernel_size, name=f"conv{i}")(x)
         return x
 
 
-class Linear3x3(Large):
-    """As many 3x3 as see nxn pixels, with ReLU after the last alone."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        number = self.kernel_size // 2
-        for i in range(1, number):
-            x = self.linear(self.width, 3, name=f"conv{i}")(x)
-        return self.unit(self.width, 3, name=f"conv{number}")(x)
-
-
-class Asymmetric(Large):
-    """1xn, then nx1."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.unit(self.width, (1, self.kernel_size), name="conv1")(x)
-        return self.unit(self.width, (self.kernel_size, 1), name="conv2")(x)
-
-
 class Cell(nn.Module):
-    """GoogLeNet's cell with four branches of the same width, one of them `large`."""
+    """GoogLeNet's cell with four branches of the same width, one of them the `large` units."""
 
     width: int
-    large: Constructor
+    large: Units
     unit: Constructor
 
     @nn.compact
@@ -88,7 +65,7 @@ class Cell(nn.Module):
         b = unit(width, name="branch3x3_reduce")(x)
         b = unit(width, 3, name="branch3x3")(b)
         c = unit(width, name="branch_large_reduce")(x)
-        c = self.large(width, name="branch_large")(c)
+        c = Large(width, self.large, name="branch_large")(c)
         d = unit(width, name="branch_pool")(ops.max_pool(x, 3, 1, padding=1))
         return jnp.concatenate([a, b, c, d], axis=-1)
 
@@ -96,11 +73,11 @@ class Cell(nn.Module):
 class InceptionCifar(Net):
     """Stages of cells, each but the first at half the size; takes images from 4x4 on (three stages).
 
-    `large` is the class of the branch with the largest kernel, `kernel_size` its odd n; `widths` are the
+    `large` of `LARGE` is the branch with the largest kernel, `kernel_size` its odd n; `widths` are the
     channels of each of the four branches, stage by stage; a stage has `stage_size` cells.
     """
 
-    large: Constructor = OneConvolution
+    large: str = "nxn"
     kernel_size: int = 5
     widths: tuple[int, ...] = (16, 32, 64)
     stage_size: int = 2
@@ -111,7 +88,7 @@ class InceptionCifar(Net):
             raise UserError(f"kernel_size {self.kernel_size}: allowed are odd numbers from 3 on")
         unit = conv_unit(self, train, he_normal)
         linear = conv_unit(self, train, he_normal, norm=BatchNorm)
-        large = partial(self.large, kernel_size=self.kernel_size, unit=unit, linear=linear)
+        large = by_name("large", self.large, LARGE)(self.kernel_size, unit, linear)
         x = image.astype(self.dtype)  # 32 32 3
         x = unit(2 * self.widths[0], 3, name="stem")(x)  # 32 32 32
         for i, width in enumerate(self.widths, 1):
@@ -123,14 +100,11 @@ class InceptionCifar(Net):
         return logits(x, self.num_classes, self.dtype)
 
 
-def variant(large: Constructor, place: str = "") -> Variant:
-    """A net by its largest branch, and where the paper has that."""
-    return Variant(partial(InceptionCifar, large=large), f"Szegedy et al. 2015, 1512.00567{place}", CIFAR)
-
-
+linear = partial(InceptionCifar, large="3x3_linear")
+PAPER = "Szegedy et al. 2015, 1512.00567"
 VARIANTS = {
-    "inception_cifar_5x5": variant(OneConvolution),
-    "inception_cifar_3x3": variant(Stacked3x3, ", section 3.1"),
-    "inception_cifar_3x3_linear": variant(Linear3x3, ", figure 2"),
-    "inception_cifar_1xn": variant(Asymmetric, ", section 3.2"),
+    "inception_cifar_5x5": Variant(InceptionCifar, PAPER, CIFAR),
+    "inception_cifar_3x3": Variant(partial(InceptionCifar, large="3x3"), f"{PAPER}, section 3.1", CIFAR),
+    "inception_cifar_3x3_linear": Variant(linear, f"{PAPER}, figure 2", CIFAR),
+    "inception_cifar_1xn": Variant(partial(InceptionCifar, large="1xn"), f"{PAPER}, section 3.2", CIFAR),
 }

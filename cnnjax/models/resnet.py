@@ -226,17 +226,9 @@ VARIANTS = {
     "resnet20_cifar_option_b": _cifar(20, "b"),
 }
 
-TORCH_NAMES = {
-    ResNet: TorchNames(
-        substitute(
-            (r"^stage(\d+)_block(\d+)", lambda m: f"layer{m[1]}.{int(m[2]) - 1}"),
-            (r"^stem/conv$", "conv1"),
-            (r"^stem/norm$", "bn1"),
-            (r"norm(\d)$", r"bn\1"),
-            (r"shortcut/conv$", "downsample.0"),
-            (r"shortcut/norm$", "downsample.1"),
-            (r"^head$", "fc"),
-        ),
-        convolved=(r".*/se/fc\d",),  # `se.fc1` and `se.fc2` are timm's
-    )
+NAMES = {
+    r"^stage(\d+)_block(\d+)": lambda m: f"layer{m[1]}.{int(m[2]) - 1}",
+    **{"^stem/conv$": "conv1", "^stem/norm$": "bn1", r"norm(\d)$": r"bn\1", "^head$": "fc"},
+    **{"shortcut/conv$": "downsample.0", "shortcut/norm$": "downsample.1"},
 }
+TORCH_NAMES = {ResNet: TorchNames(substitute(NAMES), convolved=(r".*/se/fc\d",))}  # these names are timm's

@@ -58,18 +58,13 @@ def preset_augment(preset: Preset) -> str:
     return f"{crop}normalize(mean={tuple(preset.mean)}, std={tuple(preset.std)})"
 
 
-Rename = Callable[..., str]  # (a module's path, the model, which is of the family's own class)
-
-
 @dataclasses.dataclass(frozen=True)
 class TorchNames:
-    """The entries of torch's state dict for a module class.
+    """The entries of torch's state dict for a module class."""
 
-    `rename` is (module path here such as 'stage1_block2/conv1', the model) -> 'layer1.1.conv2', or the whole
-    entry if a leaf has a name of its own ('features.1.0.layer_scale').
-    """
-
-    rename: Rename
+    # (module path here such as 'stage1_block2/conv1', the model, of that class) -> 'layer1.1.conv2', or the
+    # whole entry if a leaf has a name of its own ('features.1.0.layer_scale').
+    rename: Callable[..., str]
     # Dense layers that read a flattened [C, H, W] map there and [H, W, C] here: path -> (H, W).
     flattened: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     extra: tuple[str, ...] = ()  # patterns of entries that a model here may be built without: auxiliary heads
@@ -77,11 +72,11 @@ class TorchNames:
     old_names: tuple[str, str] | None = None  # (pattern, replacement) for torchvision's older files
 
 
-def substitute(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:
+def substitute(rules: Mapping[str, str | Callable[[re.Match[str]], str]]) -> Callable[..., str]:
     """A `rename` that applies regular expressions in order, each to the whole path."""
 
     def rename(path: str, model: object = None) -> str:
-        for pattern, replacement in rules:
+        for pattern, replacement in rules.items():
             path = re.sub(pattern, replacement, path)
         return path.replace("/", ".")
 

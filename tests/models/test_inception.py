@@ -20,7 +20,7 @@ from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.googlenet import AuxiliaryHead
 from cnnjax.models.inception import conv_unit
-from cnnjax.models.inception_cifar import Asymmetric, Linear3x3, OneConvolution, Stacked3x3
+from cnnjax.models.inception_cifar import LARGE, Large
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Dense, DropPath, SqueezeExcite
 from cnnjax.models.net import Net, he_normal, scaled
 from cnnjax.models.weights.torch import convert, convert_into, to_torch, torch_entries
@@ -492,13 +492,13 @@ def test_convnext_block_by_its_formula():
 # --- Factorization (1512.00567, section 3). --------------------------------------------------------
 
 BRANCHES = {
-    "5x5": (OneConvolution, 5, 25),
-    "two 3x3": (Stacked3x3, 5, 18),
-    "two 3x3, linear": (Linear3x3, 5, 18),
-    "1x5, 5x1": (Asymmetric, 5, 10),
-    "7x7": (OneConvolution, 7, 49),
-    "three 3x3": (Stacked3x3, 7, 27),
-    "1x7, 7x1": (Asymmetric, 7, 14),
+    "5x5": ("nxn", 5, 25),
+    "two 3x3": ("3x3", 5, 18),
+    "two 3x3, linear": ("3x3_linear", 5, 18),
+    "1x5, 5x1": ("1xn", 5, 10),
+    "7x7": ("nxn", 7, 49),
+    "three 3x3": ("3x3", 7, 27),
+    "1x7, 7x1": ("1xn", 7, 14),
 }
 
 
@@ -506,7 +506,7 @@ BRANCHES = {
 def test_factorized_kernels_see_the_same_pixels_with_fewer_weights(branch, side, weights):
     channels = 6
     unit, linear = (conv_unit(Net(), False, he_normal, norm=norm) for norm in (BatchNormRelu, BatchNorm))
-    module = branch(channels, side, unit, linear)
+    module = Large(channels, LARGE[branch](side, unit, linear))
     x = jax.random.uniform(jax.random.key(0), (1, 9, 9, channels))
     variables = random_variables_of(module, x)
     kernels = [v for k, v in traverse_util.flatten_dict(variables["params"]).items() if k[-1] == "kernel"]
