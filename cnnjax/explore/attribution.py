@@ -18,6 +18,7 @@ from cnnjax.errors import UserError
 from cnnjax.explore.layers import Variables, run, trace, unrolled
 
 Weigh = Callable[[Array, Array], Array]  # (values of a layer, gradient by them) -> weights
+Score = Callable[[Array, Array], Array]  # (logits [B, K], values of a layer [B, h, w, c]) -> a number
 
 
 def class_logits(model: Module, variables: Variables, image: Array, label: Array) -> Array:
@@ -52,11 +53,10 @@ def smooth_grad(
     samples: int = 25,
     noise: float = 0.15,
 ) -> Array:
-    """The mean size of the gradient over noisy copies of the image: [B, H, W].
+    """The mean size of the gradient over copies with normal noise, a share of the image's range: [B, H, W].
 
-    `noise` is the standard deviation of the normal noise, as a share of each image's range.
-    Source: Smilkov et al. 2017, arXiv:1706.03825. Deviation: sizes are averaged, not signed gradients, as in
-    the authors' figures.
+    Source: Smilkov et al. 2017, arXiv:1706.03825. Deviation: sizes are averaged, as in the authors' figures,
+    not signed gradients.
     """
     spread = image.max((1, 2, 3), keepdims=True) - image.min((1, 2, 3), keepdims=True)
 
@@ -76,11 +76,11 @@ def integrated_gradients(
     baseline: Array | float = 0.0,
     steps: int = 64,
 ) -> Array:
-    """What each pixel adds to the class logit on the way from a baseline: [B, H, W, C].
+    """What each pixel adds to the class logit on the way from a baseline, an image or value: [B, H, W, C].
 
     The sum over pixels is the logit's difference between image and baseline, up to the error of the midpoint
-    rule over `steps` points. The baseline is an image or a value; 0 is the mean colour of normalized images.
-    Source: Sundararajan, Taly, Yan 2017, arXiv:1703.01365, equation 1.
+    rule over `steps` points; 0 is the mean colour of normalized images. Source: Sundararajan, Taly, Yan 2017,
+    arXiv:1703.01365, equation 1.
     """
     way = image - jnp.asarray(baseline, image.dtype)
     shares = jnp.arange(0.5, steps) / steps
@@ -107,21 +107,14 @@ guided_relu.defvjp(
 
 
 def guided_gradient(
-    model: Module,
-    variables: Variables,
-    image: Array,
-    score: Callable[[Array, Array], Array],
-    layer: str | None = None,
+    model: Module, variables: Variables, image: Array, score: Score, layer: str | None = None
 ) -> Array:
-    """The guided gradient of a score of the logits [B, K] and a layer's values [B, h, w, c]: [B, H, W, C].
+    """The guided gradient of a score of the logits and a layer of `layers.layer_shapes`: [B, H, W, C].
 
-    A score `values[..., unit].max((1, 2)).sum()` asks what excites a unit of a deep layer; see
-    `layers.layer_shapes` for the names of layers, None is the last map.
-    Source: Springenberg et al. 2014, arXiv:1412.6806, section 3.4. Other activations than ReLU keep their own
-    gradient.
+    A score `values[..., unit].max((1, 2)).sum()` asks what excites a unit; layer None is the last map.
+    Source: Springenberg et al. 2014, arXiv:1412.6806, section 3.4. Only ReLU has another gradient.
     """
-    traced = trace(unrolled(model), variables, image)
-    kept = traced.layer(layer)
+    kept = (traced := trace(unrolled(model), variables, image)).layer(layer)
 
     def total(x: Array) -> Array:
         logits, (values,) = run(traced, variables, x, keep=[kept], rules={"relu": guided_relu})
@@ -134,8 +127,7 @@ def _cam(
     model: Module, variables: Variables, image: Array, label: Array, layer: str | None, weigh: Weigh
 ) -> Array:
     """ReLU of a layer's weighted sum over channels, `weigh(values, gradient)`: float32 [B, h, w]."""
-    traced = trace(unrolled(model), variables, image)
-    kept = traced.layer(layer)
+    kept = (traced := trace(unrolled(model), variables, image)).layer(layer)
     if not kept.is_map:
         raise UserError(f"layer {kept.name!r} is {list(kept.shape)}; Grad-CAM needs a map of several places")
 
@@ -152,10 +144,10 @@ def _cam(
 def grad_cam(
     model: Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
 ) -> Array:
-    """Where a layer speaks for the class: float32 [B, h, w], at least 0, at the layer's own size.
+    """Where a map of `layers.layer_shapes` speaks for the class: float32 [B, h, w] of its size, at least 0.
 
-    The layer is a map of `layers.layer_shapes`, or a UserError; None is the last one before the classifier.
-    Source: Selvaraju et al. 2016, arXiv:1610.02391, equations 1 and 2.
+    Layer None is the last map; UserError for another layer. Source: Selvaraju et al. 2016, arXiv:1610.02391,
+    equations 1 and 2.
     """
     return _cam(model, variables, image, label, layer, lambda _, grad: grad.mean((1, 2), keepdims=True))
 
@@ -182,9 +174,8 @@ def hires_cam(
 ) -> Array:
     """Grad-CAM with the gradient of each place instead of the mean over places: float32 [B, h, w].
 
-    The same as Grad-CAM, up to a factor, for a linear classifier of globally averaged maps; of use if the
-    classifier weighs places differently, as the dense layers of SimpleCNN, AlexNet and VGG do.
-    Source: Draelos, Carin 2020, arXiv:2011.08891, section 3.
+    It is Grad-CAM, up to a factor, for a linear classifier of averaged maps, and of use for dense layers, as
+    in SimpleCNN, AlexNet and VGG. Source: Draelos, Carin 2020, arXiv:2011.08891, section 3.
     """
     return _cam(model, variables, image, label, layer, lambda _, gradient: gradient)
 
@@ -211,11 +202,10 @@ def occlusion(
     stride: int,
     fill: float = 0.0,
 ) -> Array:
-    """How far the class logit falls when a square is covered: float32 [B, rows, columns].
+    """How far the class logit falls when a square is covered by a value: float32 [B, rows, columns].
 
-    The squares of `window` pixels lie at multiples of `stride`, wholly inside the image. The value `fill`
-    covers them; 0 is the mean colour of normalized images.
-    Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2.
+    The squares of `window` pixels lie at multiples of `stride`, wholly inside the image; the `fill` 0 is the
+    mean colour of normalized images. Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2.
     """
     height, width = image.shape[1:3]
     if not 0 < window <= min(height, width) or stride < 1:
@@ -236,15 +226,15 @@ def occlusion(
 
 def randomized(variables: Variables, key: Array, modules: Collection[str] | None = None) -> Variables:
     """The variables with the params of some top modules redrawn, normal with their own mean and deviation."""
-    params = {}
-    for i, (name, tree) in enumerate(sorted(variables["params"].items())):
-        leaves, structure = jax.tree.flatten(tree)
-        drawn = [
-            x.mean() + x.std() * jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), j), x.shape)
-            for j, x in enumerate(leaves)
-        ]
-        chosen = modules is None or name in modules
-        params[name] = jax.tree.unflatten(structure, drawn) if chosen else tree
+    params = dict(variables["params"])
+    for i, (name, tree) in enumerate(sorted(params.items())):
+        if modules is None or name in modules:
+            leaves, structure = jax.tree.flatten(tree)
+            keys = [jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(len(leaves))]
+            drawn = [
+                x.mean() + x.std() * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+            ]
+            params[name] = jax.tree.unflatten(structure, drawn)
     return {**variables, "params": params}
 
 

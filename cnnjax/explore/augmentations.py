@@ -58,10 +58,7 @@ def _make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Ba
 
 
 def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, seed: int = 0) -> Figure:
-    """Draws images, uint8 [B, H, W, 1 or 3], and under them a row for each augmentation.
-
-    `specs` gives each row a title and a spec; None shows every augmentation once.
-    """
+    """Images, uint8 [B, H, W, 1 or 3], and a row for each spec by its title; None: for every augmentation."""
     key = jax.random.key(seed)
     batch = _make_batch(key, images, range(len(images)))
     rows = {"original": images}
@@ -75,10 +72,7 @@ def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, se
 
 
 def draw_sheet(source: Source, positions: Sequence[int], spec: str, statistics: Statistics) -> Figure:
-    """Eight images of a source, evenly spaced over some positions, before and after augmentation.
-
-    The spec "each" is `contact_sheet`.
-    """
+    """Eight images of a source, evenly spaced over positions, before and after a spec; "each" shows all."""
     examples = [source[positions[i]] for i in evenly_spaced(len(positions), 8)]
     images = np.stack([example["image"] for example in examples])
     if spec == "each":

@@ -25,12 +25,10 @@ Explain = Callable[[Sequence[np.ndarray], Sequence[int], int], list[Explanation]
 def explainer(trained: TrainedModel, layer: str | None = None, method: str = "grad_cam") -> Explain:
     """Makes a function that finds what in an image speaks for a class; it compiles once per batch size.
 
-    The mean weights of Grad-CAM suit networks that average their last map; for those with dense layers on it
-    the map is often empty, and then HiResCAM's replaces it.
-
-    The function takes uint8 images as `TrainedModel.fit` gives them, labels, and a batch size, and gives for
-    each image the method, one of `attribution.METHODS`, and a heat map, float32 [H, W] of 0..1. It raises a
-    UserError if the layer (see `explore.layers`; None is the last map) is none, or no map.
+    It takes uint8 images as `TrainedModel.fit` gives them, labels, and a batch size, and gives for each image
+    the method, one of `attribution.METHODS`, and a heat map, float32 [H, W] of 0..1. UserError if the layer
+    (see `explore.layers`; None is the last map) is none, or no map. Grad-CAM's mean weights suit networks that
+    average their last map; the map is often empty if dense layers read it, and then HiResCAM's replaces it.
     """
     if method not in attribution.METHODS:
         raise unknown("method", method, attribution.METHODS)
@@ -48,8 +46,8 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
         heats = np.asarray(heatmaps(method, trained.variables, batch, label))[: len(images)]
         if method != "grad_cam" or heats.any((1, 2)).all():
             return [(method, heat) for heat in heats]
-        others = np.asarray(heatmaps("hires_cam", trained.variables, batch, label))
-        pairs = zip(heats, others, strict=False)  # the others include those that fill the batch up
+        others = np.asarray(heatmaps("hires_cam", trained.variables, batch, label))[: len(images)]
+        pairs = zip(heats, others, strict=True)
         return [(method, heat) if heat.any() else ("hires_cam", other) for heat, other in pairs]
 
     return explain
@@ -73,8 +71,7 @@ def beside(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
     """Writes the picture of a named image as NAME.gradcam.png; existing files are never overwritten.
 
-    It lies in the folder `out`, created if missing, or else beside the image (in the current folder if that
-    is no file).
+    It lies in the folder `out`, created if missing, or beside the image (here, if it is no file).
     """
     source = Path(name)
     folder = Path(out) if out else source.parent

@@ -74,10 +74,9 @@ def loss_on_plane(loss: Loss, variables: Variables, key: Array, shares: np.ndarr
     first, second = (filter_direction(variables["params"], jax.random.fold_in(key, i)) for i in range(2))
 
     def at(place: Array) -> Array:
-        def move(p: Array, a: Array, b: Array) -> Array:
-            return p + place[0] * a + place[1] * b
-
-        return loss({**variables, "params": jax.tree.map(move, variables["params"], first, second)})
+        trees = variables["params"], first, second
+        moved = jax.tree.map(lambda p, a, b: p + place[0] * a + place[1] * b, *trees)
+        return loss({**variables, "params": moved})
 
     places = np.stack(np.meshgrid(shares, shares, indexing="ij"), -1).reshape(-1, 2)
     return _losses(at, places).reshape(len(shares), len(shares))

@@ -75,10 +75,7 @@ def unrolled(model: Module) -> Module:
 
 
 def trace(model: Module, variables: Variables, image: ImageLike) -> Trace:
-    """Traces the forward pass of images [B, H, W, C] in evaluation mode; all may be shapes alone.
-
-    It raises a UserError if the model has no map of more than one place for images of this size.
-    """
+    """The forward pass of images [B, H, W, C], or of shapes alone; UserError if no map has several places."""
     with cpu.paused():  # plain lax convolutions, which have names and second derivatives on every platform
         jaxpr = jax.make_jaxpr(lambda variables, image: model.apply(variables, image))(variables, image)
     layers, last_map = _named_layers(jaxpr.jaxpr, image.shape[0])
@@ -154,12 +151,11 @@ def feature_maps(
 
 def penultimate(model: Module, variables: Variables, image: Array) -> Array:
     """What the last layer of the classifier takes, averaged over places: float32 [B, D]."""
-    traced = trace(model, variables, image)
-    eqns = traced.jaxpr.jaxpr.eqns
+    eqns = (traced := trace(model, variables, image)).jaxpr.jaxpr.eqns
     index = max(i for i, e in enumerate(eqns) if e.primitive.name in ("dot_general", "conv_general_dilated"))
     source = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
-    before = source[eqns[index].invars[0]]
-    _, (value,) = run(traced, variables, image, keep=[Layer("", (), before)])
+    before = Layer("", (), source[eqns[index].invars[0]])
+    _, (value,) = run(traced, variables, image, keep=[before])
     return value.reshape(value.shape[0], -1, value.shape[-1]).mean(1).astype(jnp.float32)
 
 

@@ -14,6 +14,8 @@ from cnnjax.explore.layers import Box, crop
 from cnnjax.training.metrics import Calibration
 
 FEW = 40  # points of a line that are still marked one by one
+Words = Sequence[str]
+Inches = tuple[float, float]  # width and height of a figure
 Line = tuple[ArrayLike, ArrayLike]  # x [N], and y [N] or, of several runs, [runs, N]
 
 
@@ -44,12 +46,7 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 
 
 def image_grid(
-    images: Sequence[np.ndarray],
-    titles: Sequence[str] = (),
-    *,
-    columns: int = 8,
-    size: float = 1.1,
-    rows: Sequence[str] = (),
+    images: Sequence[ArrayLike], titles: Words = (), *, columns: int = 8, size: float = 1.1, rows: Words = ()
 ) -> Figure:
     """Images [H, W, C] or [H, W] side by side, each on its own scale, see `to_unit`, and `size` inches wide.
 
@@ -57,8 +54,8 @@ def image_grid(
     """
     columns = max(1, min(columns, len(images)))
     lines = math.ceil(len(images) / columns)
-    height = size * (1.25 if titles else 1.0)
-    figure = Figure(figsize=(size * columns + (1.4 if rows else 0), height * lines), layout="constrained")
+    width, height = size * columns + (1.4 if rows else 0), size * lines * (1.25 if titles else 1.0)
+    figure = Figure(figsize=(width, height), layout="constrained")
     for i, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
         if i >= len(images):
             axes.set_axis_off()
@@ -129,12 +126,7 @@ def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
 
 
 def curves(
-    series: Mapping[str, Line],
-    x: str,
-    y: str = "",
-    *,
-    title: str = "",
-    size: tuple[float, float] = (4.6, 3.0),
+    series: Mapping[str, Line], x: str, y: str = "", *, title: str = "", size: Inches = (4.6, 3.0)
 ) -> Figure:
     """Lines by name; of several runs their mean, and a band from the lowest to the highest."""
     figure, axes = _figure(*size)
@@ -167,8 +159,7 @@ def points(plane: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """Images by label (row) and prediction (column), shaded by the share of the row."""
-    shares = row_shares(matrix)
-    side = 0.42 * len(matrix) + 1.6
+    shares, side = row_shares(matrix), 0.42 * len(matrix) + 1.6
     figure, axes = _figure(side, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix if len(matrix) <= 20 else np.zeros((0, 0))):

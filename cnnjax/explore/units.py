@@ -21,10 +21,10 @@ def first_filters(model: Module, variables: Variables, image_shape: Shape) -> np
     """The kernels of the first convolution on the image, float32 [F, kh, kw, C]."""
     scope = layers.first_convolution(model, variables, layers.image_struct(image_shape))
     flat = traverse_util.flatten_dict(variables["params"])
-    kernels = [x for path, x in flat.items() if path[: len(scope)] == scope and np.ndim(x) == 4]
-    if not kernels:
-        raise UserError("this network has no convolution on the image, so it has no filters to show")
-    return np.asarray(kernels[0]).transpose(3, 0, 1, 2)
+    for path, kernel in flat.items():
+        if path[: len(scope)] == scope and np.ndim(kernel) == 4:
+            return np.asarray(kernel).transpose(3, 0, 1, 2)
+    raise UserError("this network has no convolution on the image, so it has no filters to show")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +120,11 @@ def maximize(
 ) -> Array:
     """An image that excites a unit, found by gradient ascent from noise: [H, W, C], normalized.
 
-    Args:
-      unit: of the layer, or a class if the layer is None.
-      layer: see `layers.layer_shapes`; of a map the unit's mean over places is maximized; None is the logits.
-      step_size: of the gradient, which is scaled to a root mean square of 1.
-      decay: of the pixels at each step.
-      jitter: the image is rolled by at most this many pixels at each step, against patterns of single pixels.
+    Of a map of `layers.layer_shapes` the unit's mean over places is maximized; layer None is the logits, their
+    units classes. `step_size` is that of the gradient, scaled to a root mean square of 1, `decay` that of the
+    pixels at each step; `jitter` rolls the image by at most that many pixels, against patterns of single ones.
     Source: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Simonyan et al. 2013,
-      arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
+    arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
     """
     traced = layers.trace(layers.unrolled(model), variables, layers.image_struct(image_shape))
     keep = [] if layer is None else [traced.layer(layer)]

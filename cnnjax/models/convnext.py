@@ -99,8 +99,8 @@ def member(depth: int, width: int, drop_path_rate: float, resize: int, *top: flo
     """A member of the family by its third stage, with the resize and accuracies of torchvision's weights."""
     widths, sizes = (width, 2 * width, 4 * width, 8 * width), (3, 3, depth, 3)
     build = partial(ConvNeXt, stage_sizes=sizes, widths=widths, drop_path_rate=drop_path_rate)
-    source, published = "Liu et al. 2022, 2201.03545", "ImageNet 1-crop, torchvision"
-    return Variant(build, source, Preset(resize=resize), *top, published=published)
+    (top1, top5), published = top, "ImageNet 1-crop, torchvision"
+    return Variant(build, "Liu et al. 2022, 2201.03545", Preset(resize=resize), top1, top5, published)
 
 
 VARIANTS = {

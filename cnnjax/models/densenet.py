@@ -15,7 +15,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import BatchNormRelu, Conv, logits
 from cnnjax.models.net import Constructor, Net, check_stem, he_normal, torch_uniform
-from cnnjax.models.variants import CIFAR, TorchNames, Variant, substitute
+from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
 
 class DenseLayer(nn.Module):
@@ -110,7 +110,7 @@ PAPER = "Huang et al. 2016, 1608.06993"
 def imagenet(stage_sizes: tuple[int, ...], growth_rate: int, top1: float, top5: float) -> Variant:
     """A column of table 1 with the accuracy of torchvision's weights."""
     build = partial(DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=2 * growth_rate)
-    return Variant(build, PAPER, top1=top1, top5=top5, published="ImageNet 1-crop, torchvision")
+    return Variant(build, PAPER, Preset(), top1, top5, "ImageNet 1-crop, torchvision")
 
 
 def cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:

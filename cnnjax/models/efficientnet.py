@@ -94,7 +94,8 @@ def scaled(width: float, depth: float, dropout_rate: float, sizes: tuple[int, in
     """A member of the family, with the image and resize sizes and accuracies of torchvision's weights."""
     build = partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
     preset = Preset((sizes[0], sizes[0], 3), resize=sizes[1], interpolation="bicubic")
-    return Variant(build, "Tan, Le 2019, 1905.11946", preset, *top, published="ImageNet 1-crop, torchvision")
+    (top1, top5), published = top, "ImageNet 1-crop, torchvision"
+    return Variant(build, "Tan, Le 2019, 1905.11946", preset, top1, top5, published)
 
 
 VARIANTS = {

@@ -114,11 +114,11 @@ class CellE(Part):
         unit = self.unit
         a = unit(320, name="branch1x1")(x)
         b = unit(384, name="branch3x3_1")(x)
-        b = [unit(384, (1, 3), name="branch3x3_2a")(b), unit(384, (3, 1), name="branch3x3_2b")(b)]
+        b1, b2 = unit(384, (1, 3), name="branch3x3_2a")(b), unit(384, (3, 1), name="branch3x3_2b")(b)
         c = chain(unit, x, "branch3x3dbl", (448,), (384, 3))
-        c = [unit(384, (1, 3), name="branch3x3dbl_3a")(c), unit(384, (3, 1), name="branch3x3dbl_3b")(c)]
+        c1, c2 = unit(384, (1, 3), name="branch3x3dbl_3a")(c), unit(384, (3, 1), name="branch3x3dbl_3b")(c)
         d = unit(192, name="branch_pool")(average_same(x))
-        return jnp.concatenate([a, *b, *c, d], axis=-1)
+        return jnp.concatenate([a, b1, b2, c1, c2, d], axis=-1)
 
 
 class StemV3(Part):

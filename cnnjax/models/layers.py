@@ -41,9 +41,8 @@ class Conv(nn.Module):
         shape = (*pair(self.kernel_size, "kernel_size"), x.shape[-1] // self.groups, self.features)
         check_widths(self, shape)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32) if self.use_bias else None
+        bias = bias if bias is None else bias.astype(self.dtype)
         conv = partial(ops.conv2d, strides=self.strides, padding=self.padding, dilation=self.dilation)
         return conv(x.astype(self.dtype), kernel, bias, groups=self.groups)
 
@@ -97,8 +96,8 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x, epsilon = x.astype(self.dtype), self.epsilon
         if not self.train or self.has_variable("frozen", "statistics"):
-            moments = (mean.value, var.value)
-            return ops.batch_norm_inference(x, scale, bias, *moments, epsilon=epsilon, relu=relu, pool=pool)
+            norm = partial(ops.batch_norm_inference, epsilon=epsilon, relu=relu, pool=pool)
+            return norm(x, scale, bias, mean.value, var.value)
         train = partial(ops.batch_norm_train, epsilon=epsilon, relu=relu, pool=pool, groups=self.groups)
         y, batch_mean, batch_var = train(x, scale, bias)
         if not self.is_initializing():

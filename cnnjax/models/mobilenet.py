@@ -15,7 +15,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import BatchNorm, BatchNormAct, BatchNormRelu, Conv, ConvNorm, logits
 from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out
-from cnnjax.models.variants import TorchNames, Variant, place
+from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 
 class SeparableBlock(nn.Module):
@@ -43,12 +43,11 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut, width = x, x.shape[-1] * self.expansion
-        if self.expansion != 1:
-            x = self.unit(width, name="expand")(x)
-        x = self.unit(width, 3, self.strides, groups=width, name="depthwise")(x)
-        x = self.linear(self.features, name="project")(x)
-        return x + shortcut if x.shape == shortcut.shape else x
+        width = x.shape[-1] * self.expansion
+        y = self.unit(width, name="expand")(x) if self.expansion != 1 else x
+        y = self.unit(width, 3, self.strides, groups=width, name="depthwise")(y)
+        y = self.linear(self.features, name="project")(y)
+        return y + x if y.shape == x.shape else y
 
 
 class MobileNetV1(Net):
@@ -129,14 +128,13 @@ def v1(width: float, top1: float) -> Variant:
     return Variant(build, f"Howard et al. 2017, width {width}", top1=top1, published="ImageNet 1-crop")
 
 
+V2 = ("Sandler et al. 2018; torchvision", Preset(), 71.878, 90.286, "ImageNet 1-crop")
 VARIANTS = {
     "mobilenet_v1": v1(1.0, 70.6),
     "mobilenet_v1_075": v1(0.75, 68.4),
     "mobilenet_v1_050": v1(0.5, 63.7),
     "mobilenet_v1_025": v1(0.25, 50.6),
-    "mobilenet_v2": Variant(
-        MobileNetV2, "Sandler et al. 2018; torchvision", top1=71.878, top5=90.286, published="ImageNet 1-crop"
-    ),
+    "mobilenet_v2": Variant(MobileNetV2, *V2),
 }
 
 

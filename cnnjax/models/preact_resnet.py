@@ -29,15 +29,11 @@ from cnnjax.models.variants import CIFAR, Preset, Variant
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Where a unit normalizes and activates, besides between its convolutions.
+    """Where a unit does "", "relu", "norm" or "norm relu", besides between its convolutions."""
 
-    Each is "", "relu", "norm" or "norm relu": of the residual `before` its first convolution and `after` its
-    last, and of the sum once the shortcut is `joined`.
-    """
-
-    before: str = ""
-    after: str = ""
-    joined: str = ""
+    before: str = ""  # the first convolution
+    after: str = ""  # the last
+    joined: str = ""  # on the sum, with the shortcut
 
 
 # Fig. 4 (a) to (e).
@@ -60,15 +56,11 @@ def activate(x: jax.Array, steps: str, norm: Constructor, norm_relu: Constructor
 
 
 class Unit(nn.Module):
-    """A residual unit (fig. 4): convolutions with normalization and ReLU between them, and a shortcut.
+    """A residual unit (fig. 4): convolutions with normalization and ReLU between them, and a shortcut."""
 
-    `convolutions` are (features, kernel size, stride) of each; where the shape changes the shortcut is a
-    projection if `project`, else option A.
-    """
-
-    convolutions: tuple[tuple[int, int, int], ...]
+    convolutions: tuple[tuple[int, int, int], ...]  # features, kernel size, stride
     order: Order
-    project: bool
+    project: bool  # where the shape changes; else option A
     conv: Constructor
     norm: Constructor
     norm_relu: Constructor
@@ -76,14 +68,11 @@ class Unit(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features, stride = self.convolutions[-1][0], max(stride for _, _, stride in self.convolutions)
-        same, norms = stride == 1 and features == x.shape[-1], (self.norm, self.norm_relu)
+        norms, shortcut = (self.norm, self.norm_relu), x
         y = activate(x, self.order.before, *norms, "norm1")
-        if same:
-            shortcut = x
-        elif self.project:
-            shortcut = self.conv(features, 1, stride, name="shortcut")(y)
-        else:
-            shortcut = option_a(x, features, stride)
+        if stride != 1 or features != x.shape[-1]:
+            project = self.conv(features, 1, stride, name="shortcut")
+            shortcut = project(y) if self.project else option_a(x, features, stride)
         for i, (width, size, stride) in enumerate(self.convolutions, 1):
             if i > 1:
                 y = self.norm_relu(name=f"norm{i}")(y)

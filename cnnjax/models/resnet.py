@@ -25,7 +25,7 @@ from cnnjax.errors import by_name
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, SqueezeExcite, logits, ones, zeros
 from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
-from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
+from cnnjax.models.variants import CIFAR, Preset, Rules, TorchNames, Variant, substitute
 
 Shortcut = Callable[[jax.Array, int, int], jax.Array]
 
@@ -40,9 +40,8 @@ def option_a(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.
 
 def option_b(x: jax.Array, features: int, stride: int, conv: Constructor, norm: Constructor) -> jax.Array:
     """A projection where the shape changes, else x itself."""
-    if stride == 1 and x.shape[-1] == features:
-        return x
-    return option_c(x, features, stride, conv, norm)
+    same = stride == 1 and x.shape[-1] == features
+    return x if same else option_c(x, features, stride, conv, norm)
 
 
 def option_c(x: jax.Array, features: int, stride: int, conv: Constructor, norm: Constructor) -> jax.Array:
@@ -56,7 +55,12 @@ def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> j
 
 
 Options = dict[str, Callable[..., jax.Array]]
-SHORTCUTS: Options = {"a": option_a, "b": option_b, "c": option_c, "none": no_shortcut}
+SHORTCUTS: Options = {
+    "a": option_a,
+    "b": option_b,
+    "c": option_c,
+    "none": no_shortcut,
+}
 
 
 # --- Blocks (fig. 5): `last_norm` is the normalization before the addition. -------------------------------
@@ -76,8 +80,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
         y = self.norm_relu(name="norm1")(y)
-        y = self.conv(self.width, 3, padding=1, name="conv2")(y)
-        y = self.last_norm(name="norm2")(y)
+        y = self.last_norm(name="norm2")(self.conv(self.width, 3, padding=1, name="conv2")(y))
         return nn.relu(y + self.shortcut(x, self.width, self.stride))
 
 
@@ -106,8 +109,7 @@ class Bottleneck(nn.Module):
         y = self.norm_relu(name="norm1")(y)
         y = self.conv(inner, 3, strides[1], padding=1, groups=self.groups, name="conv2")(y)
         y = self.norm_relu(name="norm2")(y)
-        y = self.conv(features, 1, name="conv3")(y)
-        y = self.gate(self.last_norm(name="norm3")(y))
+        y = self.gate(self.last_norm(name="norm3")(self.conv(features, 1, name="conv3")(y)))
         return nn.relu(y + self.shortcut(x, features, self.stride))
 
     def gate(self, y: jax.Array) -> jax.Array:
@@ -170,16 +172,14 @@ _he, _zagoruyko, _xie = "He et al. 2015", "Zagoruyko & Komodakis 2016", "Xie et 
 _v1_weights = "ImageNet 1-crop, torchvision V1"
 _caffe = "ImageNet 1-crop, the paper's Caffe models"
 _ten = "ImageNet 10-crop"
-Published = tuple[float | None, float | None, str]
-_NONE: Published = (None, None, "")
 
 
 def _aggregated(groups: int, group_width: int) -> partial:
     return partial(ResNet, block=partial(Bottleneck, groups=groups, group_width=group_width))
 
 
-def _row(build: partial, sizes: tuple[int, ...], source: str, published: Published, **fields: str) -> Variant:
-    return Variant(partial(build, stage_sizes=sizes, **fields), source, Preset(), *published)
+def _row(build: partial, sizes: tuple[int, ...], source: str, scores: tuple = (), **fields: str) -> Variant:
+    return Variant(partial(build, stage_sizes=sizes, **fields), source, Preset(), *scores)
 
 
 def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
@@ -189,12 +189,13 @@ def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
     return Variant(build, "He et al. 2015", CIFAR, top1, published="" if top1 is None else "CIFAR-10")
 
 
+_64x4d = _row(_aggregated(64, 4), _101, _xie, (83.246, 96.454, _v1_weights))
 VARIANTS = {
     "plain18": _row(_basic, _18, _he, (72.06, None, _ten), shortcut="none"),
     "plain34": _row(_basic, _50, _he, (71.46, 89.98, _ten), shortcut="none"),
     "resnet18": _row(_basic, _18, _he, (69.758, 89.078, _v1_weights)),
     "resnet18_option_a": _row(_basic, _18, _he, (72.12, None, _ten), shortcut="a"),
-    "resnet18_option_c": _row(_basic, _18, _he, _NONE, shortcut="c"),
+    "resnet18_option_c": _row(_basic, _18, _he, shortcut="c"),
     "resnet34": _row(_basic, _50, _he, (73.314, 91.420, _v1_weights)),
     "resnet34_option_a": _row(_basic, _50, _he, (74.97, 92.24, _ten), shortcut="a"),
     "resnet34_option_c": _row(_basic, _50, _he, (75.81, 92.60, _ten), shortcut="c"),
@@ -208,15 +209,9 @@ VARIANTS = {
     "wide_resnet101_2": _row(_wide, _101, _zagoruyko, (78.848, 94.284, _v1_weights)),
     "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, (77.618, 93.698, _v1_weights)),
     "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, (79.312, 94.526, _v1_weights)),
-    "resnext101_64x4d": dataclasses.replace(
-        _row(_aggregated(64, 4), _101, _xie, (83.246, 96.454, _v1_weights)), preset=Preset(resize=232)
-    ),
+    "resnext101_64x4d": dataclasses.replace(_64x4d, preset=Preset(resize=232)),
     "seresnet50": _row(_gated, _50, "Hu et al. 2017", (76.71, 93.38, "ImageNet 1-crop")),
-    "plain20_cifar": _cifar(20, "none"),
-    "plain32_cifar": _cifar(32, "none"),
-    "plain44_cifar": _cifar(44, "none"),
-    "plain56_cifar": _cifar(56, "none"),
-    "plain110_cifar": _cifar(110, "none"),
+    **{f"plain{depth}_cifar": _cifar(depth, "none") for depth in (20, 32, 44, 56, 110)},
     "resnet20_cifar": _cifar(20, "a", 91.25),
     "resnet32_cifar": _cifar(32, "a", 92.49),
     "resnet44_cifar": _cifar(44, "a", 92.83),
@@ -226,7 +221,7 @@ VARIANTS = {
     "resnet20_cifar_option_b": _cifar(20, "b"),
 }
 
-NAMES = {
+NAMES: Rules = {
     r"^stage(\d+)_block(\d+)": lambda m: f"layer{m[1]}.{int(m[2]) - 1}",
     **{"^stem/conv$": "conv1", "^stem/norm$": "bn1", r"norm(\d)$": r"bn\1", "^head$": "fc"},
     **{"shortcut/conv$": "downsample.0", "shortcut/norm$": "downsample.1"},

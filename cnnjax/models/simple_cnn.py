@@ -7,7 +7,6 @@ linear where the paper has radial basis functions: the modern form with 61,706 p
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -21,14 +20,12 @@ from cnnjax.models.net import POOLINGS, Net, he_normal
 from cnnjax.models.variants import MNIST, Variant
 
 
-def pooling_function(name: str) -> Callable[..., jax.Array]:
-    """The pooling of `POOLINGS` by name, or "adaptive": called with images and a window."""
-    return by_name("pooling", name, POOLINGS | {"adaptive": _adaptive_pool})
-
-
-def _adaptive_pool(x: jax.Array, window: int) -> jax.Array:
+def adaptive_pool(x: jax.Array, window: int) -> jax.Array:
     """Adaptive max pooling to a window'th of the image, rounded up: every pixel is covered."""
     return ops.adaptive_max_pool(x, (-(-x.shape[1] // window), -(-x.shape[2] // window)))
+
+
+pooling_function = partial(by_name, "pooling", table=POOLINGS | {"adaptive": adaptive_pool})
 
 
 class SimpleCNN(Net):
@@ -109,10 +106,9 @@ class LeNet5(Net):
 
 
 _PAPER, _32 = "LeCun et al. 1998", dataclasses.replace(MNIST, input_size=(32, 32, 1))
+_DENSE = f"{_PAPER}, the fully connected net"
 VARIANTS = {
     "simple_cnn": Variant(SimpleCNN, "the module's own layout", MNIST),
-    "lenet_300_100": Variant(
-        FullyConnected, f"{_PAPER}, the fully connected net", MNIST, 96.95, published="MNIST"
-    ),
+    "lenet_300_100": Variant(FullyConnected, _DENSE, MNIST, 96.95, published="MNIST"),
     "lenet5": Variant(LeNet5, _PAPER, _32, 99.05, published="MNIST"),
 }

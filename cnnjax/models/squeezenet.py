@@ -14,7 +14,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import Conv, ConvNorm, Relu
 from cnnjax.models.net import Dtype, Net, check_stem
-from cnnjax.models.variants import TorchNames, Variant, place
+from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 he_uniform, normal = nn.initializers.he_uniform(), nn.initializers.normal(0.01)
 
@@ -53,7 +53,6 @@ class SqueezeNet(Net):
         kernel, strides, padding = (3, 1, 1) if cifar else (self.stem_kernel, 2, 0)
         conv = partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
         stem = ConvNorm(self.stem_width, kernel, strides, padding, conv=conv, norm=Relu, name="stem")
-
         x = stem(image)  # 109 109 96 (1.0, input 224); 111 111 64 (1.1)
         for stage, squeezes in enumerate(self.squeezes, 1):
             if stage > 1 or not cifar:
@@ -65,17 +64,13 @@ class SqueezeNet(Net):
         return ops.global_avg_pool(x.astype(jnp.float32))  # 1000
 
 
-def variant(version: str, top1: float, top5: float, **fields) -> Variant:
-    """A row of the table, with torchvision's accuracies."""
-    source = f"Iandola et al. 2016, SqueezeNet {version}; torchvision"
-    return Variant(partial(SqueezeNet, **fields), source, top1=top1, top5=top5, published="ImageNet 1-crop")
-
+SOURCE, ONE_CROP = "Iandola et al. 2016, SqueezeNet {}; torchvision", "ImageNet 1-crop"
+squeezes = ((16, 16), (32, 32), (48, 48, 64, 64))
+v1_1 = partial(SqueezeNet, stem_kernel=3, stem_width=64, squeezes=squeezes)
 
 VARIANTS = {
-    "squeezenet1_0": variant("1.0", 58.092, 80.420),
-    "squeezenet1_1": variant(
-        "1.1", 58.178, 80.624, stem_kernel=3, stem_width=64, squeezes=((16, 16), (32, 32), (48, 48, 64, 64))
-    ),
+    "squeezenet1_0": Variant(SqueezeNet, SOURCE.format("1.0"), Preset(), 58.092, 80.420, ONE_CROP),
+    "squeezenet1_1": Variant(v1_1, SOURCE.format("1.1"), Preset(), 58.178, 80.624, ONE_CROP),
 }
 
 

@@ -2,8 +2,7 @@
 
 A stage of n blocks is n modules `stageI_block1` .. `stageI_blockN`. From the second on they are alike, so
 they can run as one scanned block, compiled once, with the same parameters and statistics. Their variables may
-come one block at a time or, so that a step of hundreds of layers has few arguments, stacked by
-`stack_blocks`.
+come by block or, so that a step of hundreds of layers has few arguments, stacked by `stack_blocks`.
 """
 
 import abc
@@ -25,6 +24,7 @@ from cnnjax.models.net import Constructor, Net, check_stem
 Tree = TypeVar("Tree")
 Names = Sequence[str]
 Node = dict[str, Collection]
+Rngs = dict[str, jax.Array]
 
 
 class StagedNet(Net, abc.ABC):
@@ -63,8 +63,10 @@ def run_blocks(net: StagedNet, block: Constructor, names: Names, x: jax.Array) -
     if len(names) > 1 and starting:
         _init(net, block(parent=None), names, x)
     if len(names) > 1 and (starting or net.scan_blocks):
-        for alike in _same_frozen(net, names):
-            x = _scan(net, block(parent=None), alike, x)
+        # Blocks with other frozen normalizations are another computation.
+        frozen = {name: jax.tree.structure(net.get_variable("frozen", name, {})) for name in names}
+        for _, alike in itertools.groupby(names, frozen.__getitem__):
+            x = _scan(net, block(parent=None), list(alike), x)
         return x
     for name in names:
         module = block(name=name)
@@ -111,8 +113,7 @@ def _in_dicts(tree: Tree, keys: set[str], change: Callable[[Node], None]) -> Tre
 
     def changed(node: Node | jax.Array) -> Node | jax.Array:
         if isinstance(node, dict):
-            node = dict(node)
-            change(node)
+            change(node := dict(node))
         return node
 
     return jax.tree.map(changed, tree, is_leaf=lambda x: isinstance(x, dict) and not keys.isdisjoint(x))
@@ -142,13 +143,6 @@ def _init(net: nn.Module, block: nn.Module, names: Names, x: jax.Array) -> None:
             net.put_variable(collection, name, variables)
 
 
-def _same_frozen(net: nn.Module, names: Names) -> list[list[str]]:
-    """The names in runs of blocks with the same frozen normalizations: others are another computation."""
-
-    runs = itertools.groupby(names, lambda name: jax.tree.structure(net.get_variable("frozen", name, {})))
-    return [list(run) for _, run in runs]
-
-
 def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.Array:
     """Runs one detached block over the variables of the named ones, and stores their statistics.
 
@@ -163,11 +157,11 @@ def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.A
         return _stacked([net.get_variable(collection, name, {}) for name in names])
 
     moving = net.is_mutable_collection("batch_stats")
-    keys = jax.random.split(net.make_rng("dropout"), len(names)) if net.has_rng("dropout") else None
+    streams = ["dropout"] if net.has_rng("dropout") else []
+    keys = {stream: jax.random.split(net.make_rng(stream), len(names)) for stream in streams}
 
-    def body(x: jax.Array, each: tuple[VariableDict, jax.Array | None]) -> tuple[jax.Array, Collection]:
-        variables, key = each
-        rngs = {} if key is None else {"dropout": key}
+    def body(x: jax.Array, each: tuple[VariableDict, Rngs]) -> tuple[jax.Array, Collection]:
+        variables, rngs = each
         y, updates = block.apply(variables, x, rngs=rngs, mutable=["batch_stats"] if moving else [])
         return y, updates.get("batch_stats", {})
 

@@ -72,7 +72,10 @@ class TorchNames:
     old_names: tuple[str, str] | None = None  # (pattern, replacement) for torchvision's older files
 
 
-def substitute(rules: Mapping[str, str | Callable[[re.Match[str]], str]]) -> Callable[..., str]:
+Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # patterns of paths, and what replaces them
+
+
+def substitute(rules: Rules) -> Callable[..., str]:
     """A `rename` that applies regular expressions in order, each to the whole path."""
 
     def rename(path: str, model: object = None) -> str:

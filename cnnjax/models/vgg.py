@@ -15,7 +15,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Relu, logits
 from cnnjax.models.net import Net, he_fan_out
-from cnnjax.models.variants import TorchNames, Variant, place
+from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 
 class VGG(Net):
@@ -38,7 +38,6 @@ class VGG(Net):
         conv = partial(Conv, kernel_init=he_fan_out, dtype=self.dtype)
         norm = self.norm_layer(BatchNormRelu, train) if self.batch_norm else Relu
         normal = nn.initializers.normal(0.01)
-
         x = image  # 224 224 3
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             for i in range(1, depth + 1):  # 224 224 64 | 112 112 128 | 56 56 256 | 28 28 512 | 14 14 512
@@ -56,7 +55,7 @@ def variant(configuration: str, depths: tuple[int, ...], norm: bool, top1: float
     """A row of the table, with torchvision's accuracies."""
     build = partial(VGG, depths=depths, batch_norm=norm)
     source = f"Simonyan & Zisserman 2014, table 1 {configuration}; torchvision"
-    return Variant(build, source, top1=top1, top5=top5, published="ImageNet 1-crop")
+    return Variant(build, source, Preset(), top1, top5, "ImageNet 1-crop")
 
 
 VARIANTS = {
