@@ -230,10 +230,8 @@ def randomized(variables: Variables, key: Array, modules: Collection[str] | None
     for i, (name, tree) in enumerate(sorted(params.items())):
         if modules is None or name in modules:
             leaves, structure = jax.tree.flatten(tree)
-            keys = [jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(len(leaves))]
-            drawn = [
-                x.mean() + x.std() * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
-            ]
+            keys = (jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(len(leaves)))
+            drawn = [x.mean() + x.std() * jax.random.normal(next(keys), x.shape) for x in leaves]
             params[name] = jax.tree.unflatten(structure, drawn)
     return {**variables, "params": params}
 

@@ -27,8 +27,8 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
 
     It takes uint8 images as `TrainedModel.fit` gives them, labels, and a batch size, and gives for each image
     the method, one of `attribution.METHODS`, and a heat map, float32 [H, W] of 0..1. UserError if the layer
-    (see `explore.layers`; None is the last map) is none, or no map. Grad-CAM's mean weights suit networks that
-    average their last map; the map is often empty if dense layers read it, and then HiResCAM's replaces it.
+    (see `explore.layers`; None is the last map) is none, or no map. Grad-CAM's mean weights suit networks
+    that average their last map; if dense layers read it, its map is often empty and HiResCAM's replaces it.
     """
     if method not in attribution.METHODS:
         raise unknown("method", method, attribution.METHODS)

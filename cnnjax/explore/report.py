@@ -37,9 +37,8 @@ COMPARED = {
     "Training accuracy": "accuracy",
     "Training loss, nats": "loss",
 }
-NUM_IMAGES = 24
 UNCOMPARED = {"seed", *(name for name, field in config_lib.FIELDS.items() if field.resumable)}
-NUM_MISTAKES = 24
+NUM_IMAGES = 24
 MOST_CLASSES = 30  # of a confusion matrix that can be read as a table
 SCORES = ("precision", "recall", "f1")
 COLUMNS = ("label", "prediction", "confidence", "loss")  # of predictions.npz
@@ -61,8 +60,8 @@ def _page(run: Run) -> str:
     parts = [_summary(record, test), _curves(run.metrics())]
     if test:
         names = run.class_names()
-        parts += [_classes(test, names), _confusion(np.asarray(test["confusion_matrix"]), names)]
-        parts += [_mistakes(run, names)]
+        confusion = _confusion(np.asarray(test["confusion_matrix"]), names)
+        parts += [_classes(test, names), confusion, _mistakes(run, names)]
     for title, text in (("Config", config_lib.to_json(config)), ("Record", json.dumps(record, indent=2))):
         parts.append(element("details", element("summary", title), element("pre", text)))
     return page(f"{config.model} on {config.data.name}", *parts)
@@ -76,10 +75,9 @@ def _summary(record: Mapping[str, Any], test: Mapping[str, Any]) -> Markup:
     if not test:
         return line
     score = element("span", f"{100 * test['accuracy']:.2f} %", class_="big")
-    words = f" of {test['count']} test images"
-    if "ema_accuracy" in test:
-        words += f"; with averaged parameters {100 * test['ema_accuracy']:.2f} %"
-    return join(element("p", score, words), line)
+    ema = test.get("ema_accuracy")
+    averaged = "" if ema is None else f"; with averaged parameters {100 * ema:.2f} %"
+    return join(element("p", score, f" of {test['count']} test images{averaged}"), line)
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> Markup:
@@ -99,11 +97,9 @@ def _figures(series: Mapping[str, Mapping[str, plots.Line]], *notes: Markup) -> 
 
 
 def _classes(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
-    *scores, support = (test["per_class"][key] for key in (*SCORES, "support"))
-    rows = list(zip(names, *scores, support, strict=True))
-    rows += [
-        (kind, *(test[kind][key] for key in SCORES), test["count"]) for kind in ("macro", "micro", "weighted")
-    ]
+    rows = list(zip(names, *(test["per_class"][key] for key in (*SCORES, "support")), strict=True))
+    means = ("macro", "micro", "weighted")
+    rows += [(kind, *(test[kind][key] for key in SCORES), test["count"]) for kind in means]
     rows = [(name, *(f"{score:.4f}" for score in cells), count) for name, *cells, count in rows]
     return join(element("h2", "Classes"), table(["class", "precision", "recall", "F1", "images"], rows))
 
@@ -124,7 +120,7 @@ def _mistakes(run: Run, names: Sequence[str]) -> Markup:
     rows = predictions(run)
     if rows is None:
         return Markup()
-    worst = worst_mistakes(rows, NUM_MISTAKES)
+    worst = worst_mistakes(rows, NUM_IMAGES)
     captions = []
     for label, prediction, confidence in zip(*(rows[k][worst] for k in COLUMNS[:3]), strict=True):
         captions.append(join(f"{names[prediction]} ({100 * confidence:.0f} %)", BREAK, f"is {names[label]}"))
@@ -222,18 +218,17 @@ def curve(group: Group, column: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(epochs [E], values [runs, E]) at the epochs that all runs have reached; None without any."""
     rows = [{row["epoch"]: row[column] for row in run.metrics() if column in row} for run in group.runs]
     epochs = sorted(set.intersection(*map(set, rows)))
-    if not epochs:
-        return None
-    return np.asarray(epochs), np.asarray([[row[epoch] for epoch in epochs] for row in rows])
+    values = np.asarray([[row[epoch] for epoch in epochs] for row in rows])
+    return (np.asarray(epochs), values) if epochs else None
 
 
 def _group_curves(groups: Sequence[Group]) -> Markup:
-    series = {
-        title: {group.name: line for group in groups if (line := curve(group, column))}
-        for title, column in COMPARED.items()
-    }
+    series = {}
+    for title, column in COMPARED.items():
+        if lines := {group.name: line for group in groups if (line := curve(group, column))}:
+            series[title] = lines
     note = element("p", "Lines: mean over seeds. Bands: from the lowest seed to the highest.")
-    return _figures({title: lines for title, lines in series.items() if lines}, note)
+    return _figures(series, note)
 
 
 def _side_by_side(groups: Sequence[Group]) -> Markup:

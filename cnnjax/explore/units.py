@@ -120,9 +120,9 @@ def maximize(
 ) -> Array:
     """An image that excites a unit, found by gradient ascent from noise: [H, W, C], normalized.
 
-    Of a map of `layers.layer_shapes` the unit's mean over places is maximized; layer None is the logits, their
-    units classes. `step_size` is that of the gradient, scaled to a root mean square of 1, `decay` that of the
-    pixels at each step; `jitter` rolls the image by at most that many pixels, against patterns of single ones.
+    Of a map of `layers.layer_shapes` the unit's mean over places is maximized; layer None is the logits, so
+    units are classes. `step_size` is that of the gradient, scaled to a root mean square of 1, `decay` that of
+    pixels at each step; `jitter` is the most pixels to roll the image by, against patterns of single pixels.
     Source: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Simonyan et al. 2013,
     arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
     """

@@ -1,4 +1,4 @@
-"""AlexNet, the network that won ILSVRC 2012, its re-implementations, and its small sister for CIFAR-10.
+"""AlexNet, the network that won ILSVRC 2012, its re-implementations, ZFNet, and a small one for CIFAR-10.
 
 Krizhevsky, Sutskever, Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks",
 sections 3 and 5 and fig. 2. The towers of its two GPUs are the two groups of conv2, conv4 and conv5: the
@@ -132,6 +132,42 @@ class AlexNetTorchvision(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=torch_uniform)
 
 
+class ZFNet(Net):
+    """AlexNet with a finer first layer, found by looking at what its layers see: one tower, 224x224.
+
+    Zeiler, Fergus 2013, 1311.2901, fig. 3 and section 3. The figure's map sizes 110, 55, 26, 13, 6 need the
+    padding of conv1 and the poolings that round up, which the paper leaves out. Its "weights of 10^-2" are
+    taken as N(0, 0.01), its "contrast normalization across feature maps", after pooling, as AlexNet's.
+    """
+
+    response_norm: str = "paper"
+    dropout_rate: float = 0.5
+    widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
+    image_size: int = 224
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        require_size(image, self.image_size, "ZFNet")
+        norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
+        conv = partial(Conv, kernel_init=normal(0.01), dtype=self.dtype)
+        dense = partial(Dense, kernel_init=normal(0.01), dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        relu, widths = jax.nn.relu, self.widths
+
+        x = relu(conv(widths[0], 7, strides=2, padding=1, name="conv1")(image))  # 224 224 3 to 110 110 96
+        x = norm(ops.max_pool(x, 3, 2, ceil=True))  # 55 55 96
+        x = relu(conv(widths[1], 5, strides=2, padding=0, name="conv2")(x))  # 26 26 256
+        x = norm(ops.max_pool(x, 3, 2, ceil=True))  # 13 13 256
+        x = relu(conv(widths[2], 3, padding=1, name="conv3")(x))  # 13 13 384
+        x = relu(conv(widths[3], 3, padding=1, name="conv4")(x))  # 13 13 384
+        x = relu(conv(widths[4], 3, padding=1, name="conv5")(x))  # 13 13 256
+        x = ops.max_pool(x, 3, 2, ceil=True)  # 6 6 256
+        x = x.reshape(x.shape[0], -1)  # 9216
+        x = dropout(name="dropout1")(relu(dense(widths[5], name="dense1")(x)))  # 4096
+        x = dropout(name="dropout2")(relu(dense(widths[6], name="dense2")(x)))  # 4096
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal(0.01))
+
+
 class AlexNetCifar(Net):
     """Krizhevsky's small CIFAR net: three 5x5 convolutions, each pooled by half, and one dense layer.
 
@@ -176,6 +212,7 @@ VARIANTS = {
     "alexnet_one_tower": Variant(partial(AlexNet, groups=1), f"{PAPER}, without groups", PRESET),
     "caffenet": Variant(caffenet, "Jia et al. 2014, BVLC reference CaffeNet", PRESET, 57.4, 80.4, ONE_CROP),
     "alexnet_torchvision": Variant(AlexNetTorchvision, *TORCHVISION),
+    "zfnet": Variant(ZFNet, "Zeiler & Fergus 2013", Preset(std=RAW_PIXELS), 61.6, 83.5, "ImageNet 10-crop"),
     "alexnet_cifar": Variant(AlexNetCifar, "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full", CIFAR_PRESET),
 }
 

@@ -1,4 +1,4 @@
-"""Residual networks whose units are normalized and activated before each convolution.
+"""Residual networks, deep or wide, whose units are normalized and activated before each convolution.
 
 He, Zhang, Ren, Sun 2016, "Identity mappings in deep residual networks", arXiv:1603.05027: the CIFAR nets of
 tables 2 to 4, the ImageNet nets of table 5, and the five places of activation in its fig. 4 by the field
@@ -10,6 +10,10 @@ and the last sum is activated once more (the paper's appendix). As in the author
 reads; option A pads the sum itself. CIFAR's bottlenecks halve the image in the first 1x1 convolution as
 there, ImageNet's in the 3x3 one as facebook/fb.resnet.torch, whose ResNet-200 gave the published figures
 (with a normalization in projections). Kernels are He-normal with fan-out, `head` is LeCun-normal.
+
+Zagoruyko, Komodakis 2016, "Wide residual networks", arXiv:1605.07146, table 1 with B(3,3) blocks: `wrn_D_K`
+has depth D = 6n + 4 and K times the channels of a ResNet; projections as above. The ImageNet nets of its
+section 3.5, `wide_resnet50_2` and `wide_resnet101_2`, are bottlenecks: see `resnet`.
 """
 
 import dataclasses
@@ -19,7 +23,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.errors import by_name
+from cnnjax.errors import UserError, by_name
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, logits
 from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.resnet import option_a
@@ -127,6 +131,56 @@ class PreactResNet(StagedNet):
         return logits(x, self.num_classes, self.dtype)
 
 
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions, normalized and activated before each; `dropout` between them (fig. 1 d)."""
+
+    width: int
+    stride: int
+    conv: Constructor
+    norm_relu: Constructor
+    dropout: Constructor
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.norm_relu(name="norm1")(x)
+        if self.stride != 1 or x.shape[-1] != self.width:
+            x = self.conv(self.width, 1, self.stride, name="shortcut")(y)
+        y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(y)
+        y = self.dropout(name="dropout")(self.norm_relu(name="norm2")(y))
+        return x + self.conv(self.width, 3, padding=1, name="conv2")(y)
+
+
+class WideResNet(StagedNet):
+    """A convolution, three stages, a last activation, global average pooling, `head`. Takes any image size.
+
+    `depth` is 6n + 4 for n blocks a stage; the paper's `dropout` rate is 0.3 on CIFAR, 0.4 on SVHN.
+    """
+
+    depth: int = 28
+    widen_factor: int = 10
+    dropout: float = 0.0
+
+    def stages(self) -> list[tuple[int, int]]:
+        widths = [width * self.widen_factor for width in (16, 32, 64)]
+        return check_stages(widths, [(self.depth - 4) // 6] * 3)
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise UserError(f"depth {self.depth}: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40, ...")
+        conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
+        norm_relu = self.norm_layer(BatchNormRelu, train)
+        dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
+        block = partial(WideBlock, conv=conv, norm_relu=norm_relu, dropout=dropout)
+        x = conv(16, 3, padding=1, name="stem")(image)  # 32 32 16
+        for i, (width, count) in enumerate(self.stages(), 1):  # wrn_28_10: 32 32 160, 16 16 320, 8 8 640
+            x = run_blocks(self, partial(block, width, 1 if i == 1 else 2), [f"stage{i}_block1"], x)
+            x = run_blocks(self, partial(block, width, 1), rest_of(i, count), x)
+        x = norm_relu(name="norm")(x)
+        x = ops.global_avg_pool(x)  # 640
+        return logits(x, self.num_classes, self.dtype)
+
+
 def _cifar(n: int, top1: float, unit: str, shortcut: str) -> Variant:
     small = partial(PreactResNet, widths=(16, 32, 64), stem="cifar")
     build = partial(small, stage_sizes=(n, n, n), unit=unit, shortcut=shortcut, scan_blocks=n > 100)
@@ -136,6 +190,18 @@ def _cifar(n: int, top1: float, unit: str, shortcut: str) -> Variant:
 def _imagenet(unit: str, *stage_sizes: int) -> Variant:
     return Variant(partial(PreactResNet, stage_sizes=stage_sizes, unit=unit), "He et al. 2016")
 
+
+# CIFAR-10 accuracy with mean and std preprocessing; with ZCA whitening where the paper has nothing else.
+_MEAN_STD = {(16, 4): 94.98, (40, 4): 95.47, (16, 8): 95.73, (28, 10): 96.00, (52, 1): 93.57}
+_ZCA = {(40, 1): 93.15, (40, 2): 94.67, (22, 8): 95.62, (22, 10): 95.56, (40, 8): 95.34, (28, 12): 95.67}
+
+
+def _wide(depth: int, k: int, top1: float, published: str) -> Variant:
+    build = partial(WideResNet, depth=depth, widen_factor=k)
+    return Variant(build, "Zagoruyko & Komodakis 2016", CIFAR, top1, published=published)
+
+
+_TABLES = {"CIFAR-10": _MEAN_STD, "CIFAR-10, ZCA": _ZCA, "CIFAR-10, dropout 0.3": {(40, 10): 96.2}}
 
 VARIANTS = {
     "preact_resnet110_cifar": _cifar(18, 93.63, "basic", "a"),
@@ -147,4 +213,9 @@ VARIANTS = {
     "preact_resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
     "preact_resnet152": _imagenet("bottleneck", 3, 8, 36, 3),
     "preact_resnet200": Variant(PreactResNet, "He et al. 2016", Preset(), 78.34, 94.21, "ImageNet 1-crop"),
+    **{
+        f"wrn_{depth}_{k}": _wide(depth, k, top1, published)
+        for published, table in _TABLES.items()
+        for (depth, k), top1 in table.items()
+    },
 }

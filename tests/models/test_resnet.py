@@ -17,7 +17,6 @@ from cnnjax.models import (
     resnet,
     stages,
     variant,
-    wide_resnet,
 )
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv
 from cnnjax.ops import cpu
@@ -463,6 +462,6 @@ def test_mistakes_are_told_in_one_line(spec, message):
 def test_cifar_variants_take_small_images_and_their_own_statistics():
     names = [name for name in resnet.VARIANTS if "_cifar" in name]
     assert len(names) == 12
-    for name in (*names, *wide_resnet.VARIANTS):
+    for name in (*names, *list_models("wrn_*")):
         preset = variant(name).preset
         assert preset.input_size == (32, 32, 3) and preset.num_classes == 10 and preset.mean is None

@@ -24,8 +24,7 @@ from cnnjax.inference.model import TrainedModel
 
 HERE = Path(__file__).parent
 MAX_BYTES = 20_000_000  # of what is uploaded
-ADDRESS = "127.0.0.1"
-HOSTS = [ADDRESS, "localhost"]
+ADDRESS, HOSTS = "127.0.0.1", ["127.0.0.1", "localhost"]
 FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
@@ -54,7 +53,7 @@ def same_origin_only(app: ASGIApp) -> ASGIApp:
 
 
 def make_app(trained: TrainedModel) -> Starlette:
-    """The application."""
+    """The application, one route for each answer of `views`."""
     shown = views.Views(trained)
     routes = [
         *(Route(path, _file) for path in FILES),
@@ -66,7 +65,10 @@ def make_app(trained: TrainedModel) -> Starlette:
         Route("/api/upload", _post(shown.upload), methods=["POST"]),
         Route("/api/operation", _post(lambda body: views.operation(_object(body))), methods=["POST"]),
     ]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(same_origin_only)]
+    guards = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
+        Middleware(same_origin_only),
+    ]
     return Starlette(routes=routes, middleware=guards)
 
 

@@ -18,19 +18,16 @@ from PIL import Image
 
 from cnnjax import ops
 from cnnjax.data.decode import FORMATS
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, by_name, unknown
 from cnnjax.explore import layers, pictures, plots, units
 from cnnjax.explore.explain import explainer
 from cnnjax.explore.markup import png
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
 
-MAX_PIXELS = 40_000_000  # of an uploaded image
-MAPS_SHOWN = 64
-PATCH_IMAGES = 512  # of the test split, among which the best patches of a unit are searched
-PATCH_BATCH = 64
-KEPT_IMAGES = 16
-MAX_SIDE = 64  # of a picture
+MAX_PIXELS, MAX_SIDE = 40_000_000, 64  # of an uploaded image; of a picture
+MAPS_SHOWN, KEPT_IMAGES = 64, 16
+PATCH_IMAGES, PATCH_BATCH = 512, 64  # of the test split, among which the best patches of a unit are searched
 PICTURES = (*pictures.PICTURES, *pictures.WORDS, "4x4 numbers")
 FILTERS = (*pictures.FILTERS, "identity")
 POOLS = {"max": ops.max_pool, "average": ops.avg_pool}
@@ -78,7 +75,7 @@ class Views:
 
     def feature_maps(self, token: str, layer: str) -> Answer:
         """The first maps of a layer, all on one scale."""
-        self._check_layer(layer)
+        by_name("layer", layer, self.maps)
         with self.lock:
             image = self.trained.prepare(self._image(token)[None])
             model, variables = self.trained.model, self.trained.variables
@@ -98,18 +95,13 @@ class Views:
 
     def patches(self, layer: str, unit: int) -> Answer:
         """The patches of the test split that excite a unit most."""
-        self._check_layer(layer)
+        by_name("layer", layer, self.maps)
         model, variables, shape = self.trained.model, self.trained.variables, self.trained.input_shape
         with self.lock:
             seen, peaks = self._peaks(layer)
             best = units.best_patches(model, variables, shape, peaks, unit)
-        crops = [layers.crop(seen[patch.index], patch.box) for patch in best]
-        pairs = zip(crops, best, strict=True)
-        return {"patches": [{"image": png(crop), "value": patch.value} for crop, patch in pairs]}
-
-    def _check_layer(self, layer: str) -> None:
-        if layer not in self.maps:
-            raise unknown("layer", layer, self.maps)
+        crops = (png(layers.crop(seen[patch.index], patch.box)) for patch in best)
+        return {"patches": [{"image": next(crops), "value": patch.value} for patch in best]}
 
     def _image(self, token: str) -> np.ndarray:
         if token not in self.images:
@@ -153,16 +145,14 @@ def operation(request: Mapping[str, Any]) -> dict[str, Rows]:
     """
     image, kernel = _matrix(request, "image"), _matrix(request, "kernel")
     padding, stride, window, pool_stride = (_count(request, name, least) for name, least in LEAST.items())
-    pooling = request.get("pooling")
-    if pooling not in POOLS:
-        raise unknown("pooling", pooling, POOLS)
+    pool = by_name("pooling", str(request.get("pooling")), POOLS)
     x, w = jnp.asarray(image)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None]
     mode = str(request.get("padding_mode", "zero"))
     convolved = ops.conv2d(x, w, strides=stride, padding=padding, padding_mode=mode)
     rectified = ops.activation("relu")(convolved)
     stages = {"convolution": convolved, "relu": rectified}
     if min(rectified.shape[1:3]) >= window:
-        stages["pooling"] = POOLS[pooling](rectified, window, pool_stride)
+        stages["pooling"] = pool(rectified, window, pool_stride)
     return {name: np.asarray(value)[0, :, :, 0].round(4).tolist() for name, value in stages.items()}
 
 
@@ -173,8 +163,7 @@ def example(picture: str, kernel: str) -> dict[str, Rows | int]:
     if kernel not in FILTERS:
         raise unknown("filter", kernel, FILTERS)
     image = pictures.POOLING if picture == PICTURES[-1] else pictures.picture(picture)
-    divisor = 9 if kernel in pictures.FILTERS else 1
-    weights = divisor * pictures.feature(kernel) if kernel in pictures.FILTERS else np.ones((1, 1))
+    weights, divisor = (np.ones((1, 1)), 1) if kernel == "identity" else (9 * pictures.feature(kernel), 9)
     return {"image": image.tolist(), "kernel": weights.round().astype(int).tolist(), "divisor": divisor}
 
 

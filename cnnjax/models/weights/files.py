@@ -28,8 +28,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return read_torch(path)
-    suffixes = ", ".join(TORCH_SUFFIXES[:-1])
-    raise UserError(f"{path}: weight files end in .safetensors, {suffixes}, or in no suffix")
+    suffixes = ", ".join((".safetensors", *TORCH_SUFFIXES[:-1]))
+    raise UserError(f"{path}: weight files end in {suffixes}, or in no suffix")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -38,8 +38,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:  # the library keeps the last of several tensors of one name
             json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
         _check_dtypes(tensors)
-    # AttributeError: a dtype not in NumPy
-    except (SafetensorError, AttributeError, OSError, ValueError) as error:
+    except (SafetensorError, AttributeError, OSError, ValueError) as error:  # AttributeError: of a dtype
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{path} is not a whole safetensors file: {reason}") from None
     return tensors
@@ -51,9 +50,8 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
 
 
 def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype.name not in DTYPES:
-            raise UserError(f"{name} is of dtype {tensor.dtype}; allowed: {', '.join(DTYPES)}")
+    if wrong := [name for name, tensor in tensors.items() if tensor.dtype.name not in DTYPES]:
+        raise UserError(f"{wrong[0]} is of dtype {tensors[wrong[0]].dtype}; allowed: {', '.join(DTYPES)}")
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:

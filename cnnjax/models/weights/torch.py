@@ -31,9 +31,7 @@ def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
     return convert_into(state_dict, create_model(model), variant(model).preset.input_size)
 
 
-def convert_into(
-    state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: tuple[int, ...]
-) -> Variables:
+def convert_into(state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: Shape) -> Variables:
     """`convert` for a module that is already built."""
     family = names_in_torch(model)
     old, new = family.old_names or ("$^", "")
@@ -42,8 +40,7 @@ def convert_into(
     entries = torch_entries(model, image_shape)
     shapes = {entry.name: entry.shape for entry in entries}
     extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
-    problems = misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes)
-    if problems:
+    if problems := misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes):
         misfit = f"does not fit {type(model).__name__} ({len(problems)} entries)"
         raise UserError(f"the state dict {misfit}: {'; '.join(problems)}")
     if extra:
@@ -88,7 +85,7 @@ class Entry:
         return np.ascontiguousarray(turned.transpose(np.argsort(self.axes))).reshape(self.here)
 
 
-def torch_entries(model: nn.Module, image_shape: tuple[int, ...]) -> list[Entry]:
+def torch_entries(model: nn.Module, image_shape: Shape) -> list[Entry]:
     """The entries of every leaf of a model."""
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     flat, family = traverse_util.flatten_dict(shapes), names_in_torch(model)
@@ -107,9 +104,8 @@ def torch_entry(path: tuple[str, ...], shape: Shape, model: nn.Module, family: T
     if module in family.flattened:  # [H * W * C, O]
         height, width = family.flattened[module]
         split = (height, width, shape[0] // (height * width), shape[1])
-    axes = tuple(range(len(split)))
-    axes = (axes[-1], axes[-2], *axes[:-2])  # HWIO to OIHW, IO to OI
+    *rest, inputs, outputs = range(len(split))
+    axes = (outputs, inputs, *rest)  # HWIO to OIHW, IO to OI
     there = tuple(split[axis] for axis in axes) if split == shape else shape[::-1]
-    if any(re.fullmatch(pattern, module) for pattern in family.convolved):
-        there = (*there, 1, 1)
-    return Entry(path, shape, split, axes, name, there)
+    convolved = any(re.fullmatch(pattern, module) for pattern in family.convolved)
+    return Entry(path, shape, split, axes, name, (*there, 1, 1) if convolved else there)
