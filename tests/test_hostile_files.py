@@ -190,5 +190,5 @@ def test_any_input_gives_the_documented_error(kind):
 def test_a_manifest_with_the_right_digest_and_wrong_fields_is_damaged(tmp_path, manifest):
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
-    with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         manifests.verify(tmp_path)

@@ -1,11 +1,25 @@
-"""Files on disk: written whole or not at all, their checksums, and the user's cache folder."""
+"""Files: written whole or not at all, read only if they are what they should be; and cache folders."""
 
 import hashlib
+import io
 import json
 import os
+import reprlib
+import stat
 import tempfile
+import types
+import typing
 from pathlib import Path
 from typing import Any
+
+from cnnjax.errors import UserError
+
+MOST_BYTES = 2**29  # of a file that is read whole
+MOST_NESTED = 64
+WORDS: dict[type, str] = {
+    **{dict: "an object", list: "a list", str: "a text", bool: "true or false"},
+    **{int: "an integer", float: "a number", types.NoneType: "null"},
+}
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -23,22 +37,128 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         raise
 
 
+def open_file(path: str | os.PathLike[str], *, within: Path | None = None) -> io.BufferedReader:
+    """Opens a file to read; unlike `open` it never waits, as for one who writes to a pipe.
+
+    Args:
+      within: the folder that a link must not lead out of; None follows links anywhere.
+
+    Raises:
+      UserError: naming a file that is missing, a folder, pipe or device, or a link out of `within`.
+    """
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except (OSError, ValueError) as error:  # the latter for a name with a NUL
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        reason = "it is a pipe or a device; put a regular file there"
+    elif within and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(within)):
+        reason = f"it is a link out of {within}; copy the file there"
+    else:
+        return file
+    file.close()
+    raise UserError(f"{path} cannot be read: {reason}")
+
+
+def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES, *, within: Path | None = None) -> bytes:
+    """The bytes of a file, see `open_file`; more than `most` of them are a UserError too."""
+    with open_file(path, within=within) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > most else file.read(most + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    if (size := max(size, len(data))) > most:
+        raise UserError(f"{path} cannot be read: it has {size:,} bytes; allowed: at most {most:,}")
+    return data
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return UserError(f"{path} cannot be read: {reason}")
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes in hex; raises as `open_file` does."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises a ValueError of one line if it cannot be read or holds no object."""
+def read_json(path: Path, kind: Any = dict[str, Any], *, within: Path | None = None) -> Any:
+    """The value of a JSON file, if it is of a kind, see `check_kind`; a UserError names any other file."""
+    data = read_file(path, within=within)
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(" ".join(str(reason).split())[:120]) from None
-    if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
+        return parse_json(data, kind)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def parse_json(data: bytes, kind: Any = dict[str, Any]) -> Any:
+    """The value of JSON text, if it is of a kind, see `check_kind`.
+
+    Raises:
+      ValueError: in one line; also for a name that stands twice in an object, an integer of more than 18
+        digits, and deep nesting.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=_unique, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:120]) from None
+    level: list[Any] = [[value]]
+    for _ in range(MOST_NESTED):
+        inner = (x for each in level for x in (each.values() if isinstance(each, dict) else each))
+        if not (level := [x for x in inner if isinstance(x, dict | list)]):
+            break
+    else:
+        raise ValueError(f"it is nested more than {MOST_NESTED - 1} deep")
+    check_kind(value, kind)
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return values
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError(f"the integer {digits[:18]}... is too long")
+    return int(digits)
+
+
+def check_kind(value: Any, kind: Any, name: str = "it") -> None:
+    """Raises a ValueError, which calls the value `name`, unless a value of JSON is of a kind.
+
+    Args:
+      kind: a type (`float` admits integers, `Any` everything), a union of types, `list[...]`,
+        `dict[str, ...]`, or a TypedDict, which may have other entries too.
+    """
+    origin = typing.get_origin(kind)
+    if typing.is_typeddict(kind):
+        check_kind(value, dict[str, Any], name)
+        if missing := sorted(kind.__required_keys__ - value.keys()):
+            raise ValueError(f"{name} lacks {', '.join(missing)}")
+        for entry, inner in typing.get_type_hints(kind).items():
+            if entry in value:
+                check_kind(value[entry], inner, entry if name == "it" else f"{name}.{entry}")
+    elif origin in (dict, list):
+        check_kind(value, origin, name)
+        inner = typing.get_args(kind)[-1]
+        each = value if origin is list else value.values()
+        if inner is not Any and not set(map(type, each)) <= _types(inner):
+            for key, one in enumerate(value) if origin is list else value.items():
+                check_kind(one, inner, f"{name}[{key!r}]")
+    elif type(value) not in _types(kind):
+        allowed = " or ".join(sorted(WORDS[each] for each in _types(kind)))
+        raise ValueError(f"{name} is {reprlib.repr(value)}; allowed: {allowed}")
+
+
+def _types(kind: Any) -> set[Any]:
+    """The types of the values of a kind."""
+    if isinstance(kind, types.UnionType):
+        return set().union(*map(_types, typing.get_args(kind)))
+    return {int, float} if kind is float else {kind}
 
 
 def cache_folder(kind: str) -> Path:

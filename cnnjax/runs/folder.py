@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -112,10 +113,7 @@ class Run:
     def read_json(self, name: str) -> Json:
         """A JSON file of the folder; {} if it is absent."""
         file = self.path / name
-        try:
-            return read_json(file) if file.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}") from None
+        return read_json(file, within=self.path) if os.path.lexists(file) else {}
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Writes a JSON file of the folder, whole or not at all."""

@@ -5,12 +5,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
-from cnnjax.data.files import atomic_write, read_json, sha256_of
+from cnnjax.data.files import atomic_write, open_file, read_json, sha256_of
+from cnnjax.errors import UserError
 
 NAME = "manifest.json"
-Numbers = Mapping[str, int | float]
+Numbers = dict[str, float]
 
 
 class File(TypedDict):
@@ -27,6 +28,15 @@ class Manifest(TypedDict):
     position: Numbers
     metrics: Numbers
     files: dict[str, File]
+
+
+class _Signed(TypedDict):
+    """A manifest as it is written; older ones lack what is not required."""
+
+    position: NotRequired[Numbers]
+    metrics: NotRequired[Numbers]
+    files: dict[str, File]
+    sha256: str
 
 
 def write(folder: Path, step: int, position: Numbers, metrics: Numbers) -> None:
@@ -52,52 +62,34 @@ def read(folder: Path) -> Manifest:
     """The manifest of a folder.
 
     Raises:
-      ValueError: in one line, if it is missing, damaged, or not what was written.
+      UserError: if it is missing, damaged, or not what was written.
     """
-    try:
-        manifest = read_json(folder / NAME)
-        if manifest.pop("sha256") != _digest(manifest):
-            raise ValueError("its own SHA-256 differs")
-        _check(manifest)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{NAME} cannot be read: {error}") from None
-    return cast(Manifest, {"position": {}, "metrics": {}, **manifest})
-
-
-def _check(manifest: Mapping[str, object]) -> None:
-    """Raises a ValueError unless the fields are of the kinds that `write` gives them."""
-    for name in ("position", "metrics"):
-        group = manifest.get(name, {})
-        if not isinstance(group, dict) or not all(type(v) in (int, float) for v in group.values()):
-            raise ValueError(f"{name} is not a group of numbers")
-    files = manifest["files"]
-    if not isinstance(files, dict):
-        raise ValueError("files is not a group")
-    for name, facts in files.items():
+    file = folder / NAME
+    manifest = read_json(file, _Signed, within=folder)
+    reason = "" if manifest.pop("sha256") == _digest(manifest) else "its own SHA-256 differs"
+    for name in manifest["files"]:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable():
-            raise ValueError(f"{name!r} is no file of the checkpoint")
-        if not isinstance(facts, dict) or {*map(type, map(facts.get, ("bytes", "sha256")))} != {int, str}:
-            raise ValueError(f"{name!r} has no length and SHA-256")
+            reason = f"{name!r} is no file of the checkpoint"
+    if reason:
+        raise UserError(f"{file} is damaged: {reason}")
+    return cast(Manifest, {"position": {}, "metrics": {}, **manifest})
 
 
 def verify(folder: Path) -> Manifest:
     """`read`, if every file has the length and the SHA-256 of the manifest.
 
     Raises:
-      ValueError: naming the first file that is missing, cut or changed.
+      UserError: naming the first file that is missing, cut or changed.
     """
     manifest = read(folder)
     for name, facts in manifest["files"].items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
+        with open_file(folder / name, within=folder) as file:
+            size = os.fstat(file.fileno()).st_size
             if size != facts["bytes"]:
-                raise ValueError(f"{name} has {size} bytes, not {facts['bytes']}")
-            if sha256_of(path) != facts["sha256"]:
-                raise ValueError(f"{name} has another SHA-256 than when it was saved")
-        except OSError as error:
-            raise ValueError(f"{name}: {error.strerror}") from None
+                raise UserError(f"{name} has {size} bytes, not {facts['bytes']}")
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                raise UserError(f"{name} has another SHA-256 than when it was saved")
     return manifest
 
 

@@ -1,12 +1,15 @@
-"""Files: whole or not there, their checksums, and where caches lie."""
+"""Files: written whole or not at all, read only if they are what they should be; checksums, caches."""
 
 import hashlib
 import os
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
+import numpy as np
 import pytest
 
-from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder, sha256_of
+from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder, read_file, read_json, sha256_of
+from cnnjax.errors import UserError
 
 
 def test_a_file_is_replaced_whole_or_kept(tmp_path, monkeypatch):
@@ -40,3 +43,92 @@ def test_the_cache_lies_at_home_unless_xdg_names_an_absolute_folder(tmp_path, mo
     assert make_cache_folder("mnist") == tmp_path / "xdg/cnnjax/mnist"
     assert (tmp_path / "xdg/cnnjax").stat().st_mode & 0o777 == 0o700
     assert Path(tmp_path / "xdg/cnnjax/mnist").is_dir()
+
+
+def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside.json"
+    inside.mkdir()
+    outside.write_bytes(b"{}")
+    (inside / "file").write_bytes(b"{}")
+    os.mkfifo(inside / "pipe")
+    targets = {"link": "file", "zero": "/dev/zero", "dangling": "none", "loop": "loop", "out": outside}
+    for name, target in targets.items():
+        (inside / name).symlink_to(target)
+    with open(inside / "sparse", "wb") as file:
+        file.truncate(2**30)
+    for name in ("file", "link"):
+        assert read_file(inside / name, within=inside) == b"{}"
+    assert read_file(inside / "out") == b"{}"  # data sets are made of links
+    refusals = {
+        **{"pipe": "pipe or a device", "zero": "pipe or a device", "dangling": "No such file"},
+        **{
+            "loop": "symbolic links",
+            "out": "a link out of",
+            "sparse": "1,073,741,824 bytes; allowed: at most",
+        },
+        **{"": "Is a directory", "none": "No such file", "a\0b": "null byte", 300 * "a": "name too long"},
+    }
+    for name, reason in refusals.items():
+        for read in (read_file, read_json):
+            with pytest.raises(UserError, match=reason) as error:
+                read(inside / name, within=inside)
+            assert str(error.value).startswith(f"{inside / name} cannot be read: ")
+    with pytest.raises(UserError, match="has 2 bytes; allowed: at most 1$"):
+        read_file(inside / "file", 1)
+    with pytest.raises(UserError, match="pipe or a device"):
+        sha256_of(inside / "pipe")
+
+
+class Facts(TypedDict):
+    count: int
+    scores: NotRequired[list[float]]
+    names: NotRequired[dict[str, list[str | None]]]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "reason"),
+    [
+        ("", dict, "Expecting value"),
+        ("[]", dict, r"it is \[\]; allowed: an object"),
+        ("{} {}", dict, "Extra data"),
+        ('{"a": 1, "a": 2}', dict, "a name stands twice"),
+        ('{"a": {"b": 1, "b": 2}}', dict, "a name stands twice"),
+        ("[" * 100_000, list, "recursion"),
+        ("[" * 900 + "]" * 900, list, "nested more than 63 deep"),
+        ("[[]," * 100 + "0" + "]" * 100, list, "nested more than 63 deep"),
+        ('{"a": 9999999999999999999}', dict, "integer 999999999999999999... is too long"),
+        ("9" * 10_000, int, "too long"),
+        ("{}", Facts, "it lacks count"),
+        ('{"count": true}', Facts, "count is True; allowed: an integer"),
+        ('{"count": 1.0}', Facts, "count is 1.0; allowed: an integer"),
+        ('{"count": "1"}', Facts, "count is '1'; allowed: an integer"),
+        ('{"count": 1, "scores": 5}', Facts, "scores is 5; allowed: a list"),
+        ('{"count": 1, "scores": [1, 0.5, null]}', Facts, r"scores\[2\] is None; allowed: a number"),
+        ('{"count": 1, "names": []}', Facts, r"names is \[\]; allowed: an object"),
+        ('{"count": 1, "names": {"a": ["b", 3]}}', Facts, r"names\['a'\]\[1\] is 3; allowed: a text or null"),
+        ("[[1], [2, {}]]", list[list[int]], r"it\[1\]\[1\] is {}; allowed: an integer"),
+    ],
+)
+def test_json_of_another_kind_is_refused_in_one_line(tmp_path, text, kind, reason):
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=reason) as error:
+        read_json(file, kind)
+    assert str(error.value).startswith(f"{file} is damaged: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_of_its_kind_is_read(tmp_path, encoding):
+    file = tmp_path / "a.json"
+    file.write_bytes(
+        '{"count": 1, "scores": [1, NaN], "names": {"ü": ["é", null]}, "x": [{}]}'.encode(encoding)
+    )
+    facts = read_json(file, Facts)
+    assert facts["count"] == 1 and facts["names"] == {"ü": ["é", None]}
+    assert facts["scores"][0] == 1 and np.isnan(facts["scores"][1])
+
+
+def test_json_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match=r"a\.json is damaged: 'utf-8' codec can't decode"):
+        read_json(tmp_path / "a.json")
