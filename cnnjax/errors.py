@@ -19,17 +19,16 @@ class BadImage(UserError):
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
-    """The error for a name outside a closed set; it lists the set and names the nearest member.
-
-    Args:
-      what: the field or kind of thing, as the user wrote it ("model", "augmentation").
-      value: what was given.
-      allowed: every name that would have done.
-    """
+    """The error for a `what` ("model") outside a closed set: it lists the set and names the nearest one."""
     names = sorted(map(str, allowed))
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return UserError(f"unknown {what} {value!r}{hint}; allowed: {', '.join(names)}")
+
+
+def one_line(error: Exception, most: int | None = 200) -> str:
+    """The message of an error in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
 
 
 def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
@@ -40,14 +39,9 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
 
 
 def parse_call(text: str, what: str) -> tuple[str, list, dict]:
-    """Splits a call of literals into its name, positional and named arguments.
+    """Splits `name` or `name(literal, field=literal)` into its name, positional and named arguments.
 
-    Args:
-      text: `name` or `name(literal, field=literal)`.
-      what: what holds the text, for the error.
-
-    Raises:
-      UserError: where the text is anything else than a name with literals.
+    A UserError that names `what` holds the text if it is anything else.
     """
     bad = UserError(f"{what}={text!r} is not a name or a call of literals such as 'crop(28, pad=4)'")
     try:
@@ -77,8 +71,7 @@ def check(field: str, value: Any, allowed: str, holds: Callable[[Any], bool]) ->
 
 def check_count(field: str, value: Any, least: int) -> None:
     """Raises a UserError unless `value` is an integer of at least `least`."""
-    allowed = f"an integer of at least {least}"
-    check(field, value, allowed, lambda v: isinstance(v, int) and v >= least)
+    check(field, value, f"an integer of at least {least}", lambda v: isinstance(v, int) and v >= least)
 
 
 def check_fraction(field: str, value: Any) -> None:
@@ -87,17 +80,11 @@ def check_fraction(field: str, value: Any) -> None:
 
 
 def own_values(field: str, name: str, build: Callable, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are not None, all of them keyword-only parameters of `build`.
+    """Those of `values` that are not None; a UserError if one is no keyword-only parameter of `build`.
 
-    Args:
-      field: what chose `build`, for the error: 'optimizer.schedule'.
-      name: its value: 'cosine'.
-
-    Raises:
-      UserError: for a value that `build` does not take.
+    It names the `field` that chose `build`, 'optimizer.schedule', and its value `name`, 'cosine'.
     """
-    parameters = inspect.signature(build).parameters.values()
-    own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    own = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = {key: value for key, value in values.items() if value is not None}
     for key, value in given.items():
         if key not in own:

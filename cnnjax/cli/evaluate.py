@@ -60,13 +60,13 @@ def checkpoint(
     """Lists, verifies or prunes the checkpoints of a run; exit code 1 if one of them is damaged."""
     if words not in (["list"], ["verify"], ["prune"]) or not workdir:
         raise UserError("usage: cnnjax checkpoint list | verify | prune --workdir=DIR")
-    from cnnjax.runs import upkeep
+    from cnnjax.runs import checkpoints
 
     if words == ["prune"]:
-        print(f"removed {', '.join(upkeep.prune(workdir, keep)) or 'nothing'}")
+        print(f"removed {', '.join(checkpoints.prune(workdir, keep)) or 'nothing'}")
         return 0
     table = Table("step", "files", "bytes", "accuracy %", "state")
-    rows = upkeep.describe(workdir, verify=words == ["verify"])
+    rows = checkpoints.describe(workdir, verify=words == ["verify"])
     for row in rows:
         table.add_row(*map(str, row.values()))
     print_tables(table)

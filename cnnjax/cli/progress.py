@@ -5,10 +5,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cnnjax.runs import progress
+from cnnjax.runs import log
 
 
-class Lines(progress.Progress):
+class Lines(log.Progress):
     """One line for each row of metrics."""
 
     def __init__(self, console: Console):

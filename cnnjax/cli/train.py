@@ -34,7 +34,7 @@ def train(
     from cnnjax.explore import report
     from cnnjax.runs import compile_cache, processes
     from cnnjax.runs import train as loop
-    from cnnjax.runs.progress import Progress
+    from cnnjax.runs.log import Progress
 
     if distributed:
         given("workdir", workdir, SHARED_FOLDER)

@@ -14,7 +14,7 @@ from cnnjax.models.variants import preset_augment
 from cnnjax.models.weights import files, to_torch
 from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.folder import Run
-from cnnjax.runs.initial import initial_variables
+from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.record import make_record
 
 

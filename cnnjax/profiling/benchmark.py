@@ -22,7 +22,7 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
-from cnnjax.runs.memory import device_memory
+from cnnjax.runs.step import device_memory
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.state import TrainState, init_state, run_init
 from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, train_step

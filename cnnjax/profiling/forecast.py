@@ -24,8 +24,7 @@ from cnnjax.models import variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
 from cnnjax.runs.experiment import build
-from cnnjax.runs.memory import out_of_memory
-from cnnjax.runs.step import lower_step
+from cnnjax.runs.step import lower_step, out_of_memory
 
 
 @dataclasses.dataclass(frozen=True)

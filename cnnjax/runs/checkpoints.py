@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import errno
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, one_line, unknown
 from cnnjax.runs import manifest as manifests
+from cnnjax.runs.folder import Run
 from cnnjax.runs.manifest import Manifest, Numbers
 
 SPARE_BYTES = 2**19  # what orbax and the manifest write beside the arrays, with some to spare
@@ -28,11 +30,7 @@ _T = TypeVar("_T")
 
 
 class Checkpoints:
-    """The checkpoints of one run, `directory/STEP/`, to read; nothing here changes them.
-
-    A checkpoint holds a tree of arrays, the position of the data and the SHA-256 of each file, and becomes
-    visible only when all are written.
-    """
+    """The checkpoints of one run, to read: `directory/STEP/` holds a tree of arrays and its manifest."""
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory).absolute()
@@ -68,13 +66,8 @@ class Checkpoints:
         return ""
 
     def find(self, checkpoint: str) -> int:
-        """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means.
-
-        Raises:
-          UserError: naming the existing checkpoints.
-        """
-        steps = self.steps()
-        if not steps:
+        """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means."""
+        if not (steps := self.steps()):
             raise UserError(f"{self.directory} holds no checkpoint yet; train it with `cnnjax train`")
         if checkpoint == "last":
             return self._newest(steps, lambda step: manifests.verify(self.folder(step)))[0]
@@ -91,41 +84,30 @@ class Checkpoints:
             try:
                 return step, read(step)
             except Exception as error:  # orbax raises many kinds for a folder that does not fit
-                problems.append(f"{step}: {_line(error)}")
+                problems.append(f"{step}: {one_line(error)}")
                 warnings.warn(f"checkpoint {problems[-1]}; passed over", stacklevel=4)
         raise UserError(f"no checkpoint in {self.directory} can be read: {problems}")
 
     def restore(self, like: Tree, step: int | None = None) -> tuple[int, Tree, dict[str, int | float]] | None:
         """The newest sound checkpoint, or that of `step`, as (step, tree, position); None without any.
 
-        Args:
-          like: a tree of arrays or of `ShapeDtypeStruct`s whose shapes, dtypes and shardings are restored.
-          step: a step of `steps()`; None is the newest, or if that is damaged the one before.
-
-        Raises:
-          UserError: if nothing that was saved can be read, naming what is wrong with each.
+        `like` is a tree of arrays or of `ShapeDtypeStruct`s with the shapes, dtypes and shardings to restore.
+        If nothing that was saved can be read, a UserError names what is wrong with each.
         """
 
         def read(step: int) -> tuple[Manifest, Tree]:
             manifest = manifests.verify(self.folder(step))
-            target = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
+            target = ocp.args.StandardRestore(jax.tree.map(ocp.tree.to_shape_dtype_struct, like))
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-                return manifest, reader.restore(
-                    self.folder(step) / "tree", args=ocp.args.StandardRestore(target)
-                )
+                return manifest, reader.restore(self.folder(step) / "tree", args=target)
 
-        steps = self.steps() if step is None else [step]
-        if not steps:
+        if not (steps := self.steps() if step is None else [step]):
             return None
         step, (manifest, tree) = self._newest(steps, read)
         return step, tree, dict(manifest["position"])
 
     def read(self, step: int) -> dict[str, Tree]:
-        """The tree of one checkpoint as nested dicts of NumPy arrays, whatever devices it was saved on.
-
-        Raises:
-          UserError: if it is damaged.
-        """
+        """The tree of one checkpoint as nested dicts of NumPy arrays, whatever devices it was saved on."""
         try:
             manifests.verify(self.folder(step))
             with ocp.PyTreeCheckpointer() as reader:
@@ -133,35 +115,24 @@ class Checkpoints:
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return reader.restore(self.folder(step) / "tree", restore_args=as_numpy)
         except Exception as error:  # orbax raises many kinds for a damaged folder
-            reason = _line(error)
-            raise UserError(f"checkpoint {step} in {self.directory} cannot be read: {reason}") from None
+            line = f"checkpoint {step} in {self.directory} cannot be read: {one_line(error)}"
+            raise UserError(line) from None
 
     def variables(self, checkpoint: str, weights: str) -> tuple[int, dict[str, Tree]]:
-        """The step that `find` names, and its params and batch_stats as NumPy arrays.
-
-        Args:
-          weights: "raw", or "ema" for the moving average.
-
-        Raises:
-          UserError: if it is damaged, or keeps no moving average.
-        """
+        """The step that `find` names, and its "raw" params and batch_stats, or their "ema", in NumPy."""
         if weights not in ("raw", "ema"):
             raise unknown("weights", weights, ["raw", "ema"])
         step = self.find(checkpoint)
         state = self.read(step)["state"]
         if weights == "ema" and not state.get("ema"):
-            raise UserError(
-                f"weights=ema: {self.directory.parent} keeps no moving average (config.ema_decay is 0)"
-            )
+            run = self.directory.parent
+            raise UserError(f"weights=ema: {run} keeps no moving average (config.ema_decay is 0)")
         tree = state["ema"] if weights == "ema" else state
         return step, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
 
 
 class Saver(Checkpoints):
-    """The checkpoints of the run that this process trains.
-
-    `keep` of the newest survive, and the one with the highest `accuracy` among those saved with metrics.
-    """
+    """The checkpoints of the run that this process trains; the `keep` newest and the best one survive."""
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
         super().__init__(directory)
@@ -173,8 +144,7 @@ class Saver(Checkpoints):
     def save(self, step: int, tree: Tree, position: Numbers, metrics: Numbers | None = None) -> None:
         """Starts a save in the background, when the one before is complete.
 
-        Raises:
-          OSError: if this save, or the one before, could not be written; the older ones are still there.
+        An OSError if this save, or the one before, could not be written; the older ones are still there.
         """
         self.wait()
         with self._disk_errors():
@@ -206,11 +176,7 @@ class Saver(Checkpoints):
             raise
 
     def add_metrics(self, step: int, metrics: Numbers) -> None:
-        """Adds to a checkpoint what it is judged by, which was not known when it was saved.
-
-        Raises:
-          OSError: if that, or the save under way, could not be written.
-        """
+        """Adds to a checkpoint what it is judged by, which was not known when it was saved."""
         self.wait()
         if jax.process_index() == 0:
             with self._disk_errors():
@@ -228,10 +194,7 @@ class Saver(Checkpoints):
         self.folder(step).rename(next(name for name in names if not name.exists()))
 
     def clear_unfinished(self) -> list[int]:
-        """Removes what a killed process left half written and sets damaged ones aside; returns their steps.
-
-        If none is sound, all stay.
-        """
+        """Removes half-written checkpoints, sets damaged ones aside unless all are; returns their steps."""
         if jax.process_index() != 0:
             return []
         for part in self.directory.glob(".*.part"):
@@ -244,12 +207,8 @@ class Saver(Checkpoints):
         return damaged
 
     def prune(self, keep: int) -> list[str]:
-        """Removes all but the `keep` newest sound checkpoints and the best; returns the names removed.
-
-        Damaged ones go too, unless no sound one is left.
-        """
-        sound = [step for step in self.steps() if not self.problem(step)]
-        if not sound:
+        """Removes all but the `keep` newest sound checkpoints and the best, unless none is; returns names."""
+        if not (sound := [step for step in self.steps() if not self.problem(step)]):
             return []
         kept = {*sound[-keep:], self.best_metrics().get("step")} & set(sound)
         gone = [self.folder(step) for step in self.steps() if step not in kept]
@@ -265,12 +224,12 @@ class Saver(Checkpoints):
 
     def wait(self) -> None:
         """Returns when all saves are complete; raises their errors."""
-        if self._pending is not None:
-            try:
-                with self._disk_errors():
+        try:
+            with self._disk_errors():
+                if self._pending is not None:
                     self._pending.result()
-            finally:
-                self._pending = None
+        finally:
+            self._pending = None  # at last, as another thread asks for `settled`
 
     def settled(self) -> bool:
         """Whether the last save is complete, for another thread than that which saves; it waits too."""
@@ -291,12 +250,43 @@ class Saver(Checkpoints):
         try:
             yield
         except Exception as error:
-            reason = " ".join(str(error).split())
-            full = "RESOURCE_EXHAUSTED" in reason or "No space left" in reason
             code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-            code = errno.ENOSPC if full else code
-            reason = os.strerror(code) if full else reason[:300]
+            reason = one_line(error, 300)
+            if re.search("RESOURCE_EXHAUSTED|No space left", str(error)):
+                code, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
             raise OSError(code, reason, str(self.directory)) from error
+
+
+def describe(workdir: str | Path, *, verify: bool = False) -> list[dict[str, int | str]]:
+    """One row a checkpoint of a run: step, files, bytes, accuracy in per cent, state.
+
+    Another process may be training in the folder. Unless `verify`, the manifests alone are read.
+    """
+    saved = Checkpoints(Run.open(workdir).path / "checkpoints")
+    return [_row(step, saved.folder(step), verify) for step in saved.steps()]
+
+
+def _row(step: int, folder: Path, verify: bool) -> dict[str, int | str]:
+    try:
+        manifest = (manifests.verify if verify else manifests.read)(folder)
+    except ValueError as error:
+        return {"step": step, "files": "", "bytes": "", "accuracy": "", "state": f"damaged: {error}"}
+    accuracy = manifest["metrics"].get("accuracy")
+    return {
+        "step": step,
+        "files": len(manifest["files"]),
+        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+        "accuracy": "" if accuracy is None else f"{100 * accuracy:.2f}",
+        "state": "sound" if verify else "not checked",
+    }
+
+
+def prune(workdir: str | Path, keep: int) -> list[str]:
+    """`Saver.prune` of a run folder that no process trains in."""
+    run = Run.open(workdir)
+    with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
+        run.lock()
+        return saved.prune(keep)
 
 
 def _remove(folder: Path) -> None:
@@ -313,7 +303,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

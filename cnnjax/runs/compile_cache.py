@@ -27,16 +27,17 @@ class Refused(Exception):
 
 
 def enable() -> str:
-    """Makes JAX load compiled programs from the folder, and save there what took over a second to compile.
+    """Makes JAX load programs from the folder, and save there what took over a second to compile.
 
-    Returns: the folder, or "off: " and the reason. A folder that others may change is never read.
+    Returns the folder, or "off: " and the reason. A folder that others may change is never read.
     """
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no"):
         return f"off: {SWITCH}={os.environ[SWITCH]}"
     if own := jax.config.values["jax_compilation_cache_dir"]:
         return str(own)  # the user's choice
     try:
-        folder = _private(cache_folder(key()))
+        folder = cache_folder(key())
+        _make_private(folder)
         _remove_unfinished(folder)
     except (Refused, OSError, RuntimeError) as error:
         sys.stderr.write(f"cnnjax: compiled programs are not kept: {error}\n")
@@ -64,13 +65,8 @@ def _processor_features() -> str:
     return "".join(sorted({line for line in lines if line.startswith(names)}))
 
 
-def _private(folder: Path) -> Path:
-    """The folder, created with the one above it if missing.
-
-    Raises:
-      Refused: if one of them is a link or another user's, if others have any right to the folder, or may
-        write to the one above it.
-    """
+def _make_private(folder: Path) -> None:
+    """Creates the folder and the one above it if missing; Refused unless they are as the module says."""
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
         place.mkdir(mode=0o700, exist_ok=True)
@@ -81,11 +77,10 @@ def _private(folder: Path) -> Path:
             raise Refused(f"{place} belongs to another user")
         if stat.S_IMODE(status.st_mode) & closed:
             raise Refused(f"{place} is open to other users; chmod 700 it, or remove it")
-    return folder
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left half written: JAX writes a program, then the time of its last use.
+    """Removes programs without a time of last use, which a killed process leaves.
 
     JAX neither replaces such a program nor removes old ones while there is one.
     """

@@ -12,6 +12,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run, plain
+from cnnjax.runs.inputs import load_split
 from cnnjax.training import metrics, parallel
 from cnnjax.training.steps import eval_step
 
@@ -20,7 +21,7 @@ class Evaluator:
     """Evaluates variables on one split, with one compiled step."""
 
     def __init__(self, experiment: Experiment, split: str):
-        source = experiment.source(split)
+        source = load_split(experiment.config, split)
         devices = experiment.mesh.shape["data"]
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(experiment.config.eval_batch_size, len(source)) // devices) * devices
@@ -33,10 +34,7 @@ class Evaluator:
     def __call__(
         self, variables: Any, after_each: Callable[[], None] = lambda: None
     ) -> tuple[metrics.Scores, dict[str, np.ndarray]]:
-        """The scores and the predictions, one row an example in the source's order, in every process.
-
-        `after_each` is called after each batch.
-        """
+        """The scores and the predictions, one row an example in the source's order, in every process."""
         rows = []
         for batch in self.batches.one_epoch():
             with jax.set_mesh(self.mesh):  # layers read it
@@ -61,16 +59,14 @@ def evaluate(
     """Evaluates a run on every image of a split, each counted once.
 
     Args:
-      workdir: a run folder.
       split: "test", "validation" or "train" (without what is held out).
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
       data: another data set with the same classes, by name; None is the run's own.
       protocol: one of `data.augment.views`; None is the run's own.
 
-    Returns:
-      The scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one row
-      an image in the order of the split.
+    Returns the scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one
+    row an image in the order of the split.
     """
     run = Run.open(workdir)
     config = run.config()
@@ -87,21 +83,16 @@ def evaluate(
 
 
 def test_scores(
-    experiment: Experiment,
-    run: Run,
-    step: int,
-    weights: Mapping[str, Any],
-    after_each: Callable[[], None],
+    experiment: Experiment, run: Run, step: int, weights: Mapping[str, Any], after_each: Callable[[], None]
 ) -> dict[str, Any]:
     """The scores of a finished run on the test split, evaluated once: they stay in test.json."""
-    scores = run.read_json("test.json")
-    if scores.get("step") == step:
+    if (scores := run.read_json("test.json")).get("step") == step:
         return scores
     evaluator = Evaluator(experiment, "test")
     scores = {"step": step, "split": "test", "protocol": experiment.config.eval_protocol}
     for prefix, variables in weights.items():
-        found, predictions = evaluator(variables, after_each)
-        scores |= {f"{prefix}{name}": value for name, value in found.items()}
+        metrics_of, predictions = evaluator(variables, after_each)
+        scores |= {f"{prefix}{name}": value for name, value in metrics_of.items()}
     run.write_arrays("predictions.npz", predictions)
     run.write_json("test.json", scores)
     return plain(scores)

@@ -19,11 +19,10 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.sources.source import sample_images
-from cnnjax.errors import UserError, parse_call
+from cnnjax.errors import UserError, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
-from cnnjax.runs.initial import initial_variables
-from cnnjax.runs.inputs import load_split, max_bad_images, parse_augment, statistics
+from cnnjax.runs.inputs import initial_variables, load_split, max_bad_images, parse_augment, statistics
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 from cnnjax.training.state import TrainState, init_state, run_init
@@ -50,32 +49,18 @@ class Experiment:
     initial: VariableDict | None  # variables of config.init_from, in place of drawn ones
 
     @property
-    def steps_per_evaluation(self) -> int:
-        """Evaluations end at whole steps, at least one apart."""
-        return max(1, round(self.config.eval_every_epochs * self.steps_per_epoch))
-
-    def source(self, split: str) -> Any:
-        """One split of the data set, `validation` held out of `train`."""
-        return load_split(self.config, split)
-
-    @property
     def rules(self) -> tuple[parallel.Rule, ...]:
-        """How the state is cut over the mesh."""
+        """How the state is sharded over the mesh."""
         return parallel.rules_of(self.config.sharding)
 
     @property
     def stacked_blocks(self) -> list[list[str]]:
-        """The equal blocks that the loop keeps stacked, where no rule tells their arrays apart."""
-        config = self.config
-        name, *_ = parse_call(config.optimizer.name, "config.optimizer.name")
-        by_name = config.freeze or config.optimizer.learning_rate_scales or self.rules
-        alike = config.optimizer.decay in ("kernels", "all") and optimizers.OPTIMIZERS[name].elementwise
+        """The equal blocks that the loop keeps stacked, if no rule tells their arrays apart."""
+        fields = self.config.optimizer
+        name, *_ = parse_call(fields.name, "config.optimizer.name")
+        by_name = self.config.freeze or fields.learning_rate_scales or self.rules
+        alike = fields.decay in ("kernels", "all") and optimizers.OPTIMIZERS[name].elementwise
         return scanned_blocks(self.model) if alike and not by_name else []
-
-    @property
-    def device(self) -> str:
-        """One device of this process, to name in errors."""
-        return str(self.mesh.local_devices[0])
 
     def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
         """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""
@@ -96,12 +81,9 @@ class Experiment:
         """The run's key, on every device."""
         return jax.jit(lambda: jax.random.key(self.config.seed), out_shardings=self.replicated)()
 
-    def no_sums(self) -> TrainMetrics:
-        """What a log interval begins with."""
-        return self._empty()
-
     @functools.cached_property
-    def _empty(self) -> Callable[[], TrainMetrics]:
+    def no_sums(self) -> Callable[[], TrainMetrics]:
+        """A function of nothing: what a log interval begins with."""
         return jax.jit(TrainMetrics.empty, out_shardings=self.replicated)
 
     @property
@@ -134,8 +116,7 @@ class Experiment:
 
     def _from_images(self) -> VariableDict:
         """Variables that the model computes from training images; most compute none."""
-        from_images = variant(self.config.model).from_images
-        if from_images is None:
+        if (from_images := variant(self.config.model).from_images) is None:
             return {}
         images = jnp.asarray(sample_images(self.train_source, START_IMAGES))
         return from_images(self.eval_augment.preprocess(images))
@@ -152,9 +133,7 @@ class Experiment:
 
     def _placed(self, shapes: Any) -> Any:
         places = parallel.shardings(shapes, self.mesh, self.rules)
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-        )
+        return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
 
     def abstract_tree(self) -> dict[str, Any]:
         """What a checkpoint holds: the state, and the sums of the log interval it was taken in."""
@@ -166,22 +145,21 @@ class Experiment:
         return self.stacked(self._init_state())
 
     def _init_state(self) -> TrainState:
-        key = jax.random.key(self.config.seed)
-        shape = self.eval_augment.output_shape
+        key, shape = jax.random.key(self.config.seed), self.eval_augment.output_shape
         return init_state(self.model, self.tx, key, shape, ema=self.config.ema_decay > 0)
 
     def facts(self) -> dict[str, Any]:
         """What the run record says of this experiment."""
-        params = self.abstract_state.params
+        params, source = self.abstract_state.params, self.train_source
         return {
             "seed": self.config.seed,
             "data": {
-                "name": self.train_source.name,
-                "train_examples": len(self.train_source),
-                "class_names": list(self.train_source.class_names),
-                "image_shape": list(self.train_source.image_shape),
+                "name": source.name,
+                "train_examples": len(source),
+                "class_names": list(source.class_names),
+                "image_shape": list(source.image_shape),
                 "eval_augment": explicit_spec(self.eval_augment),
-                "fingerprint": self.train_source.fingerprint,
+                "fingerprint": source.fingerprint,
             },
             "model": {
                 "spec": self.config.model,
@@ -194,45 +172,40 @@ class Experiment:
         }
 
 
-def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises a UserError where the batch cannot be cut over the devices, into parts and into groups."""
-    parts = config.accumulate_steps
-    if config.batch_size % parts:
-        raise UserError(f"config.accumulate_steps={parts} must divide config.batch_size={config.batch_size}")
-    field = f"config.batch_size / accumulate_steps={parts}" if parts > 1 else "config.batch_size"
-    parallel.check_divides(field, config.batch_size // parts, mesh)
+def _norm_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+    """Groups of a microbatch with their own statistics, if the batch divides by microbatches and devices."""
+    count, size = config.accumulate_steps, config.batch_size
+    if size % count:
+        raise UserError(f"config.accumulate_steps={count} must divide config.batch_size={size}")
+    field = f"config.batch_size / accumulate_steps={count}" if count > 1 else "config.batch_size"
+    parallel.check_divides(field, size // count, mesh)
     with errors_name_fields("batch_norm"):
-        parallel.norm_groups(config.batch_norm, config.batch_size // parts, mesh)
+        return parallel.norm_groups(config.batch_norm, size // count, mesh)
 
 
 def build(
     config: ConfigDict, *, devices: Sequence[jax.Device] | None = None, source: Any = None
 ) -> Experiment:
-    """Checks a config against its data, its model and the devices.
+    """Checks a config against its data, its model and the devices, all there are by default.
 
-    Args:
-      devices: those that the mesh is made of; None are all there are.
-      source: images in place of those that the config names.
-
-    Raises:
-      UserError: naming the field and what is allowed.
+    Errors name the field and what is allowed. `source` stands in place of the images that the config names.
     """
     config_lib.validate(config)
     with errors_name_fields("mesh"):
         mesh = parallel.make_mesh(config.mesh, devices)
-    check_batch(config, mesh)
+    groups = _norm_groups(config, mesh)
     check_names(config)
     source = source or load_split(config, "train")
     facts = statistics(config, source)
     augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
     with errors_name_fields("eval_protocol"):
         protocol = views.parse(config.eval_protocol, eval_augment, source.image_shape)
-    fields = {"num_classes": source.num_classes, "dtype": jnp.dtype(config.dtype)}
-    groups = parallel.norm_groups(config.batch_norm, config.batch_size // config.accumulate_steps, mesh)
-    model = create_model(config.model, **fields, **({"norm_groups": groups} if groups > 1 else {}))
+    fields = {"norm_groups": groups} if groups > 1 else {}
+    dtype = jnp.dtype(config.dtype)
+    model = create_model(config.model, num_classes=source.num_classes, dtype=dtype, **fields)
     for augmentation in (augment, eval_augment):
-        check_model(config.model, model, augmentation.output_shape)
-    _check_protocol(config, model, protocol)
+        variables = _shapes_of(config.model, model, augmentation.output_shape)
+    _check_protocol(config, model, protocol, variables)
     per_epoch = batches_lib.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
     tx, schedule = make_optimizer(config, total_steps, per_epoch)
@@ -250,31 +223,27 @@ def build(
     return experiment
 
 
-def check_model(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> None:
-    """Raises a UserError where a model cannot take images of [H, W, C]."""
+def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> VariableDict:
+    """The variables of a model, as shapes; a UserError if it cannot take images of [H, W, C]."""
     image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     try:
         init = functools.partial(model.init, train=False)
-        jax.eval_shape(init, jax.random.key(0), image)
+        return jax.eval_shape(init, jax.random.key(0), image)
     except UserError as error:
         raise UserError(f"config.model={spec!r}: {error}") from None
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"config.model={spec!r} cannot be built for images of {image_shape}: {reason}; "
+            f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}; "
             "`cnnjax models` shows the input size of each model"
         ) from None
 
 
-def _check_protocol(config: ConfigDict, model: nn.Module, protocol: views.Protocol) -> None:
-    """Raises a UserError where the weights of one image size cannot be used at the protocol's others."""
+def _check_protocol(
+    config: ConfigDict, model: nn.Module, protocol: views.Protocol, variables: VariableDict
+) -> None:
+    """Raises a UserError if the weights of one image size cannot be used at the protocol's others."""
     own = protocol.augment.output_shape
-    others = protocol.input_shapes - {own}
-    if not others:
-        return
-    image = jax.ShapeDtypeStruct((2, *own), jnp.float32)
-    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
-    for shape in sorted(others):
+    for shape in sorted(protocol.input_shapes - {own}):
         image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
         try:
             jax.eval_shape(model.apply, variables, image)

@@ -1,9 +1,13 @@
-"""The images and augmentations that a config names."""
+"""What a config names: images, augmentations, and the variables that a training starts from."""
 
 import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cnnjax.data import datasets
@@ -12,13 +16,18 @@ from cnnjax.data.sources import records
 from cnnjax.data.sources.source import to_memory
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
+from cnnjax.models import init_variables
+from cnnjax.models.weights import files
+from cnnjax.models.weights.torch import Variables, convert_into, misfits, torch_entries
+from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.optimizer import errors_name_fields
 
+HEAD = "head"  # the name of a network's last layer
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
 def load_split(config: ConfigDict, split: str) -> Any:
-    """The source that a config names for a split, in memory where it is small."""
+    """The source that a config names for a split, in memory if it is small."""
     if split == "test" and config.data.test_split == "validation" and config.data.num_validation:
         raise UserError(
             "config.data.test_split='validation' needs config.data.num_validation=0: a split that choices "
@@ -40,7 +49,7 @@ def load_split(config: ConfigDict, split: str) -> Any:
 
 
 def max_bad_images(config: ConfigDict) -> int | None:
-    """Images that may be left out; None where the first one that cannot be read is an error."""
+    """Images that may be left out; None if the first one that cannot be read is an error."""
     return config.data.max_bad_images if config.data.on_bad_image == "skip" else None
 
 
@@ -73,3 +82,42 @@ def statistics(config: ConfigDict, source: Any) -> dict[str, Any]:
     if info and "pca_color" not in f"{config.augment.train}|{config.augment.eval}":
         return known
     return channel_statistics(source)._asdict() | known
+
+
+def initial_variables(
+    source: str | Path, model: nn.Module, image_shape: tuple[int, ...], *, head: str = "keep"
+) -> Variables:
+    """{"params", "batch_stats"} of a run folder's best checkpoint, or of a weights file (see `files.read`).
+
+    They are float32 NumPy arrays. A UserError names every leaf that does not fit a model of images [H, W, C].
+    `head` is "keep", or "new": its leaves are left out, for another number of classes.
+    """
+    path = Path(source)
+    variables: Variables
+    if (path / "checkpoints").is_dir():
+        _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
+    elif path.is_file():
+        variables = _read_file(path, model, image_shape, head)
+    else:
+        raise UserError(f"{source} is neither a run folder nor a weights file")
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    given, wanted = (traverse_util.flatten_dict(tree) for tree in (variables, shapes))
+    if head == "new":
+        given, wanted = ({p: x for p, x in flat.items() if HEAD not in p} for flat in (given, wanted))
+    problems = misfits(*({"/".join(p[1:]): x.shape for p, x in flat.items()} for flat in (given, wanted)))
+    if problems:
+        hint = "; for other classes draw the head anew with config.init_head=new"
+        only_head = all(HEAD in problem for problem in problems)
+        raise UserError(f"{source} does not fit the model: {'; '.join(problems)}{hint if only_head else ''}")
+    given = {p: np.asarray(x) for p, x in given.items()}
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(given)
+
+
+def _read_file(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str) -> Variables:
+    state_dict = files.read(path)
+    if head == "new":  # read it with the file's own classes, then leave the head out
+        entries = torch_entries(model, image_shape)
+        bias = next(e.name for e in entries if e.path[-2:] == (HEAD, "bias"))
+        if bias in state_dict:
+            model = model.clone(num_classes=len(state_dict[bias]))
+    return convert_into(state_dict, model, image_shape)

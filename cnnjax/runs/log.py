@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -10,13 +11,31 @@ from cnnjax.data.batches import Batches
 from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
-from cnnjax.runs.progress import Progress
 from cnnjax.training import schedules
 from cnnjax.training.metrics import Scores
 from cnnjax.training.state import TrainState
 from cnnjax.training.steps import TrainMetrics
 
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
+
+
+class Progress:
+    """What a run reports while it trains, here nothing: each method may be overridden."""
+
+    def start(self, step: int, total_steps: int) -> None:
+        """A run begins, or resumes after `step` of `total_steps`."""
+
+    def advance(self, step: int) -> None:
+        """A step has been handed to the device."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row has been added to the metrics."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def stop(self) -> None:
+        """The run has ended, well or not."""
 
 
 class NonFiniteLoss(RuntimeError):

@@ -22,11 +22,11 @@ class File(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What a checkpoint holds: its step, the position of the data, what it is judged by, and its files."""
+    """What a checkpoint holds."""
 
     step: int
-    position: Numbers
-    metrics: Numbers
+    position: Numbers  # of the data
+    metrics: Numbers  # what it is judged by
     files: dict[str, File]
 
 
@@ -59,11 +59,7 @@ def _write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a folder.
-
-    Raises:
-      UserError: if it is missing, damaged, or not what was written.
-    """
+    """The manifest of a folder; a UserError if it is missing, damaged or another."""
     file = folder / NAME
     manifest = read_json(file, _Signed, within=folder)
     reason = "" if manifest.pop("sha256") == _digest(manifest) else "its own SHA-256 differs"
@@ -77,16 +73,11 @@ def read(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """`read`, if every file has the length and the SHA-256 of the manifest.
-
-    Raises:
-      UserError: naming the first file that is missing, cut or changed.
-    """
+    """`read`; a UserError names the first file that is missing, cut or changed."""
     manifest = read(folder)
     for name, facts in manifest["files"].items():
         with open_file(folder / name, within=folder) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != facts["bytes"]:
+            if (size := os.fstat(file.fileno()).st_size) != facts["bytes"]:
                 raise UserError(f"{name} has {size} bytes, not {facts['bytes']}")
             if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
                 raise UserError(f"{name} has another SHA-256 than when it was saved")

@@ -8,22 +8,17 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
+from cnnjax.config import FIELDS
 from cnnjax.errors import UserError, parse_call, unknown
 from cnnjax.models import variant
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 
 # Arguments below that the config holds in fields of their own.
 _FIELDS = {
-    "learning_rate": "optimizer.learning_rate",
-    "total_steps": "total_epochs",
+    **{n.removeprefix("optimizer."): n for n in FIELDS if re.match(r"optimizer\.(?!name$)", n)},
     "warmup_steps": "optimizer.warmup_epochs",
+    "total_steps": "total_epochs",
     "steps_per_epoch": "batch_size",
-    "schedule": "optimizer.schedule",
-    "weight_decay": "optimizer.weight_decay",
-    "decay": "optimizer.decay",
-    "decay_mode": "optimizer.decay_mode",
-    "gradient_clip": "optimizer.gradient_clip",
-    "learning_rate_scales": "optimizer.learning_rate_scales",
     "freeze": "freeze",
     "data_dir": "data.dir",
     "num_validation": "data.num_validation",

@@ -37,9 +37,8 @@ def make_record(**facts: object) -> dict[str, object]:
             "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         },
         "cpu_kernels": cpu.status(),
-        "compile_cache": bool(
-            jax.config.values["jax_compilation_cache_dir"]
-        ),  # then compile_seconds may be a reading
+        # If it is on, compile_seconds may be those of reading a program.
+        "compile_cache": bool(jax.config.values["jax_compilation_cache_dir"]),
         "devices": [str(device) for device in jax.devices()],
         "flags": {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "JAX_", "CNNJAX_"))},
         **facts,

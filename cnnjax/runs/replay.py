@@ -20,32 +20,19 @@ from cnnjax.training.steps import batch_gradient
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """One step of a run as it was before its update.
+    """One step of a run as it was before its update."""
 
-    Attributes:
-      step: batches seen before it.
-      checkpoint: the step of the checkpoint that the replay began from; 0 is the initial state.
-      indices: of the batch's examples, in the train split (without what is held out).
-      loss: mean over the batch.
-      layers: {path: (norm of the gradient, norm of the parameters)}.
-    """
-
-    step: int
-    checkpoint: int
-    indices: list[int]
-    loss: float
-    layers: dict[str, tuple[float, float]]
+    step: int  # batches seen before it
+    checkpoint: int  # the step that the replay began from; 0 is the initial state
+    indices: list[int]  # of the batch's examples, in the train split (without what is held out)
+    loss: float  # mean over the batch
+    layers: dict[str, tuple[float, float]]  # {path: (norm of the gradient, norm of the parameters)}
 
 
 def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
     """Trains from the newest checkpoint before a step up to it, and differentiates its batch.
 
-    Args:
-      workdir: a run folder, which stays as it is.
-      step: batches seen before; None is the last one that was not finite.
-
-    Raises:
-      UserError: where no step was given nor recorded, or the images are others than the run's.
+    The run folder stays as it is. `step` counts the batches before; None is the last one that was not finite.
     """
     run = Run.open(workdir)
     recorded = run.read_json("nonfinite.json")

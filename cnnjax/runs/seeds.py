@@ -23,8 +23,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.log import NonFiniteLoss
-from cnnjax.runs.progress import Progress
+from cnnjax.runs.log import NonFiniteLoss, Progress
 from cnnjax.runs.signals import Interrupted, caught_signals
 from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, accumulated_step, record_compilation
 from cnnjax.runs.train import Life, Result, live, opened
@@ -39,18 +38,14 @@ def train_together(
 ) -> list[Result | NonFiniteLoss]:
     """Trains configs that differ in `seed` alone to their ends, each in its folder; see `train`.
 
-    Returns: by config its result, or the error of a run whose loss was not finite; the others go on.
-
-    Raises:
-      UserError: for configs that differ in more, several devices, or what `train` raises it for.
-      Interrupted: SIGINT or SIGTERM came; all runs were saved.
+    Returns by config its result, or the error of a run whose loss was not finite; the others continue. After
+    SIGINT or SIGTERM, all runs were saved when it raises Interrupted.
     """
     first = configs[0]
     differing = {d.partition(":")[0] for other in configs[1:] for d in config_lib.differing(first, other)}
     if differing - {"config.seed"}:
-        raise UserError(
-            f"runs trained together differ in {', '.join(sorted(differing))}; allowed: config.seed"
-        )
+        fields = ", ".join(sorted(differing))
+        raise UserError(f"runs trained together differ in {fields}; allowed: config.seed")
     experiments = [build(config) for config in configs]
     if experiments[0].mesh.size > 1:
         raise UserError(f"runs are trained together on one device, not on {experiments[0].mesh.size}")

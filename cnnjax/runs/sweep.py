@@ -19,8 +19,7 @@ from cnnjax import config as config_lib
 from cnnjax.errors import UserError, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run
-from cnnjax.runs.log import NonFiniteLoss
-from cnnjax.runs.progress import Progress
+from cnnjax.runs.log import NonFiniteLoss, Progress
 from cnnjax.runs.results import Results, Row, row_of
 from cnnjax.runs.seeds import train_together
 

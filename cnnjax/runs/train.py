@@ -16,12 +16,10 @@ from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.log import Log
-from cnnjax.runs.memory import out_of_memory
-from cnnjax.runs.progress import Progress
+from cnnjax.runs.log import Log, Progress
 from cnnjax.runs.record import make_record
 from cnnjax.runs.signals import Interrupted, caught_signals
-from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, compile_step
+from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, compile_step, out_of_memory
 from cnnjax.training.state import TrainState
 from cnnjax.training.steps import TrainMetrics, in_turn_on_cpu
 
@@ -50,13 +48,10 @@ def train(
     """Trains to the end of the config, from the newest checkpoint of the folder if there is one.
 
     Args:
-      config: see `config.default()`.
       workdir: the run folder, created if missing.
-      progress: what the user sees; nothing by default.
       stop_seconds: the longest from a signal to the end of the process, which is then forced; None
         waits for the end of the step, of the evaluation's batch or of the compilation.
-      hang_seconds: the longest without a step, after which the process is ended (exit code 4); None sets no
-        limit.
+      hang_seconds: the longest without a step until the process is ended (exit code 4); None sets no limit.
 
     Raises:
       UserError: before anything compiles, for a mistake in the config, the data or the folder.
@@ -69,7 +64,7 @@ def train(
         caught_signals() as caught,
         processes.Stop(caught, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
         opened(build(config), workdir, progress) as (experiment, run, checkpoints),
-        out_of_memory(experiment.device, config.model, config.batch_size, lambda: memory),
+        out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
     ):
         life = live(experiment, run, checkpoints, progress, stop)
         try:
@@ -90,7 +85,8 @@ def live(
     A generator, so that several runs can share one compiled step: it first yields the shapes of what the step
     takes, so that it can be compiled, then before each step what it takes, and is sent what it returned.
     """
-    config, total, per_evaluation = experiment.config, experiment.total_steps, experiment.steps_per_evaluation
+    config, total = experiment.config, experiment.total_steps
+    per_evaluation = max(1, round(config.eval_every_epochs * experiment.steps_per_epoch))
     batches, key = experiment.train_batches(), experiment.key()
     step, state, sums, seconds = restore(experiment, run, checkpoints, batches, progress)
     saved = step  # what the newest checkpoint holds

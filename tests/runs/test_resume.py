@@ -16,7 +16,7 @@ from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.progress import Progress
+from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
 from tests.conftest import USERS
 
