@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import UserError, parse_call
+from cnnjax.errors import UserError, one_line, parse_call
 
 Value = bool | int | float | str
 
@@ -30,19 +30,12 @@ class Allowed:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field of the config.
+    """One field of the config."""
 
-    Attributes:
-      default: its value in `default()`, whose type is the field's.
-      meaning: what `--help`, `--print_config` and the pages say of it.
-      allowed: which values of that type; None where any will do, or others check it.
-      resumable: whether it may change between a run and its resumption, as it leaves the numbers alone.
-    """
-
-    default: Value
-    meaning: str
-    allowed: Allowed | None = None
-    resumable: bool = False
+    default: Value  # its value in `default()`, whose type is the field's
+    meaning: str  # what `--help`, `--print_config` and the pages say of it
+    allowed: Allowed | None = None  # which values of that type; None if any will do, or others check it
+    resumable: bool = False  # whether it may change between a run and its resumption: the numbers stay
 
 
 def _one_of(*values: str) -> Allowed:
@@ -50,20 +43,18 @@ def _one_of(*values: str) -> Allowed:
 
 
 _POSITIVE = Allowed("greater than 0", lambda v: 0 < v < math.inf)
-_NOT_NEGATIVE = Allowed("at least 0", lambda v: 0 <= v < math.inf)
+_FROM_0 = Allowed("at least 0", lambda v: 0 <= v < math.inf)
 _FRACTION = Allowed("in [0, 1)", lambda v: 0 <= v < 1)
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(0, "of every random draw", _NOT_NEGATIVE),
+    "seed": Field(0, "of every random draw", _FROM_0),
     "total_epochs": Field(10.0, "length of training; fractions are allowed", _POSITIVE),
     "batch_size": Field(128, "global, over all devices", _POSITIVE),
     "eval_batch_size": Field(500, "global, of evaluations", _POSITIVE),
     "eval_protocol": Field(
         "center", "views averaged: center, mirror, mirror_translate, ten_crop, multi_scale"
     ),
-    "dtype": Field(
-        "float32", "of computation; parameters and loss are float32", _one_of("float32", "bfloat16")
-    ),
+    "dtype": Field("float32", "of computation; parameters and loss: float32", _one_of("float32", "bfloat16")),
     "mesh": Field("", "devices by axis: 'data:4,model:2'; '' puts all of them on data", resumable=True),
     "sharding": Field(
         "replicated", "of parameters: 'fsdp' over data; 'model' or 'towers' over model", resumable=True
@@ -72,48 +63,34 @@ FIELDS: dict[str, Field] = {
     "accumulate_steps": Field(1, "microbatches whose gradients make one step", _POSITIVE),
     "model": Field("simple_cnn", "a name from `cnnjax models`, or 'simple_cnn(activation=\"tanh\")'"),
     "init_from": Field("", "start from a run folder, or from a .safetensors or .pth file with torch's names"),
-    "init_head": Field(
-        "keep", "'new' initializes the head afresh, for other classes", _one_of("keep", "new")
-    ),
+    "init_head": Field("keep", "'new' initializes the head afresh for other classes", _one_of("keep", "new")),
     "freeze": Field("", "pattern of parameter paths that stay fixed: 'stem|stage[12]'"),
     "data.name": Field(
         "fashion_mnist_mini", "a name from `cnnjax data`, or folder:, npz:, idx:, tfds: and a path"
     ),
-    "data.dir": Field(
-        "", "folder of the data set; '' searches those that `cnnjax data` lists", resumable=True
-    ),
-    "data.size": Field(
-        0, "resize image folders to this short side and crop the centre; 0 does not", _NOT_NEGATIVE
-    ),
-    "data.num_validation": Field(
-        600, "examples held out of train by `seed`; 0 holds out none", _NOT_NEGATIVE
-    ),
-    "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _NOT_NEGATIVE, True),
+    "data.dir": Field("", "folder of the data set; '' searches those `cnnjax data` lists", resumable=True),
+    "data.size": Field(0, "resize image folders to this short side and crop the centre; 0 does not", _FROM_0),
+    "data.num_validation": Field(600, "examples held out of train by `seed`; 0 holds out none", _FROM_0),
+    "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _FROM_0, True),
     "data.on_bad_image": Field(
         "error", "'skip' leaves out, counts and lists unreadable images", _one_of("error", "skip")
     ),
-    "data.max_bad_images": Field(100, "skipped images after which the run ends", _NOT_NEGATIVE),
+    "data.max_bad_images": Field(100, "skipped images after which the run ends", _FROM_0),
     "data.test_split": Field("test", "official split of the final score; ImageNet's is 'validation'"),
     "data.download": Field(True, "download the data set if it is not found", resumable=True),
-    "augment.train": Field(
-        "normalize", "operations joined by |: 'random_crop(28, padding=2)|mirror|normalize'"
-    ),
+    "augment.train": Field("normalize", "joined by |: 'random_crop(28, padding=2)|mirror|normalize'"),
     "augment.eval": Field("normalize", "the same for evaluation"),
     "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", _FRACTION),
-    "loss.aux_weight": Field(0.3, "weight of each auxiliary head", _NOT_NEGATIVE),
+    "loss.aux_weight": Field(0.3, "weight of each auxiliary head", _FROM_0),
     "optimizer.name": Field("adamw", "its own values in the call: 'sgd(momentum=0.9)'"),
     "optimizer.learning_rate": Field(0.003, "peak of the schedule", _POSITIVE),
-    "optimizer.schedule": Field(
-        "cosine", "its own values in the call: 'step(boundaries=(0.5, 0.75), factor=0.1)'"
-    ),
-    "optimizer.warmup_epochs": Field(1.0, "linear warm-up; less than total_epochs", _NOT_NEGATIVE),
-    "optimizer.weight_decay": Field(0.05, "0 is off", _NOT_NEGATIVE),
+    "optimizer.schedule": Field("cosine", "values in the call: 'step(boundaries=(0.5, 0.75), factor=0.1)'"),
+    "optimizer.warmup_epochs": Field(1.0, "linear warm-up; less than total_epochs", _FROM_0),
+    "optimizer.weight_decay": Field(0.05, "0 is off", _FROM_0),
     "optimizer.decay": Field("kernels", "what decays: 'kernels', 'all', or a pattern of parameter paths"),
     "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's own"),
-    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0 is off", _NOT_NEGATIVE),
-    "optimizer.learning_rate_scales": Field(
-        "", "by pattern of parameter paths: 'stem|stage1: 0.1, head: 10'"
-    ),
+    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0 is off", _FROM_0),
+    "optimizer.learning_rate_scales": Field("", "by pattern of paths: 'stem|stage1: 0.1, head: 10'"),
     "cpu_kernels": Field(True, "use oneDNN on a CPU if installed; False leaves everything to XLA"),
     "ema_decay": Field(0.0, "of the moving average of parameters and statistics; 0 is off", _FRACTION),
     "on_nonfinite": Field(
@@ -121,7 +98,7 @@ FIELDS: dict[str, Field] = {
     ),  # resumable, as it acts only where the run would have ended
     "log_every_steps": Field(20, "steps per row of metrics.jsonl", _POSITIVE),
     "eval_every_epochs": Field(1.0, "epochs between evaluations; each also saves a checkpoint", _POSITIVE),
-    "checkpoint_every_steps": Field(0, "further checkpoints; 0 is off", _NOT_NEGATIVE, True),
+    "checkpoint_every_steps": Field(0, "further checkpoints; 0 is off", _FROM_0, True),
     "keep_checkpoints": Field(2, "newest checkpoints kept, beside the best", _POSITIVE, True),
 }
 
@@ -146,8 +123,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 def describe(config: ConfigDict) -> str:
     """Every field with its value, meaning and range, a line each: what --print_config and --help print."""
-    values = flatten(config)
-    lines = []
+    values, lines = flatten(config), []
     for name, row in FIELDS.items():
         allowed = f" ({row.allowed.words})" if row.allowed else ""
         lines.append(f"{f'{name}: {values[name]!r}':<50} # {row.meaning}{allowed}")
@@ -167,19 +143,14 @@ def validate(config: ConfigDict) -> None:
         if allowed and not allowed.holds(value):
             raise UserError(f"config.{name}={value!r} must be {allowed.words}")
     skip_limit(config.on_nonfinite)
-    if config.optimizer.warmup_epochs >= config.total_epochs:
+    if (warmup := config.optimizer.warmup_epochs) >= (total := config.total_epochs):
         raise UserError(
-            f"config.optimizer.warmup_epochs={config.optimizer.warmup_epochs} must be less than "
-            f"config.total_epochs={config.total_epochs}"
+            f"config.optimizer.warmup_epochs={warmup} must be less than config.total_epochs={total}"
         )
 
 
 def skip_limit(on_nonfinite: str) -> int:
-    """How many non-finite steps of a run may be skipped; 0 stops at the first.
-
-    Raises:
-      UserError: for anything but 'stop', 'skip' and 'skip(limit=n)'.
-    """
+    """How many non-finite steps of a run may be skipped; 0 stops at the first."""
     name, args, values = parse_call(on_nonfinite, "config.on_nonfinite")
     limit = values.get("limit", 10)
     if name == "stop" and not args and not values:
@@ -190,18 +161,14 @@ def skip_limit(on_nonfinite: str) -> int:
 
 
 def from_file(path: str) -> ConfigDict:
-    """The config that `get_config()` of a Python file returns; the file is executed.
-
-    Raises:
-      UserError: for a file that is missing, fails, or returns something else.
-    """
+    """The config that `get_config()` of a Python file returns; the file is executed."""
     if not Path(path).is_file():
         raise UserError(f"--config={path} is not a file; configs/ holds the examples")
     try:
         names = runpy.run_path(path)
         config = names["get_config"]() if "get_config" in names else None
     except Exception as error:  # whatever the file does
-        reason = " ".join(str(error).partition("Other fields present")[0].split())
+        reason = one_line(error, None).partition(" Other fields present")[0]
         raise UserError(f"--config={path}: {type(error).__name__}: {reason}") from None
     if "get_config" not in names:
         raise UserError(f"--config={path}: the file has no 'get_config'()")
@@ -223,11 +190,7 @@ def field(name: str) -> Field:
 
 
 def parse_value(name: str, text: str) -> Value:
-    """The value of a field that a user wrote as text, of the field's type; its range is `validate`'s.
-
-    Raises:
-      UserError: for an unknown field, or text that is no value of its type.
-    """
+    """The value of a field that a user wrote as text, of the field's type; its range is `validate`'s."""
     default = field(name).default
     try:
         if isinstance(default, bool):
@@ -267,7 +230,6 @@ def from_json(text: str) -> ConfigDict:
 def differing(saved: ConfigDict, config: ConfigDict) -> list[str]:
     """Fields whose difference forbids a resumption, as 'config.a.b: saved X, now Y'."""
     old, new = flatten(saved), flatten(config)
-    names = [n for n in sorted(old.keys() | new.keys()) if not (n in FIELDS and FIELDS[n].resumable)]
-    return [
-        f"config.{n}: saved {old.get(n)!r}, now {new.get(n)!r}" for n in names if old.get(n) != new.get(n)
-    ]
+    resumable = {name for name, row in FIELDS.items() if row.resumable}
+    names = [n for n in sorted((old.keys() | new.keys()) - resumable) if old.get(n) != new.get(n)]
+    return [f"config.{n}: saved {old.get(n)!r}, now {new.get(n)!r}" for n in names]

@@ -1,5 +1,6 @@
 """The command `cnnjax bench`: what is fast and what is not."""
 
+import functools
 from typing import Annotated as Flag
 
 from rich.table import Table
@@ -33,8 +34,7 @@ def _data(
     json: Json = False,
 ) -> None:
     """Measures the input pipeline."""
-    figures = bench_data(data, rounds=rounds, seconds=seconds, images=images, step_model=model)
-    print_result(figures, json, _as_table(figures))
+    _print(bench_data(data, rounds=rounds, seconds=seconds, images=images, step_model=model), json)
 
 
 @command("bench train")
@@ -50,22 +50,14 @@ def _train(
     json: Json = False,
 ) -> None:
     """Measures whole training steps."""
-    figures = bench_train(
-        model,
-        batch_size=batch_size,
-        dtype=dtype,
-        image_size=image_size,
-        rounds=rounds,
-        seconds=seconds,
-        against=against,
-    )
-    print_result(figures, json, _as_table(figures))
+    step = functools.partial(bench_train, model, batch_size=batch_size, dtype=dtype, image_size=image_size)
+    _print(step(rounds=rounds, seconds=seconds, against=against), json)
 
 
-def _as_table(figures: Figures) -> Table:
+def _print(figures: Figures, json: bool) -> None:
     table = Table("measure", "value")
     for name, value in figures.items():
         rows = {f"share: {k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
         for row in rows.items():
             table.add_row(*map(str, row))
-    return table
+    print_result(figures, json, table)

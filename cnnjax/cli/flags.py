@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, one_line, unknown
 
 ANY_NUMBER = sys.maxsize  # of words beside the flags
 Command = Callable[..., int | None]
@@ -37,8 +37,8 @@ def command(
 ) -> Callable[[Command], Callable[[list[str]], int]]:
     """Makes a command, a function of a list of arguments that returns an exit code, of an annotated function.
 
-    If it accepts some `words` beside the flags, their list is the first argument. The flags of the function
-    `like` are the command's too, as its `**keywords`.
+    A list of up to `words` words beside the flags is its first argument, if any; the flags of the function
+    `like` are its `**keywords`.
     """
 
     def wrap(function: Command) -> Callable[[list[str]], int]:
@@ -106,7 +106,7 @@ def _parse(command: str, args: list[str], parameters: Parameters) -> tuple[flags
         known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
         raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(one_line(error, None)) from None
 
 
 def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:

@@ -18,24 +18,6 @@ from absl import logging
 
 from cnnjax.errors import UserError, unknown
 
-# name: (file of this folder, function). A command's libraries are imported when it runs, not before.
-COMMANDS = {
-    "train": ("train", "train"),
-    "sweep": ("sweep", "sweep"),
-    "launch": ("launch", "launch"),
-    "evaluate": ("evaluate", "evaluate"),
-    "predict": ("predict", "predict"),
-    "explore": ("explore", "explore"),
-    "report": ("explore", "report"),
-    "export": ("export", "export"),
-    "data": ("data", "data"),
-    "models": ("models", "models"),
-    "compile": ("models", "compile_step"),
-    "weights": ("export", "weights"),
-    "checkpoint": ("evaluate", "checkpoint"),
-    "replay": ("evaluate", "replay"),
-    "bench": ("bench", "bench"),
-}
 _DEFAULT_FORMAT = warnings.formatwarning
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
@@ -56,6 +38,10 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   bench      speed of a training step, or of the input   train --model=NAME --against=torch | data
 
 `cnnjax COMMAND --help` lists the flags of a command."""
+COMMANDS = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
+# Files of the commands that share one. A command's libraries are imported when it runs, not before.
+SHARED = {"report": "explore", "compile": "models", "weights": "export"}
+SHARED |= {"checkpoint": "evaluate", "replay": "evaluate"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,8 +95,8 @@ def _run(args: list[str]) -> int:
         return 0 if args else 2
     if args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
-    file, function = COMMANDS[args[0]]
-    return getattr(importlib.import_module(f"cnnjax.cli.{file}"), function)(args[1:])
+    module = importlib.import_module(f"cnnjax.cli.{SHARED.get(args[0], args[0])}")
+    return getattr(module, args[0])(args[1:])
 
 
 def _output_is_closed() -> bool:

@@ -70,7 +70,7 @@ def layer_table(spec: str, image_size: int | None = None) -> Table:
 
 
 @command("compile")
-def compile_step(
+def compile(
     *,
     config: ConfigDict,
     topology: Flag[str, "v5e:2x4, v6e:16x16, cpu:8 ..."] = "cpu:8",

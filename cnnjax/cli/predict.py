@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # What is printed of one image: its classes or its error, and the picture that was written.
 Row = dict[str, Any]
+Named = Sequence[tuple[str, Any]]  # a name, and an image or why it cannot be read
 
 
 def load(
@@ -78,19 +79,13 @@ def predict(
 
 
 def _predict_batch(
-    trained: "TrainedModel",
-    batch: Sequence[tuple[str, Any]],
-    top: int,
-    batch_size: int,
-    explainer: "Explain | None",
-    out: str | None,
+    trained: "TrainedModel", batch: Named, top: int, size: int, explainer: "Explain | None", out: str | None
 ) -> list[Row]:
     from cnnjax.inference.images import Failure
 
     rows: list[Row] = []
     images, labels = [], []
-    predictions = trained.classify(batch, top=top, batch_size=batch_size)
-    for (name, image), item in zip(batch, predictions, strict=True):
+    for (name, image), item in zip(batch, trained.classify(batch, top=top, batch_size=size), strict=True):
         if isinstance(item, Failure):
             rows.append({"image": name, "error": item.reason})
             continue
@@ -101,7 +96,7 @@ def _predict_batch(
     if explainer and images:
         from cnnjax.explore.explain import pictures, save_beside
 
-        drawn = pictures(trained, images, explainer(images, labels, batch_size))
+        drawn = pictures(trained, images, explainer(images, labels, size))
         explained = (row for row in rows if "classes" in row)
         for row, (method, picture) in zip(explained, drawn, strict=True):
             row |= {"method": method, "explanation": str(save_beside(picture, row["image"], out))}
@@ -109,10 +104,9 @@ def _predict_batch(
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    explained = "explanation" in rows[0]
-    columns = [str(i) for i in range(1, len(rows[0]["classes"]) + 1)]
-    table = Table("image", *columns, *(["picture"] if explained else []))
+    picture = ["picture"] if "explanation" in rows[0] else []
+    table = Table("image", *(str(i) for i, _ in enumerate(rows[0]["classes"], 1)), *picture)
     for row in rows:
         cells = [f"{item['class']} {100 * item['probability']:.1f} %" for item in row["classes"]]
-        table.add_row(row["image"], *cells, *([row["explanation"]] if explained else []))
+        table.add_row(row["image"], *cells, *([row["explanation"]] if picture else []))
     return table

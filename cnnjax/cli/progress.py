@@ -48,7 +48,7 @@ class Bar(Lines):
 
 
 def terminal() -> Lines:
-    """A bar where the standard output is a terminal, else lines."""
+    """A bar if the standard output is a terminal, else lines."""
     console = Console()
     return Bar(console) if console.is_terminal else Lines(console)
 

@@ -21,7 +21,7 @@ from jax import export as jax_export
 
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import atomic_write
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import create_model
 from cnnjax.models.weights import files
@@ -56,9 +56,7 @@ def export(
     """Writes a network that computes in float32, reads it back and compares its logits.
 
     Args:
-      form: a name of `FORMATS`.
-      out: the file, with the suffix of that format; FILE.json beside it says how to prepare images. After an
-        error no file is left behind.
+      form: a name of `FORMATS`; FILE.json beside `out` says how to prepare images.
       half: weights rounded to float16, for half the bytes.
       batch_size: the only one that the StableHLO or ONNX file accepts; None is any.
     """
@@ -76,8 +74,8 @@ def export(
         write(stored, written, batch_size)
         difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
         if not difference <= limit:
-            differ = f"the logits differ by {difference:.1e}, more than {limit}"
-            raise UserError(f"format {form}: {differ}; nothing is kept")
+            problem = f"the logits differ by {difference:.1e}, more than {limit}"
+            raise UserError(f"format {form}: {problem}; nothing is kept")
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)
@@ -183,11 +181,10 @@ def _write_onnx(trained: TrainedModel, path: Path, batch_size: int | None) -> No
         with portable():
             model = to_onnx(_forward(trained), images, model_name="cnnjax")
     except Exception as error:  # whatever an operation that it lacks makes it raise
-        reason = " ".join(str(error).split())[:160]
         versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
         advice = "format stablehlo may do, " + ("" if batch_size else "or batch_size=1, ")
         raise UserError(
-            f"format onnx: {versions} cannot convert this network ({reason}); {advice}"
+            f"format onnx: {versions} cannot convert this network ({one_line(error, 160)}); {advice}"
             "or versions that go together: pip install 'cnnjax[onnx]'"
         ) from None
     finally:
@@ -201,8 +198,8 @@ def _read_onnx(trained: TrainedModel, path: Path) -> Logits:
     except ImportError:
         raise UserError("format onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
-    return lambda image: session.run(None, {given.name: image})[0]
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})[0]
 
 
 FORMATS = {

@@ -62,8 +62,8 @@ def fit(image: AnyImage, image_shape: tuple[int, int, int], name: str = "image")
     data = image if isinstance(image, bytes) else _read_bytes(image)
     pixels = decode_image(data, name, channels, height if height == width else None)
     if pixels.shape != image_shape:
-        own = f"{pixels.shape[0]}x{pixels.shape[1]} pixels"
-        raise UserError(f"{name}: {own}; this run takes {height}x{width} only")
+        size = f"{pixels.shape[0]}x{pixels.shape[1]} pixels"
+        raise UserError(f"{name}: {size}; this run takes {height}x{width} only")
     return pixels
 
 

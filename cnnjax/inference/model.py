@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model
@@ -148,11 +148,9 @@ def load_run(
     try:
         jax.eval_shape(model.apply, variables, image)
     except (FlaxError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{run.path} holds a network that does not fit its data set {config.data.name!r}: {reason}; "
-            "name the data set when the weights are imported, as in --config.data.name=cifar10"
-        ) from None
+        problem = f"{run.path} holds a network that does not fit its data set {config.data.name!r}"
+        advice = "name the data set when the weights are imported, as in --config.data.name=cifar10"
+        raise UserError(f"{problem}: {one_line(error)}; {advice}") from None
     views = protocols.parse(protocol or config.eval_protocol, augment, shape)
     return TrainedModel(run.path, config, step, model, variables, augment, views, shape, names)
 

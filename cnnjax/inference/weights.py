@@ -42,12 +42,11 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
 def imported_data(
     config: ConfigDict, preset: Preset, num_classes: int
 ) -> dict[str, str | list[str] | list[int]]:
-    """What the run record says of the images of imported weights; {} where their mean cannot be known."""
-    info = DATASETS.get(config.data.name)
-    channels = preset.input_size[2]
-    if info is not None and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
+    """What the run record says of the images of imported weights; {} if their mean cannot be known."""
+    info, channels = DATASETS.get(config.data.name), preset.input_size[2]
+    if info and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
         info = None
-    if info is None and preset.mean is None:
+    if not info and preset.mean is None:
         return {}
     shape = (preset.resize, preset.resize, channels) if preset.resize else preset.input_size
     mean, std = (info.mean, info.std) if info else (None, None)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.files import atomic_write, read_json
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 from cnnjax.runs import processes
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ class Run:
     def create(cls, path: str | Path, config: ConfigDict, fingerprint: str) -> "Run":
         """Opens a new or existing folder for training with a config.
 
-        Raises:
-          UserError: if another process trains in it, if it holds other files than a run's, or if the run in
-            it has another config, or images of another fingerprint, than now.
+        A UserError if another process trains in it, if it holds other files than a run's, or if the run in it
+        has another config, or images of another fingerprint, than now.
         """
         run = cls(path)
         try:
@@ -74,12 +73,10 @@ class Run:
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """Opens an existing run folder for reading."""
-        run = cls(path)
-        if not (run.path / "config.json").is_file():
-            raise UserError(
-                f"{path} is not a run folder: it has no config.json; train one with `cnnjax train`"
-            )
-        return run
+        if not (Path(path) / "config.json").is_file():
+            problem = f"{path} is not a run folder: it has no config.json"
+            raise UserError(f"{problem}; train one with `cnnjax train`")
+        return cls(path)
 
     def lock(self) -> None:
         """Keeps others from training in the folder until `close`; a UserError if one does."""
@@ -87,9 +84,8 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another process is training in {self.path}; wait, or choose another --workdir"
-            ) from None
+            line = f"another process is training in {self.path}; wait, or choose another --workdir"
+            raise UserError(line) from None
 
     def close(self) -> None:
         """Lets another process train in this folder."""
@@ -131,8 +127,7 @@ class Run:
 
     def metrics(self) -> list[Json]:
         """The rows of metrics.jsonl; an incomplete last line is left out."""
-        file = self.path / "metrics.jsonl"
-        rows = []
+        file, rows = self.path / "metrics.jsonl", []
         for line in file.read_text().splitlines() if file.exists() else ():
             try:
                 rows.append(json.loads(line))
@@ -169,10 +164,9 @@ def readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise UserError(
-            f"{path}: one of record.json, metrics.jsonl, test.json, predictions.npz is damaged ({reason})"
-        ) from None
+        reason = f"{type(error).__name__}: {one_line(error, 160)}"
+        files = "record.json, metrics.jsonl, test.json, predictions.npz"
+        raise UserError(f"{path}: one of {files} is damaged ({reason})") from None
 
 
 def plain(value: Any) -> Any:

@@ -89,8 +89,7 @@ class Log:
     def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
         """The interval's sums on the host; nonfinite.json gets its first non-finite step, with the examples.
 
-        Raises:
-          NonFiniteLoss: for more such steps than `on_nonfinite` allows.
+        NonFiniteLoss for more such steps than `on_nonfinite` allows.
         """
         sums = jax.device_get(sums)
         self.training += self.lap()  # the device has done all steps that it was given
@@ -134,21 +133,15 @@ class Log:
         return self.experiment.no_sums()
 
     def evaluation(self, step: int, scores: Mapping[str, Scores]) -> None:
-        """Writes the row of an evaluation.
-
-        Args:
-          scores: of the raw weights under "", of their moving average under "ema_".
-        """
+        """Writes the row of the scores of the raw weights, "", and of their moving average, "ema_"."""
         self.lap()
         names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in EVALUATED}
-        row = {key: scores[prefix][name] for key, (prefix, name) in names.items()}
-        self._write(step, row)
+        self._write(step, {key: scores[prefix][name] for key, (prefix, name) in names.items()})
         self.evaluated[step] = max(each["accuracy"] for each in scores.values())
 
     def _skipped_images(self) -> dict[str, int]:
         """How many images were skipped so far; the run folder lists them, and the user is told."""
-        skipped = self.batches.skipped
-        if not skipped:
+        if not (skipped := self.batches.skipped):
             return {}
         for message in skipped[self.images_reported :]:
             self.progress.note(f"left out: {message}")
@@ -158,8 +151,8 @@ class Log:
         return {"skipped_images": len(skipped)}
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        epoch = step / self.experiment.steps_per_epoch
-        row = {"step": step, "epoch": round(epoch, 4), "seconds": self.seconds, **values}
+        epoch = round(step / self.experiment.steps_per_epoch, 4)
+        row = {"step": step, "epoch": epoch, "seconds": self.seconds, **values}
         self.run.append_metrics(row)
         self.progress.row(row)
 

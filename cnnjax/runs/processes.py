@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
@@ -31,13 +31,9 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     """Makes this process one of several, before anything is computed.
 
     Args:
-      coordinator: "host:port" of process 0; None, like the two others, if Slurm, Open MPI, Kubernetes or a
-        TPU pod says it.
-      count, index: the number of processes, and which one this is.
+      coordinator: "host:port" of process 0; None, like `count` and `index`, if Slurm, Open MPI, Kubernetes or
+        a TPU pod says it.
       hang_seconds: see `Stop`; a process silent for twice as long, or 100 seconds, counts as dead.
-
-    Raises:
-      UserError: if the others cannot be found.
     """
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
         raise UserError("--coordinator, --process_count and --process_index are given together, or none")
@@ -46,17 +42,16 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     faulthandler.enable(2)  # whatever stands for sys.stderr
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
+        patience = max(10, hang_seconds)
         jax.distributed.initialize(
-            coordinator,
-            count,
-            index,
-            initialization_timeout=max(10, hang_seconds),
+            *(coordinator, count, index),
+            initialization_timeout=patience,
             heartbeat_timeout_seconds=max(10, min(100, 2 * hang_seconds)),
-            shutdown_timeout_seconds=max(10, hang_seconds),
+            shutdown_timeout_seconds=patience,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"--distributed: {' '.join(str(error).split())[:200]}; outside of Slurm, Open MPI, Kubernetes "
+            f"--distributed: {one_line(error)}; outside of Slurm, Open MPI, Kubernetes "
             "and TPU pods give --coordinator=HOST:PORT, --process_count and --process_index"
         ) from None
 
@@ -120,10 +115,8 @@ class Stop:
     ):
         """Starts nothing yet. `kept`, which the run sets, says what is saved, '' if a step would be lost.
 
-        Args:
-          caught: fills with the signals of this process, see `caught_signals`.
-          seconds: the longest from a signal to the end of the process; None sets no limit.
-          hang_seconds: the longest from one call of `at` to the next; None sets no limit.
+        `caught` fills with the signals of this process. The limits, None for none: `seconds` from a signal to
+        the end of the process, and `hang_seconds` from one call of `at` to the next.
         """
         self.kept: Callable[[], str] = lambda: "no step was done yet; the same command begins again"
         self._caught, self._seconds, self._hang_seconds = caught, seconds, hang_seconds
@@ -166,17 +159,11 @@ class Stop:
             self._poll(lambda: None)
 
     def _poll(self, read: Callable[[], int | None]) -> int:
-        """The first number that `read` returns; polled, as a thread that waits inside JAX cannot be ended.
-
-        Raises:
-          _Over: the run has ended, or the other processes have.
-        """
+        """The first number that `read` returns; polled, as a thread that waits inside JAX cannot be ended."""
         while not self._over.wait(0.1):
             if self._hang_seconds and time.monotonic() - self._last_call > self._hang_seconds:
-                _abort(
-                    f"{name()}no step for {self._hang_seconds:g} s (--hang_seconds): this process hangs, or "
-                    "one that it waits for"
-                )
+                limit = f"{self._hang_seconds:g} s (--hang_seconds)"
+                _abort(f"{name()}no step for {limit}: this process hangs, or one that it waits for")
             if (number := read()) is not None:
                 return number
         raise _Over
@@ -213,10 +200,8 @@ class Stop:
         """Ends the process, from this thread beside the main one."""
         prefix = f"{name()}{signal.Signals(signum).name}: "
         if not kept:
-            _abort(
-                f"{prefix}no step ended within {self._seconds:g} s (--stop_seconds); what was saved before "
-                "is unharmed, later steps are lost"
-            )
+            line = f"{prefix}no step ended within {self._seconds:g} s (--stop_seconds)"
+            _abort(f"{line}; what was saved before is unharmed, later steps are lost")
         sys.stderr.write(f"cnnjax: {prefix}{kept}\n")
         sys.stderr.flush()
         os._exit(128 + signum)

@@ -28,14 +28,13 @@ Row = dict[str, str]
 def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, object]:
     """What a run folder says of itself, as a row."""
     config, record, test = run.config(), run.read_json("record.json"), run.read_json("test.json")
-    metrics = run.metrics()
+    metrics, machine = run.metrics(), record["machine"]
     last = metrics[-1] if outcome == "finished" else {}
     scores = {
         **{name: last.get(name) for name in SCORES[:3]},
         **{name: test.get(name.removeprefix("test_")) for name in SCORES[3:]},
         "test_macro_f1": test.get("macro", {}).get("f1"),
     }
-    machine = record["machine"]
     return {
         "run": run.path.name,
         **point,
@@ -56,9 +55,8 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
 
 
 def read_results(out: str | Path) -> list[Row]:
-    """The rows of a sweep's results.csv; none where there is no such file."""
-    file = Path(out) / RESULTS
-    if not file.exists():
+    """The rows of a sweep's results.csv; none if there is no such file."""
+    if not (file := Path(out) / RESULTS).exists():
         return []
     with open(file, newline="") as opened:
         return list(csv.DictReader(opened))
@@ -73,11 +71,7 @@ class Results:
         self.fields = list(fields)
 
     def claim(self, config: ConfigDict) -> None:
-        """Makes the folder, or checks that what it holds is this sweep.
-
-        Raises:
-          UserError: where it holds another, or cannot be written.
-        """
+        """Makes the folder; a UserError if it holds another sweep than this, or cannot be written."""
         if self.file.exists() and self._head() != self.columns:
             there = [name for name in self._head() if name in config_lib.FIELDS and name != "seed"]
             raise UserError(
@@ -99,22 +93,17 @@ class Results:
         kept = {f"config.{field}" for field in (*self.fields, "seed")}
         changed = [d for d in config_lib.differing(before, config) if d.partition(":")[0] not in kept]
         if changed:
-            raise UserError(
-                f"{self.out} holds a sweep of another config ({'; '.join(changed)}); choose another --out"
-            )
+            problem = f"{self.out} holds a sweep of another config ({'; '.join(changed)})"
+            raise UserError(f"{problem}; choose another --out")
 
     def _head(self) -> list[str]:
         with open(self.file, newline="") as file:
             return next(csv.reader(file), [])
 
-    def read(self) -> list[Row]:
-        """The rows so far, in the order in which they came."""
-        return read_results(self.out)
-
     def append(self, row: Mapping[str, object]) -> None:
         """Adds a row, unless the run has one already."""
         with self._locked():
-            rows = self.read()
+            rows = read_results(self.out)
             if any(old["run"] == row["run"] for old in rows):
                 return
             text = io.StringIO()

@@ -20,11 +20,12 @@ from cnnjax.errors import UserError, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss, Progress
-from cnnjax.runs.results import Results, Row, row_of
+from cnnjax.runs.results import Results, Row, read_results, row_of
 from cnnjax.runs.seeds import train_together
 
 RANGES = ("uniform", "log_uniform")
 Point = Mapping[str, config_lib.Value]
+Values = Mapping[str, Sequence[config_lib.Value] | str]  # of each field those to try, or a range to draw from
 
 
 class Board(Progress):
@@ -39,7 +40,7 @@ class Board(Progress):
 
 def sweep(
     config: ConfigDict,
-    values: Mapping[str, Sequence[config_lib.Value] | str],
+    values: Values,
     out: str | Path,
     *,
     seeds: int = 1,
@@ -52,39 +53,32 @@ def sweep(
     """Trains every point with every seed, as far as `out` does not hold the result; returns all its rows.
 
     Args:
-      config: what all runs share, see `config.default()`.
       values: by field ("optimizer.learning_rate") the values to try, or for `random` a range,
         "uniform(0, 0.5)" or "log_uniform(1e-4, 0.1)". The points are the product of all values.
       out: the folder of the sweep; created if missing. The same call resumes after any end; with more
         values or seeds it adds to the table.
       seeds: how many, from `config.seed` upwards.
-      random: 0, or how many points are drawn instead of the product; the first of them stay the same when
-        more are asked for.
+      random: 0, or how many points are drawn instead of the product; the first of more are the same.
       task: (i, n) runs each n-th run from the i-th, counted from 0: several processes may share a folder.
       together: all seeds of a point in one compiled step, see `seeds`; for small nets on an accelerator.
-      board: what the user sees; nothing by default.
-      stop_seconds: as in `train`.
 
-    Returns: the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
-      finite" where the loss was not), scores, seconds, machine, versions, command.
-
-    Raises:
-      UserError: for a mistake in any of the points, before the first is trained.
+    Returns the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
+    finite" if the loss was not), scores, seconds, machine, versions, command. A mistake in any of the points
+    is a UserError before the first is trained.
     """
     board = board or Board()
     fields = sorted(values)
     _check(values, seeds, random, task)
     runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
-    out = Path(out)
-    results = Results(out, fields)
+    results = Results(out := Path(out), fields)
     results.claim(config)
     mine = list(runs)[task[0] :: task[1]]
-    done = {row["run"] for row in results.read()}
+    done = {row["run"] for row in read_results(out)}
     missing = [name for name in mine if name not in done]
     for name in missing:
         if runs[name][0].seed == config.seed:
             experiment.build(runs[name][0])  # a mistake in the last point shows before the first is trained
-    board.rows(results.read(), fields)
+    board.rows(read_results(out), fields)
     number = len(mine) - len(missing)
     for names in _batches(missing, runs, together):
         number += len(names)
@@ -93,8 +87,8 @@ def sweep(
         outcomes = _train([runs[name][0] for name in names], paths, board, stop_seconds)
         for name, path, outcome in zip(names, paths, outcomes, strict=True):
             results.append(row_of(Run.open(path), runs[name][1], outcome))
-        board.rows(results.read(), fields)
-    return results.read()
+        board.rows(read_results(out), fields)
+    return read_results(out)
 
 
 def _runs(config: ConfigDict, points: Sequence[Point], seeds: int) -> dict[str, tuple[ConfigDict, Point]]:
@@ -133,9 +127,7 @@ def _train(
     return ["finished"]
 
 
-def _check(
-    values: Mapping[str, Sequence[config_lib.Value] | str], seeds: int, random: int, task: tuple[int, int]
-) -> None:
+def _check(values: Values, seeds: int, random: int, task: tuple[int, int]) -> None:
     for field, given in values.items():
         if field == "seed":
             raise UserError("seed cannot be set; the number of seeds is --seeds=N")
@@ -152,20 +144,16 @@ def _check(
         raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
 
 
-def _product(values: Mapping[str, Sequence[config_lib.Value] | str]) -> list[Point]:
+def _product(values: Values) -> list[Point]:
     fields = sorted(values)
     product = itertools.product(*(values[field] for field in fields))
-    points: list[Point] = [dict(zip(fields, point, strict=True)) for point in product]
-    return points
+    return [dict(zip(fields, point, strict=True)) for point in product]
 
 
-def _draw(values: Mapping[str, Sequence[config_lib.Value] | str], count: int) -> list[Point]:
+def _draw(values: Values, count: int) -> list[Point]:
     """Points drawn at random, each from its own number, so that more of them leave the first alone."""
-    points: list[Point] = []
-    for i in range(count):
-        draw = np.random.default_rng([0, i])
-        points.append({field: _draw_value(draw, field, values[field]) for field in sorted(values)})
-    return points
+    draws = [np.random.default_rng([0, i]) for i in range(count)]
+    return [{field: _draw_value(draw, field, values[field]) for field in sorted(values)} for draw in draws]
 
 
 def _draw_value(

@@ -62,7 +62,9 @@ def test_data_and_models_list_what_there_is(capsys):
 def test_the_help_names_every_command(capsys):
     assert main.run(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == list(main.COMMANDS)
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == main.COMMANDS
+    files = {file.stem for file in Path(main.__file__).parent.glob("*.py") if "@command(" in file.read_text()}
+    assert {main.SHARED.get(command, command) for command in main.COMMANDS} == files
 
 
 def test_print_config_shows_every_field(capsys):
