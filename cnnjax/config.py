@@ -144,9 +144,8 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={value!r} must be {allowed.words}")
     skip_limit(config.on_nonfinite)
     if (warmup := config.optimizer.warmup_epochs) >= (total := config.total_epochs):
-        raise UserError(
-            f"config.optimizer.warmup_epochs={warmup} must be less than config.total_epochs={total}"
-        )
+        bound = f"config.total_epochs={total}"
+        raise UserError(f"config.optimizer.warmup_epochs={warmup} must be less than {bound}")
 
 
 def skip_limit(on_nonfinite: str) -> int:

@@ -43,10 +43,8 @@ def data(
         case ["inspect", name]:
             inspect_dataset(_sources(name, dir, short_side), out, augment)
         case _:
-            raise UserError(
-                "usage: cnnjax data, or cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw, or "
-                "cnnjax data inspect NAME --out=FILE.png"
-            )
+            writing = "cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
+            raise UserError(f"usage: cnnjax data, or {writing}, or cnnjax data inspect NAME --out=FILE.png")
 
 
 def list_datasets(folder: str | None) -> None:

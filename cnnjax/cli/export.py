@@ -40,10 +40,8 @@ def weights(
 ) -> None:
     """Makes a run folder from a weights file, or writes the weights of a run under torch's names."""
     if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
-        raise UserError(
-            "usage: cnnjax weights import FILE --model=NAME --workdir=DIR, or "
-            "cnnjax weights export FILE --workdir=DIR"
-        )
+        reading = "cnnjax weights import FILE --model=NAME --workdir=DIR"
+        raise UserError(f"usage: {reading}, or cnnjax weights export FILE --workdir=DIR")
     from cnnjax.inference import weights as exchange
 
     if words[0] == "export":

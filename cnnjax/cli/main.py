@@ -40,7 +40,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 `cnnjax COMMAND --help` lists the flags of a command."""
 COMMANDS = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
 # Files of the commands that share one. A command's libraries are imported when it runs, not before.
-SHARED = {"report": "explore", "compile": "models", "weights": "export"}
+SHARED = {"launch": "train", "report": "explore", "compile": "models", "weights": "export"}
 SHARED |= {"checkpoint": "evaluate", "replay": "evaluate"}
 
 

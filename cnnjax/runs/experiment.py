@@ -64,14 +64,9 @@ class Experiment:
 
     def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
         """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""
-        return batches_lib.make_batches(
-            source,
-            batch_size,
-            seed=seed,
-            sharding=parallel.split_batch(self.mesh),
-            num_workers=self.config.data.num_workers,
-            max_bad=max_bad_images(self.config),
-        )
+        reading = {"num_workers": self.config.data.num_workers, "max_bad": max_bad_images(self.config)}
+        sharding = parallel.split_batch(self.mesh)
+        return batches_lib.make_batches(source, batch_size, seed=seed, sharding=sharding, **reading)
 
     def train_batches(self) -> batches_lib.Batches:
         """The batches of training, from its first step on."""
@@ -232,10 +227,8 @@ def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> Var
     except UserError as error:
         raise UserError(f"config.model={spec!r}: {error}") from None
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(
-            f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}; "
-            "`cnnjax models` shows the input size of each model"
-        ) from None
+        problem = f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}"
+        raise UserError(f"{problem}; `cnnjax models` shows the input size of each model") from None
 
 
 def _check_protocol(
@@ -248,8 +241,6 @@ def _check_protocol(
         try:
             jax.eval_shape(model.apply, variables, image)
         except (UserError, FlaxError, TypeError, ValueError, ZeroDivisionError):
-            raise UserError(
-                f"config.eval_protocol={config.eval_protocol!r}: {config.model} made for images of {own} "
-                f"cannot take {shape}; allowed: networks that end in global average pooling, on images large "
-                "enough"
-            ) from None
+            allowed = "networks that end in global average pooling, on images large enough"
+            problem = f"{config.model} made for images of {own} cannot take {shape}; allowed: {allowed}"
+            raise UserError(f"config.eval_protocol={config.eval_protocol!r}: {problem}") from None

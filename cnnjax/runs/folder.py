@@ -59,16 +59,13 @@ class Run:
 
     def _check_same(self, config: ConfigDict, fingerprint: str) -> None:
         if differences := config_lib.differing(self.config(), config):
-            raise UserError(
-                f"{self.path} holds a run with another config ({'; '.join(differences)}); "
-                "give the same values to resume it, or another --workdir"
-            )
+            problem = f"{self.path} holds a run with another config ({'; '.join(differences)})"
+            raise UserError(f"{problem}; give the same values to resume it, or another --workdir")
         trained_on = self.read_json("record.json").get("data", {}).get("fingerprint", fingerprint)
         if trained_on != fingerprint:
-            raise UserError(
-                f"{self.path} was trained on other images of {config.data.name} (fingerprint "
-                f"{trained_on[:12]}, now {fingerprint[:12]}); restore them, or choose another --workdir"
-            )
+            problem = f"{self.path} was trained on other images of {config.data.name}"
+            prints = f"fingerprint {trained_on[:12]}, now {fingerprint[:12]}"
+            raise UserError(f"{problem} ({prints}); restore them, or choose another --workdir")
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -29,20 +29,13 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 def load_split(config: ConfigDict, split: str) -> Any:
     """The source that a config names for a split, in memory if it is small."""
     if split == "test" and config.data.test_split == "validation" and config.data.num_validation:
-        raise UserError(
-            "config.data.test_split='validation' needs config.data.num_validation=0: a split that choices "
-            "are made on gives no test score"
-        )
+        reason = "a split that choices are made on gives no test score"
+        raise UserError(f"config.data.test_split='validation' needs config.data.num_validation=0: {reason}")
+    data = config.data
+    place = {"data_dir": data.dir or None, "download": data.download, "size": data.size or None}
+    held_out = {"num_validation": data.num_validation, "seed": config.seed}
     with errors_name_fields("data.name"):
-        source = datasets.load(
-            config.data.name,
-            config.data.test_split if split == "test" else split,
-            data_dir=config.data.dir or None,
-            num_validation=config.data.num_validation,
-            seed=config.seed,
-            size=config.data.size or None,
-            download=config.data.download,
-        )
+        source = datasets.load(data.name, data.test_split if split == "test" else split, **place, **held_out)
     if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
         return to_memory(source, max_bad_images(config))
     return source

@@ -43,26 +43,17 @@ def make_optimizer(
     """The optimizer with its parameter groups, and the schedule of its learning rate."""
     fields = config.optimizer
     name, values = _parse_values("optimizer.schedule", fields.schedule)
+    values |= {"learning_rate": fields.learning_rate, "total_steps": total_steps}
+    values |= {
+        "warmup_steps": round(fields.warmup_epochs * steps_per_epoch),
+        "steps_per_epoch": steps_per_epoch,
+    }
     with errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):
-        schedule = schedules.make_schedule(
-            name,
-            learning_rate=fields.learning_rate,
-            total_steps=total_steps,
-            warmup_steps=round(fields.warmup_epochs * steps_per_epoch),
-            steps_per_epoch=steps_per_epoch,
-            **values,
-        )
+        schedule = schedules.make_schedule(name, **values)
     name, values = _parse_values("optimizer.name", fields.name)
+    values |= {field: fields[field] for field in ("weight_decay", "decay", "decay_mode", "gradient_clip")}
     with errors_name_fields(f"optimizer.name={fields.name!r}"):
-        tx = optimizers.make_optimizer(
-            name,
-            schedule,
-            weight_decay=fields.weight_decay,
-            decay=fields.decay,
-            decay_mode=fields.decay_mode,
-            gradient_clip=fields.gradient_clip,
-            **values,
-        )
+        tx = optimizers.make_optimizer(name, schedule, **values)
         scales = parameter_groups.parse_scales(fields.learning_rate_scales)
         return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
 

@@ -50,10 +50,9 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
             shutdown_timeout_seconds=patience,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--distributed: {one_line(error)}; outside of Slurm, Open MPI, Kubernetes "
-            "and TPU pods give --coordinator=HOST:PORT, --process_count and --process_index"
-        ) from None
+        advice = "and TPU pods give --coordinator=HOST:PORT, --process_count and --process_index"
+        problem = f"--distributed: {one_line(error)}; outside of Slurm, Open MPI, Kubernetes"
+        raise UserError(f"{problem} {advice}") from None
 
 
 def joined() -> bool:

@@ -74,10 +74,8 @@ class Results:
         """Makes the folder; a UserError if it holds another sweep than this, or cannot be written."""
         if self.file.exists() and self._head() != self.columns:
             there = [name for name in self._head() if name in config_lib.FIELDS and name != "seed"]
-            raise UserError(
-                f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}; "
-                "set the same fields, or choose another --out"
-            )
+            problem = f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}"
+            raise UserError(f"{problem}; set the same fields, or choose another --out")
         try:
             (self.out / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -6,7 +6,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,10 +20,7 @@ class Interrupted(RuntimeError):
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """A list that fills with SIGINT and SIGTERM as they come; the second one ends the process at once.
-
-    A thread sees them even while the main thread compiles or waits for a device.
-    """
+    """A list that a thread fills with SIGINT and SIGTERM as they come; the second ends the process."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread may set handlers
@@ -35,7 +31,7 @@ def caught_signals() -> Iterator[list[int]]:
     watcher.start()
     # The interpreter writes a signal's number to the socket at once; handlers wait for the main thread.
     wakeup = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
-    before = {s: signal.signal(s, _ignore) for s in SIGNALS}
+    before = {s: signal.signal(s, lambda *_: None) for s in SIGNALS}
     try:
         yield caught
     finally:
@@ -53,7 +49,3 @@ def _watch(read: socket.socket, caught: list[int]) -> None:
             if caught:
                 os._exit(128 + signum)
             caught.append(signum)
-
-
-def _ignore(_signum: int, _frame: FrameType | None) -> None:
-    """What a caught signal does in the main thread."""
