@@ -4,14 +4,13 @@
 name. Strings such as `model` or `augment.train` are names or calls of literals.
 """
 
-import dataclasses
 import difflib
 import json
 import math
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -20,16 +19,14 @@ from cnnjax.errors import UserError, one_line, parse_call
 Value = bool | int | float | str
 
 
-@dataclasses.dataclass(frozen=True)
-class Allowed:
+class Allowed(NamedTuple):
     """Which values a field may have: a test, and the same in words ("greater than 0")."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One field of the config."""
 
     default: Value  # its value in `default()`, whose type is the field's

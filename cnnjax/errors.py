@@ -80,10 +80,7 @@ def check_fraction(field: str, value: Any) -> None:
 
 
 def own_values(field: str, name: str, build: Callable, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are not None; a UserError if one is no keyword-only parameter of `build`.
-
-    It names the `field` that chose `build`, 'optimizer.schedule', and its value `name`, 'cosine'.
-    """
+    """Those of `values` that are not None; a UserError if `build`, field='name', has no such keyword."""
     own = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = {key: value for key, value in values.items() if value is not None}
     for key, value in given.items():

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from cnnjax.cli.flags import Json, command
 from cnnjax.cli.tables import print_result
-from cnnjax.errors import unknown
+from cnnjax.errors import by_name
 from cnnjax.profiling.benchmark import Figures, bench_train
 from cnnjax.profiling.input_pipeline import bench_data
 
@@ -18,9 +18,7 @@ def bench(args: list[str]) -> int:
     kind, *rest = args or [""]
     if kind in ("-h", "--help"):
         kind, rest = "train", args
-    if kind not in kinds:
-        raise unknown("bench", kind, kinds)
-    return kinds[kind](rest)
+    return by_name("bench", kind, kinds)(rest)
 
 
 @command("bench data")

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import command, given
 from cnnjax.cli.predict import load
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, by_name
 
 
 @command("export", like=load)
@@ -22,9 +22,8 @@ def export(
     """Writes a trained network for other programs, reads it back and compares."""
     from cnnjax.inference import export as export_lib
 
-    if format not in export_lib.FORMATS:
-        raise unknown("--format", format, export_lib.FORMATS)
-    out = given("out", out, f"name a file, as in --out=model{export_lib.FORMATS[format].suffix}")
+    suffix = by_name("--format", format, export_lib.FORMATS).suffix
+    out = given("out", out, f"name a file, as in --out=model{suffix}")
     done = export_lib.export(load(**run), format, out, half=half, batch_size=batch_size)
     size, difference = f"{done.num_bytes:,} bytes", f"{done.difference:.1e}"
     print(f"wrote {out} ({size}); read back, its logits differ by at most {difference}")
@@ -42,7 +41,7 @@ def weights(
     if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
         reading = "cnnjax weights import FILE --model=NAME --workdir=DIR"
         raise UserError(f"usage: {reading}, or cnnjax weights export FILE --workdir=DIR")
-    from cnnjax.inference import weights as exchange
+    from cnnjax.inference import export as exchange
 
     if words[0] == "export":
         print(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")

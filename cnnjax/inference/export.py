@@ -1,9 +1,10 @@
-"""A trained network for other programs: safetensors with JSON, StableHLO, ONNX; each read back and compared.
+"""Networks for other programs: safetensors with JSON, StableHLO, ONNX; and to and from torch's weights files.
 
-All take images float32 [B, H, W, C] as the network takes them, any number of them unless one is asked for;
-the JSON says how to prepare them.
+The first three are read back and compared. They take images float32 [B, H, W, C] as the network takes them,
+any number of them unless one is asked for; the JSON says how to prepare them.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -18,15 +19,23 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
+from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
 from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError, one_line
 from cnnjax.inference.model import TrainedModel
-from cnnjax.models import create_model
-from cnnjax.models.weights import files
+from cnnjax.models import Preset, count_params, create_model, variant
+from cnnjax.models.variants import preset_augment
+from cnnjax.models.weights import files, to_torch
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
+from cnnjax.runs.checkpoints import Checkpoints, Saver
+from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import initial_variables
+from cnnjax.runs.record import make_record
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
@@ -56,7 +65,7 @@ def export(
     """Writes a network that computes in float32, reads it back and compares its logits.
 
     Args:
-      form: a name of `FORMATS`; FILE.json beside `out` says how to prepare images.
+      form: a name of `FORMATS`; FILE.json beside `out` says how to prepare images. An error leaves no file.
       half: weights rounded to float16, for half the bytes.
       batch_size: the only one that the StableHLO or ONNX file accepts; None is any.
     """
@@ -207,3 +216,53 @@ FORMATS = {
     "stablehlo": Format(".stablehlo", _write_stablehlo, _read_stablehlo),
     "onnx": Format(".onnx", _write_onnx, _read_onnx),
 }
+
+
+def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
+    """Makes a run folder of a weights file, which can be evaluated like one that was trained here.
+
+    `config.model` names the network; the preprocessing of its preset is filled in. The file has the names of
+    torch, see `files.read`; if one does not fit, no folder is made. Returns the paths of the parameters.
+    """
+    preset = variant(config.model).preset
+    config.augment.eval = preset_augment(preset)
+    config.augment.train, config.data.size = config.augment.eval, preset.resize or 0
+    config_lib.validate(config)
+    model = create_model(config.model)
+    variables = initial_variables(file, model, preset.input_size)
+    run = Run.create(workdir, config, fingerprint="")
+    facts = {"spec": config.model, "num_params": count_params(variables["params"])}
+    data = imported_data(config, preset, model.num_classes)
+    run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
+    with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
+        saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
+    return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
+
+
+def imported_data(
+    config: ConfigDict, preset: Preset, num_classes: int
+) -> dict[str, str | list[str] | list[int]]:
+    """What the run record says of the images of imported weights; {} if their mean cannot be known."""
+    info, channels = DATASETS.get(config.data.name), preset.input_size[2]
+    if info and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
+        info = None
+    if not info and preset.mean is None:
+        return {}
+    shape = (preset.resize, preset.resize, channels) if preset.resize else preset.input_size
+    mean, std = (info.mean, info.std) if info else (None, None)
+    augment = augment_lib.parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
+    names = info.class_names if info else map(str, range(num_classes))
+    return {
+        "class_names": list(names),
+        "image_shape": list(shape),
+        "eval_augment": augment_lib.explicit_spec(augment),
+    }
+
+
+def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:
+    """Writes the weights of a run as safetensors under torch's names; returns how many tensors."""
+    run = Run.open(workdir)
+    _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
+    tensors = to_torch(variables, create_model(run.config().model))
+    files.write(file, tensors)
+    return len(tensors)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cnnjax.errors import UserError, one_line, unknown
+from cnnjax.errors import UserError, by_name, one_line, unknown
 from cnnjax.runs import manifest as manifests
 from cnnjax.runs.folder import Run
 from cnnjax.runs.manifest import Manifest, Numbers
@@ -73,9 +73,7 @@ class Checkpoints:
             return self._newest(steps, lambda step: manifests.verify(self.folder(step)))[0]
         named = {"best": int(self.best_metrics().get("step", steps[-1])), "last": steps[-1]}
         named |= {str(step): step for step in steps}
-        if checkpoint not in named:
-            raise unknown("checkpoint", checkpoint, named)
-        return named[checkpoint]
+        return by_name("checkpoint", checkpoint, named)
 
     def _newest(self, steps: Sequence[int], read: Callable[[int], _T]) -> tuple[int, _T]:
         """The newest step that can be read, and what was read; a warning names the damaged ones."""

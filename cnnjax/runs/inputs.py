@@ -90,7 +90,13 @@ def initial_variables(
     if (path / "checkpoints").is_dir():
         _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
     elif path.is_file():
-        variables = _read_file(path, model, image_shape, head)
+        state_dict, like = files.read(path), model
+        if head == "new":  # read it with the file's own classes, then leave the head out
+            entries = torch_entries(model, image_shape)
+            bias = next(e.name for e in entries if e.path[-2:] == (HEAD, "bias"))
+            if bias in state_dict:
+                like = model.clone(num_classes=len(state_dict[bias]))
+        variables = convert_into(state_dict, like, image_shape)
     else:
         raise UserError(f"{source} is neither a run folder nor a weights file")
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
@@ -104,13 +110,3 @@ def initial_variables(
         raise UserError(f"{source} does not fit the model: {'; '.join(problems)}{hint if only_head else ''}")
     given = {p: np.asarray(x) for p, x in given.items()}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(given)
-
-
-def _read_file(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str) -> Variables:
-    state_dict = files.read(path)
-    if head == "new":  # read it with the file's own classes, then leave the head out
-        entries = torch_entries(model, image_shape)
-        bias = next(e.name for e in entries if e.path[-2:] == (HEAD, "bias"))
-        if bias in state_dict:
-            model = model.clone(num_classes=len(state_dict[bias]))
-    return convert_into(state_dict, model, image_shape)

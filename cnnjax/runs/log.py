@@ -87,10 +87,7 @@ class Log:
         return batch
 
     def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
-        """The interval's sums on the host; nonfinite.json gets its first non-finite step, with the examples.
-
-        NonFiniteLoss for more such steps than `on_nonfinite` allows.
-        """
+        """The interval's sums on the host; nonfinite.json gets its first non-finite step and the examples."""
         sums = jax.device_get(sums)
         self.training += self.lap()  # the device has done all steps that it was given
         skipped = step - self.since - int(sums.num_steps)

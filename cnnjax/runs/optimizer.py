@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cnnjax.config import FIELDS
-from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.errors import UserError, by_name, parse_call
 from cnnjax.models import variant
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 
@@ -33,8 +33,7 @@ def check_names(config: ConfigDict) -> None:
         parallel.rules_of(config.sharding)
     for field, table in (("schedule", schedules.SCHEDULES), ("name", optimizers.OPTIMIZERS)):
         name, _ = _parse_values(f"optimizer.{field}", config.optimizer[field])
-        if name not in table:
-            raise unknown(f"config.optimizer.{field}", name, table)
+        by_name(f"config.optimizer.{field}", name, table)
 
 
 def make_optimizer(

@@ -30,10 +30,8 @@ _T = TypeVar("_T")
 def join(coordinator: str | None, count: int | None, index: int | None, *, hang_seconds: int) -> None:
     """Makes this process one of several, before anything is computed.
 
-    Args:
-      coordinator: "host:port" of process 0; None, like `count` and `index`, if Slurm, Open MPI, Kubernetes or
-        a TPU pod says it.
-      hang_seconds: see `Stop`; a process silent for twice as long, or 100 seconds, counts as dead.
+    `coordinator` is "host:port" of process 0; all three are None if Slurm, Open MPI, Kubernetes or a TPU pod
+    says them. A process that is silent for twice `hang_seconds` (see `Stop`), or for 100, counts as dead.
     """
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
         raise UserError("--coordinator, --process_count and --process_index are given together, or none")
@@ -103,10 +101,8 @@ class Stop:
 
     A run calls `at` after each step and each batch of an evaluation, equally often in each process. Once one
     process has caught a signal, each freezes at the call it has reached and publishes its number; all go on
-    to one call past the highest. So nobody waits for a step that another does not take.
-
-    A thread ends the process if it does not reach that call in time, as while it compiles, or if `at` is not
-    called for too long.
+    to one call past the highest: nobody waits for a step that another does not take. A thread ends a process
+    that does not reach that call in time, as while it compiles, or does not call `at` for too long.
     """
 
     def __init__(

@@ -14,7 +14,6 @@ from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.step import gradient_values, lower_step
-from cnnjax.training.state import TrainState
 from cnnjax.training.steps import batch_gradient
 
 
@@ -51,7 +50,12 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
 
 
 def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
-    start, state = _state_before(directory, experiment, step)
+    checkpoints, start = Checkpoints(directory), 0
+    sound = [s for s in checkpoints.steps() if s <= step and not checkpoints.problem(s)]
+    if sound and (restored := checkpoints.restore(experiment.abstract_tree(), sound[-1])):
+        start, state = sound[-1], experiment.stacked(restored[1]["state"])
+    else:
+        state = experiment.init_state()
     batches, key = experiment.train_batches(), experiment.key()
     batches.set_state({"position": start})
     if start < step:
@@ -65,15 +69,6 @@ def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
     params, gradients = (_norms(experiment.named(jax.device_get(x))) for x in (state.params, gradient))
     layers = {name: (norm, params[name]) for name, norm in gradients.items()}
     return Replayed(step, start, batches.indices(step), float(loss), layers)
-
-
-def _state_before(directory: Path, experiment: Experiment, step: int) -> tuple[int, TrainState]:
-    """The newest sound checkpoint of at most a step, or the initial state; as the step takes it."""
-    checkpoints = Checkpoints(directory)
-    sound = [s for s in checkpoints.steps() if s <= step and not checkpoints.problem(s)]
-    if sound and (restored := checkpoints.restore(experiment.abstract_tree(), sound[-1])):
-        return sound[-1], experiment.stacked(restored[1]["state"])
-    return 0, experiment.init_state()
 
 
 def _norms(tree: Any) -> dict[str, float]:

@@ -69,7 +69,7 @@ def sweep(
     board = board or Board()
     fields = sorted(values)
     _check(values, seeds, random, task)
-    runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
+    runs = _runs(config, _points(values, random), seeds)
     results = Results(out := Path(out), fields)
     results.claim(config)
     mine = list(runs)[task[0] :: task[1]]
@@ -79,8 +79,11 @@ def sweep(
         if runs[name][0].seed == config.seed:
             experiment.build(runs[name][0])  # a mistake in the last point shows before the first is trained
     board.rows(read_results(out), fields)
+    batches: dict[str, list[str]] = {}  # trained at once: a run, or all missing seeds of a point
+    for name in missing:
+        batches.setdefault(json.dumps(runs[name][1], sort_keys=True) if together else name, []).append(name)
     number = len(mine) - len(missing)
-    for names in _batches(missing, runs, together):
+    for names in batches.values():
         number += len(names)
         board.begin(", ".join(names), number, len(mine))
         paths = [out / "runs" / name for name in names]
@@ -99,18 +102,6 @@ def _runs(config: ConfigDict, points: Sequence[Point], seeds: int) -> dict[str, 
         config_lib.validate(run_config)
         runs[_name(run_config, point)] = run_config, point
     return runs
-
-
-def _batches(
-    missing: Sequence[str], runs: Mapping[str, tuple[ConfigDict, Point]], together: bool
-) -> list[list[str]]:
-    """What is trained at once: a run, or all seeds of a point that are missing."""
-    if not together:
-        return [[name] for name in missing]
-    by_point: dict[str, list[str]] = {}
-    for name in missing:
-        by_point.setdefault(json.dumps(runs[name][1], sort_keys=True), []).append(name)
-    return list(by_point.values())
 
 
 def _train(
@@ -144,14 +135,11 @@ def _check(values: Values, seeds: int, random: int, task: tuple[int, int]) -> No
         raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
 
 
-def _product(values: Values) -> list[Point]:
-    fields = sorted(values)
-    product = itertools.product(*(values[field] for field in fields))
-    return [dict(zip(fields, point, strict=True)) for point in product]
-
-
-def _draw(values: Values, count: int) -> list[Point]:
-    """Points drawn at random, each from its own number, so that more of them leave the first alone."""
+def _points(values: Values, count: int) -> list[Point]:
+    """Their product, or points drawn at random, each from its own number: more leave the first alone."""
+    if not count:
+        product = itertools.product(*(values[field] for field in sorted(values)))
+        return [dict(zip(sorted(values), point, strict=True)) for point in product]
     draws = [np.random.default_rng([0, i]) for i in range(count)]
     return [{field: _draw_value(draw, field, values[field]) for field in sorted(values)} for draw in draws]
 
