@@ -96,8 +96,7 @@ def sweep(
     """Trains the points of a sweep that are not done yet, and prints the table."""
     out = given("out", out, "name the folder of the table and the runs")
     compile_cache.enable()
-    points = parse_sets(set)
-    console = Console()
+    points, console = parse_sets(set), Console()
     live = Live(console=console) if console.is_terminal else None
     board = LiveBoard(live) if live else Lines()
     run = functools.partial(sweep_lib.sweep, config, points, out, seeds=seeds, random=random, board=board)
@@ -127,7 +126,6 @@ def parse_sets(sets: Sequence[str]) -> dict[str, Sequence[Any] | str]:
 
 
 def _parse_task(text: str) -> tuple[int, int]:
-    first, slash, count = text.partition("/")
-    if not (slash and first.isdecimal() and count.isdecimal()):
+    if not (task := re.fullmatch("([0-9]+)/([0-9]+)", text)):
         raise UserError(f"--task={text} must be i/n with 0 <= i < n, as in 0/4")
-    return int(first), int(count)
+    return int(task[1]), int(task[2])

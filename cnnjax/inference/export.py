@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError, one_line
@@ -252,11 +253,7 @@ def imported_data(
     mean, std = (info.mean, info.std) if info else (None, None)
     augment = augment_lib.parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
     names = info.class_names if info else map(str, range(num_classes))
-    return {
-        "class_names": list(names),
-        "image_shape": list(shape),
-        "eval_augment": augment_lib.explicit_spec(augment),
-    }
+    return {"class_names": list(names), "image_shape": list(shape), "eval_augment": explicit_spec(augment)}
 
 
 def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:

@@ -197,8 +197,7 @@ class Stop:
         if not kept:
             line = f"{prefix}no step ended within {self._seconds:g} s (--stop_seconds)"
             _abort(f"{line}; what was saved before is unharmed, later steps are lost")
-        sys.stderr.write(f"cnnjax: {prefix}{kept}\n")
-        sys.stderr.flush()
+        print(f"cnnjax: {prefix}{kept}", file=sys.stderr, flush=True)
         os._exit(128 + signum)
 
 
@@ -208,8 +207,7 @@ class _Over(Exception):
 
 def _abort(message: str) -> NoReturn:
     """Ends a process that hangs, with the stacks of its threads; `faulthandler`'s own timer exits with 1."""
-    sys.stderr.write(f"cnnjax: {message}; the stacks of the threads follow\n")
-    sys.stderr.flush()
+    print(f"cnnjax: {message}; the stacks of the threads follow", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(2, all_threads=True)
     os._exit(HUNG)
 

@@ -62,8 +62,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         return platform.processor()
     facts = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if ":" in line}
-    flags = facts.get("flags", "").split()
-    vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "")
+    vectors = next((name for flag, name in _VECTORS.items() if flag in facts.get("flags", "").split()), "")
     name = facts.get("model name", "")
     if name and not re.search(r"\d", name):  # a virtual machine hides it: several processors have this name
         name += f" (family {facts.get('cpu family')}, model {facts.get('model')})"

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.errors import UserError, parse_call
+from cnnjax.errors import UserError, check_count, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss, Progress
@@ -128,9 +128,8 @@ def _check(values: Values, seeds: int, random: int, task: tuple[int, int]) -> No
             raise UserError(f"{field}={given} is a range; draw points from it with --random=N")
         if not given:
             raise UserError(f"{field} has no values; give them as in {field}=A,B,C")
-    for name, number, least in (("seeds", seeds, 1), ("random", random, 0)):
-        if number < least:
-            raise UserError(f"{name}={number} must be at least {least}")
+    check_count("seeds", seeds, 1)
+    check_count("random", random, 0)
     if not 0 <= task[0] < task[1]:
         raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
 
