@@ -41,7 +41,7 @@ def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:
 def parse_call(text: str, what: str) -> tuple[str, list, dict]:
     """Splits `name` or `name(literal, field=literal)` into its name, positional and named arguments.
 
-    A UserError that names `what` holds the text if it is anything else.
+    Anything else is a UserError that names `what` holds the text.
     """
     bad = UserError(f"{what}={text!r} is not a name or a call of literals such as 'crop(28, pad=4)'")
     try:
@@ -80,7 +80,7 @@ def check_fraction(field: str, value: Any) -> None:
 
 
 def own_values(field: str, name: str, build: Callable, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are not None; a UserError if `build`, field='name', has no such keyword."""
+    """Those of `values` that are not None; a UserError if `build`, which `field` names, has no such keyword."""
     own = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = {key: value for key, value in values.items() if value is not None}
     for key, value in given.items():

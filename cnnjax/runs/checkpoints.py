@@ -205,7 +205,7 @@ class Saver(Checkpoints):
         return damaged
 
     def prune(self, keep: int) -> list[str]:
-        """Removes all but the `keep` newest sound checkpoints and the best, unless none is; returns names."""
+        """Removes all but the `keep` newest sound checkpoints and the best, if one is sound; says which."""
         if not (sound := [step for step in self.steps() if not self.problem(step)]):
             return []
         kept = {*sound[-keep:], self.best_metrics().get("step")} & set(sound)
@@ -250,7 +250,7 @@ class Saver(Checkpoints):
         except Exception as error:
             code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
             reason = one_line(error, 300)
-            if re.search("RESOURCE_EXHAUSTED|No space left", str(error)):
+            if re.search("RESOURCE_EXHAUSTED|No space left", one_line(error, None)):
                 code, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
             raise OSError(code, reason, str(self.directory)) from error
 

@@ -42,11 +42,9 @@ def make_optimizer(
     """The optimizer with its parameter groups, and the schedule of its learning rate."""
     fields = config.optimizer
     name, values = _parse_values("optimizer.schedule", fields.schedule)
-    values |= {"learning_rate": fields.learning_rate, "total_steps": total_steps}
-    values |= {
-        "warmup_steps": round(fields.warmup_epochs * steps_per_epoch),
-        "steps_per_epoch": steps_per_epoch,
-    }
+    warmup = round(fields.warmup_epochs * steps_per_epoch)
+    values |= {"learning_rate": fields.learning_rate, "warmup_steps": warmup}
+    values |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     with errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):
         schedule = schedules.make_schedule(name, **values)
     name, values = _parse_values("optimizer.name", fields.name)
