@@ -80,7 +80,7 @@ def check_fraction(field: str, value: Any) -> None:
 
 
 def own_values(field: str, name: str, build: Callable, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are not None; a UserError if `build`, which `field` names, has no such keyword."""
+    """Those of `values` that are not None; a UserError if `build`, of `field`, has no such keyword."""
     own = [p.name for p in inspect.signature(build).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given = {key: value for key, value in values.items() if value is not None}
     for key, value in given.items():
