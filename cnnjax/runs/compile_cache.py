@@ -22,10 +22,6 @@ SWITCH = "CNNJAX_COMPILE_CACHE"
 MAX_BYTES = 2**31
 
 
-class Refused(Exception):
-    """Why the folder cannot be trusted, in a few words."""
-
-
 def enable() -> str:
     """Makes JAX load programs from the folder, and save there what took over a second to compile.
 
@@ -39,7 +35,7 @@ def enable() -> str:
         folder = cache_folder(key())
         _make_private(folder)
         _remove_unfinished(folder)
-    except (Refused, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         sys.stderr.write(f"cnnjax: compiled programs are not kept: {error}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -66,17 +62,17 @@ def _processor_features() -> str:
 
 
 def _make_private(folder: Path) -> None:
-    """Creates the folder and the one above it if missing; Refused unless they are as the module says."""
+    """Creates the folder and the one above it if missing; a PermissionError if others may use them."""
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
         place.mkdir(mode=0o700, exist_ok=True)
         status = place.lstat()
         if not stat.S_ISDIR(status.st_mode):
-            raise Refused(f"{place} is not a folder")
+            raise PermissionError(f"{place} is not a folder")
         if status.st_uid != os.getuid():
-            raise Refused(f"{place} belongs to another user")
+            raise PermissionError(f"{place} belongs to another user")
         if stat.S_IMODE(status.st_mode) & closed:
-            raise Refused(f"{place} is open to other users; chmod 700 it, or remove it")
+            raise PermissionError(f"{place} is open to other users; chmod 700 it, or remove it")
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -97,8 +97,10 @@ class Experiment:
     def init_state(self) -> TrainState:
         """The state before the first step as the step takes it, on the devices of the mesh."""
         place = jax.tree.map(lambda x: x.sharding, self.abstract_step_state)
-        state = run_init(self._init_step_state, out_shardings=place)
-        initial = self.initial or self._from_images()
+        state, initial = run_init(self._init_step_state, out_shardings=place), self.initial
+        if not initial and (from_images := variant(self.config.model).from_images):
+            images = jnp.asarray(sample_images(self.train_source, START_IMAGES))
+            initial = from_images(self.eval_augment.preprocess(images))
         if not initial:
             return state
         state = self.named(state)
@@ -108,13 +110,6 @@ class Experiment:
         start = parallel.put(start, jax.tree.map(lambda x: x.sharding, place))
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
         return self.stacked(state.replace(**start, ema=ema))
-
-    def _from_images(self) -> VariableDict:
-        """Variables that the model computes from training images; most compute none."""
-        if (from_images := variant(self.config.model).from_images) is None:
-            return {}
-        images = jnp.asarray(sample_images(self.train_source, START_IMAGES))
-        return from_images(self.eval_augment.preprocess(images))
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
