@@ -69,7 +69,7 @@ def sweep(
     board = board or Board()
     fields = sorted(values)
     _check(values, seeds, random, task)
-    runs = _runs(config, _points(values, random), seeds)
+    runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
     results = Results(out := Path(out), fields)
     results.claim(config)
     mine = list(runs)[task[0] :: task[1]]
@@ -134,11 +134,13 @@ def _check(values: Values, seeds: int, random: int, task: tuple[int, int]) -> No
         raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
 
 
-def _points(values: Values, count: int) -> list[Point]:
-    """Their product, or points drawn at random, each from its own number: more leave the first alone."""
-    if not count:
-        product = itertools.product(*(values[field] for field in sorted(values)))
-        return [dict(zip(sorted(values), point, strict=True)) for point in product]
+def _product(values: Values) -> list[Point]:
+    product = itertools.product(*(values[field] for field in sorted(values)))
+    return [dict(zip(sorted(values), point, strict=True)) for point in product]
+
+
+def _draw(values: Values, count: int) -> list[Point]:
+    """Points drawn at random, each from its own number, so that more of them leave the first alone."""
     draws = [np.random.default_rng([0, i]) for i in range(count)]
     return [{field: _draw_value(draw, field, values[field]) for field in sorted(values)} for draw in draws]
 
