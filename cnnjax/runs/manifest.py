@@ -59,7 +59,7 @@ def _write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a folder; a UserError if it is missing, damaged or another."""
+    """The manifest of a folder; a UserError unless it is there as it was written."""
     file = folder / NAME
     manifest = read_json(file, _Signed, within=folder)
     reason = "" if manifest.pop("sha256") == _digest(manifest) else "its own SHA-256 differs"
