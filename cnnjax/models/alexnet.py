@@ -51,22 +51,16 @@ def across_towers(norm: Activation, x: jax.Array) -> jax.Array:
 
 
 class AlexNet(Net):
-    """Five convolutions and three dense layers: N(0, 0.01) kernels, 227x227 input.
+    """Five convolutions and three dense layers: N(0, 0.01) kernels, 227x227 input."""
 
-    `groups` is the number of towers; `std` the kernels' initial deviation (a narrow net needs more to start);
-    `bias` the initial bias of conv2, conv4, conv5, dense1 and dense2 (the others start at 0); `order` what
-    follows conv1 and conv2; `response_norm` a name of `RESPONSE_NORMS`; `pool_window` 3 overlaps at stride 2,
-    2 does not; `widths` are those of the seven hidden layers.
-    """
-
-    groups: int = 2
-    response_norm: str = "paper"
-    order: tuple[str, str] = ("norm", "pool")
-    pool_window: int = 3
+    groups: int = 2  # the number of towers
+    response_norm: str = "paper"  # a name of `RESPONSE_NORMS`
+    order: tuple[str, str] = ("norm", "pool")  # what follows conv1 and conv2
+    pool_window: int = 3  # overlaps at stride 2; 2 does not
     dropout_rate: float = 0.5
-    std: float = 0.01
-    bias: float = 1.0
-    widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
+    std: float = 0.01  # the kernels' at first; a narrow net needs more to start
+    bias: float = 1.0  # that of conv2, conv4, conv5, dense1 and dense2 at first; the others start at 0
+    widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)  # of the seven hidden layers
     image_size: int = 227
 
     @nn.compact
@@ -100,13 +94,10 @@ class AlexNet(Net):
 
 
 class AlexNetTorchvision(Net):
-    """One tower, narrower convolutions, no normalization; any input of at least 63x63.
-
-    Kernels are uniform within 1 / sqrt(fan-in), torch's default. `widths` are those of the hidden layers.
-    """
+    """One tower, narrower, without normalization, kernels by torch's default; any input of at least 63x63."""
 
     dropout_rate: float = 0.5
-    widths: tuple[int, ...] = (64, 192, 384, 256, 256, 4096, 4096)
+    widths: tuple[int, ...] = (64, 192, 384, 256, 256, 4096, 4096)  # of the seven hidden layers
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -171,19 +162,16 @@ class ZFNet(Net):
 class AlexNetCifar(Net):
     """Krizhevsky's small CIFAR net: three 5x5 convolutions, each pooled by half, and one dense layer.
 
-    Layout and initial standard deviations (`stds`, of the four kernels; biases 0) are those of cuda-convnet's
-    18 % net as Caffe's cifar10_full has them; poolings round their sizes up. Deviation: response
-    normalization runs across channels, as in AlexNet, not within one. `activation`, `poolings` and
-    `response_norm` are names of `ops.ACTIVATIONS`, `POOLINGS` and `RESPONSE_NORMS`; `pool_window` 2 does not
-    overlap.
+    Layout and initial standard deviations are those of cuda-convnet's 18 % net as Caffe's cifar10_full has
+    them; poolings round their sizes up. Deviation: response normalization is across channels, not within one.
     """
 
-    activation: str = "relu"
-    poolings: tuple[str, ...] = ("max", "average", "average")
-    pool_window: int = 3
-    response_norm: str = "paper"
+    activation: str = "relu"  # a name of `ops.ACTIVATIONS`
+    poolings: tuple[str, ...] = ("max", "average", "average")  # names of `POOLINGS`
+    pool_window: int = 3  # 2 does not overlap
+    response_norm: str = "paper"  # a name of `RESPONSE_NORMS`
     widths: tuple[int, ...] = (32, 32, 64)
-    stds: tuple[float, ...] = (1e-4, 0.01, 0.01, 0.01)
+    stds: tuple[float, ...] = (1e-4, 0.01, 0.01, 0.01)  # of the four kernels; biases start at 0
     dropout_rate: float = 0.0
 
     @nn.compact

@@ -84,17 +84,16 @@ class ResidualGroup(Group):
 class CifarFast(Net):
     """A whitening convolution, three groups that halve the map, its maximum, and one scaled dense layer.
 
-    3x3 kernels start as the identity of their input channels, the rest uniform within 1 / sqrt(fan-in);
-    `momentum` is that of the running statistics, `scale` multiplies the logits. Takes any input of 10x10
-    or more (the scripts pool 3x3 at the end, which is all of the map of a 32x32 image). Grey images belong in
-    one channel: repeated in three, whitening leaves channels of rounding noise, whose normalization (epsilon
-    1e-12, as published) can make the first gradients overflow.
+    3x3 kernels start as the identity of their input channels, the rest uniform within 1 / sqrt(fan-in). Takes
+    any input of 10x10 or more (the scripts pool 3x3 at the end, which is all of the map of a 32x32 image).
+    Grey images belong in one channel: repeated in three, whitening leaves channels of rounding noise, whose
+    normalization (epsilon 1e-12, as published) can make the first gradients overflow.
     """
 
     widths: tuple[int, ...] = (64, 256, 256)
     group: type[nn.Module] = Group
-    momentum: float = 0.6
-    scale: float = 1 / 9
+    momentum: float = 0.6  # of the running statistics
+    scale: float = 1 / 9  # of the logits
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -121,14 +120,13 @@ def whitened(images: jax.Array) -> VariableDict:
 PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
-def variant(name: str, top1: float, **fields) -> Variant:
-    """A row of the scripts' table."""
+def _row(name: str, top1: float, **fields) -> Variant:
     source, published = f"Jordan 2024, {name}", "CIFAR-10, 6 views"
     return Variant(partial(CifarFast, **fields), source, PRESET, top1, None, published, whitened)
 
 
 VARIANTS = {
-    "airbench94": variant("airbench94", 94.01),
-    "airbench95": variant("airbench95", 95.01, widths=(128, 384, 384)),
-    "airbench96": variant("airbench96", 96.03, widths=(128, 384, 512), group=ResidualGroup, momentum=0.9),
+    "airbench94": _row("airbench94", 94.01),
+    "airbench95": _row("airbench95", 95.01, widths=(128, 384, 384)),
+    "airbench96": _row("airbench96", 96.03, widths=(128, 384, 512), group=ResidualGroup, momentum=0.9),
 }

@@ -63,18 +63,13 @@ class Downsample(nn.Module):
 
 
 class ConvNeXt(Net):
-    """Four stages; takes images from 32x32 on (imagenet) or 16x16 on (cifar).
+    """Four stages; takes images from 32x32 on (imagenet) or 16x16 on (cifar)."""
 
-    `stage_sizes` and `widths` are blocks and channels of each stage; `stem` "imagenet" cuts the image into
-    patches of 4x4 pixels, "cifar" of 2x2, each of which becomes one pixel; `drop_path_rate` is the last
-    block's, from 0 it grows linearly; `layer_scale_init` scales the branches at first.
-    """
-
-    stage_sizes: tuple[int, ...] = (3, 3, 9, 3)
+    stage_sizes: tuple[int, ...] = (3, 3, 9, 3)  # blocks of each stage
     widths: tuple[int, ...] = (96, 192, 384, 768)
-    stem: str = "imagenet"
-    drop_path_rate: float = 0.1
-    layer_scale_init: float = 1e-6
+    stem: str = "imagenet"  # a name of `PATCH`
+    drop_path_rate: float = 0.1  # the last block's: it grows linearly from 0
+    layer_scale_init: float = 1e-6  # of the branches
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -95,8 +90,7 @@ class ConvNeXt(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=truncated)
 
 
-def member(depth: int, width: int, drop_path_rate: float, resize: int, *top: float) -> Variant:
-    """A member of the family by its third stage, with the resize and accuracies of torchvision's weights."""
+def _row(depth: int, width: int, drop_path_rate: float, resize: int, *top: float) -> Variant:
     widths, sizes = (width, 2 * width, 4 * width, 8 * width), (3, 3, depth, 3)
     build = partial(ConvNeXt, stage_sizes=sizes, widths=widths, drop_path_rate=drop_path_rate)
     (top1, top5), published = top, "ImageNet 1-crop, torchvision"
@@ -104,10 +98,10 @@ def member(depth: int, width: int, drop_path_rate: float, resize: int, *top: flo
 
 
 VARIANTS = {
-    "convnext_tiny": member(9, 96, 0.1, 236, 82.520, 96.146),
-    "convnext_small": member(27, 96, 0.4, 230, 83.616, 96.650),
-    "convnext_base": member(27, 128, 0.5, 232, 84.062, 96.870),
-    "convnext_large": member(27, 192, 0.5, 232, 84.414, 96.976),
+    "convnext_tiny": _row(9, 96, 0.1, 236, 82.520, 96.146),
+    "convnext_small": _row(27, 96, 0.4, 230, 83.616, 96.650),
+    "convnext_base": _row(27, 128, 0.5, 232, 84.062, 96.870),
+    "convnext_large": _row(27, 192, 0.5, 232, 84.414, 96.976),
 }
 
 

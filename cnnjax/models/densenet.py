@@ -73,18 +73,13 @@ STEMS = {"imagenet": ImageNetStem, "cifar": CifarStem}
 
 
 class DenseNet(Net):
-    """Blocks of dense layers; takes images from 29x29 on (imagenet) or 4x4 on (cifar, three blocks).
+    """Blocks of dense layers; takes images from 29x29 on (imagenet) or 4x4 on (cifar, three blocks)."""
 
-    `stage_sizes` are the dense layers of each block, `growth_rate` the maps that each adds; `stem` is
-    "imagenet", or "cifar", which keeps the size; `dropout_rate` is that after each 3x3 convolution (the
-    paper: 0.2 without augmentation, else none).
-    """
-
-    stage_sizes: tuple[int, ...] = (6, 12, 24, 16)
-    growth_rate: int = 32
+    stage_sizes: tuple[int, ...] = (6, 12, 24, 16)  # dense layers of each block
+    growth_rate: int = 32  # the maps that each adds
     stem_width: int = 64
-    stem: str = "imagenet"
-    dropout_rate: float = 0.0
+    stem: str = "imagenet"  # or "cifar", which keeps the size
+    dropout_rate: float = 0.0  # after each 3x3 convolution; the paper: 0.2 without augmentation, else none
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -107,28 +102,26 @@ class DenseNet(Net):
 PAPER = "Huang et al. 2016, 1608.06993"
 
 
-def imagenet(stage_sizes: tuple[int, ...], growth_rate: int, top1: float, top5: float) -> Variant:
-    """A column of table 1 with the accuracy of torchvision's weights."""
+def _imagenet(stage_sizes: tuple[int, ...], growth_rate: int, top1: float, top5: float) -> Variant:
     build = partial(DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=2 * growth_rate)
     return Variant(build, PAPER, Preset(), top1, top5, "ImageNet 1-crop, torchvision")
 
 
-def cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:
-    """A BC net of that depth."""
+def _cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:
     small = partial(DenseNet, growth_rate=growth_rate, stem_width=2 * growth_rate, stem="cifar")
     build = partial(small, stage_sizes=((depth - 4) // 6,) * 3)
     return Variant(build, PAPER, CIFAR, top1=top1, published="CIFAR-10" if top1 else "")
 
 
 VARIANTS = {
-    "densenet121": imagenet((6, 12, 24, 16), 32, 74.434, 91.972),
-    "densenet169": imagenet((6, 12, 32, 32), 32, 75.600, 92.806),
-    "densenet201": imagenet((6, 12, 48, 32), 32, 76.896, 93.370),
-    "densenet161": imagenet((6, 12, 36, 24), 48, 77.138, 93.560),
-    "densenet_bc_40_12": cifar(40, 12),
-    "densenet_bc_100_12": cifar(100, 12, 95.49),
-    "densenet_bc_250_24": cifar(250, 24, 96.38),
-    "densenet_bc_190_40": cifar(190, 40, 96.54),
+    "densenet121": _imagenet((6, 12, 24, 16), 32, 74.434, 91.972),
+    "densenet169": _imagenet((6, 12, 32, 32), 32, 75.600, 92.806),
+    "densenet201": _imagenet((6, 12, 48, 32), 32, 76.896, 93.370),
+    "densenet161": _imagenet((6, 12, 36, 24), 48, 77.138, 93.560),
+    "densenet_bc_40_12": _cifar(40, 12),
+    "densenet_bc_100_12": _cifar(100, 12, 95.49),
+    "densenet_bc_250_24": _cifar(250, 24, 96.38),
+    "densenet_bc_190_40": _cifar(190, 40, 96.54),
 }
 
 NAMES = {

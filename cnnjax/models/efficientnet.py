@@ -55,18 +55,14 @@ class MBConv(nn.Module):
 
 
 class EfficientNet(Net):
-    """Takes images of any size from 1x1 on.
+    """Takes images of any size from 1x1 on."""
 
-    `width` and `depth` multiply the channels and the number of blocks of each of `stages`; `stem` "imagenet"
-    halves the size, "cifar" keeps it; `drop_path_rate` is the last block's, from 0 it grows linearly.
-    """
-
-    width: float = 1.0
-    depth: float = 1.0
+    width: float = 1.0  # times the channels of each of `stages`
+    depth: float = 1.0  # times the number of its blocks
     stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
-    stem: str = "imagenet"
+    stem: str = "imagenet"  # halves the size; "cifar" keeps it
     dropout_rate: float = 0.2
-    drop_path_rate: float = 0.2
+    drop_path_rate: float = 0.2  # the last block's: it grows linearly from 0
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -90,8 +86,8 @@ class EfficientNet(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
 
 
-def scaled(width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], *top: float) -> Variant:
-    """A member of the family, with the image and resize sizes and accuracies of torchvision's weights."""
+def _row(width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], *top: float) -> Variant:
+    """`sizes` are those of the image and of resizing."""
     build = partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
     preset = Preset((sizes[0], sizes[0], 3), resize=sizes[1], interpolation="bicubic")
     (top1, top5), published = top, "ImageNet 1-crop, torchvision"
@@ -99,11 +95,11 @@ def scaled(width: float, depth: float, dropout_rate: float, sizes: tuple[int, in
 
 
 VARIANTS = {
-    "efficientnet_b0": scaled(1.0, 1.0, 0.2, (224, 256), 77.692, 93.532),
-    "efficientnet_b1": scaled(1.0, 1.1, 0.2, (240, 256), 78.642, 94.186),
-    "efficientnet_b2": scaled(1.1, 1.2, 0.3, (288, 288), 80.608, 95.310),
-    "efficientnet_b3": scaled(1.2, 1.4, 0.3, (300, 320), 82.008, 96.054),
-    "efficientnet_b4": scaled(1.4, 1.8, 0.4, (380, 384), 83.384, 96.594),
+    "efficientnet_b0": _row(1.0, 1.0, 0.2, (224, 256), 77.692, 93.532),
+    "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 256), 78.642, 94.186),
+    "efficientnet_b2": _row(1.1, 1.2, 0.3, (288, 288), 80.608, 95.310),
+    "efficientnet_b3": _row(1.2, 1.4, 0.3, (300, 320), 82.008, 96.054),
+    "efficientnet_b4": _row(1.4, 1.8, 0.4, (380, 384), 83.384, 96.594),
 }
 
 

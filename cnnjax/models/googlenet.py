@@ -19,7 +19,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Relu, logits
+from cnnjax.models.layers import Conv, ConvNorm, Dense, Relu, conv_unit, logits
 from cnnjax.models.net import Activation, Constructor, Dtype, Net, check_stem, he_normal, scaled
 from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
@@ -127,21 +127,18 @@ aux_pool = partial(ops.avg_pool, window=5, strides=3)
 class GoogLeNet(Net):
     """Nine Inception cells; takes images from 31x31 on (imagenet; torchvision's 15x15) or 4x4 on (cifar).
 
-    `stem` "cifar" is for images that "imagenet" would shrink to nothing; `width` multiplies all channels;
-    `last_pool` is the window of the last max pooling; `aux_pool` pools to 4x4 for the auxiliary heads (the
-    paper's 5x5/3 needs images from 79x79 on, cifar 10x10). `aux_logits` is with both heads (True), or those
-    on the named cells of "4a" and "4d"; while training each sows its float32 logits [B, K] as intermediate
-    `aux_logits`. The paper weighs them 0.3.
+    While training each auxiliary head sows its float32 logits [B, K] as intermediate `aux_logits`, which the
+    paper weighs 0.3; its 5x5/3 pooling needs images from 79x79 on (cifar 10x10).
     """
 
     cell: Constructor = InceptionCell
     batch_norm: bool = False
-    stem: str = "imagenet"
-    width: float = 1.0
-    last_pool: int = 3
+    stem: str = "imagenet"  # "cifar" is for images that it would shrink to nothing
+    width: float = 1.0  # times all channels
+    last_pool: int = 3  # the window of the last max pooling
     dropout_rate: float = 0.4
-    aux_pool: Activation = aux_pool
-    aux_logits: bool | tuple[str, ...] = False
+    aux_pool: Activation = aux_pool  # to 4x4, before the auxiliary heads
+    aux_logits: bool | tuple[str, ...] = False  # True: with both heads; or those on some of "4a", "4d"
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -173,12 +170,9 @@ class GoogLeNet(Net):
     def _unit(self, train: bool) -> Constructor:
         """Convolution and ReLU, with biases or with batch normalization between the two."""
         if self.batch_norm:
-            conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
-            norm = self.norm_layer(BatchNormRelu, train, epsilon=1e-3)
-        else:
-            conv = partial(Conv, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
-            norm = Relu
-        return scaled(partial(ConvNorm, conv=conv, norm=norm), self.width)
+            return conv_unit(self, train, he_normal, self.width)
+        conv = partial(Conv, kernel_init=xavier_caffe, bias_init=bias_caffe, dtype=self.dtype)
+        return scaled(partial(ConvNorm, conv=conv, norm=Relu), self.width)
 
     def _auxiliary(self, cell: str, x: jax.Array, unit: Constructor, train: bool) -> None:
         cells = tuple(AUXILIARY) if self.aux_logits is True else self.aux_logits or ()

@@ -23,22 +23,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, logits
-from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, Net, scaled
+from cnnjax.models.layers import conv_unit, logits
+from cnnjax.models.net import Activation, Constructor, Dtype, Net
 from cnnjax.models.variants import Preset, TorchNames, Variant, substitute
 
 truncated = nn.initializers.truncated_normal
 pool = partial(ops.max_pool, window=3, strides=2)
 pool_same = partial(ops.max_pool, window=3, strides=1, padding=1)
 average_same = partial(ops.avg_pool, window=3, strides=1, padding=1, count_padding=True)
-
-
-def conv_unit(
-    net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
-) -> Constructor:
-    """Convolution without bias and `norm`; `width` multiplies the features."""
-    conv = partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
-    return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
 
 
 def chain(unit: Constructor, x: jax.Array, name: str, *layers: tuple) -> jax.Array:
@@ -153,14 +145,11 @@ class AuxiliaryHead(Part):
 
 
 class InceptionV3(Net):
-    """Inception v3; takes images from 75x75 on, 299x299 in the paper (with auxiliary head from 299).
+    """Inception v3; takes images from 75x75 on, 299x299 in the paper (with auxiliary head from 299)."""
 
-    `width` multiplies all channels; the auxiliary head sows float32 `aux_logits` [B, K] while training.
-    """
-
-    width: float = 1.0
+    width: float = 1.0  # times all channels
     dropout_rate: float = 0.5
-    aux_logits: bool = False
+    aux_logits: bool = False  # with a head that sows float32 `aux_logits` [B, K] while training
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -189,11 +178,9 @@ class InceptionV3(Net):
 
 
 class CellV2(Part):
-    """GoogLeNet's cell with its 5x5 as two 3x3.
+    """GoogLeNet's cell with its 5x5 as two 3x3."""
 
-    `widths`: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the two 3x3, each of them, 1x1 after the pooling.
-    """
-
+    # 1x1, 1x1 before the 3x3, 3x3, 1x1 before the two 3x3, each of them, 1x1 after the pooling.
     widths: tuple[int, ...]
     pool: Activation = average_same
 

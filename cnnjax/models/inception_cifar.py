@@ -22,8 +22,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, by_name
-from cnnjax.models.inception import conv_unit
-from cnnjax.models.layers import BatchNorm, logits
+from cnnjax.models.layers import BatchNorm, conv_unit, logits
 from cnnjax.models.net import Constructor, Net, he_normal
 from cnnjax.models.variants import CIFAR, Variant
 from cnnjax.ops.shapes import Size
@@ -71,16 +70,12 @@ class Cell(nn.Module):
 
 
 class InceptionCifar(Net):
-    """Stages of cells, each but the first at half the size; takes images from 4x4 on (three stages).
+    """Stages of cells, each but the first at half the size; takes images from 4x4 on (three stages)."""
 
-    `large` of `LARGE` is the branch with the largest kernel, `kernel_size` its odd n; `widths` are the
-    channels of each of the four branches, stage by stage; a stage has `stage_size` cells.
-    """
-
-    large: str = "nxn"
-    kernel_size: int = 5
-    widths: tuple[int, ...] = (16, 32, 64)
-    stage_size: int = 2
+    large: str = "nxn"  # the branch with the largest kernel: a name of `LARGE`
+    kernel_size: int = 5  # its n, odd
+    widths: tuple[int, ...] = (16, 32, 64)  # channels of each of the four branches, stage by stage
+    stage_size: int = 2  # cells of a stage
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:

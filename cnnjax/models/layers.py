@@ -9,10 +9,10 @@ from jax import Array
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, he_normal, lecun_normal
+from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, Net, he_normal, scaled
 from cnnjax.ops.shapes import Padding, Size, pair
 
-ones, zeros = nn.initializers.ones, nn.initializers.zeros
+ones, zeros, lecun_normal = nn.initializers.ones, nn.initializers.zeros, nn.initializers.lecun_normal()
 
 
 def check_widths(layer: nn.Module, shape: tuple[int, ...]) -> None:
@@ -135,18 +135,14 @@ class Relu(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution `conv`, then `norm`, which holds the activation: the unit that most later nets repeat.
-
-    `padding` None keeps the size at stride 1 (half the kernel on each side). `conv` and `norm` are
-    constructors with their dtype, biases and initializers filled in already.
-    """
+    """Convolution `conv`, then `norm`, which holds the activation: the unit that most later nets repeat."""
 
     features: int
     kernel_size: Size = 1
     strides: Size = 1
-    padding: Padding | None = None
+    padding: Padding | None = None  # half the kernel on each side, which keeps the size at stride 1
     groups: int = 1
-    conv: Constructor = Conv
+    conv: Constructor = Conv  # with dtype, biases and initializers filled in, as is `norm`
     norm: Constructor = BatchNormRelu
 
     @nn.compact
@@ -157,14 +153,21 @@ class ConvNorm(nn.Module):
         return self.norm(name="norm")(conv(self.features, self.kernel_size, name="conv")(x))
 
 
+def conv_unit(
+    net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
+) -> Constructor:
+    """Convolution without bias and `norm`; `width` multiplies the features."""
+    conv = partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
+    return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
+
+
 class SqueezeExcite(nn.Module):
     """Scales each channel by a gate that a small bottleneck computes from all channels' means.
 
-    Hu, Shen, Sun 2017, 1709.01507, section 3: `squeeze_features` is C / r there (r = 16), `act` ReLU and
-    `gate` the sigmoid. Parameters `fc1`, `fc2`, with biases; float [B, H, W, C] -> the same shape.
+    Hu, Shen, Sun 2017, 1709.01507, section 3. Float [B, H, W, C] -> the same shape.
     """
 
-    squeeze_features: int
+    squeeze_features: int  # C / r there, r = 16
     act: Activation = jax.nn.relu
     gate: Activation = jax.nn.sigmoid
     kernel_init: Initializer = he_normal

@@ -13,8 +13,8 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, BatchNormAct, BatchNormRelu, Conv, ConvNorm, logits
-from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out
+from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, conv_unit, logits
+from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out, he_normal
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 
@@ -53,13 +53,12 @@ class InvertedResidual(nn.Module):
 class MobileNetV1(Net):
     """A strided convolution, 13 separable blocks, global average pooling and one dense layer.
 
-    `stages` holds (channels, blocks, stride of the first block); `width` multiplies all channels.
-    `stem="cifar"` leaves out the first two of the five halvings, for small images. BatchNorm's epsilon is
-    0.001, as in the authors' TensorFlow code.
+    BatchNorm's epsilon is 0.001, as in the authors' TensorFlow code.
     """
 
-    stem: str = "imagenet"
-    width: float = 1.0
+    stem: str = "imagenet"  # "cifar" leaves out the first two of the five halvings, for small images
+    width: float = 1.0  # times all channels
+    # Channels, blocks, and the stride of the first block.
     stages: tuple[tuple[int, int, int], ...] = (
         (64, 1, 1),
         (128, 2, 2),
@@ -71,8 +70,7 @@ class MobileNetV1(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
-        conv = partial(Conv, use_bias=False, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train, epsilon=1e-3))
+        unit = conv_unit(self, train, he_normal)
         x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
             for i in range(1, blocks + 1):  # 112 112 64 | 56 56 128 | 28 28 256 | 14 14 512 | 7 7 1024
@@ -84,14 +82,11 @@ class MobileNetV1(Net):
 
 
 class MobileNetV2(Net):
-    """A strided convolution, 17 inverted residuals, a 1x1 convolution, average pooling and one dense layer.
+    """A strided convolution, 17 inverted residuals, a 1x1 convolution, average pooling, one dense layer."""
 
-    `stages` holds the paper's (t, c, n, s): expansion, channels, blocks, stride of the first block; `width`
-    multiplies the channels. `stem="cifar"` leaves out the first two of the five halvings, for small images.
-    """
-
-    stem: str = "imagenet"
-    width: float = 1.0
+    stem: str = "imagenet"  # "cifar" leaves out the first two of the five halvings, for small images
+    width: float = 1.0  # times all channels
+    # The paper's t, c, n, s: expansion, channels, blocks, and the stride of the first block.
     stages: tuple[tuple[int, int, int, int], ...] = (
         (1, 16, 1, 1),
         (6, 24, 2, 2),
@@ -122,18 +117,17 @@ class MobileNetV2(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=nn.initializers.normal(0.01))
 
 
-def v1(width: float, top1: float) -> Variant:
-    """A row of the v1 paper's table 6."""
+def _v1(width: float, top1: float) -> Variant:  # of table 6
     build = partial(MobileNetV1, width=width)
     return Variant(build, f"Howard et al. 2017, width {width}", top1=top1, published="ImageNet 1-crop")
 
 
 V2 = ("Sandler et al. 2018; torchvision", Preset(), 71.878, 90.286, "ImageNet 1-crop")
 VARIANTS = {
-    "mobilenet_v1": v1(1.0, 70.6),
-    "mobilenet_v1_075": v1(0.75, 68.4),
-    "mobilenet_v1_050": v1(0.5, 63.7),
-    "mobilenet_v1_025": v1(0.25, 50.6),
+    "mobilenet_v1": _v1(1.0, 70.6),
+    "mobilenet_v1_075": _v1(0.75, 68.4),
+    "mobilenet_v1_050": _v1(0.5, 63.7),
+    "mobilenet_v1_025": _v1(0.25, 50.6),
     "mobilenet_v2": Variant(MobileNetV2, *V2),
 }
 

@@ -23,18 +23,14 @@ he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # What torch draws by default: uniform within 1 / sqrt(fan-in) of zero.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-lecun_normal = nn.initializers.lecun_normal()
 
 
 class Net(nn.Module):
-    """The fields of every network: image float [B, H, W, C] -> float32 logits [B, num_classes].
-
-    `norm_groups` are the `groups` of its batch normalizations; parameters are float32 under every `dtype`.
-    """
+    """The fields of every network: image float [B, H, W, C] -> float32 logits [B, num_classes]."""
 
     num_classes: int = 1000
-    norm_groups: int = 1
-    dtype: Dtype = jnp.float32
+    norm_groups: int = 1  # `groups` of its batch normalizations
+    dtype: Dtype = jnp.float32  # of computation; parameters are float32
 
     def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:
         """The constructor of a normalization of this net."""

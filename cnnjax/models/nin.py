@@ -16,16 +16,13 @@ from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, Variant
 
 
 class MLPConv(nn.Module):
-    """A convolution and 1x1 convolutions, each with a ReLU: a perceptron of `widths` at every place.
-
-    Kernels of the first start at N(0, `std`), the others at N(0, 0.05), biases at 0.
-    """
+    """A convolution and 1x1 convolutions, each with a ReLU: a perceptron of `widths` at every place."""
 
     widths: tuple[int, ...]
     kernel_size: int
     strides: int = 1
     padding: int = 0
-    std: float = 0.05
+    std: float = 0.05  # of the first kernel, drawn normal; that of the others is 0.05
     dtype: Dtype = jnp.float32
 
     @nn.compact

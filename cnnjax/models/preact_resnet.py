@@ -94,19 +94,14 @@ UNITS = {
 
 
 class PreactResNet(StagedNet):
-    """Stem, stages of units, a last activation, global average pooling, `head`. Takes images of any size.
-
-    `unit` and `order` are names of `UNITS` and `ORDERS`; `widths` are those of the 3x3 convolutions;
-    `shortcut` where the shape changes is "a", zeros in new channels, or "b", a projection; `stem` is
-    "imagenet", or "cifar" for images of 64 pixels or less.
-    """
+    """Stem, stages of units, a last activation, global average pooling, `head`. Takes images of any size."""
 
     stage_sizes: tuple[int, ...] = (3, 24, 36, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    unit: str = "bottleneck"
-    order: str = "full_preactivation"
-    shortcut: str = "b"
-    stem: str = "imagenet"
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions
+    unit: str = "bottleneck"  # a name of `UNITS`
+    order: str = "full_preactivation"  # a name of `ORDERS`
+    shortcut: str = "b"  # where the shape changes a projection; "a" is zeros in new channels
+    stem: str = "imagenet"  # or "cifar", for images of 64 pixels or less
 
     def stages(self) -> list[tuple[int, int]]:
         return check_stages(self.widths, self.stage_sizes)
@@ -151,14 +146,11 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(StagedNet):
-    """A convolution, three stages, a last activation, global average pooling, `head`. Takes any image size.
+    """A convolution, three stages, a last activation, global average pooling, `head`. Takes any image."""
 
-    `depth` is 6n + 4 for n blocks a stage; the paper's `dropout` rate is 0.3 on CIFAR, 0.4 on SVHN.
-    """
-
-    depth: int = 28
+    depth: int = 28  # 6n + 4 for n blocks a stage
     widen_factor: int = 10
-    dropout: float = 0.0
+    dropout: float = 0.0  # the rate; in the paper 0.3 on CIFAR, 0.4 on SVHN
 
     def stages(self) -> list[tuple[int, int]]:
         widths = [width * self.widen_factor for width in (16, 32, 64)]

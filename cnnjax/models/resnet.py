@@ -85,11 +85,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down to the inner width, 3x3, 1x1 up to four times `width`.
-
-    The 3x3 convolution has `groups` (ResNeXt's cardinality) of `width * group_width / 64` channels each, so
-    `group_width` is the number in the first stage. Convolution number `strided` is the one with the stride.
-    """
+    """1x1 down to the inner width, 3x3, 1x1 up to four times `width`."""
 
     width: int
     stride: int
@@ -97,9 +93,9 @@ class Bottleneck(nn.Module):
     norm_relu: Constructor
     last_norm: Constructor
     shortcut: Shortcut
-    groups: int = 1
-    group_width: int = 64
-    strided: int = 2
+    groups: int = 1  # of the 3x3 convolution, ResNeXt's cardinality
+    group_width: int = 64  # the channels of each in the first stage, later times `width` / 64
+    strided: int = 2  # the number of the convolution with the stride
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -125,19 +121,15 @@ class SEBottleneck(Bottleneck):
 
 
 class ResNet(StagedNet):
-    """Stem, stages of residual blocks, global average pooling, `head`. Takes images of any size.
-
-    `widths` are those of the 3x3 convolutions, and the first is the stem's; `shortcut` is "a", "b", "c" as in
-    section 4.1, or "none": a plain net; `stem` is "imagenet", or "cifar" for images of 64 pixels or less.
-    With `zero_init` each block's last scale begins at zero, so that the block is the identity (Goyal et al.
-    2017, arXiv:1706.02677, section 5.1); not with shortcut "none".
-    """
+    """Stem, stages of residual blocks, global average pooling, `head`. Takes images of any size."""
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions; the first is the stem's too
     block: Constructor = Bottleneck
-    shortcut: str = "b"
-    stem: str = "imagenet"
+    shortcut: str = "b"  # "a", "b", "c" as in section 4.1, or "none": a plain net
+    stem: str = "imagenet"  # or "cifar", for images of 64 pixels or less
+    # Each block's last scale begins at 0, so that it is the identity (Goyal et al. 2017, arXiv:1706.02677,
+    # section 5.1); not with shortcut "none".
     zero_init: bool = False
 
     def stages(self) -> list[tuple[int, int]]:

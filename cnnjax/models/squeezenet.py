@@ -35,15 +35,12 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(Net):
-    """A stem, stages of fire modules with 3x3/2 pooling before each, a 1x1 convolution and its mean.
+    """A stem, stages of fire modules with 3x3/2 pooling before each, a 1x1 convolution and its mean."""
 
-    `squeezes` are the squeeze channels of each stage's fire modules. `stem="cifar"` is 3x3 at stride 1
-    without pooling, for small images.
-    """
-
-    stem: str = "imagenet"
+    stem: str = "imagenet"  # "cifar" is 3x3 at stride 1 without pooling, for small images
     stem_kernel: int = 7
     stem_width: int = 96
+    # The squeeze channels of each stage's fire modules.
     squeezes: tuple[tuple[int, ...], ...] = ((16, 16, 32), (32, 48, 48, 64), (64,))
     dropout_rate: float = 0.5
 

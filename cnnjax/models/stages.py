@@ -28,14 +28,10 @@ Rngs = dict[str, jax.Array]
 
 
 class StagedNet(Net, abc.ABC):
-    """A net whose blocks come in stages.
+    """A net whose blocks come in stages."""
 
-    With `scan_blocks` the equal blocks of a stage are compiled once and run in a loop; with `remat` a block's
-    activations are computed again in the backward pass, so memory holds one block and the others' borders.
-    """
-
-    scan_blocks: bool = False
-    remat: bool = False
+    scan_blocks: bool = False  # compile the equal blocks of a stage once and run them in a loop
+    remat: bool = False  # compute activations again in the backward pass: memory holds those of one block
 
     @abc.abstractmethod
     def stages(self) -> list[tuple[int, int]]:

@@ -11,41 +11,33 @@ from flax.typing import VariableDict
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """The preprocessing that belongs to a variant, used alike by evaluate, predict and imported weights.
+    """The preprocessing that belongs to a variant, used alike by evaluate, predict and imported weights."""
 
-    `input_size` is [H, W, C]; `resize` the short side in pixels before the centre crop (None: images come at
-    the input size); `mean` and `std` are per channel on the 0..1 scale (None: the data set's).
-    """
-
-    input_size: tuple[int, int, int] = (224, 224, 3)
+    input_size: tuple[int, int, int] = (224, 224, 3)  # [H, W, C]
     num_classes: int = 1000
-    resize: int | None = 256
+    resize: int | None = 256  # the short side in pixels before the centre crop; None: it is the input size
     interpolation: str = "bilinear"
-    mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
+    mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)  # per channel of 0..1; None: the data set's
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
 
 
 # Small images, at their own size and by the statistics of the data set.
 CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
 MNIST = dataclasses.replace(CIFAR, input_size=(28, 28, 1))
-# The standard deviation of pixels that stay 0..255 less the mean.
-RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)
+RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)  # the standard deviation of pixels that stay 0..255 less the mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One row of the model table: a linen module class or a partial of one, and its paper.
+    """One row of the model table."""
 
-    `top1` and `top5` are accuracies in per cent on the data set that `published` names; `from_images`
-    computes variables that training starts from, of images [B, H, W, C] as the network takes them.
-    """
-
-    build: Callable[..., nn.Module]
-    source: str
+    build: Callable[..., nn.Module]  # a linen module class or a partial of one
+    source: str  # its paper
     preset: Preset = Preset()
-    top1: float | None = None
+    top1: float | None = None  # accuracy in per cent on the data set that `published` names
     top5: float | None = None
     published: str = ""
+    # Variables that training starts from, of images [B, H, W, C] as the network takes them.
     from_images: Callable[[jax.Array], VariableDict] | None = None
 
 

@@ -1,9 +1,10 @@
 """VGG: depth from 3x3 convolutions alone.
 
 Simonyan, Zisserman 2014, 1409.1556, table 1, configurations A, B, D and E. Deviations, as in torchvision:
-kernels are He-normal (the paper starts the deep nets from trained shallow ones), an adaptive average pooling
-to 7x7 before the dense layers, which changes nothing at 224x224, lets them take any input of 32x32 or more,
-and the `_bn` nets, of which the paper has none, normalize after each convolution, whose biases stay.
+convolutions are He-normal (fan-out), dense layers N(0, 0.01), biases 0 (the paper starts the deep nets from
+trained shallow ones), an adaptive average pooling to 7x7 before the dense layers, which changes nothing at
+224x224, lets them take any input of 32x32 or more, and the `_bn` nets, of which the paper has none, normalize
+after each convolution, whose biases stay.
 """
 
 from functools import partial
@@ -19,10 +20,7 @@ from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 
 class VGG(Net):
-    """Stages of `depths[i]` convolutions of `widths[i]` channels, each halved by 2x2 max pooling.
-
-    He-normal (fan-out) convolutions, N(0, 0.01) dense layers, zero biases.
-    """
+    """Stages of `depths[i]` convolutions of `widths[i]` channels, each halved by 2x2 max pooling."""
 
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -51,22 +49,21 @@ class VGG(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=normal)
 
 
-def variant(configuration: str, depths: tuple[int, ...], norm: bool, top1: float, top5: float) -> Variant:
-    """A row of the table, with torchvision's accuracies."""
+def _row(configuration: str, depths: tuple[int, ...], norm: bool, top1: float, top5: float) -> Variant:
     build = partial(VGG, depths=depths, batch_norm=norm)
     source = f"Simonyan & Zisserman 2014, table 1 {configuration}; torchvision"
     return Variant(build, source, Preset(), top1, top5, "ImageNet 1-crop")
 
 
 VARIANTS = {
-    "vgg11": variant("A", (1, 1, 2, 2, 2), False, 69.020, 88.628),
-    "vgg13": variant("B", (2, 2, 2, 2, 2), False, 69.928, 89.246),
-    "vgg16": variant("D", (2, 2, 3, 3, 3), False, 71.592, 90.382),
-    "vgg19": variant("E", (2, 2, 4, 4, 4), False, 72.376, 90.876),
-    "vgg11_bn": variant("A", (1, 1, 2, 2, 2), True, 70.370, 89.810),
-    "vgg13_bn": variant("B", (2, 2, 2, 2, 2), True, 71.586, 90.374),
-    "vgg16_bn": variant("D", (2, 2, 3, 3, 3), True, 73.360, 91.516),
-    "vgg19_bn": variant("E", (2, 2, 4, 4, 4), True, 74.218, 91.842),
+    "vgg11": _row("A", (1, 1, 2, 2, 2), False, 69.020, 88.628),
+    "vgg13": _row("B", (2, 2, 2, 2, 2), False, 69.928, 89.246),
+    "vgg16": _row("D", (2, 2, 3, 3, 3), False, 71.592, 90.382),
+    "vgg19": _row("E", (2, 2, 4, 4, 4), False, 72.376, 90.876),
+    "vgg11_bn": _row("A", (1, 1, 2, 2, 2), True, 70.370, 89.810),
+    "vgg13_bn": _row("B", (2, 2, 2, 2, 2), True, 71.586, 90.374),
+    "vgg16_bn": _row("D", (2, 2, 3, 3, 3), True, 73.360, 91.516),
+    "vgg19_bn": _row("E", (2, 2, 4, 4, 4), True, 74.218, 91.842),
 }
 
 

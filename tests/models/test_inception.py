@@ -19,9 +19,8 @@ from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.googlenet import AuxiliaryHead
-from cnnjax.models.inception import conv_unit
 from cnnjax.models.inception_cifar import LARGE, Large
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Dense, DropPath, SqueezeExcite
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Dense, DropPath, SqueezeExcite, conv_unit
 from cnnjax.models.net import Net, he_normal, scaled
 from cnnjax.models.weights.torch import convert, convert_into, to_torch, torch_entries
 from tests import golden
