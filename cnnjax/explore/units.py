@@ -57,11 +57,11 @@ def statistics(model: Module, variables: Variables, batches: Batches, layer: str
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """See `peaks`: value float32 [N, C], place int32 [N, C, 2]."""
+    """See `peaks`."""
 
     layer: str
-    value: np.ndarray
-    place: np.ndarray
+    value: np.ndarray  # float32 [N, C]
+    place: np.ndarray  # int32 [N, C, 2]
 
 
 def peaks(model: Module, variables: Variables, batches: Batches, layer: str) -> Peaks:

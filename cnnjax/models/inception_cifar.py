@@ -95,11 +95,11 @@ class InceptionCifar(Net):
         return logits(x, self.num_classes, self.dtype)
 
 
-linear = partial(InceptionCifar, large="3x3_linear")
+linear3x3 = partial(InceptionCifar, large="3x3_linear")
 PAPER = "Szegedy et al. 2015, 1512.00567"
 VARIANTS = {
     "inception_cifar_5x5": Variant(InceptionCifar, PAPER, CIFAR),
     "inception_cifar_3x3": Variant(partial(InceptionCifar, large="3x3"), f"{PAPER}, section 3.1", CIFAR),
-    "inception_cifar_3x3_linear": Variant(linear, f"{PAPER}, figure 2", CIFAR),
+    "inception_cifar_3x3_linear": Variant(linear3x3, f"{PAPER}, figure 2", CIFAR),
     "inception_cifar_1xn": Variant(partial(InceptionCifar, large="1xn"), f"{PAPER}, section 3.2", CIFAR),
 }

@@ -75,8 +75,8 @@ class Unit(nn.Module):
         norms, shortcut = (self.norm, self.norm_relu), x
         y = activate(x, self.order.before, *norms, "norm1")
         if stride != 1 or features != x.shape[-1]:
-            project = self.conv(features, 1, stride, name="shortcut")
-            shortcut = project(y) if self.project else option_a(x, features, stride)
+            conv = partial(self.conv, features, 1, stride, name="shortcut")
+            shortcut = conv()(y) if self.project else option_a(x, features, stride)
         for i, (width, size, stride) in enumerate(self.convolutions, 1):
             if i > 1:
                 y = self.norm_relu(name=f"norm{i}")(y)

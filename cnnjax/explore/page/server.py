@@ -65,10 +65,7 @@ def make_app(trained: TrainedModel) -> Starlette:
         Route("/api/upload", _post(shown.upload), methods=["POST"]),
         Route("/api/operation", _post(lambda body: views.operation(_object(body))), methods=["POST"]),
     ]
-    guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
-        Middleware(same_origin_only),
-    ]
+    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(same_origin_only)]
     return Starlette(routes=routes, middleware=guards)
 
 
