@@ -49,7 +49,7 @@ def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
     """A host array, the same in every process, on the devices."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
 
 class Batches(abc.ABC):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cnnjax.data import downloads
+from cnnjax.data.files import check_sha256
 from cnnjax.data.sources import cifar, idx, npz
 from cnnjax.data.sources.source import Arrays
 
@@ -82,7 +82,7 @@ def _cifar_layout(
 
     def read(path: Path, split: str) -> Arrays:
         if path.is_file():
-            downloads.check(path, sha256)
+            check_sha256(path, sha256)
         return cifar.read_cifar(path, members[split], label_bytes, 10 if label_bytes == 1 else 100)
 
     return Layout(find, read)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data import downloads
+from cnnjax.data import files
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
-from cnnjax.data.files import cache_folder, make_cache_folder
 from cnnjax.data.sources import folder, idx, npz, parquet, records, tfds
 from cnnjax.data.sources import source as sources
 from cnnjax.data.sources.source import ArraySource, DataDir, Opened, Place, Source
@@ -39,20 +38,16 @@ def _places(info: DatasetInfo, data_dir: DataDir) -> list[tuple[str, Path]]:
     """(kind, folder) in the order they are tried; kind is "files" or "tfds"."""
     if not info.archives:
         return [("files", MINI.parent)]
-    places = []
-    for root in sources.data_folders(data_dir):
-        places += [("files", root / info.name), ("files", root), ("tfds", root)]
-    if info.system:
-        places.append(("files", Path(info.system[0])))
-    return [*places, ("tfds", tfds.tfds_folders(None)[-1]), ("files", cache_folder(info.name))]
+    given = sources.data_folders(data_dir)
+    places = [place for r in given for place in (("files", r / info.name), ("files", r), ("tfds", r))]
+    places += [("files", Path(info.system[0]))] if info.system else []
+    return [*places, ("tfds", tfds.tfds_folders(None)[-1]), ("files", files.cache_folder(info.name))]
 
 
 def find(name: str, data_dir: DataDir = None) -> tuple[str, Path] | None:
     """(kind, path) of a registered data set that is available locally, or None; nothing is loaded."""
-    info = DATASETS[name]
-    for kind, place in _places(info, data_dir):
-        path = tfds.find_prepared(name, place) if kind == "tfds" else info.layout.find(place)
-        if path is not None:
+    for kind, place in _places(DATASETS[name], data_dir):
+        if path := tfds.find_prepared(name, place) if kind == "tfds" else DATASETS[name].layout.find(place):
             return kind, path
     return None
 
@@ -61,8 +56,7 @@ def available(name: str, data_dir: DataDir = None) -> str | None:
     """Where a registered data set was found, in words for a table, or None."""
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    place = find(name, data_dir)
-    if place is None:
+    if (place := find(name, data_dir)) is None:
         return None
     kind, path = place
     return "in the package" if path == MINI else f"{path}{' (TFDS)' if kind == 'tfds' else ''}"
@@ -82,7 +76,7 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
         if not download:
             raise _not_found(info, data_dir, "a download was not allowed")
         try:
-            downloads.download(info.archives, make_cache_folder(info.name), info.mirrors)
+            files.download(info.archives, files.make_cache_folder(info.name), info.mirrors)
         except (OSError, UserError) as error:
             raise _not_found(info, data_dir, str(error)) from None
     place = find(info.name, data_dir)
@@ -145,16 +139,11 @@ def load(
 ) -> Source:
     """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
 
-    Args:
-      name: of `DATASETS`, or one of `forms()`.
-      split: "train", "validation", "test", or another one that a TFDS folder has.
-      data_dir: where to look first, see the top of this file.
-      num_validation, validation_fraction: examples, or the part of `train` in [0, 1), that are held out as
-        `validation`: an equal share of every class (of any examples if labels are not known without reading
-        all, as in tfds:NAME).
-      seed: of that draw, a pure function of it.
-      size: for image folders, parquet and tfds:NAME: short side to it, and the middle square.
-      download: whether a registered data set that is not available locally may be downloaded.
+    `name` is of `DATASETS` or as in `forms()`; `split` is "train", "validation", "test", or another one of a
+    TFDS folder; `data_dir` is where to look first. `num_validation` examples, or the part
+    `validation_fraction` in [0, 1) of `train`, are held out as `validation`, drawn by `seed` alone: an equal
+    share of every class (of any examples if labels are not known without reading all, as in tfds:NAME).
+    `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square.
     Raises: UserError naming what does not exist and what does.
     """
     if data_dir and not Path(data_dir).expanduser().is_dir():
@@ -164,8 +153,8 @@ def load(
     official, read = _open(name, data_dir, size, download)
     held_out = bool(num_validation or validation_fraction)
     if held_out and "validation" in official:
-        allowed = "set num_validation and validation_fraction to 0"
-        raise UserError(f"{name} has a validation split of its own; {allowed}")
+        own = f"{name} has a validation split of its own"
+        raise UserError(f"{own}; set num_validation and validation_fraction to 0")
     if split not in official and not (held_out and split == "validation"):
         names = [*official, "validation"] if held_out else official
         hint = "" if held_out or split != "validation" else "; num_validation holds one out of train"

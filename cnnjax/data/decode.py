@@ -38,16 +38,13 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
 
     JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 if `size` is that much smaller; CMYK and other
     formats go through Pillow. EXIF rotations are undone, palettes become colours, 16 bits of colour their
-    upper 8, and transparent pixels are laid over black.
-    Raises: BadImage naming `what` for bytes that are no image, empty, broken, of several frames, of more than
-      MAX_PIXELS, or grey of more than 8 bits.
+    upper 8, and transparent pixels are laid over black. BadImage names `what` for bytes that are no image,
+    empty, broken, of several frames, of more than MAX_PIXELS, or grey of more than 8 bits.
     """
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")
-    if data.startswith(b"\xff\xd8\xff"):  # simplejpeg.is_jpeg says no to a truncated one
-        image = _decode_jpeg(data, what, channels, size)
-    else:
-        image = _decode_other(data, what, channels)
+    is_jpeg = data.startswith(b"\xff\xd8\xff")  # simplejpeg.is_jpeg says no to a truncated one
+    image = _decode_jpeg(data, what, channels, size) if is_jpeg else _decode_other(data, what, channels)
     return image if size is None else middle_square(image, size)
 
 
@@ -67,12 +64,9 @@ def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> 
         _check_pixels(what, width, height)
         if space in ("CMYK", "YCCK"):
             return _decode_other(data, what, channels)
-        if size is None:
-            image = simplejpeg.decode_jpeg(data, colorspace=colors)
-        else:
-            buffer = _scratch.pixels if height * width * channels <= SCRATCH_BYTES else None
-            small = {"min_height": size, "min_width": size, "min_factor": 2}
-            image = simplejpeg.decode_jpeg(data, colorspace=colors, buffer=buffer, **small)
+        small = {} if size is None else {"min_height": size, "min_width": size, "min_factor": 2}
+        buffer = _scratch.pixels if small and height * width * channels <= SCRATCH_BYTES else None
+        image = simplejpeg.decode_jpeg(data, colorspace=colors, buffer=buffer, **small)
         return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
     except UserError:
         raise
@@ -128,14 +122,12 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     By `resize.c`, or by Pillow if that was not built; the bytes are the same. A photograph of 375x500 to 256
     takes 1.85 ms of a processor with its decoding, by Pillow 3.1 ms.
     """
-    height, width, channels = image.shape
-    side = min(height, width)
+    (height, width, channels), side = image.shape, min(image.shape[:2])
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side]
     if side == size:
         return square.copy()
-    kernel = _kernel()
-    if kernel is None:
+    if (kernel := _kernel()) is None:
         squeezed = np.ascontiguousarray(square[..., 0] if channels == 1 else square)
         small = Image.fromarray(squeezed).resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(small).reshape(size, size, channels)
@@ -154,9 +146,8 @@ def _weights(side: int, size: int) -> tuple[ctypes.c_void_p, int, ctypes.c_void_
 
     And the weights as `resize.c` packs them: int16 [size, fours, 2, 2, 8].
     """
-    scale = side / size
-    support = max(scale, 1.0)
-    centres = [(x + 0.5) * scale for x in range(size)]
+    support = max(side / size, 1.0)
+    centres = [(x + 0.5) * (side / size) for x in range(size)]
     spans = [(max(int(c - support + 0.5), 0), min(int(c + support + 0.5), side)) for c in centres]
     taps = max(high - low for low, high in spans)
     first, weights = np.zeros(size, np.int32), np.zeros((size, taps), np.int32)
@@ -174,15 +165,11 @@ def _weights(side: int, size: int) -> tuple[ctypes.c_void_p, int, ctypes.c_void_
 @functools.cache
 def _kernel() -> Callable[..., int] | None:
     """The compiled function, or None if it was not built; calls release Python's lock."""
-    file = next(Path(__file__).parent.glob("_resize*.so"), None)
-    if file is None:
-        return None
     try:
         # Named anew when its arguments change, so that a library built before is left out, not misread.
-        function = ctypes.CDLL(str(file)).cnnjax_middle_square
-    except (OSError, AttributeError):
+        function = ctypes.CDLL(str(next(Path(__file__).parent.glob("_resize*.so")))).cnnjax_middle_square
+    except (StopIteration, OSError, AttributeError):
         return None
-    number = ctypes.c_int
+    function.restype = number = ctypes.c_int
     function.argtypes = [VOID, ctypes.c_int64, number, number, VOID, number, VOID, number, VOID, VOID]
-    function.restype = number
     return function

@@ -1,10 +1,8 @@
 """One-off preparation: any data set to ArrayRecord shards of images of one size, see `records`."""
 
 import contextlib
-import functools
 import importlib.util
 import json
-import operator
 import os
 import subprocess
 import sys
@@ -39,12 +37,12 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
                     raise
                 skipped.append(str(error))
                 continue
-            image = np.ascontiguousarray(example["image"])
-            labels.append(example["label"])
+            image, label = np.ascontiguousarray(example["image"]), example["label"]
+            labels.append(label)
             sums += moments(image)
             raw, space = encoding == "raw", "RGB" if image.shape[2] == 3 else "GRAY"
             data = image.tobytes() if raw else simplejpeg.encode_jpeg(image, quality=92, colorspace=space)
-            writer.write(int(example["label"]).to_bytes(4, "little", signed=True) + data)
+            writer.write(int(label).to_bytes(4, "little", signed=True) + data)
     shard = Shard(
         file=file.name,
         bytes=partial.stat().st_size,
@@ -72,13 +70,10 @@ def prepare(
 ) -> Facts:
     """Writes every split as ArrayRecord shards; those of an interrupted run with the same arguments are kept.
 
-    Args:
-      sources: split -> source, all of one image size; mean, std and covariance are those of `train`.
-      encoding: "raw" for speed, "jpeg" (quality 92) for small disks.
-      on_bad_image: "error", or "skip" to leave out and count unreadable images.
-      progress: called with shards done and in all.
-    Returns: the facts, as in `records.read_facts`.
-    Raises: UserError naming the image that cannot be read, or a folder that holds other data.
+    The sources are all of one image size; mean, std and covariance are those of `train`. `encoding` is "raw"
+    for speed or "jpeg" (quality 92) for small disks; `on_bad_image` is "error", or "skip" to leave out and
+    count unreadable images; `progress` is called with shards done and in all. The facts that come back are as
+    in `records.read_facts`. UserError names an image that cannot be read, or a folder that holds other data.
     """
     if encoding not in ENCODINGS:
         raise unknown("encoding", encoding, ENCODINGS)
@@ -94,20 +89,21 @@ def prepare(
         "fingerprints": {split: source.fingerprint for split, source in sources.items()},
     }
     _check_plan(out, plan)
-    tasks: dict[str, list[Callable[[], Shard]]] = {split: [] for split in sources}
+    tasks: list[tuple[str, range, Path]] = []
     for split, source in sources.items():
         for number, start in enumerate(range(0, len(source), shard_examples)):
             indices = range(start, min(start + shard_examples, len(source)))
-            file = out / f"{split}-{number:05d}.array_record"
-            options = indices, file, encoding, on_bad_image == "skip"
-            tasks[split].append(functools.partial(_write_shard, source, *options))
-    total = sum(map(len, tasks.values()))
-    shards: dict[str, list[Shard]] = {split: [] for split in tasks}
+            tasks.append((split, indices, out / f"{split}-{number:05d}.array_record"))
+
+    def write(task: tuple[str, range, Path]) -> tuple[str, Shard]:
+        split, indices, file = task
+        return split, _write_shard(sources[split], indices, file, encoding, on_bad_image == "skip")
+
+    shards: dict[str, list[Shard]] = {split: [] for split in sources}
     with ThreadPoolExecutor(num_threads) as pool:
-        for split in tasks:
-            for shard in pool.map(operator.call, tasks[split]):
-                shards[split].append(shard)
-                progress(sum(map(len, shards.values())), total)
+        for done, (split, shard) in enumerate(pool.map(write, tasks), 1):
+            shards[split].append(shard)
+            progress(done, len(tasks))
     atomic_write(out / FACTS, json.dumps({**plan, **_statistics(shards["train"]), "splits": shards}))
     return read_facts(out)
 
@@ -140,10 +136,8 @@ def prepare_tfds(name: str, data_dir: Path) -> None:
     if not importlib.util.find_spec("tensorflow"):
         needed = "needs TensorFlow (training does not): pip install 'cnnjax[prepare]'"
         raise UserError(f"preparing tfds:{name} {needed}")
-    code = (
-        "import sys, tensorflow_datasets as tfds; "
-        "tfds.builder(sys.argv[1], data_dir=sys.argv[2], file_format='array_record').download_and_prepare()"
-    )
+    builder = "tfds.builder(sys.argv[1], data_dir=sys.argv[2], file_format='array_record')"
+    code = f"import sys, tensorflow_datasets as tfds; {builder}.download_and_prepare()"
     command = [sys.executable, "-c", code, name, str(data_dir)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:

@@ -1,7 +1,4 @@
-"""Statistics of images: moments of the channels on the scale 0..1, and what is in a data set.
-
-That is counts, sizes, colours, duplicates, and images that cannot be read.
-"""
+"""Moments of the channels on the scale 0..1, and a data set's counts, sizes, colours, copies, bad images."""
 
 import contextlib
 import dataclasses
@@ -27,11 +24,11 @@ class Statistics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Sums over pixels, which add up: their number, sum [C] and sum of outer products [C, C]."""
+    """Sums over pixels, which add up."""
 
-    pixels: int
-    total: np.ndarray
-    products: np.ndarray
+    pixels: int  # their number
+    total: np.ndarray  # [C]
+    products: np.ndarray  # [C, C], of their outer products
 
     @classmethod
     def empty(cls, channels: int) -> "Moments":
@@ -53,9 +50,8 @@ class Moments:
         return np.sqrt(np.maximum(np.diag(self.covariance), 0))
 
     def statistics(self) -> Statistics:
-        std = np.where(self.std > 0, self.std, 1.0)
-        covariance = tuple(map(tuple, self.covariance.tolist()))
-        return Statistics(tuple(self.mean.tolist()), tuple(std.tolist()), covariance)
+        std = tuple(np.where(self.std > 0, self.std, 1.0).tolist())
+        return Statistics(tuple(self.mean.tolist()), std, tuple(map(tuple, self.covariance.tolist())))
 
 
 def moments(images: np.ndarray) -> Moments:
@@ -107,15 +103,13 @@ def inspect(
 ) -> dict[str, Contents]:
     """Reads every image of every split once; `progress` is called with (images done, images in all)."""
     contents = {split: Contents() for split in sources}
-    total, done = sum(map(len, sources.values())), 0
-    for split, source in sources.items():
-        for index in range(len(source)):
-            try:
-                contents[split].add(index, source[index])
-            except BadImage as error:
-                contents[split].unreadable.append(str(error))
-            done += 1
-            progress(done, total)
+    places = [(split, index) for split, source in sources.items() for index in range(len(source))]
+    for done, (split, index) in enumerate(places, 1):
+        try:
+            contents[split].add(index, sources[split][index])
+        except BadImage as error:
+            contents[split].unreadable.append(str(error))
+        progress(done, len(places))
     return contents
 
 

@@ -10,9 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_batch_norm, make_response_norm, max_windows_and_places, takes
-from cnnjax.ops.maximum import widen
 from cnnjax.ops.mesh import axis_size
-from cnnjax.ops.pooling import max_pool
+from cnnjax.ops.pooling import max_pool, widen
 
 
 def local_response_norm(

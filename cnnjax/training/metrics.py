@@ -89,10 +89,8 @@ def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Examples by (label, prediction): int64 [K, K]; UserError if a label is outside 0..K-1."""
     label = predictions["label"]
     if outside := int(np.sum((label < 0) | (label >= num_classes))):
-        raise UserError(
-            f"label: {outside} of {len(label)} labels lie outside 0..{num_classes - 1}; "
-            "check num_classes and the data set"
-        )
+        given = f"label: {outside} of {len(label)} labels lie outside 0..{num_classes - 1}"
+        raise UserError(f"{given}; check num_classes and the data set")
     pairs = label.astype(np.int64) * num_classes + predictions["prediction"]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 

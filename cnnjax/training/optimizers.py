@@ -44,8 +44,7 @@ def make_optimizer(
     rule = by_name("optimizer", name, OPTIMIZERS)
     check("weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
     check("gradient_clip", gradient_clip, "at least 0 (0: off)", lambda v: v >= 0)
-    decay_mode = decay_mode or rule.decay_mode
-    if decay_mode not in ("coupled", "decoupled"):
+    if (decay_mode := decay_mode or rule.decay_mode) not in ("coupled", "decoupled"):
         raise unknown("decay_mode", decay_mode, ("coupled", "decoupled"))
     if name == "adamw" and decay_mode == "coupled":
         raise UserError("decay_mode='coupled' must be 'decoupled' with adamw; take adam for coupled decay")
@@ -53,9 +52,8 @@ def make_optimizer(
     if weight_decay:
         shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
         direction = optax.chain(*((shrink, direction) if decay_mode == "coupled" else (direction, shrink)))
-    chain = [direction, rule.rescale(), optax.scale_by_learning_rate(schedule)]
-    if gradient_clip:
-        chain.insert(0, optax.clip_by_global_norm(gradient_clip))
+    chain = [optax.clip_by_global_norm(gradient_clip)] if gradient_clip else []
+    chain += [direction, rule.rescale(), optax.scale_by_learning_rate(schedule)]
     if isinstance(schedule, Schedule) and schedule.plateau is not None:
         chain.append(schedule.plateau)
     return _promoting(optax.chain(*chain))
@@ -109,10 +107,9 @@ def _rmsprop(
 ) -> optax.GradientTransformation:
     """RMSProp (Tieleman, Hinton 2012): g / sqrt(mean square + epsilon), then momentum.
 
-    TensorFlow adds epsilon inside the square root and starts the mean square at 1, torch adds it
-    outside (`epsilon_in_sqrt=False`) and starts at 0. Inception v3 (arXiv 1512.00567, section 8)
-    took decay 0.9 and epsilon 1.0 with TensorFlow. The rate multiplies after momentum as in torch;
-    TensorFlow's is inside, which differs as said at `_sgd`.
+    TensorFlow adds epsilon inside the square root and starts the mean square at 1, torch adds it outside
+    (`epsilon_in_sqrt=False`) and starts at 0. Inception v3 (arXiv 1512.00567, section 8) took decay 0.9 and
+    epsilon 1.0 with TensorFlow, whose rate is inside momentum (see `_sgd`); here it is after it, as in torch.
     """
     check_fraction("decay_rate", decay_rate)
     check("epsilon", epsilon, "greater than 0", lambda v: v > 0)
@@ -139,9 +136,9 @@ def _muon(
 ) -> optax.GradientTransformation:
     """Muon (Jordan 2024) for kernels: the Nesterov momentum made orthogonal by Newton-Schulz.
 
-    A convolution kernel HWIO is the matrix [H * W * I, O]. Biases, normalizations and the kernels
-    of any `head` go to Adam. Steps are scaled by 0.2 * sqrt(the longer side), which gives them
-    Adam's size, so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, 2.2).
+    A convolution kernel HWIO is the matrix [H * W * I, O]. Biases, normalizations and the kernels of any
+    `head` go to Adam. Steps are scaled by 0.2 * sqrt(the longer side), which gives them Adam's size, so that
+    one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, 2.2).
     """
     check_fraction("momentum", momentum)
     check_count("newton_schulz_steps", newton_schulz_steps, 1)
@@ -156,9 +153,8 @@ def _muon(
         names = path_name(path).split("/")
         return "muon" if leaf.ndim > 1 and names[-1] == "kernel" and "head" not in names else "adam"
 
-    orthogonal = optax.contrib.scale_by_muon(
-        ns_steps=newton_schulz_steps, beta=momentum, weight_dimension_numbers=matrices
-    )
+    steps = {"ns_steps": newton_schulz_steps, "beta": momentum}
+    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=matrices, **steps)
     muon = optax.chain(orthogonal, optax.stateless(rms_of_adam))
     adam = _adam(beta1=beta1, beta2=beta2, epsilon=epsilon)
     return optax.partition({"muon": muon, "adam": adam}, lambda params: jax.tree.map_with_path(role, params))

@@ -83,9 +83,8 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 
 def check_divides(argument: str, batch_size: int, mesh: Mesh) -> None:
     """Raises a UserError if the devices do not divide the global batch."""
-    devices = mesh.shape["data"]
-    if batch_size % devices:
-        lower = batch_size - batch_size % devices
+    if rest := batch_size % (devices := mesh.shape["data"]):
+        lower = batch_size - rest
         problem = f"{argument}={batch_size} is not divisible by the {devices} devices on 'data'"
         raise UserError(f"{problem}; take {lower or devices} or {lower + devices}")
 
@@ -97,11 +96,9 @@ def rules_of(sharding: str) -> tuple[Rule, ...]:
 
 def shardings(tree: Tree, mesh: Mesh, rules: Sequence[Rule]) -> Tree:
     """The sharding of each leaf of a tree of arrays or of shapes, by its path and shape."""
-
-    def of_leaf(path: jax.tree_util.KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
-        return NamedSharding(mesh, spec("/" + path_name(path), leaf.shape, mesh, rules))
-
-    return jax.tree.map_with_path(of_leaf, tree)
+    return jax.tree.map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(f"/{path_name(path)}", leaf.shape, mesh, rules)), tree
+    )
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
@@ -110,9 +107,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -
     if rule is None:
         return PartitionSpec()
     size = mesh.shape[rule.axis]
-    dims = [dim for dim in range(len(shape)) if shape[dim] and shape[dim] % size == 0]
-    if rule.dim is not None:
-        dims = [dim for dim in dims if dim == rule.dim % len(shape)]
+    given = [dim for dim in range(len(shape)) if rule.dim in (None, dim, dim - len(shape))]
+    dims = [dim for dim in given if shape[dim] and shape[dim] % size == 0]
     if not dims or math.prod(shape) < rule.at_least or size == 1:
         return PartitionSpec()
     chosen = max(dims, key=lambda dim: shape[dim])
@@ -154,10 +150,8 @@ def norm_groups(batch_norm: str, batch_size: int, mesh: Mesh) -> int:
     """
     if batch_norm in ("global", "device"):
         return mesh.shape["data"] if batch_norm == "device" else 1
-    groups = re.fullmatch(r"groups\((\d+)\)", batch_norm.replace(" ", ""))
-    if not groups:
+    if not (groups := re.fullmatch(r"groups\((\d+)\)", batch_norm.replace(" ", ""))):
         raise UserError(f"batch_norm={batch_norm!r} must be 'global', 'device' or as 'groups(32)'")
-    size = int(groups[1])
-    if size < 1 or batch_size % size:
+    if (size := int(groups[1])) < 1 or batch_size % size:
         raise UserError(f"batch_norm={batch_norm!r}: groups must divide the {batch_size} examples of a pass")
     return batch_size // size

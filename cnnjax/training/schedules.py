@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from optax.contrib import ReduceLROnPlateauState
 from cnnjax.errors import UserError, by_name, check, check_count, own_values
 
 Value = bool | int | float | str | Sequence[float] | None  # of a setting
+Boundaries = float | Sequence[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +31,7 @@ class Schedule:
             return self.learning_rate(step)
 
 
-@dataclasses.dataclass(frozen=True)
-class Length:
+class Length(NamedTuple):
     """How long a run is, in updates; warm-up is a part of the total."""
 
     total_steps: int
@@ -52,7 +53,6 @@ def make_schedule(
     In warm-up, step t has (t + 1) / (warmup_steps + 1) of the rate that holds at step `warmup_steps` (after
     Goyal et al. 2017, arXiv 1706.02677, section 2.2), so that no update is spent at 0. Cosine and polynomial
     run from the end of warm-up to `total_steps`; step, exponential and one-cycle count from step 0.
-
     `learning_rate` is the highest value; `steps_per_epoch` the unit of values in epochs, 1 makes them steps;
     `values` are keyword arguments of the schedule's own function below, None its default.
     """
@@ -72,8 +72,7 @@ def make_schedule(
         return schedule
 
     def warmed_up(step: ArrayLike) -> Array:
-        rise = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
-        return rise * schedule(jnp.maximum(step, warmup_steps))
+        return jnp.minimum(1.0, (step + 1) / (warmup_steps + 1)) * schedule(jnp.maximum(step, warmup_steps))
 
     return dataclasses.replace(schedule, learning_rate=warmed_up)
 
@@ -82,15 +81,9 @@ def learning_rate_at(
     schedule: Schedule | optax.Schedule, step: ArrayLike, opt_state: optax.OptState
 ) -> Array:
     """The learning rate of the update after `step` others, with the plateau's scale it left: float32 []."""
-
-    def is_plateau(node: object) -> bool:
-        return isinstance(node, ReduceLROnPlateauState)
-
-    plateaus = filter(is_plateau, jax.tree.leaves(opt_state, is_leaf=is_plateau))
-    return math.prod((node.scale for node in plateaus), start=jnp.asarray(schedule(step), jnp.float32))
-
-
-Boundaries = float | Sequence[float]
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ReduceLROnPlateauState))
+    scales = (node.scale for node in nodes if isinstance(node, ReduceLROnPlateauState))
+    return math.prod(scales, start=jnp.asarray(schedule(step), jnp.float32))
 
 
 def _step(

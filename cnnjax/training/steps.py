@@ -1,4 +1,4 @@
-"""One step of training and one of evaluation: pure functions of (state, batch, key)."""
+"""Losses, and a step of training and of evaluation: pure functions of (state, batch, key)."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from flax.typing import Collection, VariableDict
 
 from cnnjax.data.augment.register import Batch
 from cnnjax.models import stream_key
-from cnnjax.training.losses import cross_entropy, masked_mean
 from cnnjax.training.metrics import of_logits
 from cnnjax.training.optimizers import ema_update
 from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
@@ -21,6 +20,7 @@ from cnnjax.training.state import TrainState
 
 Augment = Callable[[jax.Array, Batch], Batch]
 LossAndAux = tuple[jax.Array, tuple[jax.Array, Collection]]  # number of hits, batch statistics
+Loss = Callable[[optax.Params, Collection, Batch, jax.Array], LossAndAux]
 Results = TypeVar("Results")
 NEVER = jnp.iinfo(jnp.int32).max
 
@@ -144,11 +144,7 @@ def batch_gradient(
 
 
 def _accumulated(
-    loss_fn: Callable[[optax.Params, Collection, Batch, jax.Array], LossAndAux],
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    microbatches: int,
+    loss_fn: Loss, state: TrainState, batch: Batch, key: jax.Array, microbatches: int
 ) -> Gradient:
     """The gradient of a batch, summed over microbatches by their share of its examples."""
     differentiate = jax.value_and_grad(loss_fn, has_aux=True)
@@ -161,9 +157,9 @@ def _accumulated(
 
     def add(sums: Gradient, each: tuple[Batch, jax.Array]) -> tuple[Gradient, None]:
         microbatch, index = each
-        share = microbatch["mask"].sum() / weight
+        share, folded = microbatch["mask"].sum() / weight, jax.random.fold_in(key, index)
         (loss, (correct, batch_stats)), grads = differentiate(
-            state.params, sums.batch_stats, microbatch, jax.random.fold_in(key, index)
+            state.params, sums.batch_stats, microbatch, folded
         )
         grads = jax.tree.map(lambda total, x: total + share * x, sums.grads, grads)
         return Gradient(sums.loss + share * loss, sums.correct + correct, batch_stats, grads), None
@@ -186,3 +182,33 @@ def eval_step(
     logits = protocol(functools.partial(model.apply, variables), batch["image"])
     loss = cross_entropy(logits, batch["label"])
     return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"]}
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Cross entropy of the softmax of `logits`, any float [B, K], against `label`: float32 [B], in nats.
+
+    `label` is int [B], or float [B, K] whose rows sum to one (mixed or soft labels); an integer outside
+    0..K-1 gives NaN, so that wrong data are noticed and not learned. Label smoothing spreads epsilon / K over
+    all K classes, the true one included (Szegedy et al. 2015, arXiv 1512.00567, section 7): the target is
+    (1 - epsilon) * label + epsilon / K, 0 <= epsilon < 1.
+    """
+    logits = logits.astype(jnp.float32)
+    if label.ndim == logits.ndim:
+        of_label = optax.softmax_cross_entropy(logits, label.astype(jnp.float32))
+    else:  # a negative index would count from the end
+        index = jnp.where(label < 0, logits.shape[-1], label)
+        of_label = optax.softmax_cross_entropy_with_integer_labels(logits, index)
+    if not label_smoothing:
+        return of_label
+    of_all = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    return (1 - label_smoothing) * of_label + label_smoothing * of_all
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean of `values` [B] weighted by `mask` [B], 0 for padding: float32 [].
+
+    Values under a mask of 0 do not count even if they are NaN or infinite. Without any example it is 0.0.
+    """
+    mask = mask.astype(jnp.float32)
+    total, weight = jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)), jnp.sum(mask)
+    return total / jnp.where(weight > 0, weight, 1.0)

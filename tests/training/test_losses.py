@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from cnnjax.training.losses import cross_entropy, masked_mean
+from cnnjax.training.steps import cross_entropy, masked_mean
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(7, 5)).astype(np.float32) * 3

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 
 from cnnjax.errors import UserError
 from cnnjax.training import metrics
-from cnnjax.training.losses import cross_entropy
+from cnnjax.training.steps import cross_entropy
 
 rows_of = jax.jit(metrics.of_logits)
 losses_of = jax.jit(cross_entropy)

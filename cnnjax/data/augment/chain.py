@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cnnjax.data.augment import color, geometry, mixing, policies  # noqa: F401 - they register themselves
 from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Key, Shape
-from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.errors import UserError, by_name, parse_call, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Augmentation:
 def _read_call(text: str) -> tuple[str, dict[str, Any]]:
     """The augmentation's name and its checked arguments as written: `mirror` or `mirror(0.5)`."""
     name, values, named = parse_call(text, "augmentation")
-    if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, AUGMENTATIONS)
-    parameters = list(AUGMENTATIONS[name].parameters)
+    parameters = list(by_name("augmentation", name, AUGMENTATIONS).parameters)
     if len(values) > len(parameters):
         own = ", ".join(parameters) or "none"
         raise UserError(f"augmentation {name}: {len(values)} values; its arguments: {own}")
@@ -75,8 +73,7 @@ def _write_call(name: str, arguments: Arguments) -> str:
     for argument, parameter in AUGMENTATIONS[name].parameters.items():
         by_position = by_position and argument in arguments and parameter.default is parameter.empty
         if argument in arguments and arguments[argument] != parameter.default:
-            value = repr(arguments[argument])
-            words.append(value if by_position else f"{argument}={value}")
+            words.append(("" if by_position else f"{argument}=") + repr(arguments[argument]))
     return f"{name}({', '.join(words)})" if words else name
 
 
@@ -104,8 +101,7 @@ def parse(
 
     `image_shape` is [H, W, C] of the images that go in, which are uint8; num_classes and the statistics on
     the scale 0..1 are of the data set, for augmentations whose spec omits them.
-    Raises: UserError naming the augmentation, the argument, the value and what is allowed; also for a chain
-      that does not end in floating pixels.
+    Raises: UserError naming augmentation, argument, value and what is allowed; also if uint8 pixels come out.
     """
     facts: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     facts |= {k: tuple(map(float, v)) for k, v in (("mean", mean), ("std", std)) if v is not None}

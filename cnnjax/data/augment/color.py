@@ -49,9 +49,8 @@ def _factors(key: Key, images: jax.Array, strength: float) -> jax.Array:
 def _recoloured(batch: Batch, values: jax.Array) -> Batch:
     """The batch with new colours, in the range and dtype of its images; bytes are rounded."""
     images = batch["image"]
-    if images.dtype == jnp.uint8:
-        return batch | {"image": jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)}
-    return batch | {"image": jnp.clip(values, 0, 1).astype(images.dtype)}
+    clipped = jnp.clip(jnp.round(values), 0, 255) if images.dtype == jnp.uint8 else jnp.clip(values, 0, 1)
+    return batch | {"image": clipped.astype(images.dtype)}
 
 
 def _grey(images: jax.Array) -> jax.Array:
@@ -95,9 +94,8 @@ def hue(key: Key, batch: Batch, hue: float) -> Batch:
     images = batch["image"]
     turn = jax.random.uniform(key, (len(images), 1, 1), minval=-hue, maxval=hue)
     values = images.astype(jnp.float32)
-    red, green, blue = values[..., 0], values[..., 1], values[..., 2]
-    high, low = values.max(-1), values.min(-1)
-    spread = high - low
+    red, green, blue = jnp.moveaxis(values, -1, 0)
+    high, spread = values.max(-1), values.max(-1) - values.min(-1)
     safe = jnp.where(spread > 0, spread, 1)
     from_green = jnp.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     angle = jnp.where(high == red, (green - blue) / safe % 6, from_green) + 6 * turn
@@ -119,9 +117,8 @@ def pca_color(key: Key, batch: Batch, strength: float, covariance: tuple[tuple[f
 
     `strength` is the standard deviation of the draws alpha, 0.1 in the paper; `covariance` [C][C] is that of
     the channels over the pixels of `train` on the scale 0..1, omitted from a spec the data set's. float32 on
-    the scale 0..1 comes out, not clipped, as the paper does not say that it is.
-    Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1: sum_i alpha_i lambda_i p_i, with the eigenvalues
-      of colours on the scale 0..1.
+    that scale comes out, not clipped, as the paper does not say that it is.
+    Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1: sum_i alpha_i lambda_i p_i, on the scale 0..1.
     """
     images = batch["image"]
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))

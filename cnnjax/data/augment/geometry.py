@@ -64,8 +64,7 @@ def random_crop(key: Key, batch: Batch, size: Size, padding: int = 0, padding_mo
     """Cuts a window out of each image at a place of its own, all places equally likely.
 
     First `padding` pixels are added on each side: "zero", or "reflect" (the edge pixel is not repeated).
-    Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1; with padding He, Zhang, Ren, Sun 2015,
-      arXiv:1512.03385, section 4.2.
+    Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1; padding: He et al. 2015, arXiv:1512.03385, 4.2.
     """
     images = batch["image"]
     height, width, _ = _crop_shape(images.shape[1:], {"size": size, "padding": padding})
@@ -102,24 +101,21 @@ def _windows(
 
     uint8 is rounded. With `antialias` the filter widens as the window shrinks, as in Pillow.
     """
-    scale = jnp.asarray(size, jnp.float32)[None] / extent
 
     def resize(image: jax.Array, scale: jax.Array, corner: jax.Array) -> jax.Array:
         shape, moved = (*size, image.shape[-1]), -corner * scale
-        image = image.astype(jnp.float32)
         return scale_and_translate(image, shape, (0, 1), scale, moved, "linear", antialias=antialias)
 
-    out = jax.vmap(resize)(images, scale, corner)
-    if images.dtype == jnp.uint8:
-        out = jnp.clip(jnp.round(out), 0, 255)
+    scale = jnp.asarray(size, jnp.float32)[None] / extent
+    out = jax.vmap(resize)(images.astype(jnp.float32), scale, corner)
+    out = jnp.clip(jnp.round(out), 0, 255) if images.dtype == jnp.uint8 else out
     return out.astype(images.dtype)
 
 
 def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Whole images [B, H, W, C] at another height and width (bilinear, antialiased)."""
-    count = images.shape[0]
-    whole = jnp.broadcast_to(jnp.asarray(images.shape[1:3], jnp.float32), (count, 2))
-    return _windows(images, jnp.zeros((count, 2)), whole, size)
+    whole = jnp.broadcast_to(jnp.asarray(images.shape[1:3], jnp.float32), (len(images), 2))
+    return _windows(images, jnp.zeros_like(whole), whole, size)
 
 
 def _rectangles(
@@ -147,10 +143,9 @@ def random_resized_crop(
 ) -> Batch:
     """Cuts a window of random area and aspect ratio out of each image and resizes it (bilinear).
 
-    `area` is a fraction of the image's, drawn uniformly; `aspect`, width / height, is uniform in its
-    logarithm. `antialias` widens the filter as the window shrinks.
-    Source: Szegedy et al. 2014, arXiv:1409.4842, section 6. Windows have fractions of pixels, and one that
-      does not fit is cut to fit rather than drawn again.
+    `area`, a fraction of the image's, is uniform; `aspect`, width / height, in its logarithm. `antialias`
+    widens the filter as the window shrinks. Windows have fractions of pixels, and one that does not fit is
+    cut to fit rather than drawn again. Source: Szegedy et al. 2014, arXiv:1409.4842, section 6.
     """
     images = batch["image"]
     area_key, aspect_key, place_key = jax.random.split(key, 3)
@@ -164,8 +159,7 @@ def random_resized_crop(
 def scale_jitter(key: Key, batch: Batch, size: Size, sides: Range = (256, 480)) -> Batch:
     """A random crop of each image, resized first so that its short side is uniform in `sides`, in pixels.
 
-    Source: Simonyan, Zisserman 2014, arXiv:1409.1556, section 3.1; He et al. 2015, arXiv:1512.03385,
-      section 3.4.
+    Source: Simonyan, Zisserman 2014, arXiv:1409.1556, 3.1; He et al. 2015, arXiv:1512.03385, section 3.4.
     """
     images = batch["image"]
     side_key, place_key = jax.random.split(key)
@@ -181,16 +175,15 @@ def scale_jitter(key: Key, batch: Batch, size: Size, sides: Range = (256, 480)) 
 def random_erasing(
     key: Key, batch: Batch, probability: float = 0.5, area: Range = (0.02, 0.33), aspect: Range = (0.3, 3.3)
 ) -> Batch:
-    """Blackens (or, after normalize, greys) a rectangle of each image with the given probability.
+    """Blackens (or, after normalize, greys) a rectangle, as in `random_resized_crop`, with that probability.
 
-    `area` and `aspect` are as in `random_resized_crop`.
     Source: Zhong et al. 2017, arXiv:1708.04896, algorithm 1; filled with 0 rather than with noise.
     """
     images = batch["image"]
     area_key, aspect_key, place_key, chosen_key = jax.random.split(key, 4)
     sides = jnp.asarray(images.shape[1:3])[None]
-    extent = jnp.round(_rectangles(area_key, aspect_key, images.shape, area, aspect)).astype(jnp.int32)
-    extent = jnp.minimum(extent, sides)
+    drawn = jnp.round(_rectangles(area_key, aspect_key, images.shape, area, aspect))
+    extent = jnp.minimum(drawn.astype(jnp.int32), sides)
     corner = jax.random.randint(place_key, extent.shape, 0, sides - extent + 1)
     chosen = jax.random.bernoulli(chosen_key, float(probability), images.shape[:1])
     hole = _box(images.shape, corner, extent) & chosen[:, None, None, None]

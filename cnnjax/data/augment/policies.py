@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment: one of fourteen operations an image, all in one pass over the batch.
 
-Every operation is a move of pixels, a table of 256 values a channel, or a blend with a blurred or grey image.
-So each image goes through one gather, one table and one blend, whose parameters its own operation sets.
+Every operation is a move of pixels, a table of 256 values a channel, or a blend with a blurred or grey image:
+each image goes through one gather, one table and one blend, whose parameters its own operation sets.
 """
 
 from typing import NamedTuple
@@ -53,14 +53,12 @@ def _grey_or_rgb(shape: Shape, arguments: Arguments) -> Shape:
 def rand_augment(key: Key, batch: Batch, magnitude: float = 0.3, count: int = 2) -> Batch:
     """Applies to each image `count` (the paper's N) of fourteen operations, at one magnitude, any sign.
 
-    Uncovered pixels become 0. The paper's M = 9 of 30 is a magnitude of 0.3; 0 is the identity.
-    Source: Cubuk et al. 2019, arXiv:1909.13719, figure 2; ranges as torchvision's RandAugment. Autocontrast
-      and equalize have no magnitude.
+    Uncovered pixels become 0. The paper's M = 9 of 30 is a magnitude of 0.3; 0 is the identity. Autocontrast
+    and equalize have none. Source: Cubuk et al. 2019, arXiv:1909.13719, figure 2; ranges of torchvision's.
     """
     if not magnitude:
         return batch
-    images = batch["image"]
-    size = len(images)
+    images, size = batch["image"], len(batch["image"])
     for one in jax.random.split(key, count):
         name_key, sign_key = jax.random.split(one)
         chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
@@ -79,8 +77,7 @@ def trivial_augment(key: Key, batch: Batch, magnitude: float = 1.0) -> Batch:
     """
     if not magnitude:
         return batch
-    images = batch["image"]
-    size = len(images)
+    images, size = batch["image"], len(batch["image"])
     name_key, sign_key, amount_key = jax.random.split(key, 3)
     chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
     drawn = jax.random.uniform(amount_key, (size,), maxval=float(magnitude))
@@ -92,14 +89,11 @@ def _amounts(
     shape: tuple[int, ...], chosen: jax.Array, magnitude: jax.Array, positive: jax.Array, space: str
 ) -> jax.Array:
     """float32 [B]: the signed amount of each image's operation; `space` is "narrow" or "wide"."""
-    if space == "narrow":
-        sides = {"translate_x": shape[2], "translate_y": shape[1]}
-        most = [r.narrow * sides.get(name, 1) for name, r in OPERATIONS.items()]
-    else:
-        most = [r.wide for r in OPERATIONS.values()]
-    signed = jnp.asarray([r.signed for r in OPERATIONS.values()])
-    sign = jnp.where(signed[chosen] & ~positive, -1.0, 1.0)
-    return magnitude * jnp.asarray(most, jnp.float32)[chosen] * sign
+    sides = {"translate_x": shape[2], "translate_y": shape[1]}
+    narrow = [r.narrow * sides.get(name, 1) for name, r in OPERATIONS.items()]
+    most = narrow if space == "narrow" else [r.wide for r in OPERATIONS.values()]
+    signed = jnp.asarray([r.signed for r in OPERATIONS.values()])[chosen]
+    return magnitude * jnp.asarray(most, jnp.float32)[chosen] * jnp.where(signed & ~positive, -1.0, 1.0)
 
 
 def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
@@ -137,8 +131,7 @@ def _moved(image: jax.Array, amounts: PerName) -> jax.Array:
 def _through_tables(image: jax.Array, amounts: PerName, is_one: PerName) -> jax.Array:
     """What turns each level of a channel into another, by table."""
     channels = image.shape[-1]
-    level = jnp.arange(256, dtype=jnp.int32)
-    exact = level.astype(jnp.float32)
+    level, exact = jnp.arange(256, dtype=jnp.int32), jnp.arange(256, dtype=jnp.float32)
     pixels = image.reshape(-1, channels)
     counts = jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), -1)(pixels)  # [C, 256]
     mean = jnp.floor(_grey(image).mean() + 0.5)
@@ -163,8 +156,7 @@ def _through_tables(image: jax.Array, amounts: PerName, is_one: PerName) -> jax.
 def _autocontrast(counts: jax.Array) -> jax.Array:
     """int32 [256]: the levels that occur, stretched to 0..255."""
     level = jnp.arange(256)
-    low = jnp.argmax(counts > 0)
-    high = 255 - jnp.argmax(counts[::-1] > 0)
+    low, high = jnp.argmax(counts > 0), 255 - jnp.argmax(counts[::-1] > 0)
     stretched = (level - low).astype(jnp.float32) * (255 / jnp.maximum(high - low, 1))
     return jnp.where(high > low, jnp.clip(stretched, 0, 255).astype(jnp.int32), level)
 
@@ -195,7 +187,6 @@ def _blended(image: jax.Array, amounts: PerName) -> jax.Array:
     smooth = jnp.floor((around + 4 * values) / 13 + 0.5)
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    smooth = jnp.where(edge, values, smooth)
-    grey = _grey(image)[..., None]
+    grey, smooth = _grey(image)[..., None], jnp.where(edge, values, smooth)
     away = (values - grey) * amounts["saturation"] + (values - smooth) * amounts["sharpness"]
     return jnp.clip(values + away, 0, 255).astype(image.dtype)

@@ -16,7 +16,7 @@ PADDING_MODES = ("zero", "reflect")
 
 
 def _is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) and low <= value <= high
 
@@ -67,8 +67,10 @@ ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+Apply = Callable[..., Batch]  # (key, batch, **literals) -> batch
 OutputShape = Callable[[Shape, Arguments], Shape]
-ANY_PIXELS = ("uint8", "unit", "normalized")
+Names = tuple[str, ...]
+ANY = ("uint8", "unit", "normalized")
 
 
 def same_shape(shape: Shape, arguments: Arguments) -> Shape:
@@ -80,11 +82,11 @@ def same_shape(shape: Shape, arguments: Arguments) -> Shape:
 class Operation:
     """One augmentation, and what must be known about it before anything compiles."""
 
-    apply: Callable[..., Batch]  # (key, batch, **literals) -> batch
+    apply: Apply
     output_shape: OutputShape = same_shape  # raises UserError for arguments that do not fit the image
-    takes: tuple[str, ...] = ANY_PIXELS  # kinds of pixel: "uint8", "unit" (float in [0, 1]), "normalized"
+    takes: Names = ANY  # kinds of pixel: "uint8", "unit" (float in [0, 1]), "normalized"
     gives: str | None = None  # the kind it leaves behind; None keeps the kind
-    needs: tuple[str, ...] = ()  # entries of the batch that it reads beside "image"
+    needs: Names = ()  # entries of the batch that it reads beside "image"
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -96,15 +98,11 @@ AUGMENTATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    output_shape: OutputShape = same_shape,
-    *,
-    takes: tuple[str, ...] = ANY_PIXELS,
-    gives: str | None = None,
-    needs: tuple[str, ...] = (),
-) -> Callable[[Callable[..., Batch]], Callable[..., Batch]]:
+    output_shape: OutputShape = same_shape, *, takes: Names = ANY, gives: str | None = None, needs: Names = ()
+) -> Callable[[Apply], Apply]:
     """Registers a function under its own name in `AUGMENTATIONS`; see `Operation`."""
 
-    def register(apply: Callable[..., Batch]) -> Callable[..., Batch]:
+    def register(apply: Apply) -> Apply:
         AUGMENTATIONS[apply.__name__] = Operation(apply, output_shape, takes, gives, needs)
         return apply
 

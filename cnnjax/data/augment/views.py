@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.augment.geometry import pair, resize
 from cnnjax.data.augment.register import Shape
-from cnnjax.errors import UserError, parse_call, unknown
+from cnnjax.errors import UserError, by_name, parse_call
 from cnnjax.ops.activations import identity
 
 Images = Callable[[jax.Array], jax.Array]
@@ -80,9 +80,9 @@ def _at_crop(augment: Augmentation, name: str) -> tuple[Images, Images, tuple[in
         allowed = "one with center_crop(SIZE), which the views replace"
         raise UserError(f"protocol={name}: augmentation {augment.spec!r} cuts no window; allowed: {allowed}")
     at = names.index("center_crop")
-    before = dataclasses.replace(augment, steps=augment.steps[:at])
-    after = dataclasses.replace(augment, steps=augment.steps[at + 1 :])
-    return before.preprocess, after.preprocess, pair(dict(augment.steps[at][1])["size"])
+    parts = augment.steps[:at], augment.steps[at + 1 :]
+    before, after = (dataclasses.replace(augment, steps=steps).preprocess for steps in parts)
+    return before, after, pair(dict(augment.steps[at][1])["size"])
 
 
 def center(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
@@ -105,9 +105,9 @@ def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1)
     most = min(height, width) - 1
     if type(pixels) is not int or not 0 < pixels <= most:
         raise UserError(f"protocol=mirror_translate: pixels={pixels!r}; allowed: 1 to {most}")
-    margin = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
 
     def prepare(images: jax.Array) -> jax.Array:
+        margin = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
         return jnp.pad(augment.preprocess(images), margin, "reflect")
 
     places = _both_ways((pixels, pixels), (0, 0), (2 * pixels, 2 * pixels))
@@ -115,10 +115,7 @@ def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1)
 
 
 def ten_crop(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
-    """Ten views: the four corners and the middle of the image, and their mirror images.
-
-    Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1.
-    """
+    """The corners, the middle, and their mirror images (Krizhevsky, Sutskever, Hinton 2012, section 4.1)."""
     before, after, (height, width) = _at_crop(augment, "ten_crop")
     bottom, right = image_shape[0] - height, image_shape[1] - width
     corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
@@ -139,9 +136,8 @@ def multi_scale(
     before, after, _ = _at_crop(augment, "multi_scale")
 
     def at(side: int) -> Views:
-        ratio = side / min(image_shape[:2])
+        ratio, weights = side / min(image_shape[:2]), (0.5 / len(sides),) * 2
         size = (round(image_shape[0] * ratio), round(image_shape[1] * ratio))
-        weights = (0.5 / len(sides),) * 2
         return Views(lambda x: resize(before(x), size), after, size, _both_ways((0, 0)), weights)
 
     return tuple(map(at, sides))
@@ -158,10 +154,8 @@ def parse(spec: str, augment: Augmentation, image_shape: Sequence[int]) -> Proto
     Raises: UserError naming the protocol, its value and what is allowed.
     """
     name, values, named = parse_call(spec, "protocol")
-    if name not in PROTOCOLS:
-        raise unknown("protocol", name, PROTOCOLS)
-    own = list(inspect.signature(PROTOCOLS[name]).parameters)[2:]
+    views = by_name("protocol", name, PROTOCOLS)
+    own = list(inspect.signature(views).parameters)[2:]
     if len(values) > len(own) or set(named) - set(own[len(values) :]):
         raise UserError(f"protocol={spec!r}: its values are: {', '.join(own) or 'none'}")
-    given = dict(zip(own, values, strict=False)) | named
-    return Protocol(spec.strip(), augment, PROTOCOLS[name](augment, image_shape, **given))
+    return Protocol(spec.strip(), augment, views(augment, image_shape, *values, **named))

@@ -29,9 +29,8 @@ def read_bytes(path: Path) -> bytes:
     try:
         if path.suffix != ".gz":
             return path.read_bytes()
-        most = most_bytes(path)
         with gzip.open(path) as file:
-            data = file.read(most + 1)
+            data = file.read((most := most_bytes(path)) + 1)
         if len(data) > most:
             raise OSError(f"it unpacks to more than {most} bytes, {MAX_RATIO} times its own size")
         return data
@@ -180,8 +179,7 @@ def _tar_members(root: Path) -> list[Member]:
                 name = PurePosixPath(info.name).as_posix()
                 members.append(Member(name, info.size, info.offset_data, info.size))
     except (OSError, EOFError, tarfile.TarError) as error:
-        allowed = ".zip, or .tar that is not compressed"
-        reason = f"cannot be read as zip or tar ({error}); allowed: {allowed}"
+        reason = f"cannot be read as zip or tar ({error}); allowed: .zip, or .tar that is not compressed"
         with contextlib.suppress(OSError), open(root, "rb") as file:
             if file.read(8).startswith(COMPRESSED):
                 reason = "a compressed tar can only be read from its start; unpack it once "

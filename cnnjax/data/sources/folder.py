@@ -63,22 +63,18 @@ class ImageFolder:
         place, by_class = os.path.join(self.root, folder), self._by_class(folder)
         if strange := sorted({*by_class, *self._empty_classes(folder)} - set(self.class_names)):
             raise UserError(f"{place}/{strange[0]}: not a class of train; allowed: {self.class_names}")
-        members: list[Member] = []
-        numbers: list[int] = []
-        for label, class_name in enumerate(self.class_names):
-            images = by_class.get(class_name, [])
-            if not images and split == "train":
-                raise UserError(f"{place}/{class_name}: a class without images; fill or remove it")
-            members += images
-            numbers += [label] * len(images)
+        if split == "train" and (empty := [each for each in self.class_names if each not in by_class]):
+            raise UserError(f"{place}/{empty[0]}: a class without images; fill or remove it")
+        groups = [by_class.get(class_name, []) for class_name in self.class_names]
+        members = [member for group in groups for member in group]
         if not members:
             raise UserError(f"{place}: no images; allowed: class/*{', class/*'.join(IMAGE_SUFFIXES)}")
-        labels = np.asarray(numbers, np.int32)
+        labels = np.repeat(np.arange(len(groups), dtype=np.int32), [*map(len, groups)])
         listing = [(m.name.removeprefix(f"{folder}/"), m.size, m.crc) for m in members]
-        read, contents = functools.partial(_read, self.files, members, labels, size), digest(listing, size)
-        total, shape = len(members), (size, size, 3) if size else None
-        rest = contents, labels, self.class_names, name, split, shape
-        return FileSource(read, total, np.arange(total), *rest)
+        read = functools.partial(_read, self.files, members, labels, size)
+        shape = (size, size, 3) if size else None
+        facts = digest(listing, size), labels, self.class_names, name, split, shape
+        return FileSource(read, len(members), np.arange(len(members)), *facts)
 
 
 def open_folder(place: Place) -> Opened:
@@ -90,6 +86,5 @@ def open_folder(place: Place) -> Opened:
 def _read(
     files: Files, members: list[Member], labels: np.ndarray, size: int | None, position: int
 ) -> tuple[np.ndarray, int, str]:
-    what = files.where(members[position])
-    image = decode_image(files.read(members[position]), what, 3, size)
-    return image, int(labels[position]), what
+    what, data = files.where(members[position]), files.read(members[position])
+    return decode_image(data, what, 3, size), int(labels[position]), what

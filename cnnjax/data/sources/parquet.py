@@ -2,8 +2,7 @@
 
 A file belongs to the split that its name or a folder of it begins with (`data/train-00000-of-00002.parquet`,
 `test/0000.parquet`). Columns and class names are those of the Hub's metadata, else the one column of images
-and the one of whole numbers. A row group is read as a whole, which is slow at random: prepare large data sets
-once (`cnnjax data prepare`).
+and of whole numbers. Row groups are read whole, slow at random: `cnnjax data prepare` large data sets once.
 """
 
 import bisect
@@ -40,11 +39,11 @@ class ParquetFolder:
         self.files: dict[str, list[Path]] = {}
         for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
             matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
-            split = next((SPLIT_FOLDERS[match[1]] for match in matches if match), None)
-            if split is None:
+            splits = [SPLIT_FOLDERS[match[1]] for match in matches if match]
+            if not splits:
                 allowed = "names or folders that begin with train, validation or test"
                 raise UserError(f"{path}: of which split? allowed: {allowed}")
-            self.files.setdefault(split, []).append(path)
+            self.files.setdefault(splits[0], []).append(path)
         if "train" not in self.files:
             raise UserError(f"{root}: no train-*.parquet; allowed: a folder of Parquet files of the Hub")
         columns = {path: _columns(path) for paths in self.files.values() for path in paths}
@@ -68,10 +67,9 @@ class ParquetFolder:
         check_labels(labels, len(self.class_names), f"{self.root} {split}")
         reader = _Reader(self.files[split], self.image, labels, size)
         listing = [(path.name, path.stat().st_size) for path in self.files[split]]
-        contents = digest(listing, labels, size)
-        total, shape = len(labels), (size, size, reader.channels) if size else None
-        rest = contents, labels, self.class_names, name, split, shape
-        return FileSource(reader, total, np.arange(total), *rest)
+        shape = (size, size, reader.channels) if size else None
+        facts = digest(listing, labels, size), labels, self.class_names, name, split, shape
+        return FileSource(reader, len(labels), np.arange(len(labels)), *facts)
 
 
 def open_parquet(place: Place) -> Opened:
@@ -94,8 +92,7 @@ class _Reader:
         self.ends = np.cumsum(counts).tolist()
         self._kept: tuple[int, pyarrow.ChunkedArray] = (-1, None)
         self._lock = threading.Lock()
-        data, what = self._encoded(0)
-        self.channels = num_channels(data, what)
+        self.channels = num_channels(*self._encoded(0))
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
@@ -119,8 +116,7 @@ class _Reader:
 
     def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)
-        image = decode_image(data, what, self.channels, self.size)
-        return image, int(self.labels[position]), what
+        return decode_image(data, what, self.channels, self.size), int(self.labels[position]), what
 
 
 def _opened(path: Path) -> "parquet.ParquetFile":
@@ -141,8 +137,7 @@ def _read(path: Path, group: int | None, column: str) -> "pyarrow.ChunkedArray":
     try:
         if group is None:
             return file.read(columns=[column]).column(column)
-        claimed = file.metadata.row_group(group).total_byte_size
-        if claimed > MAX_GROUP_BYTES:
+        if (claimed := file.metadata.row_group(group).total_byte_size) > MAX_GROUP_BYTES:
             raise OSError(f"row group {group} claims {claimed} bytes; allowed: {MAX_GROUP_BYTES}")
         return file.read_row_group(group, columns=[column]).column(column)
     except (pyarrow.ArrowException, OSError, KeyError) as error:

@@ -65,8 +65,7 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
 
     Raises: UserError for a shard that is missing or of another size than when it was written.
     """
-    facts = read_facts(folder)
-    shards = facts["splits"][split]
+    shards = (facts := read_facts(folder))["splits"][split]
     for shard in shards:
         path = folder / shard["file"]
         size = path.stat().st_size if path.is_file() else 0
@@ -78,10 +77,9 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
     height, width, channels = facts["image_shape"]
     shape = height, width, channels
     reader = _Reader(folder, shards, shape, facts["encoding"])
-    listing = [(s["file"], s["bytes"], s["sha256"]) for s in shards]
-    contents = digest(listing, facts["encoding"], labels)
-    total = len(labels)
-    return FileSource(reader, total, np.arange(total), contents, labels, classes, name, split, shape)
+    contents = digest([(s["file"], s["bytes"], s["sha256"]) for s in shards], facts["encoding"], labels)
+    everything = np.arange(len(labels))
+    return FileSource(reader, len(labels), everything, contents, labels, classes, name, split, shape)
 
 
 def open_records(place: Place) -> Opened:

@@ -82,8 +82,7 @@ def digest(*parts: object) -> str:
             sha.update(f"{part.dtype.str}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).data)
         else:
-            data = str(part).encode()
-            sha.update(f"str{len(data)}:".encode() + data)
+            sha.update(f"str{len(str(part).encode())}:{part}".encode())
     return sha.hexdigest()
 
 
@@ -101,8 +100,8 @@ class ArraySource:
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            shape = f"{self.images.dtype} {list(self.images.shape)}"
-            raise UserError(f"{what}: images are {shape}; allowed: uint8 [N, H, W, C]")
+            given = f"images are {self.images.dtype} {list(self.images.shape)}"
+            raise UserError(f"{what}: {given}; allowed: uint8 [N, H, W, C]")
         if self.labels.shape != self.images.shape[:1]:
             given = f"{len(self.images)} images and labels {list(self.labels.shape)}"
             raise UserError(f"{what}: {given}; allowed: one label for each image")
@@ -158,12 +157,10 @@ class FileSource:
     @functools.cached_property
     def image_shape(self) -> Shape:
         """[H, W, C] of the first image of the split that can be read."""
-        if self.shape:
-            return self.shape
-        for position in range(self.total - 1):
+        for position in range(0 if self.shape else self.total - 1):
             with contextlib.suppress(BadImage):
                 return self.read(position)[0].shape
-        return self.read(self.total - 1)[0].shape
+        return self.shape or self.read(self.total - 1)[0].shape
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -190,8 +187,7 @@ class FileSource:
 
 def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
     """Raises UserError naming the first label outside [0, num_classes)."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if wrong.size:
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= num_classes))).size:
         given = f"label {labels[wrong[0]]} of example {wrong[0]} is out of range"
         raise UserError(f"{what}: {given}; allowed: 0 to {num_classes - 1}")
 
@@ -212,16 +208,14 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
     labels = np.empty(len(source), np.int32)
     skipped: list[str] = []
     for index in range(len(source)):
-        count = index - len(skipped)
         try:
-            example = source[index]
+            example, count = source[index], index - len(skipped)
+            images[count], labels[count] = example["image"], example["label"]
         except BadImage as error:
             if max_bad is None:
                 raise
             skipped.append(str(error))
             check_skipped(skipped, max_bad)
-            continue
-        images[count], labels[count] = example["image"], example["label"]
     images, labels = images[: len(source) - len(skipped)], labels[: len(source) - len(skipped)]
     return ArraySource(images, labels, source.class_names, source.name, source.split, tuple(skipped))
 
@@ -242,8 +236,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * (count / len(labels))
     shares = np.floor(exact + 1e-9).astype(np.int64)
-    most = np.argsort(-(exact - shares), kind="stable")[: count - shares.sum()]
-    shares[most] += 1
+    shares[np.argsort(shares - exact, kind="stable")[: count - shares.sum()]] += 1
     drawn = []
     for label, share in zip(classes, shares, strict=True):
         members = np.flatnonzero(labels == label)

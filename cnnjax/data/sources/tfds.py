@@ -29,8 +29,7 @@ def find_prepared(name: str, root: Path) -> Path | None:
     versions = [p.parent for p in root.glob(f"{path}/{version or '*'}/dataset_info.json")]
     if root.parent.name == path and (root / "dataset_info.json").is_file():
         versions.append(root)
-    numbered = [p for p in versions if p.name.replace(".", "").isdigit()]
-    readable = [p for p in numbered if any(p.glob("*.array_record*"))]
+    readable = [p for p in versions if p.name.replace(".", "").isdigit() and any(p.glob("*.array_record*"))]
     return max(readable, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
 
 
@@ -80,9 +79,9 @@ def _read(
     listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
     contents = digest((folder / "dataset_info.json").read_text(), listing, size)
     read = functools.partial(_read_record, records, f"{folder} {split}", channels, size)
-    total, classes = len(records), tuple(features["label"].names)
     shape = (size, size, channels) if size else None
-    return FileSource(read, total, np.arange(total), contents, None, classes, name, split, shape)
+    facts = contents, None, tuple(features["label"].names), name, split, shape
+    return FileSource(read, len(records), np.arange(len(records)), *facts)
 
 
 def _read_record(
