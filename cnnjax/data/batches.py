@@ -40,8 +40,8 @@ def abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and sharding of a batch of a source, to compile a step before there is one."""
     array = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    image, row = array((batch_size, *source.image_shape), jnp.uint8), array((batch_size,), jnp.int32)
-    mask = array((batch_size,), jnp.float32)
+    row, mask = array((batch_size,), jnp.int32), array((batch_size,), jnp.float32)
+    image = array((batch_size, *source.image_shape), jnp.uint8)
     return {"image": image, "label": row, "mask": mask, "index": row, "epoch": row}
 
 
@@ -180,8 +180,8 @@ class BatchReader:
                     raise
                 bad[position] = str(error)
                 failed.append(row)
-                continue
-            image[row], label[row], good = example["image"], example["label"], row
+            else:
+                image[row], label[row], good = example["image"], example["label"], row
         mask[failed] = 0
         image[failed] = image[good] if good >= 0 else 0  # BatchNorm sees real images, if there are any
         epochs = np.full(count, epoch, np.int32)
@@ -192,9 +192,7 @@ class BatchReader:
 @functools.lru_cache(maxsize=4)
 def epoch_order(size: int, seed: int | None, epoch: int) -> np.ndarray:
     """int64 [size]: the source's indices in the order of one epoch."""
-    if seed is None:
-        return np.arange(size)
-    return np.random.default_rng((seed, epoch)).permutation(size)
+    return np.arange(size) if seed is None else np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def _children() -> set[int]:
@@ -205,8 +203,8 @@ def _children() -> set[int]:
 class StreamBatches(Batches):
     """Batches of a source too large to be resident: read by grain's threads or processes, ahead of the step.
 
-    Of several processes each reads the rows that its devices take. Memory is that of the batches read ahead,
-    at most `READ_AHEAD_BYTES` or two of them, and 8 bytes an example for the order.
+    Each process reads the rows that its devices take. Memory is that of the batches read ahead, at most
+    `READ_AHEAD_BYTES` or two of them, and 8 bytes an example for the order.
     """
 
     def __init__(
@@ -241,13 +239,11 @@ class StreamBatches(Batches):
         steps = grain.MapDataset.range(start, stop).map(self._read)
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
         if self.num_workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
+            flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
             options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
             batches = batches.mp_prefetch(options)  # spawned, never forked
-        before = _children()
+        before, iterator = _children(), iter(batches)
         workers: set[int] = set()
-        iterator = iter(batches)
         try:
             for batch in iterator:
                 workers = workers or _children() - before
@@ -275,10 +271,10 @@ class StreamBatches(Batches):
     def __next__(self) -> Batch:
         if self._ahead is None or self._ahead[0] != self.position:
             self.close()
-            self._ahead = (self.position, self._stream(self.position, np.iinfo(np.int32).max))
+            self._ahead = self.position, self._stream(self.position, np.iinfo(np.int32).max)
         batch = next(stream := self._ahead[1])
         self.position += 1
-        self._ahead = (self.position, stream)
+        self._ahead = self.position, stream
         return self._put(batch)
 
     def close(self) -> None:
@@ -304,8 +300,7 @@ def make_batches(
 
     `seed` None keeps the source's order (evaluation); `sharding` None is the default device. `num_workers`
     processes read, with 0 threads; the batches are the same. `max_bad` images may be left out as they cannot
-    be read; None refuses the first.
-    Raises: UserError for an empty source.
+    be read; None refuses the first. UserError for an empty source.
     """
     if not len(source):
         raise UserError("the data set has no images in this split; choose another split or folder")

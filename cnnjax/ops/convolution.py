@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError, unknown
@@ -17,31 +17,27 @@ PADDING_MODES = ("zero", "reflect")
 
 
 def conv2d(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None = None,
+    x: Array,
+    kernel: Array,
+    bias: Array | None = None,
     *,
     strides: Size = 1,
     padding: Padding = "valid",
     padding_mode: str = "zero",
     groups: int = 1,
     dilation: Size = 1,
-) -> jax.Array:
+) -> Array:
     """Cross-correlates images with a bank of filters (the kernel is not flipped).
 
     On CPUs with AVX2 or AVX-512, float32 windows of 3x3 and 5x5 and their gradients go by Winograd's method
     where that pays: within 1e-5 of the plain sums, as all kernels for CPUs are, but what is exactly zero in
     those (the gradient of a pixel that an output does not see) may be some 1e-7 instead.
 
-    Args:
-      x: float [B, H, W, C].
-      kernel: float [kh, kw, C / groups, K], of the dtype of x; `bias` is float [K].
-      strides, dilation: an int or (height, width); dilation is the pixels between two taps of a filter.
-      padding: see `shapes.resolve_padding`.
-      padding_mode: "zero", or "reflect" (mirrored at the border pixel, which is not repeated; needs less
-        padding on a side than the axis has pixels).
-      groups: the channels are divided into this many groups, each with its own K / groups filters.
-    Returns: float [B, H', W', K] of the dtype of x, summed in float32.
+    x is float [B, H, W, C], kernel [kh, kw, C / groups, K] of its dtype, bias [K]; [B, H', W', K] of that
+    dtype comes out, summed in float32. strides and dilation (pixels between two taps of a filter) are an int
+    or (height, width); padding is as in `shapes.resolve_padding`; padding_mode is "zero" or "reflect"
+    (mirrored at the border pixel, which is not repeated; needs less padding on a side than the axis has
+    pixels). Each of the groups of channels has its own K / groups filters.
     Raises: UserError if ranks, dtypes, channels, groups or sizes do not fit.
     """
     if padding_mode not in PADDING_MODES:
@@ -64,9 +60,7 @@ def conv2d(
     return y if bias is None else y + bias.astype(y.dtype)[None, None, None]
 
 
-def _groups_on_mesh(
-    convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, groups: int
-) -> jax.Array:
+def _groups_on_mesh(convolve: Callable[..., Array], x: Array, kernel: Array, groups: int) -> Array:
     """Each device convolves its own examples, and its own groups if the devices on `model` divide them.
 
     XLA's partitioner would compute depthwise convolutions on every device, and where a device holds part of
@@ -80,9 +74,7 @@ def _groups_on_mesh(
     return jax.shard_map(local, in_specs=(images, kernels), out_specs=images)(x, kernel)
 
 
-def _in_xla(
-    x: jax.Array, kernel: jax.Array, *, strides: Pair, padding: Sides, dilation: Pair, groups: int
-) -> jax.Array:
+def _in_xla(x: Array, kernel: Array, *, strides: Pair, padding: Sides, dilation: Pair, groups: int) -> Array:
     # XLA sums bfloat16 products in float32 on every platform and rounds the result once. Asking
     # for it with preferred_element_type would only turn the gradient's convolutions to float32.
     convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -92,7 +84,7 @@ def _in_xla(
 _on_cpu = make_convolution(_in_xla)
 
 
-def _reflect(x: jax.Array, sides: Sides) -> jax.Array:
+def _reflect(x: Array, sides: Sides) -> Array:
     for name, size, (before, after) in zip("HW", x.shape[1:3], sides, strict=True):
         if max(before, after) >= size:
             given = f"reflect padding {before} + {after} of axis {name} with {size} pixels"
@@ -100,7 +92,7 @@ def _reflect(x: jax.Array, sides: Sides) -> jax.Array:
     return jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="reflect")
 
 
-def _check_arrays(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, groups: int) -> None:
+def _check_arrays(x: Array, kernel: Array, bias: Array | None, groups: int) -> None:
     if x.ndim != 4 or kernel.ndim != 4:
         given = f"conv2d of x {x.shape} with kernel {kernel.shape}"
         raise UserError(f"{given}: allowed are x [B, H, W, C] and kernel [kh, kw, C / groups, K]")

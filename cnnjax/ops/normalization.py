@@ -20,9 +20,8 @@ def local_response_norm(
     """Divides each activation by (k + alpha * sum of n neighbouring channels' squares) ** beta.
 
     The paper's form: alpha is not divided by n (Krizhevsky, Sutskever, Hinton 2012, "ImageNet Classification
-    with Deep Convolutional Neural Networks", section 3.3). n is odd; the sum is clipped at the first and last
-    channel. float [..., C] -> [..., C] of the dtype of x, computed in float32.
-    Raises: UserError if n is even or below 1, or k is not positive.
+    with Deep Convolutional Neural Networks", section 3.3). The sum is clipped at the first and last channel.
+    float [..., C] -> [..., C] of the dtype of x, in float32; UserError unless n is odd and k positive.
     """
     if n < 1 or n % 2 == 0:
         raise UserError(f"local response normalization over n {n} channels: n must be odd")
@@ -74,16 +73,12 @@ def batch_norm_train(
     their spread. On a mesh the statistics are those of the global batch, for one exchange between devices
     (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances").
 
-    Args:
-      x: float [..., C]: statistics go over all axes but the last.
-      scale, bias: float32 [C].
-      relu: y is max(y, 0), which on a CPU is cheaper here than after it.
-      pool: then, of [B, H, W, C], `max_pool` with windows of `pool` pixels a side, gradient in reverse mode
-        only; on a CPU windows of 2 are cheaper here than after it.
-      groups: consecutive examples form groups of equal size, each normalized by statistics of its own ("ghost
-        batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
-    Returns: y, float [..., C] (with `pool` [B, H // pool, W // pool, C]) of the dtype of x; mean and biased
-      variance, float32 [C], averaged over groups (the variance within them, not that between them).
+    x is float [..., C], scale and bias float32 [C]; y is of the dtype of x; mean and biased variance over all
+    axes but the last are float32 [C], averaged over groups (the variance within them, not between them).
+    `relu` makes y max(y, 0), and `pool`, of [B, H, W, C], then takes `max_pool` with windows of `pool` pixels
+    a side, gradient in reverse mode only; on a CPU this, with windows of 2, is cheaper here than after it.
+    `groups` of equal size, of consecutive examples, are each normalized by statistics of their own ("ghost
+    batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
     Raises: UserError if x holds no values, scale and bias are not [C], or x has no such groups.
     """
     _check_channels(x, scale=scale, bias=bias)
@@ -143,8 +138,7 @@ def batch_norm_in_groups(
     if x.shape[0] % groups:
         raise UserError(f"batch normalization of x {x.shape} in {groups} groups: they must divide the batch")
     wide = _widen(x).reshape(groups, x.shape[0] // groups, *x.shape[1:])
-    axes = tuple(range(1, wide.ndim - 1))
-    mean = wide.mean(axes, keepdims=True)
+    mean = wide.mean(axes := tuple(range(1, wide.ndim - 1)), keepdims=True)
     var = jnp.square(wide - mean).mean(axes, keepdims=True)
     if gather:
         both = gather(jnp.concatenate([mean, var], -1).reshape(groups, -1))

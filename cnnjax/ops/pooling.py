@@ -6,11 +6,12 @@ element-wise loops, 5 to 30 times faster, one contract on ties.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_max_pool, takes
@@ -26,23 +27,19 @@ from cnnjax.ops.shapes import (
     resolve_padding,
 )
 
-Places = tuple[jax.Array, jax.Array]  # row and column of each maximum in its window
+Places = tuple[Array, Array]  # row and column of each maximum in its window
 
 
 def max_pool(
-    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
-) -> jax.Array:
+    x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
+) -> Array:
     """The largest value of each window.
 
-    The gradient (reverse mode only) goes to the first maximum of a window in row-major order, also on ties,
-    as `lax.reduce_window`'s and torch's do. NaN wins over any number. Padding is never counted.
-
-    Args:
-      x: float [B, H, W, C].
-      window, strides: an int or (height, width); strides None is the window.
-      padding: see `shapes.resolve_padding`; less than the window on each side.
-      ceil: round the output size up (see `shapes.pool_output_size`).
-    Returns: float [B, H', W', C] of the dtype of x.
+    float [B, H, W, C] -> [B, H', W', C] of the dtype of x. `window` and `strides` (None: the window) are an
+    int or (height, width); `padding` (see `shapes.resolve_padding`), less than the window on each side, is
+    never counted; `ceil` rounds the output size up (see `shapes.pool_output_size`). The gradient (reverse
+    mode only) goes to the first maximum of a window in row-major order, also on ties, as
+    `lax.reduce_window`'s and torch's do. NaN wins over any number.
     Raises: UserError if x is not float [B, H, W, C] or sizes do not fit.
     """
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
@@ -62,21 +59,21 @@ _max_pool_on_cpu = make_max_pool()
 
 
 def min_pool(
-    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
-) -> jax.Array:
+    x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
+) -> Array:
     """The smallest value of each window; arguments, gradient and errors as for `max_pool`."""
     return -max_pool(-x, window, strides, padding, ceil)
 
 
 def avg_pool(
-    x: jax.Array,
+    x: Array,
     window: Size,
     strides: Size | None = None,
     padding: Padding = 0,
     ceil: bool = False,
     *,
     count_padding: bool = False,
-) -> jax.Array:
+) -> Array:
     """The mean of each window, over the pixels of the image that it covers; arguments as for `max_pool`.
 
     `count_padding` divides by the pixels of image and padding together (never by what hangs over because of
@@ -88,21 +85,20 @@ def avg_pool(
 
 
 def l2_pool(
-    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
-) -> jax.Array:
+    x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
+) -> Array:
     """The L2 norm of each window: the square root of the sum (not the mean) of squares, summed in float32.
 
     Its gradient in a window of zeros is taken as 0. Arguments and errors as for `max_pool`.
     """
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     total = _weighted_sum(jnp.square(widen(x)), np.ones(shape), steps, sides)
-    empty = total == 0
-    return jnp.where(empty, 0, jnp.sqrt(jnp.where(empty, 1, total))).astype(x.dtype)
+    return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total))).astype(x.dtype)
 
 
 def center_weighted_pool(
-    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
-) -> jax.Array:
+    x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
+) -> Array:
     """The average of each window, weighted by the distance d from the window's centre.
 
     The weight of a pixel is the Gaussian exp(-(dy / sy)^2 / 2 - (dx / sx)^2 / 2) with standard deviations
@@ -115,8 +111,8 @@ def center_weighted_pool(
 
 
 def subsample(
-    x: jax.Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
-) -> jax.Array:
+    x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
+) -> Array:
     """The first pixel of each window, the others unread: a convolution before it becomes a strided one.
 
     Padding is zeros. Arguments and errors as for `max_pool`.
@@ -126,7 +122,7 @@ def subsample(
     return x[:, : x.shape[1] - shape[0] + 1 : steps[0], : x.shape[2] - shape[1] + 1 : steps[1]]
 
 
-def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
+def adaptive_max_pool(x: Array, output_size: Size) -> Array:
     """The largest value of each of `shapes.adaptive_windows`: float [B, H, W, C] -> [B, height, width, C].
 
     `output_size` is an int or (height, width), of any size; the gradient is as for `max_pool`.
@@ -138,7 +134,7 @@ def adaptive_max_pool(x: jax.Array, output_size: Size) -> jax.Array:
     return _adaptive_max(_adaptive_max(x, 2, width), 1, height)
 
 
-def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
+def adaptive_avg_pool(x: Array, output_size: Size) -> Array:
     """The mean of each of the windows of `adaptive_max_pool`, summed in float32."""
     _check_image(x)
     height, width = pair(output_size, "output_size")
@@ -147,22 +143,20 @@ def adaptive_avg_pool(x: jax.Array, output_size: Size) -> jax.Array:
     return _adaptive_mean(_adaptive_mean(widen(x), 2, width), 1, height).astype(x.dtype)
 
 
-def global_avg_pool(x: jax.Array) -> jax.Array:
+def global_avg_pool(x: Array) -> Array:
     """The mean of each channel: float [B, H, W, C] -> [B, C] of the dtype of x, summed in float32."""
     _check_image(x)
     return widen(x).mean((1, 2)).astype(x.dtype)
 
 
-def global_max_pool(x: jax.Array) -> jax.Array:
+def global_max_pool(x: Array) -> Array:
     """The largest value of each channel: float [B, H, W, C] -> [B, C], gradient as for `max_pool`."""
     _check_image(x)
-    if is_portable():
-        return x.max((1, 2))
     size = x.shape[1] * x.shape[2]
-    return _first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
+    return x.max((1, 2)) if is_portable() else _first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
 
 
-def _adaptive_max(x: jax.Array, axis: int, output_size: int) -> jax.Array:
+def _adaptive_max(x: Array, axis: int, output_size: int) -> Array:
     # A window shorter than the longest one repeats its last pixel, which changes no maximum and,
     # as only a larger value replaces an earlier one, no gradient.
     start, end = np.array(adaptive_windows(x.shape[axis], output_size)).T
@@ -173,7 +167,7 @@ def _adaptive_max(x: jax.Array, axis: int, output_size: int) -> jax.Array:
     return best
 
 
-def _adaptive_mean(x: jax.Array, axis: int, output_size: int) -> jax.Array:
+def _adaptive_mean(x: Array, axis: int, output_size: int) -> Array:
     start, end = np.array(adaptive_windows(x.shape[axis], output_size)).T
     total = jnp.take(x, start, axis=axis)
     for i in range(1, (end - start).max()):
@@ -182,7 +176,7 @@ def _adaptive_mean(x: jax.Array, axis: int, output_size: int) -> jax.Array:
     return total / _along(end - start, axis, x.ndim).astype(x.dtype)
 
 
-def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides) -> jax.Array:
+def _weighted_sum(x: Array, weights: np.ndarray, strides: Pair, sides: Sides) -> Array:
     """Sum of weight times value over each window, zeros around the image."""
     if is_portable():
         return sum_windows(x, weights, strides, sides)
@@ -192,20 +186,16 @@ def _weighted_sum(x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides
         cut = x.reshape(x.shape[0], height, strides[0], width, strides[1], x.shape[3])
         return (cut * weights[None, None, :, None, :, None]).sum((2, 4))
     height, width = x.shape[1] - weights.shape[0] + 1, x.shape[2] - weights.shape[1] + 1
-    terms = (
-        weight * x[:, i : i + height : strides[0], j : j + width : strides[1]]
-        for (i, j), weight in np.ndenumerate(weights)
-    )
-    return functools.reduce(jnp.add, terms)
+    places = np.ndindex(weights.shape)
+    taps = (x[:, i : i + height : strides[0], j : j + width : strides[1]] for i, j in places)
+    return functools.reduce(jnp.add, map(operator.mul, weights.flat, taps))
 
 
-def _pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
+def _pad(x: Array, sides: Sides, value: float) -> Array:
     return lax.pad(x, np.asarray(value, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
 
 
-def _weighted_mean(
-    x: jax.Array, weights: np.ndarray, strides: Pair, sides: Sides, counted: Sides
-) -> jax.Array:
+def _weighted_mean(x: Array, weights: np.ndarray, strides: Pair, sides: Sides, counted: Sides) -> Array:
     """The weighted sum of each window over the weight that lies on the image and the counted padding."""
     ones = np.ones((x.shape[1] + sum(counted[0]), x.shape[2] + sum(counted[1])))
     uncounted = [(max(a - c, 0), max(b - d, 0)) for (a, b), (c, d) in zip(sides, counted, strict=True)]
@@ -216,7 +206,7 @@ def _weighted_mean(
 
 
 def _windows(
-    x: jax.Array, window: Size, strides: Size | None, padding: Padding, ceil: bool
+    x: Array, window: Size, strides: Size | None, padding: Padding, ceil: bool
 ) -> tuple[Pair, Pair, Sides, Sides]:
     """Window, strides, the padding that the windows fill (< 0 if they leave pixels out), the one asked."""
     _check_image(x)
@@ -232,29 +222,26 @@ def _windows(
     return shape, steps, (filled(0), filled(1)), asked
 
 
-def _check_image(x: jax.Array) -> None:
+def _check_image(x: Array) -> None:
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"pooling of x {x.dtype} {x.shape}: allowed is float [B, H, W, C]")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _window_maxima(x: jax.Array, size: Pair, window: Pair, strides: Pair) -> jax.Array:
+def _window_maxima(x: Array, size: Pair, window: Pair, strides: Pair) -> Array:
     """Maximum of each window of images of that size; the gradient goes to the first maximum."""
     return _max_forward(x, size, window, strides)[0]
 
 
-def _max_forward(x: jax.Array, size: Pair, window: Pair, strides: Pair) -> tuple[jax.Array, Places]:
+def _max_forward(x: Array, size: Pair, window: Pair, strides: Pair) -> tuple[Array, Places]:
     # First along the columns, then the rows: so the first maximum is the first in row-major order.
     best, column = _max_along(x, 2, window[1], strides[1])
     best, row = _max_along(best, 1, window[0], strides[0])
     return best, (row, column)
 
 
-def _max_backward(
-    size: Pair, window: Pair, strides: Pair, places: Places, grad: jax.Array
-) -> tuple[jax.Array]:
-    overlap = window[0] > strides[0] or window[1] > strides[1]
-    total = widen(grad) if overlap else grad
+def _max_backward(size: Pair, window: Pair, strides: Pair, places: Places, grad: Array) -> tuple[Array]:
+    total = widen(grad) if window[0] > strides[0] or window[1] > strides[1] else grad
     for axis in range(2):
         total = _send_back(total, places[axis], axis + 1, size[axis], window[axis], strides[axis])
     return (total.astype(grad.dtype),)
@@ -263,7 +250,7 @@ def _max_backward(
 _window_maxima.defvjp(_max_forward, _max_backward)
 
 
-def _max_along(x: jax.Array, axis: int, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
+def _max_along(x: Array, axis: int, window: int, stride: int) -> tuple[Array, Array]:
     """Maximum of windows along one axis, and the first place in the window where it stands."""
     last = (x.shape[axis] - window) // stride * stride
     best = lax.slice_in_dim(x, 0, last + 1, stride, axis)
@@ -271,29 +258,25 @@ def _max_along(x: jax.Array, axis: int, window: int, stride: int) -> tuple[jax.A
     for i in range(1, window):
         value = lax.slice_in_dim(x, i, i + last + 1, stride, axis)
         better = _beats(value, best)
-        best = jnp.where(better, value, best)
-        place = jnp.where(better, jnp.asarray(i, place.dtype), place)
+        best, place = jnp.where(better, value, best), jnp.where(better, jnp.asarray(i, place.dtype), place)
     return best, place
 
 
-def _send_back(
-    grad: jax.Array, place: jax.Array, axis: int, size: int, window: int, stride: int
-) -> jax.Array:
+def _send_back(grad: Array, place: Array, axis: int, size: int, window: int, stride: int) -> Array:
     """Gradient of `_max_along`: each window's value at the place that won, summed, zeros elsewhere.
 
-    Pixel stride * a + r is place r + stride * d of window a - d: for each d that is one
-    comparison of all pixels, laid out as [.., a, r, ..].
+    Pixel stride * a + r is place r + stride * d of window a - d: for each d one comparison of all pixels,
+    laid out as [.., a, r, ..].
     """
     starts, reach = -(-size // stride), -(-window // stride)
     around = [(0, 0, 0)] * grad.ndim
     around[axis] = (reach - 1, starts - grad.shape[axis], 0)
-    place = lax.pad(place, np.zeros((), place.dtype), around)
-    padded = lax.pad(grad, np.zeros((), grad.dtype), around)
+    padded = [lax.pad(y, np.zeros((), y.dtype), around) for y in (place, grad)]
     terms = []
     for d in range(reach):
         begin = reach - 1 - d
-        winner, value = (lax.slice_in_dim(y, begin, begin + starts, axis=axis) for y in (place, padded))
-        winner, value = jnp.expand_dims(winner, axis + 1), jnp.expand_dims(value, axis + 1)
+        slices = (lax.slice_in_dim(y, begin, begin + starts, axis=axis) for y in padded)
+        winner, value = (jnp.expand_dims(y, axis + 1) for y in slices)
         here = _along(np.arange(stride) + stride * d, axis + 1, grad.ndim + 1)
         terms.append(jnp.where(winner == here.astype(place.dtype), value, 0))
     shape = (*grad.shape[:axis], starts * stride, *grad.shape[axis + 1 :])
@@ -301,19 +284,18 @@ def _send_back(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _first_max(x: jax.Array, size: int) -> jax.Array:
+def _first_max(x: Array, size: int) -> Array:
     """Maximum over the pixels of [B, size, C]; the gradient goes to the first one among equals."""
     return x.max(1)
 
 
-def _first_max_forward(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    best = x.max(1)
-    place = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+def _first_max_forward(x: Array, size: int) -> tuple[Array, Array]:
+    best, place = x.max(1), lax.broadcasted_iota(jnp.int32, x.shape, 1)
     equal = (x == best[:, None]) | (x != x)
     return best, jnp.where(equal, place, size).min(1)
 
 
-def _first_max_backward(size: int, first: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+def _first_max_backward(size: int, first: Array, grad: Array) -> tuple[Array]:
     place = lax.broadcasted_iota(jnp.int32, (grad.shape[0], size, grad.shape[1]), 1)
     return (jnp.where(place == first[:, None], grad[:, None], 0),)
 
@@ -321,7 +303,7 @@ def _first_max_backward(size: int, first: jax.Array, grad: jax.Array) -> tuple[j
 _first_max.defvjp(_first_max_forward, _first_max_backward)
 
 
-def widen(x: jax.Array) -> jax.Array:
+def widen(x: Array) -> Array:
     """x in float32, or in its own dtype where that is wider."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
@@ -331,6 +313,6 @@ def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
     return values.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def _beats(value: jax.Array, best: jax.Array) -> jax.Array:
+def _beats(value: Array, best: Array) -> Array:
     """Whether a value takes the place of the largest so far: NaN always does."""
     return (value > best) | (value != value)

@@ -14,14 +14,13 @@ Padding = str | int | Sequence[int | Sequence[int]]
 
 def pair(value: Size, what: str, minimum: int = 1) -> Pair:
     """One int or (height, width) as two ints >= `minimum`; UserError, naming `what`, for anything else."""
-    values = tuple(value) if isinstance(value, Sequence) else (value, value)
     try:
-        height, width = (operator.index(item) for item in values)
+        height, width = map(operator.index, value if isinstance(value, Sequence) else (value, value))
     except (TypeError, ValueError):
         height = width = minimum - 1
     if min(height, width) < minimum:
-        allowed = f"allowed are an int of at least {minimum} or a pair (height, width) of them"
-        raise UserError(f"{what} {value!r}: {allowed}")
+        allowed = f"an int of at least {minimum} or a pair (height, width) of them"
+        raise UserError(f"{what} {value!r}: allowed are {allowed}")
     return height, width
 
 
@@ -46,9 +45,8 @@ def conv_output_size(
 def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0), ceil: bool = False) -> int:
     """Length of one axis after pooling: (W - F + 2P) / S + 1 as in `conv_output_size`, or rounded up.
 
-    With `ceil`, as in Caffe and torch, a last window may hang over the end, but it must start inside the
-    image or the padding before it.
-    Raises: UserError if no window fits, a window would see padding only, or a number is out of range.
+    With `ceil`, as in Caffe and torch, a last window may hang over the end, but starts inside the image or
+    the padding before it. UserError if none fits, one sees padding only, or a number is out of range.
     """
     before, after = pair(padding, "padding", 0)
     if max(before, after) >= window:
@@ -71,17 +69,15 @@ def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Siz
 
     It is "valid" (none), "same" (the output has ceil(size / stride) pixels; an odd pixel of padding goes to
     the bottom and right, as in XLA), an int for all sides, (height, width) ints, or a pair (before, after)
-    for each axis.
-    Raises: UserError for another word, shape or a negative number.
+    for each axis; UserError for another word, shape or a negative number.
     """
     if isinstance(padding, str):
         if padding.lower() not in ("valid", "same"):
             raise unknown("padding", padding, ("valid", "same"))
         if padding.lower() == "valid":
             return (0, 0), (0, 0)
-        windows, steps = pair(window, "window"), pair(strides, "strides")
-        spread, sizes = pair(dilation, "dilation"), pair(size, "size")
-        height, width = map(_same, windows, steps, spread, sizes)
+        given = {"window": window, "strides": strides, "dilation": dilation, "size": size}
+        height, width = map(_same, *(pair(value, name) for name, value in given.items()))
         return height, width
     try:
         axes = tuple(padding) if isinstance(padding, Sequence) else (padding, padding)
@@ -108,8 +104,8 @@ class ReceptiveField(NamedTuple):
 def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
     """The receptive field of a stack of convolutions and poolings along one axis.
 
-    `layers` holds (window, stride[, padding before[, dilation]]) of each, the one nearest to the image first.
-    Raises: UserError for a layer of another length or a number out of range.
+    `layers` holds (window, stride[, padding before[, dilation]]) of each, the one nearest to the image first;
+    UserError for a layer of another length or a number out of range.
     """
     size, jump, start = 1, 1, 0
     for index, layer in enumerate(layers):

@@ -48,10 +48,9 @@ class TrainBench:
         if batch_size < 1:
             raise UserError(f"--batch_size={batch_size} must be at least 1")
         self.batch_size = batch_size
-        preset = variant(spec).preset
+        preset, start = variant(spec).preset, time.perf_counter()
         height, width, channels = preset.input_size
         shape = (image_size or height, image_size or width, channels)
-        start = time.perf_counter()
         self.state, step = _make_step(spec, dtype, shape)
         draw, key = np.random.default_rng(0), jax.random.key(0)
         image = draw.integers(0, 256, (batch_size, *shape), np.uint8)
@@ -126,20 +125,17 @@ def bench_train(
 
     The figures are model, dtype, batch, images_per_second (median of the rounds, with _min and _max),
     compile_seconds, first_step_seconds, peak_memory_bytes, cpu_kernels, device, shares; with a peer also its
-    images per second and `ratio`, the median over rounds of ours to theirs. UserError for an unknown model,
-    dtype or peer, or a peer that is not installed.
+    images per second and `ratio`, the median over rounds of ours to theirs. A peer must be installed.
     """
-    peer = start_peer(against, spec, batch_size, dtype) if against else None
+    peer, ours, theirs = start_peer(against, spec, batch_size, dtype) if against else None, [], []
     try:
         bench = TrainBench(spec, batch_size, dtype, image_size)
         for _ in range(cpu.SETTLING_STEPS):
             bench.step()
         bench.rate(min(seconds, 1.0))
-        ours, theirs = [], []
         for _ in range(rounds):
             ours.append(bench.rate(seconds))
-            if peer:
-                theirs.append(peer(seconds))
+            theirs += [peer(seconds)] if peer else []
     finally:
         if peer:
             peer.process.terminate()
@@ -198,18 +194,16 @@ class Peer:
 
     def _answer(self) -> dict[str, float]:
         assert self.process.stdout and self.process.stderr
-        line = self.process.stdout.readline()
-        if not line:
-            reason = self.process.stderr.read().strip().splitlines()
-            raise UserError(f"--against=torch failed: {reason[-1] if reason else 'no answer'}")
-        return json.loads(line)
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        reason = self.process.stderr.read().strip().splitlines() or ["no answer"]
+        raise UserError(f"--against=torch failed: {reason[-1]}")
 
 
 def start_peer(name: str, spec: str, batch_size: int, dtype: str) -> Peer:
     """The peer of `--against`."""
     if name != "torch":
         raise unknown("--against", name, ["torch"])
-    missing = [module for module in ("torch", "torchvision") if not importlib.util.find_spec(module)]
-    if missing:
+    if missing := [module for module in ("torch", "torchvision") if not importlib.util.find_spec(module)]:
         raise UserError(f"--against=torch needs {' and '.join(missing)}: pip install 'cnnjax[peers]'")
     return Peer(spec, batch_size, dtype)

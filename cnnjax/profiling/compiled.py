@@ -61,22 +61,18 @@ class Program:
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
         """(how many, bytes sent) of each kind of collective."""
-        return _sums(self.collectives, lambda each: each.kind)
+        return self._sums(lambda each: each.kind)
 
     def by_layer(self) -> dict[str, tuple[int, float]]:
         """(how many, bytes sent) by layer, the most bytes first."""
-        sums = _sums(self.collectives, lambda each: each.layer)
-        return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
+        return dict(sorted(self._sums(lambda each: each.layer).items(), key=lambda item: -item[1][1]))
 
-
-def _sums(
-    collectives: Iterable[Collective], name: Callable[[Collective], str]
-) -> dict[str, tuple[int, float]]:
-    sums: dict[str, tuple[int, float]] = {}
-    for each in collectives:
-        count, wire = sums.get(name(each), (0, 0.0))
-        sums[name(each)] = count + each.count, wire + each.count * each.wire
-    return sums
+    def _sums(self, name: Callable[[Collective], str]) -> dict[str, tuple[int, float]]:
+        sums: dict[str, tuple[int, float]] = {}
+        for each in self.collectives:
+            count, wire = sums.get(name(each), (0, 0.0))
+            sums[name(each)] = count + each.count, wire + each.count * each.wire
+        return sums
 
 
 def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Program:
@@ -101,8 +97,7 @@ def layer_paths(params: Collection) -> set[str]:
 
 def collectives(text: str, layers: Iterable[str] = ()) -> Iterator[Collective]:
     """The collectives in a module of optimized HLO text, those in loops counted as often as they run."""
-    known, computations = set(layers), _computations(text)
-    times = _times(computations)
+    known, times = set(layers), _times(computations := _computations(text))
     starts = {match[1]: match[0] for match in INSTRUCTION.finditer(text)}
     for name, lines in computations.items():
         for found in filter(None, map(COLLECTIVE.search, lines)):
@@ -147,8 +142,8 @@ def _times(computations: dict[str, list[str]]) -> dict[str, int]:
 
 def _bytes(dtype: str, dims: str) -> int:
     """The size of an array written as 'bf16[3,8]'; 0 of a token."""
-    digits = re.fullmatch(r"[a-z]+(\d+)\w*", dtype)
-    bits = BITS.get(dtype) or (int(digits[1]) if digits else 0)
+    digits = re.match(r"[a-z]+(\d+)", dtype)
+    bits = BITS.get(dtype) or int(digits[1] if digits else 0)
     return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8
 
 

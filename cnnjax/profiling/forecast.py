@@ -98,9 +98,8 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, .
 
 def _tpus(name: str) -> Sequence[jax.Device]:
     if not importlib.util.find_spec("libtpu"):
-        raise UserError(
-            f"--topology={name} needs the compiler for TPUs: pip install 'cnnjax[tpu]' (on Linux)"
-        )
+        needed = "needs the compiler for TPUs: pip install 'cnnjax[tpu]' (on Linux)"
+        raise UserError(f"--topology={name} {needed}")
     from jax.experimental import topologies
 
     # It asks the cloud's metadata server what machine it runs on, unless told that there is none.
@@ -121,8 +120,8 @@ def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> 
     devices, chip, sides = topology(name)
     experiment = build(config, devices=devices, source=source)
     start = time.perf_counter()
-    kernels = cpu.paused() if chip else contextlib.nullcontext()  # those of this machine's CPU
-    with kernels, out_of_memory(name, config.model, config.batch_size):
+    # Without the kernels of this machine's CPU for a chip.
+    with cpu.chosen(chip is None), out_of_memory(name, config.model, config.batch_size):
         compiled = lower_step(experiment).compile()
     seconds = time.perf_counter() - start
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))

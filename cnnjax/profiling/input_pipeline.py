@@ -77,23 +77,18 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
             (folder / "jpeg" / "made_up" / f"{i}.jpg").write_bytes(data)
         name = f"folder:{folder / 'jpeg'}"
     form, _, path = name.partition(":")
-    bad = UserError(f"--data={name} must be folder:PATH of JPEG files")
-    if form != "folder":
-        raise bad
-    images = ImageFolder(Path(path).expanduser())
-    source, split = images.source("train", name, SIDE), images.splits["train"]
-    members = [m for m in images.files.members if m.name.startswith(split)]
-    if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
-        raise bad
-    return source, [images.files.read(member) for member in members]
+    images = ImageFolder(Path(path).expanduser()) if form == "folder" else None
+    members = [m for m in images.files.members if m.name.startswith(images.splits["train"])] if images else []
+    if not images or not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
+        raise UserError(f"--data={name} must be folder:PATH of JPEG files")
+    return images.source("train", name, SIDE), [images.files.read(member) for member in members]
 
 
 def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: float) -> dict[str, float]:
     """The pipeline and simplejpeg alone in turn, on as many threads, from the same files."""
-    alone, ours = [], []
     with ThreadPoolExecutor(_cores()) as pool:
         _alone(pool, encoded, 0.2)
-        alone.append(_alone(pool, encoded, seconds / SLICES))
+        alone, ours = [_alone(pool, encoded, seconds / SLICES)], []
         for _ in range(rounds * SLICES):
             ours.append(_streamed(source, seconds / SLICES))
             alone.append(_alone(pool, encoded, seconds / SLICES))

@@ -152,7 +152,7 @@ def _convolution(op: Operation) -> Field | None:
 def _dot(op: Operation) -> Field | None:
     if op.fields[0] is not None and op.fields[1] is not None:
         return EVERYWHERE
-    side = 0 if op.fields[0] is not None else 1
+    side = int(op.fields[0] is None)
     contracted, batch = (dims[side] for dims in op.params["dimension_numbers"])
     free = [axis for axis in range(len(op.shapes[side])) if axis not in (*contracted, *batch)]
     first = len(batch) if side == 0 else len(op.out) - len(free)  # where the free axes of this side begin

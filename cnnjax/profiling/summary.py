@@ -66,11 +66,11 @@ class Summary:
 def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) -> Summary:
     """The layers of the forward pass of one image [H, W, C] (the preset's size of a spec) in evaluation."""
     walk = _walk(model, image_shape, scan=False)
-    sizes = walk.params
+    sizes, macs = walk.params, walk.macs
     layers = [
-        Layer(name, shape[1:], sizes.get(name, 0), walk.macs.get(name, 0), field_size(field))
+        Layer(name, shape[1:], sizes.get(name, 0), macs.get(name, 0), field_size(field))
         for name, (shape, field) in walk.outputs.items()
-        if name in sizes or walk.macs.get(name, 0) != 0
+        if name in sizes or macs.get(name, 0) != 0
     ]
     return Summary(layers, sum(sizes.values()), walk.total_macs())
 
@@ -223,6 +223,4 @@ def _equation_macs(eqn: JaxprEqn) -> int | None:
     if name == "dot_general":
         left, ((contracted, _), _) = shape_of(eqn.invars[0]), eqn.params["dimension_numbers"]
         return size * math.prod(left[axis] for axis in contracted)
-    if name in OPAQUE or "call" in name:
-        return None
-    return 0
+    return None if name in OPAQUE or "call" in name else 0

@@ -53,10 +53,8 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
     _fold_batches(forward_bias, with_bias)
     _fold_batches(to_input, input_gradient)
 
-    def convolution(x, kernel, bias=None, **parameters):
-        if bias is None:
-            return forward.bind(x, kernel, **parameters)
-        return forward_bias.bind(x, kernel, bias, **parameters)
+    def convolution(x, kernel, bias=None, **p):
+        return forward.bind(x, kernel, **p) if bias is None else forward_bias.bind(x, kernel, bias, **p)
 
     return convolution
 
@@ -84,12 +82,9 @@ def _set_bias_gradients(forward: Primitive, forward_bias: Primitive, to_kernel: 
     """Linear in kernel and bias together, and in x."""
 
     def jvp(primals, tangents, **p):
-        x, kernel, _ = primals
-        dx, dkernel, dbias = tangents
+        (x, kernel, _), (dx, dkernel, dbias) = primals, tangents
         y = forward_bias.bind(*primals, **p)
-        terms = []
-        if type(dx) is not ad.Zero:
-            terms.append(forward.bind(dx, kernel, **p))
+        terms = [] if type(dx) is ad.Zero else [forward.bind(dx, kernel, **p)]
         if type(dkernel) is not ad.Zero:
             terms.append(forward_bias.bind(x, dkernel, ad.instantiate_zeros(dbias), **p))
         elif type(dbias) is not ad.Zero:
@@ -138,14 +133,12 @@ def _attributes(
     """The call's attributes, or None where there is no fast code for this convolution."""
     first, second, result = (tuple(aval.shape) for aval in (*inputs[:2], results[0]))
     x, kernel, y = ((first, second, result), (result, second, first), (first, result, second))[mode]
-    sides, with_bias = (*padding[0], *padding[1]), len(inputs) == 3
-    is_bfloat16 = inputs[0].dtype == jnp.bfloat16
-    numbers = (mode, is_bfloat16, groups, with_bias, *x, *kernel, *y, *strides, *sides, *dilation)
+    sides, is_bfloat16 = (*padding[0], *padding[1]), inputs[0].dtype == jnp.bfloat16
+    numbers = (mode, is_bfloat16, groups, len(inputs) == 3, *x, *kernel, *y, *strides, *sides, *dilation)
     if not _is_fast(tuple(map(int, numbers))):
         return None
-    pairs = {"strides": strides, "padding": sides, "dilation": dilation}
-    call = {name: np.array(value, np.int64) for name, value in pairs.items()}
-    return {**call, "mode": np.int64(mode), "groups": np.int64(groups)}
+    call = {"strides": strides, "padding": sides, "dilation": dilation, "mode": mode, "groups": groups}
+    return {name: np.asarray(value, np.int64)[()] for name, value in call.items()}
 
 
 @functools.lru_cache(4096)

@@ -96,8 +96,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _open() -> ctypes.CDLL:
-    spec = importlib.util.find_spec("cnnjax.ops.cpu._kernels")
-    if spec is None or spec.origin is None:
+    if not (spec := importlib.util.find_spec("cnnjax.ops.cpu._kernels")) or not spec.origin:
         raise Missing("cnnjax was installed without its compiled kernels")
     before = os.environ.get(SPIN[0])
     if before is None and "OMP_WAIT_POLICY" not in os.environ:
@@ -119,12 +118,12 @@ def _interface() -> int:
 
 def _onednn() -> Path:
     try:
-        files = importlib.metadata.files(ONEDNN) or []
+        for file in importlib.metadata.files(ONEDNN) or []:
+            if file.name == "libdnnl.so.3":
+                return Path(file.locate()).resolve()
     except importlib.metadata.PackageNotFoundError:
         raise Missing(f"package {ONEDNN} is not installed") from None
-    if (file := next((file for file in files if file.name == "libdnnl.so.3"), None)) is None:
-        raise Missing(f"package {ONEDNN} holds no libdnnl.so.3")
-    return Path(file.locate()).resolve()
+    raise Missing(f"package {ONEDNN} holds no libdnnl.so.3")
 
 
 def thread_count() -> int:

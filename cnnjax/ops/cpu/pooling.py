@@ -6,13 +6,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from cnnjax.ops.cpu.primitive import make_primitive
 from cnnjax.ops.shapes import Pair, Sides
 
 
-def make_max_pool() -> Callable[..., jax.Array]:
+def make_max_pool() -> Callable[..., Array]:
     """Maximum pooling (x [B, H, W, C], window, strides, sides) -> [B, H', W', C]; gradient in reverse mode.
 
     Windows have at most 255 pixels, padding is less than the window; the last of `sides` may be negative.
@@ -39,14 +39,11 @@ def make_max_pool() -> Callable[..., jax.Array]:
     return lambda x, window, strides, sides: pool(x, x.shape[1:3], window, strides, sides)
 
 
-def max_windows_and_places(
-    x: jax.Array, *, window: Pair, strides: Pair, sides: Sides
-) -> tuple[jax.Array, jax.Array]:
+def max_windows_and_places(x: Array, *, window: Pair, strides: Pair, sides: Sides) -> tuple[Array, Array]:
     """Maxima, differentiable in every mode, and the place of each in its window, row-major, as a byte."""
     x = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
     height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
-    places = np.ndindex(window)
-    taps = [x[:, i : i + height : strides[0], j : j + width : strides[1]] for i, j in places]
+    taps = [x[:, i : i + height : strides[0], j : j + width : strides[1]] for i, j in np.ndindex(window)]
     best, place = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
     for i, value in enumerate(taps[1:], 1):
         better = (value > best) | (value != value)
@@ -55,8 +52,8 @@ def max_windows_and_places(
 
 
 def _gradient(
-    dy: jax.Array, places: jax.Array, *, size: Pair, window: Pair, strides: Pair, sides: Sides
-) -> tuple[jax.Array]:
+    dy: Array, places: Array, *, size: Pair, window: Pair, strides: Pair, sides: Sides
+) -> tuple[Array]:
     """Each window's gradient at the place of its maximum, summed in float32."""
     wide, zero = dy.astype(jnp.float32), np.float32(0)
     total = jnp.zeros((dy.shape[0], *size, dy.shape[3]), jnp.float32)

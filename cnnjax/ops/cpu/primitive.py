@@ -29,10 +29,9 @@ def make_primitive(
     that where one CPU device runs the program it lowers to the call. Exported programs and those for several
     devices keep the reference, which is portable and which the partitioner understands.
 
-    Args:
-      reference: (*arrays, **hashable parameters) -> array, or a tuple of them with `multiple_results`.
-      attributes: (avals of arrays, avals of results, **parameters) -> those of the call, or None for XLA.
-      alike: (*avals of arrays, **parameters) -> those that the results are like, if known without tracing.
+    `reference` is (*arrays, **hashable parameters) -> array, or a tuple of them with `multiple_results`;
+    `attributes` (avals of arrays, avals of results, **parameters) -> those of the call, or None for XLA;
+    `alike` (*avals of arrays, **parameters) -> those that the results are like, if known without tracing.
     """
     primitive = Primitive(f"cnnjax_{name}")
     primitive.multiple_results = multiple_results
@@ -85,8 +84,7 @@ def _on_cpu(
         inputs, results = context.avals_in, context.avals_out
         if not runs_on_one_device(context):
             return in_xla(context, *arrays, **parameters)
-        call = attributes(inputs, results, **parameters)
-        if call is not None:
+        if (call := attributes(inputs, results, **parameters)) is not None:
             return jax.ffi.ffi_lowering(target)(context, *arrays, **call)
         # Processors without bfloat16 of their own: the call in float32 is several times as fast as XLA.
         if all(aval.dtype == jnp.bfloat16 for aval in (*inputs, *results)):
@@ -109,8 +107,7 @@ def set_gradient(
 
     # The derivative is a primitive of its own, linear in its last inputs; transposed, it is the gradient.
     def tangents_of(*inputs, count, **parameters):
-        function = functools.partial(reference, **parameters)
-        return jax.jvp(function, inputs[:count], inputs[-count:])[1]
+        return jax.jvp(functools.partial(reference, **parameters), inputs[:count], inputs[-count:])[1]
 
     def tangents(*inputs, count, **_):
         return inputs[count:-count]
@@ -120,8 +117,7 @@ def set_gradient(
 
     def jvp(primals, tangents, **parameters):
         results = primitive.bind(*primals, **parameters)
-        tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
-        inputs = (*primals, *results, *tangents)
+        inputs = (*primals, *results, *map(ad.instantiate_zeros, tangents))
         return results, derivative.bind(*inputs, count=len(primals), **parameters)
 
     def transpose(cotangents, *inputs, count, **parameters):
@@ -146,14 +142,13 @@ def map_reference(
     reference: Reference, arrays: Sequence[jax.Array], axes: Sequence[int | None], **parameters: object
 ) -> tuple[Arrays, int | tuple[int, ...]]:
     """The batching rule of a primitive that goes through its reference."""
-    results = jax.vmap(lambda *rows: reference(*rows, **parameters), in_axes=tuple(axes))(*arrays)
+    results = jax.vmap(functools.partial(reference, **parameters), in_axes=tuple(axes))(*arrays)
     return results, jax.tree.map(lambda _: 0, results)
 
 
 def runs_on_one_device(context: mlir.LoweringRuleContext) -> bool:
     """Whether this lowering is of a program that runs here, on one device."""
-    module = context.module_context
-    axes = module.axis_context
+    axes = (module := context.module_context).axis_context
     if module.lowering_parameters.for_export or len(module.platforms) > 1:
         return False
     if isinstance(axes, mlir.ShardingContext):
