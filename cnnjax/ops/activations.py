@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from cnnjax.errors import unknown
+from cnnjax.errors import by_name
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -18,7 +18,7 @@ def softmax(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": jax.nn.gelu,
+    "gelu": jax.nn.gelu,  # the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2)
     "identity": identity,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
@@ -29,10 +29,5 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function of that name, float [...] -> float [...] of the same shape and dtype.
-
-    "gelu" is the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2).
-    """
-    if name not in ACTIVATIONS:
-        raise unknown("activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name]
+    """The function of that name, float [...] -> float [...] of the same shape and dtype."""
+    return by_name("activation", name, ACTIVATIONS)

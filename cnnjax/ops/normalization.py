@@ -162,10 +162,7 @@ def batch_norm_inference(
     relu: bool = False,
     pool: int = 1,
 ) -> jax.Array:
-    """Normalizes each channel by running statistics (arXiv:1502.03167, algorithm 2), in float32.
-
-    `mean` and `var` (not negative) are float32 [C], the others as in `batch_norm_train`.
-    """
+    """`batch_norm_train` by running statistics, float32 [C], in float32 (arXiv:1502.03167, algorithm 2)."""
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
     factor = lax.rsqrt(var + epsilon) * scale
     y = (_widen(x) - _like(x, mean)) * _like(x, factor) + _like(x, bias)

@@ -87,10 +87,7 @@ def avg_pool(
 def l2_pool(
     x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> Array:
-    """The L2 norm of each window: the square root of the sum (not the mean) of squares, summed in float32.
-
-    Its gradient in a window of zeros is taken as 0. Arguments and errors as for `max_pool`.
-    """
+    """The root of the sum (not the mean) of a window's squares, in float32; gradient 0 if all are zeros."""
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     total = _weighted_sum(jnp.square(widen(x)), np.ones(shape), steps, sides)
     return jnp.where(total == 0, 0, jnp.sqrt(jnp.where(total == 0, 1, total))).astype(x.dtype)
@@ -113,20 +110,14 @@ def center_weighted_pool(
 def subsample(
     x: Array, window: Size, strides: Size | None = None, padding: Padding = 0, ceil: bool = False
 ) -> Array:
-    """The first pixel of each window, the others unread: a convolution before it becomes a strided one.
-
-    Padding is zeros. Arguments and errors as for `max_pool`.
-    """
+    """The first pixel of each window, 0 in the padding: a convolution before it becomes a strided one."""
     shape, steps, sides, _ = _windows(x, window, strides, padding, ceil)
     x = _pad(x, sides, 0.0)
     return x[:, : x.shape[1] - shape[0] + 1 : steps[0], : x.shape[2] - shape[1] + 1 : steps[1]]
 
 
 def adaptive_max_pool(x: Array, output_size: Size) -> Array:
-    """The largest value of each of `shapes.adaptive_windows`: float [B, H, W, C] -> [B, height, width, C].
-
-    `output_size` is an int or (height, width), of any size; the gradient is as for `max_pool`.
-    """
+    """The largest value of each of `shapes.adaptive_windows`: [B, H, W, C] -> [B, *output_size, C]."""
     _check_image(x)
     height, width = pair(output_size, "output_size")
     if x.shape[1] % height == 0 and x.shape[2] % width == 0:

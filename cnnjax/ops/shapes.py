@@ -30,8 +30,7 @@ def conv_output_size(
     """Length of one axis after a convolution: (W - F + 2P) / S + 1, rounded down.
 
     W is `size`, F `window` (with dilation D it covers (F - 1) D + 1 pixels), S `stride`, and P `padding`:
-    pixels (before, after), or the same number on both sides.
-    Raises: UserError if the window is larger than the padded axis, or a number is out of range.
+    (before, after), or the same on both sides. UserError if the window is larger than the padded axis.
     """
     _check_axis(size, window, stride, dilation)
     before, after = pair(padding, "padding", 0)
@@ -104,8 +103,7 @@ class ReceptiveField(NamedTuple):
 def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
     """The receptive field of a stack of convolutions and poolings along one axis.
 
-    `layers` holds (window, stride[, padding before[, dilation]]) of each, the one nearest to the image first;
-    UserError for a layer of another length or a number out of range.
+    `layers` holds (window, stride[, padding before[, dilation]]) of each, the one nearest to the image first.
     """
     size, jump, start = 1, 1, 0
     for index, layer in enumerate(layers):

@@ -133,10 +133,8 @@ def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> 
 
 
 def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> float:
-    """Seconds of one collective: its bytes over the network's bandwidth, and the latency of its hops.
-
-    A ring along each side of the slice, both ways round: half of it in hops; an all-reduce takes twice that.
-    """
+    """Seconds of one collective: its bytes over the network's bandwidth, and the latency of its hops."""
+    # A ring along each side of the slice, both ways round: half of it in hops, an all-reduce twice that.
     hops = 1 if each.kind == "collective-permute" else sum(side // 2 for side in sides)
     return each.wire / chip.network + hops * chip.hop * (2 if each.kind == "all-reduce" else 1)
 

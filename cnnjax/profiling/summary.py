@@ -78,8 +78,7 @@ def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) 
 def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
     """(parameters, multiply-adds) of variants by name, each as soon as it is known.
 
-    A deep net takes seconds to trace, so they are kept in the user's cache folder, if it can be written, in a
-    file named after a hash of the sources that they follow from.
+    A deep net takes seconds to trace: they are cached by a hash of the sources that they follow from.
     """
     file = cache_folder("models") / f"{_sources_hash()}.json"
     try:

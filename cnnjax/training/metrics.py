@@ -98,8 +98,7 @@ def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
 def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
     """How often predictions of each confidence are right, by bins (low, high] of equal width.
 
-    A NaN confidence goes to the first bin and makes its mean NaN. Source: Guo et al. 2017, arXiv:1706.04599,
-    section 3, with their 15 bins.
+    A NaN confidence makes the first bin's mean NaN. Source: Guo et al. 2017, arXiv:1706.04599, section 3.
     """
     confidence = predictions["confidence"].astype(np.float64)
     correct = (predictions["label"] == predictions["prediction"]).astype(np.float64)

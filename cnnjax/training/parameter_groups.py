@@ -45,8 +45,8 @@ def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
 
 def decayed_paths(params: optax.Params, decay: str = "kernels") -> list[str]:
     """The paths of the leaves that decay, for the run record; the arguments of `decay_mask`."""
-    decays = jax.tree.leaves_with_path(decay_mask(params, decay))
-    return [path_name(path) for path, decay in decays if decay]
+    mask = jax.tree.leaves_with_path(decay_mask(params, decay))
+    return [path_name(path) for path, decays in mask if decays]
 
 
 def is_frozen(path: str, freeze: str) -> bool:

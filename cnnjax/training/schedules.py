@@ -112,10 +112,7 @@ def _exponential(
     staircase: bool = True,
     end_learning_rate: float = 0.0,
 ) -> Schedule:
-    """Multiplied by `decay_rate` every `decay_epochs`: at once if `staircase`, else evenly.
-
-    The defaults are those of Inception v3 (Szegedy et al. 2015, arXiv 1512.00567, section 8).
-    """
+    """Times `decay_rate` every `decay_epochs`, at once if `staircase`; defaults: Inception v3, 1512.00567."""
     check("decay_rate", decay_rate, "in (0, 1]", lambda v: 0 < v <= 1)
     check("decay_epochs", decay_epochs, "greater than 0", lambda v: v > 0)
     _check_end(end_learning_rate, learning_rate)

@@ -2,8 +2,7 @@
 
 Every augmentation is `(key, batch, **literals) -> batch`, see `geometry`, `color`, `policies` and `mixing`.
 A batch holds "image" [B, H, W, C], in training also what `batches` gives and "run_key", the same key at every
-step. A new augmentation is a function under `@operation(...)`, and a row in `ARGUMENTS` for each new argument
-name: it is then legal in the string that `parse` checks.
+step. A new one is a function under `@operation(...)`, with a row in `ARGUMENTS` for each new argument name.
 """
 
 import dataclasses

@@ -37,10 +37,7 @@ def _flipped(images: jax.Array, flip: jax.Array) -> jax.Array:
 
 @operation()
 def mirror(key: Key, batch: Batch, probability: float = 0.5) -> Batch:
-    """Flips each image left to right with the given probability.
-
-    Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1 (horizontal reflections).
-    """
+    """Flips each image left to right with this probability (Krizhevsky, Sutskever, Hinton 2012, 4.1)."""
     flip = jax.random.bernoulli(key, float(probability), batch["image"].shape[:1])
     return batch | {"image": _flipped(batch["image"], flip)}
 
@@ -49,8 +46,7 @@ def mirror(key: Key, batch: Batch, probability: float = 0.5) -> Batch:
 def alternating_flip(key: Key, batch: Batch) -> Batch:
     """Flips each image left to right in every other epoch; a draw by example says which of them in the first.
 
-    So two consecutive epochs show every image both ways, where `mirror` repeats half of the views. The draw
-    is a function of `run_key` and `index` alone.
+    So two consecutive epochs show every image both ways, where `mirror` repeats half of the views.
     Source: Jordan 2024, arXiv:2404.00498, section 3.6 (there a hash of the index; here a draw by it).
     """
     run_key = batch["run_key"]
@@ -97,10 +93,7 @@ def _resized_shape(shape: Shape, arguments: Arguments) -> Shape:
 def _windows(
     images: jax.Array, corner: jax.Array, extent: jax.Array, size: tuple[int, int], antialias: bool = True
 ) -> jax.Array:
-    """The windows [corner, corner + extent) of images, in pixels [B, 2], resized to `size` (bilinear).
-
-    uint8 is rounded. With `antialias` the filter widens as the window shrinks, as in Pillow.
-    """
+    """Windows [corner, corner + extent) of images, in pixels [B, 2], resized to `size`; uint8 is rounded."""
 
     def resize(image: jax.Array, scale: jax.Array, corner: jax.Array) -> jax.Array:
         shape, moved = (*size, image.shape[-1]), -corner * scale
@@ -121,10 +114,7 @@ def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
 def _rectangles(
     area_key: jax.Array, aspect_key: jax.Array, shape: tuple[int, ...], area: Range, aspect: Range
 ) -> jax.Array:
-    """float32 [B, 2], height and width of a rectangle for each image [B, H, W, C] of `shape`, in pixels.
-
-    `area`, a fraction of the image's, is uniform; `aspect`, width / height, is uniform in its logarithm.
-    """
+    """float32 [B, 2], height and width of a rectangle for each image [B, H, W, C] of `shape`, in pixels."""
     count, height, width, _ = shape
     part = jax.random.uniform(area_key, (count,), minval=area[0], maxval=area[1]) * height * width
     low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
@@ -192,10 +182,7 @@ def random_erasing(
 
 @operation()
 def cutout(key: Key, batch: Batch, size: Size) -> Batch:
-    """Blackens (or, after normalize, greys) a square centred on any pixel, a part of it maybe outside.
-
-    Source: DeVries, Taylor 2017, arXiv:1708.04552, section 3.2.
-    """
+    """Sets a square centred on any pixel to 0, as far as it is inside (DeVries, Taylor 2017, 1708.04552)."""
     images = batch["image"]
     extent = jnp.asarray(pair(size))[None]
     centre = jax.random.randint(key, (images.shape[0], 2), 0, jnp.asarray(images.shape[1:3])[None])

@@ -21,8 +21,7 @@ def _mixed_labels(batch: Batch, other: jax.Array, part: jax.Array, num_classes: 
 def mixup(key: Key, batch: Batch, alpha: float = 0.2, *, num_classes: int) -> Batch:
     """Mixes each image with another of the batch: part * image + (1 - part) * other, and the labels likewise.
 
-    The batch has one part, drawn from Beta(alpha, alpha); alpha 0 is the identity.
-    Source: Zhang et al. 2017, arXiv:1710.09412, section 2.
+    The batch has one part, from Beta(alpha, alpha); alpha 0 is the identity (Zhang et al. 2017, 1710.09412).
     """
     if not alpha:
         return batch
@@ -49,9 +48,8 @@ def cutmix(key: Key, batch: Batch, alpha: float = 1.0, *, num_classes: int) -> B
     left = jax.random.beta(part_key, alpha, alpha)
     sides = jnp.asarray([height, width])
     extent = (sides.astype(jnp.float32) * jnp.sqrt(1 - left)).astype(jnp.int32)
-    centre = jax.random.randint(place_key, (2,), 0, sides)
-    start = jnp.clip(centre - extent // 2, 0, sides)
-    end = jnp.clip(centre - extent // 2 + extent, 0, sides)
+    corner = jax.random.randint(place_key, (2,), 0, sides) - extent // 2
+    start, end = jnp.clip(corner, 0, sides), jnp.clip(corner + extent, 0, sides)
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     inside = (row >= start[0]) & (row < end[0]) & (column >= start[1]) & (column < end[1])
     other = jax.random.permutation(partner_key, len(image))

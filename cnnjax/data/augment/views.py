@@ -1,8 +1,7 @@
 """Test protocols: the views of an image whose class probabilities are averaged.
 
-A protocol is written as a call of literals: `center`, `mirror`, `mirror_translate(pixels=1)`, `ten_crop` or
-`multi_scale(sides=(224, 256, 384))`. `ten_crop` and `multi_scale` look at the image before the `center_crop`
-of the evaluation's augmentation, and put their own views in its place.
+A protocol is a call of literals: `center`, `mirror`, `mirror_translate(pixels=1)`, or `ten_crop` and
+`multi_scale(sides=(224, 256, 384))`, whose views replace the `center_crop` of evaluation's augmentation.
 """
 
 import dataclasses
@@ -125,9 +124,8 @@ def ten_crop(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
 def multi_scale(
     augment: Augmentation, image_shape: Shape, sides: tuple[int, ...] = (224, 256, 384, 480, 640)
 ) -> tuple[Views, ...]:
-    """The whole image and its mirror image, at each of several short sides, without a crop.
+    """The whole image and its mirror image at several short sides; the network must take images of any size.
 
-    The network must take images of any size, as those that end in global average pooling do.
     Source: He et al. 2015, arXiv:1512.03385, section 3.4 (the same sides); scores are averaged as softmax.
     """
     if not isinstance(sides, tuple | list) or not sides or not all(type(s) is int and s > 0 for s in sides):
@@ -149,10 +147,7 @@ PROTOCOLS: dict[str, Callable[..., tuple[Views, ...]]] = {
 
 
 def parse(spec: str, augment: Augmentation, image_shape: Sequence[int]) -> Protocol:
-    """Reads a call of `PROTOCOLS` and checks it; `augment` is of evaluation, parsed for `image_shape`.
-
-    Raises: UserError naming the protocol, its value and what is allowed.
-    """
+    """Reads and checks a call of `PROTOCOLS`; `augment` is that of evaluation, parsed for `image_shape`."""
     name, values, named = parse_call(spec, "protocol")
     views = by_name("protocol", name, PROTOCOLS)
     own = list(inspect.signature(views).parameters)[2:]

@@ -51,10 +51,7 @@ class Member:
 
 
 class Files:
-    """The files below a folder, a .zip or an uncompressed .tar; another process opens the root anew.
-
-    `members` are sorted by name, without hidden files and what macOS and Windows leave behind.
-    """
+    """The files below a folder, .zip or plain .tar, by name, without hidden ones; a copy opens it anew."""
 
     def __init__(self, root: Path):
         self.root = root

@@ -17,8 +17,7 @@ def read_cifar(path: Path, members: Sequence[str], label_bytes: int, num_classes
 
     `path` is the .tar.gz archive, or the folder that holds the files. A record is `label_bytes` labels, one
     byte each (CIFAR-100: coarse, then fine, which is used), and 3072 bytes of red, green and blue planes
-    (Krizhevsky 2009).
-    Raises: UserError naming the file that is missing or wrong.
+    (Krizhevsky 2009). UserError names the file that is missing or wrong.
     """
     archived = _tar_members(path, members) if path.is_file() else {}
     rows = []

@@ -53,8 +53,7 @@ def _read_kind(folder: Path, split: str, kind: str, ndim: int, sha256: Mapping[s
 def read_split(folder: Path, split: str, sha256: Mapping[str, str] | None = None) -> Arrays:
     """Images uint8 [N, H, W, 1] and labels int32 [N] of the idx files (`train-images-idx3-ubyte[.gz]`, ...).
 
-    `sha256` is name without .gz -> checksum of the unzipped contents.
-    Raises: UserError naming the file that is missing or wrong.
+    `sha256` is name without .gz -> checksum of unzipped contents. UserError names a missing or wrong file.
     """
     images = _read_kind(folder, split, "images-idx3", 3, sha256 or {})
     labels = _read_kind(folder, split, "labels-idx1", 1, sha256 or {}).astype(np.int32)

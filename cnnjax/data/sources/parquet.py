@@ -29,10 +29,7 @@ MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
 
 
 class ParquetFolder:
-    """The files of each split, the names of the columns, and the classes; no image is read.
-
-    Raises: UserError for a folder without such files, or one whose columns are others.
-    """
+    """The files of each split, the names of the columns, and the classes; no image is read."""
 
     def __init__(self, root: Path):
         self.root = root

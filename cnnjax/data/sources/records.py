@@ -61,10 +61,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def read_split(folder: Path, split: str, name: str) -> FileSource:
-    """One split of a prepared folder, read on access, with a fingerprint of facts, labels and shards' sizes.
-
-    Raises: UserError for a shard that is missing or of another size than when it was written.
-    """
+    """One split of a prepared folder, read on access; UserError names a shard missing or of another size."""
     shards = (facts := read_facts(folder))["splits"][split]
     for shard in shards:
         path = folder / shard["file"]

@@ -198,10 +198,7 @@ def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
 
 
 def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
-    """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first.
-
-    Raises: UserError naming the first example that cannot be read or has another shape.
-    """
+    """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first."""
     if isinstance(source, ArraySource):
         return source
     images = np.empty((len(source), *source.image_shape), np.uint8)

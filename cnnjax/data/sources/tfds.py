@@ -22,8 +22,7 @@ NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
 def find_prepared(name: str, root: Path) -> Path | None:
     """The newest folder NAME/VERSION of a data set prepared as ArrayRecord, or None.
 
-    `name` is as "mnist", "imagenet_resized/32x32" or "mnist:3.0.1"; `root` is `tfds.load`'s data_dir, or the
-    folder NAME/VERSION itself.
+    `name` is as "mnist", "imagenet_resized/32x32" or "mnist:3.0.1"; `root` a TFDS data_dir, or that folder.
     """
     path, _, version = name.partition(":")
     versions = [p.parent for p in root.glob(f"{path}/{version or '*'}/dataset_info.json")]

@@ -36,18 +36,14 @@ def _glibc() -> ctypes.CDLL | None:
 def keep_freed_memory() -> bool:
     """Makes this process keep freed memory for its next blocks; whether it can.
 
-    Call it before a device is used: threads that have allocated keep heaps of their own, of pieces of 64 MiB,
-    in which larger blocks are mapped all the same.
+    Call it before a device is used: threads that have allocated keep heaps of their own, of 64 MiB pieces.
     """
     libc = _glibc()
     return libc is not None and 0 not in [libc.mallopt(*setting) for setting in _SETTINGS.values()]
 
 
 def settled(step: Callable[_Args, _Results]) -> Callable[_Args, _Results]:
-    """`step`, which returns the workspaces of its first calls to the system, so that they do not add up.
-
-    It takes what the call before returned, which tells when that has ended.
-    """
+    """`step`, which takes what its last call returned; workspaces of the first calls go back to the system."""
     libc, calls = _glibc(), itertools.count()
 
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:
