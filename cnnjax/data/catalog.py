@@ -72,11 +72,10 @@ def _cifar_layout(
     archive: str, sha256: str, folder: str, members: Mapping[str, tuple[str, ...]], label_bytes: int
 ) -> Layout:
     """CIFAR's binary archive (checked), or the folder unpacked from it."""
-    files = [file for split in members.values() for file in split]
 
     def find(root: Path) -> Path | None:
         for place in (root / folder, root):
-            if all((place / file).is_file() for file in files):
+            if all((place / file).is_file() for split in members.values() for file in split):
                 return place
         return root / archive if (root / archive).is_file() else None
 
@@ -119,7 +118,20 @@ _CIFAR10 = ("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1
 _CIFAR100 = ("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")
 _CIFAR10_MEMBERS = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 _CIFAR100_MEMBERS = {"train": ("train.bin",), "test": ("test.bin",)}
-_TORONTO = ("https://www.cs.toronto.edu/~kriz/",)
+_CIFAR = DatasetInfo(
+    name="cifar10",
+    image_shape=(32, 32, 3),
+    class_names=CIFAR10_CLASSES,
+    splits={"train": 50000, "test": 10000},
+    mean=(0.4914, 0.4822, 0.4465),  # as published widely; not measured here
+    std=(0.2470, 0.2435, 0.2616),
+    layout=_cifar_layout(*_CIFAR10, "cifar-10-batches-bin", _CIFAR10_MEMBERS, label_bytes=1),
+    archives=dict([_CIFAR10]),
+    mirrors=("https://www.cs.toronto.edu/~kriz/",),
+    description="small colour photographs, 10 classes (Krizhevsky 2009)",
+    licence="none stated; cite the report",
+    source="https://www.cs.toronto.edu/~kriz/cifar.html",
+)
 
 DATASETS: dict[str, DatasetInfo] = {
     info.name: info
@@ -168,33 +180,16 @@ DATASETS: dict[str, DatasetInfo] = {
             licence="CC BY-SA 3.0",
             source="http://yann.lecun.com/exdb/mnist/",
         ),
-        DatasetInfo(
-            name="cifar10",
-            image_shape=(32, 32, 3),
-            class_names=CIFAR10_CLASSES,
-            splits={"train": 50000, "test": 10000},
-            mean=(0.4914, 0.4822, 0.4465),  # as published widely; not measured here
-            std=(0.2470, 0.2435, 0.2616),
-            layout=_cifar_layout(*_CIFAR10, "cifar-10-batches-bin", _CIFAR10_MEMBERS, label_bytes=1),
-            archives=dict([_CIFAR10]),
-            mirrors=_TORONTO,
-            description="small colour photographs, 10 classes (Krizhevsky 2009)",
-            licence="none stated; cite the report",
-            source="https://www.cs.toronto.edu/~kriz/cifar.html",
-        ),
-        DatasetInfo(
+        _CIFAR,
+        dataclasses.replace(
+            _CIFAR,
             name="cifar100",
-            image_shape=(32, 32, 3),
             class_names=CIFAR100_CLASSES,
-            splits={"train": 50000, "test": 10000},
             mean=(0.5071, 0.4865, 0.4409),  # as published widely; not measured here
             std=(0.2673, 0.2564, 0.2762),
             layout=_cifar_layout(*_CIFAR100, "cifar-100-binary", _CIFAR100_MEMBERS, label_bytes=2),
             archives=dict([_CIFAR100]),
-            mirrors=_TORONTO,
             description="small colour photographs, 100 classes, fine labels (Krizhevsky 2009)",
-            licence="none stated; cite the report",
-            source="https://www.cs.toronto.edu/~kriz/cifar.html",
         ),
     )
 }

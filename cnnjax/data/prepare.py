@@ -2,11 +2,12 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,17 +105,13 @@ def prepare(
         for done, (split, shard) in enumerate(pool.map(write, tasks), 1):
             shards[split].append(shard)
             progress(done, len(tasks))
-    atomic_write(out / FACTS, json.dumps({**plan, **_statistics(shards["train"]), "splits": shards}))
-    return read_facts(out)
-
-
-def _statistics(shards: Sequence[Shard]) -> dict[str, object]:
-    """mean, std and covariance over all pixels; a shard without images has no sums."""
-    used = [shard for shard in shards if shard["pixels"]]
-    if not used:
+    parts = ((s["pixels"], np.asarray(s["total"]), np.asarray(s["products"])) for s in shards["train"])
+    sums = sum(itertools.starmap(Moments, parts), Moments.empty(sources["train"].image_shape[2]))
+    if not sums.pixels:
         raise UserError("train has no image that can be read")
-    sums = [Moments(s["pixels"], np.asarray(s["total"]), np.asarray(s["products"])) for s in used]
-    return sum(sums[1:], sums[0]).statistics()._asdict()
+    facts = {**plan, **sums.statistics()._asdict(), "splits": shards}
+    atomic_write(out / FACTS, json.dumps(facts))
+    return read_facts(out)
 
 
 def _check_plan(out: Path, plan: Mapping[str, object]) -> None:

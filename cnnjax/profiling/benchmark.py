@@ -24,7 +24,7 @@ from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.runs.step import device_memory
 from cnnjax.training import optimizers, schedules
-from cnnjax.training.state import TrainState, init_state, run_init
+from cnnjax.training.state import init_state, run_init
 from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, train_step
 
 Figures = dict[str, int | float | str | dict[str, float]]
@@ -51,7 +51,13 @@ class TrainBench:
         preset, start = variant(spec).preset, time.perf_counter()
         height, width, channels = preset.input_size
         shape = (image_size or height, image_size or width, channels)
-        self.state, step = _make_step(spec, dtype, shape)
+        model = create_model(spec, dtype=jnp.dtype(dtype))
+        schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
+        tx = optimizers.make_optimizer("sgd", schedule)
+        augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
+        self.state = run_init(functools.partial(init_state, model, tx, jax.random.key(0), shape))
+        gradient = functools.partial(batch_gradient, model=model, augment=augment)
+        step = functools.partial(train_step, tx=tx, gradient=gradient)
         draw, key = np.random.default_rng(0), jax.random.key(0)
         image = draw.integers(0, 256, (batch_size, *shape), np.uint8)
         label = draw.integers(0, preset.num_classes, batch_size).astype(np.int32)
@@ -98,19 +104,6 @@ class TrainBench:
         return {kind: ns / spent.total() for kind, ns in spent.most_common()}
 
 
-def _make_step(
-    spec: str, dtype: str, shape: tuple[int, int, int]
-) -> tuple[TrainState, Callable[..., tuple[TrainState, object]]]:
-    """The initial state of a model, and its training step."""
-    model = create_model(spec, dtype=jnp.dtype(dtype))
-    schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
-    tx = optimizers.make_optimizer("sgd", schedule)
-    augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
-    state = run_init(functools.partial(init_state, model, tx, jax.random.key(0), shape))
-    gradient = functools.partial(batch_gradient, model=model, augment=augment)
-    return state, functools.partial(train_step, tx=tx, gradient=gradient)
-
-
 def bench_train(
     spec: str,
     *,
@@ -127,7 +120,7 @@ def bench_train(
     compile_seconds, first_step_seconds, peak_memory_bytes, cpu_kernels, device, shares; with a peer also its
     images per second and `ratio`, the median over rounds of ours to theirs. A peer must be installed.
     """
-    peer, ours, theirs = start_peer(against, spec, batch_size, dtype) if against else None, [], []
+    peer, ours, theirs = Peer(against, spec, batch_size, dtype) if against else None, [], []
     try:
         bench = TrainBench(spec, batch_size, dtype, image_size)
         for _ in range(cpu.SETTLING_STEPS):
@@ -179,9 +172,13 @@ def peak_resident() -> int:
 
 
 class Peer:
-    """A process that measures PyTorch's training step when asked; idle in between."""
+    """A process that measures PyTorch's training step when asked; `name` is that of `--against`."""
 
-    def __init__(self, spec: str, batch_size: int, dtype: str):
+    def __init__(self, name: str, spec: str, batch_size: int, dtype: str):
+        if name != "torch":
+            raise unknown("--against", name, ["torch"])
+        if missing := [module for module in ("torch", "torchvision") if not importlib.util.find_spec(module)]:
+            raise UserError(f"--against=torch needs {' and '.join(missing)}: pip install 'cnnjax[peers]'")
         command = [sys.executable, "-m", "cnnjax.profiling.torch_peer", spec, str(batch_size), dtype]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -198,12 +195,3 @@ class Peer:
             return json.loads(line)
         reason = self.process.stderr.read().strip().splitlines() or ["no answer"]
         raise UserError(f"--against=torch failed: {reason[-1]}")
-
-
-def start_peer(name: str, spec: str, batch_size: int, dtype: str) -> Peer:
-    """The peer of `--against`."""
-    if name != "torch":
-        raise unknown("--against", name, ["torch"])
-    if missing := [module for module in ("torch", "torchvision") if not importlib.util.find_spec(module)]:
-        raise UserError(f"--against=torch needs {' and '.join(missing)}: pip install 'cnnjax[peers]'")
-    return Peer(spec, batch_size, dtype)

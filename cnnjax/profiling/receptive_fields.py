@@ -29,6 +29,7 @@ class Span:
 
 Field = tuple[Span, Span]
 EVERYWHERE: Final = (Span(-math.inf, math.inf), Span(-math.inf, math.inf))
+IMAGE: Final = (Span(0, 0, ((1, 1),)), Span(0, 0, ((2, 1),)))  # an image [B, H, W, C] itself
 # A value that depends on the image in a way that no rule here describes.
 UNKNOWN: Final = (Span(math.nan, math.nan), Span(math.nan, math.nan))
 Fields = Sequence[Field | None]  # None depends on no image
@@ -41,11 +42,6 @@ class Window(NamedTuple):
     stride: int = 1
     before: int = 0
     dilation: int = 1
-
-
-def image_field() -> Field:
-    """The field of an image [B, H, W, C] itself."""
-    return Span(0, 0, ((1, 1),)), Span(0, 0, ((2, 1),))
 
 
 def field_size(field: Field | None) -> tuple[float, float] | None:
@@ -129,7 +125,7 @@ def _moved_span(span: Span, out: Shape, axes: Mapping[int, Sequence[int]], windo
 
 
 def _reduced(op: Operation, axes: Sequence[int]) -> Field | None:
-    kept = [axis for axis in range(len(op.shapes[0])) if axis not in axes]
+    kept = (axis for axis in range(len(op.shapes[0])) if axis not in axes)
     return _renamed(op, ((axis, i) for i, axis in enumerate(kept)))
 
 
@@ -165,12 +161,12 @@ def _reshape(op: Operation) -> Field | None:
     shape, out = op.shapes[0], op.out
     axes, i, j = {}, 0, 0
     while i < len(shape) and j < len(out):
-        split = [j]
-        while math.prod(out[a] for a in split) < shape[i] and split[-1] + 1 < len(out):
-            split.append(split[-1] + 1)
-        if math.prod(out[a] for a in split) != shape[i]:
+        end = j + 1
+        while math.prod(out[j:end]) < shape[i] and end < len(out):
+            end += 1
+        if math.prod(out[j:end]) != shape[i]:
             break
-        axes[i], i, j = split, i + 1, split[-1] + 1
+        axes[i], i, j = range(j, end), i + 1, end
     return _moved(op, axes)
 
 

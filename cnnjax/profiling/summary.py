@@ -25,11 +25,11 @@ from cnnjax.models import create_model, variant
 from cnnjax.models.stages import StagedNet
 from cnnjax.ops import cpu
 from cnnjax.profiling.receptive_fields import (
+    IMAGE,
     UNKNOWN,
     Field,
     Fields,
     field_size,
-    image_field,
     output_field,
     shape_of,
 )
@@ -110,7 +110,7 @@ def _sources_hash() -> str:
 
 def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:
     """The field of each variable of a jaxpr that depends on its last input, an image [B, H, W, C]."""
-    fields = _Walk({}).fill(jaxpr, {jaxpr.invars[-1]: image_field()}, "")
+    fields = _Walk({}).fill(jaxpr, {jaxpr.invars[-1]: IMAGE}, "")
     return {variable: field for variable, field in fields.items() if field is not None}
 
 
@@ -130,7 +130,7 @@ def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bo
     for path, leaf in traverse_util.flatten_dict(variables.get("params", {})).items():
         sizes["/".join(path[:-1])] += leaf.size
     walk = _Walk(sizes)
-    walk.run(jaxpr, [*[None] * (len(jaxpr.invars) - 1), image_field()], "")
+    walk.run(jaxpr, [*[None] * (len(jaxpr.invars) - 1), IMAGE], "")
     return walk
 
 

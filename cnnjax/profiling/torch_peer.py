@@ -4,6 +4,7 @@ It builds one model, says that it is ready, then measures for as many seconds as
 input names. Eager, channels_last, SGD with momentum, synthetic images in memory; bfloat16 is autocast.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -46,11 +47,8 @@ class Block(nn.Module):
 
 def resnet20() -> nn.Module:
     """ResNet-20 for CIFAR, option A."""
-    blocks, inputs = [], 16
-    for outputs in (16, 32, 64):
-        for index in range(3):
-            blocks.append(Block(inputs, outputs, 2 if index == 0 and outputs > 16 else 1))
-            inputs = outputs
+    widths = [16] * 4 + [32] * 3 + [64] * 3
+    blocks = [Block(inputs, outputs, outputs // inputs) for inputs, outputs in itertools.pairwise(widths)]
     stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
@@ -91,9 +89,7 @@ def main(name: str, batch_size: int, dtype: str) -> None:
         loss.backward()
         optimizer.step()
 
-    def finish() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     for _ in range(3):
         step()

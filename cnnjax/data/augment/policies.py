@@ -25,19 +25,13 @@ class _Range(NamedTuple):
 # counter-clockwise; of the enhancements the factor less 1; posterize in bits lost; solarize in levels.
 OPERATIONS = {
     "identity": _Range(0, 0),
-    "shear_x": _Range(0.3, 0.99),
-    "shear_y": _Range(0.3, 0.99),
-    "translate_x": _Range(150 / 331, 32),
-    "translate_y": _Range(150 / 331, 32),
+    **dict.fromkeys(("shear_x", "shear_y"), _Range(0.3, 0.99)),
+    **dict.fromkeys(("translate_x", "translate_y"), _Range(150 / 331, 32)),
     "rotate": _Range(30, 135),
-    "brightness": _Range(0.9, 0.99),
-    "saturation": _Range(0.9, 0.99),
-    "contrast": _Range(0.9, 0.99),
-    "sharpness": _Range(0.9, 0.99),
+    **dict.fromkeys(("brightness", "saturation", "contrast", "sharpness"), _Range(0.9, 0.99)),
     "posterize": _Range(4, 6, signed=False),
     "solarize": _Range(256, 256, signed=False),
-    "autocontrast": _Range(0, 0),
-    "equalize": _Range(0, 0),
+    **dict.fromkeys(("autocontrast", "equalize"), _Range(0, 0)),
 }
 NAMES = tuple(OPERATIONS)
 PerName = dict[str, jax.Array]  # a number or a flag for each operation, of one image

@@ -47,19 +47,16 @@ def _is_matrix(value: Any) -> bool:
 
 # An argument name means the same thing in every augmentation: a check, and what it allows in words.
 ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "probability": (lambda v: _is_number(v, 0, 1), "a number in [0, 1]"),
+    **dict.fromkeys(("probability", "magnitude"), (lambda v: _is_number(v, 0, 1), "a number in [0, 1]")),
+    **dict.fromkeys(("strength", "alpha"), (lambda v: _is_number(v, 0), "a number >= 0")),
+    **dict.fromkeys(("num_classes", "count"), (lambda v: _is_count(v, 1), "a whole number >= 1")),
     "size": (_is_size, "a whole number of pixels >= 1, or (height, width)"),
     "padding": (lambda v: _is_count(v, 0), "a whole number of pixels >= 0"),
     "padding_mode": (lambda v: v in PADDING_MODES, " or ".join(map(repr, PADDING_MODES))),
     "mean": (lambda v: _is_channels(v, False), "a number, or a tuple with one for each channel"),
     "std": (lambda v: _is_channels(v, True), "a number > 0, or a tuple with one for each channel"),
     "covariance": (_is_matrix, "C tuples of C numbers"),
-    "num_classes": (lambda v: _is_count(v, 1), "a whole number >= 1"),
-    "strength": (lambda v: _is_number(v, 0), "a number >= 0"),
-    "magnitude": (lambda v: _is_number(v, 0, 1), "a number in [0, 1]"),
-    "count": (lambda v: _is_count(v, 1), "a whole number >= 1"),
     "hue": (lambda v: _is_number(v, 0, 0.5), "a number in [0, 0.5], of the colour circle"),
-    "alpha": (lambda v: _is_number(v, 0), "a number >= 0"),
     "area": (lambda v: _is_range(v, 1), "(low, high) with 0 < low <= high <= 1"),
     "aspect": (_is_range, "(low, high) with 0 < low <= high"),
     "sides": (_is_range, "(low, high) with 0 < low <= high, in pixels"),

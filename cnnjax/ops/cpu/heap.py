@@ -43,7 +43,7 @@ def keep_freed_memory() -> bool:
 
 
 def settled(step: Callable[_Args, _Results]) -> Callable[_Args, _Results]:
-    """`step`, which takes what its last call returned; workspaces of the first calls go back to the system."""
+    """`step`, which takes what its last call returned; the first calls' workspaces go back to the system."""
     libc, calls = _glibc(), itertools.count()
 
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:

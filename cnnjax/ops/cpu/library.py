@@ -17,12 +17,7 @@ from jax.sharding import AxisType, get_abstract_mesh
 
 SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
-HANDLERS = {
-    "cnnjax_convolution": "CnnjaxConvolution",
-    "cnnjax_batch_norm": "CnnjaxBatchNorm",
-    "cnnjax_max_pool": "CnnjaxMaxPool",
-    "cnnjax_response_norm": "CnnjaxResponseNorm",
-}
+HANDLERS = ("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm")
 # OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
 # share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
 SPIN = ("GOMP_SPINCOUNT", "2000")
@@ -85,7 +80,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         loaded = _open()
         if loaded.cnnjax_interface() > _interface():
             raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
-        for target, symbol in HANDLERS.items():
+        for symbol in HANDLERS:
+            target = re.sub(r"(?<=.)([A-Z])", r"_\1", symbol).lower()  # "cnnjax_batch_norm"
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
         version = loaded.cnnjax_start(thread_count())
     except Missing as error:
