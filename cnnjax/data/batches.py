@@ -100,7 +100,6 @@ class ResidentBatches(Batches):
     def __init__(
         self, source: ArraySource, batch_size: int, *, seed: int | None, sharding: Sharding | None = None
     ):
-        """`sharding` is that of the batches."""
         super().__init__(len(source), batch_size, seed)
         whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
         self._bad = dict(enumerate(source.skipped))
@@ -217,7 +216,6 @@ class StreamBatches(Batches):
         num_workers: int = 0,
         max_bad: int | None = None,
     ):
-        """`num_workers` 0 reads with threads; `max_bad` None refuses the first image that cannot be read."""
         super().__init__(len(source), batch_size, seed)
         self.sharding, self.max_bad, self.num_workers = sharding, max_bad, num_workers
         rows = np.arange(batch_size)

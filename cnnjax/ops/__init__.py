@@ -11,6 +11,7 @@ from cnnjax.ops.normalization import (
 from cnnjax.ops.pooling import (
     adaptive_avg_pool,
     adaptive_max_pool,
+    adaptive_windows,
     avg_pool,
     center_weighted_pool,
     global_avg_pool,
@@ -20,13 +21,7 @@ from cnnjax.ops.pooling import (
     min_pool,
     subsample,
 )
-from cnnjax.ops.shapes import (
-    adaptive_windows,
-    conv_output_size,
-    pool_output_size,
-    receptive_field,
-    resolve_padding,
-)
+from cnnjax.ops.shapes import conv_output_size, pool_output_size, receptive_field, resolve_padding
 
 __all__ = [
     "ACTIVATIONS", "activation", "adaptive_avg_pool", "adaptive_max_pool", "adaptive_windows", "avg_pool",

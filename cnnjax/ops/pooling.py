@@ -16,16 +16,7 @@ from jax import Array, lax
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import make_max_pool, takes
 from cnnjax.ops.portable import is_portable, max_windows, sum_windows
-from cnnjax.ops.shapes import (
-    Padding,
-    Pair,
-    Sides,
-    Size,
-    adaptive_windows,
-    pair,
-    pool_output_size,
-    resolve_padding,
-)
+from cnnjax.ops.shapes import Padding, Pair, Sides, Size, pair, pool_output_size, resolve_padding
 
 Places = tuple[Array, Array]  # row and column of each maximum in its window
 
@@ -116,8 +107,20 @@ def subsample(
     return x[:, : x.shape[1] - shape[0] + 1 : steps[0], : x.shape[2] - shape[1] + 1 : steps[1]]
 
 
+def adaptive_windows(size: int, output_size: int) -> tuple[tuple[int, int], ...]:
+    """The windows [start, end) of an adaptive pooling: floor(i W / O) to ceil((i + 1) W / O).
+
+    They cover the W = `size` pixels evenly, overlap where O = `output_size` does not divide W, and repeat
+    pixels where O > W; this is torch's definition (`torch.nn.AdaptiveAvgPool2d`).
+    """
+    if size < 1 or output_size < 1:
+        given = f"adaptive pooling of size {size} to output_size {output_size}"
+        raise UserError(f"{given}: both must be at least 1")
+    return tuple((i * size // output_size, -(-(i + 1) * size // output_size)) for i in range(output_size))
+
+
 def adaptive_max_pool(x: Array, output_size: Size) -> Array:
-    """The largest value of each of `shapes.adaptive_windows`: [B, H, W, C] -> [B, *output_size, C]."""
+    """The largest value of each of `adaptive_windows`: [B, H, W, C] -> [B, *output_size, C]."""
     _check_image(x)
     height, width = pair(output_size, "output_size")
     if x.shape[1] % height == 0 and x.shape[2] % width == 0:

@@ -118,18 +118,6 @@ def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
     return ReceptiveField(size, jump, start)
 
 
-def adaptive_windows(size: int, output_size: int) -> tuple[tuple[int, int], ...]:
-    """The windows [start, end) of an adaptive pooling: floor(i W / O) to ceil((i + 1) W / O).
-
-    They cover the W = `size` pixels evenly, overlap where O = `output_size` does not divide W, and repeat
-    pixels where O > W; this is torch's definition (`torch.nn.AdaptiveAvgPool2d`).
-    """
-    if size < 1 or output_size < 1:
-        given = f"adaptive pooling of size {size} to output_size {output_size}"
-        raise UserError(f"{given}: both must be at least 1")
-    return tuple((i * size // output_size, -(-(i + 1) * size // output_size)) for i in range(output_size))
-
-
 def _same(window: int, stride: int, dilation: int, size: int) -> tuple[int, int]:
     """Padding (before, after) that gives ceil(size / stride) outputs."""
     total = max((-(-size // stride) - 1) * stride + (window - 1) * dilation + 1 - size, 0)

@@ -61,7 +61,7 @@ class Operation(NamedTuple):
     params: Mapping[str, Any]
 
 
-def output_field(eqn: JaxprEqn, fields: Fields) -> Field | None:
+def field_of(eqn: JaxprEqn, fields: Fields) -> Field | None:
     """The field of an equation's first output from those of its inputs."""
     if all(field is None for field in fields) or UNKNOWN in fields:
         return UNKNOWN if UNKNOWN in fields else None

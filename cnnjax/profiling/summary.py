@@ -24,15 +24,7 @@ from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder
 from cnnjax.models import create_model, variant
 from cnnjax.models.stages import StagedNet
 from cnnjax.ops import cpu
-from cnnjax.profiling.receptive_fields import (
-    IMAGE,
-    UNKNOWN,
-    Field,
-    Fields,
-    field_size,
-    output_field,
-    shape_of,
-)
+from cnnjax.profiling.receptive_fields import IMAGE, UNKNOWN, Field, Fields, field_of, field_size, shape_of
 
 # Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
 OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
@@ -177,7 +169,7 @@ class _Walk:
             return [UNKNOWN] * len(eqn.outvars)
         if macs:
             self.macs[module] = before + macs
-        return [output_field(eqn, fields)] * len(eqn.outvars)
+        return [field_of(eqn, fields)] * len(eqn.outvars)
 
     def _scan(self, eqn: JaxprEqn, body: Jaxpr, fields: Fields, names: str) -> Fields:
         """Every turn is walked, so each adds its multiply-adds and widens the field."""

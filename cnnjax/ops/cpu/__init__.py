@@ -6,9 +6,8 @@ goes through XLA, with the same results. `CNNJAX_CPU_KERNELS=off` turns them off
 
 from cnnjax.ops.cpu.convolution import make_convolution
 from cnnjax.ops.cpu.heap import SETTLING_STEPS, keep_freed_memory, settled
+from cnnjax.ops.cpu.layers import make_batch_norm, make_max_pool, make_response_norm, max_windows_and_places
 from cnnjax.ops.cpu.library import chosen, paused, status, takes
-from cnnjax.ops.cpu.normalization import make_batch_norm, make_response_norm
-from cnnjax.ops.cpu.pooling import make_max_pool, max_windows_and_places
 
 __all__ = [
     "SETTLING_STEPS", "chosen", "keep_freed_memory", "make_batch_norm", "make_convolution", "make_max_pool",
