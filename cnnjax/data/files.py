@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read only if they are what they should be, downloaded; cache folders."""
+"""Files: written whole or not at all, read if they are what they should be, downloaded; cache folders."""
 
 import hashlib
 import io
