@@ -24,8 +24,7 @@ from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.runs.step import device_memory
 from cnnjax.training import optimizers, schedules
-from cnnjax.training.state import init_state, run_init
-from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, train_step
+from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, init_state, run_init, train_step
 
 Figures = dict[str, int | float | str | dict[str, float]]
 DTYPES = ("float32", "bfloat16")

@@ -25,8 +25,7 @@ from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.runs.inputs import initial_variables, load_split, max_bad_images, parse_augment, statistics
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
-from cnnjax.training.state import TrainState, init_state, run_init
-from cnnjax.training.steps import TrainMetrics
+from cnnjax.training.steps import TrainMetrics, TrainState, init_state, run_init
 
 START_IMAGES = 5000  # that a model may see before its first step
 

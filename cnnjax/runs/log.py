@@ -13,8 +13,7 @@ from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.training import schedules
 from cnnjax.training.metrics import Scores
-from cnnjax.training.state import TrainState
-from cnnjax.training.steps import TrainMetrics
+from cnnjax.training.steps import TrainMetrics, TrainState
 
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
 

@@ -16,8 +16,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.training import parallel
-from cnnjax.training.state import TrainState
-from cnnjax.training.steps import NEVER, TrainMetrics, batch_gradient, train_step
+from cnnjax.training.steps import NEVER, TrainMetrics, TrainState, batch_gradient, train_step
 
 
 class Outputs(NamedTuple):

@@ -20,8 +20,7 @@ from cnnjax.runs.log import Log, Progress
 from cnnjax.runs.record import make_record
 from cnnjax.runs.signals import Interrupted, caught_signals
 from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, compile_step, out_of_memory
-from cnnjax.training.state import TrainState
-from cnnjax.training.steps import TrainMetrics, in_turn_on_cpu
+from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
 
 
 @dataclasses.dataclass(frozen=True)

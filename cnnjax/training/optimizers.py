@@ -5,6 +5,7 @@ multiply by the learning rate (and by a plateau's scale). Every state is a pytre
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -118,12 +119,9 @@ def _rmsprop(
     return optax.chain(scaled, _sgd(momentum=momentum))
 
 
-def _lamb(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-6) -> optax.GradientTransformation:
-    """LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2): Adam, decay, then a trust ratio.
-
-    Each leaf's step is multiplied by |w| / |step|, by 1 where either is 0; phi is the identity.
-    """
-    return _adam(beta1=beta1, beta2=beta2, epsilon=epsilon)
+# LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2): Adam, decay, then a trust ratio, by which each leaf's
+# step is multiplied: |w| / |step|, 1 where either is 0; phi is the identity.
+_lamb = functools.partial(_adam, epsilon=1e-6)
 
 
 def _muon(

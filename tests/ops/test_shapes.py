@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from cnnjax.errors import UserError
-from cnnjax.ops.shapes import (
+from cnnjax.ops import (
     adaptive_windows,
     conv_output_size,
     pool_output_size,

@@ -10,8 +10,7 @@ from flax import linen as nn
 
 from cnnjax.training.optimizers import make_optimizer
 from cnnjax.training.schedules import make_schedule
-from cnnjax.training.state import init_state
-from cnnjax.training.steps import NEVER, batch_gradient, eval_step, train_step
+from cnnjax.training.steps import NEVER, batch_gradient, eval_step, init_state, train_step
 
 KEY = jax.random.key(0)
 

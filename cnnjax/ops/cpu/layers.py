@@ -23,8 +23,7 @@ def make_batch_norm(
     """
 
     def gradient_reference(x, dy, mean, var, scale, bias, **parameters):
-        function = functools.partial(reference, **parameters)
-        return jax.vjp(lambda *arrays: function(*arrays)[0], x, scale, bias)[1](dy)
+        return jax.vjp(lambda *arrays: reference(*arrays, **parameters)[0], x, scale, bias)[1](dy)
 
     def attributes(inputs, results, *, epsilon, relu, pool):
         return {"epsilon": np.float32(epsilon), "relu": np.bool_(relu), "pool": np.int64(pool)}
