@@ -84,8 +84,7 @@ class Batches(abc.ABC):
     def indices(self, step: int) -> list[int]:
         """The source's indices of the examples in the global batch of a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = np.asarray(self._order(epoch))
-        return order[index * self.batch_size :][: self.batch_size].tolist()
+        return np.asarray(self._order(epoch))[index * self.batch_size :][: self.batch_size].tolist()
 
     def get_state(self) -> dict[str, int]:
         return {"position": self.position}

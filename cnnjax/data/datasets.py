@@ -87,8 +87,7 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
         images, labels = prepared.images, prepared.labels
     else:
         images, labels = info.layout.read(path, split)
-    expected = (info.splits[split], *info.image_shape)
-    if images.shape != expected:
+    if images.shape != (expected := (info.splits[split], *info.image_shape)):
         raise UserError(f"{path}: {split} images are {images.shape}; allowed: {expected}")
     return ArraySource(images, labels, info.class_names, info.name, split)
 
@@ -115,8 +114,7 @@ def _held_out_count(size: int, num_validation: int, validation_fraction: float) 
         raise UserError(f"{given}; allowed: one of them, the other 0")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
-    count = num_validation or round(validation_fraction * size)
-    if not 0 < count < size:
+    if not 0 < (count := num_validation or round(validation_fraction * size)) < size:
         raise UserError(f"{given}: {count} of {size} held out; allowed: 1 to {size - 1}")
     return count
 

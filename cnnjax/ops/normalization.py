@@ -72,7 +72,6 @@ def batch_norm_train(
     mean (two passes over x), so it is never negative and holds for channels whose mean is thousands of times
     their spread. On a mesh the statistics are those of the global batch, for one exchange between devices
     (Chan et al. 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances").
-
     x is float [..., C], scale and bias float32 [C]; y is of the dtype of x; mean and biased variance over all
     axes but the last are float32 [C], averaged over groups (the variance within them, not between them).
     `relu` makes y max(y, 0), and `pool`, of [B, H, W, C], then takes `max_pool` with windows of `pool` pixels

@@ -285,8 +285,7 @@ def _first_max(x: Array, size: int) -> Array:
 
 def _first_max_forward(x: Array, size: int) -> tuple[Array, Array]:
     best, place = x.max(1), lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    equal = (x == best[:, None]) | (x != x)
-    return best, jnp.where(equal, place, size).min(1)
+    return best, jnp.where((x == best[:, None]) | (x != x), place, size).min(1)
 
 
 def _first_max_backward(size: int, first: Array, grad: Array) -> tuple[Array]:

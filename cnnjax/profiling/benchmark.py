@@ -166,8 +166,7 @@ def calls_per_second(call: Callable[[], object], seconds: float) -> float:
 
 def peak_resident() -> int:
     """Bytes: the largest resident size of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Peer:

@@ -90,8 +90,7 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, .
         return _tpus(name), CHIPS[kind], sides
     with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
         jax.config.update("jax_num_cpu_devices", sides[0])
-    devices = jax.devices("cpu")
-    if len(devices) < sides[0]:
+    if len(devices := jax.devices("cpu")) < sides[0]:
         raise UserError(f"--topology={name}: this process already runs with {len(devices)} CPU devices")
     return devices[: sides[0]], None, sides
 

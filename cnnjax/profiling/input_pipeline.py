@@ -44,8 +44,7 @@ def bench_data(
     (decoded at full size, thrown away), medians of jpeg_rounds, three to a round and a third as long;
     jpeg_ratio, the median of their ratios, each to simplejpeg before and after it; raw_images_per_second,
     from records of 256x256 onto the device; augment_milliseconds and step_milliseconds of 32 images in
-    `step_model`, and augment_share; memory_growth_bytes of the process between a fifth of `images` and the
-    last one.
+    `step_model`, and augment_share; memory_growth_bytes from a fifth of `images` to the last one.
     """
     with tempfile.TemporaryDirectory() as folder:
         source, encoded = _jpegs(name, Path(folder))

@@ -1,8 +1,7 @@
 """Which pixels of the image a value of a jaxpr depends on: receptive fields by abstract interpretation.
 
-A value that depends on the image has a `Field`: for the image's rows and for its columns, the span that the
-element at index 0 depends on and how far one step along each array axis moves it. Each primitive turns the
-fields of its inputs into that of its output.
+A value that depends on the image has a `Field`: for its rows and its columns, the span that the element at
+index 0 depends on and how far one step along each array axis moves it. Each primitive maps fields to a field.
 """
 
 import dataclasses

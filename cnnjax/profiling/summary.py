@@ -1,8 +1,7 @@
 """What a network is made of: shape, parameters, multiply-adds and receptive field of every layer.
 
-All of it is read from the jaxpr of one forward pass, in which nothing is computed: an interpreter walks the
-equations, counts the multiply-adds of convolutions and dot products under the module that they belong to, and
-carries along which pixels of the image a value depends on.
+All of it is read from the jaxpr of one forward pass, in which nothing is computed: an interpreter counts the
+multiply-adds of convolutions and dot products by module, and carries along the pixels a value depends on.
 """
 
 import contextlib

@@ -103,8 +103,7 @@ def shardings(tree: Tree, mesh: Mesh, rules: Sequence[Rule]) -> Tree:
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
     """How one array is sharded, its path written as '/params/stem/conv/kernel'."""
-    rule = next((rule for rule in rules if re.search(rule.pattern, path)), None)
-    if rule is None:
+    if not (rule := next((rule for rule in rules if re.search(rule.pattern, path)), None)):
         return PartitionSpec()
     size = mesh.shape[rule.axis]
     given = [dim for dim in range(len(shape)) if rule.dim in (None, dim, dim - len(shape))]

@@ -51,8 +51,7 @@ def alternating_flip(key: Key, batch: Batch) -> Batch:
     """
     run_key = batch["run_key"]
     first = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(run_key, index)))
-    flip = first(batch["index"]) ^ (batch["epoch"] % 2 == 1)
-    return batch | {"image": _flipped(batch["image"], flip)}
+    return batch | {"image": _flipped(batch["image"], first(batch["index"]) ^ (batch["epoch"] % 2 == 1))}
 
 
 @operation(_crop_shape)
@@ -101,8 +100,7 @@ def _windows(
 
     scale = jnp.asarray(size, jnp.float32)[None] / extent
     out = jax.vmap(resize)(images.astype(jnp.float32), scale, corner)
-    out = jnp.clip(jnp.round(out), 0, 255) if images.dtype == jnp.uint8 else out
-    return out.astype(images.dtype)
+    return (jnp.clip(jnp.round(out), 0, 255) if images.dtype == jnp.uint8 else out).astype(images.dtype)
 
 
 def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:

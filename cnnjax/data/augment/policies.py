@@ -99,8 +99,7 @@ def apply(images: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
     def one(image: jax.Array, chosen: jax.Array, amount: jax.Array) -> jax.Array:
         is_one = {name: chosen == i for i, name in enumerate(NAMES)}
         amounts = {name: jnp.where(is_one[name], amount, 0.0) for name in NAMES}
-        image = _through_tables(_moved(image, amounts), amounts, is_one)
-        return _blended(image, amounts)
+        return _blended(_through_tables(_moved(image, amounts), amounts, is_one), amounts)
 
     return jax.vmap(one)(images, chosen, amount)
 

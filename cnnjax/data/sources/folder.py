@@ -66,8 +66,7 @@ class ImageFolder:
         if split == "train" and (empty := [each for each in self.class_names if each not in by_class]):
             raise UserError(f"{place}/{empty[0]}: a class without images; fill or remove it")
         groups = [by_class.get(class_name, []) for class_name in self.class_names]
-        members = [member for group in groups for member in group]
-        if not members:
+        if not (members := [member for group in groups for member in group]):
             raise UserError(f"{place}: no images; allowed: class/*{', class/*'.join(IMAGE_SUFFIXES)}")
         labels = np.repeat(np.arange(len(groups), dtype=np.int32), [*map(len, groups)])
         listing = [(m.name.removeprefix(f"{folder}/"), m.size, m.crc) for m in members]

@@ -44,8 +44,7 @@ def read_idx(path: Path, ndim: int, sha256: str | None = None) -> np.ndarray:
 
 def _read_kind(folder: Path, split: str, kind: str, ndim: int, sha256: Mapping[str, str]) -> np.ndarray:
     name = f"{PREFIX[split]}-{kind}-ubyte"
-    path = find_idx(folder, name)
-    if path is None:
+    if (path := find_idx(folder, name)) is None:
         raise UserError(f"{folder}: {name}[.gz] is missing; copy the four idx files there")
     return read_idx(path, ndim, sha256.get(name))
 

@@ -32,8 +32,7 @@ def read_split(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> Arra
     images, labels = arrays[f"{split}_image"], arrays.get(f"{split}_label")
     if labels is None or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {split}_label is missing or not of whole numbers")
-    bad = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))
-    if bad.size:
+    if (bad := np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))).size:
         label = labels.ravel()[bad[0]]
         raise UserError(f"{path}: label {label} of example {bad[0]}; allowed: 0 to {MAX_CLASSES - 1}")
     return (images[..., None] if images.ndim == 3 else images), labels.astype(np.int32)

@@ -65,8 +65,7 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
     shards = (facts := read_facts(folder))["splits"][split]
     for shard in shards:
         path = folder / shard["file"]
-        size = path.stat().st_size if path.is_file() else 0
-        if size != shard["bytes"]:
+        if (size := path.stat().st_size if path.is_file() else 0) != shard["bytes"]:
             raise UserError(f"{path}: {size} bytes; allowed: {shard['bytes']}; prepare or copy it again")
     labels = np.asarray([label for shard in shards for label in shard["labels"]], np.int32)
     classes = tuple(facts["class_names"])

@@ -43,8 +43,7 @@ def open_tfds(place: Place) -> Opened:
     name, roots = place.rest, tfds_folders(place.data_dir)
     if not NAME.fullmatch(name):
         raise UserError(f"data set 'tfds:{name}'; allowed: tfds:NAME[/CONFIG][:VERSION]")
-    path = next(filter(None, (find_prepared(name, root) for root in roots)), None)
-    if path is None:
+    if not (path := next(filter(None, (find_prepared(name, root) for root in roots)), None)):
         missing = f"data set tfds:{name} is not here as ArrayRecord: tried {', '.join(map(str, roots))}"
         make = f"`cnnjax data prepare tfds:{name}` makes it (file_format=array_record)"
         other = "name another folder as data_dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"

@@ -24,7 +24,6 @@ def make_convolution(reference: Callable[..., jax.Array]) -> Callable[..., jax.A
 
     Convolution is linear in each of its arrays, and so are its two gradients: each of the three is the
     derivative of the others, so that the kernels serve gradients to any order, forward and reverse.
-
     `reference` is (x [B, H, W, C], kernel [kh, kw, C / groups, K], strides=, padding=, dilation=, groups=) ->
     y [B, H', W', K], linear in x and in kernel; the result also takes `bias` [K] or None after kernel.
     """

@@ -77,8 +77,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     try:
         if (switch := os.environ.get(SWITCH, "")).lower() in ("off", "0", "false", "no"):
             raise Missing(f"{SWITCH}={switch}")
-        loaded = _open()
-        if loaded.cnnjax_interface() > _interface():
+        if (loaded := _open()).cnnjax_interface() > _interface():
             raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
         for symbol in HANDLERS:
             target = re.sub(r"(?<=.)([A-Z])", r"_\1", symbol).lower()  # "cnnjax_batch_norm"

@@ -28,7 +28,6 @@ def make_primitive(
     Its shapes, derivative (`jax.jvp`), batching (`jax.vmap`) and lowering are those of the reference, except
     that where one CPU device runs the program it lowers to the call. Exported programs and those for several
     devices keep the reference, which is portable and which the partitioner understands.
-
     `reference` is (*arrays, **hashable parameters) -> array, or a tuple of them with `multiple_results`;
     `attributes` (avals of arrays, avals of results, **parameters) -> those of the call, or None for XLA;
     `alike` (*avals of arrays, **parameters) -> those that the results are like, if known without tracing.
