@@ -42,11 +42,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 def open_file(path: str | os.PathLike[str], *, within: Path | None = None) -> io.BufferedReader:
     """Opens a file to read; unlike `open` it never waits, as for one who writes to a pipe.
 
-    Args:
-      within: the folder that a link must not lead out of; None follows links anywhere.
-
-    Raises:
-      UserError: naming a file that is missing, a folder, pipe or device, or a link out of `within`.
+    A UserError names a file that is missing, a folder, pipe or device, or a link out of the folder `within`.
     """
     try:
         file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
@@ -98,9 +94,8 @@ def read_json(path: Path, kind: Any = dict[str, Any], *, within: Path | None = N
 def parse_json(data: bytes, kind: Any = dict[str, Any]) -> Any:
     """The value of JSON text, if it is of a kind, see `check_kind`.
 
-    Raises:
-      ValueError: in one line; also for a name that stands twice in an object, an integer of more than 18
-        digits, and deep nesting.
+    A ValueError of one line also refuses a name that stands twice in an object, an integer of more than 18
+    digits, and deep nesting.
     """
     try:
         value = json.loads(data, object_pairs_hook=_unique, parse_int=_integer)
@@ -132,9 +127,8 @@ def _integer(digits: str) -> int:
 def check_kind(value: Any, kind: Any, name: str = "it") -> None:
     """Raises a ValueError, which calls the value `name`, unless a value of JSON is of a kind.
 
-    Args:
-      kind: a type (`float` admits integers, `Any` everything), a union of types, `list[...]`,
-        `dict[str, ...]`, or a TypedDict, which may have other entries too.
+    A kind is a type (`float` admits integers, `Any` everything), a union of types, `list[...]`,
+    `dict[str, ...]`, or a TypedDict, which may have other entries too.
     """
     origin = typing.get_origin(kind)
     if typing.is_typeddict(kind):

@@ -89,9 +89,8 @@ class Contents:
     def add(self, index: int, example: Example) -> None:
         """Counts an example in."""
         image = np.ascontiguousarray(example["image"])
-        height, width, _ = image.shape
         self.classes[example["label"]] += 1
-        self.sizes[height, width] += 1
+        self.sizes[image.shape[0], image.shape[1]] += 1
         sha = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
         self.copies += sha in self.first
         self.first.setdefault(sha, index)

@@ -181,9 +181,8 @@ def _plateau(
     check("minimum_scale", minimum_scale, "in [0, 1)", lambda v: 0 <= v < 1)
     check("tolerance", tolerance, "in (0, 1)", lambda v: 0 < v < 1)
     window = max(1, round(window_epochs * length.steps_per_epoch))
-    plateau = optax.contrib.reduce_on_plateau(
-        factor, patience, tolerance, cooldown=cooldown, accumulation_size=window, min_scale=minimum_scale
-    )
+    more = {"cooldown": cooldown, "accumulation_size": window, "min_scale": minimum_scale}
+    plateau = optax.contrib.reduce_on_plateau(factor, patience, tolerance, **more)
     return Schedule(optax.constant_schedule(learning_rate), plateau)
 
 

@@ -54,8 +54,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step. Pure: run it under `jit`, or `eval_shape` for its shapes alone."""
     variables = init_variables(model, key, image_shape)
-    # Copied, since a donated state must not hold one buffer twice.
-    average = jax.tree.map(jnp.copy, variables) if ema else {}
+    average = jax.tree.map(jnp.copy, variables) if ema else {}  # a donated state holds no buffer twice
     opt_state = tx.init(variables["params"])
     return TrainState(step=jnp.zeros((), jnp.int32), opt_state=opt_state, ema=average, **variables)
 
@@ -168,13 +167,9 @@ def batch_gradient(
 
     def loss_fn(params: optax.Params, batch_stats: Collection, batch: Batch, key: jax.Array) -> LossAndAux:
         params = stop_frozen(gather(params) if gather else params, freeze)
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats, "frozen": frozen},
-            batch["image"],
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats", "intermediates"],
-        )
+        variables = {"params": params, "batch_stats": batch_stats, "frozen": frozen}
+        mutable, rngs = ["batch_stats", "intermediates"], {"dropout": key}
+        logits, updates = model.apply(variables, batch["image"], train=True, rngs=rngs, mutable=mutable)
         label, mask = batch["label"], batch["mask"]
         losses = cross_entropy(logits, label, label_smoothing)
         for aux in aux_logits(updates.get("intermediates", {})):

@@ -132,7 +132,7 @@ def _walk(root: Path) -> list[Member]:
             try:
                 members.append(Member(path, os.stat(os.path.join(folder, name)).st_size))
             except OSError as error:
-                raise UserError(f"{folder}/{name}: cannot be read ({error.strerror})") from None
+                refuse(error)
     return members
 
 
