@@ -74,9 +74,8 @@ def frozen_collection(batch_stats: Collection, freeze: str) -> Collection:
 
 def stop_frozen(params: Collection, freeze: str) -> Collection:
     """The parameters with the frozen ones behind `stop_gradient`, so that their gradient is not computed."""
-    stop = jax.lax.stop_gradient
     return jax.tree.map_with_path(
-        lambda path, x: stop(x) if is_frozen(path_name(path), freeze) else x, params
+        lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path_name(path), freeze) else x, params
     )
 
 
