@@ -280,6 +280,7 @@ def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
     from cnnjax import config
     from cnnjax.cli import main
     from cnnjax.runs import experiment
+    from cnnjax.runs.inputs import load_split
 
     files = {f"{s}/{n}": d for s in ("train", "val") for n, d in pictures(6).items()}
     path = write(tmp_path, "zip", files)
@@ -290,5 +291,5 @@ def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
     recipe.data.name = f"records:{tmp_path / 'out'}"
     built = experiment.build(recipe)
     assert built.augment.output_shape == (227, 227, 3) and built.model.num_classes == 2
-    assert len(built.source("test")) == 6
+    assert len(load_split(recipe, "test")) == 6
     assert main.run(["data", "prepare", f"folder:{path}"]) == 2
