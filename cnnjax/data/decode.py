@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import io
-import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".ti
 # What Pillow may try: formats that are nothing but pixels. It would give EPS to another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
+MAX_SCANS = 500  # of a progressive JPEG; encoders write about ten
+JPEG = b"\xff\xd8\xff"  # simplejpeg.is_jpeg says no to a truncated one
 SCRATCH_BYTES = 2**22
 BITS = 22  # of a weight, as in Pillow for bytes
 VOID = ctypes.c_void_p
@@ -36,15 +37,17 @@ _scratch = _Scratch()
 def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
     """Decodes an encoded image to uint8 [H, W, channels], 1 (grey) or 3 (RGB); `size` is of `middle_square`.
 
-    JPEG goes through simplejpeg, decoded at 1/2, 1/4 or 1/8 if `size` is that much smaller; CMYK and other
-    formats go through Pillow. EXIF rotations are undone, palettes become colours, 16 bits of colour their
-    upper 8, and transparent pixels are laid over black. BadImage names `what` for bytes that are no image,
-    empty, broken, of several frames, of more than MAX_PIXELS, or grey of more than 8 bits.
+    The pixels are Pillow's, turned as EXIF or XMP says: palettes become colours, 16 bits of colour their
+    upper 8, and transparent pixels are laid over black. JPEG goes through simplejpeg, which decodes the same.
+    With `size` it is decoded at 1/2, 1/4 or 1/8 as long as it stays twice that large: then the square is up
+    to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty, broken, of
+    several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
     """
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")
-    is_jpeg = data.startswith(b"\xff\xd8\xff")  # simplejpeg.is_jpeg says no to a truncated one
-    image = _decode_jpeg(data, what, channels, size) if is_jpeg else _decode_other(data, what, channels)
+    image = _plain_jpeg(data, what, channels, size) if data.startswith(JPEG) else None
+    if image is None:
+        image = _by_pillow(data, what, channels)
     return image if size is None else middle_square(image, size)
 
 
@@ -57,30 +60,41 @@ def num_channels(data: bytes, what: object) -> int:
         raise BadImage(f"{what}: not an image of a known format ({error})") from None
 
 
-def _decode_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray:
-    colors = "rgb" if channels == 3 else "gray"
+def _plain_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray | None:
+    """A JPEG that simplejpeg reads without a warning; None if it does not, or has four colours."""
+    if (scans := data.count(b"\xff\xda")) > MAX_SCANS:  # each may take as long as the whole image
+        raise BadImage(f"{what}: JPEG of {scans} scans; allowed: at most {MAX_SCANS}")
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(what, width, height)
-        if space in ("CMYK", "YCCK"):
-            return _decode_other(data, what, channels)
-        small = {} if size is None else {"min_height": size, "min_width": size, "min_factor": 2}
-        buffer = _scratch.pixels if small and height * width * channels <= SCRATCH_BYTES else None
+    except ValueError:
+        return None
+    _check_pixels(what, width, height)
+    if space in ("CMYK", "YCCK"):
+        return None
+    colors = "gray" if channels == 1 and space == "Gray" else "rgb"
+    side, factor, buffer = min(height, width), 1, None
+    if size:
+        least = max(2 * size, 32)  # twice, as for Pillow's thumbnail
+        factor = next((f for f in (8, 4, 2) if side // f >= least), 1)
+        buffer = _scratch.pixels if height * width * 3 <= SCRATCH_BYTES else None
+    small = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
+    try:
         image = simplejpeg.decode_jpeg(data, colorspace=colors, buffer=buffer, **small)
-        return _upright(image, data) if b"Exif\0\0" in data[:4096] else image
-    except UserError:
-        raise
-    except ValueError as error:
-        raise BadImage(f"{what}: JPEG that cannot be decoded ({error})") from None
+        if factor > 1:  # the square of the whole image, without what pads its last blocks
+            top, left = (round((length - side) / 2 / factor) for length in (height, width))
+            image = image[top : top + side // factor, left : left + side // factor]
+        image = _upright(image, data)
+    except Exception:  # Pillow says what is wrong, or reads what simplejpeg only warns of
+        return None
+    return image if image.shape[2] == channels else np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def _upright(image: np.ndarray, data: bytes) -> np.ndarray:
-    """[H, W, C] turned and mirrored as the camera's EXIF orientation says."""
-    try:
-        with Image.open(io.BytesIO(data)) as opened:  # reads the header alone
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, KeyError, TypeError, struct.error) as error:
-        raise ValueError(f"its EXIF is broken: {error}") from None
+    """[H, W, C] turned and mirrored as EXIF or XMP says, wherever it stands in the file."""
+    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+        return image
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -92,7 +106,7 @@ def _check_pixels(what: object, width: int, height: int) -> None:
         raise BadImage(f"{what}: {width}x{height} pixels; allowed: at most {MAX_PIXELS} in all")
 
 
-def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
+def _by_pillow(data: bytes, what: object, channels: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(what, *opened.size)
@@ -109,10 +123,13 @@ def _decode_other(data: bytes, what: object, channels: int) -> np.ndarray:
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UserError:
         raise
-    except UnidentifiedImageError:
-        raise BadImage(f"{what}: not an image of a known format; allowed: {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
-        raise BadImage(f"{what}: not an image that can be read ({error})") from None
+        reason = f"not an image that can be read ({' '.join(str(error).split())})"
+        if data.startswith(JPEG):
+            reason = reason.replace("not an image that can be read", "JPEG that cannot be decoded")
+        elif isinstance(error, UnidentifiedImageError):
+            reason = f"not an image of a known format; allowed: {', '.join(FORMATS)}"
+        raise BadImage(f"{what}: {reason}") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
