@@ -40,8 +40,8 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
     The pixels are Pillow's, turned as EXIF or XMP says: palettes become colours, 16 bits of colour their
     upper 8, and transparent pixels are laid over black. JPEG goes through simplejpeg, which decodes the same.
     With `size` it is decoded at 1/2, 1/4 or 1/8 as long as it stays twice that large: then the square is up
-    to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty, broken, of
-    several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
+    to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty, broken,
+    of several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
     """
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")
