@@ -148,7 +148,7 @@ def load(
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
     if seed < 0:
         raise UserError(f"seed={seed}; allowed: a whole number >= 0")
-    official, read = _open(name, data_dir, size, download)
+    official, read, notes = _open(name, data_dir, size, download)
     held_out = bool(num_validation or validation_fraction)
     if held_out and "validation" in official:
         own = f"{name} has a validation split of its own"
@@ -156,7 +156,7 @@ def load(
     if split not in official and not (held_out and split == "validation"):
         names = [*official, "validation"] if held_out else official
         hint = "" if held_out or split != "validation" else "; num_validation holds one out of train"
-        raise UserError(f"{unknown(f'split of {name}', split, names)}{hint}")
+        raise UserError("; ".join([f"{unknown(f'split of {name}', split, names)}{hint}", *notes]))
     if not held_out or split not in ("train", "validation"):
         return read(split)
     train = read("train")

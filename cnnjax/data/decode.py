@@ -13,7 +13,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from cnnjax.errors import BadImage, UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff",
+    ".jpe", ".jfif", ".mpo", ".apng", ".pnm", ".pgm", ".pbm", ".pfm",
+)  # fmt: skip
 # What Pillow may try: formats that are nothing but pixels. It would give EPS to another program.
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's

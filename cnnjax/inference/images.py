@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image
+from cnnjax.data.sources.archive import Files
+from cnnjax.data.sources.layout import is_image, other_files
 from cnnjax.errors import UserError
 
 DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
@@ -81,18 +83,15 @@ def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
         elif str(image) == STDIN:
             yield "stdin", sys.stdin.buffer.read(MAX_BYTES)
         elif Path(image).is_dir():
-            files = sorted(p for p in Path(image).rglob("*") if _is_image(p))
-            if not files:
-                raise UserError(f"{image}: a folder without images; allowed: *{', *'.join(IMAGE_SUFFIXES)}")
-            yield from ((str(file), file) for file in files)
+            files = Files(Path(image))
+            names = [member.name for member in files.members if is_image(member.name)]
+            if not names:
+                others = f" but {other_files(files)}" if files.members else ""
+                allowed = f"allowed: *{', *'.join(IMAGE_SUFFIXES)}"
+                raise UserError(f"{image}: a folder without images{others}; {allowed}")
+            yield from ((str(file), file) for file in map(Path(image).joinpath, names))
         else:
             yield str(image), Path(image)
-
-
-def _is_image(path: Path) -> bool:
-    """Whether a file of a folder is an image, and not a picture that an earlier `--explain` wrote there."""
-    drawn = len(path.suffixes) > 1 and path.suffixes[-2].startswith(".gradcam")
-    return path.suffix.lower() in IMAGE_SUFFIXES and not drawn and path.is_file()  # no folder, pipe or device
 
 
 def _read_bytes(path: str | Path) -> bytes:

@@ -76,11 +76,14 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
             (folder / "jpeg" / "made_up" / f"{i}.jpg").write_bytes(data)
         name = f"folder:{folder / 'jpeg'}"
     form, _, path = name.partition(":")
-    images = ImageFolder(Path(path).expanduser()) if form == "folder" else None
-    members = [m for m in images.files.members if m.name.startswith(images.splits["train"])] if images else []
-    if not images or not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
-        raise UserError(f"--data={name} must be folder:PATH of JPEG files")
-    return images.source("train", name, SIDE), [images.files.read(member) for member in members]
+    bad = UserError(f"--data={name} must be folder:PATH of JPEG files")
+    if form != "folder":
+        raise bad
+    images = ImageFolder(Path(path).expanduser())
+    source, members = images.source("train", name, SIDE), images.members("train")
+    if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
+        raise bad
+    return source, [images.files.read(member) for member in members]
 
 
 def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: float) -> dict[str, float]:

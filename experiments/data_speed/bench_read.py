@@ -33,7 +33,7 @@ def bench_read(folder: str, *, size: int = 256, batch_size: int = 64, rounds: in
         raise UserError(f"{folder} is not a folder; name one with train/CLASS/*.jpg, or CLASS_NAME.jpg")
     images = ImageFolder(root)
     source = images.source("train", folder, size)
-    place = root / images.splits["train"]
+    place = root / images.splits["train"][0]
     ways = {"train": lambda: _train(source, batch_size), "predict": lambda: _predict(place, size, batch_size)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):  # the first one fills the disk's cache and is not counted

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gzip
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -11,10 +12,14 @@ from pathlib import Path, PurePosixPath
 
 from isal import isal_zlib  # as zlib, with the processor's instructions for it
 
-from cnnjax.errors import UserError
+from cnnjax.errors import BadImage, UserError
 
 LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, Zstandard
+# Names that systems leave behind, in small letters; hidden files are left out too.
+JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+MOST_DEEP = 20  # folders in folders
+NO_FILE = -1  # in place of the size of a pipe or a device
 # What unpacks to more than both is taken for a decompression bomb, and not read into memory.
 MAX_RATIO, ALWAYS_BYTES = 200, 2**28
 
@@ -51,7 +56,11 @@ class Member:
 
 
 class Files:
-    """The files below a folder, .zip or plain .tar, by name, without hidden ones; a copy opens it anew."""
+    """The files below a folder, a .zip or an uncompressed .tar; another process opens the root anew.
+
+    `members` are sorted by name, without hidden files and what systems leave behind; `folders` are the names
+    of the folders, also of empty ones, as far as an archive names them.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -64,7 +73,14 @@ class Files:
         else:
             members = _zip_members(root) if zipfile.is_zipfile(root) else _tar_members(root)
             self._archive = self._opened()
-        self.members = sorted((m for m in members if not _hidden(m.name)), key=lambda m: m.name)
+        # Of two members of one name the last one counts, as in unpacking.
+        own = {m.name: m for m in members if not any(map(is_junk, PurePosixPath(m.name).parts))}
+        if deep := next((name for name in own if name.count("/") > MOST_DEEP), None):
+            raise UserError(f"{self.where(own[deep])}: folders more than {MOST_DEEP} deep")
+        self.folders = [name.rstrip("/") for name in own if name.endswith("/")]
+        files = [m for m in own.values() if not m.name.endswith("/")]
+        self.members = sorted((m for m in files if m.size != NO_FILE), key=lambda m: m.name)
+        self.num_special = len(files) - len(self.members)  # pipes and devices
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "members": self.members}
@@ -90,7 +106,7 @@ class Files:
                 return (self.root / member.name).read_bytes()
             return self._read_archived(self._archive, member)
         except OSError as error:
-            raise UserError(f"{self.where(member)}: cannot be read ({error.strerror})") from None
+            raise BadImage(f"{self.where(member)}: cannot be read ({error.strerror})") from None
 
     def _read_archived(self, archive: int, member: Member) -> bytes:
         offset = member.offset
@@ -113,9 +129,9 @@ class Files:
             os.close(self._archive)
 
 
-def _hidden(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return any(p.startswith(".") or p == "__MACOSX" for p in parts) or parts[-1] == "Thumbs.db"
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a system leaves behind."""
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def _walk(root: Path) -> list[Member]:
@@ -123,16 +139,20 @@ def _walk(root: Path) -> list[Member]:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
     members = []
-    for folder, _, files in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         below = os.path.relpath(folder, root)
-        if len(PurePosixPath(below).parts) > 20:
-            raise UserError(f"{folder}: folders more than 20 deep; is there a link to a folder above?")
+        if len(PurePosixPath(below).parts) > MOST_DEEP:
+            deep = f"folders more than {MOST_DEEP} deep"
+            raise UserError(f"{folder}: {deep}; is there a link to a folder above?")
+        folders[:] = [name for name in folders if not is_junk(name)]
+        path = "" if below == "." else f"{below}/".replace(os.sep, "/")
+        members += [Member(f"{path}{name}/", 0) for name in folders]
         for name in files:
-            path = name if below == "." else f"{below}/{name}".replace(os.sep, "/")
-            try:
-                members.append(Member(path, os.stat(os.path.join(folder, name)).st_size))
-            except OSError as error:
-                refuse(error)
+            size = 0  # of a link to nothing, which is told when it is read
+            with contextlib.suppress(OSError):
+                found = os.stat(os.path.join(folder, name))
+                size = found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
+            members.append(Member(f"{path}{name}", size))
     return members
 
 
@@ -152,14 +172,16 @@ def _zip_members(root: Path) -> list[Member]:
     members = []
     for info in infos:
         _check_name(root, info.filename)
-        if info.is_dir():
+        name = info.filename.replace("\\", "/")  # as some programs on Windows write them
+        if name.endswith("/"):
+            members.append(Member(name, 0))
             continue
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise UserError(f"{root}: member {info.filename!r} is a link; allowed: files and folders")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{root}: member {info.filename!r}; allowed: stored or deflated, not encrypted")
         sizes = (info.file_size, info.header_offset, info.compress_size)
-        members.append(Member(info.filename, *sizes, info.compress_type, info.CRC))
+        members.append(Member(name, *sizes, info.compress_type, info.CRC))
     return members
 
 
@@ -169,11 +191,12 @@ def _tar_members(root: Path) -> list[Member]:
         with tarfile.open(root, "r:") as archive:
             for info in archive:
                 _check_name(root, info.name)
+                name = PurePosixPath(info.name).as_posix()
                 if info.isdir():
+                    members.append(Member(f"{name}/", 0))
                     continue
                 if not info.isfile() or info.issparse():
                     raise UserError(f"{root}: member {info.name!r} is a link; allowed: files and folders")
-                name = PurePosixPath(info.name).as_posix()
                 members.append(Member(name, info.size, info.offset_data, info.size))
     except (OSError, EOFError, tarfile.TarError) as error:
         reason = f"cannot be read as zip or tar ({error}); allowed: .zip, or .tar that is not compressed"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.decode import decode_image, num_channels
-from cnnjax.data.sources.folder import SPLIT_FOLDERS
+from cnnjax.data.sources.layout import SPLIT_WORDS
 from cnnjax.data.sources.source import FileSource, Opened, Place, check_labels, digest, numbered_classes
 from cnnjax.errors import BadImage, UserError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow import parquet
 
-SPLIT = re.compile(rf"({'|'.join(SPLIT_FOLDERS)})(?=[-_.]|$)")
+SPLIT = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?=[-_.]|$)", re.IGNORECASE)
 MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
 
 
@@ -36,7 +36,8 @@ class ParquetFolder:
         self.files: dict[str, list[Path]] = {}
         for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
             matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
-            if not (splits := [SPLIT_FOLDERS[match[1]] for match in matches if match]):
+            split = next((SPLIT_WORDS[match[1].lower()] for match in matches if match), None)
+            if split is None:
                 allowed = "names or folders that begin with train, validation or test"
                 raise UserError(f"{path}: of which split? allowed: {allowed}")
             self.files.setdefault(splits[0], []).append(path)

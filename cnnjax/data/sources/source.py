@@ -42,6 +42,8 @@ class Source(Protocol):
     @property
     def image_shape(self) -> Shape: ...  # of every image
     @property
+    def notes(self) -> tuple[str, ...]: ...  # see `Opened`
+    @property
     def fingerprint(self) -> str: ...  # the same as long as split, classes, images and their order are
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
@@ -54,6 +56,7 @@ class Opened(NamedTuple):
 
     splits: tuple[str, ...]
     read: Callable[[str], Source]
+    notes: tuple[str, ...] = ()  # what a user should know of it: how many images, what was left out
 
 
 class Place(NamedTuple):
@@ -96,6 +99,7 @@ class ArraySource:
     name: str
     split: str
     skipped: tuple[str, ...] = ()  # messages about the images that were left out when it was read
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
@@ -149,6 +153,7 @@ class FileSource:
     name: str
     split: str
     shape: Shape | None = None  # of the images, if it is known without reading one
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -214,7 +219,8 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
             skipped.append(str(error))
             check_skipped(skipped, max_bad)
     images, labels = images[: len(source) - len(skipped)], labels[: len(source) - len(skipped)]
-    return ArraySource(images, labels, source.class_names, source.name, source.split, tuple(skipped))
+    rest = source.class_names, source.name, source.split, tuple(skipped), source.notes
+    return ArraySource(images, labels, *rest)
 
 
 def check_skipped(skipped: Sequence[str], max_bad: int) -> None:

@@ -1,0 +1,306 @@
+"""Which folders are splits and classes, which files are images, what is left out: decided from all names.
+
+A folder is a split if its name has one word of `SPLIT_WORDS`, in any case, and else only `AFFIXES` or what
+the folder of another split has too: `Training`, `seg_train`, `test-images`, `val2017` beside `train2017`. A
+lone folder on top is looked into, and in a split one that is named like it, like a split or by an affix.
+Folders beside splits and images beside class folders are left out and told. A split other than train whose
+images tell no class of train is unlabelled. What could mean two things is refused.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from cnnjax.data.decode import IMAGE_SUFFIXES
+from cnnjax.data.sources.archive import Files, Member
+from cnnjax.errors import UserError
+
+SPLIT_WORDS = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "eval": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+AFFIXES = {"", "seg", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data"}
+AFFIXES |= {"split", "folder", "files", "unknown", "unlabeled", "unlabelled"}
+AS_TRAIN = "if they are classes put all of them into one folder train/, else move one away"
+SPLITS = ("train", "validation", "test")
+MOST_NAMES = 10  # of classes in a line
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is one by its name, and not drawn by an earlier `predict --explain`."""
+    stem, _, suffix = name.rpartition(".")
+    return f".{suffix.lower()}" in IMAGE_SUFFIXES and not re.search(r"\.gradcam[^./]*$", stem)
+
+
+def other_files(files: Files) -> str:
+    """'7 .heic, 2 without suffix': how many files are no images by their name, by suffix; '' without any."""
+    others = (PurePosixPath(m.name) for m in files.members if not is_image(m.name))
+    counts = Counter(path.suffix.lower() or "without suffix" for path in others)
+    counts["pipe or device"] = files.num_special
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common() if count)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many there are if there are more."""
+    more = f", ... {len(names)} in all" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+@dataclasses.dataclass(eq=False)
+class Folder:
+    """The images of a folder, its folders, and how many images and other files lie in it and below."""
+
+    path: str  # below the root; "" is the root
+    images: list[Member] = dataclasses.field(default_factory=list)
+    folders: list["Folder"] = dataclasses.field(default_factory=list)
+    count: int = 0
+    others: int = 0
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    def below(self) -> Iterator[Member]:
+        """All images in it and below it."""
+        yield from self.images
+        for folder in self.folders:
+            yield from folder.below()
+
+    def filled(self) -> list["Folder"]:
+        """Its folders with images, by name."""
+        return sorted((f for f in self.folders if f.count), key=lambda f: f.name)
+
+    def only(self) -> "Folder | None":
+        """The one folder that may hold images; an empty one is a class that is not yet filled."""
+        folders = [f for f in self.folders if f.count or not f.others]
+        return folders[0] if len(folders) == 1 and folders[0].count > len(self.images) else None
+
+
+def read_tree(files: Files) -> Folder:
+    """The folders below a root, from their files' names."""
+    by_path = {"": Folder("")}
+
+    def at(path: PurePosixPath) -> list[Folder]:
+        """The folder and those above it, created if missing."""
+        if not path.parts:
+            return [by_path[""]]
+        above = at(path.parent)
+        if str(path) not in by_path:
+            by_path[str(path)] = Folder(str(path))
+            above[0].folders.append(by_path[str(path)])
+        return [by_path[str(path)], *above]
+
+    in_folder: dict[str, list[Member]] = {name: [] for name in files.folders}
+    for member in files.members:
+        in_folder.setdefault(member.name.rpartition("/")[0], []).append(member)
+    for name, members in in_folder.items():
+        folder, *above = at(PurePosixPath(name))
+        images = [m for m in members if is_image(m.name)]
+        folder.images += images
+        for each in (folder, *above):
+            each.count += len(images)
+            each.others += len(members) - len(images)
+    return by_path[""]
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a folder's name in small letters, no number in front: '1-TrainSet_2' -> train, 2."""
+    name = re.sub(r"^\d+(?=\D)", "", unicodedata.normalize("NFKC", name))
+    words = re.findall(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+|\d+", name)
+    return [word.lower().removesuffix("set") for word in words]
+
+
+def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The split that a folder's name has the word of, and its words that are no affixes."""
+    words = words_of(name)
+    splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+    rest = tuple(word for word in words if word not in SPLIT_WORDS and word not in AFFIXES)
+    return (splits.pop(), rest) if len(splits) == 1 else None
+
+
+def _where(root: Path, folder: Folder) -> str:
+    return f"{root}/{folder.path}" if folder.path else str(root)
+
+
+def same(name: str) -> str:
+    """Equal for names that differ in nothing but case and how Unicode writes their letters."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+ByClass = Mapping[str, Sequence[Member]]  # class -> images
+Splits = Mapping[str, tuple[str, ByClass]]  # split -> its folder ("" is the root), and its images
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The labelled splits, the classes in the order of the labels, and what a user should know."""
+
+    splits: Splits
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_layout(files: Files) -> Layout:
+    """Raises: UserError for no images, and for what could mean two things; it says what to do."""
+    tree, others = read_tree(files), other_files(files)
+    if not tree.count:
+        allowed = f"class/*{', class/*'.join(IMAGE_SUFFIXES)}"
+        raise UserError(f"{files.root}: no images{f' but {others}' if others else ''}; allowed: {allowed}")
+    folders = _find_splits(files.root, tree)
+    with_names = ["train"] if "train" in folders else list(folders)
+    classes = {split: _name_classes(files.root, folders[split]) for split in with_names}
+    names = tuple(sorted({name for by_class in classes.values() for name in by_class}))
+    _check_distinct(files.root, names)
+    for split in folders.keys() - classes.keys():
+        folders[split] = _inner(folders[split], names)
+        classes[split] = _match_classes(files.root, folders[split], names)
+    splits = {
+        split: (folder.path, {n: sorted(classes[split].get(n, ()), key=lambda m: m.name) for n in names})
+        for split, folder in folders.items()
+        if classes[split]
+    }
+    return Layout(splits, names, tuple(_notes(tree, folders, splits, others)))
+
+
+def _find_splits(root: Path, tree: Folder) -> dict[str, Folder]:
+    """Split -> its folder, in the order of use; without split folders all is `train`."""
+    top = tree
+    while not (found := _split_folders(root, top)) and (only := top.only()) and only.filled():
+        top = only
+    if not found:
+        return {"train": _inner(top)}
+    beside = [folder for folder in top.filled() if folder not in found.values()]
+    clear = "train" in found and (len(found) > 1 or found["train"].filled())
+    if beside and not clear:
+        one = next(iter(found.values()))
+        raise UserError(f"{root}: is {one.path}, beside {beside[0].path}, a split or a class? {AS_TRAIN}")
+    return {split: _inner(folder) if split == "train" else folder for split, folder in found.items()}
+
+
+def _split_folders(root: Path, top: Folder) -> dict[str, Folder]:
+    named = [(*words, folder) for folder in top.filled() if (words := split_of(folder.name))]
+    alike = Counter(rest for _, rest in {(split, rest) for split, rest, _ in named})
+    found: dict[str, Folder] = {}
+    for split, rest, folder in named:
+        if rest and alike[rest] < 2:
+            continue
+        if split in found:
+            both = f"{found[split].path} and {folder.path}"
+            raise UserError(f"{root}: {both} are both named like {split}; {AS_TRAIN}")
+        found[split] = folder
+    if not found and len({split for split, *_ in named}) > 1 and len(named) == len(top.filled()):
+        both = f"{named[0][2].path} and {named[1][2].path}"
+        raise UserError(f"{root}: are {both} splits or classes? name splits alike (train, test); {AS_TRAIN}")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _inner(folder: Folder, names: Collection[str] = ()) -> Folder:
+    """The folder that the class folders lie in: `train/images/` for `train/`, unless `images` is a class."""
+    while (only := folder.only()) and only.name not in names:
+        if only.name != folder.name and set(words_of(only.name)) - AFFIXES - set(SPLIT_WORDS):
+            break
+        folder = only
+    return folder
+
+
+def _class_folders(root: Path, folder: Folder) -> list[Folder]:
+    """The folders with images, if images do not rather lie beside them, nor splits in them."""
+    filled, loose = folder.filled(), len(folder.images)
+    if filled and loose > (inside := folder.count - loose):
+        raise UserError(
+            f"{_where(root, folder)}: {loose} images beside folders of {inside}; move one kind away"
+        )
+    for each in filled:
+        splits = {split[0] for f in each.filled() if (split := split_of(f.name)) and not split[1]}
+        if "train" in splits and len(splits) > 1:
+            raise UserError(f"{_where(root, each)}: splits inside a class; allowed: SPLIT/CLASS/images")
+    return filled
+
+
+def _name_classes(root: Path, folder: Folder) -> ByClass:
+    """Class -> images of the split that names the classes; each of loose files has its own before a `_`."""
+    if filled := _class_folders(root, folder):
+        if empty := [each for each in folder.folders if not each.count]:
+            raise UserError(f"{_where(root, empty[0])}: a class without images; fill or remove it")
+        return {each.name: list(each.below()) for each in filled}
+    by_class: dict[str, list[Member]] = {}
+    for member in folder.images:
+        name, loose, _ = PurePosixPath(member.name).name.partition("_")
+        if not (name and loose):
+            allowed = "allowed: CLASS/NAME, or CLASS_NAME for loose files"
+            raise UserError(f"{root}/{member.name}: an image outside a class folder; {allowed}")
+        by_class.setdefault(name, []).append(member)
+    if len(by_class) == 1 < folder.count:
+        alike = f"all {folder.count} images begin with {next(iter(by_class))}_, which is one class"
+        raise UserError(f"{_where(root, folder)}: {alike}; allowed: CLASS/NAME, or CLASS_NAME of several")
+    return by_class
+
+
+def _match_classes(root: Path, folder: Folder, names: Sequence[str]) -> ByClass:
+    """Class of `names` -> images of another split; {} if no file tells its class."""
+    exact, alike = set(names), {same(name): name for name in names}
+    by_class: dict[str, list[Member]] = {}
+    strange: list[Member] = []
+
+    def known(name: str) -> str | None:
+        return name if name in exact else alike.get(same(name))
+
+    filled = _class_folders(root, folder)
+    for each in filled:
+        name = known(each.name)
+        if name is None:
+            raise UserError(f"{_where(root, each)}: not a class of train; allowed: {listed(names)}")
+        if name in by_class:
+            raise UserError(f"{_where(root, each)}: a second folder of class {name}; merge them")
+        by_class[name] = list(each.below())
+    for member in () if filled else folder.images:
+        words = PurePosixPath(member.name).name.split("_")
+        heads = (known("_".join(words[:end])) for end in range(len(words) - 1, 0, -1))
+        name = next((head for head in heads if head is not None), None)
+        (strange if name is None else by_class.setdefault(name, [])).append(member)
+    if by_class and strange:
+        raise UserError(
+            f"{root}/{strange[0].name}: begins with no class of train, as others do; move it away"
+        )
+    return by_class
+
+
+def _check_distinct(root: Path, names: Sequence[str]) -> None:
+    """Raises a UserError for classes that look alike; A and a may be two letters."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(same(name), name)
+        letters = len(same(name)) == 1 and unicodedata.normalize("NFC", name) != unicodedata.normalize(
+            "NFC", other
+        )
+        if other != name and not letters:
+            raise UserError(
+                f"{root}: are {other!r} and {name!r} one class or two? merge or rename the folders"
+            )
+
+
+def _notes(tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: str) -> Iterator[str]:
+    """What a user should know: counts, what lacks labels or classes, what is left out."""
+    counts = {split: sum(map(len, by_class.values())) for split, (_, by_class) in splits.items()}
+    yield ", ".join(f"{split} {count}" for split, count in counts.items()) + " images"
+    used = {member.name for _, by_class in splits.values() for each in by_class.values() for member in each}
+    for split, folder in folders.items():
+        if split not in splits:
+            yield f"{split} has no labels: {folder.count} images outside class folders in {folder.path}"
+            used |= {member.name for member in folder.images}
+            continue
+        if missing := [name for name, members in splits[split][1].items() if not members]:
+            yield f"{split} has no images of {listed(missing)}"
+        if deeper := [inner for each in folder.filled() for inner in each.filled()]:
+            yield f"{deeper[0].path} and other folders inside a class folder count to its class"
+    outside: dict[PurePosixPath, list[str]] = {}
+    for name in (member.name for member in tree.below() if member.name not in used):
+        outside.setdefault(PurePosixPath(name).parent, []).append(name)
+    places = [f"{len(each)} images in {p}" if len(each) > 1 else each[0] for p, each in outside.items()]
+    if left_out := [f"{listed(places)}, outside class folders"] * bool(places) + [others] * bool(others):
+        yield f"left out: {', '.join(left_out)}"
