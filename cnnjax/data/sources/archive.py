@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import os
 import stat
@@ -19,7 +20,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bz
 # Names that systems leave behind, in small letters; hidden files are left out too.
 JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
 MOST_DEEP = 20  # folders in folders
-NO_FILE = -1  # in place of the size of a pipe or a device
+NO_FILE = -1  # in place of the size of a pipe, a device, or a link that leads back
 # What unpacks to more than both is taken for a decompression bomb, and not read into memory.
 MAX_RATIO, ALWAYS_BYTES = 200, 2**28
 
@@ -80,7 +81,7 @@ class Files:
         self.folders = [name.rstrip("/") for name in own if name.endswith("/")]
         files = [m for m in own.values() if not m.name.endswith("/")]
         self.members = sorted((m for m in files if m.size != NO_FILE), key=lambda m: m.name)
-        self.num_special = len(files) - len(self.members)  # pipes and devices
+        self.num_special = len(files) - len(self.members)  # pipes, devices and links that lead back
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "members": self.members}
@@ -139,21 +140,30 @@ def _walk(root: Path) -> list[Member]:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
     members = []
+    above = {str(root): [os.path.realpath(root)]}  # folder -> where it and those above it really are
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
-        below = os.path.relpath(folder, root)
-        if len(PurePosixPath(below).parts) > MOST_DEEP:
-            deep = f"folders more than {MOST_DEEP} deep"
-            raise UserError(f"{folder}: {deep}; is there a link to a folder above?")
-        folders[:] = [name for name in folders if not is_junk(name)]
-        path = "" if below == "." else f"{below}/".replace(os.sep, "/")
-        members += [Member(f"{path}{name}/", 0) for name in folders]
-        for name in files:
-            size = 0  # of a link to nothing, which is told when it is read
-            with contextlib.suppress(OSError):
-                found = os.stat(os.path.join(folder, name))
-                size = found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
-            members.append(Member(f"{path}{name}", size))
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        start = "" if below == "." else f"{below}/"
+        for name in [*folders]:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(above[folder][-1], name)
+            above[path] = [*above[folder], real]
+            if leads_back := real in above[folder]:
+                members.append(Member(f"{start}{name}", NO_FILE))
+            if leads_back or is_junk(name):
+                folders.remove(name)
+        members += [Member(f"{start}{name}/", 0) for name in folders]
+        members += [Member(f"{start}{name}", _size(os.path.join(folder, name))) for name in files]
     return members
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; 0 for a link to nothing, which is told when it is read."""
+    try:
+        found = os.stat(path)
+        return found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
+    except OSError as error:
+        return NO_FILE if error.errno == errno.ELOOP else 0
 
 
 def _check_name(root: Path, name: str) -> None:

@@ -41,7 +41,7 @@ def other_files(files: Files) -> str:
     """'7 .heic, 2 without suffix': how many files are no images by their name, by suffix; '' without any."""
     others = (PurePosixPath(m.name) for m in files.members if not is_image(m.name))
     counts = Counter(path.suffix.lower() or "without suffix" for path in others)
-    counts["pipe or device"] = files.num_special
+    counts["pipes, devices or links that lead back"] = files.num_special
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common() if count)
 
 
