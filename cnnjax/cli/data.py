@@ -14,8 +14,11 @@ from cnnjax.cli.flags import command, given
 from cnnjax.cli.tables import print_tables
 from cnnjax.data import datasets, prepare, statistics
 from cnnjax.data.sources import tfds
-from cnnjax.data.sources.source import Source
+from cnnjax.data.sources.source import Source, describe, listed
 from cnnjax.errors import UserError
+
+SHORT_SIDE = 256
+MOST_CLASSES = 50  # that are listed
 
 
 @command("data", words=2)
@@ -24,7 +27,7 @@ def data(
     *,
     dir: Flag[str | None, "folder to search first"] = None,
     out: Flag[str | None, "prepare: folder to write; inspect: .png to draw"] = None,
-    short_side: Flag[int, "prepare: pixels of the square", 1] = 256,
+    short_side: Flag[int | None, "pixels of the square (default: prepare 256, inspect as it is)", 1] = None,
     augment: Flag[str, "inspect: augmentation to draw, or 'each'"] = "mirror|normalize",
     format: Flag[str, "prepare: raw or jpeg"] = "raw",
     on_bad_image: Flag[str, "prepare: error or skip"] = "error",
@@ -37,11 +40,14 @@ def data(
             prepare.prepare_tfds(name.removeprefix("tfds:"), tfds.tfds_folders(dir)[0])
         case ["prepare", name]:
             out = given("out", out, "name the folder that `cnnjax data prepare` writes")
-            prepare_dataset(_sources(name, dir, short_side), out, format, on_bad_image)
+            prepare_dataset(_sources(name, dir, short_side or SHORT_SIDE), out, format, on_bad_image)
         case ["inspect", _] if out and not out.endswith(".png"):
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
-            inspect_dataset(_sources(name, dir, short_side), out, augment)
+            sources = _sources(name, dir, short_side)
+            contents = inspect_dataset(sources)
+            if out:
+                draw_dataset(_sources(name, dir, short_side or SHORT_SIDE), contents, out, augment)
         case _:
             writing = "cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
             raise UserError(f"usage: cnnjax data, or {writing}, or cnnjax data inspect NAME --out=FILE.png")
@@ -70,39 +76,56 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
     print(f"train with --config.data.name=records:{out}")
 
 
-def inspect_dataset(sources: dict[str, Source], out: str | None, augment: str) -> None:
-    """Prints what is in a data set; with `out`, draws some of its images before and after augmentation."""
+def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents]:
+    """Prints what a data set was understood as, and what is in it."""
     with _bar("reading") as progress:
         summaries = statistics.inspect(sources, progress)
     first, source = next(iter(sources.items()))
+    print(describe(source))
     colours = summaries[first].colours
     if colours is None:
         raise UserError(f"no image of {first} can be read, the first: {summaries[first].unreadable[0]}")
-    table = Table("split", "images", "classes", "min, max per class", "sizes", "copies", "unreadable")
+    columns = "split", "images", "classes", "min, max per class", "channels", "grey", "sizes"
+    table = Table(*columns, "copies", "unreadable")
     for split, seen in summaries.items():
-        counts = [seen.classes[label] for label in range(len(source.class_names))]
-        sizes = ", ".join(f"{h}x{w}" for (h, w), _ in seen.sizes.most_common(3))
-        cells = (sum(counts), sum(map(bool, counts)), f"{min(counts)}, {max(counts)}", sizes, seen.copies)
-        table.add_row(split, *map(str, cells), str(len(seen.unreadable)))
-    print_tables(table)
+        counts = [seen.classes[label] for label in range(source.num_classes)]
+        sizes = listed([f"{h}x{w} ({count})" for (h, w), count in seen.sizes.most_common()], 3)
+        channels = len(seen.colours.mean) if seen.colours else 0
+        cells = (sum(counts), sum(map(bool, counts)), f"{min(counts)}, {max(counts)}", channels, seen.grey)
+        table.add_row(split, *map(str, cells), sizes, str(seen.copies), str(len(seen.unreadable)))
+    classes = Table("class", *summaries)
+    for label, name in enumerate(source.class_names[:MOST_CLASSES]):
+        classes.add_row(name, *(str(seen.classes[label]) for seen in summaries.values()))
+    print_tables(table, classes)
+    if source.num_classes > MOST_CLASSES:
+        print(f"and {source.num_classes - MOST_CLASSES} more classes")
     eigenvalues = np.linalg.eigvalsh(colours.covariance)[::-1]
     for word, values in (("mean", colours.mean), ("std", colours.std), ("eigenvalues", eigenvalues)):
-        print(f"{word}: {', '.join(f'{value:.6f}' for value in values)}")
+        print(f"{word} of {first}: {', '.join(f'{value:.6f}' for value in values)}")
     pairs = statistics.shared(summaries)
     print(f"images in two splits: {len(pairs)}")
     for a, i, b, k in pairs[:10]:
         print(f"  {a} {i} is {b} {k}")
     for message in (message for seen in summaries.values() for message in seen.unreadable):
         print(f"  cannot be read: {message}")
-    if out:
-        from cnnjax.explore.augmentations import draw_sheet
-
-        positions = list(summaries[first].first.values())  # of images that are readable and no copies
-        draw_sheet(source, positions, augment, colours.statistics()).savefig(out, dpi=120)
-        print(f"wrote {out}")
+    return summaries
 
 
-def _sources(name: str, folder: str | None, short_side: int) -> dict[str, Source]:
+def draw_dataset(
+    sources: dict[str, Source], contents: dict[str, statistics.Contents], out: str, augment: str
+) -> None:
+    """Draws some images of the first split before and after augmentation."""
+    from cnnjax.explore.augmentations import draw_sheet
+
+    first, source = next(iter(sources.items()))
+    seen = contents[first]
+    assert seen.colours is not None  # else `inspect_dataset` has refused it
+    positions = list(seen.first.values())  # of images that are readable and no copies
+    draw_sheet(source, positions, augment, seen.colours.statistics()).savefig(out, dpi=120)
+    print(f"wrote {out}")
+
+
+def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
     splits = datasets.official_splits(name, folder)
     return {split: datasets.load(name, split, data_dir=folder, size=short_side) for split in splits}
 

@@ -1,6 +1,7 @@
 """`cnnjax predict`: classes of images, and pictures of what speaks for them."""
 
 import json as json_lib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,14 @@ def predict(
         raise UserError("no image; name files or folders, or - for an image on the standard input")
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):
         raise UserError(f"{missing} is neither a file nor a folder")
+    from cnnjax.inference.images import list_folder
+
+    images: list[str | Path] = []
+    for word in words:
+        files, others = list_folder(word) if Path(word).is_dir() else ([word], "")
+        images += files
+        if others:
+            print(f"{word}: left out {others}", file=sys.stderr)
     trained = load(**run)
     if class_names:
         trained = trained.with_class_names(class_names)
@@ -64,7 +73,7 @@ def predict(
 
         explainer = explain_lib.explainer(trained, layer, method)
     good, errors = [], []
-    for batch in trained.batches(words, batch_size):
+    for batch in trained.batches(images, batch_size):
         for row in _predict_batch(trained, batch, top, batch_size, explainer, out):
             if json:
                 print(json_lib.dumps(row), flush=True)

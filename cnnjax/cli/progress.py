@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cnnjax.cli.tables import AS_IT_IS
 from cnnjax.runs import log
 
 
@@ -18,7 +19,7 @@ class Lines(log.Progress):
         self.note(describe(row))
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, **AS_IT_IS)
 
 
 class Bar(Lines):

@@ -7,16 +7,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+# Names of files and classes may hold [brackets] and :colons:, which stand for themselves.
+AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
+
 
 def print_tables(*tables: Table) -> None:
     """Prints wide tables; outside a terminal their lines are as long as they need to be."""
     for table in tables:
         for column in table.columns:
             column.no_wrap = True
-        console = Console()
+        console = Console(**AS_IT_IS)
         if not console.is_terminal:
             wide = console.options.update(width=500)
-            console = Console(width=console.measure(table, options=wide).maximum)
+            console = Console(width=console.measure(table, options=wide).maximum, **AS_IT_IS)
         console.print(table)
 
 

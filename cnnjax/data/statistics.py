@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, Example, Source, evenly_spaced
+from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, evenly_spaced
 from cnnjax.errors import BadImage
 
 
@@ -83,6 +83,7 @@ class Contents:
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)  # (height, width) -> images
     unreadable: list[str] = dataclasses.field(default_factory=list)  # messages that name the file
     first: dict[bytes, int] = dataclasses.field(default_factory=dict)  # SHA-256 of pixels -> first position
+    grey: int = 0  # images that have one channel, or the same in all
     copies: int = 0  # images whose pixels an earlier image of the split has
     colours: Moments | None = None  # of all pixels; None before the first image
 
@@ -90,7 +91,8 @@ class Contents:
         """Counts an example in."""
         image = np.ascontiguousarray(example["image"])
         self.classes[example["label"]] += 1
-        self.sizes[image.shape[0], image.shape[1]] += 1
+        self.sizes[height, width] += 1
+        self.grey += bool((image == image[..., :1]).all())
         sha = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
         self.copies += sha in self.first
         self.first.setdefault(sha, index)
@@ -100,16 +102,25 @@ class Contents:
 def inspect(
     sources: Mapping[str, Source], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Contents]:
-    """Reads every image of every split once; `progress` is called with (images done, images in all)."""
+    """Reads every image of every split once, of any size; `progress` is called with (images done, in all)."""
     contents = {split: Contents() for split in sources}
-    places = [(split, index) for split, source in sources.items() for index in range(len(source))]
-    for done, (split, index) in enumerate(places, 1):
-        try:
-            contents[split].add(index, sources[split][index])
-        except BadImage as error:
-            contents[split].unreadable.append(str(error))
-        progress(done, len(places))
+    total, done = sum(map(len, sources.values())), 0
+    for split, source in sources.items():
+        for index in range(len(source)):
+            try:
+                contents[split].add(index, _of_any_size(source, index))
+            except BadImage as error:
+                contents[split].unreadable.append(str(error))
+            done += 1
+            progress(done, total)
     return contents
+
+
+def _of_any_size(source: Source, index: int) -> Example:
+    if not isinstance(source, FileSource):
+        return source[index]
+    image, label, _ = source.read(int(source.positions[index]))
+    return {"image": image, "label": label}
 
 
 def shared(contents: Mapping[str, Contents]) -> list[tuple[str, int, str, int]]:

@@ -83,15 +83,19 @@ def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
         elif str(image) == STDIN:
             yield "stdin", sys.stdin.buffer.read(MAX_BYTES)
         elif Path(image).is_dir():
-            files = Files(Path(image))
-            names = [member.name for member in files.members if is_image(member.name)]
-            if not names:
-                others = f" but {other_files(files)}" if files.members else ""
-                allowed = f"allowed: *{', *'.join(IMAGE_SUFFIXES)}"
-                raise UserError(f"{image}: a folder without images{others}; {allowed}")
-            yield from ((str(file), file) for file in map(Path(image).joinpath, names))
+            yield from ((str(file), file) for file in list_folder(image)[0])
         else:
             yield str(image), Path(image)
+
+
+def list_folder(folder: str | Path) -> tuple[list[Path], str]:
+    """The images in a folder and below it, and what else is there; a folder without any is a UserError."""
+    files = Files(Path(folder))
+    images, others = [m.name for m in files.members if is_image(m.name)], other_files(files)
+    if not images:
+        found, allowed = f" but {others}" if others else "", f"allowed: *{', *'.join(IMAGE_SUFFIXES)}"
+        raise UserError(f"{folder}: a folder without images{found}; {allowed}")
+    return [Path(folder, name) for name in images], others
 
 
 def _read_bytes(path: str | Path) -> bytes:

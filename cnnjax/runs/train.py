@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cnnjax.data.batches import Batches
+from cnnjax.data.sources.source import describe
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
@@ -155,9 +156,10 @@ def opened(
     experiment: Experiment, workdir: str | Path, progress: Progress
 ) -> Iterator[tuple[Experiment, Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
-    fingerprint = experiment.train_source.fingerprint
+    source = experiment.train_source
+    progress.note(f"{describe(source)}; images {'x'.join(map(str, source.image_shape))}")
     run = processes.first_then_others(
-        lambda: Run.create(workdir, experiment.config, fingerprint), lambda: Run(workdir)
+        lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
     )
     if not run.read_json("record.json"):
         run.write_json("record.json", make_record(**experiment.facts()))

@@ -1,6 +1,7 @@
 """Folders and archives of images: which are splits and classes, what is left out and what is refused."""
 
 import io
+import json
 import os
 import tarfile
 import unicodedata
@@ -11,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from cnnjax.cli import main
+from cnnjax.cli.progress import Lines
 from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS, IMAGE_SUFFIXES
 from cnnjax.data.sources.folder import ImageFolder
 from cnnjax.data.sources.layout import split_of
 from cnnjax.errors import BadImage, UserError
+from cnnjax.runs.train import train
 
 KINDS = ("folder", "zip", "tar")
 
@@ -152,7 +157,7 @@ def test_what_could_mean_two_things_is_refused_in_one_line(tmp_path, kind, names
         (  # suffixes that are no images'
             [*several("a", "b"), "a/1.txt", "labels.csv", "b/2.csv", "b/LICENSE.txt", "c.csv"],
             {"train": {"a": 2, "b": 2}},
-            ["left out: 3 .csv, 2 .txt"],
+            ["left out: 2 .txt, 3 .csv"],
         ),
         (  # a test folder without labels
             [*several("train/cat", "train/dog"), *several("test", count=3)],
@@ -324,3 +329,48 @@ def test_runs_on_layouts_that_always_worked_resume(tmp_path, name, split):
         (tmp_path / file).write_bytes(b"x" * (number + 1))
     source = datasets.load(f"folder:{tmp_path}", split)
     assert source.fingerprint.startswith(FINGERPRINTS[name, split])
+
+
+NAMES = [*several("[set]/Training/[a]", "[set]/Training/:b:", "[set]/Testing/:b:", count=6), "[set]/plot.png"]
+LINE = "2 classes (:b:, [a]); train 12, test 6 images; test has no images of [a]; left out: [set]/plot.png"
+
+
+def test_inspect_says_what_was_understood_with_classes_by_split(tmp_path, capsys):
+    path = write(tmp_path, "folder", [*NAMES, "notes.txt"])
+    Image.new("L", (9, 5)).save(path / "[set]/Training/:b:/0.png")
+    assert main.run(["data", "inspect", f"folder:{path}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"folder:{path}: {LINE}, outside class folders, 1 .txt" in printed
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert rows[0][:7] == ["train", "12", "2", "6, 6", "3", "12", "4x4 (11), 5x9 (1)"]
+    assert rows[1][:7] == ["test", "6", "1", "0, 6", "3", "6", "4x4 (6)"]
+    assert rows[2:] == [[":b:", "6", "6"], ["[a]", "6", "0"]]
+    assert "mean of train: " in printed
+
+
+def test_train_says_the_same_in_one_line_before_the_first_step(tmp_path, tiny_config):
+    path = write(tmp_path, "zip", NAMES)
+    tiny_config.update({"data": {"name": f"folder:{path}", "num_validation": 2}, "total_epochs": 1.0})
+    tiny_config.augment.train = "normalize"
+    shown = io.StringIO()
+    train(tiny_config, tmp_path / "run", Lines(Console(file=shown)))
+    line, first_row, *_ = shown.getvalue().splitlines()
+    assert line == f"folder:{path}: {LINE}, outside class folders; images 4x4x3"
+    assert first_row.startswith("step ")
+
+
+def test_predict_takes_the_files_that_training_takes_and_tells_the_others(tmp_path, tiny_run, capsys):
+    names = [f"a/0{suffix}" for suffix in IMAGE_SUFFIXES]
+    names += [
+        "a/.hidden.png",
+        ".ipynb_checkpoints/1.png",
+        "__MACOSX/1.png",
+        "@eaDir/1.png",
+        "a/0.gradcam.png",
+    ]
+    path = write(tmp_path, "folder", [*names, "a/x.heic", "b.csv", "c.csv"])
+    assert main.run(["predict", f"--workdir={tiny_run}", str(path), "--json"]) == 0
+    printed = capsys.readouterr()
+    found = [json.loads(line)["image"] for line in printed.out.splitlines()]
+    assert sorted(found) == sorted(str(path / f"a/0{suffix}") for suffix in IMAGE_SUFFIXES)
+    assert printed.err == f"{path}: left out 1 .heic, 2 .csv, 1 pictures of --explain\n"

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from cnnjax.data.decode import IMAGE_SUFFIXES
 from cnnjax.data.sources.archive import Files, Member
+from cnnjax.data.sources.source import listed
 from cnnjax.errors import UserError
 
 SPLIT_WORDS = {
@@ -28,7 +29,6 @@ AFFIXES = {"", "seg", "image", "images", "img", "imgs", "picture", "pictures", "
 AFFIXES |= {"split", "folder", "files", "unknown", "unlabeled", "unlabelled"}
 AS_TRAIN = "if they are classes put all of them into one folder train/, else move one away"
 SPLITS = ("train", "validation", "test")
-MOST_NAMES = 10  # of classes in a line
 
 
 def is_image(name: str) -> bool:
@@ -39,16 +39,11 @@ def is_image(name: str) -> bool:
 
 def other_files(files: Files) -> str:
     """'7 .heic, 2 without suffix': how many files are no images by their name, by suffix; '' without any."""
-    others = (PurePosixPath(m.name) for m in files.members if not is_image(m.name))
-    counts = Counter(path.suffix.lower() or "without suffix" for path in others)
-    counts["pipes, devices or links that lead back"] = files.num_special
-    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common() if count)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many there are if there are more."""
-    more = f", ... {len(names)} in all" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+    suffixes = (PurePosixPath(m.name).suffix.lower() for m in files.members if not is_image(m.name))
+    counts = Counter(suffix or "without suffix" for suffix in suffixes)
+    drawn = {"pictures of --explain": sum(counts.pop(suffix, 0) for suffix in IMAGE_SUFFIXES)}
+    special = {"pipes, devices or links that lead back": files.num_special}
+    return ", ".join(f"{count} {what}" for what, count in (counts | drawn | special).items() if count)
 
 
 @dataclasses.dataclass(eq=False)

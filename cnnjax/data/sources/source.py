@@ -190,6 +190,18 @@ class FileSource:
         return dataclasses.replace(self, positions=positions, labels=labels, split=split or self.split)
 
 
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first names, and how many there are if there are more."""
+    return ", ".join(names[:most]) + (f", ... {len(names)} in all" if len(names) > most else "")
+
+
+def describe(source: Source) -> str:
+    """One line about a data set, of which `source` is a split: its classes, and what a user should know."""
+    classes = f"{source.num_classes} classes ({listed(source.class_names)})"
+    notes = source.notes or (f"{source.split} {len(source)} images",)
+    return f"{source.name}: {'; '.join([classes, *notes])}"
+
+
 def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
     """Raises UserError naming the first label outside [0, num_classes)."""
     if (wrong := np.flatnonzero((labels < 0) | (labels >= num_classes))).size:
