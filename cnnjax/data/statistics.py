@@ -91,7 +91,7 @@ class Contents:
         """Counts an example in."""
         image = np.ascontiguousarray(example["image"])
         self.classes[example["label"]] += 1
-        self.sizes[height, width] += 1
+        self.sizes[image.shape[0], image.shape[1]] += 1
         self.grey += bool((image == image[..., :1]).all())
         sha = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
         self.copies += sha in self.first
@@ -104,15 +104,13 @@ def inspect(
 ) -> dict[str, Contents]:
     """Reads every image of every split once, of any size; `progress` is called with (images done, in all)."""
     contents = {split: Contents() for split in sources}
-    total, done = sum(map(len, sources.values())), 0
-    for split, source in sources.items():
-        for index in range(len(source)):
-            try:
-                contents[split].add(index, _of_any_size(source, index))
-            except BadImage as error:
-                contents[split].unreadable.append(str(error))
-            done += 1
-            progress(done, total)
+    places = [(split, index) for split, source in sources.items() for index in range(len(source))]
+    for done, (split, index) in enumerate(places, 1):
+        try:
+            contents[split].add(index, _of_any_size(sources[split], index))
+        except BadImage as error:
+            contents[split].unreadable.append(str(error))
+        progress(done, len(places))
     return contents
 
 

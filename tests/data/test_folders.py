@@ -212,6 +212,11 @@ def test_what_could_mean_two_things_is_refused_in_one_line(tmp_path, kind, names
             {"train": {"a": 2, "b": 2}},
             ["left out: cover.png"],
         ),
+        (  # folders without images, as of labels and of a split that is not yet filled
+            [*several("images/train/a", "images/train/b"), "labels/a/0.txt", "labels/b.txt", "images/test/"],
+            {"train": {"a": 2, "b": 2}},
+            ["left out: 2 .txt; folders without images: images/test, labels"],
+        ),
         (several("val/a", "test/b"), {"validation": {"a": 2, "b": 0}, "test": {"a": 0, "b": 2}}, []),
         (["n02_ray.png", "n01_tench.png"], {"train": {"n01": 1, "n02": 1}}, []),
         (["./train/a/1.png", "./test/a/1.png", "./"], {"train": {"a": 1}, "test": {"a": 1}}, []),
@@ -289,6 +294,13 @@ def test_links_and_pipes(tmp_path):
     images = ImageFolder(path / "set")
     assert understood(path / "set") == {"train": {"a": 3, "b": 2 + 3}}
     assert "3 pipes, devices or links that lead back" in images.notes[-1]
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    for kind in ("folder", "tar"):
+        path = write(tmp_path, kind, [*several("a", "b"), "caf\udce9/1.png"])
+        with pytest.raises(UserError, match=r"'caf\\udce9/.*is not UTF-8; rename it"):
+            ImageFolder(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

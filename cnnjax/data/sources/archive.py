@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import gzip
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -57,10 +58,9 @@ class Member:
 
 
 class Files:
-    """The files below a folder, a .zip or an uncompressed .tar; another process opens the root anew.
+    """The files below a folder, .zip or plain .tar, by name; a copy opens it anew.
 
-    `members` are sorted by name, without hidden files and what systems leave behind; `folders` are the names
-    of the folders, also of empty ones, as far as an archive names them.
+    Hidden files and `JUNK` are left out; `folders` are the folders' names, as far as an archive has them.
     """
 
     def __init__(self, root: Path):
@@ -76,8 +76,11 @@ class Files:
             self._archive = self._opened()
         # Of two members of one name the last one counts, as in unpacking.
         own = {m.name: m for m in members if not any(map(is_junk, PurePosixPath(m.name).parts))}
-        if deep := next((name for name in own if name.count("/") > MOST_DEEP), None):
-            raise UserError(f"{self.where(own[deep])}: folders more than {MOST_DEEP} deep")
+        for name in own:
+            if name.count("/") > MOST_DEEP:
+                raise UserError(f"{root}/{name[:80]}...: folders more than {MOST_DEEP} deep; move them up")
+            if not name.isascii() and re.search("[\ud800-\udfff]", name):
+                raise UserError(f"{root}: the name {name!r} is not UTF-8; rename it, as with convmv")
         self.folders = [name.rstrip("/") for name in own if name.endswith("/")]
         files = [m for m in own.values() if not m.name.endswith("/")]
         self.members = sorted((m for m in files if m.size != NO_FILE), key=lambda m: m.name)

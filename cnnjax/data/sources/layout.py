@@ -70,6 +70,11 @@ class Folder:
         """Its folders with images, by name."""
         return sorted((f for f in self.folders if f.count), key=lambda f: f.name)
 
+    def empty(self) -> Iterator["Folder"]:
+        """The folders without images below it, none of those in another one."""
+        for folder in self.folders:
+            yield from folder.empty() if folder.count else (folder,)
+
     def only(self) -> "Folder | None":
         """The one folder that may hold images; an empty one is a class that is not yet filled."""
         folders = [f for f in self.folders if f.count or not f.others]
@@ -283,19 +288,23 @@ def _notes(tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: 
     """What a user should know: counts, what lacks labels or classes, what is left out."""
     counts = {split: sum(map(len, by_class.values())) for split, (_, by_class) in splits.items()}
     yield ", ".join(f"{split} {count}" for split, count in counts.items()) + " images"
-    used = {member.name for _, by_class in splits.values() for each in by_class.values() for member in each}
+    members = [m for _, by_class in splits.values() for each in by_class.values() for m in each]
     for split, folder in folders.items():
         if split not in splits:
             yield f"{split} has no labels: {folder.count} images outside class folders in {folder.path}"
-            used |= {member.name for member in folder.images}
+            members += folder.images
             continue
         if missing := [name for name, members in splits[split][1].items() if not members]:
             yield f"{split} has no images of {listed(missing)}"
         if deeper := [inner for each in folder.filled() for inner in each.filled()]:
             yield f"{deeper[0].path} and other folders inside a class folder count to its class"
-    outside: dict[PurePosixPath, list[str]] = {}
+    used = {member.name for member in members}
+    outside: dict[str, list[str]] = {}
     for name in (member.name for member in tree.below() if member.name not in used):
-        outside.setdefault(PurePosixPath(name).parent, []).append(name)
+        outside.setdefault(str(PurePosixPath(name).parent), []).append(name)
     places = [f"{len(each)} images in {p}" if len(each) > 1 else each[0] for p, each in outside.items()]
-    if left_out := [f"{listed(places)}, outside class folders"] * bool(places) + [others] * bool(others):
+    left_out = [f"{listed(places)}, outside class folders"] if places else []
+    if left_out := [*left_out, *filter(None, [others])]:
         yield f"left out: {', '.join(left_out)}"
+    if empty := [folder.path for folder in tree.empty()]:
+        yield f"folders without images: {listed(empty)}"

@@ -36,8 +36,7 @@ class ParquetFolder:
         self.files: dict[str, list[Path]] = {}
         for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
             matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
-            split = next((SPLIT_WORDS[match[1].lower()] for match in matches if match), None)
-            if split is None:
+            if not (splits := [SPLIT_WORDS[match[1].lower()] for match in matches if match]):
                 allowed = "names or folders that begin with train, validation or test"
                 raise UserError(f"{path}: of which split? allowed: {allowed}")
             self.files.setdefault(splits[0], []).append(path)

@@ -191,8 +191,9 @@ class FileSource:
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """The first names, and how many there are if there are more."""
-    return ", ".join(names[:most]) + (f", ... {len(names)} in all" if len(names) > most else "")
+    """The first names in one line, and how many there are if there are more."""
+    shown = (name if name.isprintable() else repr(name) for name in names[:most])
+    return ", ".join(shown) + (f", ... {len(names)} in all" if len(names) > most else "")
 
 
 def describe(source: Source) -> str:
