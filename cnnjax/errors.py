@@ -3,15 +3,50 @@
 import ast
 import difflib
 import inspect
+import itertools
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
+MOST = 2000  # characters of a text that is shown in one line
+MOST_MARKS = 8  # accents and the like on one letter
+
+
+class _Escapes(dict[int, str]):
+    """A table for `str.translate`: what is not printable, as Python writes it in a string."""
+
+    def __missing__(self, code: int) -> str:
+        shown = chr(code).isprintable() or unicodedata.category(chr(code)) == "Zs"
+        self[code] = chr(code) if shown else ascii(chr(code))[1:-1]
+        return self[code]
+
+
+_LINE, _LINES = _Escapes(), _Escapes({ord("\n"): "\n"})
+
+
+def visible(text: object, *, lines: bool = False, most: int = MOST) -> str:
+    """Text from outside, as it may be shown anywhere: control, bidi and invisible characters as escapes.
+
+    What it is makes no difference: a name, a path that is not UTF-8, an error of a library. It is one line of
+    at most `most` characters, without its middle if it is longer; with `lines` it is whole.
+    """
+    shown = str(text).translate(_LINES if lines else _LINE)
+    if not shown.isascii():
+        runs = itertools.groupby(shown, lambda char: unicodedata.category(char) in ("Mn", "Me"))
+        parts = [(marks, "".join(run)) for marks, run in runs]
+        shown = "".join(run[:MOST_MARKS] + "…" if marks and run[MOST_MARKS:] else run for marks, run in parts)
+    if lines or len(shown) <= most:
+        return shown
+    return f"{shown[: most - most // 4]}…{shown[-(most // 4) :]}"
 
 
 class UserError(ValueError):
     """A mistake that the user can mend: the CLI prints its message alone and exits with code 2."""
+
+    def __init__(self, message: object):
+        super().__init__(visible(message))
 
 
 class BadImage(UserError):

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated as Flag
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from cnnjax.cli.flags import command, given
-from cnnjax.cli.tables import print_tables
+from cnnjax.cli.tables import Console, print_tables
 from cnnjax.data import datasets, prepare, statistics
 from cnnjax.data.sources import tfds
 from cnnjax.data.sources.source import Source, describe, listed

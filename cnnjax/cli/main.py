@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.cli import terminal
+from cnnjax.errors import UserError, unknown, visible
 
 _DEFAULT_FORMAT = warnings.formatwarning
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
     logging.set_verbosity(logging.FATAL)  # silence Orbax's per-step logging and its stacks of handled errors
     warnings.formatwarning = _format_warning
+    terminal.guard()
     args = sys.argv[1:] if argv is None else list(argv)
     if "--distributed" not in args:
         sys.exit(run(args))
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Runs one command; returns the exit code."""
+    streams = sys.stdout, sys.stderr
+    terminal.guard()
     try:
         code = _run(args)
         print(end="", flush=True)  # now, since Python itself would report a closed pipe as it ends
@@ -87,6 +91,8 @@ def run(args: list[str]) -> int:
         if isinstance(error, NonFiniteLoss):
             return _fail(error, 3)
         raise
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def _run(args: list[str]) -> int:
@@ -111,7 +117,7 @@ def _output_is_closed() -> bool:
 
 def _fail(message: object, code: int) -> int:
     processes = sys.modules.get("cnnjax.runs.processes")
-    print(f"cnnjax: {processes.name() if processes else ''}{message}", file=sys.stderr)
+    print(f"cnnjax: {processes.name() if processes else ''}{visible(message)}", file=sys.stderr)
     return code
 
 
@@ -120,4 +126,8 @@ def _format_warning(
 ) -> str:
     """A warning for users in one line, any other with its place in the code."""
     plain = category is UserWarning
-    return f"cnnjax: {message}\n" if plain else _DEFAULT_FORMAT(message, category, filename, lineno, line)
+    return (
+        f"cnnjax: {visible(message)}\n"
+        if plain
+        else _DEFAULT_FORMAT(message, category, filename, lineno, line)
+    )

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Annotated as Flag
 
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from cnnjax.cli.flags import Json, command
-from cnnjax.cli.tables import in_pixels, in_units, print_result, print_tables
+from cnnjax.cli.tables import Console, in_pixels, in_units, print_result, print_tables
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import list_models, variant, variants
 from cnnjax.profiling import forecast

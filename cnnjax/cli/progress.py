@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cnnjax.cli.tables import AS_IT_IS
+from cnnjax.cli.tables import Console
 from cnnjax.runs import log
 
 
@@ -19,7 +18,7 @@ class Lines(log.Progress):
         self.note(describe(row))
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, **AS_IT_IS)
+        self.console.print(text, soft_wrap=True)
 
 
 class Bar(Lines):

@@ -9,14 +9,14 @@ from typing import Annotated as Flag
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import StopSeconds, command, given
 from cnnjax.cli.progress import describe
-from cnnjax.cli.tables import print_tables
+from cnnjax.cli.tables import Console, print_tables
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs import sweep as sweep_lib

@@ -1,11 +1,30 @@
 """What the commands print: tables, and the numbers in them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich import console as rich_console
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
+
+from cnnjax.errors import visible
+
+
+class Console(rich_console.Console):
+    """rich's, for text that is no markup: the standard output, or with `stderr` the standard error."""
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Also what is printed while a bar is shown passes here."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text, lines=True), style, control)
 
 # Names of files and classes may hold [brackets] and :colons:, which stand for themselves.
 AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from cnnjax.errors import visible
+
 GREY = "#888"  # of lines and words in figures, which suits light and dark
 
 
@@ -23,7 +25,8 @@ class Markup(str):
 
 def join(*content: object) -> Markup:
     """The content one after the other, as HTML."""
-    return Markup("".join(x if isinstance(x, Markup) else html.escape(str(x)) for x in content))
+    texts = (x if isinstance(x, Markup) else html.escape(visible(x, lines=True)) for x in content)
+    return Markup("".join(texts))
 
 
 def element(name: str, *content: object, **attributes: str) -> Markup:
@@ -35,7 +38,9 @@ def element(name: str, *content: object, **attributes: str) -> Markup:
 def page(title: str, *content: Markup) -> str:
     """A whole page."""
     style = Path(__file__).with_name("report.css").read_text()
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # no scripts, whatever is in it
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head = element("head", Markup(head), element("title", title), element("style", Markup(style)))
     body = element("body", element("h1", title), *content)
     return f"<!doctype html>{element('html', head, body, lang='en')}\n"

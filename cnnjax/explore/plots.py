@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
+from cnnjax.errors import visible
 from cnnjax.explore.layers import Box, crop
 from cnnjax.training.metrics import Calibration
 
 FEW = 40  # points of a line that are still marked one by one
 Words = Sequence[str]
 Inches = tuple[float, float]  # width and height of a figure
+LONGEST = 40  # characters of a name in a figure
 Line = tuple[ArrayLike, ArrayLike]  # x [N], and y [N] or, of several runs, [runs, N]
 
 
@@ -31,6 +33,12 @@ def to_unit(image: ArrayLike) -> np.ndarray:
 def to_bytes(image: ArrayLike) -> np.ndarray:
     """Pixels of any range as uint8, see `to_unit`."""
     return np.round(255 * to_unit(image)).astype(np.uint8)
+
+
+def words(text: str) -> str:
+    """A name as matplotlib shows it: no formula between two $, and in a legend even if it begins with _."""
+    shown = visible(text, most=LONGEST).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -62,9 +70,9 @@ def image_grid(
             continue
         _show(axes, to_unit(images[i]))
         if i < len(titles):
-            axes.set_title(titles[i], fontsize=8)
+            axes.set_title(words(titles[i]), fontsize=8)
         if i % columns == 0 and i // columns < len(rows):
-            axes.set_ylabel(rows[i // columns], rotation=0, ha="right", va="center", fontsize=8)
+            axes.set_ylabel(words(rows[i // columns]), rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -121,7 +129,7 @@ def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
         text = f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
         axes.text(column, row, "0" if text == "-0" else text, ha="center", va="center", color=colour)
     axes.set_axis_off()
-    axes.set_title(title, fontsize=10)
+    axes.set_title(words(title), fontsize=10)
     return figure
 
 
@@ -132,10 +140,10 @@ def curves(
     figure, axes = _figure(*size)
     for name, (xs, ys) in series.items():
         runs = np.atleast_2d(np.asarray(ys))
-        (line,) = axes.plot(xs, runs.mean(0), label=name, marker="." if runs.shape[1] < FEW else "")
+        (line,) = axes.plot(xs, runs.mean(0), label=words(name), marker="." if runs.shape[1] < FEW else "")
         if len(runs) > 1:
             axes.fill_between(xs, runs.min(0), runs.max(0), alpha=0.25, color=line.get_color())
-    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.set(xlabel=x, ylabel=y, title=words(title))
     axes.grid(alpha=0.25)
     if len(series) > 1:
         axes.legend()
@@ -150,7 +158,7 @@ def points(plane: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
     for label, name in enumerate(class_names):
         colour = colours(label if few else label / len(class_names))
         x, y = plane[labels == label].T
-        axes.scatter(x, y, s=9, color=colour, label=name)
+        axes.scatter(x, y, s=9, color=colour, label=words(name))
     axes.set(xticks=[], yticks=[])
     if len(class_names) <= 20:
         figure.legend(loc="outside right upper", fontsize=8, markerscale=2)
@@ -165,9 +173,9 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     for (row, column), count in np.ndenumerate(matrix if len(matrix) <= 20 else np.zeros((0, 0))):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
-    places = range(len(class_names))
-    axes.set_xticks(places, class_names, rotation=90, fontsize=8)
-    axes.set_yticks(places, class_names, fontsize=8)
+    names = [words(name) for name in class_names]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel="prediction", ylabel="label")
     return figure
 

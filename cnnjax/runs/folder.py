@@ -9,6 +9,7 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 Json = dict[str, Any]  # an object of a JSON file
+PATTERN = re.compile(r"[*?[\\]|:/")  # orbax looks for parts of a save by glob, and for schemes of addresses
 
 
 class Run:
@@ -33,6 +35,10 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:  # the library of checkpoints takes no such path
+            raise UserError(f"{path}: the path of a run folder must be UTF-8; rename it") from None
         self._lock: IO[str] | None = None
         self._events: SummaryWriter | None = None
 
@@ -44,6 +50,11 @@ class Run:
         has another config, or images of another fingerprint, than now.
         """
         run = cls(path)
+        if pattern := PATTERN.search(str(run.path.absolute())):
+            raise UserError(
+                f"--workdir={path}: {pattern[0]!r} in its path is a pattern to the library of checkpoints, which "
+                "would lose what it saves; choose another"
+            )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run.lock()

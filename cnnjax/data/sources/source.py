@@ -85,7 +85,8 @@ def digest(*parts: object) -> str:
             sha.update(f"{part.dtype.str}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).data)
         else:
-            sha.update(f"str{len(str(part).encode())}:{part}".encode())
+            data = str(part).encode(errors="surrogatepass")  # of names that are not UTF-8
+            sha.update(f"str{len(data)}:".encode() + data)
     return sha.hexdigest()
 
 
