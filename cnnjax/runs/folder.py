@@ -52,8 +52,8 @@ class Run:
         run = cls(path)
         if pattern := PATTERN.search(str(run.path.absolute())):
             raise UserError(
-                f"--workdir={path}: {pattern[0]!r} in its path is a pattern to the library of checkpoints, which "
-                "would lose what it saves; choose another"
+                f"--workdir={path}: {pattern[0]!r} in its path is a pattern to the library of checkpoints, "
+                "which would lose what it saves; choose another"
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
