@@ -1,13 +1,18 @@
 """The local page: its answers, who may ask, and a browser that uses it."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +22,8 @@ from cnnjax.data import datasets
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
+import uvicorn
+
 from cnnjax.explore.page import server, views
 
 
@@ -258,3 +265,201 @@ def test_the_page_and_its_words_agree():
     html, script = (folder / "index.html").read_text(), (folder / "app.js").read_text()
     for name in set(re.findall(r'\$\("([\w-]+)"\)', script)):
         assert f'id="{name}"' in html, name
+
+
+OPERATION = {"image": [[1, 2], [3, 4]], "kernel": [[1]], "padding": 0, "stride": 1, "window": 2}
+OPERATION |= {"pool_stride": 2, "padding_mode": "zero", "pooling": "max"}
+STRANGE = [None, True, -1, 1.5, 65, 10**17, 1e300, float("nan"), float("inf"), "1", "\x1b[2J", [], {}, [[]]]
+STRANGE += [
+    [None],
+    [[True]],
+    [["1"]],
+    [[1], 2],
+    [[[1]]],
+    [[1e300]],
+    [[float("nan")]],
+    [[1, 2], [3]],
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("name", [*OPERATION, "other"])
+def test_any_value_of_an_operation_is_refused_in_one_line(client, name):
+    assert client.post("/api/operation", content=json.dumps(OPERATION)).status_code == 200
+    lacking = [{key: value for key, value in OPERATION.items() if key != name}] if name in OPERATION else []
+    for asked in lacking + [OPERATION | {name: value} for value in STRANGE]:
+        reply = client.post("/api/operation", content=json.dumps(asked))
+        assert reply.status_code == 400, asked
+        assert reply.json()["error"].isprintable()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"null", b"[]", b"{", b"\xff", b"\xef\xbb\xbf{}", b"[" * 400_000, b'{"a":' * 100_000, b"NaN"),
+        *(
+            b"1" * 900_000,
+            b'{"stride": ' + b"9" * 900_000 + b"}",
+            b'{"stride": 1, "stride": 2}',
+            b"\0" * 1000,
+        ),
+        *(b'"\\ud800"', b'{"\\ud800\\u001b[2J": 1}', b'{"' + b"x" * 900_000 + b'": 1}', b"x" * 1_000_001),
+    ],
+)
+def test_hostile_json_is_refused_in_one_line(client, body):
+    reply = client.post("/api/operation", content=body)
+    assert reply.status_code == (413 if len(body) > 1_000_000 else 400)
+    assert reply.json()["error"].isprintable()
+    assert len(reply.content) < 9000
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("", "?id", "?id=1", "?id=1&layer=conv1&x=1", "?layer=%1b%5b2J&unit=1", "?layer=conv2&unit=-1"),
+        *(
+            "?layer=conv2&unit=9999999999999999",
+            "?layer=conv2&unit=%d9%a1",
+            "?id=%00&class=1",
+            "?id=&layer=%ff",
+        ),
+        *(f"?{'x' * 5000}=1", "?picture=%3Cscript%3E&filter=loop", "?id=x&class=0x1", "?id=x&class="),
+    ],
+)
+def test_hostile_addresses_are_refused_in_one_line(client, query):
+    for path in ("/api/maps", "/api/heat", "/api/patches", "/api/example"):
+        reply = client.get(path + query)
+        assert reply.status_code == 400, (path, query)
+        assert reply.json()["error"].isprintable()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "BREW"])
+def test_every_reply_carries_the_headers(client, method):
+    for path in (
+        *server.FILES,
+        "/api/model",
+        "/api/maps",
+        "/api/operation",
+        "/api/upload",
+        "/none",
+        "/%2e%2e/x",
+    ):
+        for headers in ({}, {"host": "evil.example"}, {"origin": "null"}):
+            reply = client.request(method, path, headers=headers)
+            for name, value in server.HEADERS.items():
+                assert reply.headers.get_list(name) == [value], (method, path, name)
+    assert client.request(method, "/").status_code == (200 if method in ("GET", "HEAD") else 405)
+
+
+def test_an_error_of_the_program_carries_the_headers_too(trained, monkeypatch):
+    monkeypatch.setattr(views, "example", lambda *given: 1 / 0)
+    app = server.make_app(trained)
+    asking = testclient.TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    reply = asking.get("/api/example?picture=9&filter=loop")
+    assert reply.status_code == 500
+    assert reply.headers["x-frame-options"] == "DENY"
+
+
+def test_a_network_that_knows_nothing_is_told(trained, one):
+    """NaN is no JSON."""
+    lost = jax.tree.map(lambda x: x * float("nan"), trained.variables)
+    app = server.make_app(dataclasses.replace(trained, variables=lost))
+    reply = testclient.TestClient(app, base_url="http://127.0.0.1").post("/api/upload", content=one)
+    assert (reply.status_code, reply.json()) == (400, {"error": "the result is not finite"})
+
+
+def test_names_in_answers_are_visible(trained, one):
+    names = ("\x1b[2J", "\u202e<script>", "\udcff" + "n" * 5000)
+    shown = views.Views(dataclasses.replace(trained, class_names=names))
+    told = shown.upload(one)["predictions"]
+    assert all(row["class"].isprintable() and len(row["class"]) < 3000 for row in told)
+    assert [shown.model()["classes"][row["label"]] for row in told] == [row["class"] for row in told]
+
+
+def test_the_script_makes_no_html_of_text():
+    script = (Path(server.__file__).parent / "app.js").read_text()
+    for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function("):
+        assert word not in script
+
+
+@pytest.fixture
+def port(app, monkeypatch):
+    """Of a server that waits for half a second."""
+    monkeypatch.setattr(server, "SECONDS", 0.5)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 30)
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        opened.listen()
+        running = uvicorn.Server(server.settings(app))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [opened]})
+        thread.start()
+        yield opened.getsockname()[1]
+        running.should_exit = True
+        thread.join(10)
+
+
+def ask(port: int, text: bytes = b"") -> bytes:
+    """What the server sends until it closes the connection, whether all was sent or not."""
+    with socket.create_connection(("127.0.0.1", port), 10) as opened:
+        opened.sendall(text)
+        return b"".join(iter(lambda: opened.recv(2**16), b""))
+
+
+def test_half_a_request_is_ended_in_time(port, capfd):
+    host = f"Host: 127.0.0.1:{port}\r\n".encode()
+    for head in (b"", b"GET / HT", b"GET / HTTP/1.1\r\n" + host):
+        with contextlib.suppress(ConnectionResetError):
+            assert ask(port, head) == b""
+    head = b"POST /api/operation HTTP/1.1\r\n" + host
+    for body in (b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"):
+        with socket.create_connection(("127.0.0.1", port), 10) as opened:
+            opened.sendall(head + body)
+            reply = opened.recv(2**16)
+        assert reply.startswith(b"HTTP/1.1 408 ")
+        assert b"x-frame-options: DENY" in reply
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\0\x01" + b"\n" * 99, b"GET / HTTP/9.9\r\n\r\n"),
+        *(b"GET  / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nbad\r\n\r\n"),
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
+        b"GET /\x1b[2J HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"POST /api/operation HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n{}",
+        b"POST /api/operation HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_what_is_no_request_gets_400_with_the_headers_and_writes_nothing(port, capfd, text):
+    with socket.create_connection(("127.0.0.1", port), 10) as opened:
+        opened.sendall(text)
+        reply = opened.recv(2**16)
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    for name, value in server.HEADERS.items():
+        assert f"{name}: {value}\r\n".lower().encode() in reply.lower()
+    assert capfd.readouterr().err == ""
+
+
+def test_clients_that_leave_and_many_connections_write_nothing(port, capfd, one):
+    host = f"Host: 127.0.0.1:{port}\r\n".encode()
+    length = f"Content-Length: {len(one)}\r\n\r\n".encode()
+    for head in (
+        b"GET /api/model HTTP/1.1\r\n" + host + b"\r\n",
+        b"POST /api/upload HTTP/1.1\r\n" + host + b"Content-Length: 5000\r\n\r\n\x89PNG",
+        b"POST /api/upload HTTP/1.1\r\n" + host + length + one,
+        b"GET /" + b"x" * 100,
+    ):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), 10) as opened:
+                reset = struct.pack("ii", 1, 0)
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                opened.sendall(head)
+    many = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(60)]
+    for opened in many:
+        opened.close()
+    time.sleep(0.7)
+    reply = ask(port, b"GET / HTTP/1.1\r\nConnection: close\r\n" + host + b"\r\n")
+    assert reply.startswith(b"HTTP/1.1 200 ")
+    assert capfd.readouterr().err == ""

@@ -40,8 +40,7 @@ const upload = guarded(async (file) => {
     item.append(bar);
     return item;
   }));
-  const names = [...$("class").options].map((option) => option.text);
-  $("class").value = names.indexOf(found.predictions[0].class);
+  $("class").value = found.predictions[0].label;
   await Promise.all([showHeat(), showMaps()]);
 });
 

@@ -1,34 +1,43 @@
-"""Access to the page: 127.0.0.1 only, no other origin, small bodies, nothing written to disk."""
+"""Access to the page: 127.0.0.1 only, no other origin, small bodies in time, nothing written to disk."""
 
-import contextlib
+import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cnnjax.errors import UserError
+from cnnjax.data.files import parse_json
+from cnnjax.errors import UserError, visible
 from cnnjax.explore.page import views
 from cnnjax.explore.page.views import Answer
 from cnnjax.inference.model import TrainedModel
 
 HERE = Path(__file__).parent
-MAX_BYTES = 20_000_000  # of what is uploaded
-ADDRESS, HOSTS = "127.0.0.1", ["127.0.0.1", "localhost"]
+MAX_BYTES, MAX_OPERATION = 20_000_000, 1_000_000  # bytes of a body
+SECONDS = 20.0  # for a request to arrive, and for a connection without one
+MAX_CONNECTIONS = 100
+ADDRESS = "127.0.0.1"
+HOSTS = (ADDRESS, "localhost")
 FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
+    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -36,78 +45,161 @@ HEADERS = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def same_origin_only(app: ASGIApp) -> ASGIApp:
-    """Refuses requests that another site's page makes through the user's browser."""
+def with_headers(app: ASGIApp) -> ASGIApp:
+    """Adds `HEADERS` to every reply, also of errors."""
+    own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_all(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await app(scope, receive, send_all)
+
+    return guarded
+
+
+def own_page_only(app: ASGIApp) -> ASGIApp:
+    """Refuses requests under another host's name, or that another site's page makes through the browser."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Request(scope).headers
-            own = f"http://{headers.get('host')}"
+            host = headers.get("host", "")
             same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-            if headers.get("origin", own) != own or not same_site:
-                refusal = JSONResponse({"error": "requests from other origins are refused"}, 403)
-                return await refusal(scope, receive, send)
+            if host.partition(":")[0] not in HOSTS:
+                return await _error(400, f"the host is {ADDRESS}")(scope, receive, send)
+            if headers.get("origin", f"http://{host}") != f"http://{host}" or not same_site:
+                return await _error(403, "requests from other origins are refused")(scope, receive, send)
         await app(scope, receive, send)
 
     return guarded
 
 
-def make_app(trained: TrainedModel) -> Starlette:
+def make_app(trained: TrainedModel) -> ASGIApp:
     """The application, one route for each answer of `views`."""
     shown = views.Views(trained)
     routes = [
         *(Route(path, _file) for path in FILES),
-        Route("/api/model", _answer(lambda query: shown.model())),
-        Route("/api/maps", _answer(lambda query: shown.feature_maps(query["id"], query["layer"]))),
-        Route("/api/heat", _answer(lambda query: shown.heat(query["id"], int(query["class"])))),
-        Route("/api/patches", _answer(lambda query: shown.patches(query["layer"], int(query["unit"])))),
-        Route("/api/example", _answer(lambda query: views.example(query["picture"], query["filter"]))),
-        Route("/api/upload", _post(shown.upload), methods=["POST"]),
-        Route("/api/operation", _post(lambda body: views.operation(_object(body))), methods=["POST"]),
+        Route("/api/model", _answer(shown.model)),
+        Route("/api/maps", _answer(shown.feature_maps, id=str, layer=str)),
+        Route("/api/heat", _answer(shown.heat, **{"id": str, "class": int})),
+        Route("/api/patches", _answer(shown.patches, layer=str, unit=int)),
+        Route("/api/example", _answer(views.example, picture=str, filter=str)),
+        Route("/api/upload", _post(shown.upload, MAX_BYTES), methods=["POST"]),
+        Route("/api/operation", _post(_operation, MAX_OPERATION), methods=["POST"]),
     ]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(same_origin_only)]
-    return Starlette(routes=routes, middleware=guards)
+    guards, errors = [Middleware(own_page_only)], {HTTPException: _refused}
+    return with_headers(Starlette(routes=routes, middleware=guards, exception_handlers=errors))
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # no such page, or another method
+    return _error(error.status_code, error.detail)
+
+
+def _error(status: int, message: object) -> Response:
+    return Response(json.dumps({"error": visible(message)}), status, media_type="application/json")
 
 
 def _file(request: Request) -> Response:
-    return FileResponse(HERE / FILES[request.scope["path"]], headers=HEADERS)
+    return FileResponse(HERE / FILES[request.scope["path"]])
 
 
-def _answer(view: Callable[[Mapping[str, str]], Answer]) -> Endpoint:
+def _answer(view: Callable[..., Answer], **kinds: type) -> Endpoint:
+    """An endpoint that passes the values of its address to a view: texts, or whole numbers."""
+
     async def send(request: Request) -> Response:
-        return await _reply(view, request.query_params)
+        return await _reply(lambda: view(*_values(request.query_params, kinds)))
 
     return send
 
 
-def _post(view: Callable[[bytes], Answer]) -> Endpoint:
+def _values(query: Mapping[str, str], kinds: Mapping[str, type]) -> list[str | int]:
+    if query.keys() != kinds.keys():
+        raise UserError(f"a value is missing or unknown: {list(query)}; allowed: {list(kinds)}")
+    for name, kind in kinds.items():
+        if kind is int and not (query[name].isascii() and query[name].isdigit() and len(query[name]) < 10):
+            raise UserError(f"{name}={query[name]!r} is no number")
+    return [kind(query[name]) for name, kind in kinds.items()]
+
+
+def _post(view: Callable[[bytes], Answer], most: int) -> Endpoint:
+    """An endpoint that passes a body of at most `most` bytes to a view."""
+
     async def send(request: Request) -> Response:
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BYTES:
-                error = f"more than {MAX_BYTES // 1_000_000} MB; take a smaller image"
-                return JSONResponse({"error": error}, 413)
-        return await _reply(view, bytes(body))
+        try:
+            async with asyncio.timeout(SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > most:
+                        return _error(413, f"more than {most // 1_000_000} MB; take a smaller image")
+        except TimeoutError:
+            return _error(408, f"the body did not arrive within {SECONDS:g} s")
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        return await _reply(lambda: view(bytes(body)))
 
     return send
 
 
-async def _reply(view: Callable[..., Answer], request: Mapping[str, str] | bytes) -> Response:
+async def _reply(view: Callable[[], Answer]) -> Response:
     """The view's answer as JSON, or a user's mistake in one line."""
     try:
-        return JSONResponse(await run_in_threadpool(view, request), headers=HEADERS)
+        answer = await run_in_threadpool(view)
     except UserError as error:
-        return JSONResponse({"error": str(error)}, 400, headers=HEADERS)
-    except (KeyError, ValueError):
-        return JSONResponse({"error": "a value of the address is missing or is no number"}, 400)
+        return _error(400, error)
+    try:
+        return Response(json.dumps(answer, allow_nan=False), media_type="application/json")
+    except ValueError:
+        return _error(400, "the result is not finite")
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):  # the latter for brackets nested a thousand deep
-        if isinstance(value := json.loads(body), dict):
-            return value
-    raise UserError("the body is not a JSON object")
+def _operation(body: bytes) -> Answer:
+    try:
+        return views.operation(parse_json(body))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the body is not a JSON object: {error}") from None
+
+
+class Connection(H11Protocol):
+    """uvicorn's, closed if no request arrives in time, and with `HEADERS` if it is none."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._close_if_idle(first=True)
+
+    def _close_if_idle(self, first: bool = False) -> None:
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if len(self.connections) > MAX_CONNECTIONS or not (first or busy):
+            self.transport.abort()
+        if not self.transport.is_closing():
+            self.loop.call_later(SECONDS, self._close_if_idle)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            head = {**HEADERS, "Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(msg))}
+            lines = ["HTTP/1.1 400 Bad Request", *(f"{name}: {value}" for name, value in head.items())]
+            self.transport.write("\r\n".join([*lines, "Connection: close", "", msg]).encode())
+        self.transport.close()
+
+
+def settings(app: ASGIApp) -> uvicorn.Config:
+    """How the page is served: quietly, and by `Connection`."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        use_colors=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
 
 
 def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
@@ -121,4 +213,4 @@ def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> 
             raise UserError(f"port={port} cannot be opened ({error.strerror}); try port=0") from None
         opened.listen()
         announce(f"http://{ADDRESS}:{opened.getsockname()[1]}")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[opened])
+        uvicorn.Server(settings(app)).run(sockets=[opened])

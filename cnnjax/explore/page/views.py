@@ -18,7 +18,8 @@ from PIL import Image
 
 from cnnjax import ops
 from cnnjax.data.decode import FORMATS
-from cnnjax.errors import UserError, by_name, unknown
+from cnnjax.data.files import check_kind
+from cnnjax.errors import UserError, by_name, unknown, visible
 from cnnjax.explore import layers, pictures, plots, units
 from cnnjax.explore.explain import explainer
 from cnnjax.explore.markup import png
@@ -32,6 +33,7 @@ PICTURES = (*pictures.PICTURES, *pictures.WORDS, "4x4 numbers")
 FILTERS = (*pictures.FILTERS, "identity")
 POOLS = {"max": ops.max_pool, "average": ops.avg_pool}
 LEAST = {"padding": 0, "stride": 1, "window": 1, "pool_stride": 1}
+LARGEST = 1_000_000  # number of a picture or a filter
 Rows = list[list[float]]
 Answer = Mapping[str, Any]  # becomes JSON
 
@@ -51,9 +53,9 @@ class Views:
         """The network, and the choices of the page."""
         return {
             "model": self.trained.config.model,
-            "run": str(self.trained.path),
-            "data": self.trained.config.data.name,
-            "classes": list(self.trained.class_names),
+            "run": visible(self.trained.path),
+            "data": visible(self.trained.config.data.name),
+            "classes": list(map(visible, self.trained.class_names)),
             "layers": [{"name": name, "shape": list(shape)} for name, shape in self.maps.items()],
             "pictures": list(PICTURES),
             "filters": list(FILTERS),
@@ -70,7 +72,11 @@ class Views:
             while len(self.images) > KEPT_IMAGES:
                 self.images.popitem(last=False)
             picture = self.trained.picture(image[None])[0]
-        top = [{"class": name, "probability": share} for name, share in prediction.top]
+        labels = np.argsort(-prediction.probabilities, kind="stable").tolist()
+        top = [
+            {"class": visible(name), "label": label, "probability": share}
+            for (name, share), label in zip(prediction.top, labels, strict=False)
+        ]
         return {"id": token, "image": png(picture), "predictions": top}
 
     def feature_maps(self, token: str, layer: str) -> Answer:
@@ -143,11 +149,13 @@ def operation(request: Mapping[str, Any]) -> dict[str, Rows]:
     A request holds image and kernel, rows of numbers; padding, stride, window, pool_stride, whole numbers;
     padding_mode, zero or reflect; pooling, max or average.
     """
+    names = ("image", "kernel", *LEAST, "padding_mode", "pooling")
+    if request.keys() - {"divisor"} != set(names):  # which an example has too
+        raise UserError(f"a value is missing or unknown: {sorted(request)}; allowed: {', '.join(names)}")
     image, kernel = _matrix(request, "image"), _matrix(request, "kernel")
     padding, stride, window, pool_stride = (_count(request, name, least) for name, least in LEAST.items())
-    pool = by_name("pooling", str(request.get("pooling")), POOLS)
+    pool, mode = by_name("pooling", str(request["pooling"]), POOLS), str(request["padding_mode"])
     x, w = jnp.asarray(image)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None]
-    mode = str(request.get("padding_mode", "zero"))
     convolved = ops.conv2d(x, w, strides=stride, padding=padding, padding_mode=mode)
     rectified = ops.activation("relu")(convolved)
     stages = {"convolution": convolved, "relu": rectified}
@@ -169,16 +177,18 @@ def example(picture: str, kernel: str) -> dict[str, Rows | int]:
 
 def _matrix(request: Mapping[str, Any], name: str) -> np.ndarray:
     try:
-        matrix = np.asarray(request[name], np.float32)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{name} must be rows of numbers, all of one length") from None
-    if matrix.ndim != 2 or not 0 < max(matrix.shape) <= MAX_SIDE or not np.isfinite(matrix).all():
-        raise UserError(f"{name} must be rows of finite numbers, at most {MAX_SIDE} by {MAX_SIDE}")
-    return matrix
+        check_kind(request[name], list[list[float]])
+        matrix = np.asarray(request[name], np.float64)
+        if matrix.size > 0 and max(matrix.shape) <= MAX_SIDE and np.abs(matrix).max() <= LARGEST:
+            return matrix.astype(np.float32)
+    except (ValueError, OverflowError):  # also for rows of several lengths
+        pass
+    allowed = f"finite numbers up to {LARGEST}, all of one length, at most {MAX_SIDE} by {MAX_SIDE}"
+    raise UserError(f"{name} must be rows of numbers: {allowed}")
 
 
 def _count(request: Mapping[str, Any], name: str, least: int) -> int:
-    value = request.get(name)
+    value = request[name]
     if type(value) is not int or not least <= value <= MAX_SIDE:
         raise UserError(f"{name}={value!r}; allowed: a whole number from {least} to {MAX_SIDE}")
     return value
