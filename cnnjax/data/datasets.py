@@ -6,6 +6,7 @@ download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zi
 `parquet:FOLDER` (of the Hugging Face Hub), `records:FOLDER` (of `cnnjax data prepare`) or `tfds:NAME`.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def _places(info: DatasetInfo, data_dir: DataDir) -> list[tuple[str, Path]]:
     given = sources.data_folders(data_dir)
     places = [place for r in given for place in (("files", r / info.name), ("files", r), ("tfds", r))]
     places += [("files", Path(info.system[0]))] if info.system else []
-    return [*places, ("tfds", tfds.tfds_folders(None)[-1]), ("files", files.cache_folder(info.name))]
+    places.append(("tfds", tfds.tfds_folders(None)[-1]))
+    with contextlib.suppress(files.OpenToOthers):  # a download tells
+        files.check_cache_folder(info.name)
+        places.append(("files", files.cache_folder(info.name)))
+    return places
 
 
 def find(name: str, data_dir: DataDir = None) -> tuple[str, Path] | None:

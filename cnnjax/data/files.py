@@ -1,5 +1,6 @@
 """Files: written whole or not at all, read if they are what they should be, downloaded; cache folders."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -163,12 +164,39 @@ def cache_folder(kind: str) -> Path:
     return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "cnnjax" / kind
 
 
-def make_cache_folder(kind: str) -> Path:
-    """`cache_folder`, created below a folder that only the user may change, as the compile cache needs it."""
+class OpenToOthers(PermissionError):
+    """A cache folder that is not used, since another user may change what is in it."""
+
+
+def check_cache_folder(kind: str, *, alone: bool = False) -> None:
+    """Raises `OpenToOthers` if another user may change a cache folder, or with `alone` read it."""
+    folder = cache_folder(kind)
+    own, root = folder.parent, folder.parent.parent
+    for place, closed in ((root, 0o002), (own, 0o022), (folder, 0o077 if alone else 0o022)):
+        if not os.path.lexists(place) or not root.is_dir():
+            return
+        status = place.stat() if place == root else place.lstat()
+        mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISDIR(status.st_mode):
+            raise OpenToOthers(f"{place} is not a folder, but a link or a file; remove it")
+        if place != root and status.st_uid != os.getuid():
+            raise OpenToOthers(f"{place} belongs to another user; set XDG_CACHE_HOME to a folder of your own")
+        if mode & closed and not (place == root and mode & stat.S_ISVTX):  # as /tmp is
+            raise OpenToOthers(
+                f"{place} is open to other users; chmod 700 it{', or remove it' * (place != root)}"
+            )
+        if place == own and not mode & 0o077 and not alone:
+            return  # nobody else gets to what is below
+
+
+def make_cache_folder(kind: str, *, alone: bool = False) -> Path:
+    """`cache_folder`, created for the user alone if missing; raises as `check_cache_folder` does."""
     folder = cache_folder(kind)
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+    for place in (folder.parent, folder):
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+    check_cache_folder(kind, alone=alone)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
+from cnnjax.data.files import read_file
 from cnnjax.errors import UserError, one_line
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
@@ -94,9 +96,10 @@ class TrainedModel:
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """The same with the class names of a text file, one a line."""
         try:
-            names = tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"class_names={file} cannot be read: {error}") from None
+            lines = io.StringIO(read_file(file).decode("utf-8-sig"), newline=None)  # its ends of lines alone
+        except UnicodeDecodeError as error:
+            raise UserError(f"class_names={file} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        names = tuple(name for line in lines if (name := line.strip()))
         if len(names) != (count := len(self.class_names)):
             raise UserError(f"class_names={file} has {len(names)} names; allowed: {count}, one a line")
         return dataclasses.replace(self, class_names=names)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,15 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder
+from cnnjax.data.files import (
+    OpenToOthers,
+    atomic_write,
+    cache_folder,
+    check_cache_folder,
+    make_cache_folder,
+    read_json,
+)
+from cnnjax.errors import UserError
 from cnnjax.models import create_model, variant
 from cnnjax.models.stages import StagedNet
 from cnnjax.ops import cpu
@@ -72,10 +81,14 @@ def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
     A deep net takes seconds to trace: they are cached by a hash of the sources that they follow from.
     """
     file = cache_folder("models") / f"{_sources_hash()}.json"
+    known = {}
     try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
+        check_cache_folder("models")
+        known = read_json(file, dict[str, list[int | None]])
+    except OpenToOthers as error:
+        warnings.warn(f"what was counted is not kept: {error}", stacklevel=2)
+    except UserError:  # there is none, or it is damaged
+        pass
     counted = len(known)
     try:
         for name in names:

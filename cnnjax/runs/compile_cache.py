@@ -9,13 +9,12 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import stat
 import sys
 from pathlib import Path
 
 import jax
 
-from cnnjax.data.files import cache_folder
+from cnnjax.data.files import make_cache_folder
 from cnnjax.ops import cpu
 
 SWITCH = "CNNJAX_COMPILE_CACHE"
@@ -32,8 +31,7 @@ def enable() -> str:
     if own := jax.config.values["jax_compilation_cache_dir"]:
         return str(own)  # the user's choice
     try:
-        folder = cache_folder(key())
-        _make_private(folder)
+        folder = make_cache_folder(key(), alone=True)
         _remove_unfinished(folder)
     except (OSError, RuntimeError) as error:
         sys.stderr.write(f"cnnjax: compiled programs are not kept: {error}\n")
@@ -59,20 +57,6 @@ def _processor_features() -> str:
         return platform.processor()
     names = ("flags", "Features", "model name")
     return "".join(sorted({line for line in lines if line.startswith(names)}))
-
-
-def _make_private(folder: Path) -> None:
-    """Creates the folder and the one above it if missing; a PermissionError if others may use them."""
-    folder.parent.parent.mkdir(parents=True, exist_ok=True)
-    for place, closed in ((folder.parent, 0o022), (folder, 0o077)):
-        place.mkdir(mode=0o700, exist_ok=True)
-        status = place.lstat()
-        if not stat.S_ISDIR(status.st_mode):
-            raise PermissionError(f"{place} is not a folder")
-        if status.st_uid != os.getuid():
-            raise PermissionError(f"{place} belongs to another user")
-        if stat.S_IMODE(status.st_mode) & closed:
-            raise PermissionError(f"{place} is open to other users; chmod 700 it, or remove it")
 
 
 def _remove_unfinished(folder: Path) -> None:

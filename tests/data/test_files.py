@@ -8,8 +8,18 @@ from typing import NotRequired, TypedDict
 import numpy as np
 import pytest
 
-from cnnjax.data.files import atomic_write, cache_folder, make_cache_folder, read_file, read_json, sha256_of
-from cnnjax.errors import UserError
+from cnnjax.data import datasets
+from cnnjax.data.files import (
+    OpenToOthers,
+    atomic_write,
+    cache_folder,
+    check_cache_folder,
+    make_cache_folder,
+    read_file,
+    read_json,
+    sha256_of,
+)
+from cnnjax.errors import UserError, visible
 
 
 def test_a_file_is_replaced_whole_or_kept(tmp_path, monkeypatch):
@@ -72,7 +82,7 @@ def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):
         for read in (read_file, read_json):
             with pytest.raises(UserError, match=reason) as error:
                 read(inside / name, within=inside)
-            assert str(error.value).startswith(f"{inside / name} cannot be read: ")
+            assert str(error.value).startswith(f"{visible(inside / name)} cannot be read: ")
     with pytest.raises(UserError, match="has 2 bytes; allowed: at most 1$"):
         read_file(inside / "file", 1)
     with pytest.raises(UserError, match="pipe or a device"):
@@ -132,3 +142,39 @@ def test_json_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(UserError, match=r"a\.json is damaged: 'utf-8' codec can't decode"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("made", ["open root", "open", "group", "link", "file", "open inside"])
+def test_a_cache_that_others_may_change_is_not_used(made, tmp_path, monkeypatch):
+    """Neither for counts nor for data sets: what is there is not read, and a download says why."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    folder = make_cache_folder("mnist")
+    check_cache_folder("mnist")
+    own, root = folder.parent, folder.parent.parent
+    for name in datasets.DATASETS["mnist"].archives:
+        (folder / name).write_bytes(b"not what it should be")
+    if made in ("link", "file"):
+        own.rename(tmp_path / "elsewhere")
+        own.symlink_to(tmp_path / "elsewhere") if made == "link" else own.write_bytes(b"")
+    elif made == "open inside":
+        own.chmod(0o755)
+        folder.chmod(0o777)
+    else:
+        {"open root": root, "open": own, "group": own}[made].chmod(0o777 if made != "group" else 0o770)
+    with pytest.raises(OpenToOthers, match="xdg.*(chmod|remove)"):
+        check_cache_folder("mnist")
+    monkeypatch.setattr(datasets.tfds, "tfds_folders", lambda given: [tmp_path])
+    if datasets.find("mnist") is not None:
+        assert folder not in datasets.find("mnist")[1].parents
+    else:
+        with pytest.raises(UserError, match="xdg"):
+            datasets.load("mnist", "test")
+
+
+def test_a_cache_in_a_sticky_folder_and_below_a_closed_one_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = make_cache_folder("mnist")
+    assert (folder.stat().st_mode | folder.parent.stat().st_mode) & 0o777 == 0o700
+    tmp_path.chmod(0o1777)  # as /tmp is
+    folder.chmod(0o775)  # as umask 002 made it; nobody gets there
+    assert make_cache_folder("mnist") == folder

@@ -397,3 +397,24 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(trained, tmp_path,
     with pytest.raises(UserError, match="the logits differ"):
         export.export(trained, "safetensors", tmp_path / "net.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"\xef\xbb\xbfa\r\nb\r\n\r\nc\r\n", ("a", "b", "c")),
+        (b"a\rb\rc", ("a", "b", "c")),
+        ("a\u2028\x85x\n b\x0by \n犬".encode(), ("a\u2028\x85x", "b\x0by", "犬")),
+        ("a\nb\nc".encode("utf-16"), "save it as UTF-8"),
+        (b"caf\xe9\nb\nc", "save it as UTF-8"),
+        (b"", "has 0 names"),
+    ],
+)
+def test_a_file_of_class_names_is_utf8_with_any_ends_of_lines(trained, tmp_path, text, names):
+    file = tmp_path / "names.txt"
+    file.write_bytes(text)
+    if isinstance(names, str):
+        with pytest.raises(UserError, match=names):
+            trained.with_class_names(file)
+    else:
+        assert trained.with_class_names(file).class_names == names

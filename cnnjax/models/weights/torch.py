@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 from flax.typing import VariableDict as Variables
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, visible
 from cnnjax.models import create_model, init_variables, names_in_torch, variant
 from cnnjax.models.variants import TorchNames
 
@@ -44,7 +44,7 @@ def convert_into(state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, imag
         misfit = f"does not fit {type(model).__name__} ({len(problems)} entries)"
         raise UserError(f"the state dict {misfit}: {'; '.join(problems)}")
     if extra:
-        warnings.warn(f"dropped, the model is built without: {', '.join(extra)}", stacklevel=3)
+        warnings.warn(visible(f"dropped, the model is built without: {', '.join(extra)}"), stacklevel=3)
     flat = {e.path: e.to_linen(arrays[e.name].astype(np.float32)) for e in entries}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
 
