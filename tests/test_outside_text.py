@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.cli import main
+from cnnjax.cli import main, tables
 from cnnjax.errors import MOST, BadImage, UserError, visible
 from cnnjax.explore import markup, plots, report
 from cnnjax.runs.folder import Run
@@ -322,3 +322,11 @@ def test_a_run_folder_whose_path_is_not_utf8_is_refused(command, tmp_path):
 def test_a_new_run_folder_in_which_checkpoints_would_be_lost_is_refused(name, tmp_path):
     assert "choose another" in shown("train", f"--workdir={tmp_path / name / 'run'}", code=2)
     assert not (tmp_path / name).exists()
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys):
+    tables.print_json({"loss": float("nan"), "rows": [{"x": (float("inf"), 1.5, "nan")}]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": None,
+        "rows": [{"x": [None, 1.5, "nan"]}],
+    }

@@ -1,6 +1,5 @@
 """`cnnjax predict`: classes of images, and pictures of what speaks for them."""
 
-import json as json_lib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from cnnjax.cli.flags import ANY_NUMBER, Json, Workdir, command, run_folder
-from cnnjax.cli.tables import print_tables
+from cnnjax.cli.tables import print_json, print_tables
 from cnnjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def predict(
     for batch in trained.batches(images, batch_size):
         for row in _predict_batch(trained, batch, top, batch_size, explainer, out):
             if json:
-                print(json_lib.dumps(row), flush=True)
+                print_json(row)
             if "error" in row:
                 errors.append(row["error"])
             elif not json:

@@ -1,6 +1,7 @@
 """What the commands print: tables, and the numbers in them."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,10 +45,20 @@ def print_tables(*tables: Table) -> None:
 
 def print_result(facts: Mapping[str, Any], as_json: bool, *tables: Table) -> None:
     """Prints a result as one line of JSON, or as tables."""
-    if as_json:
-        print(json.dumps(facts))
-    else:
-        print_tables(*tables)
+    print_json(facts) if as_json else print_tables(*tables)
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """Prints one line of JSON, in which a number that is not finite, and so not JSON, is null."""
+    print(json.dumps(_finite(facts), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def in_units(count: float | None) -> str:
