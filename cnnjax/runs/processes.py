@@ -86,7 +86,7 @@ def first_then_others(first: Callable[[], _T], other: Callable[[], _T]) -> _T:
         try:
             result = first()
         except Exception as error:
-            _store().key_value_set(key, f"error {error}")
+            _store().key_value_set(key, f"error {visible(error)}")
             raise
         _store().key_value_set(key, "done")
         return result
