@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed
 
-from cnnjax.errors import UserError, one_line
+from cnnjax.errors import UserError, one_line, visible
 
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
