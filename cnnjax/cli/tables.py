@@ -27,19 +27,16 @@ class Console(rich_console.Console):
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else visible(text, lines=True), style, control)
 
-# Names of files and classes may hold [brackets] and :colons:, which stand for themselves.
-AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False}
-
 
 def print_tables(*tables: Table) -> None:
     """Prints wide tables; outside a terminal their lines are as long as they need to be."""
     for table in tables:
         for column in table.columns:
             column.no_wrap = True
-        console = Console(**AS_IT_IS)
+        console = Console()
         if not console.is_terminal:
             wide = console.options.update(width=500)
-            console = Console(width=console.measure(table, options=wide).maximum, **AS_IT_IS)
+            console = Console(width=console.measure(table, options=wide).maximum)
         console.print(table)
 
 
