@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from cnnjax.cli import main
 from cnnjax.cli.progress import Lines
+from cnnjax.cli.tables import Console
 from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS, IMAGE_SUFFIXES
 from cnnjax.data.sources.folder import ImageFolder
