@@ -12,7 +12,6 @@ What a network has learned is shown by `cnnjax.explore`; all else lies in the mo
 """
 
 import importlib
-from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,7 +35,7 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Imports what is asked for, so that `import cnnjax` itself stays quick."""
     if name not in _PLACES:
         raise AttributeError(f"module 'cnnjax' has no attribute {name!r}; it has {', '.join(__all__)}")

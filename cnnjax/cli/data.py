@@ -12,6 +12,7 @@ from rich.table import Table
 from cnnjax.cli.flags import command, given
 from cnnjax.cli.tables import Console, print_tables
 from cnnjax.data import datasets, prepare, statistics
+from cnnjax.data.files import replacing
 from cnnjax.data.sources import tfds
 from cnnjax.data.sources.source import Source, describe, listed
 from cnnjax.errors import UserError
@@ -120,7 +121,8 @@ def draw_dataset(
     seen = contents[first]
     assert seen.colours is not None  # else `inspect_dataset` has refused it
     positions = list(seen.first.values())  # of images that are readable and no copies
-    draw_sheet(source, positions, augment, seen.colours.statistics()).savefig(out, dpi=120)
+    with replacing(Path(out)) as part:
+        draw_sheet(source, positions, augment, seen.colours.statistics()).savefig(part, dpi=120)
     print(f"wrote {out}")
 
 

@@ -1,14 +1,11 @@
 """The command line: finds the command, runs it, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 disk error, a damaged checkpoint, or nobody reads the output; 2 usage error, reported in
-one line; 3 the loss was not finite; 4 a process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended
-training with nothing lost.
+Exit codes: 0 done; 1 a file, a disk or the output cannot be read or written, or a checkpoint is damaged;
+2 usage error; 3 the loss was not finite; 4 a process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended
+it, with nothing lost. One line says why, none if nobody reads the output.
 """
 
-import errno
 import importlib
-import os
-import select
 import sys
 import traceback
 import warnings
@@ -16,8 +13,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from cnnjax.cli import terminal
-from cnnjax.errors import UserError, unknown, visible
+from cnnjax.cli import streams, terminal
+from cnnjax.errors import UserError, one_line, unknown, visible
+from cnnjax.runs.signals import Interrupted, end_at_once
 
 _DEFAULT_FORMAT = warnings.formatwarning
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
@@ -47,6 +45,8 @@ SHARED |= {"checkpoint": "evaluate", "replay": "evaluate"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    streams.repair()
+    end_at_once()
     logging.set_verbosity(logging.FATAL)  # silence Orbax's per-step logging and its stacks of handled errors
     warnings.formatwarning = _format_warning
     terminal.guard()
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Runs one command; returns the exit code."""
-    streams = sys.stdout, sys.stderr
+    before = sys.stdout, sys.stderr
     terminal.guard()
     try:
         code = _run(args)
@@ -75,24 +75,22 @@ def run(args: list[str]) -> int:
     except UserError as error:
         return _fail(error, 2)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _output_is_closed():
-            return 1
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG):
-            raise
-        return _fail(f"{error.filename or 'a file'} cannot be written or read: {error.strerror}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; there was nothing to save", 130)
+        reason = error.strerror or one_line(error)
+        if (output := streams.broken()) is not None:
+            return _fail(f"the output cannot be written: {output}", 1) if output else 1
+        if isinstance(error, ConnectionError) and not error.filename:
+            raise  # of a worker
+        return _fail(f"{error.filename or 'a file'} cannot be written or read: {reason}", 1)
+    except Interrupted as error:
+        return _fail(error, 128 + error.signum)
     except RuntimeError as error:
         from cnnjax.runs.log import NonFiniteLoss
-        from cnnjax.runs.signals import Interrupted
 
-        if isinstance(error, Interrupted):
-            return _fail(error, 128 + error.signum)
         if isinstance(error, NonFiniteLoss):
             return _fail(error, 3)
         raise
     finally:
-        sys.stdout, sys.stderr = streams
+        sys.stdout, sys.stderr = before
 
 
 def _run(args: list[str]) -> int:
@@ -105,19 +103,14 @@ def _run(args: list[str]) -> int:
     return getattr(module, args[0])(args[1:])
 
 
-def _output_is_closed() -> bool:
-    """Whether nobody reads the standard output any more, as after `| head`; it then goes to /dev/null."""
-    poll = select.poll()
-    poll.register(1, 0)
-    closed = any(event & select.POLLERR for _, event in poll.poll(0))
-    if closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return closed
-
-
 def _fail(message: object, code: int) -> int:
     processes = sys.modules.get("cnnjax.runs.processes")
-    print(f"cnnjax: {processes.name() if processes else ''}{visible(message)}", file=sys.stderr)
+    try:
+        print(
+            f"cnnjax: {processes.name() if processes else ''}{visible(message)}", file=sys.stderr, flush=True
+        )
+    except OSError:
+        streams.discard(2)
     return code
 
 

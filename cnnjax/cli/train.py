@@ -1,5 +1,6 @@
 """`cnnjax train`: one run, or one process of it; `launch`: several, ended and restarted together."""
 
+import ctypes
 import signal
 import socket
 import subprocess
@@ -14,12 +15,13 @@ from cnnjax import config as config_lib
 from cnnjax.cli.flags import ANY_NUMBER, StopSeconds, command, given
 from cnnjax.cli.tables import metrics_tables, print_tables
 from cnnjax.errors import UserError
-from cnnjax.runs.signals import caught_signals
+from cnnjax.runs import signals
 
 SHARED_FOLDER = "the processes of a run share one folder"
 # A restart would not help: a usage error, a non-finite loss, a signal.
 FINAL = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 GRACE_SECONDS = 30.0  # for the others to end if one has failed
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @command("train")
@@ -89,11 +91,12 @@ def _run_once(command: Sequence[str], count: int) -> int:
         port = free.getsockname()[1]
     shared = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--process_count={count}"]
     children = []
-    with caught_signals() as caught:
+    with signals.caught_signals() as caught:
         try:
             for index in range(count):
                 own = [sys.executable, "-m", "cnnjax", *command, *shared, f"--process_index={index}"]
-                children.append(subprocess.Popen(own))
+                with signals.blocked():  # until it watches them; a group of its own, as Ctrl-C is passed on
+                    children.append(subprocess.Popen(own, process_group=0, preexec_fn=_end_with_parent))
             return _wait(children, caught)
         finally:
             for child in children:
@@ -103,15 +106,23 @@ def _run_once(command: Sequence[str], count: int) -> int:
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], caught: list[int]) -> int:
     """Waits until all have ended, or one has failed and the grace is over; the first failure's exit code."""
-    passed_on, failed, deadline = 0, 0, float("inf")
+    told, failed, deadline = 0, 0, float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
-        if caught and not passed_on:
-            passed_on = caught[0]
+        if caught:
+            told = caught.pop()
             for child in children:
-                child.send_signal(passed_on)
+                child.send_signal(told)
         bad = [child.returncode for child in children if child.returncode]
         if bad and not failed:
             failed, deadline = bad[0], time.monotonic() + GRACE_SECONDS
         time.sleep(0.1)
     failed = failed or next((child.returncode for child in children if child.returncode), 0)
+    if told and failed:
+        return 128 + told
     return 128 - failed if failed < 0 else failed
+
+
+def _end_with_parent() -> None:
+    """Lets this process get SIGTERM when the one that started it is killed, where the system can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,22 +1,27 @@
 """Files: written whole or not at all, read if they are what they should be, downloaded; cache folders."""
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import io
 import json
 import os
 import reprlib
+import shutil
 import stat
 import sys
 import tempfile
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnnjax.errors import UserError
 
+PART = ".cnnjax-part-"  # how the names of unfinished files begin; they are ignored everywhere
+_unfinished: set[Path] = set()
 MOST_BYTES = 2**29  # of a file that is read whole
 MOST_NESTED = 64
 WORDS: dict[type, str] = {
@@ -27,17 +32,73 @@ WORDS: dict[type, str] = {
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Replaces a file in one step, so that a killed process leaves the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` and of its suffix to write to, which takes its place if all goes well.
+
+    Raises:
+      OSError: one that names `path`, if the file cannot be written.
+    """
+    part = handle = None
+    name = os.fsdecode(os.fsencode(path.name)[-200:])
     try:
-        with open(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's is readable by its owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        remove_left(path.parent, name)
+        handle, part = _new_part(path.parent, name)
+        _unfinished.add(part)
+        yield part
+        os.fsync(handle)
+        os.chmod(part, 0o644)  # mkstemp's is readable by its owner alone
+        os.replace(part, path)
+    except OSError as error:
+        if error.filename is None or PART in str(error.filename):
+            error.filename, error.filename2 = str(path), None
         raise
+    finally:
+        if part and handle:
+            os.close(handle)
+            _unfinished.discard(part)
+            part.unlink(missing_ok=True)
+
+
+def _new_part(folder: Path, name: str) -> tuple[int, Path]:
+    """A file for `replacing`, locked as long as it is open, so that nobody takes it for one that was left."""
+    while True:
+        handle, made = tempfile.mkstemp(f"-{name}", PART, folder)
+        with contextlib.suppress(OSError):  # not all file systems have locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(made)
+        os.close(handle)
+
+
+def remove_left(folder: Path, name: str = "") -> None:
+    """Removes the files that `replacing` a file of that name, or of any, left in killed processes."""
+    for part in folder.glob(f"{PART}*{glob.escape(name)}"):
+        with contextlib.suppress(OSError), open(part) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by who writes to it
+            part.unlink()
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, removed at the end, that by a signal too."""
+    with tempfile.TemporaryDirectory(prefix="cnnjax-") as name:
+        _unfinished.add(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            _unfinished.discard(Path(name))
+
+
+def remove_unfinished() -> None:
+    """Removes what this process has not finished writing, as it ends by a signal."""
+    for path in [*_unfinished]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def open_file(path: str | os.PathLike[str], *, within: Path | None = None) -> io.BufferedReader:
@@ -209,13 +270,12 @@ def check_sha256(path: Path, sha256: str) -> None:
 def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) -> None:
     """Fetches the archives (name -> SHA-256) that are not in the folder yet, with a bar in a terminal.
 
-    Pooch writes each to a temporary file beside its place, checks and renames it: the folder holds whole,
-    checked files only, whatever interrupts it. `mirrors` are tried in order; a UserError names the address
-    if none answers or a checksum is wrong.
+    The folder holds whole, checked files only, whatever interrupts it. `mirrors` are tried in order; a
+    UserError names the address if none answers or a checksum is wrong.
     """
     import pooch
 
-    pooch.get_logger().setLevel("WARNING")
+    folder.mkdir(parents=True, exist_ok=True)
     bar, headers = sys.stderr.isatty(), {"Accept-Encoding": "identity"}  # checksums are of compressed files
     fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**20, timeout=30, headers=headers)
     for name, sha256 in archives.items():
@@ -225,13 +285,14 @@ def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) 
         for mirror in mirrors:
             address = f"{mirror.rstrip('/')}/{name}"
             try:
-                pooch.retrieve(address, sha256, fname=name, path=folder, downloader=fetch)
+                with replacing(path) as part:
+                    fetch(address, str(part), None)
+                    check_sha256(part, sha256)
             except OSError as error:  # those of requests too
                 failures.append(f"{address}: {_cause(error)}")
             except ValueError:
                 failures.append(f"{address}: another SHA-256 than {sha256}")
             else:
-                path.chmod(0o644)  # temporary files are readable by their owner alone
                 break
         else:
             raise UserError(f"download failed: {'; '.join(failures)}")

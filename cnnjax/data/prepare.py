@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from cnnjax.data.files import atomic_write, sha256_of
+from cnnjax.data.files import atomic_write, replacing, sha256_of
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
 from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
@@ -25,11 +24,11 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
     """Writes the file whole, with its facts beside it, or not at all; that of an earlier run is kept."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    done, partial = file.with_suffix(".json"), file.with_suffix(".partial")
+    done, options = file.with_suffix(".json"), "group_size:1,uncompressed"
     if done.is_file() and file.is_file():
         return json.loads(done.read_text())
     labels, skipped, sums = [], [], Moments.empty(source.image_shape[2])
-    with contextlib.closing(ArrayRecordWriter(str(partial), "group_size:1,uncompressed")) as writer:
+    with replacing(file) as part, contextlib.closing(ArrayRecordWriter(str(part), options)) as writer:
         for index in indices:
             try:
                 example = source[index]
@@ -46,15 +45,14 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
             writer.write(int(label).to_bytes(4, "little", signed=True) + data)
     shard = Shard(
         file=file.name,
-        bytes=partial.stat().st_size,
-        sha256=sha256_of(partial),
+        bytes=file.stat().st_size,
+        sha256=sha256_of(file),
         labels=labels,
         skipped=skipped,
         pixels=sums.pixels,
         total=sums.total.tolist(),
         products=sums.products.tolist(),
     )
-    os.replace(partial, file)
     atomic_write(done, json.dumps(shard))
     return shard
 
@@ -123,7 +121,7 @@ def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
         raise UserError(f"{file}: damaged; choose another folder, or remove that one") from None
     if differs:
         raise UserError(f"out={out} holds images prepared from other data or in another way; choose another")
-    if not file.is_file() and any(not path.name.startswith(".plan.json.") for path in out.iterdir()):
+    if not file.is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"out={out} is not empty; choose another")
     atomic_write(file, json.dumps(plan))
 

@@ -25,7 +25,7 @@ from cnnjax import config as config_lib
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.catalog import DATASETS
-from cnnjax.data.files import atomic_write
+from cnnjax.data.files import atomic_write, replacing
 from cnnjax.errors import UserError, one_line
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import Preset, count_params, create_model, variant
@@ -79,16 +79,12 @@ def export(
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
     dtype, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
     stored = dataclasses.replace(trained, variables=_cast(trained.variables, dtype))
-    written = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
+    with replacing(path) as written:
         write(stored, written, batch_size)
         difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
         if not difference <= limit:
             problem = f"the logits differ by {difference:.1e}, more than {limit}"
             raise UserError(f"format {form}: {problem}; nothing is kept")
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
     facts = description(trained, form, half, batch_size)
     atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference)
@@ -261,5 +257,6 @@ def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "las
     run = Run.open(workdir)
     _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
     tensors = to_torch(variables, create_model(run.config().model))
-    files.write(file, tensors)
+    with replacing(Path(file)) as part:
+        files.write(part, tensors)
     return len(tensors)

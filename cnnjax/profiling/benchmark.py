@@ -8,17 +8,16 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.files import scratch_folder
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
@@ -88,11 +87,11 @@ class TrainBench:
         """The share of the step's time that each kind of operation takes, largest first."""
         text = self.compiled.as_text() or ""
         origin = dict(re.findall(r'%?([\w.\-]+) = [^\n]*metadata={[^}]*op_name="([^"]*)"', text))
-        with tempfile.TemporaryDirectory() as folder:
-            with jax.profiler.trace(folder):
+        with scratch_folder() as folder:
+            with jax.profiler.trace(str(folder)):
                 for _ in range(steps):
                     self.step()
-            file = next(Path(folder).rglob("*.xplane.pb"))
+            file = next(folder.rglob("*.xplane.pb"))
             planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
         spent: Counter[str] = Counter()
         for event in (event for plane in planes for line in plane.lines for event in line.events):

@@ -5,7 +5,6 @@ import functools
 import itertools
 import os
 import statistics
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import simplejpeg
 from cnnjax.data import batches as pipeline
 from cnnjax.data import prepare
 from cnnjax.data.augment import chain as augment_lib
+from cnnjax.data.files import scratch_folder
 from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
 from cnnjax.data.sources.source import FileSource
@@ -46,13 +46,13 @@ def bench_data(
     from records of 256x256 onto the device; augment_milliseconds and step_milliseconds of 32 images in
     `step_model`, and augment_share; memory_growth_bytes from a fifth of `images` to the last one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, encoded = _jpegs(name, Path(folder))
+    with scratch_folder() as folder:
+        source, encoded = _jpegs(name, folder)
         figures: Figures = {"images": Path(name).name if name else "made up", "cores": _cores()}
         figures |= _decoding(source, encoded, rounds, seconds)
         repeated = source.subset(np.arange(RAW) % len(source))
-        prepare.prepare({"train": repeated}, Path(folder) / "raw", encoding="raw")
-        raw = records.read_split(Path(folder) / "raw", "train", "raw records")
+        prepare.prepare({"train": repeated}, folder / "raw", encoding="raw")
+        raw = records.read_split(folder / "raw", "train", "raw records")
         figures |= with_range("raw_images_per_second", [_streamed(raw, seconds) for _ in range(rounds)], 1)
         figures |= _memory(raw, images)
     figures |= _augmentation(step_model, rounds, seconds)

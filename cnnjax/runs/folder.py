@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write, read_json
+from cnnjax.data.files import atomic_write, read_json, remove_left
 from cnnjax.errors import UserError, one_line
 from cnnjax.runs import processes
 
@@ -58,12 +58,13 @@ class Run:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run.lock()
+            remove_left(run.path)
         except OSError as error:
             raise UserError(f"--workdir={path} cannot be written: {error.strerror}") from None
         saved = run.path / "config.json"
         if saved.exists():
             run._check_same(config, fingerprint)
-        elif any(child.name != ".lock" for child in run.path.iterdir()):
+        elif any(child.name[0] != "." for child in run.path.iterdir()):
             raise UserError(f"--workdir={path} is neither empty nor a run folder; choose another")
         atomic_write(saved, config_lib.to_json(config))
         return run

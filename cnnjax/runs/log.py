@@ -60,7 +60,8 @@ class Log:
     ):
         self.experiment, self.run, self.checkpoints = experiment, run, checkpoints
         self.batches, self.progress = batches, progress
-        self.since = step - step % experiment.config.log_every_steps  # where the interval began
+        rest = step % experiment.config.log_every_steps if step < experiment.total_steps else 0
+        self.since = step - rest  # where the interval began
         rows = [row for row in run.metrics() if row["step"] <= step]
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.

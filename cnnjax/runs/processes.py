@@ -19,6 +19,7 @@ import jax
 from jax._src import distributed
 
 from cnnjax.errors import UserError, one_line, visible
+from cnnjax.runs import signals
 
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
@@ -197,8 +198,7 @@ class Stop:
         if not kept:
             line = f"{prefix}no step ended within {self._seconds:g} s (--stop_seconds)"
             _abort(f"{line}; what was saved before is unharmed, later steps are lost")
-        print(f"cnnjax: {prefix}{kept}", file=sys.stderr, flush=True)
-        os._exit(128 + signum)
+        signals.leave(128 + signum, f"cnnjax: {prefix}{visible(kept)}\n")
 
 
 class _Over(Exception):
@@ -207,9 +207,8 @@ class _Over(Exception):
 
 def _abort(message: str) -> NoReturn:
     """Ends a process that hangs, with the stacks of its threads; `faulthandler`'s own timer exits with 1."""
-    print(f"cnnjax: {message}; the stacks of the threads follow", file=sys.stderr, flush=True)
-    faulthandler.dump_traceback(2, all_threads=True)
-    os._exit(HUNG)
+    line = f"cnnjax: {message}; the stacks of the threads follow\n"
+    signals.leave(HUNG, line, lambda: faulthandler.dump_traceback(2, all_threads=True))
 
 
 def _store() -> Any:

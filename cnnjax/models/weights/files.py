@@ -55,12 +55,10 @@ def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, whole or not at all; with `to_torch` one that torch's users can load."""
+    """Writes a safetensors file; with `to_torch` one that torch's users can load."""
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: weights are written to files that end in .safetensors")
+        raise UserError(f"weights are written to files that end in .safetensors, not in {path.suffix!r}")
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     _check_dtypes(arrays)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(save(arrays, {"format": "pt"}))
-    part.replace(path)
+    path.write_bytes(save(arrays, {"format": "pt"}))
