@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.chmod(part, 0o644)  # mkstemp's is readable by its owner alone
         os.replace(part, path)
     except OSError as error:
-        if error.filename is None or PART in str(error.filename):
+        if error.errno and (error.filename is None or PART in str(error.filename)):
             error.filename, error.filename2 = str(path), None
         raise
     finally:

@@ -1,4 +1,4 @@
-"""How a command begins and ends: signals at any moment, odd streams, places that cannot be read or written."""
+"""How a command begins and ends: signals at any moment, odd streams, places that cannot be used."""
 
 import os
 import signal

@@ -243,13 +243,13 @@ def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path)
     sources = {"train": load(f"folder:{write(tmp_path, 'zip', pictures(10))}", "train")}
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".plan.json.x1y2").write_bytes(b"ha")  # a kill while the plan was written
+    (out / ".cnnjax-part-x1y2-plan.json").write_bytes(b"ha")  # a kill while the plan was written
     prepare.prepare(sources, out, shard_examples=4)
     whole = {p.name: p.read_bytes() for p in out.iterdir()}
     times = (out / "train-00000.array_record").stat().st_mtime_ns
     for name in ("dataset.json", "train-00001.json", "train-00002.array_record"):
         (out / name).unlink()  # as a kill would leave it
-    (out / "train-00002.partial").write_bytes(b"half")
+    (out / ".cnnjax-part-x1y2-train-00002.array_record").write_bytes(b"half")
     with pytest.raises(UserError, match=r"dataset.json: cannot be read"):
         load(f"records:{out}", "train")
     prepare.prepare(sources, out, shard_examples=4)
