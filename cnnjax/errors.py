@@ -4,12 +4,12 @@ import ast
 import difflib
 import inspect
 import itertools
-import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
+MOST_INT, MOST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32, which devices count and compute in
 MOST = 2000  # characters of a text that is shown in one line
 MOST_MARKS = 8  # accents and the like on one letter
 
@@ -94,19 +94,31 @@ def parse_call(text: str, what: str) -> tuple[str, list, dict]:
         raise bad from None
     if None in kwargs or len(kwargs) < len(node.keywords):  # **more, or one name twice
         raise bad
+    if not all(map(_fits, [*args, *kwargs.values()])):
+        raise UserError(f"{what}={text!r} has an integer beyond 32 bits; allowed: below 2**31")
     return node.func.id, args, kwargs
+
+
+def _fits(value: Any) -> bool:
+    """Whether the integers of a literal are of 32 bits, as devices count."""
+    if isinstance(value, dict):
+        return _fits([*value, *value.values()])
+    if isinstance(value, (tuple, list, set)):
+        return all(map(_fits, value))
+    return not isinstance(value, int) or abs(value) <= MOST_INT
 
 
 def check(field: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
     """Raises a UserError unless `value` is a finite number that `holds`; `allowed` says it in words."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not holds(value):
+    if not number or not abs(value) <= MOST_FLOAT or not holds(value):
         raise UserError(f"{field}={value!r} must be {allowed}")
 
 
 def check_count(field: str, value: Any, least: int) -> None:
-    """Raises a UserError unless `value` is an integer of at least `least`."""
-    check(field, value, f"an integer of at least {least}", lambda v: isinstance(v, int) and v >= least)
+    """Raises a UserError unless `value` is an integer of at least `least`, in 32 bits."""
+    allowed = f"an integer of at least {least} and below 2**31"
+    check(field, value, allowed, lambda v: isinstance(v, int) and least <= v <= MOST_INT)
 
 
 def check_fraction(field: str, value: Any) -> None:

@@ -20,6 +20,13 @@ from cnnjax.errors import UserError, one_line, unknown
 ANY_NUMBER = sys.maxsize  # of words beside the flags
 Command = Callable[..., int | None]
 Parameters = Iterable[inspect.Parameter]
+# The most of a whole number: that of its name, or of 32 bits.
+MOST = {
+    **dict.fromkeys(("batch_size", "classes"), 2**20),
+    **dict.fromkeys(("image_size", "short_side"), 2**14),
+    **dict.fromkeys(("seeds", "random"), 2**16),
+    **dict.fromkeys(("processes", "process_count"), 2**12),
+}
 DEFINE: dict[type, Callable[..., object]] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
@@ -98,6 +105,8 @@ def _parse(command: str, args: list[str], parameters: Parameters) -> tuple[flags
     for parameter in parameters:
         annotation, meaning, *bounds = typing.get_args(parameter.annotation)
         kind = (typing.get_args(annotation) or (annotation,))[0]  # int of `int | None`
+        if kind is int:
+            bounds = [*bounds, *[None][len(bounds) :], MOST.get(parameter.name, 2**31 - 1)][:2]
         DEFINE[kind](parameter.name, parameter.default, meaning, *bounds, flag_values=values)
     values.mark_as_parsed()
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from cnnjax.data.files import atomic_write, replacing, sha256_of
+from cnnjax.data.files import atomic_write, read_json, replacing, sha256_of
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
 from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
@@ -25,8 +25,9 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
     from array_record.python.array_record_module import ArrayRecordWriter
 
     done, options = file.with_suffix(".json"), "group_size:1,uncompressed"
-    if done.is_file() and file.is_file():
-        return json.loads(done.read_text())
+    with contextlib.suppress(UserError):  # missing or damaged
+        if file.is_file() and (shard := read_json(done, Shard))["bytes"] == file.stat().st_size:
+            return shard
     labels, skipped, sums = [], [], Moments.empty(source.image_shape[2])
     with replacing(file) as part, contextlib.closing(ArrayRecordWriter(str(part), options)) as writer:
         for index in indices:

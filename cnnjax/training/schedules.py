@@ -146,15 +146,25 @@ def _one_cycle(
     start_divisor: float = 25.0,
     end_divisor: float = 1e4,
 ) -> Schedule:
-    """Up from rate / start_divisor in a cosine, then down to that / end_divisor.
+    """Up from rate / start_divisor in half a cosine, then down to that / end_divisor at the last step.
 
-    After Smith, Topin 2017, arXiv 1708.07120; torch's OneCycleLR, without its cycled momentum.
+    After Smith, Topin 2017, arXiv 1708.07120; the rates of torch's OneCycleLR, without its cycled momentum:
+    the peak is at step rise_fraction * total_steps - 1.
     """
     check("rise_fraction", rise_fraction, "in (0, 1)", lambda v: 0 < v < 1)
     check("start_divisor", start_divisor, "at least 1", lambda v: v >= 1)
     check("end_divisor", end_divisor, "at least 1", lambda v: v >= 1)
-    shape = (rise_fraction, start_divisor, end_divisor)
-    return Schedule(optax.cosine_onecycle_schedule(length.total_steps, learning_rate, *shape))
+    peak, start = rise_fraction * length.total_steps - 1, learning_rate / start_divisor
+    fall = length.total_steps - 1 - peak
+
+    def rate(step: ArrayLike) -> Array:
+        rises = (now := jnp.asarray(step)) < peak
+        part = jnp.where(rises, now / (abs(peak) or 1), (now - peak) / fall)
+        begin = jnp.where(rises, start, learning_rate)
+        end = jnp.where(rises, learning_rate, start / end_divisor)
+        return end + (begin - end) / 2 * (1 + jnp.cos(jnp.pi * jnp.clip(part, 0, 1)))
+
+    return Schedule(rate)
 
 
 def _plateau(

@@ -40,7 +40,7 @@ SCHEDULE_CASES = [
     ("polynomial", {"power": 2.0, "end_learning_rate": 0.2}, {0: 1, 50: 0.4, 100: 0.2}),
     ("cosine", {}, {0: 1, 50: 0.5, 25: 0.5 + 0.125**0.5, 100: 0, 150: 0}),
     ("cosine", {"end_learning_rate": 0.2}, {0: 1, 50: 0.6, 100: 0.2}),
-    ("one_cycle", {}, {0: 0.04, 15: 0.52, 30: 1, 65: 0.5 + 2e-6, 100: 4e-6}),
+    ("one_cycle", {}, {0: 0.04, 14.5: 0.52, 29: 1, 64: 0.5 + 2e-6, 99: 4e-6, 150: 4e-6}),
     ("plateau", {}, {0: 1, 99: 1}),
     ("cosine", {"warmup_steps": 19}, {0: 0.05, 9: 0.5, 18: 0.95, 19: 1, 100: 0}),
     ("polynomial", {"warmup_steps": 20}, {0: 1 / 21, 20: 1, 60: 0.5, 100: 0}),
@@ -54,6 +54,31 @@ def test_schedules_at_known_points(name, values, points):
     np.testing.assert_allclose(
         rates_of(name, list(points), **values), list(points.values()), rtol=1e-5, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("total", [3, 4, 10, 37, 1000])
+@pytest.mark.parametrize(("rise", "divisor", "end_divisor"), [(0.3, 25.0, 1e4), (0.5, 10.0, 100.0)])
+def test_one_cycle_is_torchs(total, rise, divisor, end_divisor):
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.1, total, pct_start=rise, div_factor=divisor, final_div_factor=end_divisor
+    )
+    expected = []
+    for step in range(total):
+        expected.append(reference.get_last_lr()[0])
+        optimizer.step()
+        if step + 1 < total:
+            reference.step()
+    values = {"rise_fraction": rise, "start_divisor": divisor, "end_divisor": end_divisor}
+    ours = rates_of("one_cycle", range(total), learning_rate=0.1, total_steps=total, **values)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-9)
+
+
+@pytest.mark.parametrize("total", [1, 3])
+def test_one_cycle_of_a_few_steps_is_finite_and_ends_at_its_lowest(total):
+    ours = rates_of("one_cycle", range(total), total_steps=total, rise_fraction=1 / 3)
+    assert max(ours) <= 1 and ours[-1] == pytest.approx(4e-6)
 
 
 def test_every_schedule_has_a_case():
@@ -121,6 +146,8 @@ MISTAKES = [
     ("cosine", RUN | {"learning_rate": "0.1"}, "learning_rate='0.1'"),
     ("cosine", RUN | {"warmup_steps": 100}, "^warmup_steps=100 "),
     ("cosine", RUN | {"warmup_steps": -1}, "^warmup_steps=-1 "),
+    ("cosine", RUN | {"total_steps": 2**31}, r"^total_steps=2147483648 must .* below 2\*\*31"),
+    ("step", RUN | {"boundaries": (10**400,)}, "boundary=1000"),
     ("one_cycle", RUN | {"warmup_steps": 1}, "^warmup_steps=1 "),
     ("cosine", RUN | {"end_learning_rate": 0.2}, "end_learning_rate=0.2"),
     ("cosine", RUN | {"factor": 0.1}, "schedule: cosine takes no factor"),

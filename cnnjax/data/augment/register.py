@@ -12,6 +12,7 @@ Shape = tuple[int, int, int]  # [H, W, C]
 Batch = dict[str, jax.Array]
 Key = jax.Array  # of random numbers
 Arguments = Mapping[str, Any]  # literals by name
+MOST_PIXELS = 2**14  # of a side
 PADDING_MODES = ("zero", "reflect")
 
 
@@ -21,8 +22,8 @@ def _is_number(value: object, low: float = -math.inf, high: float = math.inf) ->
     return math.isfinite(value) and low <= value <= high
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: Any, least: int, most: int = MOST_PIXELS) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_size(value: object) -> bool:
@@ -49,9 +50,10 @@ def _is_matrix(value: Any) -> bool:
 ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("probability", "magnitude"), (lambda v: _is_number(v, 0, 1), "a number in [0, 1]")),
     **dict.fromkeys(("strength", "alpha"), (lambda v: _is_number(v, 0), "a number >= 0")),
-    **dict.fromkeys(("num_classes", "count"), (lambda v: _is_count(v, 1), "a whole number >= 1")),
-    "size": (_is_size, "a whole number of pixels >= 1, or (height, width)"),
-    "padding": (lambda v: _is_count(v, 0), "a whole number of pixels >= 0"),
+    "num_classes": (lambda v: _is_count(v, 1, 2**20), "a whole number >= 1 and <= 2**20"),
+    "count": (lambda v: _is_count(v, 1, 64), "a whole number >= 1 and <= 64"),
+    "size": (_is_size, "a whole number of pixels >= 1 and <= 2**14, or (height, width)"),
+    "padding": (lambda v: _is_count(v, 0), "a whole number of pixels >= 0 and <= 2**14"),
     "padding_mode": (lambda v: v in PADDING_MODES, " or ".join(map(repr, PADDING_MODES))),
     "mean": (lambda v: _is_channels(v, False), "a number, or a tuple with one for each channel"),
     "std": (lambda v: _is_channels(v, True), "a number > 0, or a tuple with one for each channel"),
@@ -59,7 +61,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hue": (lambda v: _is_number(v, 0, 0.5), "a number in [0, 0.5], of the colour circle"),
     "area": (lambda v: _is_range(v, 1), "(low, high) with 0 < low <= high <= 1"),
     "aspect": (_is_range, "(low, high) with 0 < low <= high"),
-    "sides": (_is_range, "(low, high) with 0 < low <= high, in pixels"),
+    "sides": (lambda v: _is_range(v, MOST_PIXELS), "(low, high) with 0 < low <= high <= 2**14, in pixels"),
     "antialias": (lambda v: isinstance(v, bool), "True or False"),
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from isal import isal_zlib  # as zlib, with the processor's instructions for it
 
+from cnnjax.data.files import open_file, read_file
 from cnnjax.errors import BadImage, UserError
 
 LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
@@ -24,6 +25,7 @@ MOST_DEEP = 20  # folders in folders
 NO_FILE = -1  # in place of the size of a pipe, a device, or a link that leads back
 # What unpacks to more than both is taken for a decompression bomb, and not read into memory.
 MAX_RATIO, ALWAYS_BYTES = 200, 2**28
+MOST_IMAGE_BYTES, MOST_FILE_BYTES = 2**28, 2**34  # of one encoded image; of one file of arrays
 
 
 def most_bytes(path: Path) -> int:
@@ -35,8 +37,8 @@ def read_bytes(path: Path) -> bytes:
     """The file's bytes, unzipped if its name ends in .gz; raises UserError naming a file that is damaged."""
     try:
         if path.suffix != ".gz":
-            return path.read_bytes()
-        with gzip.open(path) as file:
+            return read_file(path, MOST_FILE_BYTES)
+        with open_file(path) as packed, gzip.open(packed) as file:
             data = file.read((most := most_bytes(path)) + 1)
         if len(data) > most:
             raise OSError(f"it unpacks to more than {most} bytes, {MAX_RATIO} times its own size")
@@ -72,7 +74,7 @@ class Files:
             allowed = "a folder, or a .zip or .tar, of split/class/images"
             raise UserError(f"{root}: no such folder; allowed: {allowed}")
         else:
-            members = _zip_members(root) if zipfile.is_zipfile(root) else _tar_members(root)
+            members = _zip_members(root) if _is_zip(root) else _tar_members(root)
             self._archive = self._opened()
         # Of two members of one name the last one counts, as in unpacking.
         own = {m.name: m for m in members if not any(map(is_junk, PurePosixPath(m.name).parts))}
@@ -104,16 +106,22 @@ class Files:
         return f"{self.root}/{member.name}"
 
     def read(self, member: Member) -> bytes:
-        """The bytes of a file; raises UserError naming it if they cannot be read or are damaged."""
+        """The bytes of an image; BadImage names one that cannot be read, is damaged or too large."""
         try:
-            if self._archive is None:
-                return (self.root / member.name).read_bytes()
-            return self._read_archived(self._archive, member)
-        except OSError as error:
-            raise BadImage(f"{self.where(member)}: cannot be read ({error.strerror})") from None
+            if self._archive is not None:
+                return self._read_archived(self._archive, member)
+            return read_file(self.root / member.name, MOST_IMAGE_BYTES)
+        except BadImage:
+            raise
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error).partition("read: ")[2]
+            raise BadImage(f"{self.where(member)}: cannot be read ({reason})") from None
 
     def _read_archived(self, archive: int, member: Member) -> bytes:
         offset = member.offset
+        if max(member.size, member.stored) > MOST_IMAGE_BYTES:
+            given = f"{member.size} bytes, {member.stored} of them in the archive"
+            raise BadImage(f"{self.where(member)}: {given}; allowed: at most {MOST_IMAGE_BYTES}")
         if member.crc is not None:
             header = os.pread(archive, LOCAL_HEADER, offset)
             offset += LOCAL_HEADER + int.from_bytes(header[26:28], "little")
@@ -121,11 +129,11 @@ class Files:
         data = os.pread(archive, member.stored, offset)
         try:
             if member.method == zipfile.ZIP_DEFLATED:
-                data = isal_zlib.decompress(data, -15, member.size)
+                data = isal_zlib.decompressobj(-15).decompress(data, member.size + 1)
         except isal_zlib.error:  # type: ignore[misc]  # the stub has an instance for the class
             data = b""
         if len(data) != member.size or (member.crc is not None and isal_zlib.crc32(data) != member.crc):
-            raise UserError(f"{self.where(member)}: damaged in the archive; copy or download it again")
+            raise BadImage(f"{self.where(member)}: damaged in the archive; copy or download it again")
         return data
 
     def __del__(self) -> None:
@@ -176,24 +184,31 @@ def _check_name(root: Path, name: str) -> None:
         raise UserError(f"{root}: member {name!r} points outside the archive; allowed: names below its root")
 
 
+def _is_zip(root: Path) -> bool:
+    with open_file(root) as file:  # a tar may end in a zip
+        return file.read(262)[257:] != b"ustar" and zipfile.is_zipfile(file)
+
+
 def _zip_members(root: Path) -> list[Member]:
     try:
         with zipfile.ZipFile(root) as archive:
             infos = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{root}: cannot be read as zip ({error})") from None
-    members = []
+    except Exception as error:  # zipfile raises many kinds for a damaged directory
+        raise UserError(f"{root}: cannot be read as zip ({error}); copy or download it again") from None
+    members, whole = [], root.stat().st_size
     for info in infos:
         _check_name(root, info.filename)
         name = info.filename.replace("\\", "/")  # as some programs on Windows write them
-        if name.endswith("/"):
-            members.append(Member(name, 0))
+        if not name or name.endswith("/"):
+            members += [Member(name, 0)] if name else []
             continue
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise UserError(f"{root}: member {info.filename!r} is a link; allowed: files and folders")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{root}: member {info.filename!r}; allowed: stored or deflated, not encrypted")
         sizes = (info.file_size, info.header_offset, info.compress_size)
+        if info.header_offset + info.compress_size > whole:
+            raise UserError(f"{root}: member {info.filename!r} reaches beyond the archive; copy it again")
         members.append(Member(name, *sizes, info.compress_type, info.CRC))
     return members
 
@@ -211,7 +226,13 @@ def _tar_members(root: Path) -> list[Member]:
                 if not info.isfile() or info.issparse():
                     raise UserError(f"{root}: member {info.name!r} is a link; allowed: files and folders")
                 members.append(Member(name, info.size, info.offset_data, info.size))
-    except (OSError, EOFError, tarfile.TarError) as error:
+            with open_file(root) as file:  # tarfile takes a damaged header for the end, a block of zeros
+                file.seek(archive.offset)
+                if file.read(512) != bytes(512):
+                    raise UserError(f"{root}: truncated or damaged; copy or download it again")
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises many kinds for damaged headers
         reason = f"cannot be read as zip or tar ({error}); allowed: .zip, or .tar that is not compressed"
         with contextlib.suppress(OSError), open(root, "rb") as file:
             if file.read(8).startswith(COMPRESSED):

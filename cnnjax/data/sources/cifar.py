@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.sources.archive import most_bytes, read_bytes
-from cnnjax.data.sources.source import Arrays, check_labels
+from cnnjax.data.sources.source import Arrays, as_labels
 from cnnjax.errors import UserError
 
 
@@ -29,7 +29,7 @@ def read_cifar(path: Path, members: Sequence[str], label_bytes: int, num_classes
         if not data or len(data) % record:
             raise UserError(f"{path}: {member} has {len(data)} bytes; allowed: whole records of {record}")
         rows.append(np.frombuffer(data, np.uint8).reshape(-1, record))
-        check_labels(rows[-1][:, label_bytes - 1], num_classes, f"{path}: {member}")
+        as_labels(rows[-1][:, label_bytes - 1], f"{path}: {member}", num_classes)
     table = np.concatenate(rows)
     images = table[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), table[:, label_bytes - 1].astype(np.int32)

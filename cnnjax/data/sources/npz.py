@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.sources.archive import MAX_RATIO, most_bytes
-from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, numbered_classes
+from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, as_labels, numbered_classes
 from cnnjax.errors import UserError
-
-MAX_CLASSES = 2**20
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -30,12 +28,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def read_split(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> Arrays:
     """Images uint8 [N, H, W, C] and labels int32 [N] of one split of `read_npz(path)`."""
     images, labels = arrays[f"{split}_image"], arrays.get(f"{split}_label")
-    if labels is None or labels.dtype.kind not in "iu":
-        raise UserError(f"{path}: {split}_label is missing or not of whole numbers")
-    if (bad := np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))).size:
-        label = labels.ravel()[bad[0]]
-        raise UserError(f"{path}: label {label} of example {bad[0]}; allowed: 0 to {MAX_CLASSES - 1}")
-    return (images[..., None] if images.ndim == 3 else images), labels.astype(np.int32)
+    if labels is None:
+        raise UserError(f"{path}: {split}_label is missing; allowed: a whole number for each image")
+    return (images[..., None] if images.ndim == 3 else images), as_labels(labels, f"{path}: {split}_label")
 
 
 def open_npz(place: Place) -> Opened:
@@ -51,7 +46,8 @@ def open_npz(place: Place) -> Opened:
         images, labels = read_split(arrays, split, path)
         if given.ndim != 1:
             raise UserError(f"{path}: class_names is {list(given.shape)}; allowed: one name for each class")
-        classes = tuple(map(str, given)) or numbered_classes(read_split(arrays, "train", path)[1])
+        names = (name.decode() if isinstance(name, bytes) else str(name) for name in given)
+        classes = tuple(names) or numbered_classes(read_split(arrays, "train", path)[1])
         return ArraySource(images, labels, classes, place.name, split)
 
     return Opened(splits, read)

@@ -8,6 +8,7 @@ and of whole numbers. Row groups are read whole, slow at random: `cnnjax data pr
 import bisect
 import json
 import re
+import reprlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.decode import decode_image, num_channels
+from cnnjax.data.sources.archive import most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS
-from cnnjax.data.sources.source import FileSource, Opened, Place, check_labels, digest, numbered_classes
+from cnnjax.data.sources.source import FileSource, Opened, Place, as_labels, digest, numbered_classes
 from cnnjax.errors import BadImage, UserError
 
 if TYPE_CHECKING:
@@ -55,12 +57,14 @@ class ParquetFolder:
         parts = [_read(path, None, self.label) for path in self.files[split]]
         if any(part.null_count for part in parts):
             raise UserError(f"{self.root}: {split} has examples without a label (column {self.label})")
-        return np.concatenate([part.to_numpy() for part in parts]).astype(np.int32)
+        named = zip(parts, self.files[split], strict=True)
+        return np.concatenate([as_labels(part.to_numpy(), path) for part, path in named])
 
     def source(self, split: str, name: str, size: int | None = None) -> FileSource:
         """One split, read on access; `size` cuts the middle square of each image and resizes it to that."""
-        labels = self.labels(split)
-        check_labels(labels, len(self.class_names), f"{self.root} {split}")
+        labels = as_labels(self.labels(split), f"{self.root} {split}", len(self.class_names))
+        if not len(labels):
+            raise UserError(f"{self.root}: {split} has no rows; allowed: images with their labels")
         reader = _Reader(self.files[split], self.image, labels, size)
         listing = [(path.name, path.stat().st_size) for path in self.files[split]]
         shape = (size, size, reader.channels) if size else None
@@ -86,6 +90,9 @@ class _Reader:
             self.groups += [(path, index) for index in range(metadata.num_row_groups)]
             counts += [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         self.ends = np.cumsum(counts).tolist()
+        if min(counts) < 0 or self.ends[-1] != len(labels):
+            given = f"row groups of {self.ends[-1]} rows and {len(labels)} labels"
+            raise UserError(f"{files[0].parent}: {given}; copy or download it again")
         self._kept: tuple[int, pyarrow.ChunkedArray] = (-1, None)
         self._lock = threading.Lock()
         self.channels = num_channels(*self._encoded(0))
@@ -116,12 +123,11 @@ class _Reader:
 
 
 def _opened(path: Path) -> "parquet.ParquetFile":
-    import pyarrow
     from pyarrow import parquet
 
     try:
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # Arrow raises many kinds for a damaged file
         raise _unreadable(path, error) from None
 
 
@@ -132,11 +138,20 @@ def _read(path: Path, group: int | None, column: str) -> "pyarrow.ChunkedArray":
     file = _opened(path)
     try:
         if group is None:
+            if (rows := file.metadata.num_rows) * 8 > most_bytes(path):
+                raise OSError(f"it claims {rows} rows")
             return file.read(columns=[column]).column(column)
         if (claimed := file.metadata.row_group(group).total_byte_size) > MAX_GROUP_BYTES:
             raise OSError(f"row group {group} claims {claimed} bytes; allowed: {MAX_GROUP_BYTES}")
-        return file.read_row_group(group, columns=[column]).column(column)
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        # A dictionary may name one value of the group often: so few rows at a time stay below the limit.
+        chunks, size = [], 0
+        few = {"batch_size": MAX_GROUP_BYTES // max(1, claimed), "row_groups": [group], "columns": [column]}
+        for batch in file.iter_batches(**few):
+            chunks.append(batch.column(0))
+            if (size := size + batch.nbytes) > MAX_GROUP_BYTES:
+                raise OSError(f"row group {group} unpacks to more than {MAX_GROUP_BYTES} bytes")
+        return pyarrow.chunked_array(chunks)
+    except Exception as error:  # Arrow raises many kinds for a damaged file
         raise _unreadable(path, error) from None
 
 
@@ -166,5 +181,7 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
     if len(images) != 1 or len(labels) != 1:
         given = f"{path}: columns {schema.names}: images {images}, labels {labels}"
         raise UserError(f"{given}; allowed: one column of each, or a column 'label'")
-    names = features[labels[0]].get("names") or () if features else ()
+    names = features[labels[0]].get("names") or [] if features else []
+    if not isinstance(names, list):
+        raise UserError(f"{path}: class names {reprlib.repr(names)}; allowed: a list of them")
     return images[0], labels[0], tuple(map(str, names))

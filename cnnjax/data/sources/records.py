@@ -4,14 +4,14 @@ A record is the label (int32, little-endian) and the image, raw uint8 [H, W, C] 
 """
 
 import bisect
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from cnnjax.data.decode import decode_image
-from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, check_labels, digest
+from cnnjax.data.files import read_json
+from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, as_labels, digest
 from cnnjax.data.statistics import Statistics
 from cnnjax.errors import BadImage, UserError
 
@@ -51,11 +51,14 @@ def read_facts(folder: Path) -> Facts:
     """The facts of a prepared folder; raises UserError if there are none, or unknown ones."""
     file = folder / FACTS
     try:
-        facts = json.loads(file.read_text())
-        complete = Facts.__required_keys__ <= set(facts)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); `cnnjax data prepare` writes it") from None
-    if not complete or facts["encoding"] not in ENCODINGS:
+        facts = read_json(file, Facts)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{file} ")
+        raise UserError(f"{file}: {reason}; `cnnjax data prepare` writes it") from None
+    shape = facts["image_shape"]
+    sides = len(shape) == 3 and all(0 < side < 2**15 for side in shape) and shape[2] == len(facts["mean"])
+    names = [shard["file"] for shards in facts["splits"].values() for shard in shards]
+    if not sides or facts["encoding"] not in ENCODINGS or any(Path(name).name != name for name in names):
         raise UserError(f"{file}: not the facts of prepared images; `cnnjax data prepare` writes them")
     return facts
 
@@ -67,12 +70,11 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
         path = folder / shard["file"]
         if (size := path.stat().st_size if path.is_file() else 0) != shard["bytes"]:
             raise UserError(f"{path}: {size} bytes; allowed: {shard['bytes']}; prepare or copy it again")
-    labels = np.asarray([label for shard in shards for label in shard["labels"]], np.int32)
-    classes = tuple(facts["class_names"])
-    check_labels(labels, len(classes), folder / FACTS)
+    classes, given = tuple(facts["class_names"]), [label for shard in shards for label in shard["labels"]]
+    labels = as_labels(np.asarray(given, np.int64), folder / FACTS, len(classes))
     height, width, channels = facts["image_shape"]
     shape = height, width, channels
-    reader = _Reader(folder, shards, shape, facts["encoding"])
+    reader = _Reader(folder, shards, shape, facts["encoding"], labels)
     contents = digest([(s["file"], s["bytes"], s["sha256"]) for s in shards], facts["encoding"], labels)
     everything = np.arange(len(labels))
     return FileSource(reader, len(labels), everything, contents, labels, classes, name, split, shape)
@@ -93,10 +95,10 @@ def statistics(folder: Path) -> Statistics:
 class _Reader:
     """Shards are opened when first read, in each process anew."""
 
-    def __init__(self, folder: Path, shards: list[Shard], shape: Shape, encoding: str):
+    def __init__(self, folder: Path, shards: list[Shard], shape: Shape, encoding: str, labels: np.ndarray):
         self.files = [str(folder / shard["file"]) for shard in shards]
         self.ends = np.cumsum([len(shard["labels"]) for shard in shards]).tolist()
-        self.shape, self.encoding = shape, encoding
+        self.shape, self.encoding, self.labels = shape, encoding, labels
         self._open: dict[int, ArrayRecordReader] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -104,17 +106,23 @@ class _Reader:
 
     def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         shard = bisect.bisect_right(self.ends, position)
-        index = position - (self.ends[shard - 1] if shard else 0)
+        before = self.ends[shard - 1] if shard else 0
+        index = position - before
         what = f"{self.files[shard]} record {index}"
         try:
             if shard not in self._open:
                 from array_record.python.array_record_module import ArrayRecordReader
 
-                self._open[shard] = ArrayRecordReader(self.files[shard], "readahead_buffer_size:0")
+                opened = ArrayRecordReader(self.files[shard], "readahead_buffer_size:0")
+                if (count := opened.num_records()) != self.ends[shard] - before:
+                    raise ValueError(f"it has {count} records; allowed: {self.ends[shard] - before}")
+                self._open[shard] = opened
             record = self._open[shard].read([index])[0]
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise BadImage(f"{what}: cannot be read ({error}); prepare it again") from None
         label = int.from_bytes(record[:4], "little", signed=True)
+        if label != (noted := self.labels[position]):
+            raise BadImage(f"{what}: label {label}; allowed: {noted}, as in {FACTS}; prepare it again")
         if self.encoding == "jpeg":
             return decode_image(record[4:], what, self.shape[2]), label, what
         if len(record) != 4 + int(np.prod(self.shape)):

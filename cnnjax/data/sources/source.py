@@ -17,6 +17,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels i
 Indices = Sequence[int] | np.ndarray
 Shape = tuple[int, int, int]  # [H, W, C]
 DataDir = str | os.PathLike | None
+MAX_CLASSES = 2**20
 
 
 class Example(TypedDict):
@@ -110,7 +111,7 @@ class ArraySource:
         if self.labels.shape != self.images.shape[:1]:
             given = f"{len(self.images)} images and labels {list(self.labels.shape)}"
             raise UserError(f"{what}: {given}; allowed: one label for each image")
-        check_labels(self.labels, self.num_classes, what)
+        as_labels(self.labels, what, self.num_classes)
 
     @property
     def num_classes(self) -> int:
@@ -181,6 +182,8 @@ class FileSource:
         if image.shape != self.image_shape:
             here, first = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
             raise BadImage(f"{what}: {here} pixels, the first image has {first}; give one size= for all")
+        if not 0 <= label < self.num_classes:
+            raise UserError(f"{what}: label {label} is out of range; allowed: 0 to {self.num_classes - 1}")
         return {"image": image, "label": label}
 
     def subset(self, indices: Indices, split: str | None = None) -> "FileSource":
@@ -204,11 +207,16 @@ def describe(source: Source) -> str:
     return f"{source.name}: {'; '.join([classes, *notes])}"
 
 
-def check_labels(labels: np.ndarray, num_classes: int, what: object) -> None:
-    """Raises UserError naming the first label outside [0, num_classes)."""
-    if (wrong := np.flatnonzero((labels < 0) | (labels >= num_classes))).size:
-        given = f"label {labels[wrong[0]]} of example {wrong[0]} is out of range"
-        raise UserError(f"{what}: {given}; allowed: 0 to {num_classes - 1}")
+def as_labels(values: np.ndarray, what: object, num_classes: int = MAX_CLASSES) -> np.ndarray:
+    """Labels of any file as int32; UserError names the first that is no whole number in [0, num_classes)."""
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{what}: labels are {values.dtype}; allowed: whole numbers")
+    with np.errstate(invalid="ignore"):  # of NaN
+        fits = (values >= 0) & (values < num_classes) & (values == np.floor(values))
+    if (wrong := np.flatnonzero(~fits)).size:
+        given = f"label {values.flat[wrong[0]]} of example {wrong[0]} is out of range"
+        raise UserError(f"{what}: {given}; allowed: 0 to {num_classes - 1}, whole numbers")
+    return values.astype(np.int32)
 
 
 def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
