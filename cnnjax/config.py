@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import UserError, one_line, parse_call
+from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, one_line, parse_call
 
 Value = bool | int | float | str
 
@@ -38,22 +38,25 @@ def _one_of(*values: str) -> Allowed:
     return Allowed(f"one of {', '.join(values)}", lambda v: v in values)
 
 
-def _from_0(bits: int = 31) -> Allowed:
-    return Allowed(f"at least 0 and below 2**{bits}", lambda v: 0 <= v < 2**bits)
+def _most(value: int | float) -> float:
+    """The largest number of its type in 32 bits, in which a device computes."""
+    return MOST_INT if isinstance(value, int) else MOST_FLOAT
 
 
-def _positive(bits: int = 31) -> Allowed:
-    return Allowed(f"greater than 0 and below 2**{bits}", lambda v: 0 < v < 2**bits)
+def _below(bits: int, least: int) -> Allowed:
+    words = "greater than 0" if least else "at least 0"
+    return Allowed(f"{words} and below 2**{bits}", lambda v: least <= v < 2**bits)
 
 
-_POSITIVE, _FROM_0 = _positive(), _from_0()  # steps and counts are int32 on a device, seeds uint32
+_POSITIVE = Allowed("greater than 0, in 32 bits", lambda v: 0 < v <= _most(v))
+_FROM_0 = Allowed("at least 0, in 32 bits", lambda v: 0 <= v <= _most(v))
 _FRACTION = Allowed("in [0, 1)", lambda v: 0 <= v < 1)
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(0, "of every random draw", _from_0(32)),
+    "seed": Field(0, "of every random draw", _below(32, 0)),
     "total_epochs": Field(10.0, "length of training; fractions are allowed", _POSITIVE),
-    "batch_size": Field(128, "global, over all devices", _positive(20)),
-    "eval_batch_size": Field(500, "global, of evaluations", _positive(20)),
+    "batch_size": Field(128, "global, over all devices", _below(20, 1)),
+    "eval_batch_size": Field(500, "global, of evaluations", _below(20, 1)),
     "eval_protocol": Field(
         "center", "views averaged: center, mirror, mirror_translate, ten_crop, multi_scale"
     ),
@@ -63,7 +66,7 @@ FIELDS: dict[str, Field] = {
         "replicated", "of parameters: 'fsdp' over data; 'model' or 'towers' over model", resumable=True
     ),
     "batch_norm": Field("global", "whose statistics: the 'global' batch's, each 'device's, or 'groups(32)'"),
-    "accumulate_steps": Field(1, "microbatches whose gradients make one step", _positive(20)),
+    "accumulate_steps": Field(1, "microbatches whose gradients make one step", _below(20, 1)),
     "model": Field("simple_cnn", "a name from `cnnjax models`, or 'simple_cnn(activation=\"tanh\")'"),
     "init_from": Field("", "start from a run folder, or from a .safetensors or .pth file with torch's names"),
     "init_head": Field("keep", "'new' initializes the head afresh for other classes", _one_of("keep", "new")),
@@ -73,10 +76,10 @@ FIELDS: dict[str, Field] = {
     ),
     "data.dir": Field("", "folder of the data set; '' searches those `cnnjax data` lists", resumable=True),
     "data.size": Field(
-        0, "resize image folders to this short side and crop the centre; 0 does not", _from_0(14)
+        0, "resize image folders to this short side and crop the centre; 0 does not", _below(14, 0)
     ),
     "data.num_validation": Field(600, "examples held out of train by `seed`; 0 holds out none", _FROM_0),
-    "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _from_0(10), True),
+    "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _below(10, 0), True),
     "data.on_bad_image": Field(
         "error", "'skip' leaves out, counts and lists unreadable images", _one_of("error", "skip")
     ),
