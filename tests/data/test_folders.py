@@ -120,10 +120,12 @@ def test_names_that_only_look_like_splits_are_classes(tmp_path, name):
         (several("cat", "dog", "test/cat", "test/dog"), ["is test, beside cat, a split or a class"]),
         (several("train_v1/a", "test_v2/a"), ["test_v2 and train_v1 splits or classes"]),
         (several("cat/train", "cat/test", "dog/train", "dog/test"), ["/cat: splits inside a class"]),
+        (several("cat/train2", "cat/test2", "dog"), ["/cat: splits inside a class"]),
         (several("train/Cat", "train/cat"), ["are 'Cat' and 'cat' one class or two"]),
         (several("train/caf\u00e9", "train/cafe\u0301"), ["one class or two"]),
         ([*several("train/a", "train/b"), "train/c/"], ["train/c: a class without images; fill or remove"]),
         ([*several("train/a"), "train/c/x.txt"], ["train/c: a class without images"]),
+        ([*several("train/a"), "train/c/.DS_Store"], ["train/c: a class without images"]),
         (several("train/a", "train/b", "test/a", "test/c"), ["test/c: not a class of train; allowed: a, b"]),
         (
             [*several("train/a", "train/b"), "test/a_1.png", "test/x.png"],

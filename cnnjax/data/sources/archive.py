@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import gzip
+import itertools
 import os
 import re
 import stat
@@ -76,17 +77,22 @@ class Files:
         else:
             members = _zip_members(root) if _is_zip(root) else _tar_members(root)
             self._archive = self._opened()
-        # Of two members of one name the last one counts, as in unpacking.
-        own = {m.name: m for m in members if not any(map(is_junk, PurePosixPath(m.name).parts))}
-        for name in own:
+        own, folders = {}, set()
+        for member in members:
+            parts = PurePosixPath(member.name).parts
+            kept = [*itertools.takewhile(lambda part: not is_junk(part), parts)]
+            if len(kept) < len(parts) or member.name.endswith("/"):
+                folders.add("/".join(kept))
+            else:
+                own[member.name] = member  # of two of one name the last one counts, as in unpacking
+        for name in (*own, *folders):
             if name.count("/") > MOST_DEEP:
                 raise UserError(f"{root}/{name[:80]}...: folders more than {MOST_DEEP} deep; move them up")
             if not name.isascii() and re.search("[\ud800-\udfff]", name):
                 raise UserError(f"{root}: the name {name!r} is not UTF-8; rename it, as with convmv")
-        self.folders = [name.rstrip("/") for name in own if name.endswith("/")]
-        files = [m for m in own.values() if not m.name.endswith("/")]
-        self.members = sorted((m for m in files if m.size != NO_FILE), key=lambda m: m.name)
-        self.num_special = len(files) - len(self.members)  # pipes, devices and links that lead back
+        self.folders = sorted(folders)
+        self.members = sorted((m for m in own.values() if m.size != NO_FILE), key=lambda m: m.name)
+        self.num_special = len(own) - len(self.members)  # pipes, devices and links that lead back
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "members": self.members}

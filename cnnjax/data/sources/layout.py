@@ -98,7 +98,7 @@ def read_tree(files: Files) -> Folder:
     in_folder: dict[str, list[Member]] = {name: [] for name in files.folders}
     for member in files.members:
         in_folder.setdefault(member.name.rpartition("/")[0], []).append(member)
-    for name, members in in_folder.items():
+    for name, members in sorted(in_folder.items()):
         folder, *above = at(PurePosixPath(name))
         images = [m for m in members if is_image(m.name)]
         folder.images += images
@@ -216,8 +216,8 @@ def _class_folders(root: Path, folder: Folder) -> list[Folder]:
             f"{_where(root, folder)}: {loose} images beside folders of {inside}; move one kind away"
         )
     for each in filled:
-        splits = {split[0] for f in each.filled() if (split := split_of(f.name)) and not split[1]}
-        if "train" in splits and len(splits) > 1:
+        named = {split for f in each.filled() if (split := split_of(f.name))}
+        if any(split != "train" and ("train", rest) in named for split, rest in named):
             raise UserError(f"{_where(root, each)}: splits inside a class; allowed: SPLIT/CLASS/images")
     return filled
 
