@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cnnjax.cli.flags import ANY_NUMBER, Json, Workdir, command, run_folder
 from cnnjax.cli.tables import print_json, print_tables
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, visible
 
 if TYPE_CHECKING:
     from cnnjax.explore.explain import Explain
@@ -55,6 +55,7 @@ def predict(
         raise UserError("no image; name files or folders, or - for an image on the standard input")
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):
         raise UserError(f"{missing} is neither a file nor a folder")
+    trained = load(**run)
     from cnnjax.inference.images import list_folder
 
     images: list[str | Path] = []
@@ -62,8 +63,7 @@ def predict(
         files, others = list_folder(word) if Path(word).is_dir() else ([word], "")
         images += files
         if others:
-            print(f"{word}: left out {others}", file=sys.stderr)
-    trained = load(**run)
+            print(visible(f"{word}: left out {others}"), file=sys.stderr)
     if class_names:
         trained = trained.with_class_names(class_names)
     explainer = None

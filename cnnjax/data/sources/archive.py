@@ -6,7 +6,6 @@ import errno
 import gzip
 import itertools
 import os
-import re
 import stat
 import tarfile
 import zipfile
@@ -85,11 +84,8 @@ class Files:
                 folders.add("/".join(kept))
             else:
                 own[member.name] = member  # of two of one name the last one counts, as in unpacking
-        for name in (*own, *folders):
-            if name.count("/") > MOST_DEEP:
-                raise UserError(f"{root}/{name[:80]}...: folders more than {MOST_DEEP} deep; move them up")
-            if not name.isascii() and re.search("[\ud800-\udfff]", name):
-                raise UserError(f"{root}: the name {name!r} is not UTF-8; rename it, as with convmv")
+        if deep := next((name for name in (*own, *folders) if name.count("/") > MOST_DEEP), None):
+            raise UserError(f"{root}/{deep[:80]}...: folders more than {MOST_DEEP} deep; move them up")
         self.folders = sorted(folders)
         self.members = sorted((m for m in own.values() if m.size != NO_FILE), key=lambda m: m.name)
         self.num_special = len(own) - len(self.members)  # pipes, devices and links that lead back

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
-from cnnjax.errors import BadImage, UserError
+from cnnjax.errors import BadImage, UserError, visible
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int32 [N]
 Indices = Sequence[int] | np.ndarray
@@ -195,16 +195,15 @@ class FileSource:
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """The first names in one line, and how many there are if there are more."""
-    shown = (name if name.isprintable() else repr(name) for name in names[:most])
-    return ", ".join(shown) + (f", ... {len(names)} in all" if len(names) > most else "")
+    """The first names, and how many there are if there are more."""
+    return ", ".join(names[:most]) + (f", ... {len(names)} in all" if len(names) > most else "")
 
 
 def describe(source: Source) -> str:
     """One line about a data set, of which `source` is a split: its classes, and what a user should know."""
     classes = f"{source.num_classes} classes ({listed(source.class_names)})"
     notes = source.notes or (f"{source.split} {len(source)} images",)
-    return f"{source.name}: {'; '.join([classes, *notes])}"
+    return visible(f"{source.name}: {'; '.join([classes, *notes])}", most=2000)
 
 
 def as_labels(values: np.ndarray, what: object, num_classes: int = MAX_CLASSES) -> np.ndarray:
