@@ -307,6 +307,16 @@ def test_a_run_folder_whose_path_is_not_utf8_is_refused(command, tmp_path):
     assert folder.exists() == (command != "train")
 
 
+def test_records_take_utf8_paths_only_and_exports_any(trained, tiny_data, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    assert "UTF-8" in shown("data", "prepare", tiny_data, f"--out={folder}", "--short_side=8", code=2)
+    assert "UTF-8" in shown("data", "inspect", f"records:{folder}", code=2)
+    assert not folder.exists()
+    folder.mkdir()
+    shown("export", f"--workdir={trained}", "--format=stablehlo", f"--out={folder / 'net.stablehlo'}")
+    assert "caf\\udce9\\nb" in shown("report", str(trained), f"--out={folder}\nb.html")
+
+
 @pytest.mark.parametrize("name", ["[b]", "a*", "a?", "a\\b", "gs:"])
 def test_a_new_run_folder_in_which_checkpoints_would_be_lost_is_refused(name, tmp_path):
     assert "choose another" in shown("train", f"--workdir={tmp_path / name / 'run'}", code=2)

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cnnjax.cli.flags import command, given
-from cnnjax.cli.tables import Console, print_tables
+from cnnjax.cli.tables import Console, print_tables, say
 from cnnjax.data import datasets, prepare, statistics
 from cnnjax.data.files import replacing
 from cnnjax.data.sources import tfds
@@ -73,7 +73,7 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
         print(f"{split}: {sum(len(s['labels']) for s in shards)} images, {len(skipped)} left out")
         for message in skipped:
             print(f"  left out: {message}")
-    print(f"train with --config.data.name=records:{out}")
+    say(f"train with --config.data.name=records:{out}")
 
 
 def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents]:
@@ -81,7 +81,7 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
     with _bar("reading") as progress:
         summaries = statistics.inspect(sources, progress)
     first, source = next(iter(sources.items()))
-    print(describe(source))
+    say(describe(source))
     colours = summaries[first].colours
     if colours is None:
         raise UserError(f"no image of {first} can be read, the first: {summaries[first].unreadable[0]}")
@@ -105,7 +105,7 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
     pairs = statistics.shared(summaries)
     print(f"images in two splits: {len(pairs)}")
     for a, i, b, k in pairs[:10]:
-        print(f"  {a} {i} is {b} {k}")
+        say(f"  {a} {i} is {b} {k}")
     for message in (message for seen in summaries.values() for message in seen.unreadable):
         print(f"  cannot be read: {message}")
     return summaries
@@ -123,7 +123,7 @@ def draw_dataset(
     positions = list(seen.first.values())  # of images that are readable and no copies
     with replacing(Path(out)) as part:
         draw_sheet(source, positions, augment, seen.colours.statistics()).savefig(part, dpi=120)
-    print(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from cnnjax.cli.flags import Json, Workdir, command, run_folder
 from cnnjax.cli.predict import load
-from cnnjax.cli.tables import metrics_tables, print_result, print_tables
+from cnnjax.cli.tables import metrics_tables, print_result, print_tables, say
 from cnnjax.errors import UserError
 
 
@@ -63,7 +63,7 @@ def checkpoint(
     from cnnjax.runs import checkpoints
 
     if words == ["prune"]:
-        print(f"removed {', '.join(checkpoints.prune(workdir, keep)) or 'nothing'}")
+        say(f"removed {', '.join(checkpoints.prune(workdir, keep)) or 'nothing'}")
         return 0
     table = Table("step", "files", "bytes", "accuracy %", "state")
     rows = checkpoints.describe(workdir, verify=words == ["verify"])

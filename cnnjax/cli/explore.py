@@ -5,6 +5,7 @@ from typing import Annotated as Flag
 
 from cnnjax.cli.flags import ANY_NUMBER, command
 from cnnjax.cli.predict import load
+from cnnjax.cli.tables import say
 from cnnjax.errors import UserError
 
 
@@ -28,6 +29,6 @@ def report(
     from cnnjax.explore import report as page
 
     if len(words) == 1 and not out:
-        print(f"wrote {page.write(words[0])}")
+        say(f"wrote {page.write(words[0])}")
     else:
-        print(f"wrote {page.compare(words, out or 'comparison.html')}")
+        say(f"wrote {page.compare(words, out or 'comparison.html')}")

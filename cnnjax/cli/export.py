@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import command, given
 from cnnjax.cli.predict import load
+from cnnjax.cli.tables import say
 from cnnjax.errors import UserError, by_name
 
 
@@ -26,7 +27,7 @@ def export(
     out = given("out", out, f"name a file, as in --out=model{suffix}")
     done = export_lib.export(load(**run), format, out, half=half, batch_size=batch_size)
     size, difference = f"{done.num_bytes:,} bytes", f"{done.difference:.1e}"
-    print(f"wrote {out} ({size}); read back, its logits differ by at most {difference}")
+    say(f"wrote {out} ({size}); read back, its logits differ by at most {difference}")
 
 
 @command("weights", words=2)
@@ -44,9 +45,9 @@ def weights(
     from cnnjax.inference import export as exchange
 
     if words[0] == "export":
-        print(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
+        say(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
         return
     config.model = model or config.model
     config_lib.validate(config)
     paths = exchange.import_weights(words[1], config, workdir)
-    print(f"imported {len(paths)} parameter arrays into {workdir}")
+    say(f"imported {len(paths)} parameter arrays into {workdir}")

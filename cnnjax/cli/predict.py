@@ -1,6 +1,5 @@
 """`cnnjax predict`: classes of images, and pictures of what speaks for them."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from cnnjax.cli.flags import ANY_NUMBER, Json, Workdir, command, run_folder
-from cnnjax.cli.tables import print_json, print_tables
-from cnnjax.errors import UserError, visible
+from cnnjax.cli.tables import print_json, print_tables, say
+from cnnjax.errors import UserError
 
 if TYPE_CHECKING:
     from cnnjax.explore.explain import Explain
@@ -63,7 +62,7 @@ def predict(
         files, others = list_folder(word) if Path(word).is_dir() else ([word], "")
         images += files
         if others:
-            print(visible(f"{word}: left out {others}"), file=sys.stderr)
+            say(f"{word}: left out {others}", error=True)
     if class_names:
         trained = trained.with_class_names(class_names)
     explainer = None

@@ -16,7 +16,7 @@ from rich.table import Table
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import StopSeconds, command, given
 from cnnjax.cli.progress import describe
-from cnnjax.cli.tables import Console, print_tables
+from cnnjax.cli.tables import Console, print_tables, say
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs import sweep as sweep_lib
@@ -56,7 +56,7 @@ class Lines(Board):
             validation, test = (spread([row[f"{split}_accuracy"]]) for split in ("validation", "test"))
             scores = f"validation {validation} %, test {test} %"
             outcome = scores if row["outcome"] == "finished" else row["outcome"]
-            print(f"{row['run']}: {outcome}, {row['seconds']} s", flush=True)
+            say(f"{row['run']}: {outcome}, {row['seconds']} s")
         self.printed = len(rows)
 
 
@@ -105,7 +105,7 @@ def sweep(
         if live:
             live.update("")
     print_tables(as_table(rows, sorted(points)))
-    print(f"chosen by validation alone; all rows are in {Path(out) / RESULTS}")
+    say(f"chosen by validation alone; all rows are in {Path(out) / RESULTS}")
 
 
 def parse_sets(sets: Sequence[str]) -> dict[str, Sequence[Any] | str]:

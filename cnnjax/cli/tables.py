@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,11 @@ class Console(rich_console.Console):
         """Also what is printed while a bar is shown passes here."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else visible(text, lines=True), style, control)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints one line, whatever names are in it."""
+    print(visible(text), file=sys.stderr if error else None, flush=True)
 
 
 def print_tables(*tables: Table) -> None:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import ANY_NUMBER, StopSeconds, command, given
-from cnnjax.cli.tables import metrics_tables, print_tables
+from cnnjax.cli.tables import metrics_tables, print_tables, say
 from cnnjax.errors import UserError
 from cnnjax.runs import signals
 
@@ -60,7 +60,7 @@ def train(
     if processes.is_first():
         page = report.write(result.path)
         print_tables(*metrics_tables(result.test, result.class_names))
-        print(f"run folder {result.path}, report {page}")
+        say(f"run folder {result.path}, report {page}")
 
 
 @command("launch", words=ANY_NUMBER)

@@ -219,6 +219,15 @@ def _types(kind: Any) -> set[Any]:
     return {int, float} if kind is float else {kind}
 
 
+def check_utf8(path: Path) -> Path:
+    """The path, for a library that takes no other; a UserError if it is not UTF-8."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: this path must be UTF-8; rename it, or choose another") from None
+    return path
+
+
 def cache_folder(kind: str) -> Path:
     """$XDG_CACHE_HOME (else ~/.cache) /cnnjax/KIND; a relative $XDG_CACHE_HOME is ignored, as XDG demands."""
     given = os.environ.get("XDG_CACHE_HOME", "")

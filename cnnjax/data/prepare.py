@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from cnnjax.data.files import atomic_write, read_json, replacing, sha256_of
+from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sha256_of
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
 from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
@@ -79,7 +79,7 @@ def prepare(
         raise unknown("encoding", encoding, ENCODINGS)
     if on_bad_image not in ("error", "skip"):
         raise unknown("on_bad_image", on_bad_image, ["error", "skip"])
-    out.mkdir(parents=True, exist_ok=True)
+    check_utf8(out).mkdir(parents=True, exist_ok=True)
     plan = {
         "class_names": list(sources["train"].class_names),
         "image_shape": list(sources["train"].image_shape),

@@ -203,7 +203,7 @@ def _read_onnx(trained: TrainedModel, path: Path) -> Logits:
         import onnxruntime
     except ImportError:
         raise UserError("format onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda image: session.run(None, {name: image})[0]
 

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write, read_json, remove_left
+from cnnjax.data.files import atomic_write, check_utf8, read_json, remove_left
 from cnnjax.errors import UserError, one_line
 from cnnjax.runs import processes
 
@@ -34,11 +34,7 @@ class Run:
     """A run folder. Of several processes only the first writes to it."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        try:
-            str(self.path.absolute()).encode()
-        except UnicodeEncodeError:  # the library of checkpoints takes no such path
-            raise UserError(f"{path}: the path of a run folder must be UTF-8; rename it") from None
+        self.path = check_utf8(Path(path))  # the library of checkpoints takes no other
         self._lock: IO[str] | None = None
         self._events: SummaryWriter | None = None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from cnnjax.data.decode import decode_image
-from cnnjax.data.files import read_json
+from cnnjax.data.files import check_utf8, read_json
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, as_labels, digest
 from cnnjax.data.statistics import Statistics
 from cnnjax.errors import BadImage, UserError
@@ -49,7 +49,7 @@ class Facts(TypedDict):
 
 def read_facts(folder: Path) -> Facts:
     """The facts of a prepared folder; raises UserError if there are none, or unknown ones."""
-    file = folder / FACTS
+    file = check_utf8(folder) / FACTS
     try:
         facts = read_json(file, Facts)
     except UserError as error:
