@@ -17,8 +17,11 @@ from cnnjax.errors import visible
 class Console(rich_console.Console):
     """rich's, for text that is no markup: the standard output, or with `stderr` the standard error."""
 
-    def __init__(self, **options: Any):
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
+    def __init__(self, *, stderr: bool = False, file: Any = None, **options: Any):
+        file = file or (sys.stderr if stderr else sys.stdout)
+        while hasattr(file, "rich_proxied_file"):  # the terminal itself, for colours
+            file = file.rich_proxied_file
+        super().__init__(file=file, markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
