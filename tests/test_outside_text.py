@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
@@ -43,6 +44,8 @@ SHORT = (  # each is what it stands for, and fits into a file's name but for / a
 HOSTILE = (*SHORT, "n" * 10_000, "\x00-")
 FILES = tuple(name.replace("/", "|") for name in SHORT if "\udce9" not in name)
 LATIN = os.fsdecode(b"caf\xe9.png")  # folders with such names are refused, such files are not
+TRAIN = ["train", "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.batch_size=21"]
+TRAIN += ["--config.data.num_validation=0", "--config.total_epochs=1", "--config.optimizer.warmup_epochs=0"]
 TAGS = """
     html head meta title style body h1 h2 p span div table tr th td figure figcaption img br b ul li details
     summary pre svg metadata rdf:rdf cc:work dc:type dc:format dc:creator cc:agent dc:title g path defs use
@@ -128,15 +131,7 @@ def arrays(names) -> dict[str, np.ndarray]:
 def trained(place) -> Path:
     """The folder of a run on classes of hostile names."""
     np.savez(place / "data.npz", **arrays(HOSTILE))
-    flags = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.batch_size=21"]
-    flags += [
-        "--config.data.num_validation=0",
-        "--config.total_epochs=1",
-        "--config.optimizer.warmup_epochs=0",
-    ]
-    printed = shown(
-        "train", f"--workdir={place / 'run'}", f"--config.data.name=npz:{place / 'data.npz'}", *flags
-    )
+    printed = shown(*TRAIN, f"--workdir={place / 'run'}", f"--config.data.name=npz:{place / 'data.npz'}")
     assert visible(place) in printed
     return place / "run"
 
@@ -217,6 +212,21 @@ def test_any_terminal_takes_them(terminal, place, trained, monkeypatch):
     assert "\x1b[2J" not in printed
     assert "\x1b]" not in printed
     assert "\\x1b" in printed
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "sweep"])
+def test_bars_and_colours_reach_a_terminal(command, place, monkeypatch, tmp_path):
+    """They are the only orders that do."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    train = [*TRAIN[1:], f"--config.data.name=npz:{place / 'data.npz'}"]
+    words = {"train": ["train", *train, f"--workdir={tmp_path / 'run'}"]}
+    words |= {"prepare": ["data", "prepare", f"npz:{place / 'data.npz'}", f"--out={tmp_path / 'records'}"]}
+    words |= {"sweep": ["sweep", *train, "--set=loss.label_smoothing=0.1", f"--out={tmp_path / 'sweep'}"]}
+    printed = shown(*words[command], tty=True)
+    assert "\x1b[" in printed
+    assert not re.search(r"\\x1b\[(\d\dm|\d+;|\?|2K)", printed)  # nor are they shown as text
+    assert not re.search(r"\x1b(?!\[[0-9;?]*[a-zA-Z])", printed)
+    assert "\x1b[2J" not in printed
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
