@@ -47,16 +47,36 @@ def _factors(key: Key, images: jax.Array, strength: float) -> jax.Array:
 
 
 def _recoloured(batch: Batch, values: jax.Array) -> Batch:
-    """The batch with new colours, in the range and dtype of its images; bytes are rounded."""
+    """The batch with new colours, in the range and dtype of its images; bytes are cut off, as by Pillow."""
     images = batch["image"]
-    clipped = jnp.clip(jnp.round(values), 0, 255) if images.dtype == jnp.uint8 else jnp.clip(values, 0, 1)
+    clipped = jnp.clip(values, 0, 255) if images.dtype == jnp.uint8 else jnp.clip(values, 0, 1)
     return batch | {"image": clipped.astype(images.dtype)}
 
 
-def _grey(images: jax.Array) -> jax.Array:
-    """float32 [B, H, W, 1]: ITU-R BT.601, as Pillow's mode L."""
-    values = images.astype(jnp.float32)
-    return values if images.shape[-1] == 1 else (values @ jnp.asarray([0.299, 0.587, 0.114]))[..., None]
+def grey(images: jax.Array) -> jax.Array:
+    """float32 [..., 1]: ITU-R BT.601; of bytes Pillow's mode L, whole numbers."""
+    if images.shape[-1] == 1:
+        return images.astype(jnp.float32)
+    if images.dtype != jnp.uint8:
+        return (images.astype(jnp.float32) @ jnp.asarray([0.299, 0.587, 0.114]))[..., None]
+    weights = jnp.asarray([19595, 38470, 7471], jnp.int32)  # in parts of 65536
+    return ((images.astype(jnp.int32) @ weights + 32768) >> 16).astype(jnp.float32)[..., None]
+
+
+def mean_grey(images: jax.Array) -> jax.Array:
+    """float32 [..., 1, 1, 1]: the mean of `grey`; of bytes Pillow's, a whole number."""
+    values, axes = grey(images), (-3, -2, -1)
+    if images.dtype != jnp.uint8:
+        return values.mean(axes, keepdims=True)
+    count = values.shape[-3] * values.shape[-2]
+    total = values.astype(jnp.uint32).sum(axes, keepdims=True)
+    return ((2 * total + count) // (2 * count)).astype(jnp.float32)
+
+
+def away_from(low: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array:
+    """float32 low + factor * (images - low), rounded as Pillow's Image.blend."""
+    moved = factor * (images.astype(jnp.float32) - low)
+    return low + jnp.maximum(moved, -1e9)  # so that no multiply-add rounds once where Pillow rounds twice
 
 
 def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
@@ -76,16 +96,14 @@ def brightness(key: Key, batch: Batch, strength: float) -> Batch:
 def contrast(key: Key, batch: Batch, strength: float) -> Batch:
     """Moves each image away from, or towards, its mean grey, as Pillow's ImageEnhance.Contrast."""
     images = batch["image"]
-    mean, values = _grey(images).mean((1, 2, 3), keepdims=True), images.astype(jnp.float32)
-    return _recoloured(batch, mean + (values - mean) * _factors(key, images, strength))
+    return _recoloured(batch, away_from(mean_grey(images), images, _factors(key, images, strength)))
 
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
 def saturation(key: Key, batch: Batch, strength: float) -> Batch:
     """Moves each pixel away from, or towards, its grey, as Pillow's ImageEnhance.Color."""
     images = batch["image"]
-    grey, values = _grey(images), images.astype(jnp.float32)
-    return _recoloured(batch, grey + (values - grey) * _factors(key, images, strength))
+    return _recoloured(batch, away_from(grey(images), images, _factors(key, images, strength)))
 
 
 @operation(_rgb_shape, takes=("uint8", "unit"))
@@ -102,7 +120,8 @@ def hue(key: Key, batch: Batch, hue: float) -> Batch:
     place = (jnp.asarray([[[[5.0, 3.0, 1.0]]]]) + angle[..., None]) % 6
     ramp = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
     turned = high[..., None] - spread[..., None] * ramp
-    return _recoloured(batch, jnp.where(turn[..., None] == 0, values, turned))
+    nearest = jnp.round(turned) if images.dtype == jnp.uint8 else turned
+    return _recoloured(batch, jnp.where(turn[..., None] == 0, values, nearest))
 
 
 def _covariance_shape(shape: Shape, arguments: Arguments) -> Shape:

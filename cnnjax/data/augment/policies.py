@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cnnjax.data.augment.color import away_from, grey, mean_grey
 from cnnjax.data.augment.register import Arguments, Batch, Key, Shape, operation
 from cnnjax.errors import UserError
 
@@ -127,9 +128,8 @@ def _through_tables(image: jax.Array, amounts: PerName, is_one: PerName) -> jax.
     level, exact = jnp.arange(256, dtype=jnp.int32), jnp.arange(256, dtype=jnp.float32)
     pixels = image.reshape(-1, channels)
     counts = jax.vmap(lambda values: jnp.zeros(256, jnp.int32).at[values].add(1), -1)(pixels)  # [C, 256]
-    mean = jnp.floor(_grey(image).mean() + 0.5)
     bright = exact * (1 + amounts["brightness"])
-    contrasted = mean + (exact - mean) * (1 + amounts["contrast"])
+    contrasted = away_from(mean_grey(image).ravel(), exact, 1 + amounts["contrast"])
     lost = jnp.round(amounts["posterize"]).astype(jnp.int32)
     tables = {
         "brightness": jnp.clip(bright, 0, 255).astype(jnp.int32),
@@ -147,11 +147,14 @@ def _through_tables(image: jax.Array, amounts: PerName, is_one: PerName) -> jax.
 
 
 def _autocontrast(counts: jax.Array) -> jax.Array:
-    """int32 [256]: the levels that occur, stretched to 0..255."""
+    """int32 [256]: the levels that occur, stretched to 0..255.
+
+    Of whole numbers, where Pillow's floating ones make about 1 level in 230 one lower.
+    """
     level = jnp.arange(256)
     low, high = jnp.argmax(counts > 0), 255 - jnp.argmax(counts[::-1] > 0)
-    stretched = (level - low).astype(jnp.float32) * (255 / jnp.maximum(high - low, 1))
-    return jnp.where(high > low, jnp.clip(stretched, 0, 255).astype(jnp.int32), level)
+    stretched = (level - low) * 255 // jnp.maximum(high - low, 1)
+    return jnp.where(high > low, jnp.clip(stretched, 0, 255), level)
 
 
 def _equalize(counts: jax.Array) -> jax.Array:
@@ -163,14 +166,6 @@ def _equalize(counts: jax.Array) -> jax.Array:
     return jnp.where((step > 0) & ((counts > 0).sum() > 1), spread, jnp.arange(256))
 
 
-def _grey(image: jax.Array) -> jax.Array:
-    """float32 [H, W]: Pillow's mode L, whole numbers."""
-    if image.shape[-1] == 1:
-        return image[..., 0].astype(jnp.float32)
-    weights = jnp.asarray([19595, 38470, 7471], jnp.int32)  # ITU-R BT.601 in parts of 65536
-    return ((image.astype(jnp.int32) @ weights + 32768) >> 16).astype(jnp.float32)
-
-
 def _blended(image: jax.Array, amounts: PerName) -> jax.Array:
     """Away from, or towards, the grey image (saturation) or the smoothed one (sharpness)."""
     values = image.astype(jnp.float32)
@@ -180,6 +175,6 @@ def _blended(image: jax.Array, amounts: PerName) -> jax.Array:
     smooth = jnp.floor((around + 4 * values) / 13 + 0.5)
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
-    grey, smooth = _grey(image)[..., None], jnp.where(edge, values, smooth)
-    away = (values - grey) * amounts["saturation"] + (values - smooth) * amounts["sharpness"]
-    return jnp.clip(values + away, 0, 255).astype(image.dtype)
+    low = jnp.where(amounts["sharpness"] == 0, grey(image), jnp.where(edge, values, smooth))
+    out = away_from(low, image, 1 + amounts["saturation"] + amounts["sharpness"])
+    return jnp.clip(out, 0, 255).astype(image.dtype)
