@@ -522,3 +522,29 @@ def test_densenet_files_of_torchvisions_first_releases_have_other_names():
     assert old.keys() != new.keys()
     back = torch_names.convert_into(old, model, (64, 64, 3))
     jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))
+
+
+def test_many_names_for_one_tensor_do_not_swell_a_file(tmp_path):
+    torch = pytest.importorskip("torch")
+    base = torch.zeros(2**16)
+    torch.save({f"w{i}": base for i in range(4)}, tmp_path / "tied.pth")
+    assert len(files.read(tmp_path / "tied.pth")) == 4
+    for name, views in (("views", [base] * 1000), ("turned", [base.view(256, 256).t()] * 1000)):
+        torch.save({f"w{i}": view for i, view in enumerate(views)}, tmp_path / f"{name}.pth")
+        with pytest.raises(UserError, match=rf"{name}\.pth .*larger than the file"):
+            files.read(tmp_path / f"{name}.pth")
+    torch.save({"w": torch.zeros(1).expand(2**40)}, tmp_path / "wide.pth")
+    with pytest.raises(UserError, match=r"wide\.pth .*beyond its storage of 1 values"):
+        files.read(tmp_path / "wide.pth")
+
+
+@pytest.mark.parametrize("opcode", [b"]", b"}", b"N"])
+def test_a_pickle_of_endless_opcodes_is_refused(tmp_path, opcode, monkeypatch):
+    monkeypatch.setattr(torch_files, "MAX_OPCODES", 2**12)
+    stream = b"\x80\x02" + opcode * 2**16 + b"."
+    (tmp_path / "old.pth").write_bytes(stream)
+    with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
+        archive.writestr("x/data.pkl", stream)
+    for name in ("old", "new"):
+        with pytest.raises(UserError, match=rf"{name}\.pth .*more than 4096 opcodes"):
+            files.read(tmp_path / f"{name}.pth")

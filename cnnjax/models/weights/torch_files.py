@@ -25,6 +25,8 @@ import numpy as np
 from cnnjax.errors import UserError
 
 MAX_PICKLE_BYTES, LEGACY_MAGIC = 64 * 2**20, 0x1950A86A20F9469CFC6C
+MAX_OPCODES = 2**21  # of a pickle: some 100,000 tensors
+MAX_SHARED = 4  # a few names may stand for one tensor
 _NAMES = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
 _DTYPES = ("<f8", "<f4", "<f2", ml_dtypes.bfloat16, "<i8", "<i4", "<i2", "i1", "u1", "?")
 STORAGES = {f"torch.{name}Storage": np.dtype(d) for name, d in zip(_NAMES, _DTYPES, strict=True)}
@@ -70,12 +72,15 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         saved, load, big = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
-        arrays, left = {}, path.stat().st_size
+        arrays, size, copied, whole = {}, path.stat().st_size, 0, 0
         for name, tensor in _state_dict(saved).items():
-            arrays[name] = _array(name, tensor, load, big)
-            left -= 0 if arrays[name].base is not None else arrays[name].nbytes
-            if left < 0:
-                raise Malformed("its tensors are larger than the file")
+            array = arrays[name] = _array(name, tensor, load, big)
+            whole += array.nbytes
+            copied += array.nbytes if array.base is None else 0
+            if copied > size or whole > MAX_SHARED * size:
+                raise Malformed(
+                    f"its tensors are larger than the file, or {MAX_SHARED} times if they share values"
+                )
     except UserError as error:
         raise UserError(f"{path}: {error}; only tensors are loaded") from None
     except Exception as error:  # a damaged file may make Python raise almost anything
@@ -234,7 +239,9 @@ class Interpreter:
 
     def run(self, file: BinaryIO) -> Value:
         """The value that the opcodes from the file's position on leave; it ends behind them."""
-        while (code := file.read(1)) != b".":
+        for _ in range(MAX_OPCODES):
+            if (code := file.read(1)) == b".":
+                return self.stack.pop()
             if code in PUSH:
                 self.stack.append(PUSH[code](file))
             elif code in PUT:
@@ -245,7 +252,7 @@ class Interpreter:
                 IGNORED[code](file)
             else:
                 self._step(code)
-        return self.stack.pop()
+        raise Malformed(f"a pickle of more than {MAX_OPCODES} opcodes")
 
     def _step(self, code: bytes) -> None:
         """An opcode without bytes behind it."""
