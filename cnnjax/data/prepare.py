@@ -79,6 +79,8 @@ def prepare(
         raise unknown("encoding", encoding, ENCODINGS)
     if on_bad_image not in ("error", "skip"):
         raise unknown("on_bad_image", on_bad_image, ["error", "skip"])
+    if "train" not in sources:
+        raise UserError(f"only {', '.join(sources)} is there to prepare; add a train split")
     check_utf8(out).mkdir(parents=True, exist_ok=True)
     plan = {
         "class_names": list(sources["train"].class_names),

@@ -364,6 +364,15 @@ def test_inspect_says_what_was_understood_with_classes_by_split(tmp_path, capsys
     assert "mean of train: " in printed
 
 
+def test_prepare_says_the_same_and_needs_a_train_split(tmp_path, capsys):
+    path = write(tmp_path, "zip", NAMES)
+    assert main.run(["data", "prepare", f"folder:{path}", f"--out={tmp_path / 'out'}", "--short_side=4"]) == 0
+    assert capsys.readouterr().out.startswith(f"folder:{path}: {LINE}")
+    path = write(tmp_path, "tar", several("test/a", "test/b"))
+    assert main.run(["data", "prepare", f"folder:{path}", f"--out={tmp_path / 'other'}"]) == 2
+    assert "only test is there to prepare; add a train split" in capsys.readouterr().err
+
+
 def test_train_says_the_same_in_one_line_before_the_first_step(tmp_path, tiny_config):
     path = write(tmp_path, "zip", NAMES)
     tiny_config.update({"data": {"name": f"folder:{path}", "num_validation": 2}, "total_epochs": 1.0})

@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 def is_image(name: str) -> bool:
     """Whether a file is one by its name, and not drawn by an earlier `predict --explain`."""
     stem, _, suffix = name.rpartition(".")
-    return f".{suffix.lower()}" in IMAGE_SUFFIXES and not re.search(r"\.gradcam[^./]*$", stem)
+    return f".{suffix.lower()}" in IMAGE_SUFFIXES and not re.search(r"\.gradcam(-\d+)?$", stem)
 
 
 def other_files(files: Files) -> str:
