@@ -63,7 +63,7 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
 
 def one_line(error: Exception, most: int | None = 200) -> str:
     """The message of an error in one line of at most so many characters."""
-    return " ".join(str(error).split())[:most]
+    return visible(" ".join(str(error).split()), lines=True)[:most]
 
 
 def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:

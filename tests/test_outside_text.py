@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from cnnjax.cli import main, tables
 from cnnjax.errors import MOST, BadImage, UserError, visible
@@ -336,3 +337,27 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys):
         "loss": None,
         "rows": [{"x": [None, 1.5, "nan"]}],
     }
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "json"])
+def test_names_inside_damaged_files_are_visible(kind, tmp_path):
+    """Tensors, arrays and fields of any number and length."""
+    names = [f"{text}.{i}" for i in range(30) for text in (*SHORT, "n" * 2000) if "\udce9" not in text]
+    if kind == "safetensors":
+        save_file({name: np.zeros(2, np.float32) for name in names}, tmp_path / "net.safetensors")
+        words = [
+            "weights",
+            "import",
+            f"{tmp_path}/net.safetensors",
+            "--model=lenet5",
+            f"--workdir={tmp_path}/run",
+        ]
+    elif kind == "npz":
+        np.savez(tmp_path / "data.npz", **{name.replace("/", "|"): np.zeros(2) for name in names})
+        words = ["data", "inspect", f"npz:{tmp_path}/data.npz"]
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(names, names)))
+        words = ["evaluate", f"--workdir={tmp_path}"]
+    printed = shown(*words, code=2)
+    assert printed.count("\n") == 1
+    assert len(printed) < MOST + 20
