@@ -263,6 +263,7 @@ def make_cache_folder(kind: str, *, alone: bool = False) -> Path:
     """`cache_folder`, created for the user alone if missing; raises as `check_cache_folder` does."""
     folder = cache_folder(kind)
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    check_cache_folder(kind, alone=alone)
     for place in (folder.parent, folder):
         with contextlib.suppress(FileExistsError):
             place.mkdir(mode=0o700)

@@ -163,6 +163,10 @@ def test_a_cache_that_others_may_change_is_not_used(made, tmp_path, monkeypatch)
         {"open root": root, "open": own, "group": own}[made].chmod(0o777 if made != "group" else 0o770)
     with pytest.raises(OpenToOthers, match="xdg.*(chmod|remove)"):
         check_cache_folder("mnist")
+    if made != "open inside":
+        with pytest.raises(OpenToOthers):
+            make_cache_folder("new")
+        assert not os.path.lexists(own / "new")
     monkeypatch.setattr(datasets.tfds, "tfds_folders", lambda given: [tmp_path])
     if datasets.find("mnist") is not None:
         assert folder not in datasets.find("mnist")[1].parents
