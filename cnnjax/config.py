@@ -78,13 +78,17 @@ FIELDS: dict[str, Field] = {
     "data.size": Field(
         0, "resize image folders to this short side and crop the centre; 0 does not", _below(14, 0)
     ),
-    "data.num_validation": Field(600, "examples held out of train by `seed`; 0 holds out none", _FROM_0),
+    "data.num_validation": Field(
+        600, "held out of train by `seed` if the set has no validation split of its own; 0: none", _FROM_0
+    ),
     "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _below(10, 0), True),
     "data.on_bad_image": Field(
         "error", "'skip' leaves out, counts and lists unreadable images", _one_of("error", "skip")
     ),
     "data.max_bad_images": Field(100, "skipped images after which the run ends", _FROM_0),
-    "data.test_split": Field("test", "official split of the final score; ImageNet's is 'validation'"),
+    "data.test_split": Field(
+        "test", "split of the final score; with 'validation' (ImageNet), choices need num_validation"
+    ),
     "data.download": Field(True, "download the data set if it is not found", resumable=True),
     "augment.train": Field("normalize", "joined by |: 'random_crop(28, padding=2)|mirror|normalize'"),
     "augment.eval": Field("normalize", "the same for evaluation"),

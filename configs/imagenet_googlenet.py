@@ -5,6 +5,7 @@ epochs, Polyak averaging, windows of 8 to 100 % of the area and aspect 3/4 to 4/
 heads weighted 0.3. The paper gives no batch, rate, decay or length: batch 32, rate 0.01 and decay 0.0002
 are those of Caffe's bvlc_googlenet; the 250 epochs, the distortions' strength and a moving average for
 Polyak's are chosen here. The paper trained asynchronously. Its score of one network is from ten crops.
+Choices are made on 10,000 images held out of train, as the official validation images are the test.
 
   cnnjax data prepare folder:/data/imagenet --short_side=256 --out=/data/imagenet256
   cnnjax train --config=configs/imagenet_googlenet.py --config.data.name=records:/data/imagenet256
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
     config.eval_protocol = "ten_crop"
     config.model = "googlenet_with_aux"
     config.data.name = "records:imagenet256"
-    config.data.num_validation = 0
+    config.data.num_validation = 10000
     config.data.test_split = "validation"
     config.augment.train = (
         "random_resized_crop(224)|mirror|brightness(0.4)|contrast(0.4)|saturation(0.4)|normalize"

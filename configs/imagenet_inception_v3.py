@@ -5,6 +5,7 @@ times 0.94 every 2 epochs, clip 2.0, 50 replicas of 32 for 100 epochs, smoothing
 averaged parameters. Here the 50 replicas are one batch of 1600, whose BatchNorm statistics are of all of
 it. The paper says nothing of augmentation (GoogLeNet's is taken), weight decay (TF-slim's 0.00004) or the
 weight of the head (GoogLeNet's 0.3).
+Choices are made on 10,000 images held out of train, as the official validation images are the test.
 
   cnnjax data prepare folder:/data/imagenet --short_side=342 --format=jpeg --out=/data/imagenet342
   cnnjax train --config=configs/imagenet_inception_v3.py --config.data.name=records:/data/imagenet342
@@ -25,7 +26,7 @@ def get_config() -> ConfigDict:
     config.eval_batch_size = 400
     config.model = "inception_v3_with_aux"
     config.data.name = "records:imagenet342"
-    config.data.num_validation = 0
+    config.data.num_validation = 10000
     config.data.test_split = "validation"
     config.augment.train = (
         "random_resized_crop(299)|mirror|brightness(0.4)|contrast(0.4)|saturation(0.4)|normalize"

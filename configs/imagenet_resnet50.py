@@ -5,6 +5,7 @@ every parameter), rate 0.1 divided by 10 on plateaus, 600,000 steps (120 epochs)
 epochs, where the paper's fell by sight; crops are of the middle square, enlarged from 256; the mean is one
 colour rather than one image. Strides are in the first 1x1 of a block, as in the paper; `resnet50` has them
 in the 3x3.
+Choices are made on 10,000 images held out of train, as the official validation images are the test.
 
   cnnjax data prepare folder:/data/imagenet --short_side=256 --out=/data/imagenet256
   cnnjax train --config=configs/imagenet_resnet50.py --config.data.name=records:/data/imagenet256
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
     config.eval_protocol = "ten_crop"
     config.model = "resnet50_v1"
     config.data.name = "records:imagenet256"
-    config.data.num_validation = 0
+    config.data.num_validation = 10000
     config.data.test_split = "validation"
     config.augment.train = "scale_jitter(224, sides=(256, 480))|mirror|pca_color(0.1)|normalize"
     config.augment.eval = "center_crop(224)|normalize"

@@ -59,7 +59,10 @@ def train(
     )
     if processes.is_first():
         page = report.write(result.path)
-        print_tables(*metrics_tables(result.test, result.class_names))
+        if result.test:
+            print_tables(*metrics_tables(result.test, result.class_names))
+        else:
+            say("no test score, as the data set has no labelled test split")
         say(f"run folder {result.path}, report {page}")
 
 

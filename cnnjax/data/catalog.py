@@ -160,7 +160,7 @@ DATASETS: dict[str, DatasetInfo] = {
             std=(0.3536679,),
             layout=Layout(
                 lambda folder: MINI if folder == MINI.parent else None,
-                lambda path, split: npz.read_split(npz.read_npz(path), split, path),
+                npz.read_split,
             ),
             description="a class-balanced sample of fashion_mnist that comes with the package",
             licence="MIT",

@@ -7,6 +7,7 @@ download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zi
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import numpy as np
 
 from cnnjax.data import files
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
-from cnnjax.data.sources import folder, idx, npz, parquet, records, tfds
+from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds
 from cnnjax.data.sources import source as sources
-from cnnjax.data.sources.source import ArraySource, DataDir, Opened, Place, Source
+from cnnjax.data.sources.source import ArraySource, DataDir, FileSource, Opened, Place, Source, listed
 from cnnjax.errors import UserError, unknown
 
 # What a name may begin with: what follows the colon, and how that is opened.
@@ -112,15 +113,17 @@ def _open(name: str, data_dir: DataDir, size: int | None, download: bool) -> Ope
     return FORMS[form][1](Place(name, rest, size, data_dir))
 
 
-def _held_out_count(size: int, num_validation: int, validation_fraction: float) -> int:
-    """How many of `size` examples are held out; raises UserError unless some, and not all."""
+def _held_out_count(labels: np.ndarray, num_validation: int, validation_fraction: float) -> int:
+    """How many examples are held out; raises UserError unless some, and not all of any class."""
+    size, most = len(labels), len(labels) - len(np.unique(labels))
     given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
     if num_validation and validation_fraction:
         raise UserError(f"{given}; allowed: one of them, the other 0")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
-    if not 0 < (count := num_validation or round(validation_fraction * size)) < size:
-        raise UserError(f"{given}: {count} of {size} held out; allowed: 1 to {size - 1}")
+    if not 0 < (count := num_validation or round(validation_fraction * size)) <= most:
+        allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
+        raise UserError(f"{given}: {count} of {size} held out; allowed: {allowed}")
     return count
 
 
@@ -138,34 +141,54 @@ def load(
     validation_fraction: float = 0.0,
     seed: int = 0,
     size: int | None = None,
+    any_size: bool = False,
+    test_split: str = "test",
     download: bool = True,
 ) -> Source:
     """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
 
     `name` is of `DATASETS` or as in `forms()`; `split` is "train", "validation", "test", or another one of a
-    TFDS folder; `data_dir` is where to look first. `num_validation` examples, or the part
-    `validation_fraction` in [0, 1) of `train`, are held out as `validation`, drawn by `seed` alone: an equal
-    share of every class (of any examples if labels are not known without reading all, as in tfds:NAME).
-    `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square.
-    Raises: UserError naming what does not exist and what does.
+    TFDS folder; `data_dir` is where to look first. `test_split` names the official split that is `test`.
+    `validation` is the set's own; if it has none, or that is the test split, `num_validation` examples or the
+    part `validation_fraction` in [0, 1) of `train` are held out, drawn by `seed` alone: an equal share of
+    every class (of any examples if labels are not known without reading all, as in tfds:NAME).
+    `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square;
+    without it all images must have one size, or `any_size`: then those of other sizes than most are bad.
+    Raises: UserError naming what does not exist and what does, and images of different sizes.
     """
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
     if seed < 0:
         raise UserError(f"seed={seed}; allowed: a whole number >= 0")
     official, read, notes = _open(name, data_dir, size, download)
-    held_out = bool(num_validation or validation_fraction)
-    if held_out and "validation" in official:
-        own = f"{name} has a validation split of its own"
-        raise UserError(f"{own}; set num_validation and validation_fraction to 0")
-    if split not in official and not (held_out and split == "validation"):
-        names = [*official, "validation"] if held_out else official
-        hint = "" if held_out or split != "validation" else "; num_validation holds one out of train"
-        raise UserError("; ".join([f"{unknown(f'split of {name}', split, names)}{hint}", *notes]))
-    if not held_out or split not in ("train", "validation"):
-        return read(split)
-    train = read("train")
-    count = _held_out_count(len(train), num_validation, validation_fraction)
-    labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
-    rest, drawn = sources.hold_out(labels, count, seed)
-    return train.subset(drawn if split == "validation" else rest, split)
+    if test_split not in ("test", *official):
+        raise UserError(
+            f"test_split={test_split!r} is no split of {name}; allowed: {', '.join([*official, *notes])}"
+        )
+    held_out, own = (
+        num_validation or validation_fraction,
+        "validation" in official and test_split != "validation",
+    )
+    places = {each: each for each in official if each not in ("validation", "test", test_split)}
+    places |= {"test": test_split} if test_split in official else {}
+    places |= {"validation": "validation"} if own else {"validation": "train"} if held_out else {}
+    if split not in places:
+        hint = "; num_validation holds one out of train" if split == "validation" else ""
+        given = unknown(f"split of {name}", split, places) if places else f"{name} has no split with labels"
+        raise UserError("; ".join([f"{given}{hint}", *notes]))
+    source = read(places[split])
+    if isinstance(source, FileSource) and not source.shape:
+        splits = [each for each in map(read, official) if isinstance(each, FileSource)]
+        source = dataclasses.replace(source, shape=sets.shape_of(name, splits, any_size))
+    told = [*source.notes]
+    if held_out and own:
+        told.append("its own validation split is used, none is held out")
+    elif held_out and places[split] == "train":
+        labels = np.zeros(len(source), np.int32) if source.labels is None else source.labels
+        count = _held_out_count(labels, num_validation, validation_fraction)
+        rest, drawn = sources.hold_out(labels, count, seed)
+        told.append(f"{count} of train are held out as validation")
+        if missing := np.setdiff1d(labels, labels[drawn]).tolist():
+            told.append(f"which has no images of {listed([source.class_names[each] for each in missing])}")
+        source = source.subset(drawn if split == "validation" else rest, split)
+    return dataclasses.replace(source, splits=tuple(places), notes=tuple(told))

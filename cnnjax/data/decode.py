@@ -54,13 +54,19 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
     return image if size is None else middle_square(image, size)
 
 
-def num_channels(data: bytes, what: object) -> int:
-    """1 if an encoded image is grey, else 3; raises BadImage if its header cannot be read."""
+def read_header(data: bytes, what: object) -> tuple[int, int, int]:
+    """[H, W, C] of an encoded image, upright, C 1 if grey, else 3; BadImage if its header cannot be read."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
-            return 1 if opened.mode in ("1", "L", "LA") or opened.mode.startswith("I") else 3
+            width, height = opened.size
+            grey = opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
+            # Of a PNG Pillow decodes all to look for it.
+            exif = opened.getexif() if opened.format != "PNG" or b"eXIf" in data else {}
+            if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+                width, height = height, width
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
         raise BadImage(f"{what}: not an image of a known format ({error})") from None
+    return height, width, 1 if grey else 3
 
 
 def _plain_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray | None:

@@ -19,6 +19,17 @@ from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
 from cnnjax.errors import BadImage, UserError, unknown
 
+# Its progress is shown as it comes; the standard output has the error alone, whole.
+PREPARE_TFDS = """
+import contextlib, sys
+try:
+    with contextlib.redirect_stdout(sys.stderr):
+        import tensorflow_datasets as tfds
+        tfds.builder(sys.argv[1], data_dir=sys.argv[2], file_format="array_record").download_and_prepare()
+except Exception as error:
+    sys.exit(print(f"{type(error).__name__}: {error}") or 1)
+"""
+
 
 def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip: bool) -> Shard:
     """Writes the file whole, with its facts beside it, or not at all; that of an earlier run is kept."""
@@ -134,10 +145,8 @@ def prepare_tfds(name: str, data_dir: Path) -> None:
     if not importlib.util.find_spec("tensorflow"):
         needed = "needs TensorFlow (training does not): pip install 'cnnjax[prepare]'"
         raise UserError(f"preparing tfds:{name} {needed}")
-    builder = "tfds.builder(sys.argv[1], data_dir=sys.argv[2], file_format='array_record')"
-    code = f"import sys, tensorflow_datasets as tfds; {builder}.download_and_prepare()"
-    command = [sys.executable, "-c", code, name, str(data_dir)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-c", PREPARE_TFDS, name, str(data_dir)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = " ".join(done.stdout.split()) or f"exit code {done.returncode}"
         raise UserError(f"tfds:{name} could not be prepared: {reason}")

@@ -57,7 +57,8 @@ def write(path: str | Path) -> Path:
 def _page(run: Run) -> str:
     config = run.config()
     record, test = run.read_json("record.json"), run.read_json("test.json")
-    parts = [_summary(record, test), _curves(run.metrics())]
+    metrics = run.metrics()
+    parts = [_summary(record, test, metrics), _curves(metrics)]
     if test:
         names = run.class_names()
         confusion = _confusion(np.asarray(test["confusion_matrix"]), names)
@@ -67,9 +68,13 @@ def _page(run: Run) -> str:
     return page(f"{config.model} on {config.data.name}", *parts)
 
 
-def _summary(record: Mapping[str, Any], test: Mapping[str, Any]) -> Markup:
+def _summary(
+    record: Mapping[str, Any], test: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]
+) -> Markup:
     facts = [f"{record.get('model', {}).get('num_params', 0):,} parameters"]
-    facts += [f"step {test['step']}"] if test else ["not finished"]
+    ended = bool(metrics) and metrics[-1]["step"] == record.get("total_steps")
+    without = "finished, without a test split" if ended else "not finished"
+    facts += [f"step {test['step']}"] if test else [without]
     facts += [record[key][:20] for key in ("started", "commit") if record.get(key)]
     line = element("p", " · ".join(facts))
     if not test:

@@ -28,14 +28,12 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 def load_split(config: ConfigDict, split: str) -> Any:
     """The source that a config names for a split, in memory if it is small."""
-    if split == "test" and config.data.test_split == "validation" and config.data.num_validation:
-        reason = "a split that choices are made on gives no test score"
-        raise UserError(f"config.data.test_split='validation' needs config.data.num_validation=0: {reason}")
     data = config.data
     place = {"data_dir": data.dir or None, "download": data.download, "size": data.size or None}
-    held_out = {"num_validation": data.num_validation, "seed": config.seed}
+    splits = {"num_validation": data.num_validation, "seed": config.seed, "test_split": data.test_split}
     with errors_name_fields("data.name"):
-        source = datasets.load(data.name, data.test_split if split == "test" else split, **place, **held_out)
+        bad = max_bad_images(config) is not None
+        source = datasets.load(data.name, split, any_size=bad, **place, **splits)
     if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
         return to_memory(source, max_bad_images(config))
     return source

@@ -22,6 +22,8 @@ _FIELDS = {
     "freeze": "freeze",
     "data_dir": "data.dir",
     "num_validation": "data.num_validation",
+    "size": "data.size",
+    "test_split": "data.test_split",
     "protocol": "eval_protocol",
 }
 

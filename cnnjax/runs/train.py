@@ -30,10 +30,16 @@ class Result:
 
     state: TrainState
     path: Path
-    test: dict[str, Any]
+    test: dict[str, Any]  # {} if the data set has no test split
     class_names: tuple[str, ...]
 
 
+# What a run does without a split.
+NEEDED = {
+    "validation": "nothing is evaluated before the end and the last step counts as the best; "
+    "config.data.num_validation holds one out of train",
+    "test": "there will be no test score",
+}
 Life = Generator[Inputs, Outputs, Result]
 
 
@@ -91,7 +97,8 @@ def live(
     step, state, sums, seconds = restore(experiment, run, checkpoints, batches, progress)
     saved = step  # what the newest checkpoint holds
     log = Log(experiment, run, checkpoints, batches, progress, step, seconds)
-    evaluator = Evaluator(experiment, "validation") if config.data.num_validation else None
+    splits = experiment.train_source.splits
+    evaluator = Evaluator(experiment, "validation") if "validation" in splits else None
 
     def due(every: int) -> bool:
         """Every n steps, or at the end; 0 is never."""
@@ -127,6 +134,9 @@ def live(
         checkpoints.add_metrics(step, {"accuracy": log.evaluated[step]})
 
     stop.kept = kept
+    for split, meaning in NEEDED.items():
+        if split not in splits:
+            progress.note(f"{experiment.train_source.name} has no labelled {split} split: {meaning}")
     progress.start(step, total)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
         evaluate(evaluator)  # it was under way when the run was stopped
@@ -147,7 +157,7 @@ def live(
             evaluate(evaluator)
         stop_if_told()
     checkpoints.wait()
-    test = test_scores(experiment, run, step, state.weights(), stop_if_told)
+    test = test_scores(experiment, run, step, state.weights(), stop_if_told) if "test" in splits else {}
     return Result(experiment.named(state), run.path, test, experiment.train_source.class_names)
 
 

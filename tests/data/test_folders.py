@@ -380,7 +380,8 @@ def test_train_says_the_same_in_one_line_before_the_first_step(tmp_path, tiny_co
     shown = io.StringIO()
     train(tiny_config, tmp_path / "run", Lines(Console(file=shown)))
     line, first_row, *_ = shown.getvalue().splitlines()
-    assert line == f"folder:{path}: {LINE}, outside class folders; images 4x4x3"
+    held = "2 of train are held out as validation"
+    assert line == f"folder:{path}: {LINE}, outside class folders; {held}; images 4x4x3"
     assert first_row.startswith("step ")
 
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from cnnjax.cli import main
 from cnnjax.data.datasets import load
-from cnnjax.data.decode import num_channels
+from cnnjax.data.decode import read_header
 from cnnjax.data.sources.source import to_memory
 from cnnjax.errors import BadImage, UserError
 from tests.data.test_sources import encoded
@@ -91,8 +91,8 @@ def test_records_are_prepared_from_it(tmp_path):
     ("change", "words"),
     [
         (lambda d: (d / "train-00000-of-00002.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
-        (lambda d: [f.unlink() for f in d.glob("train*")], "no train-"),
-        (lambda d: (d / "test-00000-of-00001.parquet").rename(d / "more.parquet"), "of which split"),
+        (lambda d: [f.unlink() for f in d.glob("train*")], "unknown split .* 'train'"),
+        (lambda d: (d / "test-00000-of-00001.parquet").rename(d / "more.parquet"), "its name tells no split"),
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [None]), "without a label"),
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [3]), "label 3 of example 6"),
         (lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {"text": {}}), "columns"),
@@ -115,7 +115,7 @@ def test_a_cut_file_and_a_bad_image_are_told(tmp_path):
             source[position]
     bomb = b"BM" + bytes(16) + 2 * (10**6).to_bytes(4, "little") + bytes(28)  # claims a million by a million
     with pytest.raises(BadImage, match="row 0"):
-        num_channels(bomb, "row 0")
+        read_header(bomb, "row 0")
     file = tmp_path / "data/test-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match="test-00000-of-00001.parquet: cannot be read"):

@@ -289,7 +289,11 @@ def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
     assert "train: 6 images, 0 left out" in capsys.readouterr().out
     recipe = config.from_file(str(ROOT / "configs/imagenet_alexnet.py"))
     recipe.data.name = f"records:{tmp_path / 'out'}"
+    with pytest.raises(UserError, match="num_validation=10000.* 1 to 4"):
+        experiment.build(recipe)
+    recipe.data.num_validation = 2
     built = experiment.build(recipe)
+    assert len(built.train_source) == 4 and len(load_split(recipe, "validation")) == 2
     assert built.augment.output_shape == (227, 227, 3) and built.model.num_classes == 2
     assert len(load_split(recipe, "test")) == 6
     assert main.run(["data", "prepare", f"folder:{path}"]) == 2

@@ -51,7 +51,7 @@ def samples(path: Path, count: int) -> str:
 
 def recipe(name: str, prepared: Path, **fields) -> config.ConfigDict:
     found = config.from_file(str(ROOT / "configs" / f"imagenet_{name}.py"))
-    found.data.name = f"records:{prepared}"
+    found.data.name, found.data.num_validation = f"records:{prepared}", 0
     found.update(fields)
     return found
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data.decode import decode_image
+from cnnjax.data.decode import decode_image, read_header
 from cnnjax.data.sources.archive import Files, Member
 from cnnjax.data.sources.layout import read_layout
-from cnnjax.data.sources.source import FileSource, Opened, Place, digest
+from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
 
 
 class ImageFolder:
@@ -39,7 +39,8 @@ class ImageFolder:
         read, contents = functools.partial(_read, self.files, members, labels, size), digest(listing, size)
         total, shape = len(members), (size, size, 3) if size else None
         rest = contents, labels, self.class_names, name, split, shape, self.notes
-        return FileSource(read, total, np.arange(total), *rest)
+        header = functools.partial(_header, self.files, members)
+        return FileSource(read, total, np.arange(total), *rest, header=header)
 
 
 def open_folder(place: Place) -> Opened:
@@ -47,6 +48,11 @@ def open_folder(place: Place) -> Opened:
     images = ImageFolder(place.path)
     splits, notes = tuple(images.splits), images.notes
     return Opened(splits, lambda split: images.source(split, place.name, place.size), notes)
+
+
+def _header(files: Files, members: list[Member], position: int) -> Shape:
+    member = members[position]
+    return *read_header(files.read(member), files.where(member))[:2], 3
 
 
 def _read(

@@ -1,13 +1,17 @@
 """idx files, as MNIST and its relatives are published, gzipped or not."""
 
+import contextlib
+import gzip
 import hashlib
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from cnnjax.data.sources import sets
 from cnnjax.data.sources.archive import read_bytes
-from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, numbered_classes
+from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, Shape
 from cnnjax.errors import UserError
 
 PREFIX = {"train": "train", "test": "t10k"}
@@ -62,16 +66,30 @@ def read_split(folder: Path, split: str, sha256: Mapping[str, str] | None = None
 
 
 def open_idx(place: Place) -> Opened:
-    """A folder of idx files; they hold no class names, so the labels of `train` are counted."""
+    """A folder of idx files; they hold no class names, so the labels of all splits are counted."""
     folder = place.path
     stems = {split: f"{prefix}-images-idx3-ubyte" for split, prefix in PREFIX.items()}
     splits = tuple(split for split, stem in stems.items() if find_idx(folder, stem))
-    if "train" not in splits:
+    if not splits:
         raise UserError(f"{folder}: no {stems['train']}[.gz]; allowed: a folder of idx files")
+    labels = {split: _read_kind(folder, split, "labels-idx1", 1, {}) for split in splits}
+    known = sets.read_labels(labels, (), folder)
+    sets.check_shapes({split: _image_shape(folder, stems[split]) for split in known.splits}, folder)
 
     def read(split: str) -> ArraySource:
-        images, labels = read_split(folder, split)
-        classes = numbered_classes(_read_kind(folder, "train", "labels-idx1", 1, {}))
-        return ArraySource(images, labels, classes, place.name, split)
+        return ArraySource(
+            *read_split(folder, split), known.class_names, place.name, split, notes=known.notes
+        )
 
-    return Opened(splits, read)
+    return Opened(known.splits, read, known.notes)
+
+
+def _image_shape(folder: Path, name: str) -> Shape:
+    """[H, W, 1] as the header says."""
+    path = find_idx(folder, name)
+    assert path is not None
+    with contextlib.suppress(OSError, EOFError, zlib.error):  # else `read_idx` says what is wrong
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            header = file.read(16)
+        return int.from_bytes(header[8:12], "big"), int.from_bytes(header[12:16], "big"), 1
+    return 0, 0, 0

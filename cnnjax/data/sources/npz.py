@@ -1,14 +1,34 @@
-"""npz files: arrays {split}_image uint8 [N, H, W(, C)] and {split}_label, maybe class_names; no pickles."""
+"""npz files: images and labels of each split as arrays, maybe the names of the classes; no pickles.
 
+An array is named by its split and kind in any order and case (`train_image`, `x_train`, `TestLabels`);
+without a split it is of train. What the arrays may hold is in `arrays`.
+"""
+
+import itertools
+import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from cnnjax.data.sources import arrays, sets
 from cnnjax.data.sources.archive import MAX_RATIO, most_bytes
-from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, as_labels, numbered_classes
+from cnnjax.data.sources.layout import SPLIT_WORDS, SPLITS
+from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, listed
 from cnnjax.errors import UserError
+
+KINDS = {
+    **dict.fromkeys(("image", "images", "img", "imgs", "x", "data"), "image"),
+    **dict.fromkeys(("label", "labels", "y", "target", "targets"), "label"),
+}
+CLASS_NAMES = ("", "class name")
+NAMES = {  # of an array in small letters, without what is between its words -> split and kind
+    "".join(words): (split, kind)
+    for word, kind in KINDS.items()
+    for part, split in ({"": "train"} | SPLIT_WORDS).items()
+    for words in itertools.permutations((word, part))
+}
+NAMES |= dict.fromkeys(("classnames", "classes", "labelnames", "targetnames"), CLASS_NAMES)
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -25,29 +45,41 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read as npz without pickle ({reason})") from None
 
 
-def read_split(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> Arrays:
-    """Images uint8 [N, H, W, C] and labels int32 [N] of one split of `read_npz(path)`."""
-    images, labels = arrays[f"{split}_image"], arrays.get(f"{split}_label")
-    if labels is None:
-        raise UserError(f"{path}: {split}_label is missing; allowed: a whole number for each image")
-    return (images[..., None] if images.ndim == 3 else images), as_labels(labels, f"{path}: {split}_label")
+def read_split(path: Path, split: str) -> Arrays:
+    """Images uint8 [N, H, W, 1] and labels int32 [N] of the file that comes with the package."""
+    given = read_npz(path)
+    return given[f"{split}_image"][..., None], given[f"{split}_label"].astype(np.int32)
 
 
 def open_npz(place: Place) -> Opened:
-    """Its classes are named in the array `class_names`, else the labels of `train` are counted."""
-    path = place.path
-    arrays = read_npz(path)
-    splits = tuple(split for split in ("train", "validation", "test") if f"{split}_image" in arrays)
-    if "train" not in splits:
-        raise UserError(f"{path}: arrays {sorted(arrays)}; allowed: train_image, train_label, ...")
-    given = arrays.get("class_names", np.zeros(0))
+    """Its classes are those of `class_names`, else those of the labels of all splits."""
+    path, given = place.path, read_npz(place.path)
+    found: dict[tuple[str, str], str] = {}
+    for name in given:
+        meaning = NAMES.get(re.sub(r"[\W_]", "", name).lower())
+        if meaning and (other := found.setdefault(meaning, name)) != name:
+            both = f"{other} and {name} are both the {' '.join(meaning).strip()}s"
+            raise UserError(f"{path}: {both}; remove one")
+    splits = [split for split in SPLITS if (split, "image") in found]
+    if not splits:
+        allowed = "train_image, train_label, test_image, ..., or x_train, y_train, ..."
+        raise UserError(f"{path}: arrays {listed(sorted(given))}; allowed: {allowed}")
+    images = arrays.to_bytes({split: given[found[split, "image"]] for split in splits}, path)
+    with_labels = {split: given[found[split, "label"]] for split in splits if (split, "label") in found}
+    listed_names = given.get(found.get(CLASS_NAMES, ""), np.zeros(0))
+    labels, class_names = arrays.to_numbers(
+        with_labels, arrays.as_text(listed_names, f"{path}: class_names"), path
+    )
+    for split in splits:
+        labels.setdefault(split, np.full(len(images[split]), sets.UNLABELLED, np.int32))
+    known = sets.read_labels({split: labels[split] for split in splits}, class_names, path)
+    sets.check_shapes({split: images[split].shape[1:] for split in known.splits}, path)
+    others = sorted(given.keys() - found.values())
+    notes = (*known.notes, *([f"left out: arrays {listed(others)}"] if others else []))
 
     def read(split: str) -> ArraySource:
-        images, labels = read_split(arrays, split, path)
-        if given.ndim != 1:
-            raise UserError(f"{path}: class_names is {list(given.shape)}; allowed: one name for each class")
-        names = (name.decode() if isinstance(name, bytes) else str(name) for name in given)
-        classes = tuple(names) or numbered_classes(read_split(arrays, "train", path)[1])
-        return ArraySource(images, labels, classes, place.name, split)
+        return ArraySource(
+            images[split], known.labels[split], known.class_names, place.name, split, notes=notes
+        )
 
-    return Opened(splits, read)
+    return Opened(known.splits, read, notes)

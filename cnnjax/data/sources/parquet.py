@@ -1,8 +1,9 @@
 """Data sets of the Hugging Face Hub as they are downloaded: Parquet files of encoded images and labels.
 
 A file belongs to the split that its name or a folder of it begins with (`data/train-00000-of-00002.parquet`,
-`test/0000.parquet`). Columns and class names are those of the Hub's metadata, else the one column of images
-and of whole numbers. Row groups are read whole, slow at random: `cnnjax data prepare` large data sets once.
+`test/0000.parquet`); if no name says any, all are train. Columns and class names are those of the Hub's
+metadata, else the one column of images and of whole numbers. Row groups are read whole, slow at random:
+`cnnjax data prepare` large data sets once.
 """
 
 import bisect
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnjax.data.decode import decode_image, num_channels
+from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.sources import sets
 from cnnjax.data.sources.archive import most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS
-from cnnjax.data.sources.source import FileSource, Opened, Place, as_labels, digest, numbered_classes
+from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
 from cnnjax.errors import BadImage, UserError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pyarrow import parquet
 
 SPLIT = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?=[-_.]|$)", re.IGNORECASE)
+_channels: dict[str, int] = {}  # of the sets seen by this process, by names and sizes of their files
 MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
 
 
@@ -38,51 +41,94 @@ class ParquetFolder:
         self.files: dict[str, list[Path]] = {}
         for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
             matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
-            if not (splits := [SPLIT_WORDS[match[1].lower()] for match in matches if match]):
-                allowed = "names or folders that begin with train, validation or test"
-                raise UserError(f"{path}: of which split? allowed: {allowed}")
-            self.files.setdefault(splits[0], []).append(path)
-        if "train" not in self.files:
-            raise UserError(f"{root}: no train-*.parquet; allowed: a folder of Parquet files of the Hub")
-        columns = {path: _columns(path) for paths in self.files.values() for path in paths}
-        first = self.files["train"][0]
-        if other := [path for path in columns if columns[path] != columns[first]]:
-            wrong, path = columns[other[0]], other[0]
-            raise UserError(f"{path}: columns {wrong}; allowed: {columns[first]}, as in {first}")
-        self.image, self.label, names = columns[first]
-        self.class_names = names or numbered_classes(self.labels("train"))
+            split = next((SPLIT_WORDS[match[1].lower()] for match in matches if match), None)
+            self.files.setdefault(split or "", []).append(path)
+        if not self.files:
+            raise UserError(f"{root}: no *.parquet; allowed: a folder of Parquet files of the Hub")
+        if without := self.files.pop("", []):  # as on the Hub, all is train if no name says more
+            if self.files:
+                allowed = "names that begin with train, validation or test, or none that does"
+                raise UserError(
+                    f"{without[0]}: its name tells no split, those of others do; allowed: {allowed}"
+                )
+            self.files = {"train": without}
+        first = self.files.get("train", next(iter(self.files.values())))[0]
+        self.image, self.label, names = columns = _columns(first)
+        for path in (path for paths in self.files.values() for path in paths):
+            if self.label in _opened(path).schema_arrow.names and (other := _columns(path)) != columns:
+                raise UserError(f"{path}: columns {other}; allowed: {columns}, as in {first}")
+        self.known = sets.read_labels({split: self._labels(split) for split in self.files}, names, root)
 
-    def labels(self, split: str) -> np.ndarray:
-        """int32 [N]: the labels of a split."""
-        parts = [_read(path, None, self.label) for path in self.files[split]]
-        if any(part.null_count for part in parts):
+    def _labels(self, split: str) -> np.ndarray:
+        """[N] as they are stored, -1 where there is none."""
+        parts, without = [], 0
+        for path in self.files[split]:
+            if self.label not in (file := _opened(path)).schema_arrow.names:
+                parts.append(np.full(file.metadata.num_rows, sets.UNLABELLED))
+                without += file.metadata.num_rows
+                continue
+            column = _read(path, None, self.label)
+            without += column.null_count
+            parts.append(np.full(len(column), sets.UNLABELLED) if column.null_count else column.to_numpy())
+        labels = np.concatenate(parts)
+        if 0 < without < len(labels):
             raise UserError(f"{self.root}: {split} has examples without a label (column {self.label})")
-        named = zip(parts, self.files[split], strict=True)
-        return np.concatenate([as_labels(part.to_numpy(), path) for part, path in named])
+        return labels
+
+    @property
+    def channels(self) -> int:
+        """3 if any image of any split has colours, else 1."""
+        key = str([(str(self.root), _listing(self.files[split])) for split in self.known.splits])
+        if key not in _channels:
+            readers = [
+                _Reader(self.files[split], self.image, self.known.labels[split])
+                for split in self.known.splits
+            ]
+            places = [(reader.header, i) for reader in readers for i in range(reader.ends[-1])]
+            colours = (shape[2] == 3 for shape in map(sets.read_shape, places) if shape)
+            _channels[key] = 3 if any(colours) else 1
+        return _channels[key]
 
     def source(self, split: str, name: str, size: int | None = None) -> FileSource:
         """One split, read on access; `size` cuts the middle square of each image and resizes it to that."""
-        labels = as_labels(self.labels(split), f"{self.root} {split}", len(self.class_names))
-        if not len(labels):
-            raise UserError(f"{self.root}: {split} has no rows; allowed: images with their labels")
-        reader = _Reader(self.files[split], self.image, labels, size)
-        listing = [(path.name, path.stat().st_size) for path in self.files[split]]
-        shape = (size, size, reader.channels) if size else None
-        facts = digest(listing, labels, size), labels, self.class_names, name, split, shape
-        return FileSource(reader, len(labels), np.arange(len(labels)), *facts)
+        labels, listing = self.known.labels[split], _listing(self.files[split])
+        reader = _Reader(self.files[split], self.image, labels, size, self.channels)
+        shape = (size, size, self.channels) if size else None
+        facts = (
+            digest(listing, labels, size),
+            labels,
+            self.known.class_names,
+            name,
+            split,
+            shape,
+            self.known.notes,
+        )
+        return FileSource(reader, len(labels), np.arange(len(labels)), *facts, header=reader.header)
 
 
 def open_parquet(place: Place) -> Opened:
     """See `ParquetFolder`."""
     folder = ParquetFolder(place.path)
-    return Opened(tuple(folder.files), lambda split: folder.source(split, place.name, place.size))
+    splits, notes = folder.known.splits, folder.known.notes
+    return Opened(splits, lambda split: folder.source(split, place.name, place.size), notes)
+
+
+def _listing(files: Sequence[Path]) -> list[tuple[str, int]]:
+    return [(path.name, path.stat().st_size) for path in files]
 
 
 class _Reader:
-    """Keeps the row group that was read last."""
+    """Keeps the row group that was read last; `channels` None is those of each image."""
 
-    def __init__(self, files: Sequence[Path], column: str, labels: np.ndarray, size: int | None):
-        self.column, self.labels, self.size = column, labels, size
+    def __init__(
+        self,
+        files: Sequence[Path],
+        column: str,
+        labels: np.ndarray,
+        size: int | None = None,
+        channels: int | None = None,
+    ):
+        self.column, self.labels, self.size, self.channels = column, labels, size, channels
         self.groups: list[tuple[Path, int]] = []  # file, number of the row group in it
         counts: list[int] = []
         for path in files:
@@ -95,7 +141,6 @@ class _Reader:
             raise UserError(f"{files[0].parent}: {given}; copy or download it again")
         self._kept: tuple[int, pyarrow.ChunkedArray] = (-1, None)
         self._lock = threading.Lock()
-        self.channels = num_channels(*self._encoded(0))
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
@@ -117,9 +162,14 @@ class _Reader:
             raise BadImage(f"{what}: no bytes of an image in column {self.column}; allowed: embedded images")
         return data, what
 
+    def header(self, position: int) -> Shape:
+        """[H, W, C] of an image, from its header."""
+        height, width, channels = read_header(*self._encoded(position))
+        return height, width, self.channels or channels
+
     def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)
-        return decode_image(data, what, self.channels, self.size), int(self.labels[position]), what
+        return decode_image(data, what, self.channels or 3, self.size), int(self.labels[position]), what
 
 
 def _opened(path: Path) -> "parquet.ParquetFile":

@@ -4,6 +4,7 @@ A record is the label (int32, little-endian) and the image, raw uint8 [H, W, C] 
 """
 
 import bisect
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from cnnjax.data.decode import decode_image
 from cnnjax.data.files import check_utf8, read_json
+from cnnjax.data.sources import sets
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, as_labels, digest
 from cnnjax.data.statistics import Statistics
 from cnnjax.errors import BadImage, UserError
@@ -82,8 +84,17 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
 
 def open_records(place: Place) -> Opened:
     """A prepared folder."""
-    splits = tuple(read_facts(place.path)["splits"])
-    return Opened(splits, lambda split: read_split(place.path, split, place.name))
+    facts = read_facts(place.path)
+    labels = {
+        split: np.asarray([label for shard in shards for label in shard["labels"]])
+        for split, shards in facts["splits"].items()
+    }
+    known = sets.read_labels(labels, facts["class_names"], place.path / FACTS)
+
+    def read(split: str) -> FileSource:
+        return dataclasses.replace(read_split(place.path, split, place.name), notes=known.notes)
+
+    return Opened(known.splits, read, known.notes)
 
 
 def statistics(folder: Path) -> Statistics:

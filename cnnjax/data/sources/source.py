@@ -45,6 +45,8 @@ class Source(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...  # see `Opened`
     @property
+    def splits(self) -> tuple[str, ...]: ...  # what the data set can be asked for, as it was loaded
+    @property
     def fingerprint(self) -> str: ...  # the same as long as split, classes, images and their order are
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
@@ -56,7 +58,7 @@ class Opened(NamedTuple):
     """A data set: the splits it comes with, and the source of one of them."""
 
     splits: tuple[str, ...]
-    read: Callable[[str], Source]
+    read: Callable[[str], "ArraySource | FileSource"]
     notes: tuple[str, ...] = ()  # what a user should know of it: how many images, what was left out
 
 
@@ -102,6 +104,7 @@ class ArraySource:
     split: str
     skipped: tuple[str, ...] = ()  # messages about the images that were left out when it was read
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
@@ -140,6 +143,7 @@ class ArraySource:
 
 
 Reader = Callable[[int], tuple[np.ndarray, int, str]]  # position -> image uint8 [H, W, C], label, its name
+Header = Callable[[int], Shape]  # position -> what its image has, without reading the pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,20 +158,21 @@ class FileSource:
     class_names: tuple[str, ...]
     name: str
     split: str
-    shape: Shape | None = None  # of the images, if it is known without reading one
+    shape: Shape | None = None  # of every image of the set, if known
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    header: Header | None = None  # given if `shape` is not
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    @functools.cached_property
+    @property
     def image_shape(self) -> Shape:
-        """[H, W, C] of the first image of the split that can be read."""
-        for position in range(0 if self.shape else self.total - 1):
-            with contextlib.suppress(BadImage):
-                return self.read(position)[0].shape
-        return self.shape or self.read(self.total - 1)[0].shape
+        if self.shape is None:
+            self.read(0)  # says what is wrong with it
+            raise UserError(f"{self.name}: no image has a header that can be read")
+        return self.shape
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -180,10 +185,10 @@ class FileSource:
     def __getitem__(self, index: int) -> Example:
         image, label, what = self.read(int(self.positions[index]))
         if image.shape != self.image_shape:
-            here, first = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
-            raise BadImage(f"{what}: {here} pixels, the first image has {first}; give one size= for all")
+            here, others = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
+            raise BadImage(f"{what}: {here} pixels, other images have {others}; give one size= for all")
         if not 0 <= label < self.num_classes:
-            raise UserError(f"{what}: label {label} is out of range; allowed: 0 to {self.num_classes - 1}")
+            raise BadImage(f"{what}: label {label} is out of range; allowed: 0 to {self.num_classes - 1}")
         return {"image": image, "label": label}
 
     def subset(self, indices: Indices, split: str | None = None) -> "FileSource":
@@ -218,11 +223,6 @@ def as_labels(values: np.ndarray, what: object, num_classes: int = MAX_CLASSES) 
     return values.astype(np.int32)
 
 
-def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
-    """ "0", "1", ... up to the largest label, for data without class names."""
-    return tuple(map(str, range(int(labels.max(initial=0)) + 1)))
-
-
 def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
     """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first."""
     if isinstance(source, ArraySource):
@@ -239,9 +239,10 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
                 raise
             skipped.append(str(error))
             check_skipped(skipped, max_bad)
-    images, labels = images[: len(source) - len(skipped)], labels[: len(source) - len(skipped)]
-    rest = source.class_names, source.name, source.split, tuple(skipped), source.notes
-    return ArraySource(images, labels, *rest)
+    if not (count := len(source) - len(skipped)):
+        raise UserError(f"{source.name} {source.split}: no image can be read, the first: {skipped[0]}")
+    rest = source.class_names, source.name, source.split, tuple(skipped), source.notes, source.splits
+    return ArraySource(images[:count], labels[:count], *rest)
 
 
 def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
@@ -253,14 +254,19 @@ def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `count` examples by seed, from each class its share: (rest, drawn), each ascending.
 
-    A class's share is count / N of it, rounded so that the shares sum to count (largest remainders first).
+    A class's share is count / N of it, rounded so that the shares sum to count (largest remainders first),
+    and never all of it, so count is at most N less the classes: a class of one image stays in the rest.
     The draw's order is PCG64's raw stream, which NumPy keeps stable: the indices are the same in any version.
     """
     ranks = np.random.PCG64(seed).random_raw(len(labels))
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * (count / len(labels))
+    assert count <= (sizes - 1).sum()
     shares = np.floor(exact + 1e-9).astype(np.int64)
-    shares[np.argsort(shares - exact, kind="stable")[: count - shares.sum()]] += 1
+    order = np.argsort(shares - exact, kind="stable")
+    shares = np.minimum(shares, sizes - 1)
+    while missing := count - shares.sum():
+        shares[order[(shares < sizes - 1)[order]][:missing]] += 1
     drawn = []
     for label, share in zip(classes, shares, strict=True):
         members = np.flatnonzero(labels == label)

@@ -5,17 +5,24 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnjax.data.decode import decode_image
-from cnnjax.data.sources.source import DataDir, FileSource, Opened, Place, data_folders, digest
+from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.sources.sets import UNLABELLED
+from cnnjax.data.sources.source import (
+    DataDir,
+    FileSource,
+    Opened,
+    Place,
+    Shape,
+    data_folders,
+    digest,
+    evenly_spaced,
+)
 from cnnjax.errors import UserError
 
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
-
+SOME = 32  # records of a split whose labels are read when it is opened
 NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
 
 
@@ -52,19 +59,13 @@ def open_tfds(place: Place) -> Opened:
 
 
 def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
-    """A folder .../NAME/VERSION; `size` cuts the middle square of each image and resizes it to that."""
+    """A folder .../NAME/VERSION; `size` cuts the middle square of each image and resizes it to that.
+
+    Raises UserError for records that are not ArrayRecord, or no images with class labels.
+    """
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(folder))
-    return Opened(tuple(builder.info.splits), lambda split: _read(builder, folder, split, name, size))
-
-
-def _read(
-    builder: "tfds.core.DatasetBuilder", folder: Path, split: str, name: str, size: int | None
-) -> FileSource:
-    """One split; raises UserError for records that are not ArrayRecord, or no images with class labels."""
-    import tensorflow_datasets as tfds
-
     features = builder.info.features
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     if kinds.get("image") != "Image" or kinds.get("label") != "ClassLabel":
@@ -72,14 +73,39 @@ def _read(
     if (stored := builder.info.file_format.value) != "array_record":
         raise UserError(f"{folder}: records are {stored}; prepare it with file_format='array_record'")
     encoded = {"image": tfds.decode.SkipDecoding()}  # TFDS decodes with OpenCV or Pillow
-    records = builder.as_data_source(split, decoders=encoded)
-    channels = features["image"].shape[-1] or 3
-    listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
-    contents = digest((folder / "dataset_info.json").read_text(), listing, size)
-    read = functools.partial(_read_record, records, f"{folder} {split}", channels, size)
-    shape = (size, size, channels) if size else None
-    facts = contents, None, tuple(features["label"].names), name, split, shape
-    return FileSource(read, len(records), np.arange(len(records)), *facts)
+    records = {split: builder.as_data_source(split, decoders=encoded) for split in builder.info.splits}
+    used = [split for split, each in records.items() if _has_labels(each)]
+    counts = ", ".join(f"{split} {len(records[split])}" for split in used)
+    without = [
+        f"{split} has no labels: {len(each)} images" for split, each in records.items() if split not in used
+    ]
+    height, width, channels = features["image"].shape
+    channels = channels or 3
+    shape = (size, size, channels) if size else (height, width, channels) if height and width else None
+
+    def read(split: str) -> FileSource:
+        listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
+        contents = digest((folder / "dataset_info.json").read_text(), listing, size)
+        where = records[split], f"{folder} {split}", channels
+        facts = contents, None, tuple(features["label"].names), name, split, shape, notes
+        header = functools.partial(_read_shape, *where)
+        reader, total = functools.partial(_read_record, *where, size), len(records[split])
+        return FileSource(reader, total, np.arange(total), *facts, header=header)
+
+    notes = (f"{counts} images", *without)
+    return Opened(tuple(used), read, notes)
+
+
+def _has_labels(records: Sequence[dict]) -> bool:
+    """From some of a split, as each is read with its image; the others are checked when they are read."""
+    try:
+        return any(records[i]["label"] != UNLABELLED for i in evenly_spaced(len(records), SOME))
+    except Exception:  # of shards that are damaged or missing: told when that split is read
+        return True
+
+
+def _read_shape(records: Sequence[dict], where: str, channels: int, position: int) -> Shape:
+    return *read_header(records[position]["image"], f"{where} record {position}")[:2], channels
 
 
 def _read_record(

@@ -1,0 +1,356 @@
+"""What holds for a set is decided from all of its splits: arrays, labels, channels and sizes, by format."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax.data.datasets import load, official_splits
+from cnnjax.data.sources.source import hold_out, to_memory
+from cnnjax.errors import UserError
+from tests.data.test_datasets import message, write_idx, write_prepared
+from tests.data.test_parquet import write as write_parquet
+
+DRAW = np.random.default_rng(3)
+GREY = DRAW.integers(0, 256, (6, 8, 8), dtype=np.uint8)
+COLOUR = DRAW.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+LABEL = np.arange(6) % 3
+
+
+def npz(path: Path, **arrays) -> str:
+    np.savez(path / "a.npz", **arrays)
+    return f"npz:{path / 'a.npz'}"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(form: str, path: Path, images: dict[str, list[np.ndarray]], labels: dict[str, list[int]]) -> str:
+    """A set of images of any size and channels in one of the formats that hold encoded images."""
+    for split, each in images.items():
+        if form == "parquet":
+            write_parquet(path / f"{split}.parquet", map(png, each), labels[split])
+        for i, (pixels, label) in enumerate(zip(each, labels[split], strict=True)):
+            file = path / split / "abc"[label] / f"{i}.png"
+            if form == "folder":
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(png(pixels))
+    return f"{form}:{path}"
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_image", "train_label", "test_image", "test_label"),
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("X_train", "Y_train", "X_test", "Y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("trainX", "trainy", "testX", "testy"),
+        ("TrainImages", "TrainTargets", "TestingImages", "TestingTargets"),
+        ("images", "labels", "test_data", "test_target"),
+        ("X", "y", "X-val", "y-val"),
+        ("data", "target", "valid_data", "valid_target"),
+    ],
+)
+def test_arrays_are_found_by_the_names_that_people_give(tmp_path, names):
+    arrays = dict(zip(names, (GREY, LABEL, GREY[:3], LABEL[:3]), strict=True))
+    name = npz(tmp_path, **arrays, ids=np.arange(6))
+    other = "validation" if "val" in names[2] else "test"
+    assert official_splits(name) == ("train", other)
+    np.testing.assert_array_equal(load(name, "train").images[..., 0], GREY)
+    np.testing.assert_array_equal(load(name, other).labels, LABEL[:3])
+    assert "left out: arrays ids" in load(name, "train").notes
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("colour", lambda x: x.transpose(0, 3, 1, 2)),
+        ("colour", lambda x: x / np.float32(255)),
+        ("colour", lambda x: (x / 255).astype(np.float64).transpose(0, 3, 1, 2)),
+        ("colour", lambda x: x.astype(np.float32)),
+        ("colour", lambda x: x.astype(np.int64)),
+        ("grey", lambda x: x[:, None]),
+        ("grey", lambda x: x[..., None]),
+        ("grey", lambda x: x / 255),
+    ],
+)
+def test_layouts_and_scales_give_the_same_bytes(tmp_path, kind, change):
+    plain = COLOUR if kind == "colour" else GREY
+    plain = plain.copy()
+    plain[:1] = 0
+    # Alone, the images of test could be of either scale.
+    arrays = {"train_image": change(plain), "test_image": change(plain)[:1]}
+    name = npz(tmp_path, **arrays, train_label=LABEL, test_label=LABEL[:1])
+    images = load(name, "train").images
+    assert images.shape == (6, 8, 8, 3 if kind == "colour" else 1) and images.flags.c_contiguous
+    np.testing.assert_array_equal(images, plain.reshape(images.shape))
+    np.testing.assert_array_equal(load(name, "test").images, images[:1])
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (COLOUR.transpose(1, 2, 3, 0)[:, :3, :, :3], "[8, 3, 3, 3]"),  # height 3, or channels first?
+        (COLOUR.reshape(6, 192), "[6, 192]"),
+        (np.zeros((6, 4, 8, 8), np.uint8), "[6, 4, 8, 8]"),
+        ((COLOUR / 255 - 0.5) / 0.25, "normalization"),
+        (COLOUR / 16, "0 to 1"),
+        (COLOUR.astype(np.int32) * 257, "65535"),
+        (np.full((6, 8, 8), np.nan), "nan"),
+        (GREY.astype("U3"), "<U3"),
+    ],
+)
+def test_arrays_that_could_mean_two_things_are_refused(tmp_path, images, words):
+    text = message(
+        load, npz(tmp_path, train_image=images, train_label=np.resize(LABEL, len(images))), "train"
+    )
+    assert words in text and "allowed" in text
+
+
+def test_splits_that_differ_in_shape_type_or_twice_named_are_refused(tmp_path):
+    more = {"train_label": LABEL, "test_label": LABEL}
+    text = message(load, npz(tmp_path, train_image=GREY, test_image=COLOUR, **more), "train")
+    assert "train 8x8x1, test 8x8x3" in text
+    text = message(load, npz(tmp_path, train_image=GREY, test_image=GREY / 255, **more), "train")
+    assert "train uint8, test float64" in text
+    assert "remove one" in message(load, npz(tmp_path, train_image=GREY, x_train=GREY, **more), "train")
+    write_idx(tmp_path, {"train": 6})
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(
+        bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2)) + bytes(4)
+    )
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 1, 0)))
+    assert "train 4x3x1, test 2x2x1" in message(load, f"idx:{tmp_path}", "train")
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        LABEL[:, None],
+        np.eye(3)[LABEL],
+        np.eye(3, dtype=bool)[LABEL],
+        LABEL.astype(np.float32),
+        LABEL.astype(np.uint8),
+    ],
+)
+def test_labels_in_columns_one_hot_or_as_floats_are_classes(tmp_path, labels):
+    source = load(npz(tmp_path, train_image=GREY, train_label=labels), "train")
+    np.testing.assert_array_equal(source.labels, LABEL)
+    assert source.labels.dtype == np.int32 and source.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", [str, np.bytes_])
+def test_labels_that_are_names_are_the_classes_of_all_splits(tmp_path, kind):
+    train, test = np.asarray(["cat", "emu"] * 3, kind), np.asarray(["dog", "cat"], kind)
+    arrays = {"train_image": GREY, "train_label": train, "test_image": GREY[:2], "test_label": test}
+    name = npz(tmp_path, **arrays)
+    assert load(name, "train").class_names == load(name, "test").class_names == ("cat", "dog", "emu")
+    assert load(name, "train").labels.tolist() == [0, 2] * 3 and load(name, "test").labels.tolist() == [1, 0]
+    assert "train has no images of dog" in load(name, "train").notes
+    name = npz(tmp_path, **arrays, class_names=["emu", "cat"])
+    assert "dog are not in class_names" in message(load, name, "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.eye(3)[LABEL] * 0.9, "one class for each image"),
+        (np.ones((6, 3), int), "one class for each image"),
+        (LABEL + 0.5, "0.5 of example 0"),
+        (np.where(LABEL == 2, np.nan, LABEL), "nan of example 2"),
+        (LABEL - 1, "label -1 of example 0"),
+        (np.where(LABEL == 0, -2, LABEL), "label -2 of example 0"),
+        (LABEL + 2**33, "8589934592 of example 0"),
+        (np.full(6, -1), "train has no labels: 6 images"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels, words):
+    assert words in message(load, npz(tmp_path, train_image=GREY, train_label=labels), "train")
+
+
+def test_labels_from_1_are_told(tmp_path):
+    arrays = {"train_image": GREY, "train_label": LABEL + 1}
+    assert "train has no images of 0" in load(npz(tmp_path, **arrays), "train").notes
+    text = message(load, npz(tmp_path, **arrays, class_names=["a", "b", "c"]), "train")
+    assert "subtract 1" in text
+
+
+@pytest.mark.parametrize("form", ["npz", "idx", "parquet"])
+def test_numbered_classes_are_those_of_all_splits(tmp_path, form):
+    labels = {"train": [0, 1, 0], "test": [0, 4, 1]}
+    if form == "npz":
+        name = npz(tmp_path, x=GREY[:3], y=labels["train"], x_test=GREY[:3], y_test=labels["test"])
+    elif form == "idx":
+        write_idx(tmp_path, {"train": 3, "test": 3})
+        for split, stem in (("train", "train"), ("test", "t10k")):
+            (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(
+                bytes((0, 0, 8, 1, 0, 0, 0, 3, *labels[split]))
+            )
+        name = f"idx:{tmp_path}"
+    else:
+        for split, each in labels.items():
+            write_parquet(tmp_path / f"{split}.parquet", map(png, GREY[:3]), each, features=None)
+        name = f"parquet:{tmp_path}"
+    for split, each in labels.items():
+        source = load(name, split)
+        assert source.class_names == ("0", "1", "2", "3", "4") and source.labels.tolist() == each
+    assert "train has no images of 2, 3, 4" in load(name, "train").notes
+
+
+# Splits without labels
+
+
+@pytest.mark.parametrize("form", ["npz", "npz without", "parquet", "parquet null", "parquet without", "tfds"])
+def test_a_split_without_labels_is_left_out_and_told(tmp_path, form):
+    if form.startswith("npz"):
+        more = {} if "without" in form else {"y_test": np.full(6, -1)}
+        name = npz(tmp_path, x_train=GREY, y_train=LABEL, x_test=GREY, **more)
+    elif form.startswith("parquet"):
+        name = write("parquet", tmp_path, {"train": [*COLOUR]}, {"train": [*LABEL]})
+        label = {"parquet": [-1] * 6, "parquet null": [None] * 6}.get(form)
+        if label is None:
+            import pyarrow
+            from pyarrow import parquet
+
+            table = parquet.read_table(tmp_path / "train.parquet").drop(["label"])
+            parquet.write_table(pyarrow.table(table), tmp_path / "test.parquet")
+        else:
+            write_parquet(tmp_path / "test.parquet", map(png, COLOUR), label)
+    else:
+        write_prepared(tmp_path, "pets", {"train": COLOUR, "test": COLOUR}, ["a", "b"], unlabelled=("test",))
+        name = "tfds:pets"
+    source = load(name, "train", data_dir=tmp_path)
+    assert source.splits == ("train",) and "test has no labels: 6 images" in source.notes
+    assert "test has no labels: 6 images" in message(load, name, "test", data_dir=tmp_path)
+
+
+def test_parquet_files_that_name_no_split_are_all_train(tmp_path):
+    for i in range(2):
+        write_parquet(tmp_path / f"{i:04d}.parquet", map(png, COLOUR[:3]), [0, 1, 2])
+    assert len(load(f"parquet:{tmp_path}", "train")) == 6
+    write_parquet(tmp_path / "test.parquet", map(png, COLOUR[:3]), [0, 1, 2])
+    assert "0000.parquet: its name tells no split" in message(load, f"parquet:{tmp_path}", "train")
+
+
+# Channels and sizes
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("order", ["grey first", "colour first", "grey train", "colour train", "grey"])
+def test_channels_are_those_of_the_set(tmp_path, form, size, order):
+    grey, colour = [GREY[0], GREY[1]], [COLOUR[0], COLOUR[1]]
+    images = {
+        "grey first": {"train": [*grey, *colour], "test": colour},
+        "colour first": {"train": [*colour, *grey], "test": grey},
+        "grey train": {"train": grey, "test": colour},
+        "colour train": {"train": colour, "test": grey},
+        "grey": {"train": grey, "test": grey},
+    }[order]
+    name = write(form, tmp_path, images, {split: [0, 1, 0, 1][: len(each)] for split, each in images.items()})
+    channels = 1 if order == "grey" and form == "parquet" else 3
+    for split, each in images.items():
+        source = load(name, split, size=size)
+        assert source.image_shape == (size or 8, size or 8, channels)
+        assert to_memory(source).images.shape == (len(each), *source.image_shape)
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_images_of_several_sizes_are_counted_before_any_is_read(tmp_path, form):
+    odd = np.zeros((5, 7, 3), np.uint8)
+    for number, images in enumerate(
+        ({"train": [*COLOUR, odd], "test": [*COLOUR]}, {"train": [*COLOUR], "test": [odd]})
+    ):
+        labels = {split: [i % 2 for i in range(len(each))] for split, each in images.items()}
+        name = write(form, tmp_path / str(number), images, labels)
+        for split in images:
+            text = message(load, name, split)
+            assert f"8x8 ({12 if number == 0 else 6}), 5x7 (1)" in text and "size=8 must be given" in text
+            assert load(name, split, any_size=True).image_shape == (8, 8, 3)
+        assert load(name, "train", size=8).image_shape == (8, 8, 3)
+
+
+def test_sizes_are_those_of_upright_images(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(2):
+        (tmp_path / "ab"[i]).mkdir()
+        upright = (
+            Image.fromarray(np.zeros((6, 8, 3), np.uint8))
+            if i
+            else Image.fromarray(np.zeros((8, 6, 3), np.uint8))
+        )
+        upright.save(tmp_path / "ab"[i] / "0.jpg", **({} if i else {"exif": exif}))
+    assert load(f"folder:{tmp_path}", "train").image_shape == (6, 8, 3)
+
+
+# Bad images
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_bad_images_of_any_kind_can_be_skipped_wherever_they_are(tmp_path, form, place):
+    name = write(form, tmp_path, {"train": [*COLOUR]}, {"train": [0] * 3 + [1] * 3})
+    if form == "parquet":
+        for kind in (None, b"", b"not an image"):
+            data = [png(each) for each in COLOUR]
+            data[place] = kind
+            write_parquet(tmp_path / "train.parquet", data, [0] * 3 + [1] * 3)
+            assert len(to_memory(load(name, "train"), 1)) == 5
+        return
+    file = tmp_path / f"train/{'ab'[place // 3]}/{place}.png"
+    for broken in (lambda: file.symlink_to(tmp_path / "nowhere"), lambda: file.write_bytes(b""), file.mkdir):
+        file.unlink()
+        broken()
+        found = load(name, "train")
+        assert len(to_memory(found, 1)) == 5 and found.image_shape == (8, 8, 3)
+        if file.is_dir():
+            return
+
+
+def test_a_set_without_one_image_that_can_be_read_is_told(tmp_path):
+    name = write("parquet", tmp_path, {"train": [*COLOUR]}, {"train": [0, 1] * 3})
+    write_parquet(tmp_path / "train.parquet", [b"x"] * 4, [0, 1] * 2)
+    with pytest.raises(UserError, match="no image can be read|not an image"):
+        to_memory(load(name, "train", size=4), 10)
+    assert "train has no images" in message(load, npz(tmp_path, x=GREY[:0], y=LABEL[:0]), "train")
+
+
+# Validation
+
+
+def test_a_class_of_one_image_stays_in_train_and_that_is_told(tmp_path):
+    labels = np.asarray([0] * 5 + [1] * 5 + [2])
+    for seed in range(20):
+        for count in range(1, 9):
+            rest, drawn = hold_out(labels, count, seed)
+            assert 10 in rest and len(drawn) == count and {*labels[rest]} == {0, 1, 2}
+    name = npz(tmp_path, x=np.zeros((11, 8, 8), np.uint8), y=labels)
+    held = load(name, "validation", num_validation=4)
+    assert sorted(held.labels) == [0, 0, 1, 1] and "which has no images of 2" in held.notes
+    assert "allowed: 1 to 8" in message(load, name, "train", num_validation=9)
+
+
+def test_the_sets_own_validation_split_is_used_unless_it_is_the_test(tmp_path):
+    arrays = {"train_image": GREY, "train_label": LABEL, "val_image": GREY[:2], "val_label": LABEL[:2]}
+    name = npz(tmp_path, **arrays)
+    for number in (0, 3):
+        train = load(name, "train", num_validation=number)
+        assert train.splits == ("train", "validation") and len(train) == 6
+        assert len(load(name, "validation", num_validation=number)) == 2
+        assert ("its own validation split is used, none is held out" in train.notes) == bool(number)
+    split = {"test_split": "validation", "num_validation": 3}
+    assert [len(load(name, each, **split)) for each in ("train", "validation", "test")] == [3, 3, 2]
+    assert load(name, "train", test_split="validation").splits == ("train", "test")
+    assert "test_split='tset' is no split" in message(load, name, "train", test_split="tset")
