@@ -65,7 +65,7 @@ def errors_name_fields(chosen: str) -> Iterator[None]:
     except UserError as error:
         argument = re.split(r"\W", str(error).removeprefix("unknown "))[0]
         field = f"config.{_FIELDS.get(argument, chosen)}"
-        if field.endswith(argument):
+        if argument and field.endswith(argument):
             raise UserError(str(error).replace(argument, field, 1)) from None
         raise UserError(f"{field}: {error}") from None
 

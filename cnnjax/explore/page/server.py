@@ -11,7 +11,6 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -31,11 +30,8 @@ MAX_CONNECTIONS = 100
 ADDRESS = "127.0.0.1"
 HOSTS = (ADDRESS, "localhost")
 FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
-POLICY = (
-    "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -45,36 +41,31 @@ HEADERS = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def with_headers(app: ASGIApp) -> ASGIApp:
-    """Adds `HEADERS` to every reply, also of errors."""
+def guarded(app: ASGIApp) -> ASGIApp:
+    """Adds `HEADERS` to every reply, also of errors, and refuses what does not come from the page itself."""
     own = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_all(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *own]}
             await send(message)
 
-        await app(scope, receive, send_all)
+        foreign = _foreign(Request(scope)) if scope["type"] == "http" else None
+        await (foreign or app)(scope, receive, send_all)
 
-    return guarded
+    return call
 
 
-def own_page_only(app: ASGIApp) -> ASGIApp:
-    """Refuses requests under another host's name, or that another site's page makes through the browser."""
-
-    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = Request(scope).headers
-            host = headers.get("host", "")
-            same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-            if host.partition(":")[0] not in HOSTS:
-                return await _error(400, f"the host is {ADDRESS}")(scope, receive, send)
-            if headers.get("origin", f"http://{host}") != f"http://{host}" or not same_site:
-                return await _error(403, "requests from other origins are refused")(scope, receive, send)
-        await app(scope, receive, send)
-
-    return guarded
+def _foreign(request: Request) -> Response | None:
+    """The refusal of a request under another host's name, or of another site's page in the user's browser."""
+    host = request.headers.get("host", "")
+    if host.partition(":")[0] not in HOSTS:
+        return _error(400, f"the host is {ADDRESS}")
+    same_site = request.headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    if same_site and request.headers.get("origin", f"http://{host}") == f"http://{host}":
+        return None
+    return _error(403, "requests from other origins are refused")
 
 
 def make_app(trained: TrainedModel) -> ASGIApp:
@@ -90,8 +81,7 @@ def make_app(trained: TrainedModel) -> ASGIApp:
         Route("/api/upload", _post(shown.upload, MAX_BYTES), methods=["POST"]),
         Route("/api/operation", _post(_operation, MAX_OPERATION), methods=["POST"]),
     ]
-    guards, errors = [Middleware(own_page_only)], {HTTPException: _refused}
-    return with_headers(Starlette(routes=routes, middleware=guards, exception_handlers=errors))
+    return guarded(Starlette(routes=routes, exception_handlers={HTTPException: _refused}))
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -191,14 +181,7 @@ class Connection(H11Protocol):
 def settings(app: ASGIApp) -> uvicorn.Config:
     """How the page is served: quietly, and by `Connection`."""
     return uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        lifespan="off",
-        log_level="error",
-        use_colors=False,
-        server_header=False,
-        timeout_graceful_shutdown=2,
+        app, http=Connection, ws="none", log_level="error", use_colors=False, timeout_graceful_shutdown=2
     )
 
 
