@@ -292,3 +292,24 @@ def test_cifars_labels_are_checked(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"\x0a" + bytes(3072))
     with pytest.raises(UserError, match="a.bin: label 10 of example 0"):
         cifar.read_cifar(tmp_path, ("a.bin",), 1, 10)
+
+
+def test_what_tfds_has_prepared_is_whole_or_told(tmp_path):
+    test_datasets.write_prepared(tmp_path, "pets", {"train": np.zeros((7, 6, 5, 3), np.uint8)}, ["a", "b"])
+    folder = tmp_path / "pets/1.0.0"
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    shard = next(path for path in files if "array_record" in path.name)
+    info = folder / "dataset_info.json"
+    spoilt = bytearray(files[shard])
+    spoilt[200] ^= 255  # within the records
+    changes = [(shard, files[shard][:cut]) for cut in (0, 100, 2**16, len(files[shard]) - 10)]
+    changes += [(shard, bytes(spoilt)), (folder / "features.json", files[folder / "features.json"][:200])]
+    for length in ('["3"]', '["9"]', '["-1"]', f'["{10**20}"]', "[]"):
+        changes.append((info, files[info].replace(b'["7"]', length.encode())))
+    for path, data in changes:
+        path.write_bytes(data)
+        with pytest.raises(UserError) as error:
+            to_memory(load("tfds:pets", "train", data_dir=tmp_path))
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+        path.write_bytes(files[path])
+    assert len(to_memory(load("tfds:pets", "train", data_dir=tmp_path))) == 7

@@ -1,9 +1,10 @@
 """Folders that TensorFlow Datasets has prepared as ArrayRecord, read without TensorFlow."""
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from cnnjax.data.sources.source import (
     digest,
     evenly_spaced,
 )
-from cnnjax.errors import UserError
+from cnnjax.errors import BadImage, UserError, one_line
 
 SOME = 32  # records of a split whose labels are read when it is opened
 NAME = re.compile(r"\w+(/[\w.-]+)?(:[0-9.]+)?")
@@ -65,15 +66,17 @@ def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder))
-    features = builder.info.features
+    with _told(folder):
+        builder = tfds.builder_from_directory(str(folder))
+        features = builder.info.features
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     if kinds.get("image") != "Image" or kinds.get("label") != "ClassLabel":
         raise UserError(f"{folder}: features {kinds}; allowed: image: Image, label: ClassLabel")
     if (stored := builder.info.file_format.value) != "array_record":
         raise UserError(f"{folder}: records are {stored}; prepare it with file_format='array_record'")
     encoded = {"image": tfds.decode.SkipDecoding()}  # TFDS decodes with OpenCV or Pillow
-    records = {split: builder.as_data_source(split, decoders=encoded) for split in builder.info.splits}
+    with _told(folder):
+        records = {split: builder.as_data_source(split, decoders=encoded) for split in builder.info.splits}
     used = [split for split, each in records.items() if _has_labels(each)]
     counts = ", ".join(f"{split} {len(records[split])}" for split in used)
     without = [
@@ -84,6 +87,8 @@ def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
     shape = (size, size, channels) if size else (height, width, channels) if height and width else None
 
     def read(split: str) -> FileSource:
+        with _told(folder):
+            _check_count(folder, split, len(records[split]))
         listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
         contents = digest((folder / "dataset_info.json").read_text(), listing, size)
         where = records[split], f"{folder} {split}", channels
@@ -105,11 +110,39 @@ def _has_labels(records: Sequence[dict]) -> bool:
 
 
 def _read_shape(records: Sequence[dict], where: str, channels: int, position: int) -> Shape:
-    return *read_header(records[position]["image"], f"{where} record {position}")[:2], channels
+    record, what = _record(records, where, position)
+    return *read_header(record["image"], what)[:2], channels
+
+
+def _check_count(folder: Path, split: str, count: int) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    shards = sorted(folder.glob(f"*-{split}.array_record*"))
+    if (stored := sum(ArrayRecordReader(str(shard)).num_records() for shard in shards)) != count:
+        raise ValueError(f"{split} has {stored} records, dataset_info.json says {count}")
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Makes one line of what TFDS raises for files that are damaged or missing."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"cannot be read as TFDS prepares it ({one_line(error)})"
+        raise UserError(f"{folder}: {reason}; prepare or copy it again") from None
+
+
+def _record(records: Sequence[dict], where: str, position: int) -> tuple[dict, str]:
+    """A record and what it is called; BadImage for one that the reader, or the features, cannot read."""
+    what = f"{where} record {position}"
+    try:
+        return records[position], what
+    except Exception as error:
+        raise BadImage(f"{what}: cannot be read ({one_line(error)}); prepare or copy it again") from None
 
 
 def _read_record(
     records: Sequence[dict], where: str, channels: int, size: int | None, position: int
 ) -> tuple[np.ndarray, int, str]:
-    record, what = records[position], f"{where} record {position}"
+    record, what = _record(records, where, position)
     return decode_image(record["image"], what, channels, size), int(record["label"]), what
