@@ -58,9 +58,11 @@ def read_facts(folder: Path) -> Facts:
         reason = str(error).removeprefix(f"{file} ")
         raise UserError(f"{file}: {reason}; `cnnjax data prepare` writes it") from None
     shape = facts["image_shape"]
-    sides = len(shape) == 3 and all(0 < side < 2**15 for side in shape) and shape[2] == len(facts["mean"])
+    sound = len(shape) == 3 and all(0 < side < 2**15 for side in shape) and shape[2] == len(facts["mean"])
     names = [shard["file"] for shards in facts["splits"].values() for shard in shards]
-    if not sides or facts["encoding"] not in ENCODINGS or any(Path(name).name != name for name in names):
+    rows = facts["mean"], facts["std"], *facts["covariance"]
+    sound = sound and all(len(row) == shape[2] and np.isfinite(row).all() for row in rows)
+    if not sound or facts["encoding"] not in ENCODINGS or any(Path(name).name != name for name in names):
         raise UserError(f"{file}: not the facts of prepared images; `cnnjax data prepare` writes them")
     return facts
 

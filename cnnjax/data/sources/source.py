@@ -114,7 +114,9 @@ class ArraySource:
         if self.labels.shape != self.images.shape[:1]:
             given = f"{len(self.images)} images and labels {list(self.labels.shape)}"
             raise UserError(f"{what}: {given}; allowed: one label for each image")
-        as_labels(self.labels, what, self.num_classes)
+        labels = as_labels(self.labels, what, self.num_classes)
+        if self.labels.dtype.kind not in "iu":
+            object.__setattr__(self, "labels", labels)
 
     @property
     def num_classes(self) -> int:
