@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 MAX_SCANS = 500  # of a progressive JPEG; encoders write about ten
 JPEG = b"\xff\xd8\xff"  # simplejpeg.is_jpeg says no to a truncated one
+ORIENTED = b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"Raw profile"  # before an orientation of any format
 SCRATCH_BYTES = 2**22
 BITS = 22  # of a weight, as in Pillow for bytes
 VOID = ctypes.c_void_p
@@ -60,8 +61,9 @@ def read_header(data: bytes, what: object) -> tuple[int, int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
             width, height = opened.size
             grey = opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
-            # Of a PNG Pillow decodes all to look for it.
-            exif = opened.getexif() if opened.format != "PNG" or b"eXIf" in data else {}
+            # A TIFF's size is upright already; of a PNG Pillow decodes all to look for it.
+            kind, told = opened.format, any(mark in data for mark in ORIENTED)
+            exif = opened.getexif() if kind != "TIFF" and (told or kind != "PNG") else {}
             if exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
                 width, height = height, width
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
@@ -100,7 +102,7 @@ def _plain_jpeg(data: bytes, what: object, channels: int, size: int | None) -> n
 
 def _upright(image: np.ndarray, data: bytes) -> np.ndarray:
     """[H, W, C] turned and mirrored as EXIF or XMP says, wherever it stands in the file."""
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+    if not any(mark in data for mark in ORIENTED[:2]):
         return image
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)

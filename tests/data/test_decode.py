@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
-from cnnjax.data.decode import FORMATS, decode_image
+from cnnjax.data.decode import FORMATS, decode_image, read_header
 from cnnjax.errors import BadImage
 
 RNG = np.random.default_rng(0)
@@ -66,6 +66,11 @@ def xmp(text: str) -> bytes:
     return b"http://ns.adobe.com/xap/1.0/\0" + meta.encode()
 
 
+def profile_of(data: bytes) -> str:
+    """EXIF as ImageMagick writes it into a PNG."""
+    return f"\nexif\n{len(data):8}\n{data.hex()}\n"
+
+
 def inserted(at: int, *parts: bytes, data: bytes = PLAIN) -> bytes:
     return data[:at] + b"".join(parts) + data[at:]
 
@@ -97,6 +102,11 @@ def turned(orientation: int) -> Iterator[tuple[str, bytes]]:
     yield "XMP", inserted(2, segment(0xE1, xmp(f'<rdf:Description tiff:Orientation="{orientation}"/>')))
     element = xmp(f"<tiff:Orientation>{orientation}</tiff:Orientation>")
     yield "late XMP", inserted(2, profile, segment(0xE1, element))
+    meta, raw = element[29:].decode(), profile_of(own[4:])
+    for key, text in (("XML:com.adobe.xmp", meta), ("Raw profile type exif", raw)):
+        said = PngImagePlugin.PngInfo()
+        said.add_itxt(key, text) if key.startswith("XML") else said.add_text(key, text, zip=True)
+        yield f"PNG {key}", encoded(PHOTO, "PNG", pnginfo=said)
     for kind in ("PNG", "WEBP", "TIFF"):
         lossless = {"lossless": True} if kind == "WEBP" else {}
         yield kind, encoded(PHOTO, kind, exif=exif(orientation), **lossless)
@@ -110,6 +120,7 @@ def turned(orientation: int) -> Iterator[tuple[str, bytes]]:
 def test_an_orientation_is_found_wherever_it_is_said(orientation):
     for place, data in turned(orientation):
         assert_is_pillows(data, f"{orientation} {place}")
+        assert read_header(data, place)[:2] == decode_image(data, place, 3).shape[:2], place
     if orientation == 6:
         upright = decode_image(inserted(2, segment(0xE5, bytes(9000)), segment(0xE1, exif(6))), "x", 3)
         assert upright.shape == (37, 24, 3)

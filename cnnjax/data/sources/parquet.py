@@ -176,7 +176,10 @@ def _opened(path: Path) -> "parquet.ParquetFile":
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path)
+        if not 0 <= (rows := file.metadata.num_rows) <= most_bytes(path) // 8:
+            raise OSError(f"it claims {rows} rows")
+        return file
     except Exception as error:  # Arrow raises many kinds for a damaged file
         raise _unreadable(path, error) from None
 
@@ -188,8 +191,6 @@ def _read(path: Path, group: int | None, column: str) -> "pyarrow.ChunkedArray":
     file = _opened(path)
     try:
         if group is None:
-            if (rows := file.metadata.num_rows) * 8 > most_bytes(path):
-                raise OSError(f"it claims {rows} rows")
             return file.read(columns=[column]).column(column)
         if (claimed := file.metadata.row_group(group).total_byte_size) > MAX_GROUP_BYTES:
             raise OSError(f"row group {group} claims {claimed} bytes; allowed: {MAX_GROUP_BYTES}")
