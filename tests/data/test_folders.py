@@ -122,6 +122,11 @@ def test_names_that_only_look_like_splits_are_classes(tmp_path, name):
         (several("train_v1/a", "test_v2/a"), ["test_v2 and train_v1 splits or classes"]),
         (several("cat/train", "cat/test", "dog/train", "dog/test"), ["/cat: splits inside a class"]),
         (several("cat/train2", "cat/test2", "dog"), ["/cat: splits inside a class"]),
+        (
+            several("set/images/TRAIN/a", "set/images/TEST/a", "other/x"),
+            ["/images: splits inside a class"],
+        ),
+        (["train_cat_1.png", "train_dog_1.png", "test_cat_1.png"], ["files begin with test_ and train_"]),
         (several("train/Cat", "train/cat"), ["are 'Cat' and 'cat' one class or two"]),
         (several("train/caf\u00e9", "train/cafe\u0301"), ["one class or two"]),
         ([*several("train/a", "train/b"), "train/c/"], ["train/c: a class without images; fill or remove"]),
@@ -155,7 +160,7 @@ def test_what_could_mean_two_things_is_refused_in_one_line(tmp_path, kind, names
         (  # a picture beside the class folders, and a folder beside the splits
             [*several("train/a", "train/b", "test/a", "test/b"), "train/plot.png", *several("seg_pred")],
             {"train": {"a": 2, "b": 2}, "test": {"a": 2, "b": 2}},
-            ["left out: 2 images in seg_pred, train/plot.png, outside class folders"],
+            ["left out: train/plot.png, 2 images in seg_pred, outside class folders"],
         ),
         (  # suffixes that are no images'
             [*several("a", "b"), "a/1.txt", "labels.csv", "b/2.csv", "b/LICENSE.txt", "c.csv"],
@@ -221,7 +226,16 @@ def test_what_could_mean_two_things_is_refused_in_one_line(tmp_path, kind, names
             ["left out: 2 .txt; folders without images: images/test, labels"],
         ),
         (several("val/a", "test/b"), {"validation": {"a": 2, "b": 0}, "test": {"a": 0, "b": 2}}, []),
-        (["n02_ray.png", "n01_tench.png"], {"train": {"n01": 1, "n02": 1}}, []),
+        (
+            ["n02_ray.png", "n01_tench_2.png"],
+            {"train": {"n01": 1, "n02": 1}},
+            ["loose files are of the class before their first _: n01_tench_2.png of n01"],
+        ),
+        (  # folders that are left out are named as a whole
+            several("x/train/a", "x/test/a", "x/x/train/a", "x/x/train/b", "x/x/test/a"),
+            {"train": {"a": 2}, "test": {"a": 2}},
+            ["left out: 6 images in x/x, outside class folders"],
+        ),
         (["./train/a/1.png", "./test/a/1.png", "./"], {"train": {"a": 1}, "test": {"a": 1}}, []),
     ],
 )  # fmt: skip
@@ -285,7 +299,7 @@ def test_names_that_are_not_utf_8_or_of_several_lines(tmp_path, kind):
     path = write(tmp_path, kind, several("train/caf\udce9", "train/a\nb", "seg_\udce9/x"))
     assert understood(path) == {"train": {"a\nb": 2, "caf\udce9": 2}}
     told = describe(datasets.load(f"folder:{path}", "train"))
-    assert r"2 classes (a\nb, caf\udce9)" in told and r"seg_\udce9/x" in told and told.isprintable()
+    assert r"2 classes (a\nb, caf\udce9)" in told and r"seg_\udce9" in told and told.isprintable()
 
 
 def test_links_and_pipes(tmp_path):

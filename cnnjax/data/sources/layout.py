@@ -75,6 +75,17 @@ class Folder:
         for folder in self.folders:
             yield from folder.empty() if folder.count else (folder,)
 
+    def outside(self, used: Collection[str]) -> Iterator[str]:
+        """The images that are not used, those of a whole folder as '7 images in FOLDER'."""
+        places = [(self.path, [m.name for m in self.images if m.name not in used])]
+        for folder in self.folders:
+            names = [member.name for member in folder.below()]
+            if any(name in used for name in names):
+                yield from folder.outside(used)
+            else:
+                places.append((folder.path, names))
+        yield from (f"{len(n)} images in {p or '.'}" if len(n) > 1 else n[0] for p, n in places if n)
+
     def only(self) -> "Folder | None":
         """The one folder that may hold images; an empty one is a class that is not yet filled."""
         folders = [f for f in self.folders if f.count or not f.others]
@@ -215,10 +226,12 @@ def _class_folders(root: Path, folder: Folder) -> list[Folder]:
         raise UserError(
             f"{_where(root, folder)}: {loose} images beside folders of {inside}; move one kind away"
         )
-    for each in filled:
+    inside_classes = [*filled]
+    for each in inside_classes:
         named = {split for f in each.filled() if (split := split_of(f.name))}
         if any(split != "train" and ("train", rest) in named for split, rest in named):
             raise UserError(f"{_where(root, each)}: splits inside a class; allowed: SPLIT/CLASS/images")
+        inside_classes += each.filled()
     return filled
 
 
@@ -235,6 +248,9 @@ def _name_classes(root: Path, folder: Folder) -> ByClass:
             allowed = "allowed: CLASS/NAME, or CLASS_NAME for loose files"
             raise UserError(f"{root}/{member.name}: an image outside a class folder; {allowed}")
         by_class.setdefault(name, []).append(member)
+    if len({SPLIT_WORDS.get(name.lower()) for name in by_class} - {None}) > 1:
+        begin = " and ".join(f"{name}_" for name in sorted(by_class))
+        raise UserError(f"{_where(root, folder)}: files begin with {begin}; allowed: SPLIT/CLASS/images")
     if len(by_class) == 1 < folder.count:
         alike = f"all {folder.count} images begin with {next(iter(by_class))}_, which is one class"
         raise UserError(f"{_where(root, folder)}: {alike}; allowed: CLASS/NAME, or CLASS_NAME of several")
@@ -294,15 +310,15 @@ def _notes(tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: 
             yield f"{split} has no labels: {folder.count} images outside class folders in {folder.path}"
             members += folder.images
             continue
-        if missing := [name for name, members in splits[split][1].items() if not members]:
+        if missing := [each for each, used in splits[split][1].items() if not used]:
             yield f"{split} has no images of {listed(missing)}"
         if deeper := [inner for each in folder.filled() for inner in each.filled()]:
             yield f"{deeper[0].path} and other folders inside a class folder count to its class"
-    used = {member.name for member in members}
-    outside: dict[str, list[str]] = {}
-    for name in (member.name for member in tree.below() if member.name not in used):
-        outside.setdefault(str(PurePosixPath(name).parent), []).append(name)
-    places = [f"{len(each)} images in {p}" if len(each) > 1 else each[0] for p, each in outside.items()]
+        if split == "train" and not folder.filled():
+            names = (PurePosixPath(member.name).name for member in folder.images)
+            name = max(names, key=lambda name: name.count("_"))
+            yield f"loose files are of the class before their first _: {name} of {name.partition('_')[0]}"
+    places = [*tree.outside({member.name for member in members})]
     left_out = [f"{listed(places)}, outside class folders"] if places else []
     if left_out := [*left_out, *filter(None, [others])]:
         yield f"left out: {', '.join(left_out)}"
