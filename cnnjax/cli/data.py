@@ -67,7 +67,7 @@ def list_datasets(folder: str | None) -> None:
 
 def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_image: str) -> None:
     """Says what a data set was understood as, and writes its splits as records of one size."""
-    print(describe(next(iter(sources.values()))))
+    say(describe(next(iter(sources.values()))))
     with _bar("preparing") as bar:
         facts = prepare.prepare(sources, Path(out), encoding=form, on_bad_image=on_bad_image, progress=bar)
     for split, shards in facts["splits"].items():
