@@ -12,14 +12,15 @@ Entry = TypeVar("Entry")
 MOST_INT, MOST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32, which devices count and compute in
 MOST = 2000  # characters of a text that is shown in one line
 MOST_MARKS = 8  # accents and the like on one letter
+BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that nobody sees
 
 
 class _Escapes(dict[int, str]):
     """A table for `str.translate`: what is not printable, as Python writes it in a string."""
 
     def __missing__(self, code: int) -> str:
-        shown = chr(code).isprintable() or unicodedata.category(chr(code)) == "Zs"
-        self[code] = chr(code) if shown else ascii(chr(code))[1:-1]
+        seen = chr(code).isprintable() or unicodedata.category(chr(code)) == "Zs"
+        self[code] = chr(code) if seen and chr(code) not in BLANK else ascii(chr(code))[1:-1]
         return self[code]
 
 

@@ -140,6 +140,7 @@ def test_what_is_visible_stays_and_what_is_not_becomes_an_escape():
         assert visible(text) == text
     assert visible("\x1b[2J\r\n\u202e\u200b\udce9\x9b\x00") == r"\x1b[2J\r\n\u202e\u200b\udce9\x9b\x00"
     assert visible("a\nb", lines=True) == "a\nb"
+    assert visible("\u3164\u2800\u034f\u2060\u00ad\U000e0041") == r"\u3164\u2800\u034f\u2060\xad\U000e0041"
     assert len(visible("n" * 10_000)) == MOST + 1
     assert len(visible("n" * 10_000, lines=True)) == 10_000
     for text in HOSTILE:

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from cnnjax.data.files import make_cache_folder
+from cnnjax.errors import visible
 from cnnjax.ops import cpu
 
 SWITCH = "CNNJAX_COMPILE_CACHE"
@@ -34,7 +35,7 @@ def enable() -> str:
         folder = make_cache_folder(key(), alone=True)
         _remove_unfinished(folder)
     except (OSError, RuntimeError) as error:
-        sys.stderr.write(f"cnnjax: compiled programs are not kept: {error}\n")
+        sys.stderr.write(f"cnnjax: compiled programs are not kept: {visible(error)}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
