@@ -115,6 +115,14 @@ FIELDS: dict[str, Field] = {
 }
 
 
+# What the config.json of an old run may lack; all other fields have always been there.
+LATER = {
+    *("eval_protocol", "mesh", "sharding", "batch_norm", "accumulate_steps", "init_from", "init_head"),
+    *("freeze", "cpu_kernels", "on_nonfinite", "optimizer.learning_rate_scales", "data.size"),
+    *("data.num_workers", "data.on_bad_image", "data.max_bad_images", "data.test_split"),
+}
+
+
 def default() -> ConfigDict:
     """Every field with its default: SimpleCNN on the embedded sample of Fashion-MNIST."""
     nested: dict[str, Any] = {}
@@ -124,12 +132,12 @@ def default() -> ConfigDict:
     return ConfigDict(nested).lock()
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
+def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     """{"a.b": value} of every field."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        inner = flatten(value) if isinstance(value, ConfigDict) else None
-        flat |= {key: value} if inner is None else {f"{key}.{name}": v for name, v in inner.items()}
+        inner = flatten(value) if isinstance(value, ConfigDict | dict) else {}
+        flat |= {f"{key}.{name}": v for name, v in inner.items()} or {key: value}
     return flat
 
 
@@ -230,12 +238,16 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
-    """A config read back from `to_json`; fields that have come since take their defaults."""
-    config = default()
-    with config.unlocked():
-        config.update(json.loads(text))
-    return config.lock()
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """The config of `to_json`'s object, not validated; fields that have come since take their defaults."""
+    flat = flatten(values)
+    for name, value in flat.items():
+        kind = type(field(name).default)
+        if not isinstance(value, Value):
+            raise UserError(f"config.{name}={value!r:.40} must be {kind.__name__}")
+    if missing := sorted(FIELDS.keys() - flat.keys() - LATER):
+        raise UserError(f"config.{missing[0]} is missing")
+    return assign(default(), flat)
 
 
 def differing(saved: ConfigDict, config: ConfigDict) -> list[str]:

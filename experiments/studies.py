@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.cli.sweep import Lines
+from cnnjax.data.files import read_json
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs.folder import Run
@@ -260,7 +261,7 @@ def markdown(head: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
 
 def footer(here: Path, rows: Sequence[Row]) -> str:
     """What the runs have in common: data, machine, versions and the command."""
-    config = config_lib.from_json((here / "sweep.json").read_text())
+    config = config_lib.from_dict(read_json(here / "sweep.json"))
     name = config.data.name
     data = name if ":" not in name else f"JPEG copies of the images ({name.partition(':')[0]})"
     last, versions = rows[-1], json.loads(rows[-1]["versions"])

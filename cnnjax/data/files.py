@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import glob
 import hashlib
 import io
@@ -16,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cnnjax.errors import UserError
 
@@ -78,7 +79,7 @@ def _new_part(folder: Path, name: str) -> tuple[int, Path]:
 def remove_left(folder: Path, name: str = "") -> None:
     """Removes the files that `replacing` a file of that name, or of any, left in killed processes."""
     for part in folder.glob(f"{PART}*{glob.escape(name)}"):
-        with contextlib.suppress(OSError), open(part) as file:
+        with contextlib.suppress(OSError), open(part, opener=_at_once) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by who writes to it
             part.unlink()
 
@@ -107,7 +108,7 @@ def open_file(path: str | os.PathLike[str], *, within: Path | None = None) -> io
     A UserError names a file that is missing, a folder, pipe or device, or a link out of the folder `within`.
     """
     try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+        file = open(path, "rb", opener=_at_once)  # noqa: SIM115
     except (OSError, ValueError) as error:  # the latter for a name with a NUL
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -136,6 +137,17 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES, *, within: P
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UserError(f"{path} cannot be read: {reason}")
+
+
+def _at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Opens a file to be added to or locked, created if missing; a UserError for a link, pipe or folder."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise UserError(f"{path} is not a regular file; remove it")
+    return open(path, "a", opener=_at_once)
 
 
 def sha256_of(path: Path) -> str:
@@ -197,7 +209,7 @@ def check_kind(value: Any, kind: Any, name: str = "it") -> None:
         check_kind(value, dict[str, Any], name)
         if missing := sorted(kind.__required_keys__ - value.keys()):
             raise ValueError(f"{name} lacks {', '.join(missing)}")
-        for entry, inner in typing.get_type_hints(kind).items():
+        for entry, inner in _hints(kind).items():
             if entry in value:
                 check_kind(value[entry], inner, entry if name == "it" else f"{name}.{entry}")
     elif origin in (dict, list):
@@ -208,8 +220,13 @@ def check_kind(value: Any, kind: Any, name: str = "it") -> None:
             for key, one in enumerate(value) if origin is list else value.items():
                 check_kind(one, inner, f"{name}[{key!r}]")
     elif type(value) not in _types(kind):
+        if name == "it" and kind is dict:
+            raise ValueError("it holds no JSON object")
         allowed = " or ".join(sorted(WORDS[each] for each in _types(kind)))
         raise ValueError(f"{name} is {reprlib.repr(value)}; allowed: {allowed}")
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _types(kind: Any) -> set[Any]:

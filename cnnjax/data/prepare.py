@@ -129,11 +129,7 @@ def prepare(
 def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
     """Raises a UserError if the folder holds shards of another plan."""
     file = out / "plan.json"
-    try:
-        differs = file.is_file() and json.loads(file.read_text()) != plan
-    except ValueError:
-        raise UserError(f"{file}: damaged; choose another folder, or remove that one") from None
-    if differs:
+    if file.exists() and read_json(file) != plan:
         raise UserError(f"out={out} holds images prepared from other data or in another way; choose another")
     if not file.is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"out={out} is not empty; choose another")

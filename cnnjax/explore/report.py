@@ -7,6 +7,7 @@ group.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 
 from cnnjax import config as config_lib
 from cnnjax.data.files import atomic_write
+from cnnjax.data.sources.npz import read_npz
 from cnnjax.errors import UserError
 from cnnjax.explore import plots
 from cnnjax.explore.markup import Markup, element, image, join, page, svg, table
-from cnnjax.runs.folder import Run, readable
+from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.results import spread
 from cnnjax.training.metrics import worst_mistakes
@@ -41,22 +43,22 @@ UNCOMPARED = {"seed", *(name for name, field in config_lib.FIELDS.items() if fie
 NUM_IMAGES = 24
 MOST_CLASSES = 30  # of a confusion matrix that can be read as a table
 SCORES = ("precision", "recall", "f1")
-COLUMNS = ("label", "prediction", "confidence", "loss")  # of predictions.npz
+PER_CLASS = (*SCORES, "support")
+CLASSES = ("label", "prediction")
+COLUMNS = {**dict.fromkeys(CLASSES, "iu"), "confidence": "f", "loss": "f"}  # of predictions.npz: kinds
 BREAK = Markup("<br>")
 
 
 def write(path: str | Path) -> Path:
     """Writes `report.html` of a run and returns its path."""
     run = Run.open(path)
-    with readable(run.path):
-        text = _page(run)
-    atomic_write(run.path / "report.html", text)
+    atomic_write(run.path / "report.html", _page(run))
     return run.path / "report.html"
 
 
 def _page(run: Run) -> str:
     config = run.config()
-    record, test = run.read_json("record.json"), run.read_json("test.json")
+    record, test = run.read_json("record.json"), test_scores(run)
     metrics = run.metrics()
     parts = [_summary(record, test, metrics), _curves(metrics)]
     if test:
@@ -89,7 +91,7 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> Markup:
     series: dict[str, dict[str, plots.Line]] = {title: {} for title in CURVES}
     for title, columns in CURVES.items():
         for column, label in columns.items():
-            if known := [row for row in rows if column in row]:
+            if known := [row for row in rows if {column, "epoch"} <= row.keys()]:
                 series[title][label] = [row["epoch"] for row in known], [row[column] for row in known]
     return _figures(series)
 
@@ -102,7 +104,7 @@ def _figures(series: Mapping[str, Mapping[str, plots.Line]], *notes: Markup) -> 
 
 
 def _classes(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
-    rows = list(zip(names, *(test["per_class"][key] for key in (*SCORES, "support")), strict=True))
+    rows = list(zip(names, *(test["per_class"][key] for key in PER_CLASS), strict=True))
     means = ("macro", "micro", "weighted")
     rows += [(kind, *(test[kind][key] for key in SCORES), test["count"]) for kind in means]
     rows = [(name, *(f"{score:.4f}" for score in cells), count) for name, *cells, count in rows]
@@ -127,7 +129,9 @@ def _mistakes(run: Run, names: Sequence[str]) -> Markup:
         return Markup()
     worst = worst_mistakes(rows, NUM_IMAGES)
     captions = []
-    for label, prediction, confidence in zip(*(rows[k][worst] for k in COLUMNS[:3]), strict=True):
+    for label, prediction, confidence in zip(
+        *(rows[k][worst] for k in (*CLASSES, "confidence")), strict=True
+    ):
         captions.append(join(f"{names[prediction]} ({100 * confidence:.0f} %)", BREAK, f"is {names[label]}"))
     return join(element("h2", "Worst mistakes"), gallery(run, worst, captions))
 
@@ -137,20 +141,34 @@ def gallery(run: Run, indices: np.ndarray, captions: Iterable[Markup]) -> Markup
     try:
         source = load_split(run.config(), "test")
         pictures = [image(source[int(i)]["image"]) for i in indices]
-    except UserError as error:
+    except (UserError, IndexError) as error:  # the latter if the data set has fewer images now
         return element("p", f"No pictures: {error}")
     shown = zip(pictures, captions, strict=True)
     figures = (element("figure", picture, element("figcaption", caption)) for picture, caption in shown)
     return element("div", *figures, class_="mistakes")
 
 
+def test_scores(run: Run) -> dict[str, Any]:
+    """What test.json holds, if it fits the classes of the run; {} before the end."""
+    if test := run.read_json("test.json"):
+        matrix, classes = test["confusion_matrix"], len(run.class_names())
+        if {len(matrix), *map(len, (*matrix, *(test["per_class"][name] for name in PER_CLASS)))} != {classes}:
+            raise UserError(f"{run.path / 'test.json'} is damaged: its classes are not the run's {classes}")
+    return test
+
+
 def predictions(run: Run) -> dict[str, np.ndarray] | None:
     """The row of each test image, see `training.metrics`; None if the run has none."""
-    file = run.path / "predictions.npz"
-    if not file.exists():
+    file, test = run.path / "predictions.npz", test_scores(run)
+    if not test or not os.path.lexists(file):
         return None
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in COLUMNS}
+    rows, classes = read_npz(file, within=run.path), len(run.class_names())
+    shape = dict.fromkeys(COLUMNS, (test["count"],))
+    fits = shape == {name: rows[name].shape for name in COLUMNS if name in rows}
+    fits = fits and all(rows[name].dtype.kind in kind for name, kind in COLUMNS.items())
+    if not fits or any((rows[name] < 0).any() or (rows[name] >= classes).any() for name in CLASSES):
+        raise UserError(f"{file} is damaged: it does not fit test.json; without it the report has no images")
+    return {name: rows[name] for name in COLUMNS}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,8 +186,7 @@ def compare(paths: Sequence[str | Path], out: str | Path) -> Path:
     if file.suffix != ".html" or not file.parent.is_dir():
         raise UserError(f"out={out} must be a file that ends in .html, in an existing folder")
     groups = make_groups([Run.open(path) for path in dict.fromkeys(map(str, paths))])
-    with readable(Path(", ".join(map(str, paths)))):
-        parts = [_scores(groups), _differences(groups), _group_curves(groups), _side_by_side(groups)]
+    parts = [_scores(groups), _differences(groups), _group_curves(groups), _side_by_side(groups)]
     title = f"{len(groups)} configs, {sum(len(group.runs) for group in groups)} runs"
     atomic_write(file, page(title, *parts))
     return file
@@ -190,9 +207,9 @@ def _scores(groups: Sequence[Group]) -> Markup:
     head = ["", "test accuracy %", "macro F1", "test loss", "minutes", "seeds", "parameters", "model", "data"]
     rows, folders = [], []
     for group in groups:
-        tests = [test for run in group.runs if (test := run.read_json("test.json"))]
+        tests = [test for run in group.runs if (test := test_scores(run))]
         record = group.runs[0].read_json("record.json")
-        minutes = [metrics[-1]["seconds"] / 60 for run in group.runs if (metrics := run.metrics())]
+        minutes = [metrics[-1].get("seconds", 0) / 60 for run in group.runs if (metrics := run.metrics())]
         accuracy, f1 = [100 * test["accuracy"] for test in tests], [test["macro"]["f1"] for test in tests]
         scores = [_mean(accuracy, 2), _mean(f1, 4), _mean([test["loss"] for test in tests], 4)]
         seeds = ", ".join(str(run.config().seed) for run in group.runs)
@@ -221,7 +238,8 @@ def _differences(groups: Sequence[Group]) -> Markup:
 
 def curve(group: Group, column: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(epochs [E], values [runs, E]) at the epochs that all runs have reached; None without any."""
-    rows = [{row["epoch"]: row[column] for row in run.metrics() if column in row} for run in group.runs]
+    known = [[row for row in run.metrics() if {column, "epoch"} <= row.keys()] for run in group.runs]
+    rows = [{row["epoch"]: row[column] for row in each} for each in known]
     epochs = sorted(set.intersection(*map(set, rows)))
     values = np.asarray([[row[epoch] for epoch in epochs] for row in rows])
     return (np.asarray(epochs), values) if epochs else None
@@ -248,14 +266,14 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
     chosen = np.flatnonzero((wrong > 0) & (wrong < len(tables)) if len(tables) > 1 else wrong > 0)
     chosen = chosen[np.argsort(-loss[chosen], kind="stable")][:NUM_IMAGES]
     run = next(iter(tables)).runs[0]
-    names = run.class_names()
+    names = {group: group.runs[0].class_names() for group in tables}
 
     def caption(i: int) -> Markup:
-        lines = [join("is ", element("b", names[labels[0][i]]))]
+        lines = [join("is ", element("b", run.class_names()[labels[0][i]]))]
         for group, rows in tables.items():
             prediction, share = rows["prediction"][i], 100 * rows["confidence"][i]
             mark = "✓" if prediction == labels[0][i] else "✗"
-            lines += [BREAK, join(f"{group.name} {mark} {names[prediction]} ({share:.0f} %)")]
+            lines += [BREAK, join(f"{group.name} {mark} {names[group][prediction]} ({share:.0f} %)")]
         return join(*lines)
 
     note = element("p", "Test images on which they disagree, highest loss first; the first run of each.")

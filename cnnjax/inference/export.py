@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from cnnjax import config as config_lib
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.catalog import DATASETS
-from cnnjax.data.files import atomic_write, replacing
+from cnnjax.data.files import atomic_write, read_json, replacing
 from cnnjax.errors import UserError, one_line
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import Preset, count_params, create_model, variant
@@ -107,16 +107,32 @@ def description(trained: TrainedModel, form: str, half: bool, batch_size: int | 
     }
 
 
+class Step(TypedDict):
+    """A step of the preprocessing; its other entries are the arguments."""
+
+    name: str
+
+
+class Facts(TypedDict):
+    """What is read of `description`."""
+
+    model: str
+    class_names: list[str]
+    preprocessing: list[Step]
+    image_shape: list[int]
+
+
 def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
     """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
     path = Path(file)
+    sidecar = path.with_name(f"{path.name}.json")
+    facts = read_json(sidecar, Facts)
     try:
-        facts = json.loads(path.with_name(f"{path.name}.json").read_text())
         model = create_model(facts["model"], num_classes=len(facts["class_names"]))
         spec = "|".join(map(_call, facts["preprocessing"]))
         augment = augment_lib.parse(spec, image_shape=facts["image_shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}.json cannot be read: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{sidecar} is damaged: {one_line(error)}") from None
     return model, _read_variables(path), augment
 
 

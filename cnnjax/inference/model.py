@@ -23,7 +23,7 @@ from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model
 from cnnjax.models.weights.torch import Variables
 from cnnjax.runs.checkpoints import Checkpoints
-from cnnjax.runs.folder import Run, readable
+from cnnjax.runs.folder import Run, naming
 from cnnjax.runs.inputs import load_split, parse_augment
 
 
@@ -143,8 +143,7 @@ def load_run(
     run = Run.open(workdir)
     config = run.config()
     step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
-    with readable(run.path):
-        augment, shape, names = _preprocessing(run, config)
+    augment, shape, names = _preprocessing(run, config)
     model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
     variables = jax.tree.map(jnp.asarray, variables)
     image = jax.ShapeDtypeStruct((1, *augment.output_shape), jnp.float32)
@@ -166,6 +165,9 @@ def _preprocessing(
     if "image_shape" not in facts:  # a run from before these were recorded
         source = load_split(config, "train")
         return parse_augment(config, "eval", source), tuple(source.image_shape), tuple(source.class_names)
-    height, width, channels = map(int, facts["image_shape"])
-    augment = augment_lib.parse(facts["eval_augment"], image_shape=(height, width, channels))
-    return augment, (height, width, channels), tuple(map(str, facts["class_names"]))
+    file, shape = run.path / "record.json", tuple(facts["image_shape"])
+    if len(shape) != 3 or min(shape) < 1 or not {"eval_augment", "class_names"} <= facts.keys():
+        raise UserError(f"{file} is damaged: data has no whole image_shape, eval_augment, class_names")
+    with naming(file):
+        augment = augment_lib.parse(facts["eval_augment"], image_shape=shape)
+    return augment, shape, tuple(facts["class_names"])

@@ -7,11 +7,12 @@ then are older ones removed. A damaged one is renamed to `STEP.damaged`, never o
 import concurrent.futures
 import contextlib
 import errno
+import math
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,8 +42,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending."""
-        folders = self.directory.iterdir() if self.directory.is_dir() else ()
-        return sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdigit())
+        if not os.path.lexists(self.directory):
+            return []
+        if not self.directory.is_dir():
+            raise UserError(f"{self.directory} is not a folder; restore it, or train in another run folder")
+        names = os.listdir(self.directory)
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
 
     def metrics(self, step: int) -> Numbers:
         """What a checkpoint was saved with; {} if that was nothing, or cannot be read."""
@@ -70,24 +75,25 @@ class Checkpoints:
         if not (steps := self.steps()):
             raise UserError(f"{self.directory} holds no checkpoint yet; train it with `cnnjax train`")
         if checkpoint == "last":
-            return self._newest(steps, lambda step: manifests.verify(self.folder(step)))[0]
+            return self._newest(lambda step: manifests.verify(self.folder(step)))[0]
         named = {"best": int(self.best_metrics().get("step", steps[-1])), "last": steps[-1]}
         named |= {str(step): step for step in steps}
         return by_name("checkpoint", checkpoint, named)
 
-    def _newest(self, steps: Sequence[int], read: Callable[[int], _T]) -> tuple[int, _T]:
-        """The newest step that can be read, and what was read; a warning names the damaged ones."""
-        problems = []
-        for step in steps[::-1]:
+    def _newest(self, read: Callable[[int], _T], most: float = math.inf) -> tuple[int, _T]:
+        """The newest step up to `most` that can be read, and what was read; warns of damaged ones."""
+        problems: dict[int, str] = {}
+        while steps := [step for step in self.steps() if step <= most and step not in problems]:
             try:
-                return step, read(step)
+                return steps[-1], read(steps[-1])
             except Exception as error:  # orbax raises many kinds for a folder that does not fit
-                problems.append(f"{step}: {one_line(error)}")
-                warnings.warn(f"checkpoint {problems[-1]}; passed over", stacklevel=4)
+                if os.path.lexists(self.folder(steps[-1])):  # else it was pruned meanwhile: looks again
+                    problems[steps[-1]] = one_line(error)
+                    warnings.warn(f"checkpoint {steps[-1]}: {one_line(error)}; passed over", stacklevel=4)
         raise UserError(f"no checkpoint in {self.directory} can be read: {problems}")
 
-    def restore(self, like: Tree, step: int | None = None) -> tuple[int, Tree, dict[str, int | float]] | None:
-        """The newest sound checkpoint, or that of `step`, as (step, tree, position); None without any.
+    def restore(self, like: Tree, most: float = math.inf) -> tuple[int, Tree, dict[str, int | float]] | None:
+        """The newest sound checkpoint, of at most step `most`, as (step, tree, position); None without any.
 
         `like` is a tree of arrays or of `ShapeDtypeStruct`s with the shapes, dtypes and shardings to restore.
         If nothing that was saved can be read, a UserError names what is wrong with each.
@@ -99,9 +105,9 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
                 return manifest, reader.restore(self.folder(step) / "tree", args=target)
 
-        if not (steps := self.steps() if step is None else [step]):
+        if not any(step <= most for step in self.steps()):
             return None
-        step, (manifest, tree) = self._newest(steps, read)
+        step, (manifest, tree) = self._newest(read, most)
         return step, tree, dict(manifest["position"])
 
     def read(self, step: int) -> dict[str, Tree]:
@@ -120,8 +126,15 @@ class Checkpoints:
         """The step that `find` names, and its "raw" params and batch_stats, or their "ema", in NumPy."""
         if weights not in ("raw", "ema"):
             raise unknown("weights", weights, ["raw", "ema"])
-        step = self.find(checkpoint)
-        state = self.read(step)["state"]
+        while True:
+            step = self.find(checkpoint)
+            try:
+                state = self.read(step)["state"]
+                break
+            except UserError:
+                if os.path.lexists(self.folder(step)):
+                    raise
+                # It was pruned meanwhile by the process that trains: there is a newer one, or a better.
         if weights == "ema" and not state.get("ema"):
             run = self.directory.parent
             raise UserError(f"weights=ema: {run} keeps no moving average (config.ema_decay is 0)")
@@ -146,7 +159,7 @@ class Saver(Checkpoints):
         """
         self.wait()
         with self._disk_errors():
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(exist_ok=True)  # not its parents: a run folder that is gone stays gone
             needed = SPARE_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
             if shutil.disk_usage(self.directory).free < needed:  # orbax would print a stack for each array
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -261,7 +274,8 @@ def describe(workdir: str | Path, *, verify: bool = False) -> list[dict[str, int
     Another process may be training in the folder. Unless `verify`, the manifests alone are read.
     """
     saved = Checkpoints(Run.open(workdir).path / "checkpoints")
-    return [_row(step, saved.folder(step), verify) for step in saved.steps()]
+    rows = [_row(step, saved.folder(step), verify) for step in saved.steps()]
+    return [row for row in rows if os.path.lexists(saved.folder(int(row["step"])))]  # not pruned meanwhile
 
 
 def _row(step: int, folder: Path, verify: bool) -> dict[str, int | str]:
@@ -292,7 +306,10 @@ def _remove(folder: Path) -> None:
     gone = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
-    shutil.rmtree(gone)
+    if gone.is_symlink() or not gone.is_dir():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone)
 
 
 def _sync(folder: Path) -> None:

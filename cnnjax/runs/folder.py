@@ -5,23 +5,34 @@ in it is ever unpickled or executed.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
+import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from typing import IO, TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write, check_utf8, read_json, remove_left
-from cnnjax.errors import UserError, one_line
+from cnnjax.data.files import (
+    atomic_write,
+    check_utf8,
+    open_to_append,
+    parse_json,
+    read_file,
+    read_json,
+    remove_left,
+)
+from cnnjax.errors import UserError
 from cnnjax.runs import processes
+from cnnjax.runs.record import Record
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -30,12 +41,55 @@ Json = dict[str, Any]  # an object of a JSON file
 PATTERN = re.compile(r"[*?[\\]|:/")  # orbax looks for parts of a save by glob, and for schemes of addresses
 
 
+class Averages(TypedDict):
+    """Scores averaged over classes."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class PerClass(TypedDict):
+    """Scores by class."""
+
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    support: list[int]
+
+
+class Test(TypedDict):
+    """What is read of test.json, see `training.metrics.compute`."""
+
+    step: int
+    count: int
+    accuracy: float
+    loss: float
+    ema_accuracy: NotRequired[float]
+    macro: Averages
+    micro: Averages
+    weighted: Averages
+    per_class: PerClass
+    confusion_matrix: list[list[int]]
+
+
+class NonFinite(TypedDict):
+    """A step of nonfinite.json, and the examples of its batch."""
+
+    step: int
+    indices: list[int]
+
+
+KINDS = {"record.json": Record, "test.json": Test, "nonfinite.json": dict[str, NonFinite]}
+
+
 class Run:
     """A run folder. Of several processes only the first writes to it."""
 
     def __init__(self, path: str | Path):
         self.path = check_utf8(Path(path))  # the library of checkpoints takes no other
         self._lock: IO[str] | None = None
+        self._folder: int | None = None  # open while it is locked, so that it can be told from another
         self._events: SummaryWriter | None = None
 
     @classmethod
@@ -57,18 +111,24 @@ class Run:
             remove_left(run.path)
         except OSError as error:
             raise UserError(f"--workdir={path} cannot be written: {error.strerror}") from None
-        saved = run.path / "config.json"
-        if saved.exists():
-            run._check_same(config, fingerprint)
-        elif any(child.name[0] != "." for child in run.path.iterdir()):
-            raise UserError(f"--workdir={path} is neither empty nor a run folder; choose another")
-        atomic_write(saved, config_lib.to_json(config))
+        try:
+            saved = run.path / "config.json"
+            if os.path.lexists(saved):
+                run._check_same(config, fingerprint)
+            elif any(child.name[0] != "." for child in run.path.iterdir()):
+                raise UserError(f"--workdir={path} is neither empty nor a run folder; choose another")
+            atomic_write(saved, config_lib.to_json(config))
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def _check_same(self, config: ConfigDict, fingerprint: str) -> None:
         if differences := config_lib.differing(self.config(), config):
             problem = f"{self.path} holds a run with another config ({'; '.join(differences)})"
             raise UserError(f"{problem}; give the same values to resume it, or another --workdir")
+        for name in KINDS:
+            self.read_json(name)  # a damaged one is told before the first step
         trained_on = self.read_json("record.json").get("data", {}).get("fingerprint", fingerprint)
         if trained_on != fingerprint:
             problem = f"{self.path} was trained on other images of {config.data.name}"
@@ -78,43 +138,67 @@ class Run:
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """Opens an existing run folder for reading."""
-        if not (Path(path) / "config.json").is_file():
+        if not os.path.lexists(Path(path) / "config.json"):
             problem = f"{path} is not a run folder: it has no config.json"
             raise UserError(f"{problem}; train one with `cnnjax train`")
         return cls(path)
 
     def lock(self) -> None:
         """Keeps others from training in the folder until `close`; a UserError if one does."""
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115, held until `close`
+        self._lock = open_to_append(self.path / ".lock")
+        self._folder = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             line = f"another process is training in {self.path}; wait, or choose another --workdir"
             raise UserError(line) from None
+
+    def check_there(self) -> None:
+        """Raises an OSError if the folder that `lock` has locked was removed, or another put in its place."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._folder is None or os.path.samestat(os.stat(self.path), os.fstat(self._folder)):
+                return
+        raise FileNotFoundError(errno.ENOENT, "the run folder was removed or replaced", str(self.path))
 
     def close(self) -> None:
         """Lets another process train in this folder."""
         for file in (self._events, self._lock):
             if file:
                 file.close()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
     def config(self) -> ConfigDict:
         """The config of the run."""
+        file = self.path / "config.json"
         try:
-            config = config_lib.from_json((self.path / "config.json").read_text())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path / 'config.json'} cannot be read: {error}") from None
-        config_lib.validate(config)
+            values = read_json(file, within=self.path)
+        except UserError as error:
+            raise UserError(str(error).replace(f"{file} is damaged", f"{file} cannot be read")) from None
+        with naming(file):
+            config = config_lib.from_dict(values)
+            config_lib.validate(config)
         return config
 
     def class_names(self) -> list[str]:
         """The names of the classes that the run was trained on."""
-        return self.read_json("record.json")["data"]["class_names"]
+        facts = self.read_json("record.json").get("data", {})
+        if "class_names" not in facts:
+            raise UserError(f"{self.path / 'record.json'} names no classes; restore it, or train again")
+        return facts["class_names"]
 
     def read_json(self, name: str) -> Json:
-        """A JSON file of the folder; {} if it is absent."""
+        """A JSON file of the folder, of its kind; {} if it is absent."""
         file = self.path / name
-        return read_json(file, within=self.path) if os.path.lexists(file) else {}
+        kind = KINDS.get(name, dict[str, Any])
+        if not os.path.lexists(file):
+            return {}
+        try:
+            return read_json(file, kind, within=self.path)
+        except UserError as error:
+            raise UserError(f"{error}; restore or remove it") from None
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Writes a JSON file of the folder, whole or not at all."""
@@ -128,20 +212,25 @@ class Run:
 
     def _write(self, name: str, content: str | bytes) -> None:
         if processes.is_first():
+            self.check_there()
             atomic_write(self.path / name, content)
 
     def metrics(self) -> list[Json]:
-        """The rows of metrics.jsonl; an incomplete last line is left out."""
-        file, rows = self.path / "metrics.jsonl", []
-        for line in file.read_text().splitlines() if file.exists() else ():
+        """The rows of metrics.jsonl; an incomplete last line is left out, and with a warning damaged ones."""
+        file, rows, damaged = self.path / "metrics.jsonl", [], []
+        *lines, last = read_file(file, within=self.path).split(b"\n") if os.path.lexists(file) else [b""]
+        for number, line in enumerate([*lines, last] if last else lines, 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                rows.append(_row(line))
+            except ValueError as error:
+                damaged += [f"line {number} ({error})"] if number <= len(lines) else []
+        if damaged and processes.is_first():
+            more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+            warnings.warn(f"{file}: damaged, left out: {', '.join(damaged[:3])}{more}", stacklevel=1)
         return rows
 
-    def start_metrics(self, step: int) -> None:
-        """Drops the rows after a step, which a resumed run writes again."""
+    def start_metrics(self, step: int) -> list[Json]:
+        """Drops the rows after a step, which a resumed run writes again; returns the others."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         if processes.is_first():
@@ -149,29 +238,37 @@ class Run:
                 from tensorboardX import SummaryWriter
 
                 self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        return rows
 
     def append_metrics(self, row: Mapping[str, float]) -> None:
         """Adds one row to metrics.jsonl, and to TensorBoard's event files if the extra is installed."""
         if not processes.is_first():
             return
-        with open(self.path / "metrics.jsonl", "a") as file:
+        self.check_there()
+        with open_to_append(self.path / "metrics.jsonl") as file:
             file.write(json.dumps(row) + "\n")
         if self._events:
             for name in row.keys() - {"step"}:
                 self._events.add_scalar(name, row[name], row["step"])
 
 
+def _row(line: bytes) -> Json:
+    """A row of metrics.jsonl; a ValueError if it is damaged."""
+    row = parse_json(line, dict[str, float])
+    if type(row.get("step")) is not int or row["step"] < 0:
+        raise ValueError("it has no step")
+    if not all(math.isfinite(row.get(name, 0)) for name in ("epoch", "seconds")):
+        raise ValueError("its time is not finite")
+    return row
+
+
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turns the errors of damaged files in a run folder into a UserError that names the folder."""
+def naming(file: Path) -> Iterator[None]:
+    """Puts a file's name before what is wrong with its values."""
     try:
         yield
-    except UserError:
-        raise
-    except (AttributeError, EOFError, IndexError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        reason = f"{type(error).__name__}: {one_line(error, 160)}"
-        files = "record.json, metrics.jsonl, test.json, predictions.npz"
-        raise UserError(f"{path}: one of {files} is damaged ({reason})") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def plain(value: Any) -> Any:

@@ -62,12 +62,11 @@ class Log:
         self.batches, self.progress = batches, progress
         rest = step % experiment.config.log_every_steps if step < experiment.total_steps else 0
         self.since = step - rest  # where the interval began
-        rows = [row for row in run.metrics() if row["step"] <= step]
+        rows = run.start_metrics(step)
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
         self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}
         self.images_reported = 0  # skipped images that the user has been told of
-        run.start_metrics(step)
         self.seconds, self.clock = seconds, time.perf_counter()
         self.training, self.waiting, self.steps = 0.0, 0.0, 0  # seconds and steps of the interval
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
 
 import jax
 
@@ -21,6 +22,46 @@ _VECTORS = {  # flags of /proc/cpuinfo, the widest first
     "avx512f": "AVX-512",
     "avx2": "AVX2",
 }
+
+
+class DataFacts(TypedDict, total=False):
+    """What record.json says of the images; folders of imported weights may have none of it."""
+
+    name: str
+    fingerprint: str
+    class_names: list[str]
+    image_shape: list[int]
+    eval_augment: str
+
+
+class ModelFacts(TypedDict, total=False):
+    """What record.json says of the network."""
+
+    spec: str
+    num_params: int
+
+
+class Machine(TypedDict, total=False):
+    """What record.json says of the machine."""
+
+    processor: str
+    cores: int | None
+
+
+class Record(TypedDict, total=False):
+    """What is read of record.json, of what `make_record` and the experiment put there; old runs lack some."""
+
+    command: list[str]
+    started: str
+    commit: str
+    python: str
+    versions: dict[str, str]
+    machine: Machine
+    devices: list[str]
+    cpu_kernels: str
+    compile_seconds: float
+    data: DataFacts
+    model: ModelFacts
 
 
 def make_record(**facts: object) -> dict[str, object]:

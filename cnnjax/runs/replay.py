@@ -37,11 +37,11 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
     recorded = run.read_json("nonfinite.json")
     if step is None and not recorded:
         raise UserError(f"{run.path} has no step whose loss was not finite; name one with --step=N")
-    step = max(map(int, recorded)) if step is None else step
+    step = max(each["step"] for each in recorded.values()) if step is None else step
     config = run.config()
     experiment = build(config)
-    if step >= experiment.total_steps:
-        raise UserError(f"--step={step} must be less than the run's {experiment.total_steps} steps")
+    if not 0 <= step < experiment.total_steps:
+        raise UserError(f"--step={step} must be less than the run's {experiment.total_steps} steps, from 0")
     trained_on = run.read_json("record.json").get("data", {}).get("fingerprint")
     if trained_on != experiment.train_source.fingerprint:
         raise UserError(f"{run.path} was trained on other images of {config.data.name}; restore them")
@@ -51,9 +51,8 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
 
 def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
     checkpoints, start = Checkpoints(directory), 0
-    sound = [s for s in checkpoints.steps() if s <= step and not checkpoints.problem(s)]
-    if sound and (restored := checkpoints.restore(experiment.abstract_tree(), sound[-1])):
-        start, state = sound[-1], experiment.stacked(restored[1]["state"])
+    if restored := checkpoints.restore(experiment.abstract_tree(), step):
+        start, state = restored[0], experiment.stacked(restored[1]["state"])
     else:
         state = experiment.init_state()
     batches, key = experiment.train_batches(), experiment.key()

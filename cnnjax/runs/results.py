@@ -4,17 +4,19 @@ import csv
 import fcntl
 import io
 import json
+import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write
-from cnnjax.errors import UserError
-from cnnjax.runs.folder import Run
+from cnnjax.data.files import atomic_write, open_to_append, read_file, read_json
+from cnnjax.errors import UserError, one_line
+from cnnjax.runs.folder import Run, naming
 
 RESULTS = "results.csv"
 SCORES = (
@@ -28,7 +30,7 @@ Row = dict[str, str]
 def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, object]:
     """What a run folder says of itself, as a row."""
     config, record, test = run.config(), run.read_json("record.json"), run.read_json("test.json")
-    metrics, machine = run.metrics(), record["machine"]
+    metrics, machine = run.metrics(), record.get("machine", {})
     last = metrics[-1] if outcome == "finished" else {}
     scores = {
         **{name: last.get(name) for name in SCORES[:3]},
@@ -43,21 +45,38 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
         **{name: "" if value is None else f"{value:.5f}" for name, value in scores.items()},
         "epochs": config.total_epochs,
         "params": record.get("model", {}).get("num_params", ""),
-        "seconds": f"{metrics[-1]['seconds']:.1f}" if metrics else "",
+        "seconds": f"{metrics[-1].get('seconds', 0):.1f}" if metrics else "",
         "compile_seconds": record.get("compile_seconds", ""),
-        **{name: record[name] for name in ("cpu_kernels", "commit", "started")},
-        "machine": f"{machine['processor']}, {machine['cores']} cores, {', '.join(record['devices'])}",
-        "versions": json.dumps({"python": record["python"], **record["versions"]}),
-        "command": json.dumps(record["command"]),
+        **{name: record.get(name, "") for name in ("cpu_kernels", "commit", "started")},
+        "machine": f"{machine.get('processor')}, {machine.get('cores')} cores, "
+        f"{', '.join(record.get('devices', ()))}",
+        "versions": json.dumps({"python": record.get("python"), **record.get("versions", {})}),
+        "command": json.dumps(record.get("command")),
     }
 
 
 def read_results(out: str | Path) -> list[Row]:
     """The rows of a sweep's results.csv; none if there is no such file."""
-    if not (file := Path(out) / RESULTS).exists():
-        return []
-    with open(file, newline="") as opened:
-        return list(csv.DictReader(opened))
+    return _table(Path(out) / RESULTS)[1]
+
+
+def _table(file: Path) -> tuple[list[str], list[Row]]:
+    """The columns and the rows of a table, both empty if there is none; a UserError names a damaged line."""
+    if not os.path.lexists(file):
+        return [], []
+    data, rows = read_file(file, within=file.parent), list[Row]()
+    try:
+        lines = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+        columns = next(lines)
+        for cells in lines:
+            row = dict(zip(columns, cells, strict=True))
+            if not all(math.isfinite(float(row[name])) for name in (*SCORES, "seconds") if row.get(name)):
+                raise ValueError("a score is not finite")
+            rows.append(row)
+    except (ValueError, StopIteration, csv.Error) as error:
+        reason = f"{one_line(error)}; restore it, or remove it to train the sweep again"
+        raise UserError(f"{file} is damaged after row {len(rows)}: {reason}") from None
+    return columns, rows
 
 
 class Results:
@@ -70,8 +89,9 @@ class Results:
 
     def claim(self, config: ConfigDict) -> None:
         """Makes the folder; a UserError if it holds another sweep than this, or cannot be written."""
-        if self.file.exists() and self._head() != self.columns:
-            there = [name for name in self._head() if name in config_lib.FIELDS and name != "seed"]
+        columns = _table(self.file)[0]
+        if columns and columns != self.columns:
+            there = [name for name in columns if name in config_lib.FIELDS and name != "seed"]
             problem = f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}"
             raise UserError(f"{problem}; set the same fields, or choose another --out")
         try:
@@ -82,19 +102,14 @@ class Results:
         with self._locked():
             if not saved.exists():
                 atomic_write(saved, config_lib.to_json(config))
-        try:
-            before = config_lib.from_json(saved.read_text())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{saved} cannot be read: {error}") from None
+        values = read_json(saved, within=self.out)
+        with naming(saved):
+            before = config_lib.from_dict(values)
         kept = {f"config.{field}" for field in (*self.fields, "seed")}
         changed = [d for d in config_lib.differing(before, config) if d.partition(":")[0] not in kept]
         if changed:
             problem = f"{self.out} holds a sweep of another config ({'; '.join(changed)})"
             raise UserError(f"{problem}; choose another --out")
-
-    def _head(self) -> list[str]:
-        with open(self.file, newline="") as file:
-            return next(csv.reader(file), [])
 
     def append(self, row: Mapping[str, object]) -> None:
         """Adds a row, unless the run has one already."""
@@ -108,9 +123,9 @@ class Results:
             writer.writerows([*rows, row])
             atomic_write(self.file, text.getvalue())
 
-    def _locked(self) -> TextIO:
+    def _locked(self) -> IO[str]:
         """The folder, held by this process alone until the file that is returned is closed."""
-        file = open(self.out / "runs" / ".lock", "w")  # noqa: SIM115, closed by the caller's `with`
+        file = open_to_append(self.out / "runs" / ".lock")
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
 

@@ -109,6 +109,7 @@ def live(
         log.finite(step, sums)
         if step != saved:
             tree = {"state": experiment.named(state), "interval": sums}
+            run.check_there()
             checkpoints.save(step, tree, {**batches.get_state(), "seconds": log.seconds})
             saved = step
             log.lap()

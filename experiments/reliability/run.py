@@ -1,8 +1,9 @@
 """Is anything lost or broken when runs are killed, and when what they read is damaged?
 
 python experiments/reliability/run.py                # what is not in results.csv yet, the long form
-python experiments/reliability/run.py kill           # only the killed runs; or `term`, or `fuzz`
+python experiments/reliability/run.py kill           # only the killed runs; or `term`, `fuzz`, `damage`
 python experiments/reliability/run.py fuzz --inputs=100
+python experiments/reliability/run.py damage --inputs=50
 python experiments/reliability/run.py --tables       # only rewrites the tables
 """
 
@@ -21,6 +22,7 @@ from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
 INPUTS = 10_000
+DAMAGED = 500  # folders that each command is tried on
 KILLS, TERMS = 5, 2  # of each setting
 FIELDS = (
     *("test", "case", "phase", "inputs", "refused", "failed", "seconds"),
@@ -65,6 +67,18 @@ def fuzz(count: int) -> None:
             append(fuzzing.fuzz(name, count))
 
 
+def damage(count: int) -> None:
+    """Tries each command on damaged folders, as far as it is not in the table."""
+    from experiments.reliability import damage as damaging
+
+    done = {row["case"] for row in read_rows() if row["test"] == "damage"}
+    with tempfile.TemporaryDirectory() as folder:
+        data = damaging.make_place(Path(folder))
+        for command in damaging.COMMANDS:
+            if command not in done:
+                append(damaging.damage(Path(folder), data, command, count))
+
+
 def kill_table(rows: list[Row]) -> str:
     """A row for each setting: how many runs ended bit for bit as the one that nobody stopped."""
     lines = [
@@ -72,7 +86,7 @@ def kill_table(rows: list[Row]) -> str:
         "| seconds to the end, at most |",
         "|---|---|---|---|---|---|",
     ]
-    cases = {row["case"]: None for row in rows if row["test"] != "fuzz"}
+    cases = {row["case"]: None for row in rows if row["test"] in ("SIGKILL", "SIGTERM")}
     for case in cases:
         killed, told = (
             [row for row in rows if (row["test"], row["case"]) == (name, case)]
@@ -97,34 +111,38 @@ def _same(rows: list[Row]) -> str:
     return f"{sum(row['failed'] == '0' for row in rows)} of {len(rows)}" if rows else ""
 
 
-def fuzz_table(rows: list[Row]) -> str:
-    """A row for each kind of input."""
-    lines = ["| input | tried | refused in one line | taken | other errors |", "|---|---|---|---|---|"]
-    for row in (row for row in rows if row["test"] == "fuzz"):
+def fuzz_table(rows: list[Row], test: str, what: str) -> str:
+    """A row for each kind of input, or for each command."""
+    lines = [f"| {what} | tried | refused in one line | taken | other errors |", "|---|---|---|---|---|"]
+    for row in (row for row in rows if row["test"] == test):
         tried, refused, failed = (int(row[name]) for name in ("inputs", "refused", "failed"))
         lines.append(f"| {row['case']} | {tried:,} | {refused:,} | {tried - refused - failed:,} | {failed} |")
     return "\n".join(lines)
 
 
 def table(rows: list[Row]) -> str:
-    """Both tables as Markdown."""
+    """All tables as Markdown."""
     last = rows[-1]
     return (
-        f"{kill_table(rows)}\n\n{fuzz_table(rows)}\n\n{last['machine']}, jax {last['jax']}. Written by "
+        f"{kill_table(rows)}\n\n{fuzz_table(rows, 'fuzz', 'input')}\n\n"
+        f"{fuzz_table(rows, 'damage', 'command on a damaged folder')}\n\n"
+        f"{last['machine']}, jax {last['jax']}. Written by "
         "`python experiments/reliability/run.py` from `results.csv`."
     )
 
 
 def main() -> None:
-    words = [word for word in sys.argv[1:] if not word.startswith("--")] or ["kill", "term", "fuzz"]
-    inputs = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("--inputs=")), INPUTS)
+    words = [word for word in sys.argv[1:] if not word.startswith("--")] or ["kill", "term", "fuzz", "damage"]
+    inputs = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("--inputs=")), None)
     if "--tables" not in sys.argv:
         if "kill" in words:
             interrupt(signal.SIGKILL, KILLS)
         if "term" in words:
             interrupt(signal.SIGTERM, TERMS)
         if "fuzz" in words:
-            fuzz(inputs)
+            fuzz(inputs or INPUTS)
+        if "damage" in words:
+            damage(inputs or DAMAGED)
     if rows := read_rows():
         pages.write((HERE / "README.md",), "reliability", table(rows))
 

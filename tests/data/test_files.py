@@ -99,7 +99,7 @@ class Facts(TypedDict):
     ("text", "kind", "reason"),
     [
         ("", dict, "Expecting value"),
-        ("[]", dict, r"it is \[\]; allowed: an object"),
+        ("[]", dict, "it holds no JSON object"),
         ("{} {}", dict, "Extra data"),
         ('{"a": 1, "a": 2}', dict, "a name stands twice"),
         ('{"a": {"b": 1, "b": 2}}', dict, "a name stands twice"),

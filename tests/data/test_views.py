@@ -11,6 +11,7 @@ from cnnjax import config
 from cnnjax.cli import main
 from cnnjax.data.augment import chain as augment
 from cnnjax.data.augment import views as protocols
+from cnnjax.data.files import read_json
 from cnnjax.errors import UserError
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
@@ -118,4 +119,4 @@ def test_the_protocol_is_recorded_with_the_result(tiny_config, tmp_path, capsys)
         losses[spec] = printed["loss"]
     assert losses["mirror"] == pytest.approx(result.test["loss"], rel=1e-5)
     assert losses["center"] != losses["mirror"]
-    assert config.from_json((tmp_path / "run/config.json").read_text()).eval_protocol == "mirror"
+    assert config.from_dict(read_json(tmp_path / "run/config.json")).eval_protocol == "mirror"

@@ -22,7 +22,7 @@ def pretrained(tiny_data, tmp_path_factory):
 
 
 def copy(config, **fields):
-    other = config_lib.from_json(config_lib.to_json(config))
+    other = config_lib.assign(config, {})
     other.update(fields)
     return other
 

@@ -89,7 +89,7 @@ def test_settings_that_leave_the_numbers_alone_may_change(tmp_path):
 def test_the_config_survives_json():
     config = config_lib.default()
     config.optimizer.schedule = "step(boundaries=(0.5, 0.75))"
-    assert config_lib.from_json(config_lib.to_json(config)) == config
+    assert config_lib.from_dict(json.loads(config_lib.to_json(config))) == config
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cnnjax import config as config_lib
+from cnnjax.data.files import read_json
 from cnnjax.errors import UserError
 from cnnjax.runs import evaluate
 from cnnjax.runs import train as loop
@@ -68,7 +69,7 @@ def test_the_run_folder_holds_what_the_design_says(finished):
     config, result, _ = finished
     names = {file.name for file in result.path.iterdir()}
     assert {"config.json", "record.json", "metrics.jsonl", "checkpoints", "test.json"} <= names
-    assert config_lib.from_json((result.path / "config.json").read_text()) == config
+    assert config_lib.from_dict(read_json(result.path / "config.json")) == config
     record = json.loads((result.path / "record.json").read_text())
     assert {"command", "commit", "versions", "flags", "devices", "seed", "data", "model"} <= set(record)
     assert record["model"]["decayed"] == ["conv1/kernel", "conv2/kernel", "head/kernel"]
@@ -205,13 +206,13 @@ def test_only_a_large_step_on_a_cpu_is_waited_for():
 def test_another_config_or_other_images_may_not_resume(finished, tiny_config, tmp_path):
     config, result, _ = finished
     for field, value in (("seed", 3), ("batch_size", 8), ("model", "simple_cnn(widths=(2, 4))")):
-        other = config_lib.from_json(config_lib.to_json(config))
+        other = config_lib.assign(config, {})
         other[field] = value
         with pytest.raises(UserError, match=rf"config\.{field}: saved"):
             loop.train(other, result.path)
     file = tmp_path / "other.npz"
     np.savez(file, **tiny_arrays(num_train=120))
-    other = config_lib.from_json(config_lib.to_json(config))
+    other = config_lib.assign(config, {})
     other.data.name = f"npz:{file}"
     with pytest.raises(UserError, match=r"config\.data\.name: saved"):
         loop.train(other, result.path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnjax.data.files import open_file
 from cnnjax.data.sources import arrays, sets
 from cnnjax.data.sources.archive import MAX_RATIO, most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS, SPLITS
@@ -31,18 +32,25 @@ NAMES = {  # of an array in small letters, without what is between its words -> 
 NAMES |= dict.fromkeys(("classnames", "classes", "labelnames", "targetnames"), CLASS_NAMES)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file; raises UserError naming one that is damaged or holds Python objects."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > most_bytes(path):
-            raise OSError(f"it claims {size} bytes, more than {MAX_RATIO} times its own size")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as npz without pickle ({reason})") from None
+def read_npz(path: Path, *, within: Path | None = None) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; raises UserError naming one that is damaged or holds Python objects.
+
+    `within` is that of `files.open_file`.
+    """
+    with open_file(path, within=within) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > most_bytes(path):
+                raise OSError(f"it claims {size} bytes, more than {MAX_RATIO} times its own size")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}: cannot be read as npz without pickle, or is damaged ({reason})"
+            ) from None
 
 
 def read_split(path: Path, split: str) -> Arrays:
