@@ -126,6 +126,8 @@ def test_names_that_only_look_like_splits_are_classes(tmp_path, name):
             several("set/images/TRAIN/a", "set/images/TEST/a", "other/x"),
             ["/images: splits inside a class"],
         ),
+        (several("train/a", "train/b", "train/val/a"), ["train/val/a: of class val or a? move it away"]),
+        (several("roses", "tulips", "flowers/roses", "flowers/tulips"), ["of class flowers or roses?"]),
         (["train_cat_1.png", "train_dog_1.png", "test_cat_1.png"], ["files begin with test_ and train_"]),
         (several("train/Cat", "train/cat"), ["are 'Cat' and 'cat' one class or two"]),
         (several("train/caf\u00e9", "train/cafe\u0301"), ["one class or two"]),

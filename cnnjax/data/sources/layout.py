@@ -226,6 +226,10 @@ def _class_folders(root: Path, folder: Folder) -> list[Folder]:
         raise UserError(
             f"{_where(root, folder)}: {loose} images beside folders of {inside}; move one kind away"
         )
+    names = {each.name for each in filled}
+    for each in filled:
+        if both := [inner for inner in each.filled() if inner.name in names - {each.name}]:
+            raise UserError(f"{_where(root, both[0])}: of class {each.name} or {both[0].name}? move it away")
     inside_classes = [*filled]
     for each in inside_classes:
         named = {split for f in each.filled() if (split := split_of(f.name))}
