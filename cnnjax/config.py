@@ -6,14 +6,18 @@ name. Strings such as `model` or `augment.train` are names or calls of literals.
 
 import difflib
 import json
+import os
+import reprlib
 import runpy
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, one_line, parse_call
+from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, listed, one_line, parse_call
 
 Value = bool | int | float | str
 
@@ -160,6 +164,8 @@ def validate(config: ConfigDict) -> None:
         value, kind = flat[name], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise UserError(f"config.{name}={value!r} must be {kind.__name__}, as in its default {default!r}")
+        if "\0" in str(value):
+            raise UserError(f"config.{name}={value!r} must have no NUL character")
         if allowed and not allowed.holds(value):
             raise UserError(f"config.{name}={value!r} must be {allowed.words}")
     skip_limit(config.on_nonfinite)
@@ -180,20 +186,37 @@ def skip_limit(on_nonfinite: str) -> int:
 
 
 def from_file(path: str) -> ConfigDict:
-    """The config that `get_config()` of a Python file returns; the file is executed."""
+    """What `get_config()` of a Python file returns; that is executed, and may import what lies beside it."""
     if not Path(path).is_file():
         raise UserError(f"--config={path} is not a file; configs/ holds the examples")
+    folder, before = str(Path(path).resolve().parent), {*sys.modules}
+    sys.path.insert(0, folder)
     try:
         names = runpy.run_path(path)
         config = names["get_config"]() if "get_config" in names else None
-    except Exception as error:  # whatever the file does
-        reason = one_line(error, None).partition(" Other fields present")[0]
-        raise UserError(f"--config={path}: {type(error).__name__}: {reason}") from None
+    except (Exception, SystemExit) as error:  # whatever the file does
+        reason = one_line(error, 400).partition(" Other fields present")[0]
+        place = f"--config={path}{_line_of(error, folder)}"
+        raise UserError(f"{place}: {type(error).__name__}: {reason}") from None
+    finally:
+        sys.path.remove(folder)
+        for name in {*sys.modules} - before:  # beside another config there may be another of this name
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(folder + os.sep):
+                del sys.modules[name]
     if "get_config" not in names:
         raise UserError(f"--config={path}: the file has no 'get_config'()")
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={path}: get_config() returned {config!r}, not a ConfigDict")
+        raise UserError(f"--config={path}: get_config() returned {reprlib.repr(config)}, not a ConfigDict")
     return config
+
+
+def _line_of(error: BaseException, folder: str) -> str:
+    """', line 7', or ', shared.py line 7', of the last of a config's files that an error came through."""
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((Path(error.filename), error.lineno))
+    own = [(file, line) for file, line in frames if file.is_file() and str(file.resolve().parent) == folder]
+    return f", {own[-1][0].name} line {own[-1][1]}" if own else ""
 
 
 def field(name: str) -> Field:
@@ -205,7 +228,7 @@ def field(name: str) -> Field:
     near = near or [last[n] for n in difflib.get_close_matches(name.rpartition(".")[2], last, n=1)]
     hint = f" (did you mean config.{near[0]}?)" if near else ""
     shown = f"config.{name}" if name.isprintable() else repr(f"config.{name}")  # one line, whatever it is
-    raise UserError(f"{shown} is not a field{hint}; allowed: {', '.join(FIELDS)}")
+    raise UserError(f"{shown} is not a field{hint}; allowed: {listed(FIELDS, name)}")
 
 
 def parse_value(name: str, text: str) -> Value:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 Entry = TypeVar("Entry")
 MOST_INT, MOST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32, which devices count and compute in
 MOST = 2000  # characters of a text that is shown in one line
+MOST_NAMES = 20  # that an error lists
 MOST_MARKS = 8  # accents and the like on one letter
 BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that nobody sees
 
@@ -59,10 +60,19 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     names = sorted(map(str, allowed))
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return UserError(f"unknown {what} {value!r}{hint}; allowed: {', '.join(names)}")
+    return UserError(f"unknown {what} {value!r}{hint}; allowed: {listed(names, value)}")
 
 
-def one_line(error: Exception, most: int | None = 200) -> str:
+def listed(names: Iterable[str], near: object = "", separator: str = ", ") -> str:
+    """The names; of more than `MOST_NAMES` only some, the nearest to `near` if any is, and how many more."""
+    names = list(names)
+    if len(names) <= MOST_NAMES:
+        return separator.join(names)
+    some = difflib.get_close_matches(str(near), names, MOST_NAMES // 2, 0.3) or names[: MOST_NAMES // 2]
+    return f"{separator.join(some)} and {len(names) - len(some)} more"
+
+
+def one_line(error: BaseException, most: int | None = 200) -> str:
     """The message of an error in one line of at most so many characters."""
     return visible(" ".join(str(error).split()), lines=True)[:most]
 

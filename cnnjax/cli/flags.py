@@ -54,6 +54,8 @@ def command(
 
         @functools.wraps(function)
         def run(args: list[str]) -> int:
+            if bad := next((word for word in args if "\0" in word), None):
+                raise UserError(f"{bad} holds a NUL character, which no name may")
             keywords: dict[str, Any] = {}
             if "config" in parameters:
                 keywords["config"], args = read_config(args)

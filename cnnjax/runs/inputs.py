@@ -15,7 +15,7 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.sources import records
 from cnnjax.data.sources.source import to_memory
 from cnnjax.data.statistics import channel_statistics
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, listed
 from cnnjax.models import init_variables
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, misfits, torch_entries
@@ -105,6 +105,7 @@ def initial_variables(
     if problems:
         hint = "; for other classes draw the head anew with config.init_head=new"
         only_head = all(HEAD in problem for problem in problems)
-        raise UserError(f"{source} does not fit the model: {'; '.join(problems)}{hint if only_head else ''}")
+        problem = f"{source} does not fit the model: {listed(problems, separator='; ')}"
+        raise UserError(f"{problem}{hint if only_head else ''}")
     given = {p: np.asarray(x) for p, x in given.items()}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(given)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cnnjax.cli import main
+from cnnjax.errors import unknown
+from cnnjax.models import list_models
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
 
@@ -159,6 +161,53 @@ def test_a_broken_config_file_is_told_in_one_line(text, words, tmp_path, capsys)
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+CONFIG = "from cnnjax.config import default\n{}\ndef get_config():\n    c = default()\n    {}\n    return c\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "words"),
+    [
+        ("import os", 'c.data.dir = os.environ["NO_SUCH_DIR"]', "x.py, x.py line 5: KeyError: 'NO_SUCH_DIR'"),
+        ("import beside", "c.seed = beside.broken()", "x.py, beside.py line 4: ZeroDivisionError"),
+        ("import sys", "sys.exit(3)", "x.py, x.py line 5: SystemExit: 3"),
+        ("def f(:", "pass", "x.py, x.py line 2: SyntaxError"),
+        ("import nowhere", "pass", "x.py, x.py line 2: ModuleNotFoundError"),
+        ("", "c.data.dir = 'a\\0b'", "config.data.dir='a\\x00b' must have no NUL"),
+    ],
+)
+def test_an_error_of_a_config_file_names_its_line(head, body, words, tmp_path, capsys):
+    (tmp_path / "beside.py").write_text("SEED = 7\n\ndef broken():\n    return 1 / 0\n")
+    (tmp_path / "x.py").write_text(CONFIG.format(head, body))
+    assert main.run(["train", f"--config={tmp_path / 'x.py'}", "--print_config"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_config_file_imports_what_lies_beside_it_and_nothing_that_another_had(tmp_path, capsys):
+    path = sys.path[:]
+    for seed in (7, 8):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "beside.py").write_text(f"SEED = {seed}\n")
+        (folder / "x.py").write_text(CONFIG.format("import beside", "c.seed = beside.SEED"))
+        assert main.run(["train", f"--config={folder / 'x.py'}", "--print_config"]) == 0
+        assert f"seed: {seed} " in capsys.readouterr().out
+    assert sys.path == path and "beside" not in sys.modules
+
+
+@pytest.mark.parametrize("order", ["mixup(0.2)|normalize", "normalize|saturation(0.4)"])
+def test_an_augmentation_at_the_wrong_place_is_told_where_it_belongs(order, capsys):
+    assert main.run(["train", f"--config.augment.train={order}"]) == 2
+    error = capsys.readouterr().err
+    assert ("put it after" if order.startswith("mixup") else "put it before") in error
+
+
+def test_long_lists_of_names_are_cut_to_the_nearest():
+    error = str(unknown("model", "resnt50", list_models("*")))
+    assert "did you mean 'resnet50'?" in error and "resnet101" in error and len(error) < 400
+    assert error.endswith(f"and {len(list_models('*')) - 10} more")
 
 
 def test_a_damaged_run_folder_is_told(trained, tmp_path, capsys):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnjax.data.augment import color, geometry, mixing, policies  # noqa: F401 - they register themselves
-from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Key, Shape
+from cnnjax.data.augment.register import ANY, ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Key, Shape
 from cnnjax.errors import UserError, by_name, parse_call, unknown
 
 
@@ -112,7 +112,10 @@ def parse(
         step = AUGMENTATIONS[name]
         if kind not in step.takes:
             given = f"augmentation {name} in {spec!r} works on {' or '.join(step.takes)} pixels"
-            raise UserError(f"{given}, and here they are {kind} already; move it forward or remove it")
+            later = all(ANY.index(kind) < ANY.index(each) for each in step.takes)
+            makes = [n for n, o in AUGMENTATIONS.items() if o.gives in (step.takes if later else [kind])]
+            where = f"{'after' if later else 'before'} {' or '.join(makes)}"
+            raise UserError(f"{given}, and here they are {kind}; put it {where}, or remove it")
         full = _complete(name, arguments, facts)
         try:
             shape = step.output_shape(shape, full)

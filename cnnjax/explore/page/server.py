@@ -1,9 +1,10 @@
 """Access to the page: 127.0.0.1 only, no other origin, small bodies in time, nothing written to disk."""
 
 import asyncio
+import contextlib
 import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import h11
@@ -181,8 +182,22 @@ class Connection(H11Protocol):
 def settings(app: ASGIApp) -> uvicorn.Config:
     """How the page is served: quietly, and by `Connection`."""
     return uvicorn.Config(
-        app, http=Connection, ws="none", log_level="error", use_colors=False, timeout_graceful_shutdown=2
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",  # others take the signals
+        log_level="error",
+        use_colors=False,
+        timeout_graceful_shutdown=2,
     )
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which leaves signals to the command."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
@@ -196,4 +211,4 @@ def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> 
             raise UserError(f"port={port} cannot be opened ({error.strerror}); try port=0") from None
         opened.listen()
         announce(f"http://{ADDRESS}:{opened.getsockname()[1]}")
-        uvicorn.Server(settings(app)).run(sockets=[opened])
+        Server(settings(app)).run(sockets=[opened])

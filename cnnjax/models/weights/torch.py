@@ -1,6 +1,7 @@
 """Torchvision's state dicts as linen variables, and back: strict, with NumPy alone, by `TorchNames`."""
 
 import dataclasses
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from flax import linen as nn
 from flax import traverse_util
 from flax.typing import VariableDict as Variables
 
-from cnnjax.errors import UserError, visible
+from cnnjax.errors import UserError, listed, visible
 from cnnjax.models import create_model, init_variables, names_in_torch, variant
 from cnnjax.models.variants import TorchNames
 
@@ -42,21 +43,22 @@ def convert_into(state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, imag
     extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
     if problems := misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes):
         misfit = f"does not fit {type(model).__name__} ({len(problems)} entries)"
-        raise UserError(f"the state dict {misfit}: {'; '.join(problems)}")
+        raise UserError(f"the state dict {misfit}: {listed(problems, separator='; ')}")
     if extra:
-        warnings.warn(visible(f"dropped, the model is built without: {', '.join(extra)}"), stacklevel=3)
+        warnings.warn(visible(f"dropped, the model is built without: {listed(extra)}"), stacklevel=3)
     flat = {e.path: e.to_linen(arrays[e.name].astype(np.float32)) for e in entries}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
 
 
 def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
-    """What is missing, unexpected or of another shape, an entry each."""
+    """What is missing, unexpected or of another shape, an entry each; some of each kind come first."""
     both = [name for name in wanted if name in given and given[name] != wanted[name]]
-    return [
-        *(f"missing {name} {list(shape)}" for name, shape in wanted.items() if name not in given),
-        *(f"unexpected {name}" for name in given if name not in wanted),
-        *(f"{name} is {list(given[name])}, here {list(wanted[name])}" for name in both),
-    ]
+    kinds = (
+        [f"missing {name} {list(shape)}" for name, shape in wanted.items() if name not in given],
+        [f"unexpected {name}" for name in given if name not in wanted],
+        [f"{name} is {list(given[name])}, here {list(wanted[name])}" for name in both],
+    )
+    return [problem for row in itertools.zip_longest(*kinds) for problem in row if problem]
 
 
 def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
