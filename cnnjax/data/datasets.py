@@ -100,6 +100,8 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
 
 def _open(name: str, data_dir: DataDir, size: int | None, download: bool) -> Opened:
     """A data set of any name that `load` takes."""
+    if size is not None and not 0 < size <= 2**14:
+        raise UserError(f"size={size}; allowed: a whole number of pixels from 1 to {2**14}")
     form, colon, rest = name.partition(":")
     if not colon:
         if name not in DATASETS:

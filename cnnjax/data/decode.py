@@ -11,7 +11,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from cnnjax.errors import BadImage, UserError
+from cnnjax.errors import BadImage, UserError, one_line
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff",
@@ -21,6 +21,7 @@ IMAGE_SUFFIXES = (
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "PPM", "GIF", "TIFF")
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB, more than any camera's
 MAX_SCANS = 500  # of a progressive JPEG; encoders write about ten
+MOST_A_BYTE = 2**10  # pixels: each block of 8x8 takes a bit at least
 JPEG = b"\xff\xd8\xff"  # simplejpeg.is_jpeg says no to a truncated one
 ORIENTED = b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"Raw profile"  # before an orientation of any format
 SCRATCH_BYTES = 2**22
@@ -80,6 +81,8 @@ def _plain_jpeg(data: bytes, what: object, channels: int, size: int | None) -> n
     except ValueError:
         return None
     _check_pixels(what, width, height)
+    if width * height > MOST_A_BYTE * len(data):
+        raise BadImage(f"{what}: JPEG cut short: {width}x{height} pixels in {len(data)} bytes; copy it again")
     if space in ("CMYK", "YCCK"):
         return None
     colors = "gray" if channels == 1 and space == "Gray" else "rgb"
@@ -127,20 +130,24 @@ def _by_pillow(data: bytes, what: object, channels: int) -> np.ndarray:
                 raise BadImage(f"{what}: {frames} frames; allowed: one image a file")
             if opened.mode.startswith(("I", "F")):
                 raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
-            image = ImageOps.exif_transpose(opened)
+            image: Image.Image = opened
+            ImageOps.exif_transpose(image, in_place=True)
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+            mode = "RGB" if channels == 3 else "L"
+            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     except UserError:
         raise
     except Exception as error:  # Pillow raises many kinds for bytes that are no image
-        reason = f"not an image that can be read ({' '.join(str(error).split())})"
-        if data.startswith(JPEG):
-            reason = reason.replace("not an image that can be read", "JPEG that cannot be decoded")
-        elif isinstance(error, UnidentifiedImageError):
-            reason = f"not an image of a known format; allowed: {', '.join(FORMATS)}"
-        raise BadImage(f"{what}: {reason}") from None
+        kind, reason = "not an image that can be read", one_line(error)
+        if isinstance(error, UnidentifiedImageError):
+            kind, reason = (
+                "not an image of a known format",
+                f"allowed: {', '.join(FORMATS)}, of 8 bits a channel",
+            )
+        kind = "JPEG that cannot be decoded" if data.startswith(JPEG) else kind
+        raise BadImage(f"{what}: {kind} ({reason})") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 

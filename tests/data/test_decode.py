@@ -256,6 +256,27 @@ def test_a_square_of_one_size_is_that_of_pillow(shape, size):
     assert np.abs(ours - expected).max() <= 24 and np.abs(ours - expected).mean() < 6
 
 
+@pytest.mark.parametrize("size", [None, 16])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_a_few_bytes_that_claims_many_pixels_is_refused_before_it_is_decoded(progressive, size):
+    data = bytearray(encoded(np.zeros((16, 16, 3), np.uint8), "JPEG", progressive=progressive))
+    at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 11_000, 11_000)
+    with pytest.raises(BadImage, match=r"x: JPEG cut short: 11000x11000 pixels in \d+ bytes"):
+        decode_image(bytes(data), "x", 3, size)
+    smallest = encoded(Image.new("L", (4096, 4096)), "JPEG", progressive=True, optimize=True)
+    assert not decode_image(smallest, "x", 1, size).any()
+
+
+def test_a_jpeg_of_12_bits_is_refused_in_words():
+    data = bytearray(PLAIN)
+    data[FRAME + 4] = 12
+    with pytest.raises(
+        BadImage, match=r"^x: JPEG that cannot be decoded \(allowed: .*, of 8 bits a channel\)$"
+    ):
+        decode_image(bytes(data), "x", 3)
+
+
 def test_a_jpeg_of_endless_scans_is_refused_at_once():
     scans = encoded(PHOTO, "JPEG", progressive=True)
     last = scans.rindex(b"\xff\xda")
