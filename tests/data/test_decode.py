@@ -271,9 +271,7 @@ def test_a_jpeg_of_a_few_bytes_that_claims_many_pixels_is_refused_before_it_is_d
 def test_a_jpeg_of_12_bits_is_refused_in_words():
     data = bytearray(PLAIN)
     data[FRAME + 4] = 12
-    with pytest.raises(
-        BadImage, match=r"^x: JPEG that cannot be decoded \(allowed: .*, of 8 bits a channel\)$"
-    ):
+    with pytest.raises(BadImage, match=r"^x: JPEG that cannot be decoded \(.*of 8 bits a channel\)$"):
         decode_image(bytes(data), "x", 3)
 
 
