@@ -5,6 +5,7 @@
 
 import functools
 import inspect
+import math
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -112,12 +113,16 @@ def _parse(command: str, args: list[str], parameters: Parameters) -> tuple[flags
         DEFINE[kind](parameter.name, parameter.default, meaning, *bounds, flag_values=values)
     values.mark_as_parsed()
     try:
-        return values, values([f"cnnjax {command}", *args])[1:]
+        rest = values([f"cnnjax {command}", *args])[1:]
     except flags.UnrecognizedFlagError as error:
         known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
         raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(one_line(error, None)) from None
+    for name in values:
+        if isinstance(number := values[name].value, float) and not math.isfinite(number):
+            raise UserError(f"--{name}={number} must be a finite number")
+    return values, rest
 
 
 def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
