@@ -167,7 +167,7 @@ def read_layout(files: Files) -> Layout:
     classes = {split: _name_classes(files.root, folders[split]) for split in with_names}
     names = tuple(sorted({name for by_class in classes.values() for name in by_class}))
     _check_distinct(files.root, names)
-    for split in folders.keys() - classes.keys():
+    for split in [each for each in folders if each not in classes]:
         folders[split] = _inner(folders[split], names)
         classes[split] = _match_classes(files.root, folders[split], names)
     splits = {
@@ -223,9 +223,7 @@ def _class_folders(root: Path, folder: Folder) -> list[Folder]:
     """The folders with images, if images do not rather lie beside them, nor splits in them."""
     filled, loose = folder.filled(), len(folder.images)
     if filled and loose > (inside := folder.count - loose):
-        raise UserError(
-            f"{_where(root, folder)}: {loose} images beside folders of {inside}; move one kind away"
-        )
+        raise UserError(f"{_where(root, folder)}: {loose} images beside folders of {inside}; move those away")
     names = {each.name for each in filled}
     for each in filled:
         if both := [inner for inner in each.filled() if inner.name in names - {each.name}]:
@@ -284,9 +282,7 @@ def _match_classes(root: Path, folder: Folder, names: Sequence[str]) -> ByClass:
         name = next((head for head in heads if head is not None), None)
         (strange if name is None else by_class.setdefault(name, [])).append(member)
     if by_class and strange:
-        raise UserError(
-            f"{root}/{strange[0].name}: begins with no class of train, as others do; move it away"
-        )
+        raise UserError(f"{root}/{strange[0].name}: begins with no class of train; others do; move it away")
     return by_class
 
 
@@ -295,13 +291,8 @@ def _check_distinct(root: Path, names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(same(name), name)
-        letters = len(same(name)) == 1 and unicodedata.normalize("NFC", name) != unicodedata.normalize(
-            "NFC", other
-        )
-        if other != name and not letters:
-            raise UserError(
-                f"{root}: are {other!r} and {name!r} one class or two? merge or rename the folders"
-            )
+        if other != name and not (len(name) == 1 and other == name.swapcase()):
+            raise UserError(f"{root}: are {other!r} and {name!r} one class or two? merge or rename them")
 
 
 def _notes(tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: str) -> Iterator[str]:
@@ -324,7 +315,7 @@ def _notes(tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: 
             yield f"loose files are of the class before their first _: {name} of {name.partition('_')[0]}"
     places = [*tree.outside({member.name for member in members})]
     left_out = [f"{listed(places)}, outside class folders"] if places else []
-    if left_out := [*left_out, *filter(None, [others])]:
+    if left_out := [*left_out, *([others] if others else [])]:
         yield f"left out: {', '.join(left_out)}"
     if empty := [folder.path for folder in tree.empty()]:
         yield f"folders without images: {listed(empty)}"
