@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cnnjax.cli import main
 from cnnjax.runs import signals
+from tests import ROOT
 
 # The command, which gets a signal at the moment when it imports a module.
 AT_IMPORT = """
@@ -102,3 +104,107 @@ def test_a_signal_leaves_no_unfinished_files_and_no_processes(tmp_path):
             time.sleep(0.05)
         else:
             pytest.fail("the child runs on")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> dict[str, str]:
+    """Places where nothing can be read or written, by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "file").write_text("x")
+    (folder / "folder").mkdir()
+    (folder / "loop").symlink_to("loop")
+    (folder / "nowhere").symlink_to("gone/gone")
+    return {
+        "a name too long": str(folder / ("x" * 300)),
+        "a path too long": str(folder) + "/x" * 3000,
+        "below a file": str(folder / "file" / "x"),
+        "a NUL": f"{folder}/a\0b",
+        "a loop of links": str(folder / "loop" / "x"),
+        "a link to nothing": str(folder / "nowhere" / "x"),
+        "of the system": "/proc/x/y",
+    }
+
+
+PLACES = [
+    *("a name too long", "a path too long", "below a file", "a NUL", "a loop of links", "a link to nothing"),
+    "of the system",
+]
+DOORS = {
+    "train": ["train", "--workdir={}", "--config.data.name={data}", "--config.data.num_validation=10"],
+    "train --config": ["train", "--config={}"],
+    "train data": ["train", "--config.data.name=folder:{}", "--workdir={tmp}/run"],
+    "train npz": ["train", "--config.data.name=npz:{}", "--workdir={tmp}/run"],
+    "train init_from": [
+        *("train", "--config.data.name={data}", "--config.init_from={}"),
+        "--workdir={tmp}/run",
+    ],
+    "sweep": ["sweep", "--out={}", "--config.data.name={data}", "--config.data.num_validation=10"],
+    "evaluate": ["evaluate", "--workdir={}"],
+    "evaluate --data": ["evaluate", "--workdir={run}", "--data=folder:{}"],
+    "predict": ["predict", "--workdir={run}", "{}"],
+    "predict --workdir": ["predict", "--workdir={}", "{file}"],
+    "predict --out": ["predict", "--workdir={run}", "--explain", "--out={}", "{file}"],
+    "predict --class_names": ["predict", "--workdir={run}", "--class_names={}", "{file}"],
+    "report": ["report", "{}"],
+    "report --out": ["report", "{run}", "--out={}.html"],
+    "export": ["export", "--workdir={run}", "--out={}.safetensors"],
+    "export --workdir": ["export", "--workdir={}", "--out={tmp}/x.safetensors"],
+    "weights import": ["weights", "import", "{}", "--model=resnet18", "--workdir={tmp}/imported"],
+    "data prepare": ["data", "prepare", "{data}", "--out={}"],
+    "data inspect": ["data", "inspect", "{data}", "--out={}.png"],
+    "data --dir": ["data", "inspect", "mnist", "--dir={}"],
+    "checkpoint": ["checkpoint", "verify", "--workdir={}"],
+    "replay": ["replay", "--workdir={}"],
+    "explore": ["explore", "--workdir={}", "--port=0"],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("door", DOORS)
+def test_a_place_that_cannot_be_used_is_told_in_one_line(
+    door, place, odd, tiny_run, tiny_data, tmp_path, capfd, monkeypatch
+):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    words = [
+        word.replace("{}", odd[place]).format(run=tiny_run, data=tiny_data, tmp=tmp_path, file="image.png")
+        for word in DOORS[door]
+    ]
+    code = main.run(words)
+    error = capfd.readouterr().err
+    assert code in (1, 2), error
+    assert error.startswith("cnnjax: ") and error.count("\n") == 1, error
+
+
+STREAMS = {
+    "full": ("{} > /dev/full", 1, "cnnjax: the output cannot be written: No space left on device\n"),
+    "closed output": ("{} >&-", 0, ""),
+    "closed input": ("{} <&- >/dev/null", 0, ""),
+    "no streams": ("{} <&- >&- 2>&-", 0, ""),
+    "nobody reads": ("{} | true; exit ${{PIPESTATUS[0]}}", 1, ""),
+    "ascii": ("PYTHONIOENCODING=ascii {} > /dev/null", 0, ""),
+    "C": ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} > /dev/null", 0, ""),
+    "narrow": ("COLUMNS=20 {} > /dev/null", 0, ""),
+    "no width": ("COLUMNS=0 TERM=dumb {} > /dev/null", 0, ""),
+    "no home": ("env -u HOME {} > /dev/null", 0, ""),
+    "folder gone": ("mkdir x; cd x; rmdir ../x; {} > /dev/null", 0, ""),
+    "mistake, full": ("{} --oops 2> /dev/full", 2, ""),
+    "mistake, closed": ("{} --oops 2>&-", 2, ""),
+    "dropped preload": ("LD_PRELOAD=/nowhere.so {} 2> /dev/null > /dev/null", 0, ""),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+def test_odd_streams_and_surroundings(case, tmp_path):
+    script, code, error = STREAMS[case]
+    slow = "import sys, time; time.sleep(0.3); " if case == "nobody reads" else ""
+    program = (
+        f"{slow}from cnnjax.__main__ import main; import sys; sys.argv = ['cnnjax', *sys.argv[1:]]; main()"
+    )
+    command = f'{sys.executable} -c "{program}" data'
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script.format(command)], capture_output=True, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr.decode()) == (code, error)
+    assert "oops" not in done.stdout.decode()
