@@ -45,7 +45,14 @@ def model_table(names: Sequence[str]) -> Table:
     """A row for each network."""
     table = Table("name", "parameters", "MACs", "input", "top-1 / top-5", "published on", "source")
     console = Console(stderr=True)
-    rows = track(totals(names), "counting", len(names), console=console, disable=not console.is_terminal)
+    rows = track(
+        totals(names),
+        "counting",
+        len(names),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
     for name, (params, macs) in zip(names, rows, strict=True):
         row = variants()[name]
         size = "x".join(map(str, row.preset.input_size))
