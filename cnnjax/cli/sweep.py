@@ -53,8 +53,10 @@ class Lines(Board):
 
     def rows(self, rows: Sequence[Row], fields: Sequence[str]) -> None:
         for row in rows[self.printed :] if self.printed is not None else ():
-            validation, test = (spread([row[f"{split}_accuracy"]]) for split in ("validation", "test"))
-            scores = f"validation {validation} %, test {test} %"
+            accuracies = {split: spread([row[f"{split}_accuracy"]]) for split in ("validation", "test")}
+            scores = ", ".join(
+                f"{split} {f'{each} %' if each else 'none'}" for split, each in accuracies.items()
+            )
             outcome = scores if row["outcome"] == "finished" else row["outcome"]
             say(f"{row['run']}: {outcome}, {row['seconds']} s")
         self.printed = len(rows)

@@ -115,18 +115,26 @@ def _open(name: str, data_dir: DataDir, size: int | None, download: bool) -> Ope
     return FORMS[form][1](Place(name, rest, size, data_dir))
 
 
-def _held_out_count(labels: np.ndarray, num_validation: int, validation_fraction: float) -> int:
-    """How many examples are held out; raises UserError unless some, and not all of any class."""
-    size, most = len(labels), len(labels) - len(np.unique(labels))
+def _hold_out(
+    train: ArraySource | FileSource, split: str, num_validation: int, validation_fraction: float, seed: int
+) -> ArraySource | FileSource:
+    """What is left of train, or held out; UserError unless that is some, and not all of any class."""
+    labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
     given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
     if num_validation and validation_fraction:
         raise UserError(f"{given}; allowed: one of them, the other 0")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
+    size, most = len(labels), len(labels) - len(np.unique(labels))
     if not 0 < (count := num_validation or round(validation_fraction * size)) <= most:
         allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
         raise UserError(f"{given}: {count} of {size} held out; allowed: {allowed}")
-    return count
+    rest, drawn = sources.hold_out(labels, count, seed)
+    notes = (*train.notes, f"{count} of train are held out as validation")
+    if missing := np.setdiff1d(labels, labels[drawn]).tolist():
+        notes += (f"which has no images of {listed([train.class_names[each] for each in missing])}",)
+    part = train.subset(drawn if split == "validation" else rest, split)
+    return dataclasses.replace(part, notes=notes)
 
 
 def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
@@ -182,15 +190,11 @@ def load(
     if isinstance(source, FileSource) and not source.shape:
         splits = [each for each in map(read, official) if isinstance(each, FileSource)]
         source = dataclasses.replace(source, shape=sets.shape_of(name, splits, any_size))
+    if held_out and not own and places[split] == "train":
+        source = _hold_out(source, split, num_validation, validation_fraction, seed)
     told = [*source.notes]
+    if size and source.image_shape[:2] != (size, size):
+        told.append(f"size={size} does nothing, as images are stored as arrays")
     if held_out and own:
         told.append("its own validation split is used, none is held out")
-    elif held_out and places[split] == "train":
-        labels = np.zeros(len(source), np.int32) if source.labels is None else source.labels
-        count = _held_out_count(labels, num_validation, validation_fraction)
-        rest, drawn = sources.hold_out(labels, count, seed)
-        told.append(f"{count} of train are held out as validation")
-        if missing := np.setdiff1d(labels, labels[drawn]).tolist():
-            told.append(f"which has no images of {listed([source.class_names[each] for each in missing])}")
-        source = source.subset(drawn if split == "validation" else rest, split)
     return dataclasses.replace(source, splits=tuple(places), notes=tuple(told))

@@ -1,5 +1,6 @@
 """Encoded images to pixels, whole or as a square of one size; what is no such image is refused by name."""
 
+import contextlib
 import ctypes
 import functools
 import io
@@ -58,6 +59,11 @@ def decode_image(data: bytes, what: object, channels: int, size: int | None = No
 
 def read_header(data: bytes, what: object) -> tuple[int, int, int]:
     """[H, W, C] of an encoded image, upright, C 1 if grey, else 3; BadImage if its header cannot be read."""
+    turned = b"Exif\0\0" in data or b"tiff:Orientation" in data
+    if data.startswith(JPEG) and not turned:
+        with contextlib.suppress(ValueError):  # many times faster than Pillow, which takes more files
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            return height, width, 1 if space == "Gray" else 3
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header alone
             width, height = opened.size

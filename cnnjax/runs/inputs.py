@@ -28,15 +28,20 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 def load_split(config: ConfigDict, split: str) -> Any:
     """The source that a config names for a split, in memory if it is small."""
+    source = open_split(config, split)
+    if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
+        return to_memory(source, max_bad_images(config))
+    return source
+
+
+def open_split(config: ConfigDict, split: str) -> Any:
+    """The same, its images not read as long as they are in files."""
     data = config.data
     place = {"data_dir": data.dir or None, "download": data.download, "size": data.size or None}
     splits = {"num_validation": data.num_validation, "seed": config.seed, "test_split": data.test_split}
     with errors_name_fields("data.name"):
         bad = max_bad_images(config) is not None
-        source = datasets.load(data.name, split, any_size=bad, **place, **splits)
-    if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
-        return to_memory(source, max_bad_images(config))
-    return source
+        return datasets.load(data.name, split, any_size=bad, **place, **splits)
 
 
 def max_bad_images(config: ConfigDict) -> int | None:

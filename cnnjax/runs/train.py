@@ -17,6 +17,7 @@ from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import open_split
 from cnnjax.runs.log import Log, Progress
 from cnnjax.runs.record import make_record
 from cnnjax.runs.signals import Interrupted, caught_signals
@@ -138,6 +139,8 @@ def live(
     for split, meaning in NEEDED.items():
         if split not in splits:
             progress.note(f"{experiment.train_source.name} has no labelled {split} split: {meaning}")
+    if "test" in splits and step < total:
+        open_split(config, "test")  # so that what is wrong with it is told now, not after the last step
     progress.start(step, total)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
         evaluate(evaluator)  # it was under way when the run was stopped

@@ -176,3 +176,13 @@ def test_the_whole_error_of_tfds_is_told_and_its_progress_shown(tmp_path, monkey
         "could not be prepared: ValueError: no such config - one - two see above"
     )
     assert re.search("Downloading pets\n10 %", capfd.readouterr().err)
+
+
+def test_a_damaged_test_split_is_told_before_the_first_step(tmp_path, capsys):
+    pictures(tmp_path / "set", {"train": "abc", "test": "abc"})
+    out = tmp_path / "records"
+    assert main.run(["data", "prepare", f"folder:{tmp_path / 'set'}", f"--out={out}", "--short_side=8"]) == 0
+    shard = next(out.glob("test-*.array_record"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    code, rows, _ = train(tmp_path / "run", f"records:{out}", "--config.data.num_validation=10")
+    assert code == 2 and not rows and str(shard) in capsys.readouterr().err
