@@ -17,7 +17,8 @@ def evaluate(
     *,
     workdir: Workdir = None,
     split: Flag[str, "train, validation or test"] = "test",
-    data: Flag[str | None, "another data set with the same classes"] = None,
+    data: Flag[str | None, "another data set, its labels matched by class name"] = None,
+    class_names: Flag[str | None, "text file with one class name per line"] = None,
     json: Json = False,
     **chosen: Any,
 ) -> None:
@@ -25,11 +26,14 @@ def evaluate(
     folder = run_folder(workdir)
     from cnnjax.runs import compile_cache
     from cnnjax.runs import evaluate as evaluate_lib
+    from cnnjax.runs.facts import of_run
     from cnnjax.runs.folder import Run, plain
 
     compile_cache.enable()
-    metrics = plain(evaluate_lib.evaluate(folder, split=split, data=data, **chosen)[0])
-    print_result(metrics, json, *metrics_tables(metrics, Run.open(folder).class_names()))
+    chosen |= {"split": split, "data": data, "class_names": class_names}
+    metrics = plain(evaluate_lib.evaluate(folder, **chosen)[0])
+    names = of_run(Run.open(folder)).named(class_names).class_names
+    print_result(metrics, json, *metrics_tables(metrics, names))
 
 
 @command("replay")

@@ -87,6 +87,8 @@ def in_pixels(field: tuple[float, float] | None) -> str:
 
 def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> list[Table]:
     """The metrics of one split: of all images, averaged over classes, and by class for up to 20 classes."""
+    from cnnjax.training.metrics import averages as averages_of
+
     whole = Table("metric", "value", title=f"{metrics['split']}, {metrics['count']} images")
     averages = Table("average", "precision", "recall", "F1")
     for prefix, words in (("", ""), ("ema_", "EMA ")):
@@ -95,9 +97,8 @@ def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> li
         whole.add_row(f"{words}accuracy", f"{100 * metrics[f'{prefix}accuracy']:.2f} %")
         whole.add_row(f"{words}top-5 accuracy", f"{100 * metrics[f'{prefix}top5_accuracy']:.2f} %")
         whole.add_row(f"{words}loss", f"{metrics[f'{prefix}loss']:.4f}")
-        for kind in ("macro", "micro", "weighted"):
-            row = metrics[f"{prefix}{kind}"]
-            averages.add_row(words + kind, *(f"{row[name]:.4f}" for name in ("precision", "recall", "f1")))
+        for kind, means in averages_of(metrics, prefix).items():
+            averages.add_row(words + kind, *(f"{means[name]:.4f}" for name in ("precision", "recall", "f1")))
     scores = metrics["per_class"]
     if len(scores["f1"]) > 20:
         return [whole, averages]

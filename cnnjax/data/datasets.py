@@ -8,8 +8,9 @@ download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zi
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from cnnjax.data import files
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
 from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds
 from cnnjax.data.sources import source as sources
-from cnnjax.data.sources.source import ArraySource, DataDir, FileSource, Opened, Place, Source, listed
+from cnnjax.data.sources.classes import with_classes
+from cnnjax.data.sources.source import ArraySource, DataDir, FileSource, Opened, Place, Shape, Source, listed
 from cnnjax.errors import UserError, unknown
 
 # What a name may begin with: what follows the colon, and how that is opened.
@@ -89,7 +91,7 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
     assert place is not None  # the download has put it into the last of the places
     kind, path = place
     if kind == "tfds":
-        prepared = sources.to_memory(tfds.open_prepared(path, info.name).read(split))
+        prepared = sources.to_memory(tfds.open_prepared(path, Place(info.name, "", None, None)).read(split))
         images, labels = prepared.images, prepared.labels
     else:
         images, labels = info.layout.read(path, split)
@@ -98,8 +100,8 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
     return ArraySource(images, labels, info.class_names, info.name, split)
 
 
-def _open(name: str, data_dir: DataDir, size: int | None, download: bool) -> Opened:
-    """A data set of any name that `load` takes."""
+def _open(name: str, data_dir: DataDir, size: int | None, download: bool, **known: Any) -> Opened:
+    """A data set of any name that `load` takes; `known` are fields of `Place`."""
     if size is not None and not 0 < size <= 2**14:
         raise UserError(f"size={size}; allowed: a whole number of pixels from 1 to {2**14}")
     form, colon, rest = name.partition(":")
@@ -112,7 +114,7 @@ def _open(name: str, data_dir: DataDir, size: int | None, download: bool) -> Ope
         raise UserError(f"data set {name!r} names no place; allowed: {', '.join(forms())}")
     if form not in FORMS:
         raise unknown("form of data set", f"{form}:", [f"{form}:" for form in FORMS])
-    return FORMS[form][1](Place(name, rest, size, data_dir))
+    return FORMS[form][1](Place(name, rest, size, data_dir, **known))
 
 
 def _hold_out(
@@ -153,6 +155,8 @@ def load(
     size: int | None = None,
     any_size: bool = False,
     test_split: str = "test",
+    class_names: Sequence[str] = (),
+    image_shape: Shape | None = None,
     download: bool = True,
 ) -> Source:
     """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
@@ -164,21 +168,24 @@ def load(
     every class (of any examples if labels are not known without reading all, as in tfds:NAME).
     `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square;
     without it all images must have one size, or `any_size`: then those of other sizes than most are bad.
+    `class_names` and `image_shape` are those of a network: labels are then the places of their names in it
+    (see `classes.with_classes`), files are decoded to its channels, images of other shapes are bad, and if
+    nothing is held out no other split is read.
     Raises: UserError naming what does not exist and what does, and images of different sizes.
     """
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
     if seed < 0:
         raise UserError(f"seed={seed}; allowed: a whole number >= 0")
-    official, read, notes = _open(name, data_dir, size, download)
-    if test_split not in ("test", *official):
+    held_out = num_validation or validation_fraction
+    only = (test_split if split == "test" else split) if class_names and not held_out else None
+    known = {"class_names": tuple(class_names), "channels": image_shape and image_shape[2], "only": only}
+    official, read, notes = _open(name, data_dir, size, download, **known)
+    if test_split not in ("test", *official) and not only:
         raise UserError(
             f"test_split={test_split!r} is no split of {name}; allowed: {', '.join([*official, *notes])}"
         )
-    held_out, own = (
-        num_validation or validation_fraction,
-        "validation" in official and test_split != "validation",
-    )
+    own = "validation" in official and test_split != "validation"
     places = {each: each for each in official if each not in ("validation", "test", test_split)}
     places |= {"test": test_split} if test_split in official else {}
     places |= {"validation": "validation"} if own else {"validation": "train"} if held_out else {}
@@ -189,7 +196,7 @@ def load(
     source = read(places[split])
     if isinstance(source, FileSource) and not source.shape:
         splits = [each for each in map(read, official) if isinstance(each, FileSource)]
-        source = dataclasses.replace(source, shape=sets.shape_of(name, splits, any_size))
+        source = dataclasses.replace(source, shape=image_shape or sets.shape_of(name, splits, any_size))
     if held_out and not own and places[split] == "train":
         source = _hold_out(source, split, num_validation, validation_fraction, seed)
     told = [*source.notes]
@@ -197,4 +204,5 @@ def load(
         told.append(f"size={size} does nothing, as images are stored as arrays")
     if held_out and own:
         told.append("its own validation split is used, none is held out")
-    return dataclasses.replace(source, splits=tuple(places), notes=tuple(told))
+    source = dataclasses.replace(source, splits=tuple(places), notes=tuple(told))
+    return with_classes(source, class_names) if class_names else source

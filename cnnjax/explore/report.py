@@ -21,10 +21,11 @@ from cnnjax.data.sources.npz import read_npz
 from cnnjax.errors import UserError
 from cnnjax.explore import plots
 from cnnjax.explore.markup import Markup, element, image, join, page, svg, table
+from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.results import spread
-from cnnjax.training.metrics import worst_mistakes
+from cnnjax.training.metrics import averages, worst_mistakes
 
 LINES = {"": "train", "validation_": "validation", "validation_ema_": "validation, EMA"}
 CURVES = {  # title: the columns of the metrics, and what the lines are called
@@ -105,8 +106,8 @@ def _figures(series: Mapping[str, Mapping[str, plots.Line]], *notes: Markup) -> 
 
 def _classes(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
     rows = list(zip(names, *(test["per_class"][key] for key in PER_CLASS), strict=True))
-    means = ("macro", "micro", "weighted")
-    rows += [(kind, *(test[kind][key] for key in SCORES), test["count"]) for kind in means]
+    means = averages(test).items()
+    rows += [(kind, *(mean[key] for key in SCORES), test["count"]) for kind, mean in means]
     rows = [(name, *(f"{score:.4f}" for score in cells), count) for name, *cells, count in rows]
     return join(element("h2", "Classes"), table(["class", "precision", "recall", "F1", "images"], rows))
 
@@ -139,7 +140,9 @@ def _mistakes(run: Run, names: Sequence[str]) -> Markup:
 def gallery(run: Run, indices: np.ndarray, captions: Iterable[Markup]) -> Markup:
     """Test images of a run with their captions, or why they cannot be shown."""
     try:
-        source = load_split(run.config(), "test")
+        facts = of_run(run)
+        source = load_split(run.config(), "test", facts.class_names, facts.image_shape)
+        run.check_images("test", source.fingerprint, "and write the page again")
         pictures = [image(source[int(i)]["image"]) for i in indices]
     except (UserError, IndexError) as error:  # the latter if the data set has fewer images now
         return element("p", f"No pictures: {error}")
@@ -259,7 +262,10 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
     title = element("h2", "The same images")
     tables = {group: rows for group in groups if (rows := predictions(group.runs[0]))}
     labels = [rows["label"] for rows in tables.values()]
-    if not labels or not all(np.array_equal(label, labels[0]) for label in labels):
+    classes = {tuple(group.runs[0].class_names()) for group in tables}
+    images = {group.runs[0].images().get("test") for group in tables} - {None}  # of older runs
+    alike = len(classes) == 1 and len(images) < 2
+    if not alike or not all(np.array_equal(label, labels[0]) for label in labels):
         return join(title, element("p", "No pictures: the runs have no test images in common."))
     wrong = np.sum([rows["prediction"] != rows["label"] for rows in tables.values()], 0)
     loss = np.mean([rows["loss"] for rows in tables.values()], 0)

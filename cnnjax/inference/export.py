@@ -239,7 +239,7 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     """
     preset = variant(config.model).preset
     config.augment.eval = preset_augment(preset)
-    config.augment.train, config.data.size = config.augment.eval, preset.resize or 0
+    config.augment.train, config.data.size = config.augment.eval, preset.resize or preset.input_size[0]
     config_lib.validate(config)
     model = create_model(config.model)
     variables = initial_variables(file, model, preset.input_size)

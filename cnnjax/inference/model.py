@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,21 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
-from cnnjax.data.files import read_file
-from cnnjax.errors import UserError, one_line
+from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
-from cnnjax.models import create_model
 from cnnjax.models.weights.torch import Variables
-from cnnjax.runs.checkpoints import Checkpoints
-from cnnjax.runs.folder import Run, naming
-from cnnjax.runs.inputs import load_split, parse_augment
+from cnnjax.runs.facts import of_run, read_names
+from cnnjax.runs.folder import Run
+from cnnjax.runs.network import trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +91,7 @@ class TrainedModel:
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """The same with the class names of a text file, one a line."""
-        try:
-            lines = io.StringIO(read_file(file).decode("utf-8-sig"), newline=None)  # its ends of lines alone
-        except UnicodeDecodeError as error:
-            raise UserError(f"class_names={file} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-        names = tuple(name for line in lines if (name := line.strip()))
-        if len(names) != (count := len(self.class_names)):
-            raise UserError(f"class_names={file} has {len(names)} names; allowed: {count}, one a line")
+        names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
     @property
@@ -141,33 +131,8 @@ def load_run(
       protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
     """
     run = Run.open(workdir)
-    config = run.config()
-    step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
-    augment, shape, names = _preprocessing(run, config)
-    model = create_model(config.model, num_classes=len(names), dtype=jnp.dtype(config.dtype))
+    config, facts = run.config(), of_run(run)
+    step, model, views, variables = trained(run, config, facts, checkpoint, weights, protocol)
     variables = jax.tree.map(jnp.asarray, variables)
-    image = jax.ShapeDtypeStruct((1, *augment.output_shape), jnp.float32)
-    try:
-        jax.eval_shape(model.apply, variables, image)
-    except (FlaxError, TypeError, ValueError) as error:
-        problem = f"{run.path} holds a network that does not fit its data set {config.data.name!r}"
-        advice = "name the data set when the weights are imported, as in --config.data.name=cifar10"
-        raise UserError(f"{problem}: {one_line(error)}; {advice}") from None
-    views = protocols.parse(protocol or config.eval_protocol, augment, shape)
-    return TrainedModel(run.path, config, step, model, variables, augment, views, shape, names)
-
-
-def _preprocessing(
-    run: Run, config: ConfigDict
-) -> tuple[augment_lib.Augmentation, tuple[int, int, int], tuple[str, ...]]:
-    """A run's preprocessing of evaluation, the shape of its images, and its class names."""
-    facts = run.read_json("record.json").get("data", {})
-    if "image_shape" not in facts:  # a run from before these were recorded
-        source = load_split(config, "train")
-        return parse_augment(config, "eval", source), tuple(source.image_shape), tuple(source.class_names)
-    file, shape = run.path / "record.json", tuple(facts["image_shape"])
-    if len(shape) != 3 or min(shape) < 1 or not {"eval_augment", "class_names"} <= facts.keys():
-        raise UserError(f"{file} is damaged: data has no whole image_shape, eval_augment, class_names")
-    with naming(file):
-        augment = augment_lib.parse(facts["eval_augment"], image_shape=shape)
-    return augment, shape, tuple(facts["class_names"])
+    images = facts.eval_augment, views, facts.image_shape, facts.class_names
+    return TrainedModel(run.path, config, step, model, variables, *images)

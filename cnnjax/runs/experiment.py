@@ -3,26 +3,27 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
-from flax.errors import FlaxError
 from flax.typing import VariableDict
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data import batches as batches_lib
-from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views
-from cnnjax.data.augment.chain import explicit_spec
+from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.sources.source import sample_images
 from cnnjax.errors import UserError, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
-from cnnjax.runs.inputs import initial_variables, load_split, max_bad_images, parse_augment, statistics
+from cnnjax.runs.facts import check_head, of_images, parse_augment, resumed, statistics
+from cnnjax.runs.inputs import initial_variables, load_split
+from cnnjax.runs.network import Network, check_protocol
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 from cnnjax.training.steps import TrainMetrics, TrainState, init_state, run_init
@@ -31,16 +32,11 @@ START_IMAGES = 5000  # that a model may see before its first step
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(Network):
     """Everything that training and evaluation need, and nothing that changes."""
 
-    config: ConfigDict
-    mesh: jax.sharding.Mesh
     train_source: Any
-    augment: augment_lib.Augmentation
-    eval_augment: augment_lib.Augmentation
-    protocol: views.Protocol
-    model: nn.Module
+    augment: Augmentation
     tx: Any
     schedule: schedules.Schedule
     steps_per_epoch: int
@@ -61,12 +57,6 @@ class Experiment:
         alike = fields.decay in ("kernels", "all") and optimizers.OPTIMIZERS[name].elementwise
         return scanned_blocks(self.model) if alike and not by_name else []
 
-    def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
-        """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""
-        reading = {"num_workers": self.config.data.num_workers, "max_bad": max_bad_images(self.config)}
-        sharding = parallel.split_batch(self.mesh)
-        return batches_lib.make_batches(source, batch_size, seed=seed, sharding=sharding, **reading)
-
     def train_batches(self) -> batches_lib.Batches:
         """The batches of training, from its first step on."""
         return self.batches(self.train_source, self.config.batch_size, self.config.seed)
@@ -79,11 +69,6 @@ class Experiment:
     def no_sums(self) -> Callable[[], TrainMetrics]:
         """A function of nothing: what a log interval begins with."""
         return jax.jit(TrainMetrics.empty, out_shardings=self.replicated)
-
-    @property
-    def replicated(self) -> jax.sharding.NamedSharding:
-        """One copy on every device."""
-        return parallel.replicated(self.mesh)
 
     def stacked(self, state: TrainState) -> TrainState:
         """A state as the step takes it, equal blocks stacked."""
@@ -145,9 +130,7 @@ class Experiment:
             "data": {
                 "name": source.name,
                 "train_examples": len(source),
-                "class_names": list(source.class_names),
-                "image_shape": list(source.image_shape),
-                "eval_augment": explicit_spec(self.eval_augment),
+                **self.known.record(),
                 "fingerprint": source.fingerprint,
             },
             "model": {
@@ -173,11 +156,16 @@ def _norm_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
 
 
 def build(
-    config: ConfigDict, *, devices: Sequence[jax.Device] | None = None, source: Any = None
+    config: ConfigDict,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    source: Any = None,
+    workdir: str | Path | None = None,
 ) -> Experiment:
     """Checks a config against its data, its model and the devices, all there are by default.
 
-    Errors name the field and what is allowed. `source` stands in place of the images that the config names.
+    Errors name the field and what is allowed. `source` stands in place of the images that the config names;
+    the facts of a run that is resumed in the folder `workdir` are loaded from there.
     """
     config_lib.validate(config)
     with errors_name_fields("mesh"):
@@ -185,25 +173,27 @@ def build(
     groups = _norm_groups(config, mesh)
     check_names(config)
     source = source or load_split(config, "train")
-    facts = statistics(config, source)
-    augment, eval_augment = (parse_augment(config, split, source, facts) for split in ("train", "eval"))
+    facts = (resumed(config, workdir) if workdir else None) or of_images(config, source)
+    shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
+    known = statistics(config, source) if facts.statistics is None else facts.statistics
+    augment = parse_augment(config, "train", shape, classes, known)
     with errors_name_fields("eval_protocol"):
-        protocol = views.parse(config.eval_protocol, eval_augment, source.image_shape)
+        protocol = views.parse(config.eval_protocol, eval_augment, shape)
     fields = {"norm_groups": groups} if groups > 1 else {}
     dtype = jnp.dtype(config.dtype)
-    model = create_model(config.model, num_classes=source.num_classes, dtype=dtype, **fields)
+    model = create_model(config.model, num_classes=classes, dtype=dtype, **fields)
     for augmentation in (augment, eval_augment):
         variables = _shapes_of(config.model, model, augmentation.output_shape)
-    _check_protocol(config, model, protocol, variables)
+    check_protocol(config.model, model, protocol, variables)
     per_epoch = batches_lib.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
     tx, schedule = make_optimizer(config, total_steps, per_epoch)
     initial = None
     if config.init_from:
+        check_head(config, facts)
         initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
     experiment = Experiment(
-        config, mesh, source, augment, eval_augment, protocol, model, tx, schedule,
-        per_epoch, total_steps, initial,
+        config, mesh, facts, protocol, model, source, augment, tx, schedule, per_epoch, total_steps, initial
     )  # fmt: skip
     with errors_name_fields("optimizer.name"):
         params = experiment.abstract_state.params
@@ -223,18 +213,3 @@ def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> Var
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         problem = f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}"
         raise UserError(f"{problem}; `cnnjax models` shows the input size of each model") from None
-
-
-def _check_protocol(
-    config: ConfigDict, model: nn.Module, protocol: views.Protocol, variables: VariableDict
-) -> None:
-    """Raises a UserError if the weights of one image size cannot be used at the protocol's others."""
-    own = protocol.augment.output_shape
-    for shape in sorted(protocol.input_shapes - {own}):
-        image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-        try:
-            jax.eval_shape(model.apply, variables, image)
-        except (UserError, FlaxError, TypeError, ValueError, ZeroDivisionError):
-            allowed = "networks that end in global average pooling, on images large enough"
-            problem = f"{config.model} made for images of {own} cannot take {shape}; allowed: {allowed}"
-            raise UserError(f"config.eval_protocol={config.eval_protocol!r}: {problem}") from None

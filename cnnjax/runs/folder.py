@@ -69,6 +69,7 @@ class Test(TypedDict):
     macro: Averages
     micro: Averages
     weighted: Averages
+    occurring: NotRequired[Averages]
     per_class: PerClass
     confusion_matrix: list[list[int]]
 
@@ -129,11 +130,28 @@ class Run:
             raise UserError(f"{problem}; give the same values to resume it, or another --workdir")
         for name in KINDS:
             self.read_json(name)  # a damaged one is told before the first step
-        trained_on = self.read_json("record.json").get("data", {}).get("fingerprint", fingerprint)
-        if trained_on != fingerprint:
-            problem = f"{self.path} was trained on other images of {config.data.name}"
-            prints = f"fingerprint {trained_on[:12]}, now {fingerprint[:12]}"
-            raise UserError(f"{problem} ({prints}); restore them, or choose another --workdir")
+        self.check_images("train", fingerprint, "or choose another --workdir")
+
+    def images(self) -> dict[str, str]:
+        """By split the fingerprint of its images when the run first used it, as far as it is recorded."""
+        data = self.read_json("record.json").get("data", {})
+        return {"train": data.get("fingerprint", ""), **data.get("fingerprints", {})}
+
+    def check_images(self, split: str, fingerprint: str, advice: str) -> None:
+        """Raises a UserError if a split has other images than when the run used it, as far as it is known."""
+        if (before := self.images().get(split)) and before != fingerprint:
+            used = "trained" if split == "train" else "evaluated"
+            problem = f"{self.path} was {used} on other images of {self.config().data.name} {split}"
+            prints = f"fingerprint {before[:12]}, now {fingerprint[:12]}"
+            raise UserError(f"{problem} ({prints}); restore them, {advice}")
+
+    def note_images(self, split: str, fingerprint: str) -> None:
+        """Records which images a split had when the run first used it."""
+        record = self.read_json("record.json")
+        if split not in self.images() and "data" in record:
+            known = record["data"].setdefault("fingerprints", {})
+            known[split] = fingerprint
+            self.write_json("record.json", record)
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

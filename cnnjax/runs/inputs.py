@@ -1,4 +1,4 @@
-"""What a config names: images, augmentations, and the variables that a training starts from."""
+"""What a config names: images, and the variables that a training starts from."""
 
 import math
 from pathlib import Path
@@ -11,10 +11,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cnnjax.data import datasets
-from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.sources import records
-from cnnjax.data.sources.source import to_memory
-from cnnjax.data.statistics import channel_statistics
+from cnnjax.data.sources.sets import in_words
+from cnnjax.data.sources.source import Shape, to_memory
 from cnnjax.errors import UserError, listed
 from cnnjax.models import init_variables
 from cnnjax.models.weights import files
@@ -26,58 +24,39 @@ HEAD = "head"  # the name of a network's last layer
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
-def load_split(config: ConfigDict, split: str) -> Any:
-    """The source that a config names for a split, in memory if it is small."""
-    source = open_split(config, split)
+def load_split(config: ConfigDict, split: str, *known: Any) -> Any:
+    """The source that a config names for a split, in memory if it is small; `known` is of `open_split`."""
+    source = open_split(config, split, *known)
     if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
         return to_memory(source, max_bad_images(config))
     return source
 
 
-def open_split(config: ConfigDict, split: str) -> Any:
-    """The same, its images not read as long as they are in files."""
+def open_split(
+    config: ConfigDict, split: str, class_names: tuple[str, ...] = (), image_shape: Shape | None = None
+) -> Any:
+    """The same, its images not read as long as they are in files.
+
+    With a run's classes and the shape of its stored images, labels are the run's and files are decoded to its
+    channels; a UserError tells of unknown classes and of another shape.
+    """
     data = config.data
     place = {"data_dir": data.dir or None, "download": data.download, "size": data.size or None}
     splits = {"num_validation": data.num_validation, "seed": config.seed, "test_split": data.test_split}
+    known: dict[str, Any] = {"class_names": class_names, "image_shape": image_shape}
     with errors_name_fields("data.name"):
         bad = max_bad_images(config) is not None
-        return datasets.load(data.name, split, any_size=bad, **place, **splits)
+        source = datasets.load(data.name, split, any_size=bad, **place, **splits, **known)
+    if image_shape and tuple(source.image_shape) != image_shape:
+        given = f"images of {in_words(source.image_shape)}; this run takes {in_words(image_shape)}"
+        advice = "resize them, or prepare them with `cnnjax data prepare`"
+        raise UserError(f"{source.name} {split}: {given}; {advice}")
+    return source
 
 
 def max_bad_images(config: ConfigDict) -> int | None:
     """Images that may be left out; None if the first one that cannot be read is an error."""
     return config.data.max_bad_images if config.data.on_bad_image == "skip" else None
-
-
-def parse_augment(
-    config: ConfigDict, split: str, source: Any, facts: dict[str, Any] | None = None
-) -> augment_lib.Augmentation:
-    """The augmentation that a config names for "train" or "eval", for the images of a source."""
-    facts = facts or statistics(config, source)
-    try:
-        augment = augment_lib.parse(
-            config.augment[split], image_shape=source.image_shape, num_classes=source.num_classes, **facts
-        )
-    except UserError as error:
-        raise UserError(f"config.augment.{split}: {error}") from None
-    if split == "eval" and augment.training_only:
-        raise UserError(
-            f"config.augment.eval={augment.spec!r}: {augment.training_only[0]} is for training; remove it "
-            "(config.eval_protocol=mirror averages both views)"
-        )
-    return augment
-
-
-def statistics(config: ConfigDict, source: Any) -> dict[str, Any]:
-    """The data set's mean, std and covariance, as far as the augmentations of the config need them."""
-    form, _, place = config.data.name.partition(":")
-    if form == "records":
-        return records.statistics(Path(place).expanduser())._asdict()
-    info = datasets.DATASETS.get(config.data.name)
-    known = {"mean": info.mean, "std": info.std} if info else {}
-    if info and "pca_color" not in f"{config.augment.train}|{config.augment.eval}":
-        return known
-    return channel_statistics(source)._asdict() | known
 
 
 def initial_variables(

@@ -24,6 +24,14 @@ _VECTORS = {  # flags of /proc/cpuinfo, the widest first
 }
 
 
+class Statistics(TypedDict, total=False):
+    """Of the channels, on the scale 0..1, as far as augmentations need them."""
+
+    mean: list[float]
+    std: list[float]
+    covariance: list[list[float]]
+
+
 class DataFacts(TypedDict, total=False):
     """What record.json says of the images; folders of imported weights may have none of it."""
 
@@ -32,6 +40,8 @@ class DataFacts(TypedDict, total=False):
     class_names: list[str]
     image_shape: list[int]
     eval_augment: str
+    statistics: Statistics
+    fingerprints: dict[str, str]  # of other splits than train, by split
 
 
 class ModelFacts(TypedDict, total=False):

@@ -39,12 +39,10 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
         raise UserError(f"{run.path} has no step whose loss was not finite; name one with --step=N")
     step = max(each["step"] for each in recorded.values()) if step is None else step
     config = run.config()
-    experiment = build(config)
+    experiment = build(config, workdir=run.path)
     if not 0 <= step < experiment.total_steps:
         raise UserError(f"--step={step} must be less than the run's {experiment.total_steps} steps, from 0")
-    trained_on = run.read_json("record.json").get("data", {}).get("fingerprint")
-    if trained_on != experiment.train_source.fingerprint:
-        raise UserError(f"{run.path} was trained on other images of {config.data.name}; restore them")
+    run.check_images("train", experiment.train_source.fingerprint, "and replay again")
     with cpu.chosen(config.cpu_kernels):
         return _replay(run.path / "checkpoints", experiment, step)
 

@@ -46,7 +46,8 @@ def train_together(
     if differing - {"config.seed"}:
         fields = ", ".join(sorted(differing))
         raise UserError(f"runs trained together differ in {fields}; allowed: config.seed")
-    experiments = [build(config) for config in configs]
+    pairs = zip(configs, workdirs, strict=True)
+    experiments = [build(config, workdir=workdir) for config, workdir in pairs]
     if experiments[0].mesh.size > 1:
         raise UserError(f"runs are trained together on one device, not on {experiments[0].mesh.size}")
     if len({explicit_spec(experiment.augment) for experiment in experiments}) > 1:

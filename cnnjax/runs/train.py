@@ -70,7 +70,7 @@ def train(
         cpu.chosen(config.cpu_kernels),
         caught_signals() as caught,
         processes.Stop(caught, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
-        opened(build(config), workdir, progress) as (experiment, run, checkpoints),
+        opened(build(config, workdir=workdir), workdir, progress) as (experiment, run, checkpoints),
         out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
     ):
         life = live(experiment, run, checkpoints, progress, stop)
@@ -99,7 +99,9 @@ def live(
     saved = step  # what the newest checkpoint holds
     log = Log(experiment, run, checkpoints, batches, progress, step, seconds)
     splits = experiment.train_source.splits
-    evaluator = Evaluator(experiment, "validation") if "validation" in splits else None
+    evaluator = Evaluator(experiment, "validation", run) if "validation" in splits else None
+    if evaluator:
+        run.note_images("validation", evaluator.fingerprint)
 
     def due(every: int) -> bool:
         """Every n steps, or at the end; 0 is never."""
@@ -140,7 +142,8 @@ def live(
         if split not in splits:
             progress.note(f"{experiment.train_source.name} has no labelled {split} split: {meaning}")
     if "test" in splits and step < total:
-        open_split(config, "test")  # so that what is wrong with it is told now, not after the last step
+        known = experiment.known  # what is wrong with it is told now, not after the last step
+        open_split(config, "test", known.class_names, known.image_shape)
     progress.start(step, total)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
         evaluate(evaluator)  # it was under way when the run was stopped
@@ -162,7 +165,7 @@ def live(
         stop_if_told()
     checkpoints.wait()
     test = test_scores(experiment, run, step, state.weights(), stop_if_told) if "test" in splits else {}
-    return Result(experiment.named(state), run.path, test, experiment.train_source.class_names)
+    return Result(experiment.named(state), run.path, test, experiment.known.class_names)
 
 
 @contextlib.contextmanager

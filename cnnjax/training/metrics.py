@@ -60,9 +60,10 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
 
     Precision, recall and F1, float64 [K] in `per_class` beside `support` int64 [K], are 0 where their
     denominator is 0 (scikit-learn's zero_division=0). Of these `macro` is the plain mean over all K classes,
-    those that never occur included, `weighted` the mean weighted by how often a class occurs; `micro` counts
-    all decisions together and so equals the accuracy. For K <= 5 the top-5 accuracy is 1; `ece` is that of
-    `calibration`. A label outside 0..K-1 raises UserError, see `confusion_matrix`.
+    those that never occur included, `occurring` over those that do, `weighted` the mean weighted by how
+    often a class occurs; `micro` counts all decisions together and so equals the accuracy. For K <= 5 the
+    top-5 accuracy is 1; `ece` is that of `calibration`. A label outside 0..K-1 raises UserError, see
+    `confusion_matrix`.
     """
     confusion = confusion_matrix(predictions, num_classes)
     count = int(confusion.sum())
@@ -78,11 +79,24 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
         "top5_accuracy": float(_ratio(predictions["top5"].sum(), count, none)),
         "ece": calibration(predictions).error,
         "macro": {name: float(np.mean(values) + none) for name, values in classes.items()},
+        "occurring": {
+            name: float(values[support > 0].mean() if count else none) for name, values in classes.items()
+        },
         "micro": dict.fromkeys(classes, accuracy),
         "weighted": {name: float(np.sum(values * share)) for name, values in classes.items()},
         "per_class": {**classes, "support": support},
         "confusion_matrix": confusion,
     }
+
+
+def averages(scores: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, float]]:
+    """The averages of `compute` by what they are; those of `macro` say it if classes never occur."""
+    rows = {kind: scores[f"{prefix}{kind}"] for kind in ("macro", "micro", "weighted")}
+    support = np.asarray(scores["per_class"]["support"])
+    if (occur := int((support > 0).sum())) == len(support) or f"{prefix}occurring" not in scores:
+        return rows
+    macro = {f"macro, all {len(support)} classes": rows.pop("macro")}
+    return macro | {f"macro, the {occur} that occur": scores[f"{prefix}occurring"]} | rows
 
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:

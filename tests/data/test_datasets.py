@@ -23,7 +23,7 @@ from cnnjax.data import catalog, decode
 from cnnjax.data.datasets import DATASETS, available, load
 from cnnjax.data.files import download
 from cnnjax.data.sources import cifar, idx, tfds
-from cnnjax.data.sources.source import ArraySource, hold_out, to_memory
+from cnnjax.data.sources.source import ArraySource, Place, hold_out, to_memory
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
 from tests import ROOT
@@ -533,7 +533,7 @@ def test_a_prepared_folder_of_another_format_is_told(tmp_path, stored):
     folder = tmp_path / "pets" / "1.0.0"
     file = folder / "dataset_info.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": stored}))
-    text = message(tfds.open_prepared, folder, "tfds:pets")
+    text = message(tfds.open_prepared, folder, Place("tfds:pets", "pets", None, None))
     assert text == f"{folder}: records are {stored}; prepare it with file_format='array_record'"
 
 

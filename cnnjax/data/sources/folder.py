@@ -1,6 +1,7 @@
 """Image folders and archives of them: split/class/*.jpg, class/*.jpg, or CLASS_anything.jpg side by side."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,17 @@ class ImageFolder:
     their first `_` (`n01440764_tench.JPEG`).
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, class_names: tuple[str, ...] = (), only: str | None = None):
         self.files = Files(root)
-        layout = read_layout(self.files)
+        layout = read_layout(self.files, class_names, only)
         self.splits, self.class_names, self.notes = layout.splits, layout.class_names, layout.notes
 
     def members(self, split: str) -> list[Member]:
         """The images of a split in the order of its source."""
         return [member for images in self.splits[split][1].values() for member in images]
 
-    def source(self, split: str, name: str, size: int | None = None) -> FileSource:
-        """The images of one split as RGB, read on access; `size` cuts the middle square and resizes it.
+    def source(self, split: str, name: str, size: int | None = None, channels: int = 3) -> FileSource:
+        """The images of one split, read on access; `size` cuts the middle square and resizes it.
 
         The fingerprint is over the files' names and sizes (in a zip also their checksums), not their bytes.
         """
@@ -36,18 +37,19 @@ class ImageFolder:
         members, counts = self.members(split), list(map(len, by_class.values()))
         labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         listing = [(m.name.removeprefix(f"{folder}/"), m.size, m.crc) for m in members]
-        read, contents = functools.partial(_read, self.files, members, labels, size), digest(listing, size)
-        total, shape = len(members), (size, size, 3) if size else None
+        decode = functools.partial(decode_image, channels=channels, size=size)
+        read, contents = functools.partial(_read, self.files, members, labels, decode), digest(listing, size)
+        total, shape = len(members), (size, size, channels) if size else None
         rest = contents, labels, self.class_names, name, split, shape, self.notes
         header = functools.partial(_header, self.files, members)
         return FileSource(read, total, np.arange(total), *rest, header=header)
 
 
 def open_folder(place: Place) -> Opened:
-    """See `ImageFolder`."""
-    images = ImageFolder(place.path)
-    splits, notes = tuple(images.splits), images.notes
-    return Opened(splits, lambda split: images.source(split, place.name, place.size), notes)
+    """See `ImageFolder`; the images are RGB unless other channels are asked for."""
+    images = ImageFolder(place.path, place.class_names, place.only)
+    form = place.name, place.size, place.channels or 3
+    return Opened(tuple(images.splits), lambda split: images.source(split, *form), images.notes)
 
 
 def _header(files: Files, members: list[Member], position: int) -> Shape:
@@ -56,7 +58,7 @@ def _header(files: Files, members: list[Member], position: int) -> Shape:
 
 
 def _read(
-    files: Files, members: list[Member], labels: np.ndarray, size: int | None, position: int
+    files: Files, members: list[Member], labels: np.ndarray, decode: Callable[..., np.ndarray], position: int
 ) -> tuple[np.ndarray, int, str]:
     what, data = files.where(members[position]), files.read(members[position])
-    return decode_image(data, what, 3, size), int(labels[position]), what
+    return decode(data, what), int(labels[position]), what

@@ -72,7 +72,7 @@ def open_idx(place: Place) -> Opened:
     splits = tuple(split for split, stem in stems.items() if find_idx(folder, stem))
     if not splits:
         raise UserError(f"{folder}: no {stems['train']}[.gz]; allowed: a folder of idx files")
-    labels = {split: _read_kind(folder, split, "labels-idx1", 1, {}) for split in splits}
+    labels = {split: _read_kind(folder, split, "labels-idx1", 1, {}) for split in place.chosen(splits)}
     known = sets.read_labels(labels, (), folder)
     sets.check_shapes({split: _image_shape(folder, stems[split]) for split in known.splits}, folder)
 

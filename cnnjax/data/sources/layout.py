@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from cnnjax.data.decode import IMAGE_SUFFIXES
 from cnnjax.data.sources.archive import Files, Member
+from cnnjax.data.sources.classes import same, unknown_classes
 from cnnjax.data.sources.source import listed
 from cnnjax.errors import UserError
 
@@ -138,11 +139,6 @@ def _where(root: Path, folder: Folder) -> str:
     return f"{root}/{folder.path}" if folder.path else str(root)
 
 
-def same(name: str) -> str:
-    """Equal for names that differ in nothing but case and how Unicode writes their letters."""
-    return unicodedata.normalize("NFC", name).strip().casefold()
-
-
 ByClass = Mapping[str, Sequence[Member]]  # class -> images
 Splits = Mapping[str, tuple[str, ByClass]]  # split -> its folder ("" is the root), and its images
 
@@ -156,20 +152,28 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def read_layout(files: Files) -> Layout:
-    """Raises: UserError for no images, and for what could mean two things; it says what to do."""
+def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | None = None) -> Layout:
+    """Raises: UserError for no images, and for what could mean two things; it says what to do.
+
+    With the `class_names` of a network only one split is looked at, which may have fewer of them.
+    """
     tree, others = read_tree(files), other_files(files)
     if not tree.count:
         allowed = f"class/*{', class/*'.join(IMAGE_SUFFIXES)}"
         raise UserError(f"{files.root}: no images{f' but {others}' if others else ''}; allowed: {allowed}")
     folders = _find_splits(files.root, tree)
-    with_names = ["train"] if "train" in folders else list(folders)
+    if other := bool(class_names) and only != "train" and only in folders:
+        folders = {only: folders[only]}
+    with_names = [] if other else ["train"] if "train" in folders else list(folders)
     classes = {split: _name_classes(files.root, folders[split]) for split in with_names}
     names = tuple(sorted({name for by_class in classes.values() for name in by_class}))
     _check_distinct(files.root, names)
+    names = class_names if other else names
     for split in [each for each in folders if each not in classes]:
         folders[split] = _inner(folders[split], names)
-        classes[split] = _match_classes(files.root, folders[split], names)
+        classes[split] = _match_classes(
+            files.root, folders[split], names, "the network" if other else "train"
+        )
     splits = {
         split: (folder.path, {n: sorted(classes[split].get(n, ()), key=lambda m: m.name) for n in names})
         for split, folder in folders.items()
@@ -259,7 +263,7 @@ def _name_classes(root: Path, folder: Folder) -> ByClass:
     return by_class
 
 
-def _match_classes(root: Path, folder: Folder, names: Sequence[str]) -> ByClass:
+def _match_classes(root: Path, folder: Folder, names: Sequence[str], whose: str) -> ByClass:
     """Class of `names` -> images of another split; {} if no file tells its class."""
     exact, alike = set(names), {same(name): name for name in names}
     by_class: dict[str, list[Member]] = {}
@@ -270,9 +274,9 @@ def _match_classes(root: Path, folder: Folder, names: Sequence[str]) -> ByClass:
 
     filled = _class_folders(root, folder)
     for each in filled:
-        name = known(each.name)
-        if name is None:
-            raise UserError(f"{_where(root, each)}: not a class of train; allowed: {listed(names)}")
+        if (name := known(each.name)) is None:
+            problem = f"{_where(root, each)}: not a class of {whose}"
+            raise unknown_classes(problem, [each.name for each in filled], names)
         if name in by_class:
             raise UserError(f"{_where(root, each)}: a second folder of class {name}; merge them")
         by_class[name] = list(each.below())

@@ -72,6 +72,7 @@ def open_npz(place: Place) -> Opened:
     if not splits:
         allowed = "train_image, train_label, test_image, ..., or x_train, y_train, ..."
         raise UserError(f"{path}: arrays {listed(sorted(given))}; allowed: {allowed}")
+    splits = place.chosen(splits)
     images = arrays.to_bytes({split: given[found[split, "image"]] for split in splits}, path)
     with_labels = {split: given[found[split, "label"]] for split in splits if (split, "label") in found}
     listed_names = given.get(found.get(CLASS_NAMES, ""), np.zeros(0))

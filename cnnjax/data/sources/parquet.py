@@ -36,8 +36,8 @@ MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
 class ParquetFolder:
     """The files of each split, the names of the columns, and the classes; no image is read."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, place: Place):
+        self.root = root = place.path
         self.files: dict[str, list[Path]] = {}
         for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
             matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
@@ -52,12 +52,14 @@ class ParquetFolder:
                     f"{without[0]}: its name tells no split, those of others do; allowed: {allowed}"
                 )
             self.files = {"train": without}
+        self.files = {split: self.files[split] for split in place.chosen([*self.files])}
         first = self.files.get("train", next(iter(self.files.values())))[0]
         self.image, self.label, names = columns = _columns(first)
         for path in (path for paths in self.files.values() for path in paths):
             if self.label in _opened(path).schema_arrow.names and (other := _columns(path)) != columns:
                 raise UserError(f"{path}: columns {other}; allowed: {columns}, as in {first}")
         self.known = sets.read_labels({split: self._labels(split) for split in self.files}, names, root)
+        self.place = place
 
     def _labels(self, split: str) -> np.ndarray:
         """[N] as they are stored, -1 where there is none."""
@@ -77,7 +79,9 @@ class ParquetFolder:
 
     @property
     def channels(self) -> int:
-        """3 if any image of any split has colours, else 1."""
+        """Those asked for, else 3 if any image of any split has colours, else 1."""
+        if self.place.channels:
+            return self.place.channels
         key = str([(str(self.root), _listing(self.files[split])) for split in self.known.splits])
         if key not in _channels:
             readers = [
@@ -108,7 +112,7 @@ class ParquetFolder:
 
 def open_parquet(place: Place) -> Opened:
     """See `ParquetFolder`."""
-    folder = ParquetFolder(place.path)
+    folder = ParquetFolder(place)
     splits, notes = folder.known.splits, folder.known.notes
     return Opened(splits, lambda split: folder.source(split, place.name, place.size), notes)
 

@@ -90,6 +90,7 @@ def open_records(place: Place) -> Opened:
     labels = {
         split: np.asarray([label for shard in shards for label in shard["labels"]])
         for split, shards in facts["splits"].items()
+        if split in place.chosen([*facts["splits"]])
     }
     known = sets.read_labels(labels, facts["class_names"], place.path / FACTS)
 

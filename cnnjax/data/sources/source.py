@@ -69,6 +69,13 @@ class Place(NamedTuple):
     rest: str  # what follows the colon
     size: int | None  # if given, the middle square of each image is resized to it
     data_dir: DataDir  # where prepared data sets are looked for first
+    channels: int | None = None  # that image files are decoded to; None is what they have
+    class_names: tuple[str, ...] = ()  # those of a network, if they are known before; else those of `train`
+    only: str | None = None  # the one split that is looked at then, if it is there
+
+    def chosen(self, splits: Sequence[str]) -> list[str]:
+        """The splits that are looked at, of those that are there."""
+        return [split for split in splits if split == self.only] or list(splits)
 
     @property
     def path(self) -> Path:

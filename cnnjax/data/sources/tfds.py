@@ -56,11 +56,11 @@ def open_tfds(place: Place) -> Opened:
         make = f"`cnnjax data prepare tfds:{name}` makes it (file_format=array_record)"
         other = "name another folder as data_dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
         raise UserError(f"{missing}; {make}; {other}")
-    return open_prepared(path, place.name, place.size)
+    return open_prepared(path, place)
 
 
-def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
-    """A folder .../NAME/VERSION; `size` cuts the middle square of each image and resizes it to that.
+def open_prepared(folder: Path, place: Place) -> Opened:
+    """A folder .../NAME/VERSION, read as `place` says.
 
     Raises UserError for records that are not ArrayRecord, or no images with class labels.
     """
@@ -75,15 +75,16 @@ def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
     if (stored := builder.info.file_format.value) != "array_record":
         raise UserError(f"{folder}: records are {stored}; prepare it with file_format='array_record'")
     encoded = {"image": tfds.decode.SkipDecoding()}  # TFDS decodes with OpenCV or Pillow
+    splits = place.chosen([*builder.info.splits])
     with _told(folder):
-        records = {split: builder.as_data_source(split, decoders=encoded) for split in builder.info.splits}
+        records = {split: builder.as_data_source(split, decoders=encoded) for split in splits}
     used = [split for split, each in records.items() if _has_labels(each)]
     counts = ", ".join(f"{split} {len(records[split])}" for split in used)
     without = [
         f"{split} has no labels: {len(each)} images" for split, each in records.items() if split not in used
     ]
     height, width, channels = features["image"].shape
-    channels = channels or 3
+    size, channels = place.size, place.channels or channels or 3
     shape = (size, size, channels) if size else (height, width, channels) if height and width else None
 
     def read(split: str) -> FileSource:
@@ -92,7 +93,7 @@ def open_prepared(folder: Path, name: str, size: int | None = None) -> Opened:
         listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
         contents = digest((folder / "dataset_info.json").read_text(), listing, size)
         where = records[split], f"{folder} {split}", channels
-        facts = contents, None, tuple(features["label"].names), name, split, shape, notes
+        facts = contents, None, tuple(features["label"].names), place.name, split, shape, notes
         header = functools.partial(_read_shape, *where)
         reader, total = functools.partial(_read_record, *where, size), len(records[split])
         return FileSource(reader, total, np.arange(total), *facts, header=header)

@@ -1,0 +1,62 @@
+"""Classes of other data by their names: the same labels as those that a network was trained on."""
+
+import dataclasses
+import functools
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from cnnjax.data.sources.source import ArraySource, FileSource, Reader, Source, listed
+from cnnjax.errors import UserError
+
+
+def same(name: str) -> str:
+    """Equal for names that differ in nothing but case and how Unicode writes their letters."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def numbered(class_names: Sequence[str]) -> bool:
+    """Whether classes have no names but those of `numbered_classes`."""
+    return tuple(class_names) == tuple(map(str, range(len(class_names))))
+
+
+def with_classes(source: ArraySource | FileSource, class_names: Sequence[str]) -> Source:
+    """The same examples, each labelled by the place of its class's name in `class_names`.
+
+    A UserError names those that are not in it, if they have examples (or labels are not known beforehand).
+    """
+    names = tuple(class_names)
+    if source.class_names == names:
+        return source
+    places: dict[str, int] = {}
+    for keys in ([*map(same, names)], names):  # a name as it is written comes before one that is alike
+        counts = Counter(keys)
+        places |= {key: place for place, key in enumerate(keys) if counts[key] == 1}
+    found = [places.get(name, places.get(same(name), -1)) for name in source.class_names]
+    table = np.asarray(found, np.int32)
+    occurring = range(len(table)) if source.labels is None else np.unique(source.labels)
+    if strange := [source.class_names[i] for i in occurring if table[i] < 0]:
+        problem = f"{source.name} {source.split}: images of {listed(strange)}, no class of the network"
+        raise unknown_classes(problem, source.class_names, names)
+    if isinstance(source, ArraySource):
+        return dataclasses.replace(source, labels=table[source.labels], class_names=names)
+    labels = None if source.labels is None else table[source.labels]
+    read = functools.partial(_relabel, source.read, table)
+    return dataclasses.replace(source, read=read, labels=labels, class_names=names)
+
+
+def unknown_classes(problem: str, theirs: Sequence[str], class_names: Sequence[str]) -> UserError:
+    """The error for data with classes that a network does not know."""
+    hint = ""
+    if numbered(theirs) and not numbered(class_names):
+        hint = "; these have no names: put them in folders by class, or into an npz as class_names"
+    elif numbered(class_names) and not numbered(theirs):
+        hint = "; those have no names: give a file of them as class_names, one a line"
+    return UserError(f"{problem}; allowed: {listed(class_names)}; here: {listed(theirs)}{hint}")
+
+
+def _relabel(read: Reader, table: np.ndarray, position: int) -> tuple[np.ndarray, int, str]:
+    image, label, what = read(position)
+    return image, int(table[label]), what
