@@ -168,9 +168,8 @@ def load(
     every class (of any examples if labels are not known without reading all, as in tfds:NAME).
     `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square;
     without it all images must have one size, or `any_size`: then those of other sizes than most are bad.
-    `class_names` and `image_shape` are those of a network: labels are then the places of their names in it
-    (see `classes.with_classes`), files are decoded to its channels, images of other shapes are bad, and if
-    nothing is held out no other split is read.
+    `class_names` and `image_shape` are those of a network: labels are the places of their names in it, files
+    are decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
     Raises: UserError naming what does not exist and what does, and images of different sizes.
     """
     if data_dir and not Path(data_dir).expanduser().is_dir():
@@ -182,9 +181,8 @@ def load(
     known = {"class_names": tuple(class_names), "channels": image_shape and image_shape[2], "only": only}
     official, read, notes = _open(name, data_dir, size, download, **known)
     if test_split not in ("test", *official) and not only:
-        raise UserError(
-            f"test_split={test_split!r} is no split of {name}; allowed: {', '.join([*official, *notes])}"
-        )
+        allowed = ", ".join([*official, *notes])
+        raise UserError(f"test_split={test_split!r} is no split of {name}; allowed: {allowed}")
     own = "validation" in official and test_split != "validation"
     places = {each: each for each in official if each not in ("validation", "test", test_split)}
     places |= {"test": test_split} if test_split in official else {}
