@@ -27,7 +27,6 @@ class Evaluator:
         devices = network.mesh.shape["data"]
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(network.config.eval_batch_size, len(source)) // devices) * devices
-        self.fingerprint = source.fingerprint
         self.batches = network.batches(source, size)
         self.mesh = network.mesh
         step = functools.partial(eval_step, model=network.model, protocol=network.protocol)
@@ -100,7 +99,6 @@ def test_scores(
     if (scores := run.read_json("test.json")).get("step") == step:
         return scores
     evaluator = Evaluator(experiment, "test", run)
-    run.note_images("test", evaluator.fingerprint)
     scores = {"step": step, "split": "test", "protocol": experiment.config.eval_protocol}
     for prefix, variables in weights.items():
         metrics_of, predictions = evaluator(variables, after_each)

@@ -138,20 +138,19 @@ class Run:
         return {"train": data.get("fingerprint", ""), **data.get("fingerprints", {})}
 
     def check_images(self, split: str, fingerprint: str, advice: str) -> None:
-        """Raises a UserError if a split has other images than when the run used it, as far as it is known."""
+        """Raises a UserError if a split has other images than when the run used it, as far as it is known.
+
+        A run that is being trained records them.
+        """
         if (before := self.images().get(split)) and before != fingerprint:
             used = "trained" if split == "train" else "evaluated"
             problem = f"{self.path} was {used} on other images of {self.config().data.name} {split}"
             prints = f"fingerprint {before[:12]}, now {fingerprint[:12]}"
             raise UserError(f"{problem} ({prints}); restore them, {advice}")
-
-    def note_images(self, split: str, fingerprint: str) -> None:
-        """Records which images a split had when the run first used it."""
         record = self.read_json("record.json")
-        if split not in self.images() and "data" in record:
-            known = record["data"].setdefault("fingerprints", {})
-            known[split] = fingerprint
-            self.write_json("record.json", record)
+        if self._lock and before is None and "data" in record:
+            known = {**record["data"].get("fingerprints", {}), split: fingerprint}
+            self.write_json("record.json", {**record, "data": {**record["data"], "fingerprints": known}})
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -17,7 +17,6 @@ from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import open_split
 from cnnjax.runs.log import Log, Progress
 from cnnjax.runs.record import make_record
 from cnnjax.runs.signals import Interrupted, caught_signals
@@ -100,8 +99,6 @@ def live(
     log = Log(experiment, run, checkpoints, batches, progress, step, seconds)
     splits = experiment.train_source.splits
     evaluator = Evaluator(experiment, "validation", run) if "validation" in splits else None
-    if evaluator:
-        run.note_images("validation", evaluator.fingerprint)
 
     def due(every: int) -> bool:
         """Every n steps, or at the end; 0 is never."""
@@ -142,8 +139,7 @@ def live(
         if split not in splits:
             progress.note(f"{experiment.train_source.name} has no labelled {split} split: {meaning}")
     if "test" in splits and step < total:
-        known = experiment.known  # what is wrong with it is told now, not after the last step
-        open_split(config, "test", known.class_names, known.image_shape)
+        experiment.open("test")  # so that what is wrong with it is told now, not after the last step
     progress.start(step, total)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
         evaluate(evaluator)  # it was under way when the run was stopped
