@@ -6,6 +6,7 @@ same files of results as without a kill, and leave nothing unfinished.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -32,8 +33,33 @@ SMALL = (
 )
 
 
-def commands(data: str, run: str, weights: str) -> dict[str, list[str]]:
-    """By name the words of a command that works below the folder {}."""
+def prepare(folder: Path, *, run: bool = True) -> None:
+    """Makes what the commands read: a small data set, and a run on it."""
+    draw, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 90), ("test", 37)):
+        label = np.arange(count) % 3
+        image = draw.integers(0, 90, (count, 8, 8, 1))
+        image[np.arange(count), 1 + 2 * label] += 150
+        arrays |= {f"{split}_image": image.astype(np.uint8), f"{split}_label": label.astype(np.uint8)}
+    np.savez(folder / "data.npz", **arrays)
+    for module in (
+        "cli.sweep",
+        "cli.progress",
+        "cli.data",
+        "cli.export",
+        "explore.report",
+        "inference.export",
+    ):
+        importlib.import_module(f"cnnjax.{module}")  # once for all copies of this process
+    train = [f"--config.data.name=npz:{folder}/data.npz", *SMALL]
+    log = folder / "log"
+    if attempt(["train", f"--workdir={folder}/run", *train], folder / "none", 0, log)[0]:
+        raise SystemExit(f"the run failed:\n{log.read_text()[-3000:]}")
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """By name the words of a command that works below a folder {}, and reads what `prepare` made."""
+    data, run = f"npz:{folder}/data.npz", f"{folder}/run"
     train = [f"--config.data.name={data}", *SMALL]
     return {
         "train": ["train", "--workdir={}/run", *train],
@@ -41,8 +67,6 @@ def commands(data: str, run: str, weights: str) -> dict[str, list[str]]:
         "data prepare": ["data", "prepare", data, "--out={}/records"],
         "data inspect": ["data", "inspect", data, "--out={}/sheet.png"],
         "export": ["export", f"--workdir={run}", "--out={}/model.safetensors"],
-        "weights export": ["weights", "export", "{}/weights.safetensors", f"--workdir={run}"],
-        "weights import": ["weights", "import", weights, "--workdir={}/imported", *train[:2]],
         "report": ["report", run, run, "--out={}/comparison.html"],
     }
 
@@ -124,16 +148,16 @@ def trials(
     name: str, words: Sequence[str], place: Path, chosen: Callable[[int], Sequence[int]]
 ) -> Iterator[tuple[int, str]]:
     """(k, what is wrong or '') for each of the chosen of all operations of a command."""
-    log, whole = place / "log", place / "whole"
+    log, whole = place / f"{name}.log", place / f"{name} whole"
     whole.mkdir(parents=True)
     code, count = attempt(words, whole, 0, log)
     if code:
         raise SystemExit(f"{name} failed:\n{log.read_text()[-3000:]}")
     expected = outcome(whole)
     for k in chosen(count):
-        folder = place / f"killed_{k}"
+        folder = place / f"{name} {k}"
         folder.mkdir()
-        log.unlink()
+        log.unlink(missing_ok=True)
         first, _ = attempt(words, folder, k, log)
         second, _ = attempt(words, folder, 0, log)
         problem = ""

@@ -1,7 +1,7 @@
 """Is anything lost or broken when runs are killed, and when what they read is damaged?
 
 python experiments/reliability/run.py                # what is not in results.csv yet, the long form
-python experiments/reliability/run.py kill           # only the killed runs; or `term`, `fuzz`, `damage`
+python experiments/reliability/run.py kill           # only these; or term, operations, fuzz, damage
 python experiments/reliability/run.py fuzz --inputs=100
 python experiments/reliability/run.py damage --inputs=50
 python experiments/reliability/run.py --tables       # only rewrites the tables
@@ -11,6 +11,7 @@ import importlib.metadata
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -79,6 +80,27 @@ def damage(count: int) -> None:
                 append(damaging.damage(Path(folder), data, command, count))
 
 
+def operations(every: int) -> None:
+    """Kills each command at every n-th of its operations on files, as far as it is not in the table."""
+    from experiments.reliability import kills
+
+    done = {row["case"] for row in read_rows() if row["test"] == "operations"}
+    with tempfile.TemporaryDirectory() as folder:
+        kills.prepare(Path(folder))
+        for name, words in kills.commands(Path(folder)).items():
+            if name in done:
+                continue
+            began, problems = time.monotonic(), []
+            for k, problem in kills.trials(name, words, Path(folder), lambda n: range(1, n + 1, every)):
+                problems.append(problem)
+                if problem:
+                    print(f"{name}, operation {k}: {problem}", flush=True)
+            seconds = round(time.monotonic() - began, 1)
+            failed = sum(map(bool, problems))
+            counts = {"inputs": len(problems), "refused": 0, "failed": failed, "seconds": seconds}
+            append({"test": "operations", "case": name, **counts})
+
+
 def kill_table(rows: list[Row]) -> str:
     """A row for each setting: how many runs ended bit for bit as the one that nobody stopped."""
     lines = [
@@ -120,25 +142,38 @@ def fuzz_table(rows: list[Row], test: str, what: str) -> str:
     return "\n".join(lines)
 
 
+def operations_table(rows: list[Row]) -> str:
+    """A row for each command."""
+    lines = ["| command | killed at an operation on a file | finished as without a kill |", "|---|---|---|"]
+    tried = [row for row in rows if row["test"] == "operations"]
+    lines += [f"| {r['case']} | {r['inputs']} | {int(r['inputs']) - int(r['failed'])} |" for r in tried]
+    return "\n".join(lines)
+
+
 def table(rows: list[Row]) -> str:
     """All tables as Markdown."""
     last = rows[-1]
     return (
         f"{kill_table(rows)}\n\n{fuzz_table(rows, 'fuzz', 'input')}\n\n"
         f"{fuzz_table(rows, 'damage', 'command on a damaged folder')}\n\n"
+        f"{operations_table(rows)}\n\n"
         f"{last['machine']}, jax {last['jax']}. Written by "
         "`python experiments/reliability/run.py` from `results.csv`."
     )
 
 
 def main() -> None:
-    words = [word for word in sys.argv[1:] if not word.startswith("--")] or ["kill", "term", "fuzz", "damage"]
+    words = [word for word in sys.argv[1:] if not word.startswith("--")] or [
+        *("kill", "term", "operations", "fuzz", "damage")
+    ]
     inputs = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("--inputs=")), None)
     if "--tables" not in sys.argv:
         if "kill" in words:
             interrupt(signal.SIGKILL, KILLS)
         if "term" in words:
             interrupt(signal.SIGTERM, TERMS)
+        if "operations" in words:
+            operations(inputs or 1)
         if "fuzz" in words:
             fuzz(inputs or INPUTS)
         if "damage" in words:
