@@ -285,6 +285,8 @@ def trial(place: Path, data: str, command: str, name: str, damage: Damage) -> tu
         taken.bind(("127.0.0.1", 0))  # so that `explore` ends when it has all but begun to serve
         target, port = Path(folder) / "run", taken.getsockname()[1]
         shutil.copytree(place / _base(command), target, symlinks=True)
+        if name not in SWEPT:
+            (target / "results.csv").unlink(missing_ok=True)  # so that a sweep reads the run again
         _remove(target / name)
         damage(target / name)
         values = {"run": target, "new": folder, "place": place, "data": data, "port": port}

@@ -31,7 +31,7 @@ def place(tmp_path_factory) -> tuple[Path, str]:
 @pytest.mark.parametrize("command", damage.COMMANDS)
 def test_no_damage_ends_in_more_than_one_line(place, command, capsys):
     """The short form of `experiments/reliability/run.py damage`."""
-    found = damage.damage(*place, command, 1 if command == "init_from" else 3)
+    found = damage.damage(*place, command, 1 if command == "init_from" else 2)
     assert not found["failed"], capsys.readouterr().out
 
 
