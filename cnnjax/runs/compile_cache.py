@@ -61,10 +61,11 @@ def _processor_features() -> str:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes programs without a time of last use, which a killed process leaves.
+    """Removes programs without a time of last use, which a killed process leaves, and what is no file.
 
-    JAX neither replaces such a program nor removes old ones while there is one.
+    JAX neither replaces such a program nor removes old ones while there is one; at a pipe it would wait.
     """
     for program in folder.glob("*-cache"):
-        if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+        used = program.with_name(f"{program.name.removesuffix('-cache')}-atime")
+        if not (program.is_file() and used.is_file()):
             program.unlink(missing_ok=True)

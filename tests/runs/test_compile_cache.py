@@ -74,6 +74,8 @@ def test_what_was_left_half_written_is_removed(cache):
     (folder / "jit_step-0123-cache").write_bytes(b"half of a compressed program")
     (folder / "jit_step-4567-cache").write_bytes(b"a whole one")
     (folder / "jit_step-4567-atime").write_bytes(bytes(8))
+    os.mkfifo(folder / "jit_step-89ab-cache")
+    (folder / "jit_step-89ab-atime").write_bytes(bytes(8))
     jax.config.update("jax_compilation_cache_dir", None)
     compile_cache.enable()
     assert [file.name for file in folder.glob("*-cache")] == ["jit_step-4567-cache"]
