@@ -71,6 +71,8 @@ def _watch(act: Callable[[int], None]) -> Callable[[], None]:
     """Lets `act` see each signal, in a thread, until the function that is returned is called."""
     _acts.append(act)
     if len(_acts) > 1:
+        for signum in SIGNALS:
+            signal.signal(signum, signal.getsignal(signum))  # again: jax.distributed takes SIGTERM for itself
         return lambda: _acts.remove(act)
     read, write = os.pipe()
     os.set_blocking(write, False)
