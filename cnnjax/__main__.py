@@ -10,7 +10,10 @@ def main() -> None:
     signals.end_at_once()
     from cnnjax.cli.main import main as command
 
-    command()
+    try:
+        command()
+    finally:
+        signals.ignore()
 
 
 if __name__ == "__main__":

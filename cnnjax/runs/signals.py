@@ -30,6 +30,12 @@ def end_at_once() -> None:
         _watch(lambda signum: end(signum, "interrupted; there was nothing to save"))
 
 
+def ignore() -> None:
+    """From now on no signal changes what a command has ended with, while Python itself ends."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """A list that fills with SIGINT and SIGTERM as they come; the second ends the process.

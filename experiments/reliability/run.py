@@ -1,7 +1,7 @@
 """Is anything lost or broken when runs are killed, and when what they read is damaged?
 
 python experiments/reliability/run.py                # what is not in results.csv yet, the long form
-python experiments/reliability/run.py kill           # only these; or term, operations, fuzz, damage
+python experiments/reliability/run.py kill           # only these; or term, operations, random, signals, ...
 python experiments/reliability/run.py fuzz --inputs=100
 python experiments/reliability/run.py damage --inputs=50
 python experiments/reliability/run.py --tables       # only rewrites the tables
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -25,6 +26,8 @@ RESULTS = HERE / "results.csv"
 INPUTS = 10_000
 DAMAGED = 500  # folders that each command is tried on
 KILLS, TERMS = 5, 2  # of each setting
+RANDOM = 100  # runs of each of ten configs that are killed
+SIGNALS = 200
 FIELDS = (
     *("test", "case", "phase", "inputs", "refused", "failed", "seconds"),
     *("logged_step", "kept_step", "exit_code", "jax", "machine"),
@@ -80,6 +83,17 @@ def damage(count: int) -> None:
                 append(damaging.damage(Path(folder), data, command, count))
 
 
+def tried(test: str, case: str, problems: Iterable[str]) -> None:
+    """Adds a row of how many trials there were, and of those that found a problem, which it prints."""
+    began, count, failed = time.monotonic(), 0, 0
+    for problem in problems:
+        count, failed = count + 1, failed + bool(problem)
+        if problem:
+            print(problem, flush=True)
+    seconds = round(time.monotonic() - began, 1)
+    append({"test": test, "case": case, "inputs": count, "refused": 0, "failed": failed, "seconds": seconds})
+
+
 def operations(every: int) -> None:
     """Kills each command at every n-th of its operations on files, as far as it is not in the table."""
     from experiments.reliability import kills
@@ -88,17 +102,32 @@ def operations(every: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kills.prepare(Path(folder))
         for name, words in kills.commands(Path(folder)).items():
-            if name in done:
-                continue
-            began, problems = time.monotonic(), []
-            for k, problem in kills.trials(name, words, Path(folder), lambda n: range(1, n + 1, every)):
-                problems.append(problem)
-                if problem:
-                    print(f"{name}, operation {k}: {problem}", flush=True)
-            seconds = round(time.monotonic() - began, 1)
-            failed = sum(map(bool, problems))
-            counts = {"inputs": len(problems), "refused": 0, "failed": failed, "seconds": seconds}
-            append({"test": "operations", "case": name, **counts})
+            if name not in done:
+                trials = kills.trials(name, words, Path(folder), lambda n: range(1, n + 1, every))
+                tried("operations", name, (f"{name}, {k}: {wrong}" if wrong else "" for k, wrong in trials))
+
+
+def moments(count: int) -> None:
+    """Kills runs of ten configs at random moments, as far as they are not in the table."""
+    from experiments.reliability import kills, moments
+
+    done = {row["case"] for row in read_rows() if row["test"] == "random"}
+    with tempfile.TemporaryDirectory() as folder:
+        kills.prepare(Path(folder))
+        for name in moments.SETTINGS.keys() - done:
+            tried("random", name, moments.at_random(name, Path(folder), count, seed=0))
+
+
+def signals(count: int) -> None:
+    """Sends signals to commands, as far as they are not in the table."""
+    from experiments.reliability import kills, moments
+
+    done = {row["case"] for row in read_rows() if row["test"] == "signal"}
+    with tempfile.TemporaryDirectory() as folder:
+        kills.prepare(Path(folder))
+        commands = moments.commands(Path(folder))
+        for name in commands.keys() - done:
+            tried("signal", name, moments.at_signals(name, Path(folder), count // len(commands), seed=0))
 
 
 def kill_table(rows: list[Row]) -> str:
@@ -142,21 +171,25 @@ def fuzz_table(rows: list[Row], test: str, what: str) -> str:
     return "\n".join(lines)
 
 
-def operations_table(rows: list[Row]) -> str:
-    """A row for each command."""
-    lines = ["| command | killed at an operation on a file | finished as without a kill |", "|---|---|---|"]
-    tried = [row for row in rows if row["test"] == "operations"]
-    lines += [f"| {r['case']} | {r['inputs']} | {int(r['inputs']) - int(r['failed'])} |" for r in tried]
+def count_table(rows: list[Row], test: str, what: str, right: str) -> str:
+    """A row for each case: how many were tried, how many ended right and how many not."""
+    chosen = [row for row in rows if row["test"] == test]
+    lines = [f"| {what} | tried | {right} | wrong |", "|---|---|---|---|"]
+    counts = [(row["case"], int(row["inputs"]), int(row["failed"])) for row in chosen]
+    counts += [("**in all**", sum(n for _, n, _ in counts), sum(n for *_, n in counts))]
+    lines += [f"| {case} | {count:,} | {count - wrong:,} | {wrong} |" for case, count, wrong in counts]
     return "\n".join(lines)
 
 
 def table(rows: list[Row]) -> str:
     """All tables as Markdown."""
-    last = rows[-1]
+    last, same = rows[-1], "ended as without a kill"
     return (
         f"{kill_table(rows)}\n\n{fuzz_table(rows, 'fuzz', 'input')}\n\n"
         f"{fuzz_table(rows, 'damage', 'command on a damaged folder')}\n\n"
-        f"{operations_table(rows)}\n\n"
+        f"{count_table(rows, 'operations', 'command, killed before an operation on a file', same)}\n\n"
+        f"{count_table(rows, 'random', 'config, killed at random moments', same)}\n\n"
+        f"{count_table(rows, 'signal', 'command, SIGINT or SIGTERM', 'ended in one line')}\n\n"
         f"{last['machine']}, jax {last['jax']}. Written by "
         "`python experiments/reliability/run.py` from `results.csv`."
     )
@@ -164,7 +197,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     words = [word for word in sys.argv[1:] if not word.startswith("--")] or [
-        *("kill", "term", "operations", "fuzz", "damage")
+        *("kill", "term", "operations", "random", "signals", "fuzz", "damage")
     ]
     inputs = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("--inputs=")), None)
     if "--tables" not in sys.argv:
@@ -174,6 +207,10 @@ def main() -> None:
             interrupt(signal.SIGTERM, TERMS)
         if "operations" in words:
             operations(inputs or 1)
+        if "random" in words:
+            moments(inputs or RANDOM)
+        if "signals" in words:
+            signals(inputs or SIGNALS)
         if "fuzz" in words:
             fuzz(inputs or INPUTS)
         if "damage" in words:

@@ -49,6 +49,14 @@ def test_a_signal_ends_every_command_in_one_line_while_it_imports(command, modul
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_while_python_itself_ends_changes_nothing():
+    code = "import atexit, os, signal, sys, time; atexit.register(time.sleep, 0.5)"
+    code += "; atexit.register(os.kill, os.getpid(), signal.SIGTERM); sys.argv[1:] = ['--help']"
+    code += "; from cnnjax.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and "usage" in done.stdout
+
+
 def test_a_signal_that_comes_too_late_for_a_run_is_not_lost():
     with pytest.raises(KeyboardInterrupt), signals.caught_signals() as caught:
         os.kill(os.getpid(), signal.SIGINT)
