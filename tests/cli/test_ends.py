@@ -57,7 +57,15 @@ def test_a_signal_while_python_itself_ends_changes_nothing():
     assert (done.returncode, done.stderr) == (0, "") and "usage" in done.stdout
 
 
-def test_a_signal_that_comes_too_late_for_a_run_is_not_lost():
+@pytest.fixture
+def python_handler():
+    """Python's own handler of SIGINT, which is absent if these tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_comes_too_late_for_a_run_is_not_lost(python_handler):
     with pytest.raises(KeyboardInterrupt), signals.caught_signals() as caught:
         os.kill(os.getpid(), signal.SIGINT)
         while not caught:
@@ -70,7 +78,7 @@ def test_a_signal_that_comes_too_late_for_a_run_is_not_lost():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_signals_of_another_thread_are_left_alone():
+def test_signals_of_another_thread_are_left_alone(python_handler):
     seen: list[list[int]] = []
 
     def run() -> None:

@@ -225,7 +225,7 @@ def test_the_rest_of_the_batch_goes_along_and_an_augmentation_may_change_it(monk
         ("normalize(0.1, 0)", ["normalize", "std = 0", "> 0"]),
         ("normalize(0.1, 1e999)", ["normalize", "std = inf"]),
         ("normalize(mean=0.1)", ["normalize", "std is missing"]),
-        ("scale|scale", ["scale", "uint8 pixels", "unit already"]),
+        ("scale|scale", ["scale", "uint8 pixels", "they are unit", "or remove it"]),
         ("", ["normalize or scale", "uint8"]),
         ("mirror", ["normalize or scale", "uint8"]),
         ("mirror||scale", ["augmentation"]),

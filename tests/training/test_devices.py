@@ -225,10 +225,11 @@ def test_memory_is_told_before_a_run_and_grows_with_the_batch(capsys):
 def test_out_of_memory_names_batch_model_estimate_and_remedies(tiny_config, tmp_path):
     from cnnjax.runs import train
 
-    tiny_config.batch_size = 10**9  # hundreds of GiB of images; of 2**30 XLA dies in jaxlib 0.12
+    tiny_config.batch_size = 2**20 - 1
+    tiny_config.model = "simple_cnn(widths=(4096, 4096))"  # hundreds of GiB of channels
     tiny_config.augment.train = "normalize"
     with pytest.raises(
-        UserError, match="out of memory on .*batch_size=1000000000.*needs .* GiB a device"
+        UserError, match="out of memory on .*batch_size=1048575.*needs .* GiB a device"
     ) as said:
         train.train(tiny_config, tmp_path / "run")
     for word in ("simple_cnn", "accumulate_steps", "fsdp", "--memory"):
