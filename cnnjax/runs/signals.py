@@ -123,12 +123,14 @@ def leave(code: int, line: str, last: Callable[[], None] = lambda: None) -> NoRe
             os.write(terminal, b"\x1b[?25h\n")  # a progress bar hides the cursor
         os.write(2, line.encode(errors="backslashreplace"))
         last()
-    if files := sys.modules.get("cnnjax.data.files"):
-        files.remove_unfinished()
-    for child in _children():
-        with contextlib.suppress(OSError):
-            os.kill(child, signal.SIGTERM)
-    os._exit(code)
+    try:
+        if files := sys.modules.get("cnnjax.data.files"):
+            files.remove_unfinished()
+        for child in _children():
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGTERM)
+    finally:
+        os._exit(code)  # whatever fails: a module may be halfway through its import
 
 
 def _children() -> list[int]:
