@@ -26,6 +26,7 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write, read_json, replacing
+from cnnjax.data.sources.source import numbered_names
 from cnnjax.errors import UserError, one_line
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import Preset, count_params, create_model, variant
@@ -264,7 +265,7 @@ def imported_data(
     shape = (preset.resize, preset.resize, channels) if preset.resize else preset.input_size
     mean, std = (info.mean, info.std) if info else (None, None)
     augment = augment_lib.parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
-    names = info.class_names if info else map(str, range(num_classes))
+    names = info.class_names if info else numbered_names(num_classes)
     return {"class_names": list(names), "image_shape": list(shape), "eval_augment": explicit_spec(augment)}
 
 

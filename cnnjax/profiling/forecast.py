@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.sources.source import ArraySource, Source
+from cnnjax.data.sources.source import ArraySource, Source, numbered_names
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import variant
 from cnnjax.ops import cpu
@@ -141,7 +141,7 @@ def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> 
 def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_examples: int = 64) -> ArraySource:
     """Images that hold nothing and take no memory, to compile a step without the data set."""
     image = np.broadcast_to(np.uint8(0), (num_examples, *image_shape))
-    names = tuple(map(str, range(num_classes)))
+    names = numbered_names(num_classes)
     return ArraySource(image, np.zeros(num_examples, np.int32), names, name="blank", split="train")
 
 

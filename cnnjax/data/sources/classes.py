@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, FileSource, Reader, Source, listed
+from cnnjax.data.sources.source import ArraySource, FileSource, Reader, Source, listed, numbered_names
 from cnnjax.errors import UserError
 
 
@@ -18,8 +18,8 @@ def same(name: str) -> str:
 
 
 def numbered(class_names: Sequence[str]) -> bool:
-    """Whether classes have no names but those of `numbered_classes`."""
-    return tuple(class_names) == tuple(map(str, range(len(class_names))))
+    """Whether classes have no names but those of `numbered_names`."""
+    return tuple(class_names) == numbered_names(len(class_names))
 
 
 def with_classes(source: ArraySource | FileSource, class_names: Sequence[str]) -> Source:

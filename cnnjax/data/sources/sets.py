@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import FileSource, Header, Shape, as_labels, listed
+from cnnjax.data.sources.source import FileSource, Header, Shape, as_labels, listed, numbered_names
 from cnnjax.errors import BadImage, UserError
 
 UNLABELLED = -1  # in place of a label; so do the sets of TFDS and of the Hugging Face Hub
@@ -46,7 +46,7 @@ def read_labels(values: Mapping[str, np.ndarray], class_names: Sequence[str], wh
     limit = (len(class_names),) if class_names else ()
     labels = {split: as_labels(each, f"{what} {split}", *limit) for split, each in used.items()}
     top = max((int(each.max()) for each in labels.values()), default=0)
-    names = tuple(class_names) or tuple(map(str, range(top + 1)))
+    names = tuple(class_names) or numbered_names(top + 1)
     for split, each in labels.items():
         if missing := np.setdiff1d(np.arange(len(names)), each).tolist():
             notes.append(f"{split} has no images of {listed([names[label] for label in missing])}")

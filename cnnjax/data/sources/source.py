@@ -232,6 +232,11 @@ def as_labels(values: np.ndarray, what: object, num_classes: int = MAX_CLASSES) 
     return values.astype(np.int32)
 
 
+def numbered_names(count: int) -> tuple[str, ...]:
+    """ "0", "1", ...: the names of so many classes that have none."""
+    return tuple(map(str, range(count)))
+
+
 def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
     """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first."""
     if isinstance(source, ArraySource):
