@@ -108,12 +108,13 @@ def shown(*args: str, code: int | None = 0, **terminal) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder of a hostile name with images of hostile names, one of them damaged."""
+    """A folder of a hostile name with a data set and images of hostile names, one of them damaged."""
     folder = tmp_path_factory.mktemp("outside") / "<b>&\x9b2J\u202e$犬"
     (folder / "images").mkdir(parents=True)
     for i, name in enumerate(FILES):
         Image.fromarray(np.full((8, 8), 9 * i, np.uint8)).save(folder / "images" / f"{name}.png")
     (folder / "images" / f"broken{FILES[5]}.png").write_bytes(b"\x89PNG")
+    np.savez(folder / "data.npz", **arrays(HOSTILE))
     return folder
 
 
@@ -129,7 +130,6 @@ def arrays(names) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def trained(place) -> Path:
     """The folder of a run on classes of hostile names."""
-    np.savez(place / "data.npz", **arrays(HOSTILE))
     printed = shown(*TRAIN, f"--workdir={place / 'run'}", f"--config.data.name=npz:{place / 'data.npz'}")
     assert visible(place) in printed
     return place / "run"
