@@ -38,10 +38,11 @@ def variants() -> dict[str, Variant]:
     return family_table("VARIANTS")
 
 
-def names_in_torch(model: nn.Module) -> TorchNames:
-    """How torch spells a model's family; UserError if it has none."""
+def names_in_torch(model: nn.Module) -> tuple[TorchNames, ...]:
+    """How torch spells a model's family, in the order of its `TORCH_NAMES`; UserError if it has none."""
     families = {family.__name__: names for family, names in family_table("TORCH_NAMES").items()}
-    return by_name("family with torch names", type(model).__name__, families)
+    names = by_name("family with torch names", type(model).__name__, families)
+    return names if isinstance(names, tuple) else (names,)
 
 
 def list_models(pattern: str = "*") -> list[str]:

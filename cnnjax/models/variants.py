@@ -53,7 +53,11 @@ def preset_augment(preset: Preset) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TorchNames:
-    """The entries of torch's state dict for a module class."""
+    """The entries of torch's state dict for a module class.
+
+    A family with several spellings, torchvision's and timm's, has a tuple of these in `TORCH_NAMES`: a file is
+    read by the one that fits best, and written by the first.
+    """
 
     # (module path here such as 'stage1_block2/conv1', the model, of that class) -> 'layer1.1.conv2', or the
     # whole entry if a leaf has a name of its own ('features.1.0.layer_scale').

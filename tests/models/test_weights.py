@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cnnjax.errors import UserError
-from cnnjax.models import create_model, family_table, init_variables
+from cnnjax.models import create_model, family_table, init_variables, resnet
+from cnnjax.models.resnet import ResNet
+from cnnjax.models.variants import TorchNames, substitute
 from cnnjax.models.weights import files, torch_files
 from cnnjax.models.weights import torch as torch_names
 
@@ -95,6 +97,35 @@ def test_all_that_is_wrong_is_listed_at_once_and_nothing_loaded():
     assert "unexpected layer9.0.conv1.weight" in message
     assert "fc.weight is [7, 4], here [3, 4]" in message
     assert "(4 entries)" in message
+
+
+def test_of_several_spellings_the_one_that_fits_is_read_and_the_first_written(monkeypatch):
+    model, variables = tiny_resnet()
+    first = torch_names.to_torch(variables, model)
+    names = {r"^stage(\d+)_block(\d+)/": r"stages.\1.\2.", "^stem/": "stem.", "^head$": "head.fc"}
+    timm = TorchNames(substitute(names))
+    monkeypatch.setitem(family_table("TORCH_NAMES"), ResNet, timm)
+    other = torch_names.to_torch(variables, model)
+    assert "stages.1.1.conv1.weight" in other and "head.fc.bias" in other
+    monkeypatch.setitem(family_table("TORCH_NAMES"), ResNet, (resnet.TORCH_NAMES[ResNet], timm))
+    assert torch_names.to_torch(variables, model).keys() == first.keys() != other.keys()
+    for state_dict in (first, other):
+        back = torch_names.convert_into(state_dict, model, (8, 8, 3))
+        jax.tree.map(np.testing.assert_array_equal, back, variables)
+    del other["head.fc.bias"]
+    with pytest.raises(UserError, match=r"\(1 entries\): missing head.fc.bias"):
+        torch_names.convert_into(other, model, (8, 8, 3))
+
+
+def test_dense_layers_and_1x1_convolutions_are_the_same():
+    model = create_model("seresnet50(stage_sizes=(1,), widths=(16,), stem='cifar', num_classes=3)")
+    variables = random_variables(model, 32)
+    state_dict = torch_names.to_torch(variables, model)
+    assert state_dict["layer1.0.se.fc1.weight"].shape == (4, 64, 1, 1)
+    state_dict["layer1.0.se.fc1.weight"] = state_dict["layer1.0.se.fc1.weight"][..., 0, 0]
+    state_dict["fc.weight"] = state_dict["fc.weight"][..., None, None]
+    back = torch_names.convert_into(state_dict, model, (32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
 def test_auxiliary_heads_are_dropped_by_name_where_the_model_has_none():

@@ -5,6 +5,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,21 +34,40 @@ def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
 
 
 def convert_into(state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: Shape) -> Variables:
-    """`convert` for a module that is already built."""
-    family = names_in_torch(model)
-    old, new = family.old_names or ("$^", "")
-    arrays = {re.sub(old, new, name): np.asarray(value) for name, value in state_dict.items()}
+    """`convert` for a module that is already built, by the spelling of its family that fits best."""
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
     arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
-    entries = torch_entries(model, image_shape)
-    shapes = {entry.name: entry.shape for entry in entries}
-    extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
-    if problems := misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes):
-        misfit = f"does not fit {type(model).__name__} ({len(problems)} entries)"
-        raise UserError(f"the state dict {misfit}: {listed(problems, separator='; ')}")
-    if extra:
-        warnings.warn(visible(f"dropped, the model is built without: {listed(extra)}"), stacklevel=3)
-    flat = {e.path: e.to_linen(arrays[e.name].astype(np.float32)) for e in entries}
+    leaves = _leaves(model, image_shape)
+    fits = [Fit.of(arrays, family, _entries(leaves, model, family)) for family in names_in_torch(model)]
+    fit = min(fits, key=lambda fit: len(fit.problems))  # the first of equally good ones
+    if fit.problems:
+        misfit = f"does not fit {type(model).__name__} ({len(fit.problems)} entries)"
+        raise UserError(f"the state dict {misfit}: {listed(fit.problems, separator='; ')}")
+    if fit.extra:
+        warnings.warn(visible(f"dropped, the model is built without: {listed(fit.extra)}"), stacklevel=3)
+    flat = {e.path: e.to_linen(fit.arrays[e.name].astype(np.float32)) for e in fit.entries}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
+
+
+class Fit(NamedTuple):
+    """A state dict read by one spelling."""
+
+    arrays: Mapping[str, np.ndarray]
+    entries: list["Entry"]
+    extra: list[str]  # names that a model may be built without
+    problems: list[str]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], family: TorchNames, entries: list["Entry"]) -> "Fit":
+        old, new = family.old_names or ("$^", "")
+        arrays = {re.sub(old, new, name): array for name, array in arrays.items()}
+        shapes = {entry.name: entry.shape for entry in entries}
+        for name in arrays.keys() & shapes.keys():
+            if _whole(arrays[name].shape) == _whole(shapes[name]):
+                arrays[name] = arrays[name].reshape(shapes[name])
+        extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
+        problems = misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes)
+        return cls(arrays, entries, extra, problems)
 
 
 def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
@@ -61,10 +81,18 @@ def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str
     return [problem for row in itertools.zip_longest(*kinds) for problem in row if problem]
 
 
+def _whole(shape: Shape) -> Shape:
+    """A shape without ones at its end: a 1x1 convolution is a dense layer, a scale [C, 1, 1] one of [C]."""
+    while shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape
+
+
 def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
     """The torch state dict of linen variables; `convert` gives the same variables back, bit for bit."""
-    flat, family = traverse_util.flatten_dict(variables), names_in_torch(model)
-    entries = (torch_entry(path, np.shape(leaf), model, family) for path, leaf in flat.items())
+    flat = traverse_util.flatten_dict(variables)
+    shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
+    entries = _entries(shapes, model, names_in_torch(model)[0])
     return {e.name: e.to_torch(np.asarray(flat[e.path])) for e in entries}
 
 
@@ -88,10 +116,17 @@ class Entry:
 
 
 def torch_entries(model: nn.Module, image_shape: Shape) -> list[Entry]:
-    """The entries of every leaf of a model."""
+    """The entries of every leaf of a model, in the first spelling of its family."""
+    return _entries(_leaves(model, image_shape), model, names_in_torch(model)[0])
+
+
+def _leaves(model: nn.Module, image_shape: Shape) -> dict[tuple[str, ...], Shape]:
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
-    flat, family = traverse_util.flatten_dict(shapes), names_in_torch(model)
-    return [torch_entry(path, leaf.shape, model, family) for path, leaf in flat.items()]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
+
+
+def _entries(leaves: Mapping[tuple[str, ...], Shape], model: nn.Module, family: TorchNames) -> list[Entry]:
+    return [torch_entry(path, shape, model, family) for path, shape in leaves.items()]
 
 
 def torch_entry(path: tuple[str, ...], shape: Shape, model: nn.Module, family: TorchNames) -> Entry:
