@@ -1,6 +1,7 @@
 """What a family file declares: its named variants, how their images are prepared, and its names in torch."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -11,12 +12,13 @@ from flax.typing import VariableDict
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """The preprocessing that belongs to a variant, used alike by evaluate, predict and imported weights."""
+    """The preprocessing that a set of weights owns: an image is resized whole, then its middle is cut."""
 
-    input_size: tuple[int, int, int] = (224, 224, 3)  # [H, W, C]
+    input_size: tuple[int, int, int] = (224, 224, 3)  # [H, W, C], of the cut
     num_classes: int = 1000
     resize: int | None = 256  # the short side in pixels before the centre crop; None: it is the input size
-    interpolation: str = "bilinear"
+    interpolation: str = "bilinear"  # antialiased: of `data.recipe.INTERPOLATIONS`
+    crop_mode: str = "center"  # as timm has it: or "squash" (to a square), "border" (the long side fits)
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)  # per channel of 0..1; None: the data set's
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
 
@@ -40,6 +42,19 @@ class Variant:
     timm: str = ""  # its name in timm, if that is another
     # Variables that training starts from, of images [B, H, W, C] as the network takes them.
     from_images: Callable[[jax.Array], VariableDict] | None = None
+
+
+def timm_preset(
+    input_size: tuple[int, int, int],
+    num_classes: int,
+    crop_pct: float = 0.875,
+    interpolation: str = "bilinear",
+    crop_mode: str = "center",
+    **statistics: tuple[float, ...],
+) -> Preset:
+    """The preset of timm's `pretrained_cfg`; `input_size` is [H, W, C], `statistics` are mean and std."""
+    resize = math.floor(input_size[0] / crop_pct)
+    return Preset(input_size, num_classes, resize, interpolation, crop_mode, **statistics)
 
 
 def preset_augment(preset: Preset) -> str:
