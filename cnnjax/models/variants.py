@@ -39,9 +39,9 @@ class Variant:
     top1: float | None = None  # accuracy in per cent on the data set that `published` names
     top5: float | None = None
     published: str = ""
-    timm: str = ""  # its name in timm, if that is another
     # Variables that training starts from, of images [B, H, W, C] as the network takes them.
     from_images: Callable[[jax.Array], VariableDict] | None = None
+    timm: str = ""  # its name in timm, if that is another
 
 
 def timm_preset(
