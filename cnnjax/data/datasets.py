@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cnnjax.data import files
+from cnnjax.data import fetch, files
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
 from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds
 from cnnjax.data.sources import source as sources
@@ -84,7 +84,7 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
         if not download:
             raise _not_found(info, data_dir, "a download was not allowed")
         try:
-            files.download(info.archives, files.make_cache_folder(info.name), info.mirrors)
+            fetch.download(info.archives, files.make_cache_folder(info.name), info.mirrors)
         except (OSError, UserError) as error:
             raise _not_found(info, data_dir, str(error)) from None
     place = find(info.name, data_dir)

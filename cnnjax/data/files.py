@@ -11,11 +11,10 @@ import os
 import reprlib
 import shutil
 import stat
-import sys
 import tempfile
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -292,41 +291,3 @@ def check_sha256(path: Path, sha256: str) -> None:
     """Raises UserError naming the file if its SHA-256 is not the pinned one."""
     if (actual := sha256_of(path)) != sha256:
         raise UserError(f"{path}: SHA-256 is {actual}; allowed: {sha256}; delete it and load again")
-
-
-def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) -> None:
-    """Fetches the archives (name -> SHA-256) that are not in the folder yet, with a bar in a terminal.
-
-    The folder holds whole, checked files only, whatever interrupts it. `mirrors` are tried in order; a
-    UserError names the address if none answers or a checksum is wrong.
-    """
-    import pooch
-
-    folder.mkdir(parents=True, exist_ok=True)
-    bar, headers = sys.stderr.isatty(), {"Accept-Encoding": "identity"}  # checksums are of compressed files
-    fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**20, timeout=30, headers=headers)
-    for name, sha256 in archives.items():
-        path, failures = folder / name, []
-        if path.is_file() and sha256_of(path) == sha256:
-            continue
-        for mirror in mirrors:
-            address = f"{mirror.rstrip('/')}/{name}"
-            try:
-                with replacing(path) as part:
-                    fetch(address, str(part), None)
-                    check_sha256(part, sha256)
-            except OSError as error:  # those of requests too
-                failures.append(f"{address}: {_cause(error)}")
-            except ValueError:
-                failures.append(f"{address}: another SHA-256 than {sha256}")
-            else:
-                break
-        else:
-            raise UserError(f"download failed: {'; '.join(failures)}")
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The first error of a chain: what the system said."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cnnjax.data import catalog, decode
 from cnnjax.data.datasets import DATASETS, available, load
-from cnnjax.data.files import download
+from cnnjax.data.fetch import download
 from cnnjax.data.sources import cifar, idx, tfds
 from cnnjax.data.sources.source import ArraySource, Place, hold_out, to_memory
 from cnnjax.data.statistics import channel_statistics
