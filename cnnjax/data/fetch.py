@@ -10,10 +10,10 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from cnnjax.data.files import PART, open_file, parse_json, read_file
@@ -117,7 +117,7 @@ def download(archives: Mapping[str, str], folder: Path, mirrors: Sequence[str]) 
             raise UserError(f"download failed: {'; '.join(failures)}")
 
 
-def get_json(address: str, token: str = "") -> Any:
+def get_json(address: str, token: str = "") -> dict[str, object]:
     """The JSON value at an address; raises as `fetch` does."""
     import urllib3
 
@@ -127,7 +127,7 @@ def get_json(address: str, token: str = "") -> Any:
         except urllib3.exceptions.HTTPError as error:
             raise NoNetwork(f"{shown(address)}: {_cause(error)}") from None
     try:
-        return parse_json(data, dict[str, Any])
+        return parse_json(data, dict)
     except ValueError as error:
         raise UserError(f"{shown(address)}: its answer is damaged: {error}") from None
 
@@ -315,7 +315,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 @contextlib.contextmanager
-def _bar(name: str, size: int | None) -> Iterator[Any]:
+def _bar(name: str, size: int | None) -> Iterator[Callable[[int, int | None], None]]:
     """A function of (bytes so far, all or None), shown on the standard error if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None

@@ -52,7 +52,7 @@ def torchvision_weights() -> list[dict]:
 
 
 def timm_weights(names: list[str]) -> dict:
-    """By network its entries with shapes, and a row for each of its weights on the Hub; not of other names."""
+    """By network its entries with shapes, and a row for each of its weights on the Hub."""
     found = {}
     for name in names:
         if not timm.is_model(name):
