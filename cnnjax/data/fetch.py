@@ -132,6 +132,14 @@ def get_json(address: str, token: str = "") -> dict[str, object]:
         raise UserError(f"{shown(address)}: its answer is damaged: {error}") from None
 
 
+def version(address: str) -> str:
+    """What tells one file at an address from the next: its server's tag, date and size of it."""
+    with _answer(address, {}, "") as response:
+        return " ".join(
+            response.headers.get(name, "") for name in ("etag", "last-modified", "content-length")
+        )
+
+
 def shown(address: str) -> str:
     """An address as errors and records have it: without what may be a secret."""
     return address.partition("?")[0]

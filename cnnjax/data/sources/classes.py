@@ -1,10 +1,12 @@
 """Classes of other data by their names: the same labels as those that a network was trained on."""
 
+import csv
 import dataclasses
 import functools
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +24,32 @@ def numbered(class_names: Sequence[str]) -> bool:
     return tuple(class_names) == numbered_names(len(class_names))
 
 
+@functools.cache
+def imagenet_ids() -> dict[str, str]:
+    """The WordNet id of each of ImageNet's 1000 classes by its name, in the order of the labels.
+
+    The names are torchvision's, the ids timm's (`experiments/models/weights.py` writes the table).
+    """
+    file = Path(__file__).parents[1] / "imagenet_classes.csv"
+    return {row["name"]: row["wordnet"] for row in csv.DictReader(file.read_text().splitlines())}
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The names of ImageNet's 1000 classes."""
+    return tuple(imagenet_ids())
+
+
+def known_as(name: str) -> str:
+    """A name as classes are matched, see `same`; a WordNet id is the ImageNet class that it names."""
+    key = same(name)
+    return _wordnet().get(key, key)
+
+
+@functools.cache
+def _wordnet() -> dict[str, str]:
+    return {wordnet: same(name) for name, wordnet in imagenet_ids().items()}
+
+
 def with_classes(source: ArraySource | FileSource, class_names: Sequence[str]) -> Source:
     """The same examples, each labelled by the place of its class's name in `class_names`.
 
@@ -31,10 +59,12 @@ def with_classes(source: ArraySource | FileSource, class_names: Sequence[str]) -
     if source.class_names == names:
         return source
     places: dict[str, int] = {}
-    for keys in ([*map(same, names)], names):  # a name as it is written comes before one that is alike
+    # A name as it is written comes before one that is alike, and that before the class of a WordNet id.
+    for keys in ([*map(known_as, names)], [*map(same, names)], names):
         counts = Counter(keys)
         places |= {key: place for place, key in enumerate(keys) if counts[key] == 1}
-    found = [places.get(name, places.get(same(name), -1)) for name in source.class_names]
+    looks = [(name, same(name), known_as(name)) for name in source.class_names]
+    found = [next((places[key] for key in keys if key in places), -1) for keys in looks]
     table = np.asarray(found, np.int32)
     occurring = range(len(table)) if source.labels is None else np.unique(source.labels)
     if strange := [source.class_names[i] for i in occurring if table[i] < 0]:

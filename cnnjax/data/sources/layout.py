@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from cnnjax.data.decode import IMAGE_SUFFIXES
 from cnnjax.data.sources.archive import Files, Member
-from cnnjax.data.sources.classes import same, unknown_classes
+from cnnjax.data.sources.classes import known_as, same, unknown_classes
 from cnnjax.data.sources.source import listed
 from cnnjax.errors import UserError
 
@@ -265,12 +265,13 @@ def _name_classes(root: Path, folder: Folder) -> ByClass:
 
 def _match_classes(root: Path, folder: Folder, names: Sequence[str], whose: str) -> ByClass:
     """Class of `names` -> images of another split; {} if no file tells its class."""
-    exact, alike = set(names), {same(name): name for name in names}
+    exact = set(names)
+    alike = {key(name): name for key in (known_as, same) for name in names}
     by_class: dict[str, list[Member]] = {}
     strange: list[Member] = []
 
     def known(name: str) -> str | None:
-        return name if name in exact else alike.get(same(name))
+        return name if name in exact else alike.get(same(name), alike.get(known_as(name)))
 
     filled = _class_folders(root, folder)
     for each in filled:

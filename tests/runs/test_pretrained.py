@@ -1,0 +1,413 @@
+"""Trained networks by name, from a server of this machine: nothing here needs the network."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cnnjax.data import fetch as fetch_lib
+from cnnjax.data.fetch import NoNetwork
+from cnnjax.data.sources.classes import imagenet_ids, imagenet_names
+from cnnjax.errors import UserError
+from cnnjax.models import create_model, init_variables, variants
+from cnnjax.models.variants import Preset
+from cnnjax.models.weights import files, published, to_torch
+from cnnjax.runs import hub, pretrained
+from cnnjax.runs.pretrained import resolve
+from tests.loopback import Server, serving
+
+MODEL = "squeezenet1_1"
+COMMIT, OTHER = "1" * 40, "2" * 40
+CONFIG = {
+    "architecture": "squeeze_there",
+    "num_classes": 3,
+    "label_names": ["ant", "bee", "cat"],
+    "pretrained_cfg": {
+        "input_size": [3, 32, 40],
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "num_classes": 3,
+        "license": "mit",
+        "more": None,
+    },
+}
+
+
+def weights(num_classes: int = 3) -> dict[str, np.ndarray]:
+    """A state dict of torch's names, all of its values small."""
+    model = create_model(MODEL, num_classes=num_classes)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64, 3)))
+    draw = np.random.default_rng(0)
+    arrays = jax.tree.map(lambda leaf: draw.normal(0, 0.05, leaf.shape).astype(np.float32), shapes)
+    return to_torch(arrays, model)
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory) -> bytes:
+    file = tmp_path_factory.mktemp("weights") / "a.safetensors"
+    files.write(file, weights())
+    return file.read_bytes()
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A server that stands for torchvision's and for the Hub, and caches of nobody else."""
+    monkeypatch.setattr(fetch_lib, "PAUSE", 0.01)
+    for name in (*os.environ,):
+        if name.startswith(("HF_", "HUGGINGFACE_", "TORCH_HOME", "CNNJAX_OFFLINE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    with serving() as server:
+        monkeypatch.setenv("CNNJAX_TORCHVISION_URL", f"{server.address}/models")
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        yield server
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path, body):
+    """The tables of published weights, with one row each of a small network."""
+    digits = hashlib.sha256(body).hexdigest()[:8]
+    how = {"interpolation": "bilinear", "mean": "0.5 0.5 0.5", "std": "0.2 0.2 0.2", "license": "BSD"}
+    scores = {"top1": 58.1, "top5": 80.6, "crop": 32, "resize": 36, "params": 1, "recipe": ""}
+    row = {"model": MODEL, "tag": "V1", "default": 0, "file": f"squeeze-{digits}.safetensors", "mb": 2.8}
+    rows = {
+        "torchvision.csv": [row | how | scores, row | how | scores | {"tag": "V2", "default": 1}],
+        "timm.csv": [
+            {
+                "model": MODEL,
+                "timm": "squeeze_there",
+                "tag": "a1",
+                "default": 1,
+                "hub": "timm/squeeze_there.a1",
+            }
+            | {"mb": 2.8, "classes": 3, "input": 32, "crop_pct": 0.9, "crop_mode": "center"}
+            | how
+        ],
+    }
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for name, lines in rows.items():
+        with (folder / name).open("w", newline="") as file:
+            out = csv.DictWriter(file, lines[0])
+            out.writeheader()
+            out.writerows(lines)
+    monkeypatch.setattr(published, "HERE", folder)
+    published.published.cache_clear()
+    yield row["file"]
+    published.published.cache_clear()
+
+
+def serve_hub(server: Server, repository: str, contents: dict[str, bytes], commit: str = COMMIT) -> None:
+    """Puts a repository on the server, as the Hub answers for it."""
+    siblings = []
+    for name, data in contents.items():
+        large = name.endswith(".safetensors")
+        git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        lfs = {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}} if large else {}
+        siblings.append({"rfilename": name, "size": len(data), "blobId": git, **lfs})
+        server.files[f"/{repository}/resolve/{commit}/{name}"] = data
+    answer = {"sha": commit, "siblings": siblings, "gated": False}
+    for revision in ("main", commit):
+        server.files[f"/api/models/{repository}/revision/{revision}"] = json.dumps(answer).encode()
+
+
+def repository(body: bytes, **more: object) -> dict[str, bytes]:
+    return {hub.CONFIG: json.dumps(CONFIG | more).encode(), hub.WEIGHTS: body, "README.md": b"# a"}
+
+
+def fails(*args: str, kind: type[Exception] = UserError) -> str:
+    with pytest.raises(kind) as caught:
+        resolve(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# The tables of the package.
+
+
+def test_the_tables_name_networks_of_here():
+    rows = published.published()
+    assert {row.model for row in rows} <= variants().keys()
+    assert len({row.name for row in rows}) == len(rows)
+    assert sum(row.default for row in rows if row.source == "torchvision") == len(
+        {row.model for row in rows if row.source == "torchvision"}
+    )
+    for row in rows:
+        assert row.mb > 0 and row.license and row.preset.input_size[2] == 3
+        assert row.source == "timm" or (50 < row.top1 < 90 and row.preset.resize >= row.preset.input_size[0])
+        assert row.source == "timm" or pretrained._digits(row.place)
+    best = published.find("torchvision", "resnet50")
+    assert (best.tag, best.place, best.top1) == ("IMAGENET1K_V2", "resnet50-11ad3fa6.pth", 80.858)
+    assert best.preset == Preset(resize=232)
+    first = published.find("torchvision", "resnet50", "IMAGENET1K_V1").preset
+    assert first == variants()["resnet50"].preset
+    assert published.find("timm", "resnet50", "a1_in1k").preset.resize == 235
+
+
+def test_imagenet_has_a_thousand_classes():
+    assert len(imagenet_names()) == len(set(imagenet_ids().values())) == 1000
+    assert imagenet_names()[281] == "tabby" and imagenet_ids()["tabby"] == "n02123045"
+
+
+# torchvision.
+
+
+@pytest.mark.parametrize("rest", ["", ":V2", f":{MODEL}", f":{MODEL}:V2"])
+def test_torchvisions_weights_are_fetched_once(server, table, body, rest):
+    server.files[f"/models/{table}"] = body
+    for _ in range(2):
+        found = resolve(f"torchvision{rest}", MODEL)
+        assert (found.source, found.spec, found.license) == (f"torchvision:{MODEL}:V2", MODEL, "BSD")
+        assert found.file.read_bytes() == body
+        assert (found.preset.resize, found.preset.mean) == (36, (0.5, 0.5, 0.5))
+        assert found.class_names == imagenet_names()
+    assert len(server.requests) == 1
+    assert os.stat(found.file.parents[2]).st_mode & 0o777 == 0o700
+
+
+def test_the_network_is_told_by_the_name(server, table, body):
+    server.files[f"/models/{table}"] = body
+    assert resolve(f"torchvision:{MODEL}:V1").spec == MODEL
+    assert resolve("torchvision", f"{MODEL}(num_classes=1000)").spec == f"{MODEL}(num_classes=1000)"
+    assert "of which network" in fails("torchvision") and "of which network" in fails("timm")
+
+
+def test_torchs_own_cache_is_used_and_never_written(server, table, body, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    there = tmp_path / "torch" / "hub" / "checkpoints" / table
+    there.parent.mkdir(parents=True)
+    there.write_bytes(body)
+    assert resolve("torchvision", MODEL).file == there and not server.requests
+    there.write_bytes(body[:-1] + b"x")  # damaged, or of an older name
+    server.files[f"/models/{table}"] = body
+    assert resolve("torchvision", MODEL).file.is_relative_to(tmp_path / "xdg")
+    assert there.read_bytes() == body[:-1] + b"x"
+
+
+def test_without_a_network_one_line_says_what_to_do(server, table, body, monkeypatch):
+    monkeypatch.setenv("CNNJAX_TORCHVISION_URL", "http://127.0.0.1:9/models")
+    text = fails("torchvision", MODEL, kind=NoNetwork)
+    address, path = f"http://127.0.0.1:9/models/{table}", text.rpartition(" ")[2]
+    assert f"fetch {address} by hand and put it at {path}" in text
+    Path(path).write_bytes(body)
+    assert resolve("torchvision", MODEL).file == Path(path)
+
+
+def test_another_file_of_the_name_is_refused(server, table, body):
+    server.files[f"/models/{table}"] = body[:-1] + b"x"
+    assert "SHA-256 is" in fails("torchvision", MODEL)
+    server.files[f"/models/{table}"] = body
+    assert resolve("torchvision", MODEL).file.read_bytes() == body
+
+
+def test_a_cache_open_to_others_is_refused(server, table, body, tmp_path):
+    server.files[f"/models/{table}"] = body
+    resolve("torchvision", MODEL)
+    (tmp_path / "xdg" / "cnnjax").chmod(0o777)
+    assert "chmod 700" in fails("torchvision", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("torchvision", "lenet5"), "lenet5 has no weights of torchvision; nor any others of a name"),
+        (("torchvision:lenet5",), "networks that have: squeezenet1_1"),
+        (("torchvision:V3", MODEL), "unknown weights of torchvision for squeezenet1_1 'V3'"),
+        (("timm:a2", MODEL), "unknown weights of timm for squeezenet1_1 'a2'"),
+        (
+            ("nowhere", MODEL),
+            "nowhere is neither a run folder nor a weights file; allowed: a run",
+        ),
+        (("hf:nobody",), "is no repository"),
+        (("hf:a/../b",), "is no repository"),
+        (("hf:a/b@../c",), "is no repository"),
+        (("https://u:p@host/a.pth", MODEL), "is no address"),
+    ],
+)
+def test_what_is_not_there_is_one_line(server, table, args, words):
+    assert words in fails(*args) and not server.requests
+
+
+# The Hub.
+
+
+def test_a_repository_is_a_network_with_its_pixels(server, table, body):
+    serve_hub(server, "org/net", repository(body))
+    for _ in range(2):
+        found = resolve("hf:org/net")
+        assert (found.spec, found.class_names, found.license) == (MODEL, ("ant", "bee", "cat"), "mit")
+        shape, resize, how = found.preset.input_size, found.preset.resize, found.preset.interpolation
+        assert (shape, resize, how) == ((32, 40, 3), 35, "bicubic")
+        assert (found.preset.mean, found.preset.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert found.file.read_bytes() == body
+    assert len(server.asked("/resolve/")) == 2  # each file once
+    assert "README" not in str(server.requests)
+
+
+def test_timms_weights_are_a_repository(server, table, body):
+    serve_hub(server, "timm/squeeze_there.a1", repository(body))
+    for args in (("timm", MODEL), ("timm:a1", MODEL), ("timm:squeeze_there.a1",), (f"timm:{MODEL}",)):
+        found = resolve(*args)
+        assert (found.source, found.spec) == ("timm:squeeze_there.a1", MODEL)
+        assert found.preset.resize == 35 and found.class_names == ()
+
+
+def test_a_newer_commit_is_fetched_and_the_last_one_used_without_a_network(server, table, body, monkeypatch):
+    serve_hub(server, "org/net", repository(body))
+    first = resolve("hf:org/net").file
+    newer = repository(body, label_names=["x", "y", "z"])
+    serve_hub(server, "org/net", newer, OTHER)
+    found = resolve("hf:org/net")
+    assert found.class_names == ("x", "y", "z") and found.file != first
+    assert len(server.asked(hub.WEIGHTS)) == 1  # which is the same in both
+    assert resolve(f"hf:org/net@{COMMIT}").class_names == ("ant", "bee", "cat")
+    monkeypatch.setenv("CNNJAX_OFFLINE", "1")
+    assert resolve("hf:org/net").class_names == ("x", "y", "z")
+
+
+def test_sharded_weights_are_all_fetched(server, table, body):
+    shard = "model-00001-of-00001.safetensors"
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights(), shard)}
+    contents = repository(body) | {hub.INDEX: json.dumps(index).encode(), shard: body}
+    del contents[hub.WEIGHTS]
+    serve_hub(server, "org/net", contents)
+    found = resolve("hf:org/net")
+    assert found.file.name == hub.INDEX and (found.file.parent / shard).read_bytes() == body
+    index["weight_map"]["b"] = "../../etc/passwd"
+    serve_hub(server, "org/bad", contents | {hub.INDEX: json.dumps(index).encode()})
+    assert "names no files beside it" in fails("hf:org/bad")
+
+
+def test_the_hubs_own_cache_is_used_and_never_written(server, table, body, monkeypatch, tmp_path):
+    theirs = tmp_path / "hf" / "hub" / "models--org--net"
+    here = theirs / "snapshots" / COMMIT
+    for folder in (here, theirs / "blobs", theirs / "refs"):
+        folder.mkdir(parents=True)
+    (theirs / "refs" / "main").write_text(COMMIT)
+    contents = repository(body)
+    for name in (hub.CONFIG, hub.WEIGHTS):
+        data = contents[name]
+        digits = (
+            hashlib.sha256(data).hexdigest()
+            if name == hub.WEIGHTS
+            else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        )
+        (theirs / "blobs" / digits).write_bytes(data)
+        (here / name).symlink_to(f"../../blobs/{digits}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    before = sorted(theirs.rglob("*"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve("hf:org/net").file == here / hub.WEIGHTS
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    serve_hub(server, "org/net", contents)
+    assert resolve("hf:org/net").file == here / hub.WEIGHTS and not server.asked("/resolve/")
+    (theirs / "blobs" / digits).write_bytes(body[:-1] + b"x")
+    assert resolve("hf:org/net").file.is_relative_to(tmp_path / "xdg")
+    assert sorted(theirs.rglob("*")) == before
+    shutil.rmtree(tmp_path / "xdg" / "cnnjax" / "weights")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "is damaged; remove it" in fails("hf:org/net")
+
+
+def test_the_hub_is_told_the_token_and_no_other_host(server, table, body, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    serve_hub(server, "org/net", repository(body))
+    with serving() as other:
+        other.files["/far"] = body
+        server.files[f"/org/net/resolve/{COMMIT}/{hub.WEIGHTS}"] = f"{other.address}/far?sig=1"
+        resolve("hf:org/net")
+        assert all(headers["authorization"] == "Bearer hf_secret" for headers in server.asked())
+        assert other.asked() and not any("authorization" in headers for headers in other.asked())
+    server.files["/api/models/org/secret/revision/main"] = 401
+    assert "HF_TOKEN" in (text := fails("hf:org/secret")) and "hf_secret" not in text
+    monkeypatch.setenv("HF_TOKEN", "hf secret\n x")
+    assert "HF_TOKEN holds" in (text := fails("hf:org/net")) and "secret" not in text
+
+
+def test_a_repository_that_cannot_be_reached_says_what_to_fetch(server, table, body, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    text = fails("hf:org/net", kind=NoNetwork)
+    assert f"http://127.0.0.1:9/org/net/resolve/main/{hub.CONFIG}" in text
+    folder = Path(text.rpartition(" ")[2])
+    folder.mkdir(parents=True)
+    for name, data in repository(body).items():
+        (folder / name).write_bytes(data)
+    assert resolve("hf:org/net").file.read_bytes() == body
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architecture": "vit"}, "architecture 'vit' is none"),
+        ({"architecture": 3}, "architecture is 3"),
+        ({"pretrained_cfg": []}, "pretrained_cfg is"),
+        ({"pretrained_cfg": {"input_size": [3]}}, "input_size=[3]"),
+        ({"pretrained_cfg": {"input_size": [3, 0, 8]}}, "input_size=[3, 0, 8]"),
+        ({"pretrained_cfg": {"input_size": [1, 8, 8]}}, "mean="),
+        ({"pretrained_cfg": {"input_size": [3, 8, 8], "crop_pct": 0}}, "crop_pct=0"),
+        ({"label_names": [1]}, "label_names"),
+        ({"cnnjax": {"model": 1}}, "cnnjax"),
+    ],
+)
+def test_a_config_of_another_kind_is_one_line(server, table, body, tmp_path, change, words):
+    for name, data in repository(body, **change).items():
+        (tmp_path / name).write_bytes(data)
+    assert words in fails(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"<html>", "damaged"),
+        (b"{}", "is no Hub"),
+        (json.dumps({"sha": COMMIT, "siblings": [1, {"rfilename": "a.bin"}]}).encode(), "it has a.bin"),
+        (404, "404"),
+    ],
+)
+def test_an_answer_that_is_none_of_the_hub_is_one_line(server, table, answer, words):
+    server.files["/api/models/org/net/revision/main"] = answer
+    assert words in fails("hf:org/net")
+
+
+def test_a_folder_like_a_repository_is_read(server, table, body, tmp_path):
+    for name, data in repository(body).items():
+        (tmp_path / name).write_bytes(data)
+    found = resolve(str(tmp_path))
+    assert (found.spec, found.file, found.class_names[0]) == (MODEL, tmp_path / hub.WEIGHTS, "ant")
+
+
+# Addresses and files.
+
+
+def test_an_address_is_fetched_again_if_its_file_changes(server, table, body, monkeypatch):
+    address = f"{server.address}/any/a.safetensors"
+    server.files["/any/a.safetensors"] = body
+    found = resolve(f"{address}?key=1", MODEL)
+    assert (found.source, found.spec, found.preset) == (address, MODEL, variants()[MODEL].preset)
+    assert resolve(f"{address}?key=1", MODEL).file == found.file
+    server.files["/any/a.safetensors"] = body + b" "
+    assert resolve(f"{address}?key=1", MODEL).file.read_bytes() == body + b" "
+    found.file.write_bytes(b"damaged")
+    assert resolve(f"{address}?key=1", MODEL).file.read_bytes() == body + b" "
+    monkeypatch.setenv("CNNJAX_OFFLINE", "1")
+    assert resolve(f"{address}?key=1", MODEL).file == found.file
+    assert "put it at" in fails(f"{server.address}/b.pth", MODEL, kind=NoNetwork)
+    assert "of which network" in fails(f"{address}?key=1")
+
+
+def test_a_file_of_torchvision_is_known_by_its_name_and_sum(server, table, body, tmp_path):
+    file = tmp_path / table
+    file.write_bytes(body)
+    assert resolve(str(file)).preset.resize == 36
+    server.files[f"/mirror/{table}"] = body
+    assert resolve(f"{server.address}/mirror/{table}").preset.resize == 36
+    file.write_bytes(body + b" ")
+    assert resolve(str(file), MODEL).preset == variants()[MODEL].preset
