@@ -8,6 +8,7 @@ ending.
 import contextlib
 import copy
 import functools
+import gc
 import io
 import json
 import os
@@ -299,6 +300,8 @@ def trial(place: Path, data: str, command: str, name: str, damage: Damage) -> tu
 def damage(place: Path, data: str, command: str, count: int, seed: int = 0) -> dict[str, Any]:
     """Tries a command on `count` damaged folders; prints what failed."""
     began, ends = time.monotonic(), Counter[str]()
+    gc.collect()
+    gc.freeze()  # so that no trial looks through all that the ones before left in the caches of jax
     for name, what, put in trials(place, command, count, seed):
         ended, words = trial(place, data, command, name, put)
         ends[ended] += 1

@@ -5,6 +5,7 @@ creates, writes, renames or removes a file of the work folder. The same command 
 same files of results as without a kill, and leave nothing unfinished.
 """
 
+import gc
 import hashlib
 import importlib
 import json
@@ -55,6 +56,8 @@ def prepare(folder: Path, *, run: bool = True) -> None:
     log = folder / "log"
     if attempt(["train", f"--workdir={folder}/run", *train], folder / "none", 0, log)[0]:
         raise SystemExit(f"the run failed:\n{log.read_text()[-3000:]}")
+    gc.collect()
+    gc.freeze()  # so that no copy looks through all that is imported, again and again
 
 
 def commands(folder: Path) -> dict[str, list[str]]:

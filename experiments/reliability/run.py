@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,6 +28,7 @@ DAMAGED = 500  # folders that each command is tried on
 KILLS, TERMS = 5, 2  # of each setting
 RANDOM = 100  # runs of each of ten configs that are killed
 SIGNALS = 200
+BATCH = 50  # trials after which their row is written
 FIELDS = (
     *("test", "case", "phase", "inputs", "refused", "failed", "seconds"),
     *("logged_step", "kept_step", "exit_code", "jax", "machine"),
@@ -71,16 +72,27 @@ def fuzz(count: int) -> None:
             append(fuzzing.fuzz(name, count))
 
 
+def batches(test: str, cases: Iterable[str], count: int) -> Iterator[tuple[str, int, int]]:
+    """(case, how many trials, their seed) until each case has `count` in the table, all cases in turn."""
+    while True:
+        done = Counter[str]()
+        for row in (row for row in read_rows() if row["test"] == test):
+            done[row["case"]] += int(row["inputs"])
+        if not (left := {case: done[case] for case in cases if done[case] < count}):
+            return
+        least = min(left.values())
+        for case in (case for case, number in left.items() if number == least):
+            yield case, min(BATCH, count - least), least
+
+
 def damage(count: int) -> None:
     """Tries each command on damaged folders, as far as it is not in the table."""
     from experiments.reliability import damage as damaging
 
-    done = {row["case"] for row in read_rows() if row["test"] == "damage"}
     with tempfile.TemporaryDirectory() as folder:
         data = damaging.make_place(Path(folder))
-        for command in damaging.COMMANDS:
-            if command not in done:
-                append(damaging.damage(Path(folder), data, command, count))
+        for command, number, seed in batches("damage", damaging.COMMANDS, count):
+            append(damaging.damage(Path(folder), data, command, number, seed))
 
 
 def tried(test: str, case: str, problems: Iterable[str]) -> None:
@@ -102,20 +114,20 @@ def operations(every: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         kills.prepare(Path(folder))
         for name, words in kills.commands(Path(folder)).items():
-            if name not in done:
+            case = name if every == 1 else f"{name}, one in {every}"
+            if not done & {name, case}:
                 trials = kills.trials(name, words, Path(folder), lambda n: range(1, n + 1, every))
-                tried("operations", name, (f"{name}, {k}: {wrong}" if wrong else "" for k, wrong in trials))
+                tried("operations", case, (f"{name}, {k}: {wrong}" if wrong else "" for k, wrong in trials))
 
 
 def moments(count: int) -> None:
     """Kills runs of ten configs at random moments, as far as they are not in the table."""
     from experiments.reliability import kills, moments
 
-    done = {row["case"] for row in read_rows() if row["test"] == "random"}
     with tempfile.TemporaryDirectory() as folder:
         kills.prepare(Path(folder))
-        for name in moments.SETTINGS.keys() - done:
-            tried("random", name, moments.at_random(name, Path(folder), count, seed=0))
+        for name, number, seed in batches("random", moments.SETTINGS, count):
+            tried("random", name, moments.at_random(name, Path(folder), number, seed))
 
 
 def signals(count: int) -> None:
@@ -162,22 +174,30 @@ def _same(rows: list[Row]) -> str:
     return f"{sum(row['failed'] == '0' for row in rows)} of {len(rows)}" if rows else ""
 
 
+def counts(rows: list[Row], test: str) -> dict[str, tuple[int, int, int]]:
+    """By case how many were tried, refused and failed, in all its rows."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for row in (row for row in rows if row["test"] == test):
+        before, case = found.get(row["case"], (0, 0, 0)), row["case"]
+        tried, refused, failed = (int(row[name]) for name in ("inputs", "refused", "failed"))
+        found[case] = before[0] + tried, before[1] + refused, before[2] + failed
+    return found
+
+
 def fuzz_table(rows: list[Row], test: str, what: str) -> str:
     """A row for each kind of input, or for each command."""
     lines = [f"| {what} | tried | refused in one line | taken | other errors |", "|---|---|---|---|---|"]
-    for row in (row for row in rows if row["test"] == test):
-        tried, refused, failed = (int(row[name]) for name in ("inputs", "refused", "failed"))
-        lines.append(f"| {row['case']} | {tried:,} | {refused:,} | {tried - refused - failed:,} | {failed} |")
+    for case, (tried, refused, failed) in counts(rows, test).items():
+        lines.append(f"| {case} | {tried:,} | {refused:,} | {tried - refused - failed:,} | {failed} |")
     return "\n".join(lines)
 
 
 def count_table(rows: list[Row], test: str, what: str, right: str) -> str:
     """A row for each case: how many were tried, how many ended right and how many not."""
-    chosen = [row for row in rows if row["test"] == test]
     lines = [f"| {what} | tried | {right} | wrong |", "|---|---|---|---|"]
-    counts = [(row["case"], int(row["inputs"]), int(row["failed"])) for row in chosen]
-    counts += [("**in all**", sum(n for _, n, _ in counts), sum(n for *_, n in counts))]
-    lines += [f"| {case} | {count:,} | {count - wrong:,} | {wrong} |" for case, count, wrong in counts]
+    found = [(case, tried, failed) for case, (tried, _, failed) in counts(rows, test).items()]
+    found += [("**in all**", sum(n for _, n, _ in found), sum(n for *_, n in found))]
+    lines += [f"| {case} | {count:,} | {count - wrong:,} | {wrong} |" for case, count, wrong in found]
     return "\n".join(lines)
 
 
