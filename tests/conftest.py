@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.runs import train
+from experiments.reliability.place import tiny_arrays
 
 os.environ.setdefault("CNNJAX_COMPILE_CACHE", "off")  # the tests of this cache turn it on
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -48,18 +49,6 @@ def simulated(devices: int) -> dict[str, str]:
     """The environment of a process that sees so many CPU devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-
-
-def tiny_arrays(num_train: int = 90, num_test: int = 37, size: int = 8) -> dict[str, np.ndarray]:
-    """Three classes of noisy bars: the row of the bar tells the class."""
-    draw = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", num_train), ("test", num_test)):
-        label = np.arange(count) % 3
-        image = draw.integers(0, 90, (count, size, size, 1))
-        image[np.arange(count), 1 + 2 * label] += 150
-        arrays |= {f"{split}_image": image.astype(np.uint8), f"{split}_label": label.astype(np.uint8)}
-    return arrays
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from cnnjax.cli import main
+from experiments.reliability.place import tiny_arrays, tiny_data
 
 Damage = Callable[[Path], object]
 SECONDS = 60  # after which a command counts as hanging
@@ -74,13 +75,8 @@ class Hang(BaseException):
 
 def make_place(place: Path) -> str:
     """A finished run, the same without its last checkpoint, a sweep of one run, an image; the data's name."""
-    label = np.arange(90, dtype=np.uint8) % 3
-    image = np.random.default_rng(0).integers(0, 90, (90, 8, 8, 1), dtype=np.uint8)
-    image[np.arange(90), 1 + 2 * label] += 150  # the row of a bar tells the class
-    arrays = {"train_image": image, "train_label": label, "test_image": image[:37], "test_label": label[:37]}
-    np.savez(place / "tiny.npz", **arrays)
-    Image.fromarray(image[0, ..., 0]).save(place / "image.png")
-    data, run = f"npz:{place / 'tiny.npz'}", place / "sound"
+    data, run = tiny_data(place), place / "sound"
+    Image.fromarray(tiny_arrays()["train_image"][0, ..., 0]).save(place / "image.png")
     swept = ("sweep", f"--out={place / 'swept'}", "--set", f"{FIELD}=0.01")
     for args in (("train", f"--workdir={run}"), swept):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cnnjax.cli import main
+from experiments.reliability.place import Fork, tiny_data
 
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.chmod", "os.truncate"}
 KILLED, LONGEST = 9, 300  # exit code; seconds that a command may take
@@ -36,13 +37,7 @@ SMALL = (
 
 def prepare(folder: Path, *, run: bool = True) -> None:
     """Makes what the commands read: a small data set, and a run on it."""
-    draw, arrays = np.random.default_rng(0), {}
-    for split, count in (("train", 90), ("test", 37)):
-        label = np.arange(count) % 3
-        image = draw.integers(0, 90, (count, 8, 8, 1))
-        image[np.arange(count), 1 + 2 * label] += 150
-        arrays |= {f"{split}_image": image.astype(np.uint8), f"{split}_label": label.astype(np.uint8)}
-    np.savez(folder / "data.npz", **arrays)
+    data = tiny_data(folder)
     for module in (
         "cli.sweep",
         "cli.progress",
@@ -52,7 +47,7 @@ def prepare(folder: Path, *, run: bool = True) -> None:
         "inference.export",
     ):
         importlib.import_module(f"cnnjax.{module}")  # once for all copies of this process
-    train = [f"--config.data.name=npz:{folder}/data.npz", *SMALL]
+    train = [f"--config.data.name={data}", *SMALL]
     log = folder / "log"
     if attempt(["train", f"--workdir={folder}/run", *train], folder / "none", 0, log)[0]:
         raise SystemExit(f"the run failed:\n{log.read_text()[-3000:]}")
@@ -97,32 +92,18 @@ def attempt(words: Sequence[str], folder: Path, limit: int, log: Path) -> tuple[
     """The exit code of a command in a copy of this process, and how many operations it did, -1 if killed."""
     counted = folder.with_suffix(".count")
     counted.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(file, 1), os.dup2(file, 2)
-            count = watch(folder, limit)
-            from cnnjax.cli import main
 
-            code = main.run([word.replace("{}", str(folder)) for word in words])
-            sys.stdout.flush()
-            counted.write_text(str(count[0]))
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-        os._exit(code)
-    for _ in range(20 * LONGEST):
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        time.sleep(0.05)
-    else:
-        os.kill(child, 9)
-        _, status = os.waitpid(child, 0)
-    count = int(counted.read_text()) if counted.exists() else -1
-    return os.waitstatus_to_exitcode(status), count
+    def call() -> int:
+        count = watch(folder, limit)
+        code = main.run([word.replace("{}", str(folder)) for word in words])
+        counted.write_text(str(count[0]))
+        return code
+
+    fork = Fork(call, log)
+    if (code := fork.wait(LONGEST)) is None:
+        fork.kill()
+        code = -KILLED
+    return code, int(counted.read_text()) if counted.exists() else -1
 
 
 def outcome(folder: Path) -> dict[str, object]:

@@ -12,10 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import cnnjax.cli.train
 import cnnjax.explore.report
@@ -23,8 +22,8 @@ import cnnjax.runs.train  # noqa: F401  # once for all forks
 from cnnjax.cli import main
 from cnnjax.data.files import PART
 from experiments.reliability import stress
+from experiments.reliability.place import SECONDS, Fork
 
-SECONDS = 120  # after which a command counts as hanging
 START = 0.3  # seconds that Python itself may take to begin
 TINY = {
     "model": "simple_cnn(widths=(4,), kernel_size=3)",
@@ -64,51 +63,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class Fork:
-    """A call in a forked process, its output in a file."""
-
-    def __init__(self, call: Callable[[], object], log: Path):
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run(call, log)
-
-    def _run(self, call: Callable[[], object], log: Path) -> NoReturn:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for fd in (1, 2):
-            os.dup2(file, fd)
-        code = 70
-        try:
-            call()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-
-    def wait(self, seconds: float = SECONDS) -> int | None:
-        """The exit code, negative for a signal; None if it has not ended by then."""
-        limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
-        return None
-
-    def kill(self) -> None:
-        """Ends it, and waits for that."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.wait()
-
-
-def _text(operand: object) -> str:
-    return os.fsdecode(operand) if isinstance(operand, (str, bytes, os.PathLike)) else ""
-
-
 def finish(args: list[str], log: Path) -> str:
     """Runs a command to its end; '' or what went wrong."""
     log.unlink(missing_ok=True)
@@ -116,6 +70,10 @@ def finish(args: list[str], log: Path) -> str:
     if (code := fork.wait()) is None:
         fork.kill()
         return "it did not end"
+    return _failure(code, log)
+
+
+def _failure(code: int, log: Path) -> str:
     return "" if code == 0 else f"exit code {code}: {log.read_text()[-600:]}"
 
 
@@ -123,9 +81,7 @@ def result(run: Path, log: Path) -> str:
     """What a run ended with, as text to compare, with the names of unfinished files."""
     file = log.with_name("result")
 
-    def call() -> (
-        None
-    ):  # in a process of its own: reading checkpoints starts threads, after which nobody may fork
+    def call() -> None:  # in a process of its own: reading checkpoints starts threads that no fork has
         left = sorted(p.name for p in run.rglob("*") if PART in p.name or p.name.endswith((".part", ".tmp")))
         file.write_text(f"{stress.outcome(run)}\nunfinished: {left}")
 
@@ -136,7 +92,7 @@ def result(run: Path, log: Path) -> str:
 
 
 def at_random(name: str, place: Path, count: int, seed: int) -> Iterator[str]:
-    """'' or what was wrong, for each of `count` runs of a setting, some killed again once resumed."""
+    """'' or what was wrong with the run, for each of `count` kills of a setting; up to five hit a run."""
     draw, log, whole = random.Random(f"{name} {seed}"), place / "log", place / "whole"
     fields = {**TINY, **SETTINGS[name], "data.name": f"npz:{place}/data.npz"}
     flags = [f"--config.{field}={value}" for field, value in fields.items()]
@@ -147,17 +103,23 @@ def at_random(name: str, place: Path, count: int, seed: int) -> Iterator[str]:
             raise SystemExit(f"{name}: {wrong}")
         usual = time.monotonic() - began
     expected = result(whole, log)
-    for number in range(count):
-        run = place / f"{seed}_{number}"
+    kills = 0
+    while kills < count:
+        run = place / f"{seed}_{kills}"
         args = ["train", f"--workdir={run}", *flags]
-        for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        before, code = kills, None
+        log.unlink(missing_ok=True)
+        for _ in range(min(draw.randint(1, 5), count - kills)):
             fork = Fork(lambda: main.main(args), log)  # noqa: B023, called at once
-            if fork.wait(draw.uniform(0, 1.1) * usual) is None:
-                fork.kill()
-        wrong = finish(args, log)
+            if (code := fork.wait(draw.uniform(0, 1.1) * usual)) is not None:
+                break  # it came to its end before
+            fork.kill()
+            kills += 1
+        wrong = finish(args, log) if code is None else _failure(code, log)
         if not wrong and (left := result(run, log)) != expected:
             wrong = f"it ended with {left[-600:]}"
-        yield f"{name}, run {number}: {wrong}" if wrong else ""
+        problem = f"{name}, run at kill {before}: {wrong}" if wrong else ""
+        yield from [problem] * max(kills - before, bool(wrong))
         shutil.rmtree(run)
 
 
