@@ -142,6 +142,18 @@ def signals(count: int) -> None:
             tried("signal", name, moments.at_signals(name, Path(folder), count // len(commands), seed=0))
 
 
+def texts() -> None:
+    """Feeds hostile text to every sink, as far as it is not in the table."""
+    from experiments.reliability import texts as outside
+
+    done = {row["case"] for row in read_rows() if row["test"] == "texts"}
+    with tempfile.TemporaryDirectory() as folder:
+        place = outside.make_place(Path(folder))
+        for sink in outside.SINKS:
+            if sink not in done:
+                tried("texts", sink, outside.feed(sink, place))
+
+
 def kill_table(rows: list[Row]) -> str:
     """A row for each setting: how many runs ended bit for bit as the one that nobody stopped."""
     lines = [
@@ -210,6 +222,7 @@ def table(rows: list[Row]) -> str:
         f"{count_table(rows, 'operations', 'command, killed before an operation on a file', same)}\n\n"
         f"{count_table(rows, 'random', 'config, killed at random moments', same)}\n\n"
         f"{count_table(rows, 'signal', 'command, SIGINT or SIGTERM', 'ended in one line')}\n\n"
+        f"{count_table(rows, 'texts', 'hostile text in', 'shown as text, or refused in one line')}\n\n"
         f"{last['machine']}, jax {last['jax']}. Written by "
         "`python experiments/reliability/run.py` from `results.csv`."
     )
@@ -217,7 +230,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     words = [word for word in sys.argv[1:] if not word.startswith("--")] or [
-        *("kill", "term", "operations", "random", "signals", "fuzz", "damage")
+        *("kill", "term", "operations", "random", "signals", "texts", "fuzz", "damage")
     ]
     inputs = next((int(w.partition("=")[2]) for w in sys.argv if w.startswith("--inputs=")), None)
     if "--tables" not in sys.argv:
@@ -231,6 +244,8 @@ def main() -> None:
             moments(inputs or RANDOM)
         if "signals" in words:
             signals(inputs or SIGNALS)
+        if "texts" in words:
+            texts()
         if "fuzz" in words:
             fuzz(inputs or INPUTS)
         if "damage" in words:
