@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data import fetch, files
+from cnnjax.data import recipe as recipes
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
+from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds
 from cnnjax.data.sources import source as sources
 from cnnjax.data.sources.classes import with_classes
@@ -100,10 +102,8 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
     return ArraySource(images, labels, info.class_names, info.name, split)
 
 
-def _open(name: str, data_dir: DataDir, size: int | None, download: bool, **known: Any) -> Opened:
+def _open(name: str, data_dir: DataDir, recipe: Recipe | None, download: bool, **known: Any) -> Opened:
     """A data set of any name that `load` takes; `known` are fields of `Place`."""
-    if size is not None and not 0 < size <= 2**14:
-        raise UserError(f"size={size}; allowed: a whole number of pixels from 1 to {2**14}")
     form, colon, rest = name.partition(":")
     if not colon:
         if name not in DATASETS:
@@ -114,7 +114,7 @@ def _open(name: str, data_dir: DataDir, size: int | None, download: bool, **know
         raise UserError(f"data set {name!r} names no place; allowed: {', '.join(forms())}")
     if form not in FORMS:
         raise unknown("form of data set", f"{form}:", [f"{form}:" for form in FORMS])
-    return FORMS[form][1](Place(name, rest, size, data_dir, **known))
+    return FORMS[form][1](Place(name, rest, recipe, data_dir, **known))
 
 
 def _hold_out(
@@ -139,6 +139,24 @@ def _hold_out(
     return dataclasses.replace(part, notes=notes)
 
 
+def _recipe_of(size: int | None, split: str) -> Recipe | None:
+    """How images are brought to a size that the user gave."""
+    if size is None:
+        return None
+    if not 0 < size <= 2**14:
+        raise UserError(f"size={size}; allowed: a whole number of pixels from 1 to {2**14}")
+    return recipes.fast(size) if split == "train" else recipes.covering(size, size)
+
+
+def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -> list[str]:
+    """What a user should know of how images are brought to size."""
+    if recipe and recipe.mode == "square" and isinstance(source, FileSource) and source.header:
+        return [f"{split} is decoded fast: the middle square first, large JPEGs at 1/2 to 1/8 of their size"]
+    if recipe and source.image_shape[:2] != recipe.shape:
+        return [f"size={recipe.shape[0]} does nothing, as images are stored as arrays"]
+    return []
+
+
 def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
     """The splits that a data set comes with, nothing held out."""
     return _open(name, data_dir, None, True).splits
@@ -153,6 +171,7 @@ def load(
     validation_fraction: float = 0.0,
     seed: int = 0,
     size: int | None = None,
+    recipe: Recipe | None = None,
     any_size: bool = False,
     test_split: str = "test",
     class_names: Sequence[str] = (),
@@ -166,8 +185,9 @@ def load(
     `validation` is the set's own; if it has none, or that is the test split, `num_validation` examples or the
     part `validation_fraction` in [0, 1) of `train` are held out, drawn by `seed` alone: an equal share of
     every class (of any examples if labels are not known without reading all, as in tfds:NAME).
-    `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square;
-    without it all images must have one size, or `any_size`: then those of other sizes than most are bad.
+    `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square
+    (`recipe.covering`, of the train split `recipe.fast`), or `recipe` says how images are brought to size;
+    without them all must have one size, or `any_size`: then those of other sizes than most are bad.
     `class_names` and `image_shape` are those of a network: labels are the places of their names in it, files
     are decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
     Raises: UserError naming what does not exist and what does, and images of different sizes.
@@ -176,10 +196,11 @@ def load(
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
     if seed < 0:
         raise UserError(f"seed={seed}; allowed: a whole number >= 0")
+    recipe = recipe or _recipe_of(size, split)
     held_out = num_validation or validation_fraction
     only = (test_split if split == "test" else split) if class_names and not held_out else None
     known = {"class_names": tuple(class_names), "channels": image_shape and image_shape[2], "only": only}
-    official, read, notes = _open(name, data_dir, size, download, **known)
+    official, read, notes = _open(name, data_dir, recipe, download, **known)
     if test_split not in ("test", *official) and not only:
         allowed = ", ".join([*official, *notes])
         raise UserError(f"test_split={test_split!r} is no split of {name}; allowed: {allowed}")
@@ -197,10 +218,7 @@ def load(
         source = dataclasses.replace(source, shape=image_shape or sets.shape_of(name, splits, any_size))
     if held_out and not own and places[split] == "train":
         source = _hold_out(source, split, num_validation, validation_fraction, seed)
-    told = [*source.notes]
-    if size and source.image_shape[:2] != (size, size):
-        told.append(f"size={size} does nothing, as images are stored as arrays")
-    if held_out and own:
-        told.append("its own validation split is used, none is held out")
+    told = [*source.notes, *_told(source, split, recipe)]
+    told += ["its own validation split is used, none is held out"] if held_out and own else []
     source = dataclasses.replace(source, splits=tuple(places), notes=tuple(told))
     return with_classes(source, class_names) if class_names else source

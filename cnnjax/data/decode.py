@@ -1,4 +1,4 @@
-"""Encoded images to pixels, whole or as a square of one size; what is no such image is refused by name."""
+"""Encoded images to pixels, whole or by a recipe; what is no such image is refused by name."""
 
 import contextlib
 import ctypes
@@ -12,6 +12,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from cnnjax.data.recipe import Recipe
 from cnnjax.errors import BadImage, UserError, one_line
 
 IMAGE_SUFFIXES = (
@@ -40,21 +41,24 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def decode_image(data: bytes, what: object, channels: int, size: int | None = None) -> np.ndarray:
-    """Decodes an encoded image to uint8 [H, W, channels], 1 (grey) or 3 (RGB); `size` is of `middle_square`.
+def decode_image(data: bytes, what: object, channels: int, recipe: Recipe | None = None) -> np.ndarray:
+    """Decodes an encoded image to uint8 [H, W, channels], 1 (grey) or 3 (RGB), brought to size by a recipe.
 
     The pixels are Pillow's, turned as EXIF or XMP says: palettes become colours, 16 bits of colour their
     upper 8, and transparent pixels are laid over black. JPEG goes through simplejpeg, which decodes the same.
-    With `size` it is decoded at 1/2, 1/4 or 1/8 as long as it stays twice that large: then the square is up
-    to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty, broken,
-    of several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
+    For a "square" it is decoded at 1/2, 1/4 or 1/8 as long as it stays twice that large: then the square is
+    up to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty,
+    broken, of several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
     """
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")
+    size = recipe.crop[0] if recipe and recipe.mode == "square" else None
     image = _plain_jpeg(data, what, channels, size) if data.startswith(JPEG) else None
     if image is None:
         image = _by_pillow(data, what, channels)
-    return image if size is None else middle_square(image, size)
+    if size is not None:
+        return middle_square(image, size)
+    return image if recipe is None else recipe.apply(image)
 
 
 def read_header(data: bytes, what: object) -> tuple[int, int, int]:

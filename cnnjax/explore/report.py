@@ -23,7 +23,6 @@ from cnnjax.explore import plots
 from cnnjax.explore.markup import Markup, element, image, join, page, svg, table
 from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import load_split
 from cnnjax.runs.results import spread
 from cnnjax.training.metrics import averages, worst_mistakes
 
@@ -141,7 +140,7 @@ def gallery(run: Run, indices: np.ndarray, captions: Iterable[Markup]) -> Markup
     """Test images of a run with their captions, or why they cannot be shown."""
     try:
         facts = of_run(run)
-        source = load_split(run.config(), "test", facts.class_names, facts.image_shape)
+        source = facts.load(run.config(), "test")
         run.check_images("test", source.fingerprint, "and write the page again")
         pictures = [image(source[int(i)]["image"]) for i in indices]
     except (UserError, IndexError) as error:  # the latter if the data set has fewer images now

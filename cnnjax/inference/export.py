@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.augment.chain import explicit_spec
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write, read_json, replacing
 from cnnjax.data.sources.source import numbered_names
@@ -35,6 +34,8 @@ from cnnjax.models.weights import files, to_torch
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
 from cnnjax.runs.checkpoints import Checkpoints, Saver
+from cnnjax.runs.facts import Facts as ImageFacts
+from cnnjax.runs.facts import preset_recipe
 from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.record import make_record
@@ -240,7 +241,8 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     """
     preset = variant(config.model).preset
     config.augment.eval = preset_augment(preset)
-    config.augment.train, config.data.size = config.augment.eval, preset.resize or preset.input_size[0]
+    recipe = preset_recipe(preset)
+    config.augment.train, config.data.size = config.augment.eval, recipe.shape[0]
     config_lib.validate(config)
     model = create_model(config.model)
     variables = initial_variables(file, model, preset.input_size)
@@ -253,20 +255,19 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
 
 
-def imported_data(
-    config: ConfigDict, preset: Preset, num_classes: int
-) -> dict[str, str | list[str] | list[int]]:
+def imported_data(config: ConfigDict, preset: Preset, num_classes: int) -> dict[str, Any]:
     """What the run record says of the images of imported weights; {} if their mean cannot be known."""
     info, channels = DATASETS.get(config.data.name), preset.input_size[2]
     if info and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
         info = None
     if not info and preset.mean is None:
         return {}
-    shape = (preset.resize, preset.resize, channels) if preset.resize else preset.input_size
+    recipe = preset_recipe(preset)
+    shape = (*recipe.shape, channels)
     mean, std = (info.mean, info.std) if info else (None, None)
     augment = augment_lib.parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
     names = info.class_names if info else numbered_names(num_classes)
-    return {"class_names": list(names), "image_shape": list(shape), "eval_augment": explicit_spec(augment)}
+    return ImageFacts(tuple(names), shape, augment, recipe, None).record()
 
 
 def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image
+from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.layout import is_image, other_files
 from cnnjax.errors import UserError
@@ -36,12 +37,12 @@ class Failure:
 Batch = Sequence[tuple[str, np.ndarray | Failure]]  # names, and uint8 images of one shape
 
 
-def read_batches(images: Images, image_shape: tuple[int, int, int], batch_size: int) -> Iterator[Batch]:
-    """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded up to two batches ahead."""
+def read_batches(images: Images, recipe: Recipe, channels: int, batch_size: int) -> Iterator[Batch]:
+    """(name, uint8 [*recipe.shape, channels] or Failure), `batch_size` at a time, two batches ahead."""
 
     def read(name: str, image: AnyImage) -> tuple[str, np.ndarray | Failure]:
         try:
-            return name, fit(image, image_shape, name)
+            return name, fit(image, recipe, channels, name)
         except UserError as error:
             return name, Failure(name, str(error))
 
@@ -54,19 +55,14 @@ def read_batches(images: Images, image_shape: tuple[int, int, int], batch_size: 
             yield batch
 
 
-def fit(image: AnyImage, image_shape: tuple[int, int, int], name: str = "image") -> np.ndarray:
-    """One image of any kind and size as uint8 of `image_shape`."""
-    height, width, channels = image_shape
+def fit(image: AnyImage, recipe: Recipe, channels: int, name: str = "image") -> np.ndarray:
+    """One image of any kind and size as uint8 [*recipe.shape, channels]; arrays of that shape stay."""
     if isinstance(image, np.ndarray):
-        if image.shape == image_shape and image.dtype == np.uint8:
+        if image.shape == (*recipe.shape, channels) and image.dtype == np.uint8:
             return image
         image = _encode(image, name)
     data = image if isinstance(image, bytes) else _read_bytes(image)
-    pixels = decode_image(data, name, channels, height if height == width else None)
-    if pixels.shape != image_shape:
-        size = f"{pixels.shape[0]}x{pixels.shape[1]} pixels"
-        raise UserError(f"{name}: {size}; this run takes {height}x{width} only")
-    return pixels
+    return decode_image(data, name, channels, recipe)
 
 
 def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:

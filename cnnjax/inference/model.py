@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
+from cnnjax.data.recipe import Recipe
 from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
@@ -45,12 +46,13 @@ class TrainedModel:
     protocol: protocols.Protocol  # how `predict` looks at an image: in the middle only, or from several views
     image_shape: tuple[int, int, int]  # [H, W, C] of the images that it was trained on, as they are stored
     class_names: tuple[str, ...]
+    recipe: Recipe  # how image files are brought to that shape
 
     def predict(self, images: Images, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
         """Classifies images, `batch_size` at a time; `Prediction.top` lists so many classes.
 
         They are a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
-        stands for the images in it. Any size: the short side is resized to the run's, the middle cut. The
+        stands for the images in it. Any size: the recipe brings them to the run's; arrays of that stay. The
         first image that cannot be read is a UserError.
         """
         predictions = []
@@ -73,11 +75,11 @@ class TrainedModel:
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
         """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
-        return image_files.read_batches(images, self.image_shape, batch_size)
+        return image_files.read_batches(images, self.recipe, self.image_shape[2], batch_size)
 
     def fit(self, image: AnyImage, name: str = "image") -> np.ndarray:
         """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`."""
-        return image_files.fit(image, self.image_shape, name)
+        return image_files.fit(image, self.recipe, self.image_shape[2], name)
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
         """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
@@ -134,5 +136,5 @@ def load_run(
     config, facts = run.config(), of_run(run)
     step, model, views, variables = trained(run, config, facts, checkpoint, weights, protocol)
     variables = jax.tree.map(jnp.asarray, variables)
-    images = facts.eval_augment, views, facts.image_shape, facts.class_names
+    images = facts.eval_augment, views, facts.image_shape, facts.class_names, facts.recipe
     return TrainedModel(run.path, config, step, model, variables, *images)

@@ -17,9 +17,10 @@ from cnnjax.data import batches as pipeline
 from cnnjax.data import prepare
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
+from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
-from cnnjax.data.sources.source import FileSource
+from cnnjax.data.sources.source import FileSource, Place
 from cnnjax.errors import UserError
 from cnnjax.profiling.benchmark import Figures, TrainBench, calls_per_second, peak_resident, with_range
 
@@ -80,7 +81,7 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
     if form != "folder":
         raise bad
     images = ImageFolder(Path(path).expanduser())
-    source, members = images.source("train", name, SIDE), images.members("train")
+    source, members = images.source("train", Place(name, path, fast(SIDE), None)), images.members("train")
     if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
         raise bad
     return source, [images.files.read(member) for member in members]

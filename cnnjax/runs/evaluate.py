@@ -77,9 +77,7 @@ def evaluate(
     config, facts = run.config(), of_run(run).named(class_names)
     config.eval_protocol = protocol or config.eval_protocol
     if data:
-        height, width, _ = facts.image_shape
-        size = height if height == width else 0
-        config.data.update(name=data, num_validation=0, size=size, test_split="test")
+        config.data.update(name=data, num_validation=0, size=facts.image_shape[0], test_split="test")
     step, model, views, variables = trained(run, config, facts, checkpoint, weights)
     network = Network(config, parallel.make_mesh("", None), facts, views, model)
     variables = parallel.put(variables, network.replicated)

@@ -17,12 +17,13 @@ from cnnjax import config as config_lib
 from cnnjax.data import batches as batches_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import Augmentation
+from cnnjax.data.recipe import fast
 from cnnjax.data.sources.source import sample_images
 from cnnjax.errors import UserError, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
-from cnnjax.runs.facts import check_head, of_images, parse_augment, resumed, statistics
-from cnnjax.runs.inputs import initial_variables, load_split
+from cnnjax.runs.facts import check_head, of_images, open_train, parse_augment, resumed, statistics
+from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
@@ -131,6 +132,7 @@ class Experiment(Network):
                 "name": source.name,
                 "train_examples": len(source),
                 **self.known.record(),
+                **({"train_recipe": fast(size).record()} if (size := self.config.data.size) else {}),
                 "fingerprint": source.fingerprint,
             },
             "model": {
@@ -172,8 +174,10 @@ def build(
         mesh = parallel.make_mesh(config.mesh, devices)
     groups = _norm_groups(config, mesh)
     check_names(config)
-    source = source or load_split(config, "train")
-    facts = (resumed(config, workdir) if workdir else None) or of_images(config, source)
+    recipe = None
+    if source is None:
+        source, config, recipe = open_train(config)
+    facts = (resumed(config, workdir) if workdir else None) or of_images(config, source, recipe)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics
     augment = parse_augment(config, "train", shape, classes, known)

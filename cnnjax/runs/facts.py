@@ -1,4 +1,4 @@
-"""What a run knows of its images: classes, shape, normalization.
+"""What a run knows of its images: classes, shape, how files are brought to it, normalization.
 
 They are found from the train split when the run begins and written to its record.json; whatever resumes,
 evaluates or uses the run loads them, so that other images are seen as the run's own were.
@@ -14,15 +14,18 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data import datasets
+from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import Augmentation, explicit_spec
 from cnnjax.data.files import read_file
+from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
 from cnnjax.data.sources.classes import numbered
-from cnnjax.data.sources.source import Shape, listed
+from cnnjax.data.sources.sets import SeveralSizes
+from cnnjax.data.sources.source import Shape, Source, listed
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
-from cnnjax.models import variant
+from cnnjax.models import Preset, variant
 from cnnjax.runs.folder import Run, naming
 from cnnjax.runs.inputs import load_split
 
@@ -36,7 +39,17 @@ class Facts:
     class_names: tuple[str, ...]  # in the order of the labels
     image_shape: Shape  # [H, W, C] of the images as they are stored
     eval_augment: Augmentation  # of evaluation and prediction
+    recipe: Recipe  # how image files are brought to that shape, for evaluation and prediction
     statistics: Statistics | None  # None in records from before they were written
+
+    @property
+    def images(self) -> tuple[tuple[str, ...], Shape, Recipe]:
+        """What `open_split` must know to open a split for evaluation."""
+        return self.class_names, self.image_shape, self.recipe
+
+    def load(self, config: ConfigDict, split: str) -> Source:
+        """A split as evaluation sees it, in memory if its images are few."""
+        return load_split(config, split, *self.images)
 
     def named(self, file: str | Path | None) -> "Facts":
         """The same with the class names of a text file, one a line; None changes nothing."""
@@ -49,7 +62,8 @@ class Facts:
             "class_names": list(self.class_names),
             "image_shape": list(self.image_shape),
             "eval_augment": explicit_spec(self.eval_augment),
-            "statistics": self.statistics,
+            "recipe": self.recipe.record(),
+            **({} if self.statistics is None else {"statistics": self.statistics}),
         }
 
 
@@ -75,19 +89,51 @@ def recorded(run: Run) -> Facts | None:
         raise UserError(f"{file} is damaged: data has no whole image_shape, eval_augment, class_names")
     with naming(file):
         augment = augment_lib.parse(data["eval_augment"], image_shape=shape)
-    return Facts(tuple(data["class_names"]), shape, augment, data.get("statistics"))
+        recipe = recipes.read(data["recipe"]) if "recipe" in data else _before_recipes(shape)
+        if recipe.shape != shape[:2]:
+            raise UserError(f"the recipe gives {recipe.shape}, data.image_shape is {list(shape)}")
+    return Facts(tuple(data["class_names"]), shape, augment, recipe, data.get("statistics"))
+
+
+def _before_recipes(shape: Shape) -> Recipe:
+    """How runs that recorded no recipe brought image files to their shape."""
+    height, width, _ = shape
+    return recipes.fast(height) if height == width else recipes.covering(height, width)
 
 
 def of_run(run: Run) -> Facts:
     """The facts of a run: recorded, or found from its train split as when it began."""
-    return recorded(run) or of_images(run.config(), load_split(run.config(), "train"))
+    if facts := recorded(run):
+        return facts
+    facts = of_images(run.config(), load_split(run.config(), "train"))
+    return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 
 
-def of_images(config: ConfigDict, source: Any) -> Facts:
+def open_train(config: ConfigDict) -> tuple[Source, ConfigDict, Recipe | None]:
+    """The train split, and the config and recipe that it is opened with.
+
+    Images of several sizes, for which config.data.size names none, are brought to size as the weights that
+    config.init_from names have it; else the recipe is None.
+    """
+    weights = weights_recipe(config)
+    try:
+        return load_split(config, "train", one_size=weights is not None), config, None
+    except SeveralSizes:
+        if weights is None or len(set(weights.shape)) > 1:
+            raise
+    config = config_lib.assign(config, {"data.size": weights.shape[0]})
+    return load_split(config, "train"), config, weights
+
+
+def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) -> Facts:
     """The facts of a new run on a train split; weights that it starts from bring their mean and std along."""
-    shape, classes = tuple(source.image_shape), tuple(source.class_names)
+    shape, classes = source.image_shape, tuple(source.class_names)
     values = {**statistics(config, source), **_normalization(config, shape[2])}
-    return Facts(classes, shape, parse_augment(config, "eval", shape, len(classes), values), values)
+    if recipe is None:
+        weights = weights_recipe(config)
+        recipe = recipes.covering(shape[0], shape[1], weights.interpolation if weights else "bilinear")
+    augment = parse_augment(config, "eval", shape, len(classes), values)
+    return Facts(classes, shape, augment, recipe, values)
 
 
 def resumed(config: ConfigDict, workdir: str | Path) -> Facts | None:
@@ -134,7 +180,7 @@ def parse_augment(
     return augment
 
 
-def statistics(config: ConfigDict, source: Any) -> Statistics:
+def statistics(config: ConfigDict, source: Source) -> Statistics:
     """The data set's mean, std and covariance, as far as the augmentations of the config need them."""
     form, _, place = config.data.name.partition(":")
     if form == "records":
@@ -146,12 +192,37 @@ def statistics(config: ConfigDict, source: Any) -> Statistics:
     return channel_statistics(source)._asdict() | known
 
 
+def preset_recipe(preset: Preset, *, margin: bool = True) -> Recipe:
+    """How a preset's images are brought to size, with what `preset_augment` cuts off them around the crop."""
+    height, width, _ = preset.input_size
+    resize = preset.resize or min(height, width)
+    spare = max(0, resize - max(height, width)) // 2 if margin and preset.resize else 0
+    sides = (resize,) if preset.crop_mode == "center" else (resize, resize)
+    fill = (
+        tuple(round(255 * value) for value in preset.mean or (0,)) if preset.crop_mode == "border" else (0,)
+    )
+    return Recipe(sides, (height, width), preset.interpolation, preset.crop_mode, fill, spare)
+
+
+def weights_recipe(config: ConfigDict) -> Recipe | None:
+    """How the weights of `config.init_from` bring images to what their network takes; None if unknown."""
+    if start := started_from(config):
+        fast = start.recipe.mode == "square"
+        return recipes.covering(*start.recipe.shape) if fast else dataclasses.replace(start.recipe, margin=0)
+    preset = _preset(config)
+    return preset_recipe(preset, margin=False) if preset else None
+
+
+def _preset(config: ConfigDict) -> Preset | None:
+    """The preset of the weights file that `config.init_from` names."""
+    return variant(config.model).preset if Path(config.init_from).is_file() else None
+
+
 def _normalization(config: ConfigDict, channels: int) -> Statistics:
     """Mean and std that the weights of `config.init_from` were trained with, if they fit these channels."""
     if start := started_from(config):
         known = dict(dict(start.eval_augment.steps).get("normalize", ()))
-    elif Path(config.init_from).is_file():
-        preset = variant(config.model).preset
+    elif preset := _preset(config):
         known = {"mean": preset.mean, "std": preset.std} if preset.mean else {}
     else:
         return {}

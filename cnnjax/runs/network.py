@@ -18,7 +18,7 @@ from cnnjax.models.weights.torch import Variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.facts import Facts
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import load_split, max_bad_images, open_split
+from cnnjax.runs.inputs import max_bad_images, open_split
 from cnnjax.training import parallel
 
 
@@ -44,11 +44,11 @@ class Network:
 
     def source(self, split: str) -> Any:
         """The images of a split as the run knows its own, in memory if they are few."""
-        return load_split(self.config, split, self.known.class_names, self.known.image_shape)
+        return self.known.load(self.config, split)
 
     def open(self, split: str) -> Any:
         """The same, its images not read as long as they are in files."""
-        return open_split(self.config, split, self.known.class_names, self.known.image_shape)
+        return open_split(self.config, split, *self.known.images)
 
     def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
         """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""

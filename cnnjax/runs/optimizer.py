@@ -66,8 +66,8 @@ def errors_name_fields(chosen: str) -> Iterator[None]:
         argument = re.split(r"\W", str(error).removeprefix("unknown "))[0]
         field = f"config.{_FIELDS.get(argument, chosen)}"
         if argument and field.endswith(argument):
-            raise UserError(str(error).replace(argument, field, 1)) from None
-        raise UserError(f"{field}: {error}") from None
+            raise type(error)(str(error).replace(argument, field, 1)) from None
+        raise type(error)(f"{field}: {error}") from None
 
 
 def _parse_values(field: str, spec: str) -> tuple[str, dict[str, Any]]:

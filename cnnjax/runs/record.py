@@ -12,6 +12,7 @@ from typing import TypedDict
 
 import jax
 
+from cnnjax.data.recipe import Fields
 from cnnjax.ops import cpu
 
 PACKAGES = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -40,6 +41,8 @@ class DataFacts(TypedDict, total=False):
     class_names: list[str]
     image_shape: list[int]
     eval_augment: str
+    recipe: Fields  # of the files that evaluation and prediction read; runs from before it: `recipe.fast`
+    train_recipe: Fields  # of those that training reads
     statistics: Statistics
     fingerprints: dict[str, str]  # of other splits than train, by split
 

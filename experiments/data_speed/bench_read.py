@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax.data.batches import StreamBatches
+from cnnjax.data.recipe import covering, fast
 from cnnjax.data.sources.folder import ImageFolder
+from cnnjax.data.sources.source import Place
 from cnnjax.errors import UserError
 from cnnjax.inference.images import Failure, read_batches
 
@@ -32,7 +34,7 @@ def bench_read(folder: str, *, size: int = 256, batch_size: int = 64, rounds: in
     if not root.is_dir():
         raise UserError(f"{folder} is not a folder; name one with train/CLASS/*.jpg, or CLASS_NAME.jpg")
     images = ImageFolder(root)
-    source = images.source("train", folder, size)
+    source = images.source("train", Place(folder, folder, fast(size), None))
     place = root / images.splits["train"][0]
     ways = {"train": lambda: _train(source, batch_size), "predict": lambda: _predict(place, size, batch_size)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
@@ -64,7 +66,7 @@ def _train(source: Any, batch_size: int) -> int:
 
 
 def _predict(place: Path, size: int, batch_size: int) -> int:
-    batches = read_batches(place, (size, size, 3), batch_size)
+    batches = read_batches(place, covering(size, size), 3, batch_size)
     return sum(not isinstance(image, Failure) for batch in batches for _, image in batch)
 
 

@@ -23,6 +23,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets, decode
 from cnnjax.data.augment import chain
 from cnnjax.data.augment.register import AUGMENTATIONS
+from cnnjax.data.recipe import covering, fast
 from cnnjax.data.sources import idx
 from cnnjax.errors import UserError
 from cnnjax.models.weights import files
@@ -289,8 +290,8 @@ def encoded_images() -> st.SearchStrategy[bytes]:
 
 
 def read_image(data: bytes, _: Path) -> None:
-    for size in (None, 8):
-        pixels = decode.decode_image(data, "x", 3, size)
+    for recipe in (None, fast(8), covering(8, 8)):
+        pixels = decode.decode_image(data, "x", 3, recipe)
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 

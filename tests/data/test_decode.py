@@ -11,6 +11,7 @@ import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from cnnjax.data.decode import FORMATS, decode_image, read_header
+from cnnjax.data.recipe import fast
 from cnnjax.errors import BadImage
 
 RNG = np.random.default_rng(0)
@@ -225,12 +226,12 @@ def test_damaged_jpegs_are_read_as_pillow_reads_them_or_refused(channels, size):
             expected = None
         if expected is None:
             with pytest.raises(BadImage, match="^x: JPEG that cannot be decoded"):
-                decode_image(bytes(data), "x", channels, size)
+                decode_image(bytes(data), "x", channels, size and fast(size))
         elif size is None:
             np.testing.assert_array_equal(decode_image(bytes(data), "x", channels), expected, f"{seed}")
             read += 1
         else:
-            assert decode_image(bytes(data), "x", channels, size).shape == (size, size, channels)
+            assert decode_image(bytes(data), "x", channels, fast(size)).shape == (size, size, channels)
             read += 1
     assert 10 < read < 40
 
@@ -250,7 +251,7 @@ def test_a_square_of_one_size_is_that_of_pillow(shape, size):
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     square = Image.fromarray(pillows(data, 3)[top : top + side, left : left + side])
     expected = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-    ours = decode_image(data, "x", 3, size).astype(int)
+    ours = decode_image(data, "x", 3, size and fast(size)).astype(int)
     if side < max(64, 4 * size):
         np.testing.assert_array_equal(ours, expected)
     assert np.abs(ours - expected).max() <= 24 and np.abs(ours - expected).mean() < 6
@@ -263,9 +264,9 @@ def test_a_jpeg_of_a_few_bytes_that_claims_many_pixels_is_refused_before_it_is_d
     at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", 11_000, 11_000)
     with pytest.raises(BadImage, match=r"x: JPEG cut short: 11000x11000 pixels in \d+ bytes"):
-        decode_image(bytes(data), "x", 3, size)
+        decode_image(bytes(data), "x", 3, size and fast(size))
     smallest = encoded(Image.new("L", (4096, 4096)), "JPEG", progressive=True, optimize=True)
-    assert not decode_image(smallest, "x", 1, size).any()
+    assert not decode_image(smallest, "x", 1, size and fast(size)).any()
 
 
 def test_a_jpeg_of_12_bits_is_refused_in_words():

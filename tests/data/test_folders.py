@@ -20,7 +20,7 @@ from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS, IMAGE_SUFFIXES
 from cnnjax.data.sources.folder import ImageFolder
 from cnnjax.data.sources.layout import split_of
-from cnnjax.data.sources.source import describe
+from cnnjax.data.sources.source import Place, describe
 from cnnjax.errors import BadImage, UserError
 from cnnjax.runs.train import train
 
@@ -313,7 +313,7 @@ def test_links_and_pipes(tmp_path):
     images = ImageFolder(path / "set")
     assert understood(path / "set") == {"train": {"a": 3, "b": 2}}
     assert "1 without suffix" in images.notes[-1] and "1 pipes, devices or links" in images.notes[-1]
-    source = images.source("train", "links")
+    source = images.source("train", Place("links", "", None, None))
     with pytest.raises(BadImage, match=r"broken.png: cannot be read"):
         source[2]
     (path / "set/train/a/up").symlink_to(path / "set")

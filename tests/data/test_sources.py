@@ -14,6 +14,7 @@ from cnnjax.data import decode, prepare
 from cnnjax.data.batches import StreamBatches
 from cnnjax.data.datasets import load
 from cnnjax.data.decode import decode_image
+from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
 from cnnjax.data.sources.source import to_memory
 from cnnjax.data.statistics import channel_statistics
@@ -174,7 +175,7 @@ def test_an_animation_is_refused():
 def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same():
     row, column = np.mgrid[0:300, 0:400]
     pixels = np.stack([row / 2, column / 2, (row + column) / 4], -1).astype(np.uint8)
-    small = decode_image(encoded(pixels, "JPEG", quality=95), "big", 3, 32).astype(int)
+    small = decode_image(encoded(pixels, "JPEG", quality=95), "big", 3, fast(32)).astype(int)
     reference = pillow.fromarray(pixels[:, 50:350]).resize((32, 32), pillow.Resampling.BOX)
     np.testing.assert_allclose(small, np.asarray(reference).astype(int), atol=5)
 

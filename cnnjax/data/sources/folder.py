@@ -28,8 +28,8 @@ class ImageFolder:
         """The images of a split in the order of its source."""
         return [member for images in self.splits[split][1].values() for member in images]
 
-    def source(self, split: str, name: str, size: int | None = None, channels: int = 3) -> FileSource:
-        """The images of one split, read on access; `size` cuts the middle square and resizes it.
+    def source(self, split: str, place: Place) -> FileSource:
+        """The images of one split, read on access, RGB unless other channels are asked for.
 
         The fingerprint is over the files' names and sizes (in a zip also their checksums), not their bytes.
         """
@@ -37,19 +37,20 @@ class ImageFolder:
         members, counts = self.members(split), list(map(len, by_class.values()))
         labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         listing = [(m.name.removeprefix(f"{folder}/"), m.size, m.crc) for m in members]
-        decode = functools.partial(decode_image, channels=channels, size=size)
-        read, contents = functools.partial(_read, self.files, members, labels, decode), digest(listing, size)
-        total, shape = len(members), (size, size, channels) if size else None
-        rest = contents, labels, self.class_names, name, split, shape, self.notes
+        channels = place.channels or 3
+        decode = functools.partial(decode_image, channels=channels, recipe=place.recipe)
+        read = functools.partial(_read, self.files, members, labels, decode)
+        contents = digest(listing, place.size)
+        total, shape = len(members), place.shape(channels)
+        rest = contents, labels, self.class_names, place.name, split, shape, self.notes
         header = functools.partial(_header, self.files, members)
         return FileSource(read, total, np.arange(total), *rest, header=header)
 
 
 def open_folder(place: Place) -> Opened:
-    """See `ImageFolder`; the images are RGB unless other channels are asked for."""
+    """See `ImageFolder`."""
     images = ImageFolder(place.path, place.class_names, place.only)
-    form = place.name, place.size, place.channels or 3
-    return Opened(tuple(images.splits), lambda split: images.source(split, *form), images.notes)
+    return Opened(tuple(images.splits), lambda split: images.source(split, place), images.notes)
 
 
 def _header(files: Files, members: list[Member], position: int) -> Shape:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import sets
 from cnnjax.data.sources.archive import most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS
@@ -93,18 +94,18 @@ class ParquetFolder:
             _channels[key] = 3 if any(colours) else 1
         return _channels[key]
 
-    def source(self, split: str, name: str, size: int | None = None) -> FileSource:
-        """One split, read on access; `size` cuts the middle square of each image and resizes it to that."""
+    def source(self, split: str) -> FileSource:
+        """One split, read on access."""
+        place = self.place
         labels, listing = self.known.labels[split], _listing(self.files[split])
-        reader = _Reader(self.files[split], self.image, labels, size, self.channels)
-        shape = (size, size, self.channels) if size else None
+        reader = _Reader(self.files[split], self.image, labels, place.recipe, self.channels)
         facts = (
-            digest(listing, labels, size),
+            digest(listing, labels, place.size),
             labels,
             self.known.class_names,
-            name,
+            place.name,
             split,
-            shape,
+            place.shape(self.channels),
             self.known.notes,
         )
         return FileSource(reader, len(labels), np.arange(len(labels)), *facts, header=reader.header)
@@ -114,7 +115,7 @@ def open_parquet(place: Place) -> Opened:
     """See `ParquetFolder`."""
     folder = ParquetFolder(place)
     splits, notes = folder.known.splits, folder.known.notes
-    return Opened(splits, lambda split: folder.source(split, place.name, place.size), notes)
+    return Opened(splits, lambda split: folder.source(split), notes)
 
 
 def _listing(files: Sequence[Path]) -> list[tuple[str, int]]:
@@ -129,10 +130,10 @@ class _Reader:
         files: Sequence[Path],
         column: str,
         labels: np.ndarray,
-        size: int | None = None,
+        recipe: Recipe | None = None,
         channels: int | None = None,
     ):
-        self.column, self.labels, self.size, self.channels = column, labels, size, channels
+        self.column, self.labels, self.recipe, self.channels = column, labels, recipe, channels
         self.groups: list[tuple[Path, int]] = []  # file, number of the row group in it
         counts: list[int] = []
         for path in files:
@@ -173,7 +174,7 @@ class _Reader:
 
     def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)
-        return decode_image(data, what, self.channels or 3, self.size), int(self.labels[position]), what
+        return decode_image(data, what, self.channels or 3, self.recipe), int(self.labels[position]), what
 
 
 def _opened(path: Path) -> "parquet.ParquetFile":

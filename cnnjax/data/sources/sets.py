@@ -17,6 +17,10 @@ THREADS = 8
 _counted: dict[tuple[str, ...], Counter[Shape]] = {}  # in this process, by names and contents
 
 
+class SeveralSizes(UserError):
+    """Images of several sizes, and nothing that brings them to one."""
+
+
 class Known(NamedTuple):
     """The splits that have labels, the classes, notes (see `Opened`), and by split the labels, int32 [N]."""
 
@@ -109,5 +113,5 @@ def shape_of(name: str, splits: Sequence[FileSource], any_size: bool) -> Shape |
         given = listed([f"{in_words(shape[:2])} ({count})" for shape, count in (first, *others)], 5)
         among = f", among the first {seen} of {total}" if seen < total else ""
         one = f"size={min(first[0][:2])} must be given, to which all images are brought"
-        raise UserError(f"{one}: {name} has sizes {given}{among}")
+        raise SeveralSizes(f"{one}: {name} has sizes {given}{among}")
     return first[0]

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
+from cnnjax.data.recipe import Recipe
 from cnnjax.errors import BadImage, UserError, visible
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int32 [N]
@@ -67,7 +68,7 @@ class Place(NamedTuple):
 
     name: str
     rest: str  # what follows the colon
-    size: int | None  # if given, the middle square of each image is resized to it
+    recipe: Recipe | None  # that brings each image of a file to one size, if given
     data_dir: DataDir  # where prepared data sets are looked for first
     channels: int | None = None  # that image files are decoded to; None is what they have
     class_names: tuple[str, ...] = ()  # those of a network, if they are known before; else those of `train`
@@ -80,6 +81,15 @@ class Place(NamedTuple):
     @property
     def path(self) -> Path:
         return Path(self.rest).expanduser()
+
+    @property
+    def size(self) -> int | None:
+        """The height that images are brought to, which fingerprints tell apart."""
+        return self.recipe.shape[0] if self.recipe else None
+
+    def shape(self, channels: int) -> Shape | None:
+        """[H, W, C] that images are brought to."""
+        return (*self.recipe.shape, channels) if self.recipe else None
 
 
 def data_folders(data_dir: DataDir) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import UNLABELLED
 from cnnjax.data.sources.source import (
     DataDir,
@@ -84,18 +85,18 @@ def open_prepared(folder: Path, place: Place) -> Opened:
         f"{split} has no labels: {len(each)} images" for split, each in records.items() if split not in used
     ]
     height, width, channels = features["image"].shape
-    size, channels = place.size, place.channels or channels or 3
-    shape = (size, size, channels) if size else (height, width, channels) if height and width else None
+    channels = place.channels or channels or 3
+    shape = place.shape(channels) or ((height, width, channels) if height and width else None)
 
     def read(split: str) -> FileSource:
         with _told(folder):
             _check_count(folder, split, len(records[split]))
         listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
-        contents = digest((folder / "dataset_info.json").read_text(), listing, size)
+        contents = digest((folder / "dataset_info.json").read_text(), listing, place.size)
         where = records[split], f"{folder} {split}", channels
         facts = contents, None, tuple(features["label"].names), place.name, split, shape, notes
         header = functools.partial(_read_shape, *where)
-        reader, total = functools.partial(_read_record, *where, size), len(records[split])
+        reader, total = functools.partial(_read_record, *where, place.recipe), len(records[split])
         return FileSource(reader, total, np.arange(total), *facts, header=header)
 
     notes = (f"{counts} images", *without)
@@ -143,7 +144,7 @@ def _record(records: Sequence[dict], where: str, position: int) -> tuple[dict, s
 
 
 def _read_record(
-    records: Sequence[dict], where: str, channels: int, size: int | None, position: int
+    records: Sequence[dict], where: str, channels: int, recipe: Recipe | None, position: int
 ) -> tuple[np.ndarray, int, str]:
     record, what = _record(records, where, position)
-    return decode_image(record["image"], what, channels, size), int(record["label"]), what
+    return decode_image(record["image"], what, channels, recipe), int(record["label"]), what

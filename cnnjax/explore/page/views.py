@@ -117,7 +117,8 @@ class Views:
     @functools.cached_property
     def _test_images(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Images of the test split as the network sees them, and in batches as the data set has them."""
-        source = load_split(self.trained.config, "test", self.trained.class_names, self.trained.image_shape)
+        known = self.trained.class_names, self.trained.image_shape, self.trained.recipe
+        source = load_split(self.trained.config, "test", *known)
         raw = np.stack([source[i]["image"] for i in range(min(PATCH_IMAGES, len(source)))])
         whole = len(raw) - PATCH_BATCH + 1  # a last batch that is not full is left out
         batches = [raw[i : i + PATCH_BATCH] for i in range(0, whole, PATCH_BATCH)] or [raw]
