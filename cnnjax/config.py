@@ -74,7 +74,10 @@ FIELDS: dict[str, Field] = {
     "model": Field("simple_cnn", "a name from `cnnjax models`, or 'simple_cnn(activation=\"tanh\")'"),
     "init_from": Field("", "start from a run folder, or from a .safetensors or .pth file with torch's names"),
     "init_head": Field("keep", "'new' initializes the head afresh for other classes", _one_of("keep", "new")),
-    "freeze": Field("", "pattern of parameter paths that stay fixed: 'stem|stage[12]'"),
+    "freeze": Field(
+        "",
+        "pattern of parameter paths that stay fixed: 'stem|stage[12]', 'until(2, all but head)' in epochs",
+    ),
     "data.name": Field(
         "fashion_mnist_mini", "a name from `cnnjax data`, or folder:, npz:, idx:, tfds: and a path"
     ),
@@ -98,6 +101,9 @@ FIELDS: dict[str, Field] = {
     "augment.eval": Field("normalize", "the same for evaluation"),
     "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", _FRACTION),
     "loss.aux_weight": Field(0.3, "weight of each auxiliary head", _FROM_0),
+    "loss.distill": Field(
+        "", "a teacher and its share of the loss: 'distill(\"runs/big\", alpha=0.5, temperature=4.0)'"
+    ),
     "optimizer.name": Field("adamw", "its own values in the call: 'sgd(momentum=0.9)'"),
     "optimizer.learning_rate": Field(0.003, "peak of the schedule", _POSITIVE),
     "optimizer.schedule": Field("cosine", "values in the call: 'step(boundaries=(0.5, 0.75), factor=0.1)'"),
@@ -106,9 +112,17 @@ FIELDS: dict[str, Field] = {
     "optimizer.decay": Field("kernels", "what decays: 'kernels', 'all', or a pattern of parameter paths"),
     "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's own"),
     "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0 is off", _FROM_0),
-    "optimizer.learning_rate_scales": Field("", "by pattern of paths: 'stem|stage1: 0.1, head: 10'"),
+    "optimizer.learning_rate_scales": Field(
+        "", "by pattern of paths: 'stem|stage1: 0.1, head: 10', or by depth: 'layer_decay(0.75)'"
+    ),
+    "optimizer.sam_rho": Field(
+        0.0, "SAM: the gradient so far uphill; two gradients a step; 0 is off", _FROM_0
+    ),
     "cpu_kernels": Field(True, "use oneDNN on a CPU if installed; False leaves everything to XLA"),
     "ema_decay": Field(0.0, "of the moving average of parameters and statistics; 0 is off", _FRACTION),
+    "swa_start": Field(
+        0.0, "SWA: the share of training after which each epoch's weights are averaged; 0 is off", _FRACTION
+    ),
     "on_nonfinite": Field(
         "stop", "before a non-finite update; 'skip(limit=10)' skips up to that many steps", resumable=True
     ),  # resumable, as it acts only where the run would have ended
@@ -124,6 +138,7 @@ LATER = {
     *("eval_protocol", "mesh", "sharding", "batch_norm", "accumulate_steps", "init_from", "init_head"),
     *("freeze", "cpu_kernels", "on_nonfinite", "optimizer.learning_rate_scales", "data.size"),
     *("data.num_workers", "data.on_bad_image", "data.max_bad_images", "data.test_split"),
+    *("loss.distill", "optimizer.sam_rho", "swa_start"),
 }
 
 
@@ -169,6 +184,10 @@ def validate(config: ConfigDict) -> None:
         if allowed and not allowed.holds(value):
             raise UserError(f"config.{name}={value!r} must be {allowed.words}")
     skip_limit(config.on_nonfinite)
+    if config.swa_start and config.ema_decay:
+        raise UserError(
+            f"config.ema_decay={config.ema_decay} must be 0 with config.swa_start={config.swa_start}"
+        )
     if (warmup := config.optimizer.warmup_epochs) >= (total := config.total_epochs):
         bound = f"config.total_epochs={total}"
         raise UserError(f"config.optimizer.warmup_epochs={warmup} must be less than {bound}")

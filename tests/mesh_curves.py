@@ -62,6 +62,7 @@ CASES = {
     "resnet": (RESNET, 8, [{"mesh": f"data:{n}"} for n in (1, 2, 4, 8)] + [{"sharding": "fsdp"}]),
     "resnet device": (RESNET, 8, [{"mesh": "data:4", "batch_norm": "device"}]),
     "resnet groups": (RESNET, 8, [{"mesh": "data:1", "batch_norm": "groups(4)"}]),
+    "sam": (RESNET, 8, [{"mesh": f"data:{n}", "optimizer": {"sam_rho": 0.05}} for n in (1, 8)]),
     "alexnet": (
         ALEXNET,
         67,

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from jax.extend.core import JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn
+
+from cnnjax.models.forward import shape_of
 
 Shape = tuple[int, ...]
 # Primitives of one shape in which a value depends on more than the values at its own place.
@@ -74,11 +76,6 @@ def field_of(eqn: JaxprEqn, fields: Fields) -> Field | None:
     if name in NOT_ELEMENTWISE or not all(_spreads(shape, out) for shape in dependent):
         return UNKNOWN
     return _union(operation)
-
-
-def shape_of(variable: Var | Literal) -> Shape:
-    """The shape of a variable of a jaxpr; () of one that is no array."""
-    return getattr(variable.aval, "shape", ())
 
 
 def _spreads(shape: Shape, out: Shape) -> bool:

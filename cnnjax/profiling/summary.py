@@ -30,9 +30,10 @@ from cnnjax.data.files import (
 )
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, variant
+from cnnjax.models.forward import inner_jaxpr, shape_of
 from cnnjax.models.stages import StagedNet
 from cnnjax.ops import cpu
-from cnnjax.profiling.receptive_fields import IMAGE, UNKNOWN, Field, Fields, field_of, field_size, shape_of
+from cnnjax.profiling.receptive_fields import IMAGE, UNKNOWN, Field, Fields, field_of, field_size
 
 # Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
 OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
@@ -169,7 +170,7 @@ class _Walk:
         return sum(counts) if len(counts) == len(self.macs) else None
 
     def _equation(self, eqn: JaxprEqn, fields: Fields, names: str) -> Fields:
-        inner = _inner_jaxpr(eqn)
+        inner = inner_jaxpr(eqn)
         if inner and eqn.primitive.name == "scan":
             return self._scan(eqn, inner, fields, names)
         if inner and len(inner.invars) == len(fields):
@@ -207,14 +208,6 @@ def _fields_of(variables: Sequence[Var | Literal], known: Mapping[Var, Field | N
 def _whole(outside: Sequence[Var | Literal], inside: Sequence[Var | Literal]) -> int:
     """How many of a loop's arrays its body sees whole; it sees a row of the others, which come after them."""
     return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outside, inside, strict=True))
-
-
-def _inner_jaxpr(eqn: JaxprEqn) -> Jaxpr | None:
-    """The jaxpr that an equation calls (jit, remat, scan, custom_vjp, ...), or None."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return getattr(eqn.params[name], "jaxpr", eqn.params[name])
-    return None
 
 
 def _equation_macs(eqn: JaxprEqn) -> int | None:

@@ -137,7 +137,7 @@ class Checkpoints:
                 # It was pruned meanwhile by the process that trains: there is a newer one, or a better.
         if weights == "ema" and not state.get("ema"):
             run = self.directory.parent
-            raise UserError(f"weights=ema: {run} keeps no moving average (config.ema_decay is 0)")
+            raise UserError(f"weights=ema: {run} keeps no average (config.ema_decay and swa_start are 0)")
         tree = state["ema"] if weights == "ema" else state
         return step, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
 

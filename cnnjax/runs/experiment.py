@@ -21,11 +21,13 @@ from cnnjax.data.recipe import fast
 from cnnjax.data.sources.source import sample_images
 from cnnjax.errors import UserError, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
+from cnnjax.models.pyramid import module_layers
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.runs.facts import check_head, of_images, open_train, parse_augment, resumed, statistics
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
+from cnnjax.runs.teacher import Teacher, make_teacher
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 from cnnjax.training.steps import TrainMetrics, TrainState, init_state, run_init
 
@@ -43,6 +45,7 @@ class Experiment(Network):
     steps_per_epoch: int
     total_steps: int
     initial: VariableDict | None  # variables of config.init_from, in place of drawn ones
+    teacher: Teacher | None
 
     @property
     def rules(self) -> tuple[parallel.Rule, ...]:
@@ -57,6 +60,16 @@ class Experiment(Network):
         by_name = self.config.freeze or fields.learning_rate_scales or self.rules
         alike = fields.decay in ("kernels", "all") and optimizers.OPTIMIZERS[name].elementwise
         return scanned_blocks(self.model) if alike and not by_name else []
+
+    @property
+    def freeze(self) -> parameter_groups.Freeze:
+        """What does not move, and for how long."""
+        return parameter_groups.parse_freeze(self.config.freeze)
+
+    @property
+    def frozen_steps(self) -> float:
+        """The first step before which nothing that is frozen moves; infinity if it never does."""
+        return self.freeze.steps(self.steps_per_epoch)
 
     def train_batches(self) -> batches_lib.Batches:
         """The batches of training, from its first step on."""
@@ -116,12 +129,17 @@ class Experiment(Network):
         interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
         return {"state": self.abstract_state, "interval": interval}
 
+    @property
+    def averages(self) -> bool:
+        """Whether the state holds an average of the weights."""
+        return max(self.config.ema_decay, self.config.swa_start) > 0
+
     def _init_step_state(self) -> TrainState:
         return self.stacked(self._init_state())
 
     def _init_state(self) -> TrainState:
         key, shape = jax.random.key(self.config.seed), self.eval_augment.output_shape
-        return init_state(self.model, self.tx, key, shape, ema=self.config.ema_decay > 0)
+        return init_state(self.model, self.tx, key, shape, ema=self.averages)
 
     def facts(self) -> dict[str, Any]:
         """What the run record says of this experiment."""
@@ -138,11 +156,12 @@ class Experiment(Network):
             "model": {
                 "spec": self.config.model,
                 "num_params": count_params(params),
-                "frozen": parameter_groups.frozen_paths(params, self.config.freeze),
+                "frozen": parameter_groups.frozen_paths(params, self.freeze.pattern),
                 "decayed": parameter_groups.decayed_paths(params, self.config.optimizer.decay),
             },
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,
+            **({"teacher": self.teacher.record} if self.teacher else {}),
         }
 
 
@@ -191,18 +210,19 @@ def build(
     check_protocol(config.model, model, protocol, variables)
     per_epoch = batches_lib.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))
-    tx, schedule = make_optimizer(config, total_steps, per_epoch)
+    by_depth = "_decay(" in config.optimizer.learning_rate_scales
+    layers = module_layers(model, eval_augment.output_shape) if by_depth else {}
+    tx, schedule = make_optimizer(config, total_steps, per_epoch, layers)
     initial = None
     if config.init_from:
         check_head(config, facts)
         initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
-    experiment = Experiment(
-        config, mesh, facts, protocol, model, source, augment, tx, schedule, per_epoch, total_steps, initial
-    )  # fmt: skip
+    learned = tx, schedule, per_epoch, total_steps, initial, make_teacher(config, augment, facts, mesh)
+    experiment = Experiment(config, mesh, facts, protocol, model, source, augment, *learned)
     with errors_name_fields("optimizer.name"):
         params = experiment.abstract_state.params
         parameter_groups.decay_mask(params, config.optimizer.decay)
-        parameter_groups.frozen_paths(params, config.freeze)
+        parameter_groups.frozen_paths(params, experiment.freeze.pattern)
     return experiment
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optax
@@ -39,9 +39,9 @@ def check_names(config: ConfigDict) -> None:
 
 
 def make_optimizer(
-    config: ConfigDict, total_steps: int, steps_per_epoch: float
+    config: ConfigDict, total_steps: int, steps_per_epoch: float, layers: Mapping[str, str] | None = None
 ) -> tuple[optax.GradientTransformationExtraArgs, schedules.Schedule]:
-    """The optimizer with its parameter groups, and the schedule of its learning rate."""
+    """The optimizer with its parameter groups, for a model of these layers, and its learning rate."""
     fields = config.optimizer
     name, values = _parse_values("optimizer.schedule", fields.schedule)
     warmup = round(fields.warmup_epochs * steps_per_epoch)
@@ -52,9 +52,11 @@ def make_optimizer(
     name, values = _parse_values("optimizer.name", fields.name)
     values |= {field: fields[field] for field in ("weight_decay", "decay", "decay_mode", "gradient_clip")}
     with errors_name_fields(f"optimizer.name={fields.name!r}"):
-        tx = optimizers.make_optimizer(name, schedule, **values)
-        scales = parameter_groups.parse_scales(fields.learning_rate_scales)
-        return parameter_groups.with_groups(tx, freeze=config.freeze, scales=scales), schedule
+        freeze = parameter_groups.parse_freeze(config.freeze)
+        until: Any = {"freeze": freeze.pattern, "until": freeze.steps(steps_per_epoch)}
+        tx = optimizers.make_optimizer(name, schedule, **values, **until)
+        scales = parameter_groups.parse_scales(fields.learning_rate_scales, layers)
+        return parameter_groups.with_groups(tx, scales=scales, **until), schedule
 
 
 @contextlib.contextmanager

@@ -75,6 +75,7 @@ class Record(TypedDict, total=False):
     compile_seconds: float
     data: DataFacts
     model: ModelFacts
+    teacher: dict[str, str]  # of config.loss.distill: its source and fingerprint
 
 
 def make_record(**facts: object) -> dict[str, object]:

@@ -13,8 +13,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.step import gradient_values, lower_step
-from cnnjax.training.steps import batch_gradient
+from cnnjax.runs.step import compiled_step, gradient_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +55,10 @@ def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
     batches, key = experiment.train_batches(), experiment.key()
     batches.set_state({"position": start})
     if start < step:
-        advance = lower_step(experiment).compile()
+        advance, _ = compiled_step(experiment)
     for _ in range(start, step):
         state, _ = advance(state, experiment.no_sums(), next(batches), key)
-    values = gradient_values(experiment)
-    differentiate = jax.jit(lambda state, batch, key: batch_gradient(state, batch, key, **values))
+    differentiate = jax.jit(gradient_of(experiment, step))
     with jax.set_mesh(experiment.mesh):  # layers read it
         loss, _, _, gradient = differentiate(state, next(batches), key)
     params, gradients = (_norms(experiment.named(jax.device_get(x))) for x in (state.params, gradient))

@@ -48,6 +48,8 @@ def train_together(
         raise UserError(f"runs trained together differ in {fields}; allowed: config.seed")
     pairs = zip(configs, workdirs, strict=True)
     experiments = [build(config, workdir=workdir) for config, workdir in pairs]
+    if experiments[0].frozen_steps < experiments[0].total_steps:
+        raise UserError(f"config.freeze={first.freeze!r} thaws midway; train such runs one after the other")
     if experiments[0].mesh.size > 1:
         raise UserError(f"runs are trained together on one device, not on {experiments[0].mesh.size}")
     if len({explicit_spec(experiment.augment) for experiment in experiments}) > 1:

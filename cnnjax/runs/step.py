@@ -8,15 +8,30 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax.typing import VariableDict
 
 from cnnjax.config import skip_limit
+from cnnjax.data.augment.register import Batch
 from cnnjax.data.batches import abstract_batch
 from cnnjax.errors import UserError
+from cnnjax.models import stream_key
+from cnnjax.models.weights.torch import Variables
 from cnnjax.ops import cpu
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.training import parallel
-from cnnjax.training.steps import NEVER, TrainMetrics, TrainState, batch_gradient, train_step
+from cnnjax.training.optimizers import ema_update, swa_update
+from cnnjax.training.steps import (
+    NEVER,
+    Gradient,
+    TrainMetrics,
+    TrainState,
+    batch_gradient,
+    batch_statistics,
+    sharpness_aware,
+    train_step,
+)
 
 
 class Outputs(NamedTuple):
@@ -35,31 +50,58 @@ class Inputs(NamedTuple):
     key: jax.Array | jax.ShapeDtypeStruct
 
 
-def gradient_values(experiment: Experiment) -> dict[str, Any]:
-    """What `steps.batch_gradient` takes of an experiment."""
-    config = experiment.config
+def gradient_values(experiment: Experiment, step: int = 0) -> dict[str, Any]:
+    """What `steps.batch_gradient` takes of an experiment at a step."""
+    config, teacher = experiment.config, experiment.teacher
     return {
         "model": experiment.model,
         "augment": experiment.augment,
         "label_smoothing": config.loss.label_smoothing,
         "aux_weight": config.loss.aux_weight,
-        "freeze": config.freeze,
+        "freeze": experiment.freeze.pattern if step < experiment.frozen_steps else "",
         "microbatches": config.accumulate_steps,
+        "teach": teacher and teacher.teaching(teacher.variables),
         "gather": parallel.gatherer(experiment.mesh, experiment.rules),
     }
 
 
+def gradient_of(
+    experiment: Experiment, step: int = 0, taught: Variables | None = None
+) -> Callable[[TrainState, Batch, jax.Array], Gradient]:
+    """The gradient of a batch in an experiment at a step; `taught` are the teacher's variables, if traced."""
+    values, teacher = gradient_values(experiment, step), experiment.teacher
+    if teacher and taught:
+        values["teach"] = teacher.teaching(taught)
+    gradient = functools.partial(batch_gradient, **values)
+    if rho := experiment.config.optimizer.sam_rho:
+        return functools.partial(sharpness_aware, gradient=gradient, rho=rho)
+    return gradient
+
+
+def average_of(experiment: Experiment) -> Callable[..., VariableDict]:
+    """How the average of the weights of an experiment moves in a step."""
+    config, every, total = experiment.config, experiment.steps_per_epoch, experiment.total_steps
+    if not config.swa_start:
+        return functools.partial(ema_update, decay=config.ema_decay)
+    return functools.partial(swa_update, start=round(config.swa_start * total), every=every, total=total)
+
+
 def accumulated_step(
-    experiment: Experiment, state: TrainState, sums: TrainMetrics, batch: dict[str, jax.Array], key: jax.Array
+    experiment: Experiment,
+    state: TrainState,
+    sums: TrainMetrics,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    taught: Variables | None = None,
+    step: int = 0,
 ) -> Outputs:
-    """`train_step` of an experiment, its metrics added to the sums of the interval.
+    """`train_step` of an experiment, at a step, its metrics added to the sums of the interval.
 
     If no step may be skipped, nothing changes after the first non-finite one of the interval.
     """
-    config = experiment.config
-    halted = skip_limit(config.on_nonfinite) == 0 and sums.nonfinite_step != NEVER
-    gradient = functools.partial(batch_gradient, **gradient_values(experiment))
-    fields = {"tx": experiment.tx, "gradient": gradient, "ema_decay": config.ema_decay, "halted": halted}
+    halted = skip_limit(experiment.config.on_nonfinite) == 0 and sums.nonfinite_step != NEVER
+    gradient, average = gradient_of(experiment, step, taught), average_of(experiment)
+    fields = {"tx": experiment.tx, "gradient": gradient, "average": average, "halted": halted}
     state, metrics = train_step(state, batch, key, **fields)
     return Outputs(state, sums.merge(metrics))
 
@@ -73,21 +115,59 @@ def abstract_inputs(experiment: Experiment) -> Inputs:
     return Inputs(experiment.abstract_step_state, experiment.abstract_tree()["interval"], batch, key)
 
 
-def lower_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The training step, lowered for the devices of the experiment; nothing is computed."""
+def lower_step(experiment: Experiment, step: int = 0) -> jax.stages.Lowered:
+    """The training step at a step, lowered for the devices of the experiment; nothing is computed.
+
+    It takes `Inputs`, and after them the variables of the teacher if there is one.
+    """
     inputs = abstract_inputs(experiment)
     places = Outputs(*jax.tree.map(lambda x: x.sharding, (inputs.state, inputs.sums)))
-    step = functools.partial(accumulated_step, experiment)
+    function = functools.partial(accumulated_step, experiment, step=step)
+    taught = [experiment.teacher.variables] if experiment.teacher else []
     with jax.set_mesh(experiment.mesh):  # layers read it
-        return jax.jit(step, donate_argnums=(0, 1), out_shardings=places).lower(*inputs)
+        return jax.jit(function, donate_argnums=(0, 1), out_shardings=places).lower(*inputs, *taught)
+
+
+def compiled_step(experiment: Experiment) -> tuple[Callable[..., Outputs], int]:
+    """The compiled step, and the bytes that it holds on a device; two programs if some of it thaws midway."""
+    thaw = experiment.frozen_steps
+    begins = [0, int(thaw)] if thaw < experiment.total_steps else [0]
+    programs = [lower_step(experiment, step).compile() for step in begins]
+    memory, steps = max(map(device_memory, programs)), [*map(cpu.settled, programs)]
+    taught = [experiment.teacher.variables] if experiment.teacher else []
+    if not taught and len(programs) == 1:
+        return steps[0], memory
+    at: list[int] = []  # the number of the next step; the first one tells it
+
+    def step(*inputs: Any) -> Outputs:
+        at[:] = [at[0] + 1] if at else [int(inputs[0].step)]
+        return steps[at[0] >= thaw](*inputs, *taught)
+
+    return step, memory
 
 
 def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Outputs], int]:
-    """The compiled step, and the bytes that it holds on a device; the run's record tells how long it took."""
+    """`compiled_step`; the run's record tells how long it took."""
     start = time.perf_counter()
-    compiled = lower_step(experiment).compile()
+    compiled = compiled_step(experiment)
     record_compilation(run, time.perf_counter() - start)
-    return cpu.settled(compiled), device_memory(compiled)
+    return compiled
+
+
+def average_statistics(experiment: Experiment, state: TrainState) -> TrainState:
+    """The state after its last step: an average of stochastic weight averaging with statistics of its own."""
+    if not experiment.config.swa_start or not state.batch_stats:
+        return state
+    bound = functools.partial(batch_statistics, model=experiment.model, augment=experiment.augment)
+    find = jax.jit(bound, out_shardings=experiment.replicated)
+    average = experiment.named(state).ema
+    batches, key, count = experiment.train_batches(), experiment.key(), experiment.steps_per_epoch
+    mean = jax.tree.map(jnp.zeros_like, average["batch_stats"])
+    for index in range(count):
+        with jax.set_mesh(experiment.mesh):  # layers read it
+            found = find(average, next(batches), stream_key(key, "average", index))
+        mean = jax.tree.map(lambda total, x: total + x / count, mean, found)
+    return experiment.stacked(experiment.named(state).replace(ema={**average, "batch_stats": mean}))
 
 
 def record_compilation(run: Run, seconds: float) -> None:

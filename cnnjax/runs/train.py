@@ -20,7 +20,15 @@ from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Log, Progress
 from cnnjax.runs.record import make_record
 from cnnjax.runs.signals import Interrupted, caught_signals
-from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, compile_step, out_of_memory
+from cnnjax.runs.step import (
+    Inputs,
+    Outputs,
+    abstract_inputs,
+    average_statistics,
+    compile_step,
+    out_of_memory,
+)
+from cnnjax.runs.teacher import check_teacher
 from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
 
 
@@ -150,6 +158,7 @@ def live(
     while step < total:
         state, sums = yield Inputs(state, sums, log.next_batch(), key)
         step += 1
+        state = average_statistics(experiment, state) if step == total else state
         progress.advance(step)
         checkpoints.check()
         if due(config.log_every_steps):
@@ -176,6 +185,7 @@ def opened(
     )
     if not run.read_json("record.json"):
         run.write_json("record.json", make_record(**experiment.facts()))
+    check_teacher(run, experiment.teacher)
     checkpoints = Saver(run.path / "checkpoints", keep=experiment.config.keep_checkpoints)
     try:
         yield experiment, run, checkpoints

@@ -16,7 +16,7 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
 from cnnjax.errors import UserError, by_name, check, check_count, check_fraction, own_values, unknown
-from cnnjax.training.parameter_groups import decay_mask, path_name
+from cnnjax.training.parameter_groups import decay_mask, held, partitioned, path_name
 from cnnjax.training.schedules import Schedule
 
 Value = bool | int | float | str | None  # of a setting
@@ -30,6 +30,8 @@ def make_optimizer(
     decay: str = "kernels",
     decay_mode: str = "",
     gradient_clip: float = 0.0,
+    freeze: str = "",
+    until: float = math.inf,
     **values: Value,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer `name` of `OPTIMIZERS` with this schedule, weight decay and clipping.
@@ -38,9 +40,10 @@ def make_optimizer(
     of AlexNet, Caffe and torch.optim.SGD. Decoupled decay adds it to the direction found, so that w shrinks
     by learning_rate * weight_decay a step (Loshchilov, Hutter 2017, arXiv 1711.05101; here times the full
     learning rate, as in torch.optim.AdamW). `decay_mode` '' is the optimizer's own, see `OPTIMIZERS`; `decay`
-    is as in `decay_mask`; `gradient_clip` is the largest global L2 norm of the gradient, 0 for none; `values`
-    are keyword arguments of the optimizer's own function below, None its default. `update` takes `params`,
-    and `value=loss`, which all but the schedule `plateau` ignore.
+    is as in `decay_mask`; `gradient_clip` is the largest global L2 norm of the gradient, 0 for none; the
+    averages of leaves that match `freeze` begin after `until` updates, if it is finite; `values` are keyword
+    arguments of the optimizer's own function below, None its default. `update` takes `params`, and
+    `value=loss`, which all but the schedule `plateau` ignore.
     """
     rule = by_name("optimizer", name, OPTIMIZERS)
     check("weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
@@ -50,6 +53,8 @@ def make_optimizer(
     if name == "adamw" and decay_mode == "coupled":
         raise UserError("decay_mode='coupled' must be 'decoupled' with adamw; take adam for coupled decay")
     direction = rule.build(**own_values("optimizer", name, rule.build, values))
+    if freeze and until < math.inf:
+        direction = partitioned(freeze, direction, held(direction, until))
     if weight_decay:
         shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
         direction = optax.chain(*((shrink, direction) if decay_mode == "coupled" else (direction, shrink)))
@@ -188,3 +193,17 @@ def ema_update(ema: optax.Params, new: optax.Params, decay: float, step: int | A
     count = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
     return jax.tree.map(lambda old, now: old + ((1 - warm) * (now - old)).astype(old.dtype), ema, new)
+
+
+def swa_update(
+    average: optax.Params, new: optax.Params, *, start: int, every: int, total: int, step: int | Array
+) -> optax.Params:
+    """The mean of the weights at every `every`-th step back from the last, `total`, down to step `start`.
+
+    Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407, algorithm 1). Before the first of
+    them it is `new`; `step` counts the updates before this one.
+    """
+    left, most = total - 1 - jnp.asarray(step, jnp.int32), (total - max(start, 1)) // every + 1
+    share = jnp.where(left % every == 0, 1 / jnp.maximum(most - left // every, 1).astype(jnp.float32), 0.0)
+    share = jnp.where(left >= (most - 1) * every, 1.0, share)
+    return jax.tree.map(lambda old, now: old + (share * (now - old)).astype(old.dtype), average, new)

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,22 @@ import optax
 from flax import traverse_util
 from flax.typing import Collection
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, parse_call
+from cnnjax.models.pyramid import stage_name
 
 Scales = Sequence[tuple[str, float]]
+DECAYS: dict[str, Callable[[str], str]] = {"layer_decay": str, "stage_decay": stage_name}
+
+
+class Freeze(NamedTuple):
+    """The pattern of the paths that do not move, "" for none, and for how many epochs."""
+
+    pattern: str = ""
+    epochs: float = math.inf
+
+    def steps(self, steps_per_epoch: float) -> float:
+        """The same time in whole steps, or infinity."""
+        return math.ceil(self.epochs * steps_per_epoch) if self.epochs < math.inf else math.inf
 
 
 def path_name(path: jax.tree_util.KeyPath) -> str:
@@ -79,10 +93,35 @@ def stop_frozen(params: Collection, freeze: str) -> Collection:
     )
 
 
-def parse_scales(learning_rate_scales: str) -> Scales:
-    """Reads 'stem|stage1: 0.1, head: 10' as pairs of a pattern and a factor of the learning rate."""
-    scales = []
+def parse_freeze(freeze: str) -> Freeze:
+    """Reads a pattern, 'all but PATTERN', or one of them for a time, as in 'until(2, all but head)'."""
+    limited = re.fullmatch(r"until\((.*?),(.*)\)", freeze.strip())
+    epochs, pattern = limited.groups() if limited else ("inf", freeze)
+    try:
+        value = float(epochs)
+    except ValueError:
+        value = math.nan
+    if not value > 0 or (limited and not (value < math.inf and pattern.strip())):
+        raise UserError(f"freeze={freeze!r} must be a pattern, or a time in epochs and one: 'until(2, stem)'")
+    if kept := re.fullmatch(r"\s*all but\s+(.+?)\s*", pattern):
+        check_pattern("freeze", kept[1])
+        pattern = f"^(?!.*(?:{kept[1]}))"
+    check_pattern("freeze", pattern)
+    return Freeze(pattern.strip(), value)
+
+
+def parse_scales(learning_rate_scales: str, layers: Mapping[str, str] | None = None) -> Scales:
+    """Reads 'layer_decay(0.75), head: 10' as pairs of a pattern and a factor of the learning rate.
+
+    A part is a pattern with its factor, or `layer_decay(d)`: the last layer has 1, each before it d times the
+    factor of the next; with `stage_decay(d)` the layers of a stage have one. `layers` is of
+    `pyramid.module_layers`.
+    """
+    scales: list[tuple[str, float]] = []
     for part in filter(None, (part.strip() for part in learning_rate_scales.split(","))):
+        if re.match(r"\w+\(", part) and ":" not in part:
+            scales += _decaying(part, layers or {})
+            continue
         pattern, _, factor = (word.strip() for word in part.rpartition(":"))
         try:
             scales.append((pattern, float(factor)))
@@ -90,26 +129,80 @@ def parse_scales(learning_rate_scales: str) -> Scales:
             scales.append((pattern, math.nan))
         if not pattern or not 0 <= scales[-1][1] < math.inf:
             must = "must be a pattern, a colon and a factor of at least 0, as in 'stem|stage1: 0.1, head: 10'"
-            raise UserError(f"learning_rate_scales={learning_rate_scales!r}: {part!r} {must}")
+            or_call = f"{must}, or layer_decay(0.75)"
+            raise UserError(f"learning_rate_scales={learning_rate_scales!r}: {part!r} {or_call}")
         check_pattern("learning_rate_scales", pattern)
     return scales
 
 
+def _decaying(call: str, layers: Mapping[str, str]) -> Scales:
+    """The factor of each module at the top of a model, for `layer_decay(0.75)` or `stage_decay(0.75)`."""
+    name, args, values = parse_call(call, "learning_rate_scales")
+    number = args[0] if len(args) == 1 and not values else 0
+    if name not in DECAYS or not isinstance(number, int | float) or not 0 < number <= 1:
+        allowed = "a factor above 0, at most 1, as in 'layer_decay(0.75)' or 'stage_decay(0.5)'"
+        raise UserError(f"learning_rate_scales={call!r} must be {allowed}")
+    groups = {module: DECAYS[name](layer) for module, layer in layers.items()}
+    order = [*dict.fromkeys(groups.values())]
+    depth = {group: len(order) - 1 - place for place, group in enumerate(order)}
+    return [(f"^{re.escape(module)}(/|$)", number ** depth[group]) for module, group in groups.items()]
+
+
 def with_groups(
-    tx: optax.GradientTransformationExtraArgs, *, freeze: str = "", scales: Scales = ()
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    freeze: str = "",
+    scales: Scales = (),
+    until: float = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, without state for frozen leaves; the first pattern that matches a path scales it."""
+    """The optimizer with frozen leaves and scales: the first pattern that matches a path scales it.
+
+    Frozen leaves have no state; with `until`, a number of updates, they have, and move from then on.
+    """
     check_pattern("freeze", freeze)
 
     def scaled(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
         return next((f for pattern, f in scales if re.search(pattern, path_name(path))), 1.0) * update
 
+    if scales:
+        tx = optax.chain(tx, optax.stateless(lambda updates, _: jax.tree.map_with_path(scaled, updates)))
+    if freeze and until == math.inf:
+        tx = partitioned(freeze, tx, optax.set_to_zero())
+    elif freeze:
+        tx = optax.chain(tx, partitioned(freeze, optax.identity(), held(optax.identity(), until)))
+    return optax.with_extra_args_support(tx)
+
+
+def partitioned(
+    freeze: str, moving: optax.GradientTransformation, frozen: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """One transformation for the leaves whose paths match a pattern, and another for the rest."""
+
     def label(path: jax.tree_util.KeyPath, _: jax.Array) -> str:
         return "frozen" if is_frozen(path_name(path), freeze) else "moves"
 
-    if scales:
-        tx = optax.chain(tx, optax.stateless(lambda updates, _: jax.tree.map_with_path(scaled, updates)))
-    if freeze:
-        groups = {"moves": tx, "frozen": optax.set_to_zero()}
-        tx = optax.partition(groups, lambda params: jax.tree.map_with_path(label, params))
-    return optax.with_extra_args_support(tx)
+    groups = {"moves": moving, "frozen": frozen}
+    return optax.partition(groups, lambda params: jax.tree.map_with_path(label, params))
+
+
+def held(tx: optax.GradientTransformation, until: float) -> optax.GradientTransformationExtraArgs:
+    """The same, but so many updates are zeros before its first, which finds it as it was initialized."""
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: optax.Params) -> tuple[jax.Array, optax.OptState]:
+        return jnp.zeros((), jnp.int32), tx.init(params)
+
+    def update(
+        updates: optax.Updates,
+        state: tuple[jax.Array, optax.OptState],
+        params: optax.Params | None = None,
+        **more: jax.Array,
+    ) -> tuple[optax.Updates, tuple[jax.Array, optax.OptState]]:
+        count, inner = state
+        new, after = tx.update(updates, inner, params, **more)
+        moves = count >= until
+        new = jax.tree.map(lambda x: jnp.where(moves, x, jnp.zeros_like(x)), new)
+        after = jax.tree.map(lambda x, old: jnp.where(moves, x, old), after, inner)
+        return new, (optax.safe_increment(count), after)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -15,12 +15,13 @@ from jax.sharding import Sharding
 from cnnjax.data.augment.register import Batch
 from cnnjax.models import init_variables, stream_key
 from cnnjax.training.metrics import of_logits
-from cnnjax.training.optimizers import ema_update
 from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
 
 Augment = Callable[[jax.Array, Batch], Batch]
 LossAndAux = tuple[jax.Array, tuple[jax.Array, Collection]]  # number of hits, batch statistics
 Loss = Callable[[optax.Params, Collection, Batch, jax.Array], LossAndAux]
+Teach = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # see `distilled`
+Average = Callable[..., VariableDict]  # (average, new variables, step=) -> average
 Results = TypeVar("Results")
 NEVER = jnp.iinfo(jnp.int32).max
 
@@ -113,22 +114,23 @@ def train_step(
     *,
     tx: optax.GradientTransformationExtraArgs,
     gradient: Callable[[TrainState, Batch, jax.Array], Gradient],
-    ema_decay: float = 0.0,
+    average: Average | None = None,
     halted: jax.Array | bool = False,
 ) -> tuple[TrainState, TrainMetrics]:
     """Descends once along the gradient of a batch and returns the new state with its metrics.
 
     If the loss or the gradient is not finite, or `halted` (bool []) is True, nothing but `step` changes, and
     the metrics hold nothing but the number of the step. `gradient` is `batch_gradient` with the model and its
-    other arguments bound; `tx` sees the loss as `value`; `ema_decay` is ignored if `state.ema` is {}.
+    other arguments bound; `tx` sees the loss as `value`; `average` is `ema_update` or `swa_update` with its
+    values bound, for a state that holds one.
     """
     loss, correct, batch_stats, grads = gradient(state, batch, key)
     gradient_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
     params = optax.apply_updates(state.params, updates)
     new = state.replace(params=params, batch_stats=batch_stats, opt_state=opt_state)
-    if state.ema:
-        new = new.replace(ema=ema_update(state.ema, new.variables, ema_decay, state.step))
+    if average and state.ema:
+        new = new.replace(ema=average(state.ema, new.variables, step=state.step))
     weight, one, never = batch["mask"].sum(), jnp.ones((), jnp.float32), jnp.asarray(NEVER, jnp.int32)
     metrics = TrainMetrics(weight, loss * weight, correct, gradient_norm, one, never)
     nothing = TrainMetrics.empty().replace(nonfinite_step=state.step)
@@ -148,6 +150,7 @@ def batch_gradient(
     aux_weight: float = 0.0,
     freeze: str = "",
     microbatches: int = 1,
+    teach: Teach | None = None,
     gather: Callable[[optax.Params], optax.Params] | None = None,
 ) -> Gradient:
     """The gradient of the masked mean of the loss over a batch, which is augmented first.
@@ -155,10 +158,11 @@ def batch_gradient(
     The batch is image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; index and epoch int32 [B] for
     augmentations that draw by example. Every draw is folded from the run's key by stream and step. `augment`
     gives image float [B, H', W', C], see `data.augment.chain`; `aux_weight` is that of each sown
-    `aux_logits`; `freeze` matches the paths that do not move, see `parameter_groups`; `gather` is a
-    `parallel.gatherer`. `microbatches` are equal shares of the batch that pass through the model in turn, so
-    that memory holds one. The gradient is that of the whole batch, but for BatchNorm, which sees (and moves
-    its averages by) one microbatch at a time, and for dropout, which draws other masks.
+    `aux_logits`; `freeze` matches the paths that do not move, see `parameter_groups`; `teach` changes the
+    losses [B], given image and logits, see `distilled`; `gather` is a `parallel.gatherer`. `microbatches` are
+    equal shares of the batch that pass through the model in turn, so that memory holds one. The gradient is
+    that of the whole batch, but for BatchNorm, which sees (and moves its averages by) one microbatch at a
+    time, and for dropout, which draws other masks.
     """
     run_key = stream_key(key, "augment by example", 0)
     augmented = augment(stream_key(key, "augment", state.step), batch | {"run_key": run_key})
@@ -174,11 +178,53 @@ def batch_gradient(
         losses = cross_entropy(logits, label, label_smoothing)
         for aux in aux_logits(updates.get("intermediates", {})):
             losses += aux_weight * cross_entropy(aux, label, label_smoothing)
+        losses = teach(batch["image"], logits, losses) if teach else losses
         hard = label if label.ndim == 1 else label.argmax(-1)  # of a mixed label the largest entry counts
         correct = jnp.where(logits.argmax(-1) == hard, mask, 0.0).sum()
         return masked_mean(losses, mask), (correct, updates.get("batch_stats", {}))
 
     return _accumulated(loss_fn, state, batch, stream_key(key, "dropout", state.step), microbatches)
+
+
+def sharpness_aware(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    gradient: Callable[[TrainState, Batch, jax.Array], Gradient],
+    rho: float,
+) -> Gradient:
+    """The gradient where the loss of the batch is about highest within `rho` of the parameters.
+
+    SAM (Foret et al. 2020, arXiv 2010.01412, algorithm 1, p = 2): at w + rho * g / |g|, with the same
+    augmentation and dropout; loss, hits and batch statistics are those at w. Of the whole batch, not of each
+    device's share.
+    """
+    here = gradient(state, batch, key)
+    scale = rho / jnp.maximum(optax.tree.norm(here.grads), 1e-12)
+    there = jax.tree.map(lambda x, g: x + scale * g, state.params, here.grads)
+    return here._replace(grads=gradient(state.replace(params=there), batch, key).grads)
+
+
+def batch_statistics(
+    variables: VariableDict, batch: Batch, key: jax.Array, *, model: nn.Module, augment: Augment
+) -> Collection:
+    """The statistics of one batch, augmented as in training, in place of running ones.
+
+    A normalization moves its running value as m * old + (1 - m) * new: new is found from old = 0, m is the
+    derivative by old. One that does not move keeps its own.
+    """
+    batch = augment(stream_key(key, "augment", 0), batch | {"run_key": stream_key(key, "example", 0)})
+    old = variables["batch_stats"]
+
+    def moved(batch_stats: Collection) -> Collection:
+        given = {"params": variables["params"], "batch_stats": batch_stats}
+        mutable, rngs = ["batch_stats", "intermediates"], {"dropout": stream_key(key, "dropout", 0)}
+        return model.apply(given, batch["image"], train=True, rngs=rngs, mutable=mutable)[1]["batch_stats"]
+
+    zeros, ones = (jax.tree.map(like, old) for like in (jnp.zeros_like, jnp.ones_like))
+    found, momentum = jax.jvp(moved, (zeros,), (ones,))
+    return jax.tree.map(lambda x, m, own: jnp.where(m == 1, own, x / (1 - m)), found, momentum, old)
 
 
 def _accumulated(
@@ -240,6 +286,21 @@ def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 
         return of_label
     of_all = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
     return (1 - label_smoothing) * of_label + label_smoothing * of_all
+
+
+def distilled(
+    losses: jax.Array, logits: jax.Array, teacher: jax.Array, *, alpha: float, temperature: float
+) -> jax.Array:
+    """Losses [B] mixed with the Kullback-Leibler divergence of softened softmaxes: float32 [B], in nats.
+
+    (1 - alpha) * losses + alpha * T**2 * KL(softmax(teacher / T), softmax(logits / T)), logits and teacher
+    float [B, K] (Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2: T**2 keeps the gradient's size).
+    No gradient reaches the teacher.
+    """
+    soft = jax.nn.log_softmax(jax.lax.stop_gradient(teacher).astype(jnp.float32) / temperature)
+    own = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    divergence = (jnp.exp(soft) * (soft - own)).sum(-1)
+    return (1 - alpha) * losses + alpha * temperature**2 * divergence
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:

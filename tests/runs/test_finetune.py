@@ -1,13 +1,26 @@
 """Training that starts from another run: what is taken over, what is drawn anew, what is refused."""
 
+import dataclasses
+import functools
+import json
+import os
+import signal
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnnjax import config as config_lib
+from cnnjax import load_run
 from cnnjax.errors import UserError
+from cnnjax.models import stream_key
 from cnnjax.runs import evaluate, train
+from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
+from cnnjax.runs.log import Progress
+from cnnjax.runs.signals import Interrupted
+from cnnjax.training.steps import batch_statistics
 from tests.conftest import tiny_arrays
 
 
@@ -62,6 +75,132 @@ def test_fine_tuning_moves_what_is_not_frozen(pretrained, tmp_path):
     assert not np.array_equal(end.params["head"]["kernel"], start.params["head"]["kernel"])
 
 
+METHODS = {
+    "a head first": {"freeze": "until(1, all but head)"},
+    "SAM": {"optimizer.sam_rho": 0.05, "accumulate_steps": 2},
+    "SWA": {"swa_start": 0.3, "total_epochs": 3.0},
+    "a teacher": {},
+}
+
+
+class Stop(Progress):
+    """Sends a signal at a row."""
+
+    def row(self, row):
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, tiny_config, tiny_run, tmp_path):
+    config = config_lib.assign(tiny_config, METHODS[method])
+    if method == "a teacher":
+        config.loss.distill = f"distill({str(tiny_run)!r}, temperature=2)"
+    whole = train.train(config, tmp_path / "whole").state
+    with pytest.raises(Interrupted):
+        train.train(config, tmp_path / "run", Stop())
+    again = train.train(config, tmp_path / "run").state
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    assert train.Run.open(tmp_path / "run").metrics()[-1]["step"] == int(whole.step)
+
+
+def test_a_head_moves_first_and_then_all(tiny_config, tmp_path):
+    """In the first phase neither parameters nor statistics move, in the second both do."""
+    tiny_config.freeze = "until(1, all but head)"
+    tiny_config.checkpoint_every_steps = tiny_config.log_every_steps = 5
+    experiment = build(tiny_config)
+    start = experiment.init_state()
+    end = train.train(tiny_config, tmp_path / "run").state
+    first = Checkpoints(tmp_path / "run" / "checkpoints").restore(experiment.abstract_tree(), 5)[1]["state"]
+    for name in ("params", "batch_stats"):
+        before, middle, after = (getattr(state, name) for state in (start, first, end))
+        for module in before:
+            same = jax.tree.map(lambda a, b: bool(np.all(a == b)), before[module], middle[module])
+            assert all(jax.tree.leaves(same)) == (module != "head"), module
+            moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), middle[module], after[module])
+            assert any(jax.tree.leaves(moved)), module
+
+
+def test_an_average_has_statistics_of_its_own_and_is_evaluated(tiny_config, tmp_path):
+    """Those of one epoch under the averaged weights, not an average of statistics."""
+    tiny_config.swa_start, tiny_config.total_epochs = 0.3, 4.0
+    result = train.train(tiny_config, tmp_path / "run")
+    scores = evaluate.evaluate(result.path, weights="ema")[0]
+    assert scores["accuracy"] == result.test["ema_accuracy"]
+    experiment, ema = build(tiny_config), result.state.ema
+    batches, found = experiment.train_batches(), []
+    for index in range(experiment.steps_per_epoch):
+        key = stream_key(experiment.key(), "average", index)
+        values = {"model": experiment.model, "augment": experiment.augment}
+        found.append(batch_statistics(ema, next(batches), key, **values))
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, ema["batch_stats"], mean)
+    with pytest.raises(AssertionError):
+        jax.tree.map(close, ema["batch_stats"], result.state.batch_stats)
+
+
+def test_a_student_learns_from_a_teacher_alone(tiny_config, tiny_run, tmp_path):
+    """With alpha 1 labels count for nothing: shuffled ones are as good."""
+    arrays = tiny_arrays()
+    arrays["train_label"] = np.random.default_rng(0).permutation(arrays["train_label"])
+    np.savez(tmp_path / "shuffled.npz", **arrays)
+    tiny_config.data.name = f"npz:{tmp_path / 'shuffled.npz'}"
+    tiny_config.augment.train = "normalize(mean=0.1, std=0.3)"  # the teacher has another
+    tiny_config.total_epochs, tiny_config.optimizer.learning_rate = 12.0, 0.03
+    tiny_config.loss.distill = f"distill({str(tiny_run)!r}, alpha=1)"
+    result = train.train(tiny_config, tmp_path / "run")
+    teacher = evaluate.evaluate(tiny_run)[0]["accuracy"]
+    assert result.test["accuracy"] >= teacher - 0.1 > 0.6
+    record = result.path / "record.json"
+    known = json.loads(record.read_text())
+    assert known["teacher"]["source"] == str(tiny_run) and len(known["teacher"]["fingerprint"]) == 64
+    known["teacher"]["fingerprint"] = "0" * 64
+    record.write_text(json.dumps(known))
+    with pytest.raises(UserError, match="learned from other weights of .*choose another --workdir"):
+        train.train(tiny_config, result.path)
+
+
+def test_a_teacher_sees_pixels_and_classes_as_its_own(tiny_config, tiny_run):
+    """Whatever the student's normalization, and in the student's order of classes."""
+    tiny_config.augment.train = "normalize(mean=0.5, std=0.25)"
+    tiny_config.loss.distill = f"distill({str(tiny_run)!r})"
+    experiment, model = build(tiny_config), load_run(tiny_run, checkpoint="best")
+    images = tiny_arrays()["test_image"][:5]
+    seen = []
+    teacher = dataclasses.replace(experiment.teacher, model=Recorder(seen), columns=(2, 0))
+    student = experiment.augment.preprocess(jnp.asarray(images))
+    teacher.teaching(teacher.variables)(student, jnp.zeros((5, 2)), jnp.zeros(5))
+    np.testing.assert_allclose(seen[0], model.prepare(images), atol=1e-5)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """A model of three logits that keeps what it is given."""
+
+    seen: list
+
+    def apply(self, variables, image):
+        self.seen.append(np.asarray(image))
+        return jnp.zeros((len(image), 3))
+
+
+@pytest.mark.parametrize(
+    ("distill", "words"),
+    [
+        ("distill('nowhere')", "'nowhere' is no run folder"),
+        ("distill(RUN, alpha=2)", "alpha=2 must be in"),
+        ("distill(RUN, temperature=0)", "temperature=0 must be greater than 0"),
+        ("teacher(RUN)", "must be 'distill"),
+        ("distill(alpha=0.5)", "must be 'distill"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_told(distill, words, tiny_config, tiny_run):
+    tiny_config.loss.distill = distill.replace("RUN", repr(str(tiny_run)))
+    with pytest.raises(UserError, match=rf"^config\.loss\.distill.*{words}"):
+        build(tiny_config)
+
+
 def test_what_does_not_fit_is_listed(pretrained, tmp_path):
     config, result = pretrained
     with pytest.raises(UserError, match=r"missing conv3/bias.*conv2/kernel is \[3, 3, 2, 3\], here"):
@@ -74,7 +213,6 @@ def test_what_does_not_fit_is_listed(pretrained, tmp_path):
 
 def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tmp_path, capsys):
     """Import, evaluate on real images, export: the file comes back bit for bit."""
-    from cnnjax import load_run
     from cnnjax.cli import main
     from cnnjax.models import create_model, init_variables
     from cnnjax.models.weights import files, to_torch

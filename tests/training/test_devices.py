@@ -35,7 +35,7 @@ def curves(tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", ["resnet", "alexnet", "inception"])
+@pytest.mark.parametrize("net", ["resnet", "sam", "alexnet", "inception"])
 def test_every_mesh_and_sharding_gives_the_same_loss_curve(curves, net):
     one, *others = [row["losses"] for row in curves[net]]
     assert len(set(one)) == len(one) and others

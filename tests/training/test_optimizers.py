@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cnnjax.errors import UserError
-from cnnjax.training.optimizers import OPTIMIZERS, ema_update, make_optimizer
+from cnnjax.training.optimizers import OPTIMIZERS, ema_update, make_optimizer, swa_update
 from cnnjax.training.parameter_groups import decay_mask, decayed_paths
 from cnnjax.training.schedules import make_schedule
 
@@ -280,3 +280,16 @@ def test_a_decay_pattern_that_is_wrong_or_matches_nothing_is_an_error(decay):
 
 def test_none_means_the_default():
     make_optimizer("adamw", schedule, momentum=None, beta1=None, epsilon=None)
+
+
+@pytest.mark.parametrize(
+    ("start", "samples"), [(5, (6, 9, 12)), (6, (6, 9, 12)), (10, (12,)), (1, (3, 6, 9, 12))]
+)
+def test_stochastic_weight_averaging_takes_the_mean_of_the_last_epochs(start, samples):
+    """Of 12 steps, every third counted back from the last; before the first of them it follows the weights."""
+    average = {"w": jnp.zeros(())}
+    for step in range(12):
+        now = {"w": jnp.asarray(float((step + 1) ** 2))}
+        average = swa_update(average, now, start=start, every=3, total=12, step=jnp.asarray(step))
+        taken = [n**2 for n in samples if n <= step + 1]
+        np.testing.assert_allclose(average["w"], np.mean(taken) if taken else now["w"], rtol=1e-6)

@@ -8,6 +8,8 @@ import pytest
 from flax import traverse_util
 
 from cnnjax.errors import UserError
+from cnnjax.models import create_model
+from cnnjax.models.pyramid import module_layers
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.training import parameter_groups
@@ -59,7 +61,97 @@ def test_scales_multiply_the_update_of_the_first_matching_group(freeze):
     np.testing.assert_allclose(new["head/bias"], 1.0)
 
 
-@pytest.mark.parametrize("text", ["stem", "stem: fast", ": 2", "stem: -1", "stem: nan", "(: 1"])
+def test_learning_rates_decay_by_layer_or_by_stage():
+    """A normalization has the rate of the convolution before it; the head has the whole rate."""
+    layers = module_layers(create_model("preact_resnet20_cifar(stage_sizes=(1, 2, 1))"), (32, 32, 3))
+    last = {
+        "stage1_block1": 4,
+        "stage2_block1": 3,
+        "stage2_block2": 2,
+        "stage3_block1": 1,
+        "norm": 1,
+        "head": 0,
+    }
+    by_layer = dict(parameter_groups.parse_scales("layer_decay(0.5)", layers))
+    assert by_layer == {f"^{name}(/|$)": 0.5**depth for name, depth in {"stem": 5, **last}.items()}
+    by_stage = dict(parameter_groups.parse_scales("norm: 7, stage_decay(0.5)", layers))
+    assert by_stage["norm"] == 7 and by_stage["^stem(/|$)"] == 0.5**4
+    assert by_stage["^stage2_block1(/|$)"] == by_stage["^stage2_block2(/|$)"] == 0.25
+
+
+def test_layer_decay_reaches_every_parameter_of_an_experiment(tiny_config):
+    tiny_config.optimizer.learning_rate_scales = "layer_decay(0.5)"
+    tiny_config.optimizer.update({"name": "sgd(momentum=0.0)", "schedule": "constant", "warmup_epochs": 0.0})
+    tiny_config.optimizer.weight_decay = 0.0
+    experiment = build(tiny_config)
+    params = experiment.init_state().params
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, _ = experiment.tx.update(grads, experiment.tx.init(params), params, value=1.0)
+    for path, update in flat(updates).items():
+        scale = {"conv1": 0.25, "norm1": 0.25, "conv2": 0.5, "norm2": 0.5, "head": 1}[path.partition("/")[0]]
+        np.testing.assert_allclose(update, -0.01 * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "pattern", "epochs"),
+    [
+        ("stem|stage1", "stem|stage1", np.inf),
+        ("until(2, stem)", "stem", 2),
+        ("until(0.5, all but head|norm)", "^(?!.*(?:head|norm))", 0.5),
+        ("all but head", "^(?!.*(?:head))", np.inf),
+    ],
+)
+def test_what_freezes_and_for_how_long(freeze, pattern, epochs):
+    assert parameter_groups.parse_freeze(freeze) == (pattern, epochs)
+    assert parameter_groups.is_frozen("head/kernel", pattern) is False
+
+
+@pytest.mark.parametrize(
+    "freeze", ["until(0, stem)", "until(x, stem)", "until(2, )", "until(1, ()", "all but ("]
+)
+def test_a_freeze_that_cannot_be_read_is_told(freeze):
+    with pytest.raises(UserError, match="^freeze="):
+        parameter_groups.parse_freeze(freeze)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "lamb"])
+def test_what_thaws_finds_its_averages_new_and_the_schedule_where_it_is(optimizer):
+    """From then on it moves as in an optimizer that begins there, but for the learning rate."""
+    params = {"stem": {"kernel": jnp.ones((2, 3))}, "head": {"kernel": jnp.full((3, 2), 2.0)}}
+    draw = np.random.default_rng(0)
+    many = [jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype), params) for _ in range(4)]
+    groups = {"freeze": "stem", "until": 2}
+    late = lambda step: 0.1 * (step + 1)  # noqa: E731 - a schedule
+    tx = parameter_groups.with_groups(make_optimizer(optimizer, late, weight_decay=0.1, **groups), **groups)
+    new = make_optimizer(optimizer, lambda step: late(step + 2), weight_decay=0.1)
+    state, moved, fresh, other = tx.init(params), params, new.init(params), params
+    for i, grads in enumerate(many):
+        updates, state = tx.update(grads, state, moved, value=1.0)
+        moved = optax.apply_updates(moved, updates)
+        if i < 2:
+            np.testing.assert_array_equal(moved["stem"]["kernel"], 1.0)
+            assert np.all(updates["head"]["kernel"] != 0)
+        else:
+            updates, fresh = new.update(grads, fresh, other, value=1.0)
+            other = optax.apply_updates(other, updates)
+            np.testing.assert_allclose(moved["stem"]["kernel"], other["stem"]["kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "layer_decay(0)",
+        "layer_decay(1.5)",
+        "layer_decay()",
+        "decay(0.5)",
+        "stem",
+        "stem: fast",
+        ": 2",
+        "stem: -1",
+        "stem: nan",
+        "(: 1",
+    ],
+)
 def test_scales_that_cannot_be_read_are_told(text):
     with pytest.raises(UserError, match="^learning_rate_scales="):
         parameter_groups.parse_scales(text)

@@ -8,9 +8,20 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from cnnjax.training.optimizers import make_optimizer
+from cnnjax import ops
+from cnnjax.models import create_model, init_variables
+from cnnjax.training.optimizers import ema_update, make_optimizer
 from cnnjax.training.schedules import make_schedule
-from cnnjax.training.steps import NEVER, batch_gradient, eval_step, init_state, train_step
+from cnnjax.training.steps import (
+    NEVER,
+    batch_gradient,
+    batch_statistics,
+    distilled,
+    eval_step,
+    init_state,
+    sharpness_aware,
+    train_step,
+)
 
 KEY = jax.random.key(0)
 
@@ -74,7 +85,8 @@ def test_what_is_masked_has_no_part_in_a_step():
 def test_a_step_that_is_not_finite_moves_nothing_but_the_count():
     state, tx = make_state(ema=True)
     gradient = functools.partial(batch_gradient, model=Linear(), augment=as_float)
-    step = jax.jit(functools.partial(train_step, tx=tx, gradient=gradient, ema_decay=0.9))
+    average = functools.partial(ema_update, decay=0.9)
+    step = jax.jit(functools.partial(train_step, tx=tx, gradient=gradient, average=average))
     batch = make_batch(range(12))
     after, metrics = step(state, batch | {"label": batch["label"].at[0].set(7)}, KEY)
     assert int(after.step) == 1 and int(metrics.nonfinite_step) == 0 and float(metrics.num_steps) == 0
@@ -82,6 +94,57 @@ def test_a_step_that_is_not_finite_moves_nothing_but_the_count():
     moved, _ = step(after, batch, KEY)
     assert np.any(moved.params["head"]["kernel"] != state.params["head"]["kernel"])
     assert np.any(moved.ema["params"]["head"]["kernel"] != state.ema["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_the_sharpness_aware_gradient_is_that_of_a_point_uphill(microbatches):
+    """In NumPy from the gradients at both points; the loss stays that of the first."""
+    state, _ = make_state()
+    batch = make_batch(range(12))
+    gradient = functools.partial(batch_gradient, model=Linear(), augment=as_float, microbatches=microbatches)
+    found = jax.jit(functools.partial(sharpness_aware, gradient=gradient, rho=0.3))(state, batch, KEY)
+    here = gradient_of(state, batch)
+    norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(here.grads)))
+    uphill = jax.tree.map(lambda w, g: w + 0.3 / norm * g, state.params, here.grads)
+    there = gradient_of(state.replace(params=uphill), batch)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found.grads, there.grads
+    )
+    np.testing.assert_allclose(found.loss, here.loss, rtol=1e-6)
+    assert float(there.loss) > float(here.loss)
+    assert not np.allclose(found.grads["head"]["kernel"], here.grads["head"]["kernel"], rtol=1e-2)
+
+
+def test_a_distilled_loss_is_mixed_from_both_and_the_teacher_gets_no_gradient():
+    draw = np.random.default_rng(0)
+    logits, teacher = (draw.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
+    losses = draw.random(4).astype(np.float32)
+    soft, own = (np.exp(x / 2) / np.exp(x / 2).sum(1, keepdims=True) for x in (teacher, logits))
+    wanted = 0.7 * losses + 0.3 * 4 * (soft * np.log(soft / own)).sum(1)
+    found = distilled(losses, logits, teacher, alpha=0.3, temperature=2.0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    by = jax.grad(lambda *x: distilled(losses, *x, alpha=0.3, temperature=2.0).sum(), argnums=(0, 1))
+    of_logits, of_teacher = by(jnp.asarray(logits), jnp.asarray(teacher))
+    np.testing.assert_allclose(of_logits, 0.3 * 2 * (own - soft), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(of_teacher, 0)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_batch_statistics_are_those_of_the_batch_alone(scan):
+    """Whatever the momentum of a layer and the statistics so far, also of blocks in a loop."""
+    model = create_model(f"resnet20_cifar(stage_sizes=(3,), widths=(4,), num_classes=3, scan_blocks={scan})")
+    image = jax.random.uniform(KEY, (6, 8, 8, 3))
+    variables = init_variables(model, KEY, (8, 8, 3))
+    variables["batch_stats"] = jax.tree.map(lambda x: x + 3.0, variables["batch_stats"])
+    found = batch_statistics(variables, {"image": image}, KEY, model=model, augment=lambda _, batch: batch)
+    conv = variables["params"]["stem"]["conv"]["kernel"]
+    wanted = np.asarray(ops.conv2d(image, conv, None, padding=1)).reshape(-1, 4)
+    np.testing.assert_allclose(found["stem"]["norm"]["mean"], wanted.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["stem"]["norm"]["var"], wanted.var(0), rtol=1e-4)
+    moved = model.apply(variables | {"batch_stats": found}, image, train=True, mutable=["batch_stats"])[1]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), moved["batch_stats"], found
+    )
 
 
 def test_an_evaluated_batch_has_a_row_for_each_example():
