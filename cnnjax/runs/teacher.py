@@ -54,7 +54,7 @@ class Teacher:
 def make_teacher(
     config: ConfigDict, augment: Augmentation, facts: Facts, mesh: jax.sharding.Mesh
 ) -> Teacher | None:
-    """The teacher that a config names, for images that `augment` prepares, on a mesh; None if it names none."""
+    """The teacher that a config names, on a mesh, for images that `augment` prepares; None without one."""
     if not config.loss.distill:
         return None
     source, alpha, temperature = _read(config.loss.distill)

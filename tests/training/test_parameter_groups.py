@@ -63,7 +63,7 @@ def test_scales_multiply_the_update_of_the_first_matching_group(freeze):
 
 def test_learning_rates_decay_by_layer_or_by_stage():
     """A normalization has the rate of the convolution before it; the head has the whole rate."""
-    layers = module_layers(create_model("preact_resnet20_cifar(stage_sizes=(1, 2, 1))"), (32, 32, 3))
+    layers = module_layers(create_model("preact_resnet110_cifar(stage_sizes=(1, 2, 1))"), (32, 32, 3))
     last = {
         "stage1_block1": 4,
         "stage2_block1": 3,
