@@ -53,10 +53,10 @@ def make_optimizer(
     values |= {field: fields[field] for field in ("weight_decay", "decay", "decay_mode", "gradient_clip")}
     with errors_name_fields(f"optimizer.name={fields.name!r}"):
         freeze = parameter_groups.parse_freeze(config.freeze)
-        until: Any = {"freeze": freeze.pattern, "until": freeze.steps(steps_per_epoch)}
-        tx = optimizers.make_optimizer(name, schedule, **values, **until)
+        pattern, until = freeze.pattern, freeze.steps(steps_per_epoch)
+        tx = optimizers.make_optimizer(name, schedule, freeze=pattern, until=until, **values)
         scales = parameter_groups.parse_scales(fields.learning_rate_scales, layers)
-        return parameter_groups.with_groups(tx, scales=scales, **until), schedule
+        return parameter_groups.with_groups(tx, freeze=pattern, scales=scales, until=until), schedule
 
 
 @contextlib.contextmanager

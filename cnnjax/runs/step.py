@@ -139,9 +139,9 @@ def compiled_step(experiment: Experiment) -> tuple[Callable[..., Outputs], int]:
         return steps[0], memory
     at: list[int] = []  # the number of the next step; the first one tells it
 
-    def step(*inputs: Any) -> Outputs:
-        at[:] = [at[0] + 1] if at else [int(inputs[0].step)]
-        return steps[at[0] >= thaw](*inputs, *taught)
+    def step(state: TrainState, *others: object) -> Outputs:
+        at[:] = [at[0] + 1] if at else [int(state.step)]
+        return steps[at[0] >= thaw](state, *others, *taught)
 
     return step, memory
 

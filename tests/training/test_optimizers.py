@@ -284,7 +284,7 @@ def test_none_means_the_default():
 
 @pytest.mark.parametrize(("start", "samples"), [(5, (6, 9, 12)), (10, (12,)), (1, (3, 6, 9, 12))])
 def test_stochastic_weight_averaging_takes_the_mean_of_the_last_epochs(start, samples):
-    """Of 12 steps, every third counted back from the last; before the first of them it follows the weights."""
+    """Of 12 steps, every third counted back from the last; before them it follows the weights."""
     average = {"w": jnp.zeros(())}
     for step in range(12):
         now = {"w": jnp.asarray(float((step + 1) ** 2))}
