@@ -158,6 +158,23 @@ def test_a_damaged_archive_gives_all_images_or_one_line(tmp_path, kind):
     assert refused > 10
 
 
+def test_a_damaged_name_in_a_zip_loses_and_moves_no_image_silently(tmp_path):
+    """The directory at its end says what there is, but each member has its name at its own place too."""
+    whole, file = archives(tmp_path)["zip"], tmp_path / "x.zip"
+    at, name = whole.rindex(b"a/2.png"), b"a/2.png"
+    names = {name[:i] + bytes([value]) + name[i + 1 :] for i in range(7) for value in b"\0./\\b1\xff"}
+    names |= {b".a2.png", b"a/.2png", b"b/2.png", b"a/1.png", b"thumbs.", b"@eaDir/"}
+    for damaged in sorted(names - {name}):
+        file.write_bytes(whole[:at] + damaged + whole[at + 7 :])
+        try:
+            source = load(f"folder:{file}", "train")
+            to_memory(source)
+        except UserError as error:
+            assert "\n" not in str(error) and "x.zip" in str(error), damaged
+        else:
+            assert "left out: " in str(source.notes), (damaged, source.notes)
+
+
 def lying_zip(stored: int, size: int, name: bytes = b"a/0.png") -> bytes:
     """A zip of one deflated member of 10 bytes that claims other sizes, in its directory alone."""
     data = io.BytesIO()

@@ -57,6 +57,7 @@ class Member:
     stored: int = 0  # bytes in the archive
     method: int = zipfile.ZIP_STORED
     crc: int | None = None
+    own: str = ""  # the name in a zip, as it stands there
 
 
 class Files:
@@ -125,10 +126,8 @@ class Files:
             given = f"{member.size} bytes, {member.stored} of them in the archive"
             raise BadImage(f"{self.where(member)}: {given}; allowed: at most {MOST_IMAGE_BYTES}")
         if member.crc is not None:
-            header = os.pread(archive, LOCAL_HEADER, offset)
-            offset += LOCAL_HEADER + int.from_bytes(header[26:28], "little")
-            offset += int.from_bytes(header[28:30], "little")
-        data = os.pread(archive, member.stored, offset)
+            offset = _data_offset(archive, offset, member.own)
+        data = os.pread(archive, member.stored, offset) if offset else b""
         try:
             if member.method == zipfile.ZIP_DEFLATED:
                 data = isal_zlib.decompressobj(-15).decompress(data, member.size + 1)
@@ -197,22 +196,40 @@ def _zip_members(root: Path) -> list[Member]:
             infos = archive.infolist()
     except Exception as error:  # zipfile raises many kinds for a damaged directory
         raise UserError(f"{root}: cannot be read as zip ({error}); copy or download it again") from None
-    members, whole = [], root.stat().st_size
+    members, whole, doubtful = {}, root.stat().st_size, []
     for info in infos:
         _check_name(root, info.filename)
         name = info.filename.replace("\\", "/")  # as some programs on Windows write them
+        if info.header_offset + info.compress_size > whole:
+            raise UserError(f"{root}: member {info.filename!r} reaches beyond the archive; copy it again")
+        if name in members or not name or name.endswith("/") or any(map(is_junk, name.split("/"))):
+            doubtful.append(info)
         if not name or name.endswith("/"):
-            members += [Member(name, 0)] if name else []
+            members |= {name: Member(name, 0)} if name else {}
             continue
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise UserError(f"{root}: member {info.filename!r} is a link; allowed: files and folders")
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"{root}: member {info.filename!r}; allowed: stored or deflated, not encrypted")
         sizes = (info.file_size, info.header_offset, info.compress_size)
-        if info.header_offset + info.compress_size > whole:
-            raise UserError(f"{root}: member {info.filename!r} reaches beyond the archive; copy it again")
-        members.append(Member(name, *sizes, info.compress_type, info.CRC))
-    return members
+        members[name] = Member(name, *sizes, info.compress_type, info.CRC, info.orig_filename)
+    with open_file(root) as file:  # what is left out is never read, where a damaged name would show
+        for info in doubtful:
+            if not _data_offset(file.fileno(), info.header_offset, info.orig_filename):
+                raise UserError(
+                    f"{root}: member {info.filename!r} has another name at its own place, so one "
+                    "of them is damaged; copy or download it again"
+                )
+    return [*members.values()]
+
+
+def _data_offset(archive: int, offset: int, name: str) -> int:
+    """Where the data of a zip's member begin; 0 if its own header does not name it as the directory does."""
+    header = os.pread(archive, LOCAL_HEADER + 4 * len(name), max(offset, 0))
+    length, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    own = header[LOCAL_HEADER : LOCAL_HEADER + length]
+    known = name in (own.decode("cp437"), own.decode("utf-8", "replace"))
+    return offset + LOCAL_HEADER + length + extra if known else 0
 
 
 def _tar_members(root: Path) -> list[Member]:
