@@ -247,12 +247,25 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
     model = create_model(config.model)
     variables = initial_variables(file, model, preset.input_size)
     run = Run.create(workdir, config, fingerprint="")
-    facts = {"spec": config.model, "num_params": count_params(variables["params"])}
-    data = imported_data(config, preset, model.num_classes)
-    run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
     with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
-        saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
+        if not _imported(saved, variables):
+            facts = {"spec": config.model, "num_params": count_params(variables["params"])}
+            data = imported_data(config, preset, model.num_classes)
+            run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
+            saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
+
+
+def _imported(saved: Saver, variables: Variables) -> bool:
+    """Whether a run folder holds these weights, as after a kill at the end; a UserError if it holds others."""
+    if not (sound := [step for step in saved.steps() if not saved.problem(step)]):
+        return False
+    before, now = map(traverse_util.flatten_dict, (saved.read(sound[-1])["state"], variables))
+    same = before.keys() == now.keys() and all(np.array_equal(before[path], now[path]) for path in now)
+    if sound != [0] or not same:
+        problem = f"{saved.directory.parent} holds other weights or a trained run"
+        raise UserError(f"{problem}; choose another --workdir")
+    return True
 
 
 def imported_data(config: ConfigDict, preset: Preset, num_classes: int) -> dict[str, Any]:

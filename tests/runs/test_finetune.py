@@ -232,6 +232,20 @@ def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tm
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
+    saved, manifest = (
+        tmp_path / "run" / "checkpoints",
+        tmp_path / "run" / "checkpoints" / "0" / "manifest.json",
+    )
+    before = manifest.read_bytes()
+    assert main.run(["weights", "import", str(file), *flags]) == 0  # as after a kill at its last moment
+    files.write(again, {name: value + 1 for name, value in ours.items()})
+    capsys.readouterr()
+    assert main.run(["weights", "import", str(again), *flags]) == 2
+    assert "holds other weights or a trained run; choose another --workdir" in capsys.readouterr().err
+    assert [path.name for path in saved.iterdir()] == ["0"] and manifest.read_bytes() == before
+    manifest.write_text("{}")
+    assert main.run(["weights", "import", str(file), *flags]) == 0
+    assert {path.name for path in saved.iterdir()} == {"0", "0.damaged"}
     draw = np.random.default_rng(0)
     arrays = {
         "train_image": draw.integers(0, 255, (6, 256, 256, 3), np.uint8),

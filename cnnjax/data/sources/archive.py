@@ -196,7 +196,8 @@ def _zip_members(root: Path) -> list[Member]:
             infos = archive.infolist()
     except Exception as error:  # zipfile raises many kinds for a damaged directory
         raise UserError(f"{root}: cannot be read as zip ({error}); copy or download it again") from None
-    members, whole, doubtful = {}, root.stat().st_size, []
+    members: dict[str, Member] = {}
+    whole, doubtful = root.stat().st_size, []
     for info in infos:
         _check_name(root, info.filename)
         name = info.filename.replace("\\", "/")  # as some programs on Windows write them
