@@ -257,7 +257,7 @@ def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) ->
 
 
 def _imported(saved: Saver, variables: Variables) -> bool:
-    """Whether a run folder holds these weights, as after a kill at the end; a UserError if it holds others."""
+    """Whether a run folder holds these weights, as after a kill at the end; UserError if it holds others."""
     if not (sound := [step for step in saved.steps() if not saved.problem(step)]):
         return False
     before, now = map(traverse_util.flatten_dict, (saved.read(sound[-1])["state"], variables))
