@@ -126,6 +126,10 @@ def test_records_take_utf8_paths_only_and_exports_any(trained, tiny_data, tmp_pa
 
 @pytest.mark.parametrize("name", ["[b]", "a*", "a?", "a\\b", "gs:"])
 def test_a_new_run_folder_in_which_checkpoints_would_be_lost_is_refused(name, tmp_path):
+    """orbax looks for what each process wrote by a glob over the whole path, finds nothing where that is a
+    pattern, and saves an empty tree without an error; it offers no way to escape the path. `gs:/` is a bucket
+    to it. A link of another name would have to live, and be cleared, somewhere else: so another name it is.
+    """
     assert "choose another" in shown("train", f"--workdir={tmp_path / name / 'run'}", code=2)
     assert not (tmp_path / name).exists()
 
