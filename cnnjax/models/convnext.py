@@ -2,9 +2,9 @@
 
 Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, "A ConvNet for the 2020s", 2201.03545, table 9 and section 3.1
 of its appendix. V2: Woo, Debnath, Hu, Chen, Liu, Kweon, Xie 2023, "ConvNeXt V2: co-designing and scaling
-ConvNets with masked autoencoders", 2301.00808, without its masked training. Kernels are drawn from a normal with
-standard deviation 0.02, truncated at two of them; biases are 0, layer scale begins at 1e-6; GELU is exact, not
-the tanh approximation.
+ConvNets with masked autoencoders", 2301.00808, without its masked training. Kernels are drawn from a normal
+with standard deviation 0.02, truncated at two of them; biases are 0, layer scale begins at 1e-6; GELU is
+exact, not the tanh approximation.
 """
 
 import abc

@@ -80,7 +80,7 @@ class TorchNames:
     # Dense layers that read a flattened [C, H, W] map there and [H, W, C] here: path -> (H, W).
     flattened: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     extra: tuple[str, ...] = ()  # patterns of entries that a model here may be built without: auxiliary heads
-    convolved: tuple[str, ...] = ()  # patterns of dense layers here that are 1x1 convolutions there
+    convolved: tuple[str, ...] = ()  # patterns of dense layers here that are convolutions there
     old_names: tuple[str, str] | None = None  # (pattern, replacement) for torchvision's older files
 
 

@@ -76,4 +76,16 @@ def _torch_name(path: str, model: VGG) -> str:
     return f"features.{(3 if model.batch_norm else 2) * before + stage - 1 + path.endswith('norm')}"
 
 
-TORCH_NAMES = {VGG: TorchNames(_torch_name, flattened={"dense1": (7, 7)})}
+def _timm_name(path: str, model: VGG) -> str:
+    """The names of torch, but for the dense layers: two are convolutions."""
+    dense = {"dense1": "pre_logits.fc1", "dense2": "pre_logits.fc2", "head": "head.fc"}
+    return dense.get(path) or _torch_name(path, model)
+
+
+FLATTENED = {"dense1": (7, 7)}
+TORCH_NAMES = {
+    VGG: (
+        TorchNames(_torch_name, flattened=FLATTENED),
+        TorchNames(_timm_name, flattened=FLATTENED, convolved=("dense.",)),
+    )
+}

@@ -1,5 +1,6 @@
 """Every model: exact parameter counts, the module's shapes, one surface over the whole registry."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from flax import linen as nn
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
-from cnnjax.models import create_model, init_variables, list_models, variant
+from cnnjax.models import create_model, init_variables, list_models, variant, variants
 from tests.models import count_variant_params
 
 PARAMS = {"simple_cnn": 29034, "lenet5": 61706}
@@ -67,6 +68,7 @@ def test_unknown_names_and_fields_say_what_is_allowed():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 
 
+ALIGNED_ENDS = "stem_widths=(2, 4), middle=((4, 4, 4),), end=((4, 5, 5), (6, 6, 8))"
 # A small member of each family with the size of its images: the surface is that of the large ones.
 TINY = {
     "simple_cnn(widths=(2, 3))": (8, 8, 1),
@@ -97,6 +99,14 @@ TINY = {
     "efficientnet_b0(stem='cifar', stages=((1, 3, 1, 8, 1), (4, 5, 2, 8, 1)))": (14, 14, 1),
     "convnext_tiny(stem='cifar', stage_sizes=(1, 1), widths=(8, 16))": (14, 14, 1),
     "airbench94(widths=(8, 8, 8))": (12, 12, 3),
+    "inception_v4(width=0.03)": (75, 75, 1),
+    "inception_resnet_v2(width=0.05, cells=(1, 1, 0))": (75, 75, 1),
+    "xception(width=0.02, middle=1)": (35, 35, 1),
+    f"xception41(entry=(((4, 4, 4), 2),), {ALIGNED_ENDS})": (12, 12, 1),
+    f"xception41p(entry=(((4, 4, 4), 2),), {ALIGNED_ENDS})": (12, 12, 1),
+    "ghostnet_100(stem='cifar', stages=(((3, 2, 8, 6, True), (3, 1, 7, 6, False)),))": (12, 12, 3),
+    "ghostnetv2_100(stem='cifar', gated_from=1, stages=(((3, 2, 8, 6, True),),))": (12, 12, 3),
+    "convnextv2_atto(stem='cifar', stage_sizes=(1, 1), widths=(8, 16))": (14, 14, 1),
 }
 
 
@@ -121,7 +131,28 @@ def test_every_family_has_a_small_member_here():
     assert {type(create_model(spec)) for spec in TINY} == families
 
 
-@pytest.mark.parametrize("name", list_models())
+def kind(name: str) -> tuple:
+    """A net but for its numbers: what the sizes of one net have in common."""
+
+    def without_numbers(value: object) -> object:
+        if isinstance(value, functools.partial):
+            return (value.func, *value.keywords)
+        types = isinstance(value, tuple) and all(isinstance(each, type) for each in value)
+        return value if types or value is None or isinstance(value, str | bool | type) else type(value)
+
+    model = create_model(name)
+    fields = (getattr(model, field.name) for field in dataclasses.fields(model))
+    return (type(model), variant(name).preset.num_classes, *map(without_numbers, fields))
+
+
+def smallest_and_largest() -> list:
+    """All models; those between the first and the last of their kind in the family's table are slow."""
+    kinds = [(kind(name), name) for name in variants()]
+    ends = {*dict(kinds).values(), *dict(reversed(kinds)).values()}
+    return [name if name in ends else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
+
+
+@pytest.mark.parametrize("name", smallest_and_largest())
 def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name):
     """At full size, with bfloat16 computation: shapes and types alone, nothing is computed."""
     model, size = create_model(name, dtype=jnp.bfloat16), variant(name).preset.input_size
@@ -143,7 +174,7 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
 
 
 # Long compilations of cells that another member here has too.
-SLOW = ("googlenet_cifar", "inception_v2")
+SLOW = ("googlenet_cifar", "inception_v2", "inception_v4")
 
 
 @pytest.mark.filterwarnings("ignore:the ImageNet stem")

@@ -37,6 +37,12 @@ TINY = {
     "DenseNet": ("densenet121(stage_sizes=(2, 1), growth_rate=2, stem_width=4)", 32),
     "EfficientNet": ("efficientnet_b0(width=0.125)", 32),
     "ConvNeXt": ("convnext_tiny(stage_sizes=(1, 2), widths=(4, 6))", 32),
+    "ConvNeXtV2": ("convnextv2_atto(stage_sizes=(1, 2), widths=(4, 6))", 32),
+    "InceptionV4": ("inception_v4(width=0.125)", 75),
+    "InceptionResNetV2": ("inception_resnet_v2(width=0.125, cells=(2, 2, 1))", 75),
+    "Xception": ("xception(width=0.02, middle=2)", 35),
+    "AlignedXception": ("xception41p(entry=(((4, 4, 4), 2),), middle=((4, 4, 4),))", 32),
+    "GhostNet": ("ghostnetv2_100(width=0.25)", 64),
 }
 
 

@@ -143,6 +143,6 @@ def torch_entry(path: tuple[str, ...], shape: Shape, model: nn.Module, family: T
         split = (height, width, shape[0] // (height * width), shape[1])
     *rest, inputs, outputs = range(len(split))
     axes = (outputs, inputs, *rest)  # HWIO to OIHW, IO to OI
-    there = tuple(split[axis] for axis in axes) if split == shape else shape[::-1]
     convolved = any(re.fullmatch(pattern, module) for pattern in family.convolved)
-    return Entry(path, shape, split, axes, name, (*there, 1, 1) if convolved else there)
+    there = tuple(split[axis] for axis in axes) if split == shape or convolved else shape[::-1]
+    return Entry(path, shape, split, axes, name, (*there, 1, 1) if convolved and split == shape else there)
