@@ -125,8 +125,8 @@ class GhostNet(Net):
         for i, stage in enumerate(self.stages, 1):
             widen = gated if self.gated_from and i >= self.gated_from else partial(Ghost, unit=unit)
             for j, (kernel_size, strides, hidden, features, gate) in enumerate(stage, 1):
-                widths = (divisible(width * self.width, 4) for width in (features, hidden))
-                block = partial(GhostBottleneck, *widths, kernel_size, strides, widen, linear)
+                features, hidden = (divisible(width * self.width, 4) for width in (features, hidden))
+                block = partial(GhostBottleneck, features, hidden, kernel_size, strides, widen, linear)
                 x = block(squeeze_excite if gate else None, name=f"stage{i}_block{j}")(x)
         x = unit(divisible(self.stages[-1][-1][2] * self.width, 4), name="last")(x)  # 7 7 960
         x = ops.global_avg_pool(x)  # 960
@@ -135,19 +135,19 @@ class GhostNet(Net):
         return logits(x, self.num_classes, self.dtype)
 
 
-def _row(source: str, **fields: float) -> Variant:
+def _row(source: str, width: float, gated_from: int | None = None) -> Variant:
     preset = timm_preset((224, 224, 3), 1000, interpolation="bicubic")
-    return Variant(partial(GhostNet, **fields), source, preset)
+    return Variant(partial(GhostNet, width=width, gated_from=gated_from), source, preset)
 
 
 V1, V2 = "Han et al. 2020, 1911.11907", "Tang et al. 2022, 2211.12905"
 VARIANTS = {
-    "ghostnet_050": _row(V1, width=0.5),
-    "ghostnet_100": _row(V1),
-    "ghostnet_130": _row(V1, width=1.3),
-    "ghostnetv2_100": _row(V2, gated_from=3),
-    "ghostnetv2_130": _row(V2, gated_from=3, width=1.3),
-    "ghostnetv2_160": _row(V2, gated_from=3, width=1.6),
+    "ghostnet_050": _row(V1, 0.5),
+    "ghostnet_100": _row(V1, 1.0),
+    "ghostnet_130": _row(V1, 1.3),
+    "ghostnetv2_100": _row(V2, 1.0, gated_from=3),
+    "ghostnetv2_130": _row(V2, 1.3, gated_from=3),
+    "ghostnetv2_160": _row(V2, 1.6, gated_from=3),
 }
 
 NAMES: Rules = {

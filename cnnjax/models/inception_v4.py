@@ -23,7 +23,7 @@ from cnnjax import ops
 from cnnjax.models.inception import Part, StemV3, chain, pool
 from cnnjax.models.layers import Conv, conv_unit, logits
 from cnnjax.models.net import Activation, Constructor, Net, he_normal
-from cnnjax.models.variants import Preset, TorchNames, Variant, substitute, timm_preset
+from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, substitute, timm_preset
 
 average_same = partial(ops.avg_pool, window=3, strides=1, padding=1)  # of the pixels inside the image
 ACROSS, DOWN = (1, 7), (7, 1)
@@ -196,20 +196,21 @@ class InceptionResNetV2(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         unit = conv_unit(self, train, he_normal, self.width)
-        cell = {"unit": unit, "project": partial(Conv, dtype=self.dtype)}
+        project = partial(Conv, dtype=self.dtype)
+        cell_a, cell_b, cell_c = (partial(cell, unit, project=project) for cell in (CELL_A, CELL_B, CELL_C))
         count_a, count_b, count_c = self.cells
         x = image.astype(self.dtype)  # 299 299 3
         x = StemV3(unit, name="stem")(x)  # 35 35 192
         x = FirstCell(unit, name="mixed5b")(x)  # 35 35 320
         for i in range(1, count_a + 1):
-            x = CELL_A(**cell, scale=0.17, name=f"cell_a{i}")(x)  # 35 35 320
+            x = cell_a(scale=0.17, name=f"cell_a{i}")(x)  # 35 35 320
         x = ReductionA(unit, (256, 256, 384, 384), name="reduction_a")(x)  # 17 17 1088
         for i in range(1, count_b + 1):
-            x = CELL_B(**cell, scale=0.1, name=f"cell_b{i}")(x)  # 17 17 1088
+            x = cell_b(scale=0.1, name=f"cell_b{i}")(x)  # 17 17 1088
         x = ResidualReductionB(unit, name="reduction_b")(x)  # 8 8 2080
         for i in range(1, count_c + 1):
-            x = CELL_C(**cell, scale=0.2, name=f"cell_c{i}")(x)  # 8 8 2080
-        x = CELL_C(**cell, scale=1.0, act=ops.activation("identity"), name="last_cell")(x)  # 8 8 2080
+            x = cell_c(scale=0.2, name=f"cell_c{i}")(x)  # 8 8 2080
+        x = cell_c(scale=1.0, act=ops.activation("identity"), name="last_cell")(x)  # 8 8 2080
         x = unit(1536, name="last")(x)  # 8 8 1536
         x = ops.global_avg_pool(x)  # 1536
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -227,12 +228,13 @@ VARIANTS = {
     "inception_resnet_v2": Variant(InceptionResNetV2, PAPER, _preset(0.8975)),
 }
 
-UNITS = {
+UNITS: Rules = {
     "norm$": "bn",
     r"branch3_pool": "branch3.1",
     r"^((?:cell_[ab]|reduction|mixed|stem/mixed).*branch\d)_(\d)": lambda m: f"{m[1]}.{int(m[2]) - 1}",
 }
-NAMES_V4 = UNITS | {
+NAMES_V4: Rules = {
+    **UNITS,
     r"^stem/conv(\d)": lambda m: f"{int(m[1]) - 1}",
     r"^stem/mixed(\d)_": r"\1.",
     r"^cell_a(\d)": lambda m: f"{int(m[1]) + 5}",
@@ -243,7 +245,8 @@ NAMES_V4 = UNITS | {
     "^(?!head)": "features.",
     "^head": "last_linear",
 }
-NAMES_RESNET = UNITS | {
+NAMES_RESNET: Rules = {
+    **UNITS,
     r"^(cell_c\d+/|last_cell/)branch1_(\d)": lambda m: f"{m[1]}branch1.{int(m[2]) - 1}",
     "project$": "conv2d",
     r"^stem/conv(\d\w)_\dx\d": r"conv2d_\1",

@@ -204,19 +204,19 @@ def _preset(crop_pct: float) -> Preset:
     return timm_preset((299, 299, 3), 1000, crop_pct, "bicubic", mean=gray, std=gray)
 
 
-def _aligned(crop_pct: float, middle: int, **fields: object) -> Variant:
-    build = partial(AlignedXception, middle=((728,) * 3,) * middle, **fields)
+def _aligned(crop_pct: float, middle: int, net: Constructor = AlignedXception) -> Variant:
+    build = partial(net, middle=((728,) * 3,) * middle)
     return Variant(build, "Chen et al. 2018, 1802.02611; timm", _preset(crop_pct))
 
 
-PREACT = (PreactBlock, PreactEnd)
+_preact = partial(AlignedXception, blocks=(PreactBlock, PreactEnd))
 VARIANTS = {
     "xception": Variant(Xception, "Chollet 2016, 1610.02357", _preset(0.8975), timm="legacy_xception"),
     "xception41": _aligned(0.903, 8),
     "xception65": _aligned(0.94, 16),
-    "xception71": _aligned(0.903, 16, entry=LONG_ENTRY),
-    "xception41p": _aligned(0.94, 8, blocks=PREACT, epsilon=1e-5),
-    "xception65p": _aligned(0.94, 16, blocks=PREACT),
+    "xception71": _aligned(0.903, 16, partial(AlignedXception, entry=LONG_ENTRY)),
+    "xception41p": _aligned(0.94, 8, partial(_preact, epsilon=1e-5)),
+    "xception65p": _aligned(0.94, 16, _preact),
 }
 
 
