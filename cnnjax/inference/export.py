@@ -236,16 +236,18 @@ FORMATS = {
 def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
     """Makes a run folder of a weights file, which can be evaluated like one that was trained here.
 
-    `config.model` names the network; the preprocessing of its preset is filled in. The file has the names of
-    torch, see `files.read`; if one does not fit, no folder is made. Returns the paths of the parameters.
+    `config.model` names the network; the preprocessing of its preset is filled in, but not over another
+    `config.augment.eval` than the default one. The file has the names of torch, see `files.read`; if one does
+    not fit, no folder is made. Returns the paths of the parameters.
     """
     preset = variant(config.model).preset
-    config.augment.eval = preset_augment(preset)
+    if config.augment.eval == config_lib.default().augment.eval:
+        config.augment.eval = preset_augment(preset)
     recipe = preset_recipe(preset)
     config.augment.train, config.data.size = config.augment.eval, recipe.shape[0]
     config_lib.validate(config)
     model = create_model(config.model)
-    variables = initial_variables(file, model, preset.input_size)
+    variables = initial_variables(file, model, preset.input_size, spec=config.model)
     run = Run.create(workdir, config, fingerprint="")
     with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
         if not _imported(saved, variables):

@@ -3,7 +3,8 @@
 He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385, table 1; the plain
 nets of its section 4.1 are those without shortcuts. `resnet*_cifar` have the 6n + 2 layers of section 4.2 and
 table 6: a 3x3 stem of 16 channels, three stages of n basic blocks with 16, 32, 64 channels on 32, 16, 8
-pixels, shortcuts of option A; the blocks of 1202 layers are scanned, see `stages`. Zagoruyko, Komodakis 2016,
+pixels, shortcuts of option A; the blocks of 1202 layers are scanned, see `stages`. `resnet*_cifar_centered`
+are those of the weights of github.com/akamaster/pytorch_resnet_cifar10. Zagoruyko, Komodakis 2016,
 arXiv:1605.07146 (`wide_resnet*`, section 3); Xie et al. 2016, arXiv:1611.05431, table 1 (`resnext*`); Hu,
 Shen, Sun 2017, arXiv:1709.01507, table 1 (`seresnet50`). Widths, counts and names follow torchvision and, for
 `seresnet50`, timm.
@@ -38,6 +39,13 @@ def option_a(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
 
 
+def option_a_centered(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.Array:
+    """Option A with half of the zeros before the old channels, as pytorch_resnet_cifar10 pads them."""
+    x = x[:, ::stride, ::stride]
+    before = (features - x.shape[-1]) // 2
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, features - x.shape[-1] - before)))
+
+
 def option_b(x: jax.Array, features: int, stride: int, conv: Constructor, norm: Constructor) -> jax.Array:
     """A projection where the shape changes, else x itself."""
     same = stride == 1 and x.shape[-1] == features
@@ -57,6 +65,7 @@ def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> j
 Options = dict[str, Callable[..., jax.Array]]
 SHORTCUTS: Options = {
     "a": option_a,
+    "a_centered": option_a_centered,
     "b": option_b,
     "c": option_c,
     "none": no_shortcut,
@@ -126,7 +135,7 @@ class ResNet(StagedNet):
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions; the first is the stem's too
     block: Constructor = Bottleneck
-    shortcut: str = "b"  # "a", "b", "c" as in section 4.1, or "none": a plain net
+    shortcut: str = "b"  # "a", "b", "c" as in section 4.1, "a_centered", or "none": a plain net
     stem: str = "imagenet"  # or "cifar", for images of 64 pixels or less
     # Each block's last scale begins at 0, so that it is the identity (Goyal et al. 2017, arXiv:1706.02677,
     # section 5.1); not with shortcut "none".
@@ -181,6 +190,13 @@ def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
     return Variant(build, "He et al. 2015", CIFAR, top1, published="" if top1 is None else "CIFAR-10")
 
 
+def _centered(depth: int, top1: float) -> Variant:
+    """A net of pytorch_resnet_cifar10, whose weights are for pixels normalized as ImageNet's."""
+    row = _cifar(depth, "a_centered", top1)
+    preset = dataclasses.replace(CIFAR, mean=Preset().mean, std=Preset().std)
+    return dataclasses.replace(row, preset=preset, published="CIFAR-10, weights of pytorch_resnet_cifar10")
+
+
 _64x4d = _row(_aggregated(64, 4), _101, _xie, (83.246, 96.454, _v1_weights))
 VARIANTS = {
     "plain18": _row(_basic, _18, _he, (72.06, None, _ten), shortcut="none"),
@@ -211,6 +227,11 @@ VARIANTS = {
     "resnet110_cifar": _cifar(110, "a", 93.39),  # mean of 5 runs, best 93.57
     "resnet1202_cifar": _cifar(1202, "a", 92.07),
     "resnet20_cifar_option_b": _cifar(20, "b"),
+    "resnet20_cifar_centered": _centered(20, 91.73),
+    "resnet32_cifar_centered": _centered(32, 92.63),
+    "resnet44_cifar_centered": _centered(44, 93.10),
+    "resnet56_cifar_centered": _centered(56, 93.39),
+    "resnet110_cifar_centered": _centered(110, 93.68),
 }
 
 NAMES: Rules = {
@@ -218,4 +239,11 @@ NAMES: Rules = {
     **{"^stem/conv$": "conv1", "^stem/norm$": "bn1", r"norm(\d)$": r"bn\1", "^head$": "fc"},
     **{"shortcut/conv$": "downsample.0", "shortcut/norm$": "downsample.1"},
 }
-TORCH_NAMES = {ResNet: TorchNames(substitute(NAMES), convolved=(r".*/se/fc\d",))}  # these names are timm's
+UNTOLD = {
+    "shortcut": {
+        "a": "zeros behind the old channels",
+        "a_centered": "zeros on both sides of them (files of pytorch_resnet_cifar10: resnet*_cifar_centered)",
+    }
+}
+# The names of squeeze-and-excitation are timm's.
+TORCH_NAMES = {ResNet: TorchNames(substitute(NAMES), convolved=(r".*/se/fc\d",), untold=UNTOLD)}

@@ -70,8 +70,8 @@ def preset_augment(preset: Preset) -> str:
 class TorchNames:
     """The entries of torch's state dict for a module class.
 
-    A family with several spellings, torchvision's and timm's, has a tuple of these in `TORCH_NAMES`: a file is
-    read by the one that fits best, and written by the first.
+    A family with several spellings, torchvision's and timm's, has a tuple of these in `TORCH_NAMES`: files
+    are read by the one that fits best, and written by the first.
     """
 
     # (module path here such as 'stage1_block2/conv1', the model, of that class) -> 'layer1.1.conv2', or the
@@ -82,6 +82,8 @@ class TorchNames:
     extra: tuple[str, ...] = ()  # patterns of entries that a model here may be built without: auxiliary heads
     convolved: tuple[str, ...] = ()  # patterns of dense layers here that are convolutions there
     old_names: tuple[str, str] | None = None  # (pattern, replacement) for torchvision's older files
+    # Fields that leave no trace in weights: the values, the default first, and what each means.
+    untold: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
 Rules = Mapping[str, str | Callable[[re.Match[str]], str]]  # patterns of paths, and what replaces them

@@ -196,7 +196,8 @@ def build(
     recipe = None
     if source is None:
         source, config, recipe = open_train(config)
-    facts = (resumed(config, workdir) if workdir else None) or of_images(config, source, recipe)
+    before = resumed(config, workdir) if workdir else None
+    facts = before or of_images(config, source, recipe)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics
     augment = parse_augment(config, "train", shape, classes, known)
@@ -216,7 +217,8 @@ def build(
     initial = None
     if config.init_from:
         check_head(config, facts)
-        initial = initial_variables(config.init_from, model, eval_augment.output_shape, head=config.init_head)
+        asked = {"head": config.init_head, "spec": "" if before else config.model}
+        initial = initial_variables(config.init_from, model, eval_augment.output_shape, **asked)
     learned = tx, schedule, per_epoch, total_steps, initial, make_teacher(config, augment, facts, mesh)
     experiment = Experiment(config, mesh, facts, protocol, model, source, augment, *learned)
     with errors_name_fields("optimizer.name"):

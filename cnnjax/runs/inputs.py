@@ -14,14 +14,15 @@ from cnnjax.data import datasets
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Shape, Source, to_memory
-from cnnjax.errors import UserError, listed
+from cnnjax.errors import UserError
 from cnnjax.models import init_variables
 from cnnjax.models.weights import files
-from cnnjax.models.weights.torch import Variables, convert_into, misfits, torch_entries
+from cnnjax.models.weights.fit import first, misfits
+from cnnjax.models.weights.torch import HEAD, Variables, match, require_same, require_told
 from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.folder import Run
 from cnnjax.runs.optimizer import errors_name_fields
 
-HEAD = "head"  # the name of a network's last layer
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
@@ -70,27 +71,35 @@ def max_bad_images(config: ConfigDict) -> int | None:
 
 
 def initial_variables(
-    source: str | Path, model: nn.Module, image_shape: tuple[int, ...], *, head: str = "keep"
+    source: str | Path, model: nn.Module, image_shape: tuple[int, ...], *, head: str = "keep", spec: str = ""
 ) -> Variables:
     """{"params", "batch_stats"} of a run folder's best checkpoint, or of a weights file (see `files.read`).
 
-    They are float32 NumPy arrays. A UserError names every leaf that does not fit a model of images [H, W, C].
-    `head` is "keep", or "new": its leaves are left out, for another number of classes.
+    They are float32 NumPy arrays. A UserError names leaves that do not fit a model of images [H, W, C].
+    `head` is "keep", or "new": its leaves are left out, for another number of classes. With the model's
+    `spec` a UserError asks for fields of it that weights cannot tell and it leaves open.
     """
     path = Path(source)
-    variables: Variables
     if (path / "checkpoints").is_dir():
-        _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
-    elif path.is_file():
-        state_dict, like = files.read(path), model
-        if head == "new":  # read it with the file's own classes, then leave the head out
-            entries = torch_entries(model, image_shape)
-            bias = next(e.name for e in entries if e.path[-2:] == (HEAD, "bias"))
-            if bias in state_dict:
-                like = model.clone(num_classes=len(state_dict[bias]))
-        variables = convert_into(state_dict, like, image_shape)
-    else:
+        return _of_run(path, model, image_shape, head)
+    if not files.locate(source)[0].is_file():
         raise UserError(f"{source} is neither a run folder nor a weights file")
+    if spec:
+        require_told(spec)
+    found = match(files.read(source), model, image_shape, head=head == "keep")
+    classes, ours = found.num_classes, getattr(model, "num_classes", None)
+    if head == "keep" and classes not in (None, ours):
+        choice = f"model={spec or 'NAME'}(num_classes={classes}), or draw the head anew: config.init_head=new"
+        raise UserError(f"{source} has {classes} classes, the model {ours}; {choice}")
+    try:
+        return found.variables()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str) -> Variables:
+    require_same(Run.open(path).config().model, model)
+    _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     given, wanted = (traverse_util.flatten_dict(tree) for tree in (variables, shapes))
     if head == "new":
@@ -99,7 +108,7 @@ def initial_variables(
     if problems:
         hint = "; for other classes draw the head anew with config.init_head=new"
         only_head = all(HEAD in problem for problem in problems)
-        problem = f"{source} does not fit the model: {listed(problems, separator='; ')}"
+        problem = f"{path} does not fit the model: {first(problems, '; ')}"
         raise UserError(f"{problem}{hint if only_head else ''}")
     given = {p: np.asarray(x) for p, x in given.items()}
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(given)

@@ -18,6 +18,7 @@ from cnnjax.data.sources.classes import imagenet_names
 from cnnjax.errors import UserError, parse_call
 from cnnjax.models import Preset, variant, variants
 from cnnjax.models.variants import timm_preset
+from cnnjax.models.weights import files
 from cnnjax.models.weights.published import Published, find, published
 from cnnjax.runs import hub
 from cnnjax.runs.record import DataFacts
@@ -89,7 +90,7 @@ def resolve(source: str, model: str = "") -> Pretrained:
     path = Path(source).expanduser()
     if path.is_dir() and (path / hub.CONFIG).is_file():
         return _of_folder(path, source, model)
-    if not path.is_file():
+    if not files.locate(path)[0].is_file():
         raise UserError(
             f"{source} is neither a run folder nor a weights file; allowed: a run folder, {FORMS}"
         )

@@ -1,15 +1,9 @@
 """Weights in and out: strict conversion, exact round trips, and files that may be damaged or hostile."""
 
-import collections
-import io
+import contextlib
 import json
-import os
-import pickle
 import re
 import struct
-import sys
-import types
-import zipfile
 
 import jax
 import ml_dtypes
@@ -22,7 +16,7 @@ from cnnjax.errors import UserError
 from cnnjax.models import create_model, family_table, init_variables, resnet
 from cnnjax.models.resnet import ResNet
 from cnnjax.models.variants import TorchNames, substitute
-from cnnjax.models.weights import files, torch_files
+from cnnjax.models.weights import files
 from cnnjax.models.weights import torch as torch_names
 
 # A small member of each family that has torch's names.
@@ -139,11 +133,116 @@ def test_auxiliary_heads_are_dropped_by_name_where_the_model_has_none():
     variables = random_variables(model, 224)
     state_dict = torch_names.to_torch(variables, model)
     bare = create_model("googlenet_torchvision(width=0.125)")
-    with pytest.warns(UserWarning, match=r"dropped, the model is built without: .*aux1\.fc1\.weight"):
+    with pytest.warns(UserWarning, match=r"left out of the state dict: aux1\..* and 13 more"):
         found = torch_names.convert_into(state_dict, bare, (224, 224, 3))
     assert not any(name.startswith("aux") for name in found["params"])
     with pytest.raises(UserError, match=r"missing aux1"):
         torch_names.convert_into(torch_names.to_torch(found, bare), model, (224, 224, 3))
+
+
+WRAPPED = {
+    "DataParallel": lambda name: f"module.{name}",
+    "torch.compile of it": lambda name: f"_orig_mod.module.{name}",
+    "twice": lambda name: f"module.module._orig_mod.model.{name}",
+    "of a part": lambda name: name.replace("layer1.0.", "layer1._orig_mod.0.module."),
+    "Lightning": lambda name: f"model.backbone.{name}",
+    "any": lambda name: f"trunk.0.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_prefixes_and_wrappers_of_names_make_no_difference(wrapper, tmp_path):
+    model, variables = tiny_resnet()
+    wrap = WRAPPED[wrapper]
+    state_dict = {wrap(name): value for name, value in torch_names.to_torch(variables, model).items()}
+    state_dict[wrap("bn1.num_batches_tracked")] = np.array(3)
+    files.write(tmp_path / "net.safetensors", state_dict)
+    back = torch_names.convert_into(files.read(tmp_path / "net.safetensors"), model, (8, 8, 3))
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+def test_counters_and_other_networks_beside_the_model_are_left_out_and_named():
+    model, variables = tiny_resnet()
+    net = torch_names.to_torch(variables, model)
+    counters = {"n_averaged": np.array(5), "total_ops": np.zeros(1), "module.layer1.total_params": np.ones(1)}
+    averaged = {f"module.{name}": value for name, value in net.items()} | counters
+    with pytest.warns(
+        UserWarning, match=r"left out of the state dict: n_averaged, total_ops, layer1\.total_p"
+    ):
+        back = torch_names.convert_into(averaged, model, (8, 8, 3))
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    queries = {f"encoder_q.{name}": value for name, value in net.items()}
+    keys = {f"encoder_k.{name}": 0 * value for name, value in net.items()}
+    for both in (queries | keys | {"queue": np.zeros((4, 8))}, net | keys | {"n": np.array(1)}):
+        with pytest.warns(UserWarning, match=r"left out of the state dict: encoder_k\.\S+, .* and 13 more"):
+            back = torch_names.convert_into(both, model, (8, 8, 3))
+        jax.tree.map(np.testing.assert_array_equal, back, variables)
+    deeper = queries | {"encoder_q.layer1.1.conv1.weight": np.zeros((4, 4, 3, 3))}
+    with pytest.raises(UserError, match=r"\(1 entries\): unexpected encoder_q\.layer1\.1\.conv1\.weight"):
+        torch_names.convert_into(deeper, model, (8, 8, 3))
+
+
+def renamed_head(net: dict, name: str) -> dict:
+    return {key.replace("fc.", f"{name}."): value for key, value in net.items()}
+
+
+def test_a_head_of_another_name_is_found_where_shapes_leave_no_doubt():
+    model, variables = tiny_resnet()
+    net = torch_names.to_torch(variables, model)
+    backbone = {f"backbone.{name}": value for name, value in net.items()}
+    names = ("linear", "classifier", "head", "head.fc", "last_linear", "top")
+    for state_dict in [renamed_head(net, name) for name in names] + [renamed_head(backbone, "head.fc")]:
+        back = torch_names.convert_into(state_dict, model, (8, 8, 3))
+        jax.tree.map(np.testing.assert_array_equal, back, variables)
+    other = create_model("resnet18(stage_sizes=(1,), widths=(4,), stem='cifar')", num_classes=7)
+    assert torch_names.num_classes(renamed_head(net, "linear"), other, (8, 8, 3)) == 3
+    assert (
+        torch_names.num_classes(renamed_head(net, "top"), other, (8, 8, 3)) is None
+    )  # of any name, any size
+    two = {f"{name}.{leaf}": net[f"fc.{leaf}"] for name in ("a", "b") for leaf in ("weight", "bias")}
+    doubt = {name: value for name, value in net.items() if not name.startswith("fc.")} | two
+    with pytest.raises(
+        UserError, match=r"missing fc\.weight \[3, 4\] \(there [ab]\.weight\?\); unexpected a"
+    ):
+        torch_names.convert_into(doubt, model, (8, 8, 3))
+    assert torch_names.num_classes(doubt, model, (8, 8, 3)) is None
+
+
+@pytest.mark.parametrize("heads", [{}, {"fc.0.weight": np.ones((8, 4)), "fc.0.bias": np.ones(8)}])
+def test_without_the_head_it_may_be_missing_or_of_any_size(heads):
+    model, variables = tiny_resnet()
+    net = {
+        name: x for name, x in torch_names.to_torch(variables, model).items() if not name.startswith("fc.")
+    }
+    with pytest.warns(UserWarning, match="fc.0") if heads else contextlib.nullcontext():
+        back = torch_names.convert_into(net | heads, model, (8, 8, 3), head=False)
+    assert "head" not in back["params"]
+    jax.tree.map(np.testing.assert_array_equal, back["params"]["stem"], variables["params"]["stem"])
+
+
+def test_of_many_misfits_the_first_five_are_told_with_the_nearest_names():
+    model, variables = tiny_resnet()
+    net = torch_names.to_torch(variables, model)
+    other = {name.replace("layer1.0.bn", "layer1.0.norm"): value for name, value in net.items()}
+    with pytest.raises(UserError) as caught:
+        torch_names.convert_into(other, model, (8, 8, 3))
+    message = str(caught.value)
+    assert (
+        "(16 entries): missing layer1.0.bn1.running_mean [4] (there layer1.0.norm1.running_mean?); "
+        in message
+    )
+    assert message.count(";") == 5 and message.endswith("; and 11 more")
+
+
+def test_densenet_files_of_torchvisions_first_releases_have_other_names():
+    spec = "densenet121(stage_sizes=(1, 1), growth_rate=4, stem_width=8)"
+    model = create_model(spec)
+    variables = init_variables(model, jax.random.key(0), (64, 64, 3))
+    new = torch_names.to_torch(jax.device_get(variables), model)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): v for name, v in new.items()}
+    assert old.keys() != new.keys()
+    back = torch_names.convert_into(old, model, (64, 64, 3))
+    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))
 
 
 # --- safetensors ----------------------------------------------------------------------------------
@@ -234,12 +333,39 @@ def test_damaged_and_hostile_safetensors_are_refused_by_name(tmp_path, header, d
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is no weights file; these are read: safetensors"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "pointer of Git LFS; fetch the file with `git lfs pull`",
+        ),
+        (b"<!DOCTYPE html>", "a page of the web"),
+        (b"\x89HDF\r\n", "HDF5"),
+        (b"\x1f\x8b\x08", "gzipped; unpack it"),
+        (b"{}", "no index of sharded weights: it has no weight_map"),
+        (b'{"weight_map": {"a": 1}}', "no index of sharded weights: it has no weight_map"),
+        (b"{" * 10**5, "no index of sharded weights"),
+    ],
+)
+def test_files_that_stand_in_the_place_of_weights_are_named(tmp_path, content, message):
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        files.read(tmp_path / "weights")
+    assert "weights " in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x", "x.th", "x.pth", "x.txt", "x.json"])
+def test_the_content_says_what_a_file_is_not_its_suffix(tmp_path, name):
+    files.write(tmp_path / "net.safetensors", {f"layer{i}": np.arange(3) for i in range(10)})
+    (tmp_path / "net.safetensors").rename(tmp_path / name)
+    assert len(files.read(tmp_path / name)) == 10
+
+
 def test_other_paths_and_dtypes_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="no such weight file"):
         files.read(tmp_path / "none.pth")
-    (tmp_path / "x.npz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"weight files end in \.safetensors"):
-        files.read(tmp_path / "x.npz")
     with pytest.raises(UserError, match=r"end in \.safetensors"):
         files.write(tmp_path / "x.pth", {})
     with pytest.raises(UserError, match="a is of dtype complex64"):
@@ -247,341 +373,51 @@ def test_other_paths_and_dtypes_are_told_apart(tmp_path):
     assert not list(tmp_path.glob("x.safetensors*"))
 
 
-# --- torch.save, written here with the standard library alone -------------------------------------
-
-STORAGES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "BoolStorage": np.bool_,
-}
+# --- Sharded files --------------------------------------------------------------------------------
 
 
-class Stored:
-    """A storage: torch writes it as a persistent id."""
-
-    def __init__(self, values: np.ndarray, key: str):
-        self.values, self.key = values, key
-
-
-class FakeTensor:
-    """Pickles as torch's tensors do: a call of torch._utils._rebuild_tensor_v2."""
-
-    def __init__(self, stored: Stored, shape, strides, offset: int = 0):
-        self.state = (stored, offset, tuple(shape), tuple(strides), False, collections.OrderedDict())
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.state
+def save_sharded(folder, **shards: dict) -> None:
+    """Files of a row of arrays, by their names without '.safetensors', and the index."""
+    places = {}
+    for name, arrays in shards.items():
+        files.write(folder / f"{name}.safetensors", arrays)
+        places |= dict.fromkeys(arrays, f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
-class Saver(pickle.Pickler):
-    def persistent_id(self, value):
-        if isinstance(value, Stored):
-            name = next(n for n, dtype in STORAGES.items() if dtype == value.values.dtype)
-            return ("storage", getattr(sys.modules["torch"], name), value.key, "cpu", value.values.size)
-        return None
-
-
-@pytest.fixture
-def fake_torch(monkeypatch):
-    """Modules with torch's names, so that pickle writes them."""
-
-    def _rebuild_tensor_v2(*arguments):
-        raise AssertionError("called")
-
-    _rebuild_tensor_v2.__module__ = "torch._utils"
-    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    utils._rebuild_tensor_v2, torch._utils = _rebuild_tensor_v2, utils
-    for name in STORAGES:
-        setattr(torch, name, type(name, (), {"__module__": "torch"}))
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-
-
-def pickled(value, protocol: int = 2) -> bytes:
-    file = io.BytesIO()
-    Saver(file, protocol).dump(value)
-    return file.getvalue()
-
-
-def save_zip(
-    path, value, storages: dict[str, bytes], protocol: int = 2, compression=zipfile.ZIP_STORED, order="little"
-):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("net/data.pkl", pickled(value, protocol))
-        archive.writestr("net/byteorder", order)
-        for key, data in storages.items():
-            archive.writestr(f"net/data/{key}", data)
-        archive.writestr("net/version", "3\n")
-
-
-def save_legacy(path, value, stored: list[Stored]):
-    parts = [pickled(0x1950A86A20F9469CFC6C), pickled(1001), pickled({"little_endian": True})]
-    parts += [pickled(value), pickled([s.key for s in stored])]
-    for s in stored:
-        parts.append(struct.pack("<q", s.values.size) + s.values.tobytes())
-    path.write_bytes(b"".join(parts))
-
-
-def grid(dtype=np.float32, key: str = "0") -> Stored:
-    return Stored(np.arange(24).astype(dtype), key)
-
-
-@pytest.mark.parametrize("dtype", STORAGES.values())
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_a_state_dict_of_torch_is_read_without_torch(tmp_path, fake_torch, dtype, protocol):
-    stored = grid(dtype)
-    value = collections.OrderedDict(
-        whole=FakeTensor(stored, (4, 6), (6, 1)),
-        transposed=FakeTensor(stored, (6, 4), (1, 6)),
-        part=FakeTensor(stored, (2, 3), (6, 1), offset=8),
-        scalar=FakeTensor(stored, (), (), offset=5),
-        empty=FakeTensor(stored, (0, 3), (3, 1)),
-    )
-    save_zip(tmp_path / "net.pth", value, {"0": stored.values.tobytes()}, protocol)
-    save_legacy(tmp_path / "old.pth", value, [stored])
-    whole = stored.values.reshape(4, 6)
-    for name in ("net.pth", "old.pth"):
-        found = files.read(tmp_path / name)
-        assert list(found) == list(value)
-        assert {array.dtype for array in found.values()} == {np.dtype(dtype)}
-        np.testing.assert_array_equal(found["whole"], whole)
-        np.testing.assert_array_equal(found["transposed"], whole.T)
-        np.testing.assert_array_equal(found["part"], whole[1:3, 2:5])
-        np.testing.assert_array_equal(found["scalar"], whole[0, 5])
-        assert found["empty"].shape == (0, 3)
-
-
-def test_files_of_big_endian_machines_are_read_and_views_in_them_do_not_fill_the_memory(tmp_path, fake_torch):
-    stored = grid()
-    value = {"w": FakeTensor(stored, (4, 6), (6, 1)), "t": FakeTensor(stored, (2, 3), (1, 6), 5)}
-    storages = {"0": stored.values.byteswap().tobytes()}
-    save_zip(tmp_path / "net.pth", value, storages, order="big")
-    found = files.read(tmp_path / "net.pth")
-    np.testing.assert_array_equal(found["w"], stored.values.reshape(4, 6))
-    np.testing.assert_array_equal(found["t"], [[5, 11, 17], [6, 12, 18]])
-    stored = Stored(np.zeros(10**6, np.float32), "0")
-    views = {f"w{i}": FakeTensor(stored, (10**6,), (1,)) for i in range(1000)}
-    save_zip(tmp_path / "bomb.pth", views, {"0": stored.values.tobytes()}, order="big")
-    with pytest.raises(UserError, match="larger than the file"):
-        files.read(tmp_path / "bomb.pth")
-
-
-def test_a_state_dict_inside_a_checkpoint_is_found_and_its_common_prefix_dropped(tmp_path, fake_torch):
-    stored, moments = grid(), grid(key="1")
-    weights = {"module.fc.weight": FakeTensor(stored, (4, 6), (6, 1))}
-    checkpoint = {
-        "epoch": 3,
-        "best": 76.5,
-        "arch": "resnet50",
-        "state_dict": weights,
-        "optimizer": {
-            "state": {0: FakeTensor(moments, (4, 6), (6, 1))},
-            "groups": [{"lr": 0.1, "params": [0]}],
-        },
-    }
-    storages = {s.key: s.values.tobytes() for s in (stored, moments)}
-    save_zip(tmp_path / "best.pth", checkpoint, storages)
-    save_legacy(tmp_path / "old.tar", checkpoint, [stored, moments])
-    for name in ("best.pth", "old.tar"):
-        found = files.read(tmp_path / name)
-        assert list(found) == ["fc.weight"]
-        np.testing.assert_array_equal(found["fc.weight"], stored.values.reshape(4, 6))
-
-
-class Evil:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("save", ["zip", "legacy"])
-def test_a_file_that_asks_for_more_is_refused_and_nothing_runs(tmp_path, fake_torch, save):
-    marker = tmp_path / "executed"
-    value = {"fc.weight": Evil(os.system, f"touch {marker}")}
-    if save == "zip":
-        save_zip(tmp_path / "evil.pth", value, {})
-    else:
-        save_legacy(tmp_path / "evil.pth", value, [])
-    with pytest.raises(UserError, match=rf"evil\.pth: asks for '{os.system.__module__}\.system'"):
-        files.read(tmp_path / "evil.pth")
-    assert not marker.exists()
-
-
-class Options:
-    """Pickles as an argparse.Namespace does: a call of its class, then its attributes."""
-
-    def __init__(self, **values):
-        self.__dict__.update(values)
-
-
-@pytest.mark.parametrize("protocol", [2, 4])
-@pytest.mark.parametrize("key", torch_files.WRAPPERS)
-def test_anything_else_beside_the_state_dict_is_skipped_and_nothing_runs(tmp_path, fake_torch, key, protocol):
-    stored = grid()
-    marker = tmp_path / "executed"
-    checkpoint = {
-        "args": Options(lr=0.1, marker=marker),
-        "evil": [Evil(os.system, f"touch {marker}")],
-        "best": np.float64(76.5),
-        "array": np.arange(3),
-        "sets": [{1, 2}, frozenset({3}), {("a", "b"): 4}],
-        "queue": collections.deque([1, 2]),
-        "counts": collections.defaultdict(int, {"a": 1}),
-        "complex": 1j,
-        key: collections.OrderedDict({"fc.weight": FakeTensor(stored, (4, 6), (6, 1))}),
-        "step": FakeTensor(stored, (), ()),
-    }
-    save_zip(tmp_path / "best.th", checkpoint, {"0": stored.values.tobytes()}, protocol)
-    save_legacy(tmp_path / "old", checkpoint, [stored])
-    for name in ("best.th", "old"):
-        found = files.read(tmp_path / name)
-        assert list(found) == ["fc.weight"]
-        np.testing.assert_array_equal(found["fc.weight"], stored.values.reshape(4, 6))
-    assert not marker.exists()
-
-
-def test_dicts_that_python_2_wrote_are_read(tmp_path, fake_torch):
-    stored = grid()
-    pairs = [["a", FakeTensor(stored, (24,), (1,))], ["b", FakeTensor(stored, (2,), (1,))]]
-    save_zip(tmp_path / "net.pth", Evil(collections.OrderedDict, pairs), {"0": stored.values.tobytes()})
-    found = files.read(tmp_path / "net.pth")
-    np.testing.assert_array_equal(found["a"], stored.values)
-    np.testing.assert_array_equal(found["b"], stored.values[:2])
+def test_sharded_files_are_read_by_their_index(tmp_path):
+    a, b = {"x": np.arange(3)}, {"y": np.ones((2, 2), np.float16), "z": np.zeros(1)}
+    save_sharded(tmp_path, one=a, two=b)
+    index = tmp_path / "model.safetensors.index.json"
+    found = files.read(index)
+    assert list(found) == ["x", "y", "z"]
+    for name, value in (a | b).items():
+        np.testing.assert_array_equal(found[name], value)
+    files.write(tmp_path / "two.safetensors", {"y": b["y"]})
+    with pytest.raises(UserError, match=r"index\.json: two\.safetensors lacks z; fetch the files again"):
+        files.read(index)
+    files.write(tmp_path / "two.safetensors", b | {"w": b["z"]})
+    with pytest.raises(UserError, match=r"two\.safetensors holds, unknown to the index, w; fetch"):
+        files.read(index)
+    (tmp_path / "two.safetensors").write_bytes(b"\0" * 9)
+    with pytest.raises(UserError, match=r"two\.safetensors is not a whole safetensors file"):
+        files.read(index)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(UserError, match=r"its file two\.safetensors is missing; put it beside"):
+        files.read(index)
 
 
 @pytest.mark.parametrize(
-    "value, name",
-    [
-        (Evil(eval, "1"), "builtin.*eval"),
-        (Evil(getattr, {}, "clear"), "getattr"),
-        (zipfile.ZipFile, "zipfile.*ZipFile"),
-        (types.SimpleNamespace(a=1), "SimpleNamespace"),
-        ({1, 2}, "set"),
-        (b"bytes", "encode"),
-    ],
+    "place", ["../x.safetensors", "/etc/passwd", "a/x", "..", ".", "", "x\0", "a\\x", "é"]
 )
-def test_any_other_global_is_named(tmp_path, fake_torch, value, name):
-    save_zip(tmp_path / "net.pth", {"x": value}, {})
-    with pytest.raises(UserError, match=f"asks for '.*{name}'"):
-        files.read(tmp_path / "net.pth")
-
-
-@pytest.mark.parametrize(
-    "shape, strides, offset",
-    [
-        ((4, 6), (6, 1), 1),
-        ((25,), (1,), 0),
-        ((2**40,), (0,), 0),
-        ((2**31, 2**31), (0, 0), 0),
-        ((-4, -6), (6, 1), 0),
-        ((4, 6), (-6, 1), 20),
-        ((4, 6), (6,), 0),
-        ((4.0,), (1,), 0),
-        ((2,), (2**61,), 0),
-        ((4,), (1,), -1),
-    ],
-)
-def test_tensors_beyond_their_storage_are_refused(tmp_path, fake_torch, shape, strides, offset):
-    stored = grid()
-    value = {"w": FakeTensor(stored, shape, strides, offset)}
-    save_zip(tmp_path / "net.pth", value, {"0": stored.values.tobytes()})
-    with pytest.raises(UserError, match=r"net\.pth is not a whole file of torch\.save"):
-        files.read(tmp_path / "net.pth")
-
-
-def test_many_large_views_of_one_storage_do_not_fill_the_memory(tmp_path, fake_torch):
-    stored = Stored(np.zeros(10**6, np.float32), "0")
-    value = {f"w{i}": FakeTensor(stored, (1000, 1000), (1, 1000)) for i in range(1000)}
-    save_zip(tmp_path / "net.pth", value, {"0": stored.values.tobytes()})
-    with pytest.raises(UserError, match="larger than the file"):
-        files.read(tmp_path / "net.pth")
-
-
-def test_what_is_no_state_dict_is_told(tmp_path, fake_torch):
-    stored = grid()
-    tensor = FakeTensor(stored, (24,), (1,))
-    storages = {"0": stored.values.tobytes()}
-    for value, message in (
-        ({"a": 1}, "holds entries that are no tensors: a"),
-        ({"a": tensor, "b": "text"}, "no tensors: b"),
-        ([tensor], "holds no state dict"),
-        ({}, "holds no state dict"),
-    ):
-        save_zip(tmp_path / "net.pth", value, storages)
-        with pytest.raises(UserError, match=message):
-            files.read(tmp_path / "net.pth")
-    save_zip(tmp_path / "short.pth", {"a": tensor}, {"0": b"1234"})
-    with pytest.raises(UserError, match="has 4 bytes, not those of 24 values"):
-        files.read(tmp_path / "short.pth")
-    save_zip(tmp_path / "bomb.pth", {"a": tensor}, storages, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="compressed"):
-        files.read(tmp_path / "bomb.pth")
-    save_zip(tmp_path / "none.pth", {"a": tensor}, {})
-    with pytest.raises(UserError, match="not a whole file"):
-        files.read(tmp_path / "none.pth")
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_damage_is_a_user_error_or_does_no_harm(tmp_path, fake_torch, data):
-    stored = grid()
-    value = {"w": FakeTensor(stored, (4, 6), (6, 1)), "t": FakeTensor(stored, (6, 4), (1, 6))}
-    if data.draw(st.booleans()):
-        save_zip(tmp_path / "net.pth", value, {"0": stored.values.tobytes()})
-    else:
-        save_legacy(tmp_path / "net.pth", value, [stored])
-    content = bytearray((tmp_path / "net.pth").read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
-    (tmp_path / "net.pth").write_bytes(content)
-    try:
-        found = files.read(tmp_path / "net.pth")
-    except UserError as error:
-        assert "net.pth" in str(error) and "\n" not in str(error)
-    else:
-        assert all(isinstance(array, np.ndarray) for array in found.values())
-
-
-def test_densenet_files_of_torchvisions_first_releases_have_other_names():
-    spec = "densenet121(stage_sizes=(1, 1), growth_rate=4, stem_width=8)"
-    model = create_model(spec)
-    variables = init_variables(model, jax.random.key(0), (64, 64, 3))
-    new = torch_names.to_torch(jax.device_get(variables), model)
-    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): v for name, v in new.items()}
-    assert old.keys() != new.keys()
-    back = torch_names.convert_into(old, model, (64, 64, 3))
-    jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))
-
-
-def test_many_names_for_one_tensor_do_not_swell_a_file(tmp_path):
-    torch = pytest.importorskip("torch")
-    base = torch.zeros(2**16)
-    torch.save({f"w{i}": base for i in range(4)}, tmp_path / "tied.pth")
-    assert len(files.read(tmp_path / "tied.pth")) == 4
-    for name, views in (("views", [base] * 1000), ("turned", [base.view(256, 256).t()] * 1000)):
-        torch.save({f"w{i}": view for i, view in enumerate(views)}, tmp_path / f"{name}.pth")
-        with pytest.raises(UserError, match=rf"{name}\.pth .*larger than the file"):
-            files.read(tmp_path / f"{name}.pth")
-    torch.save({"w": torch.zeros(1).expand(2**40)}, tmp_path / "wide.pth")
-    with pytest.raises(UserError, match=r"wide\.pth .*beyond its storage of 1 values"):
-        files.read(tmp_path / "wide.pth")
-
-
-@pytest.mark.parametrize("opcode", [b"]", b"}", b"N"])
-def test_a_pickle_of_endless_opcodes_is_refused(tmp_path, opcode, monkeypatch):
-    monkeypatch.setattr(torch_files, "MAX_OPCODES", 2**12)
-    stream = b"\x80\x02" + opcode * 2**16 + b"."
-    (tmp_path / "old.pth").write_bytes(stream)
-    with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
-        archive.writestr("x/data.pkl", stream)
-    for name in ("old", "new"):
-        with pytest.raises(UserError, match=rf"{name}\.pth .*more than 4096 opcodes"):
-            files.read(tmp_path / f"{name}.pth")
+def test_an_index_leads_nowhere_else(tmp_path, place):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    files.write(tmp_path / "x.safetensors", {"a": np.zeros(1)})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": place}}))
+    with pytest.raises(UserError, match="must lie beside it, without a folder"):
+        files.read(index)
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}))
+    with pytest.raises(UserError, match="which is no file of tensors"):
+        files.read(index)

@@ -1,7 +1,12 @@
-"""Weight files: safetensors in and out, files of `torch.save` in. Nothing in a file is ever executed."""
+"""Weight files: safetensors in and out, files of `torch.save` in. Nothing in a file is ever executed.
+
+What a file is its content says, not its suffix.
+"""
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,27 +14,89 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from cnnjax.errors import UserError
-from cnnjax.models.weights.torch_files import read_torch
+from cnnjax.errors import UserError, one_line, visible
+from cnnjax.models.weights.fit import first
+from cnnjax.models.weights.state_dicts import find
+from cnnjax.models.weights.torch_files import open_torch
 
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "bool"),
     *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
 )
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".th", "")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".th")
+MAX_INDEX_BYTES = 2**26
+OTHER_FILES = {  # how files begin that stand in the place of weights
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with `git lfs pull`",
+    b"<": "a page of the web; fetch the file itself",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
+    b"\x1f\x8b": "gzipped; unpack it",
+}
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, or of one that `torch.save` wrote, by name, in its dtypes."""
-    path = Path(path)
+def locate(source: str | os.PathLike[str]) -> tuple[Path, str]:
+    """'FILE#ema.state_dict' as the file and the state dict in it that is meant, '' if none is named."""
+    path = Path(source)
+    file, mark, entry = str(source).rpartition("#")
+    return (Path(file), entry) if mark and not path.exists() else (path, "")
+
+
+def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a weights file by name, in its dtypes.
+
+    It is a safetensors file, the JSON index of a sharded one, or a file of `torch.save` with a state dict
+    anywhere in it, see `state_dicts.find`; FILE#ENTRY names which. A warning tells which one was read if
+    there are several, and what beside tensors is in it.
+    """
+    path, entry = locate(source)
     if not path.is_file():
         raise UserError(f"{path}: no such weight file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return read_torch(path)
-    suffixes = ", ".join((".safetensors", *TORCH_SUFFIXES[:-1]))
-    raise UserError(f"{path}: weight files end in {suffixes}, or in no suffix")
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+        form = _form(path, head)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if form == "torch":
+        return _read_torch(path, entry)
+    if entry:
+        raise UserError(f"{source}: only files of torch.save hold several state dicts; give the file alone")
+    return _read_safetensors(path) if form == "safetensors" else _read_sharded(path)
+
+
+def _form(path: Path, head: bytes) -> str:
+    """What a file with that beginning is; of a damaged one what its suffix says."""
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    if re.match(rb"PK\x03\x04|\x80[\x02-\x05]", head):
+        return "torch"
+    if path.name.endswith(".json") or re.match(rb"\s*\{", head):
+        return "index"
+    for start, other in OTHER_FILES.items():
+        if head.startswith(start):
+            raise UserError(f"{path} is no weights file but {other}")
+    if path.suffix in (*TORCH_SUFFIXES, ".safetensors"):
+        return path.suffix.removeprefix(".") if path.suffix == ".safetensors" else "torch"
+    formats = "safetensors, the index of a sharded one, and files of torch.save"
+    raise UserError(f"{path} is no weights file; these are read: {formats}")
+
+
+def _read_torch(path: Path, entry: str) -> dict[str, np.ndarray]:
+    try:
+        saved = open_torch(path)
+        state_dict, like = find(saved.value, entry)
+        arrays = saved.read(state_dict.tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged file may make Python raise almost anything
+        reason = " ".join(str(error).split()) or "damaged"
+        raise UserError(f"{path} is not a whole file of torch.save ({reason})") from None
+    notes = [f"left out {first(state_dict.others)}, no tensors"] if state_dict.others else []
+    if like:
+        here = state_dict.path or "the outermost names"
+        notes.append(f"read {here}, not {first(like)}; {path}#{like[0]} reads that")
+    if notes:
+        warnings.warn(visible(f"{path}: {'; '.join(notes)}"), stacklevel=3)
+    return arrays
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -52,6 +119,43 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
 def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
     if wrong := [name for name, tensor in tensors.items() if tensor.dtype.name not in DTYPES]:
         raise UserError(f"{wrong[0]} is of dtype {tensors[wrong[0]].dtype}; allowed: {', '.join(DTYPES)}")
+
+
+def _read_sharded(index: Path) -> dict[str, np.ndarray]:
+    """The tensors of an index, {"weight_map": {name: file beside it}}; its files hold these and no others."""
+    places = _weight_map(index)
+    tensors: dict[str, np.ndarray] = {}
+    for name in dict.fromkeys(places.values()):
+        shard = index.with_name(name)
+        if not shard.is_file():
+            raise UserError(f"{index}: its file {name} is missing; put it beside the index")
+        with shard.open("rb") as file:
+            if _form(shard, file.read(32)) == "index":
+                raise UserError(f"{index} names {name}, which is no file of tensors")
+        found = read(shard)
+        wanted = {tensor for tensor, place in places.items() if place == name}
+        if wrong := sorted(wanted ^ found.keys()):
+            which = "lacks" if wrong[0] in wanted else "holds, unknown to the index,"
+            raise UserError(
+                f"{index}: {name} {which} {first(wrong)}; fetch the files again, all of one version"
+            )
+        tensors |= found
+    return {name: tensors[name] for name in places}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"it is larger than {MAX_INDEX_BYTES} bytes")
+        facts = json.loads(index.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{index} is no index of sharded weights: {one_line(error)}") from None
+    places = facts.get("weight_map") if isinstance(facts, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(p, str) for p in places.values()):
+        raise UserError(f"{index} is no index of sharded weights: it has no weight_map of names to files")
+    if bad := [place for place in places.values() if not re.fullmatch(r"[\w.-]*[\w-]", place, re.ASCII)]:
+        raise UserError(f"{index} names {bad[0]!r}; its files must lie beside it, without a folder")
+    return places
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:

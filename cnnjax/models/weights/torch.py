@@ -1,7 +1,6 @@
 """Torchvision's state dicts as linen variables, and back: strict, with NumPy alone, by `TorchNames`."""
 
 import dataclasses
-import itertools
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,78 +13,108 @@ from flax import linen as nn
 from flax import traverse_util
 from flax.typing import VariableDict as Variables
 
-from cnnjax.errors import UserError, listed, visible
-from cnnjax.models import create_model, init_variables, names_in_torch, variant
+from cnnjax.errors import UserError, parse_call, visible
+from cnnjax.models import create_model, family_table, init_variables, names_in_torch, variant
 from cnnjax.models.variants import TorchNames
+from cnnjax.models.weights.fit import Fit, Shape, first, fit
 
-Shape = tuple[int, ...]
+Leaves = Mapping[tuple[str, ...], Shape]
 
+HEAD = "head"  # the name of a network's last layer, and of auxiliary ones below theirs
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
     """`create_model(model)`'s {"params", "batch_stats"}, float32 NumPy arrays, of torchvision's state dict.
 
-    There convolutions are OIHW, dense layers OI; `num_classes` must be the same. Entries of auxiliary heads
-    that the model is built without are named in a warning. UserError lists every missing, unexpected and
-    misshapen entry; nothing is converted then.
+    There convolutions are OIHW, dense layers OI; `num_classes` must be the same. Wrappers and prefixes of all
+    names and another name of the head make no difference. A warning names the entries that are left out:
+    counters, auxiliary heads that the model is built without, other networks. UserError names the first few
+    that are missing, unexpected or misshapen; nothing is converted then.
     """
     return convert_into(state_dict, create_model(model), variant(model).preset.input_size)
 
 
-def convert_into(state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: Shape) -> Variables:
-    """`convert` for a module that is already built, by the spelling of its family that fits best."""
-    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
-    arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
-    leaves = _leaves(model, image_shape)
-    fits = [Fit.of(arrays, family, _entries(leaves, model, family)) for family in names_in_torch(model)]
-    fit = min(fits, key=lambda fit: len(fit.problems))  # the first of equally good ones
-    if fit.problems:
-        misfit = f"does not fit {type(model).__name__} ({len(fit.problems)} entries)"
-        raise UserError(f"the state dict {misfit}: {listed(fit.problems, separator='; ')}")
-    if fit.extra:
-        warnings.warn(visible(f"dropped, the model is built without: {listed(fit.extra)}"), stacklevel=3)
-    flat = {e.path: e.to_linen(fit.arrays[e.name].astype(np.float32)) for e in fit.entries}
-    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
+def convert_into(
+    state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: Shape, *, head: bool = True
+) -> Variables:
+    """`convert` for a module that is already built, by the spelling of its family that fits best.
+
+    Without `head` the last layer, auxiliary ones too, is left out and may be of any size there, or missing.
+    """
+    return match(state_dict, model, image_shape, head=head).variables()
 
 
-class Fit(NamedTuple):
-    """A state dict read by one spelling."""
+def num_classes(state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: Shape) -> int | None:
+    """The classes of a state dict, the rows of its head; None if it has none that is surely one."""
+    return match(state_dict, model, image_shape).num_classes
 
-    arrays: Mapping[str, np.ndarray]
+
+class Match(NamedTuple):
+    """A state dict and the leaves of a model."""
+
+    model: nn.Module
     entries: list["Entry"]
-    extra: list[str]  # names that a model may be built without
-    problems: list[str]
+    fit: Fit
+    num_classes: int | None  # there
 
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray], family: TorchNames, entries: list["Entry"]) -> "Fit":
-        old, new = family.old_names or ("$^", "")
-        arrays = {re.sub(old, new, name): array for name, array in arrays.items()}
-        shapes = {entry.name: entry.shape for entry in entries}
-        for name in arrays.keys() & shapes.keys():
-            if _whole(arrays[name].shape) == _whole(shapes[name]):
-                arrays[name] = arrays[name].reshape(shapes[name])
-        extra = [k for k in arrays if k not in shapes and any(re.match(p, k) for p in family.extra)]
-        problems = misfits({k: array.shape for k, array in arrays.items() if k not in extra}, shapes)
-        return cls(arrays, entries, extra, problems)
-
-
-def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str]:
-    """What is missing, unexpected or of another shape, an entry each; some of each kind come first."""
-    both = [name for name in wanted if name in given and given[name] != wanted[name]]
-    kinds = (
-        [f"missing {name} {list(shape)}" for name, shape in wanted.items() if name not in given],
-        [f"unexpected {name}" for name in given if name not in wanted],
-        [f"{name} is {list(given[name])}, here {list(wanted[name])}" for name in both],
-    )
-    return [problem for row in itertools.zip_longest(*kinds) for problem in row if problem]
+    def variables(self) -> Variables:
+        """The leaves; see `convert`."""
+        if problems := self.fit.problems:
+            misfit = f"does not fit {type(self.model).__name__} ({len(problems)} entries)"
+            raise UserError(f"the state dict {misfit}: {first(problems, '; ')}")
+        if left_out := self.fit.left_out:
+            warnings.warn(visible(f"left out of the state dict: {first(left_out)}"), stacklevel=3)
+        arrays = self.fit.arrays
+        flat = {e.path: e.to_linen(arrays[e.name].astype(np.float32)) for e in self.entries}
+        return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
 
 
-def _whole(shape: Shape) -> Shape:
-    """A shape without ones at its end: a 1x1 convolution is a dense layer, a scale [C, 1, 1] one of [C]."""
-    while shape[-1:] == (1,):
-        shape = shape[:-1]
-    return shape
+def match(
+    state_dict: Mapping[str, npt.ArrayLike], model: nn.Module, image_shape: Shape, *, head: bool = True
+) -> Match:
+    """The entries of a state dict that are the leaves of a model, as far as there are."""
+    arrays = {name: np.asarray(value) for name, value in state_dict.items()}
+    leaves = _leaves(model, image_shape)
+    found = [_match_by(arrays, model, leaves, family, head) for family in names_in_torch(model)]
+    return min(found, key=lambda each: len(each.fit.problems))  # the first of equally good ones
+
+
+def _match_by(
+    arrays: Mapping[str, np.ndarray], model: nn.Module, leaves: Leaves, family: TorchNames, head: bool
+) -> Match:
+    old, new = family.old_names or ("$^", "")
+    renamed = {re.sub(old, new, name): array for name, array in arrays.items()}
+    entries, extra = _entries(leaves, model, family), family.extra
+    wanted = {entry.name: entry.shape for entry in entries}
+    last = [entry.name for entry in entries if entry.path[1] == HEAD]
+    optional = [] if head else [entry.name for entry in entries if HEAD in entry.path]
+    if not head:  # several layers may stand in the place of it
+        extra += tuple(re.escape(name.rpartition(".")[0]) + r"\." for name in last)
+        entries = [entry for entry in entries if HEAD not in entry.path]
+    found = fit(renamed, wanted, last, extra, optional)
+    classes = next((found.arrays[name].shape[0] for name in last if name in found.arrays), None)
+    return Match(model, entries, found, classes)
+
+
+def require_told(spec: str) -> None:
+    """A UserError that asks for the fields of a model which weights cannot tell and its spec leaves open."""
+    model, (name, _, given) = create_model(spec), parse_call(spec, "model")
+    for field, values in names_in_torch(model)[0].untold.items():
+        if field in given or getattr(model, field) != next(iter(values)):
+            continue
+        others = "".join(f", {key}={value!r}" for key, value in given.items())
+        choices = [f"{name}({field}={value!r}{others}), {meaning}" for value, meaning in values.items()]
+        raise UserError(f"weights do not tell the {field} of {spec}; choose {'; or '.join(choices)}")
+
+
+def require_same(spec: str, model: nn.Module) -> None:
+    """A UserError if weights of the model `spec` would fit `model` and yet mean something else in it."""
+    there, known = create_model(spec), family_table("TORCH_NAMES")
+    if type(there) is type(model) and type(model) in known:
+        for field in names_in_torch(model)[0].untold:
+            if (theirs := getattr(there, field)) != (here := getattr(model, field)):
+                raise UserError(f"its weights are of {spec}, {field}={theirs!r}, not {field}={here!r}")
 
 
 def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
@@ -125,7 +154,7 @@ def _leaves(model: nn.Module, image_shape: Shape) -> dict[tuple[str, ...], Shape
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
 
-def _entries(leaves: Mapping[tuple[str, ...], Shape], model: nn.Module, family: TorchNames) -> list[Entry]:
+def _entries(leaves: Leaves, model: nn.Module, family: TorchNames) -> list[Entry]:
     return [torch_entry(path, shape, model, family) for path, shape in leaves.items()]
 
 
