@@ -275,7 +275,7 @@ def imported_data(config: ConfigDict, preset: Preset, num_classes: int) -> dict[
     info, channels = DATASETS.get(config.data.name), preset.input_size[2]
     if info and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
         info = None
-    if not info and preset.mean is None:
+    if not info and preset.mean is None and "mean=" not in config.augment.eval:
         return {}
     recipe = preset_recipe(preset)
     shape = (*recipe.shape, channels)

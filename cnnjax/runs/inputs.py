@@ -89,7 +89,9 @@ def initial_variables(
     found = match(files.read(source), model, image_shape, head=head == "keep")
     classes, ours = found.num_classes, getattr(model, "num_classes", None)
     if head == "keep" and classes not in (None, ours):
-        choice = f"model={spec or 'NAME'}(num_classes={classes}), or draw the head anew: config.init_head=new"
+        choice = (
+            f"draw the head anew with config.init_head=new, or build the model with num_classes={classes}"
+        )
         raise UserError(f"{source} has {classes} classes, the model {ours}; {choice}")
     try:
         return found.variables()

@@ -48,6 +48,11 @@ PARAMS = {
     "resnet110_cifar": 1727962,
     "resnet1202_cifar": 19421274,
     "resnet20_cifar_option_b": 272474,
+    "resnet20_cifar_centered": 269722,
+    "resnet32_cifar_centered": 464154,
+    "resnet44_cifar_centered": 658586,
+    "resnet56_cifar_centered": 853018,
+    "resnet110_cifar_centered": 1727962,
     "preact_resnet164_cifar": 1703258,
     "preact_resnet1001_cifar": 10327706,
     "wrn_40_1": 563930,
@@ -290,6 +295,10 @@ def test_shortcut_option_a_pads_channels_and_takes_every_second_pixel():
     np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
     np.testing.assert_array_equal(y[..., 3:], 0)
     assert y.shape == (2, 2, 2, 5)
+    y = resnet.option_a_centered(x, 6, 2)
+    np.testing.assert_array_equal(y[..., 1:4], x[:, ::2, ::2])
+    np.testing.assert_array_equal(y[..., (0, 4, 5)], 0)
+    np.testing.assert_array_equal(resnet.option_a_centered(x, 3, 1), x)
 
 
 def test_zero_init_makes_a_block_the_identity_and_its_relu():
@@ -441,7 +450,7 @@ def test_the_imagenet_stem_warns_on_small_images():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("resnet18(shortcut='d')", "unknown shortcut 'd'.*a, b, c, none"),
+        ("resnet18(shortcut='d')", "unknown shortcut 'd'.*a, a_centered, b, c, none"),
         ("resnet18(stem='mnist')", "unknown stem 'mnist'.*imagenet"),
         ("resnet20_cifar(stage_sizes=(2, 2))", "as many of each"),
         ("wrn_28_10(depth=27)", "depth 27"),
@@ -460,7 +469,7 @@ def test_mistakes_are_told_in_one_line(spec, message):
 
 
 def test_cifar_variants_take_small_images_and_their_own_statistics():
-    names = [name for name in resnet.VARIANTS if "_cifar" in name]
+    names = [name for name in resnet.VARIANTS if "_cifar" in name and not name.endswith("_centered")]
     assert len(names) == 12
     for name in (*names, *list_models("wrn_*")):
         preset = variant(name).preset

@@ -78,7 +78,8 @@ def named(name: str):
 class Saver(pickle.Pickler):
     def persistent_id(self, value):
         if isinstance(value, Stored):
-            name = next(n for n, dtype in STORAGES.items() if dtype == value.values.dtype)
+            names = STORAGES | {"ComplexFloatStorage": np.complex64}
+            name = next(n for n, dtype in names.items() if dtype == value.values.dtype)
             return ("storage", named(f"torch.{name}"), value.key, "cpu", value.values.size, *value.view)
         return None
 
@@ -318,6 +319,7 @@ def test_modules_and_names_without_end_are_refused_or_left_at_once(tmp_path, fak
 def test_every_way_in_which_torch_rebuilds_a_tensor_is_read(tmp_path, fake_torch):
     stored, raw = grid(), Stored(grid(np.uint16).values.view(np.uint8), "1")
     plain, tensor = (stored, 0, (4, 6), (6, 1)), FakeTensor(stored, (4, 6), (6, 1))
+    odd = Stored(np.ones(3, np.complex64), "2")
     v2, uint16, bits = map(named, ("torch._utils._rebuild_tensor_v2", "torch.uint16", "torch.bits8"))
     calls = {
         "torch._utils._rebuild_tensor": plain,
@@ -330,12 +332,13 @@ def test_every_way_in_which_torch_rebuilds_a_tensor_is_read(tmp_path, fake_torch
     }
     value = {name: Call(name, *arguments) for name, arguments in calls.items()}
     value["sparse"] = Call("torch._utils._rebuild_sparse_tensor", 1, plain)
+    value["complex"] = Call("torch._utils._rebuild_tensor_v2", odd, 0, (3,), (1,))
     value["bits"] = Call("torch._utils._rebuild_tensor_v3", raw, 0, (4,), (1,), False, {}, bits)
     storages = {"0": stored.values.tobytes(), "1": raw.values.tobytes()}
     save_zip(tmp_path / "net.pth", value, storages)
-    save_legacy(tmp_path / "old.pth", value, [stored, raw])
+    save_legacy(tmp_path / "old.pth", value, [odd, stored, raw])
     for name in ("net.pth", "old.pth"):
-        with pytest.warns(UserWarning, match=rf"{name}: left out sparse, bits, no tensors"):
+        with pytest.warns(UserWarning, match=rf"{name}: left out sparse, complex, bits, no tensors"):
             found = files.read(tmp_path / name)
         assert list(found) == list(calls)
         assert found["torch._utils._rebuild_tensor_v3"].dtype == np.uint16

@@ -209,6 +209,47 @@ def test_what_does_not_fit_is_listed(pretrained, tmp_path):
         build(copy(config, init_head="fresh"))
 
 
+def test_a_shortcut_that_weights_do_not_tell_is_asked_for(tmp_path, capsys):
+    from cnnjax.cli import main
+    from cnnjax.models import create_model, init_variables
+    from cnnjax.models.weights import files, to_torch
+    from cnnjax.runs.inputs import initial_variables
+
+    sizes = "stage_sizes=(1, 1), widths=(4, 8)"
+    model = create_model(f"resnet20_cifar({sizes})")
+    variables = jax.device_get(init_variables(model, jax.random.key(0), (8, 8, 3)))
+    file = tmp_path / "given.safetensors"
+    files.write(file, to_torch(variables, model))
+    run = f"--workdir={tmp_path / 'run'}"
+    assert main.run(["weights", "import", str(file), f"--model=resnet20_cifar({sizes})", run]) == 2
+    error = capsys.readouterr().err
+    assert "weights do not tell the shortcut of resnet20_cifar" in error and error.count("\n") == 1
+    assert f"resnet20_cifar(shortcut='a', {sizes}), zeros behind" in error
+    assert f"resnet20_cifar(shortcut='a_centered', {sizes}), zeros on both sides" in error
+    assert not (tmp_path / "run").exists()
+    spec = f"resnet20_cifar(shortcut='a', {sizes})"
+    pixels = "normalize((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))"
+    words = [
+        "weights",
+        "import",
+        str(file),
+        f"--model={spec}",
+        "--config.augment.eval=normalize(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))",
+        run,
+    ]
+    assert main.run(words) == 0, capsys.readouterr().err
+    assert load_run(tmp_path / "run").augment.spec == pixels
+    assert (
+        initial_variables(tmp_path / "run", model, (8, 8, 3))["params"].keys() == variables["params"].keys()
+    )
+    with pytest.raises(UserError, match=r"shortcut='a', not shortcut='a_centered'"):
+        initial_variables(tmp_path / "run", model.clone(shortcut="a_centered"), (8, 8, 3))
+    own = tmp_path / "own"
+    centered = f"--model=resnet20_cifar_centered({sizes})"
+    assert main.run(["weights", "import", str(file), centered, f"--workdir={own}"]) == 0
+    assert load_run(own).augment.spec == "normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"
+
+
 def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tmp_path, capsys):
     """Import, evaluate on real images, export: the file comes back bit for bit."""
     from cnnjax.cli import main

@@ -27,6 +27,9 @@ _NAMES = ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char",
 _DTYPES = ("<f8", "<f4", "<f2", ml_dtypes.bfloat16, "<i8", "<i4", "<i2", "i1", "u1", "?")
 STORAGES = {f"torch.{name}Storage": np.dtype(d) for name, d in zip(_NAMES, _DTYPES, strict=True)}
 STORAGES["torch.storage.UntypedStorage"] = np.dtype("u1")
+# Storages whose tensors are not read, and the bytes of a value.
+UNREAD = {"torch.ComplexDoubleStorage": 16, "torch.ComplexFloatStorage": 8, "torch.QInt32Storage": 4}
+UNREAD |= {f"torch.Q{name}Storage": 1 for name in ("Int8", "UInt8", "UInt4x2", "UInt2x4")}
 # Dtypes without a storage of their own: their tensors are views of an untyped one.
 UNTYPED = {f"torch.uint{bits}": np.dtype(f"<u{bits // 8}") for bits in (16, 32, 64)}
 
@@ -127,7 +130,7 @@ def _open_legacy(path: Path) -> tuple[Value, Load, bool]:
         if isinstance(storage, Storage):
             itemsizes.setdefault(storage.key, storage.dtype.itemsize)
         elif isinstance(storage, Built):
-            raise Malformed(f"a storage of {storage.name}")  # where the next one begins is unknown
+            itemsizes.setdefault(persistent_id[2], UNREAD[storage.name])
         return storage
 
     file = io.BytesIO(path.read_bytes())  # in memory, so that a hostile length in it allocates nothing
