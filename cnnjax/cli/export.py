@@ -18,6 +18,9 @@ def export(
     out: Flag[str | None, "file to write"] = None,
     half: Flag[bool, "store weights as float16"] = False,
     batch_size: Flag[int | None, "fixed batch size (default: any)", 1] = None,
+    with_preprocessing: Flag[
+        bool, "onnx, stablehlo: a uint8 image of any size in, probabilities out"
+    ] = False,
     **run: str,
 ) -> None:
     """Writes a trained network for other programs, reads it back and compares."""
@@ -25,9 +28,12 @@ def export(
 
     suffix = by_name("--format", format, export_lib.FORMATS).suffix
     out = given("out", out, f"name a file, as in --out=model{suffix}")
-    done = export_lib.export(load(**run), format, out, half=half, batch_size=batch_size)
+    whole = with_preprocessing
+    trained = load(**run)
+    done = export_lib.export(trained, format, out, half=half, batch_size=batch_size, with_preprocessing=whole)
     size, difference = f"{done.num_bytes:,} bytes", f"{done.difference:.1e}"
-    say(f"wrote {out} ({size}); read back, its logits differ by at most {difference}")
+    what = "probabilities" if whole else "logits"
+    say(f"wrote {out} ({size}); read back, its {what} differ by at most {difference}")
 
 
 @command("weights", words=2)

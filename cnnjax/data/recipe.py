@@ -61,6 +61,22 @@ class Recipe:
         lists = {name: list(getattr(self, name)) for name in ("resize", "crop", "fill")}
         return Fields(**dataclasses.asdict(self) | lists)
 
+    def words(self) -> dict[str, object]:
+        """For a reader who has to do the same in another program."""
+        kinds = {"squash": "size", "border": "fit_into", "center": "cover", "square": "size"}
+        kind = kinds[self.mode] if len(self.resize) == 2 or self.mode == "square" else "short_side"
+        orders = "the whole image is resized, then cut", "the middle square is cut, then resized"
+        return {
+            "order": orders[self.mode == "square"],
+            "resize": {kind: self.resize[0] if kind == "short_side" else [self.resize[0], self.resize[-1]]},
+            "interpolation": self.interpolation,
+            "antialias": self.interpolation != "nearest",
+            "crop": list(self.crop),
+            "crop_offset": "(side - crop) / 2, rounded half to even",
+            "margin": self.margin,
+            "fill": list(self.fill),
+        }
+
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the whole image once it is resized."""
         if self.mode == "squash":

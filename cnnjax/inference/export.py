@@ -6,12 +6,10 @@ any number of them unless one is asked for; the JSON says how to prepare them.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +17,17 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
+from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write, read_json, replacing
 from cnnjax.data.sources.source import numbered_names
-from cnnjax.errors import UserError, one_line
+from cnnjax.errors import UserError, listed, one_line
+from cnnjax.inference import onnx_files, pixels, sidecar
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import Preset, count_params, create_model, variant
 from cnnjax.models.variants import preset_augment
@@ -42,6 +43,7 @@ from cnnjax.runs.record import make_record
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
+PIXEL_TOLERANCE = 2e-2  # of probabilities, by the largest: resized pixels differ by a level here and there
 PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
 Logits = Callable[[np.ndarray], np.ndarray]
 
@@ -51,6 +53,7 @@ class Format(NamedTuple):
 
     suffix: str
     write: Callable[[TrainedModel, Path, int | None], None]
+    write_whole: Callable[[TrainedModel, Path], None] | None  # with the preprocessing, from uint8 [H, W, C]
     read: Callable[[TrainedModel, Path], Logits]
 
 
@@ -63,7 +66,13 @@ class Exported:
 
 
 def export(
-    trained: TrainedModel, form: str, out: str | Path, *, half: bool = False, batch_size: int | None = None
+    trained: TrainedModel,
+    form: str,
+    out: str | Path,
+    *,
+    half: bool = False,
+    batch_size: int | None = None,
+    with_preprocessing: bool = False,
 ) -> Exported:
     """Writes a network that computes in float32, reads it back and compares its logits.
 
@@ -71,77 +80,60 @@ def export(
       form: a name of `FORMATS`; FILE.json beside `out` says how to prepare images. An error leaves no file.
       half: weights rounded to float16, for half the bytes.
       batch_size: the only one that the StableHLO or ONNX file accepts; None is any.
+      with_preprocessing: the graph takes one image, uint8 [H, W, C] of any size, and gives the probabilities
+        [K] of `predict`, which are compared in place of logits.
     """
     path = Path(out)
-    suffix, write, read = FORMATS[form]
+    suffix, write, write_whole, read = FORMATS[form]
     if path.suffix != suffix:
         raise UserError(f"out={out}: a file of format {form} ends in {suffix}")
     if not path.parent.is_dir():
         raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
+    if with_preprocessing:
+        _check_whole(trained, form, batch_size)
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
     dtype, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
     stored = dataclasses.replace(trained, variables=_cast(trained.variables, dtype))
     with replacing(path) as written:
-        write(stored, written, batch_size)
-        difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
+        if with_preprocessing and write_whole:
+            what, limit = "probabilities", PIXEL_TOLERANCE
+            write_whole(stored, written)
+            difference = _compare_whole(trained, read(trained, written))
+        else:
+            what = "logits"
+            write(stored, written, batch_size)
+            difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
         if not difference <= limit:
-            problem = f"the logits differ by {difference:.1e}, more than {limit}"
+            problem = f"the {what} differ by {difference:.1e}, more than {limit}"
             raise UserError(f"format {form}: {problem}; nothing is kept")
-    facts = description(trained, form, half, batch_size)
+    facts = sidecar.description(trained, form, half, batch_size, with_preprocessing)
     atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference)
 
 
-def description(trained: TrainedModel, form: str, half: bool, batch_size: int | None) -> dict[str, object]:
-    """What another program must know: preprocessing, classes, and the run's whole config."""
-    batch = batch_size or "batch"
-    return {
-        "format": form,
-        "weights": "float16" if half else "float32",
-        "model": trained.config.model,
-        "input": {"dtype": "float32", "shape": [batch, *trained.input_shape], "layout": "NHWC"},
-        "output": {"dtype": "float32", "shape": [batch, len(trained.class_names)], "values": "logits"},
-        "preprocessing": [{"name": name, **dict(arguments)} for name, arguments in trained.augment.steps],
-        "image_shape": list(trained.image_shape),
-        "class_names": list(trained.class_names),
-        "step": trained.step,
-        "config": trained.config.to_dict(),
-    }
-
-
-class Step(TypedDict):
-    """A step of the preprocessing; its other entries are the arguments."""
-
-    name: str
-
-
-class Facts(TypedDict):
-    """What is read of `description`."""
-
-    model: str
-    class_names: list[str]
-    preprocessing: list[Step]
-    image_shape: list[int]
+def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> None:
+    """Raises a UserError for a graph with the preprocessing that cannot be written."""
+    known = {"onnx": onnx_files.MODES, "stablehlo": pixels.KERNELS}.get(form)
+    if known is None or batch_size:
+        given = f"batch_size={batch_size}" if known else f"format {form}"
+        raise UserError(f"with_preprocessing: {given}; allowed: onnx or stablehlo, and no batch size")
+    if (how := trained.recipe.interpolation) not in known:
+        problem = f"format {form} cannot resize by {how!r}; allowed: {listed(list(known))}"
+        raise UserError(f"with_preprocessing: {problem}; export it without")
 
 
 def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
     """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
     path = Path(file)
-    sidecar = path.with_name(f"{path.name}.json")
-    facts = read_json(sidecar, Facts)
+    beside = path.with_name(f"{path.name}.json")
+    facts = read_json(beside, sidecar.Facts)
     try:
         model = create_model(facts["model"], num_classes=len(facts["class_names"]))
-        spec = "|".join(map(_call, facts["preprocessing"]))
+        spec = "|".join(map(sidecar.call, facts["preprocessing"]))
         augment = augment_lib.parse(spec, image_shape=facts["image_shape"])
     except (ValueError, TypeError) as error:
-        raise UserError(f"{sidecar} is damaged: {one_line(error)}") from None
+        raise UserError(f"{beside} is damaged: {one_line(error)}") from None
     return model, _read_variables(path), augment
-
-
-def _call(step: dict[str, object]) -> str:
-    """{"name": "crop", "size": [8, 8]} as 'crop(size=(8, 8))'."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in step.items()}
-    return f"{values.pop('name')}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
 
 
 def _read_variables(path: Path) -> Variables:
@@ -165,9 +157,27 @@ def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> flo
     return float(np.max(differences))
 
 
+def _compare_whole(trained: TrainedModel, probabilities: Logits) -> float:
+    """The largest difference from `predict`, by the largest probability, on smooth images of three sizes."""
+    height, width, channels = trained.image_shape
+    draw, differences = np.random.default_rng(0), []
+    for shape in ((2 * height, 3 * width), (height + height // 3, width + 1), (1 + height // 2, width)):
+        coarse = draw.integers(0, 256, (9, 9, channels), dtype=np.uint8)
+        image = recipes.Recipe(shape, shape, "bicubic", "squash").apply(coarse)
+        (own,) = trained.predict(image, batch_size=1)
+        differences.append(np.abs(probabilities(image) - own.probabilities).max() / own.probabilities.max())
+    return float(np.max(differences))
+
+
 def _forward(trained: TrainedModel) -> Callable[[jax.Array], jax.Array]:
     """image -> logits with the weights inside, kept in the dtype that they are stored in."""
     return lambda image: jnp.asarray(trained.model.apply(_cast(trained.variables, jnp.float32), image))
+
+
+def _probabilities(trained: TrainedModel) -> Callable[[jax.Array], jax.Array]:
+    """uint8 [1, *image_shape] -> probabilities [K], as `predict` computes them."""
+    forward = _forward(trained)
+    return lambda images: jax.nn.softmax(trained.protocol(forward, images))[0]
 
 
 def _write_safetensors(trained: TrainedModel, path: Path, batch_size: int | None) -> None:
@@ -182,9 +192,20 @@ def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
 
 def _write_stablehlo(trained: TrainedModel, path: Path, batch_size: int | None) -> None:
     batch = batch_size or jax_export.symbolic_shape("batch")[0]
-    image = jax.ShapeDtypeStruct((batch, *trained.input_shape), jnp.float32)
+    _save_stablehlo(_forward(trained), (batch, *trained.input_shape), jnp.float32, path)
+
+
+def _write_whole_stablehlo(trained: TrainedModel, path: Path) -> None:
+    probabilities, recipe = _probabilities(trained), trained.recipe
+    shape = (*jax_export.symbolic_shape("height, width"), trained.image_shape[2])
+    _save_stablehlo(lambda image: probabilities(pixels.cut(recipe, image)[None]), shape, jnp.uint8, path)
+
+
+def _save_stablehlo(
+    function: Callable[[jax.Array], jax.Array], shape: Sequence[object], dtype: DTypeLike, path: Path
+) -> None:
     with portable():
-        done = jax_export.export(jax.jit(_forward(trained)), platforms=PLATFORMS)(image)
+        done = jax_export.export(jax.jit(function), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, dtype))
     path.write_bytes(done.serialize())
 
 
@@ -194,42 +215,22 @@ def _read_stablehlo(trained: TrainedModel, path: Path) -> Logits:
 
 
 def _write_onnx(trained: TrainedModel, path: Path, batch_size: int | None) -> None:
-    try:
-        import onnx
-        from jax2onnx import to_onnx
-    except ImportError as error:
-        raise UserError(f"format onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
-    images = [(batch_size or "batch", *trained.input_shape)]
-    logging.disable(logging.WARNING)  # the converter reports each of its plugins
-    try:
-        with portable():
-            model = to_onnx(_forward(trained), images, model_name="cnnjax")
-    except Exception as error:  # whatever an operation that it lacks makes it raise
-        versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
-        advice = "format stablehlo may do, " + ("" if batch_size else "or batch_size=1, ")
-        raise UserError(
-            f"format onnx: {versions} cannot convert this network ({one_line(error, 160)}); {advice}"
-            "or versions that go together: pip install 'cnnjax[onnx]'"
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)
-    onnx.save(model, str(path))
+    advice = "format stablehlo may do, " + ("" if batch_size else "or batch_size=1, ")
+    shape = (batch_size or "batch", *trained.input_shape)
+    path.write_bytes(onnx_files.convert(_forward(trained), [shape], advice).SerializeToString())
 
 
-def _read_onnx(trained: TrainedModel, path: Path) -> Logits:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("format onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: session.run(None, {name: image})[0]
+def _write_whole_onnx(trained: TrainedModel, path: Path) -> None:
+    images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.uint8)
+    network = onnx_files.convert(_probabilities(trained), [images], "format stablehlo may do, ")
+    whole = onnx_files.with_recipe(network, trained.recipe, trained.image_shape[2])
+    path.write_bytes(whole.SerializeToString())
 
 
 FORMATS = {
-    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
-    "stablehlo": Format(".stablehlo", _write_stablehlo, _read_stablehlo),
-    "onnx": Format(".onnx", _write_onnx, _read_onnx),
+    "safetensors": Format(".safetensors", _write_safetensors, None, _read_safetensors),
+    "stablehlo": Format(".stablehlo", _write_stablehlo, _write_whole_stablehlo, _read_stablehlo),
+    "onnx": Format(".onnx", _write_onnx, _write_whole_onnx, lambda trained, path: onnx_files.load(path)),
 }
 
 
