@@ -21,6 +21,7 @@ __all__ = [
     "list_models",
     "load_dataset",
     "load_run",
+    "model_features",
     "train",
 ]
 
@@ -31,6 +32,7 @@ _PLACES = {
     "list_models": ("cnnjax.models", "list_models"),
     "load_dataset": ("cnnjax.data.datasets", "load"),
     "load_run": ("cnnjax.inference.model", "load_run"),
+    "model_features": ("cnnjax.models.pyramid", "model_features"),
     "train": ("cnnjax.runs.train", "train"),
 }
 

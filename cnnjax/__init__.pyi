@@ -3,6 +3,7 @@ from cnnjax.data.datasets import load as load_dataset
 from cnnjax.inference.model import load_run as load_run
 from cnnjax.models import create_model as create_model
 from cnnjax.models import list_models as list_models
+from cnnjax.models.pyramid import model_features as model_features
 from cnnjax.runs.evaluate import evaluate as evaluate
 from cnnjax.runs.train import train as train
 
@@ -13,6 +14,7 @@ __all__ = [
     "list_models",
     "load_dataset",
     "load_run",
+    "model_features",
     "train",
 ]
 __version__: str

@@ -18,6 +18,7 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
+from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
 from cnnjax.runs.facts import of_run, read_names
 from cnnjax.runs.folder import Run
@@ -73,6 +74,23 @@ class TrainedModel:
         rows = iter(self._probabilities(images, batch_size))
         return [x if isinstance(x, Failure) else self._prediction(name, next(rows), top) for name, x in batch]
 
+    def features(self, images: Images, layer: str | None = None, *, batch_size: int = 64) -> np.ndarray:
+        """What the network makes of images, as `predict` takes them: float32 [B, H, W, C] or [B, C].
+
+        `layer` is a stage ("stage4"), or another value by name (see `models.pyramid.layer_values`); None is
+        what the head reads, [B, C]. In the middle of the image, whatever the protocol.
+        """
+        if layer not in self._values:
+            values = functools.partial(layer_values, self.model, layer=layer)
+            self._values[layer] = jax.jit(lambda v, images: values(v, self.augment.preprocess(images)))
+        rows = [np.zeros((0, *self.input_shape), np.float32)[:, :0]]
+        for batch in self.batches(images, batch_size):
+            if failures := [image for _, image in batch if isinstance(image, Failure)]:
+                raise UserError(failures[0].reason)
+            stacked = self._filled([np.asarray(image) for _, image in batch], batch_size)
+            rows.append(np.asarray(self._values[layer](self.variables, stacked))[: len(batch)])
+        return np.concatenate(rows[1:] or rows)
+
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
         """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
         return image_files.read_batches(images, self.recipe, self.image_shape[2], batch_size)
@@ -102,6 +120,11 @@ class TrainedModel:
         return self.augment.output_shape
 
     @functools.cached_property
+    def _values(self) -> dict[str | None, Callable[[Variables, np.ndarray], jax.Array]]:
+        """The compiled functions of `features` by layer."""
+        return {}
+
+    @functools.cached_property
     def _apply(self) -> Callable[[Variables, np.ndarray], jax.Array]:
         def probabilities(variables: Variables, images: jax.Array) -> jax.Array:
             logits = self.protocol(lambda image: jnp.asarray(self.model.apply(variables, image)), images)
@@ -110,11 +133,14 @@ class TrainedModel:
         return jax.jit(probabilities)
 
     def _probabilities(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-        """float32 [B, K]; a short batch is filled up, so that one size is compiled."""
+        """float32 [B, K]."""
         if not images:
             return np.zeros((0, len(self.class_names)), np.float32)
-        full = [*images, *[images[0]] * (batch_size - len(images))]
-        return np.asarray(self._apply(self.variables, np.stack(full)))[: len(images)]
+        return np.asarray(self._apply(self.variables, self._filled(images, batch_size)))[: len(images)]
+
+    def _filled(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+        """A short batch filled up with its first image, so that one size is compiled."""
+        return np.stack([*images, *[images[0]] * (batch_size - len(images))])
 
     def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[:top]

@@ -50,7 +50,7 @@ class Stage:
     layer: Layer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Features:
     """A network up to some of its stages: `features(variables, image)` -> {name: float32 [B, H, W, C]}."""
 

@@ -21,7 +21,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
-from cnnjax.explore import report
+from cnnjax.explore import layers, report
 from cnnjax.explore.explain import explainer
 from cnnjax.inference import export
 from cnnjax.inference.model import Failure
@@ -55,6 +55,29 @@ def test_predictions_are_those_of_the_evaluation(trained, tiny_run, tiny_data):
         np.testing.assert_allclose([p.probabilities.max() for p in found], saved["confidence"], rtol=1e-5)
     assert [p.top[0][0] for p in found] == [source.class_names[p.probabilities.argmax()] for p in found]
     assert all(sum(share for _, share in p.top) == pytest.approx(1) for p in found)
+
+
+@pytest.mark.parametrize("layer", [None, "conv2", "norm1:out"])
+def test_features_are_values_of_the_forward_pass(trained, tiny_data, pictures, layer):
+    """Of arrays and of files, in batches of any size; the head makes the probabilities of them."""
+    images = datasets.load(tiny_data, "test").images[:5]
+    found = trained.features(images, layer, batch_size=2)
+    assert found.dtype == np.float32
+    prepared = trained.prepare(images)
+    if layer:
+        name = "norm2" if layer == "conv2" else layer  # the stage of two modules
+        wanted = layers.feature_maps(trained.model, trained.variables, prepared, [name])[name]
+    else:
+        wanted = layers.penultimate(trained.model, trained.variables, prepared)
+        head = trained.variables["params"]["head"]
+        shares = jax.nn.softmax(found @ np.asarray(head["kernel"]) + np.asarray(head["bias"]))
+        np.testing.assert_allclose(shares, [p.probabilities for p in trained.predict(images)], rtol=1e-4)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    by_file = trained.features(sorted(pictures.iterdir())[:4], layer)
+    np.testing.assert_allclose(by_file, found[:4], rtol=1e-4, atol=1e-5)
+    (pictures / "5.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"5\.png"):
+        trained.features(pictures)
 
 
 def test_a_protocol_averages_views_as_evaluation_does(trained, tiny_run, tiny_data):

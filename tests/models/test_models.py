@@ -14,6 +14,7 @@ from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
 from cnnjax.models import create_model, init_variables, list_models, variant, variants
+from cnnjax.models.pyramid import Stage, stages_of
 from tests.models import count_variant_params
 
 PARAMS = {"simple_cnn": 29034, "lenet5": 61706}
@@ -164,13 +165,26 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
     assert set(variables) <= {"params", "batch_stats"}
     if name == "lenet_300_100":  # it has no map at all
         with pytest.raises(UserError, match="no map"):
-            layers.trace(model, variables, image)
+            layers.trace(model, variables, image).layer(None)
         return
     scanned = model.clone(scan_blocks=True) if hasattr(model, "scan_blocks") else model
-    last = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32)).last_map
+    traced = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32))
+    last = traced.last_map
     assert 3 <= last.shape[0] == last.shape[1] <= 13, last
     assert not last.name.startswith("head")
     assert last.shape[2] >= (256 if logits.shape[1] == 1000 else 16)
+    check_stages(stages_of(traced, variables), size[0])
+
+
+def check_stages(stages: list[Stage], size: int) -> None:
+    """Of images of so many pixels a side: each stage is where its stride says, and none is left out."""
+    strides = [stage.stride for stage in stages]
+    assert len({stage.name for stage in stages}) == len(stages) > 1
+    assert strides == sorted(strides) and strides[-1] in (2, 4, 8, 16, 32)
+    for stage in stages:
+        side, _, width = stage.layer.shape
+        assert (side - 1) * stage.stride < size < (side + 6) * stage.stride + 16, stage
+        assert stage.width == width >= 3
 
 
 # Long compilations of cells that another member here has too.
