@@ -184,7 +184,8 @@ def _strides(jaxpr: Jaxpr, known: Strides) -> Strides:
         inputs = [known[v] for v in eqn.invars if not isinstance(v, Literal) and v in known]
         if not inputs:
             continue
-        stride = max((value for value in inputs if value is not None), default=None)
+        # Of two that are put together, the other may come from a smaller map that was enlarged.
+        stride = min((value for value in inputs if value is not None), default=None)
         if inner := inner_jaxpr(eqn):
             pairs = zip(inner.invars, eqn.invars, strict=False)
             given = {v: known[x] for v, x in pairs if not isinstance(x, Literal) and x in known}
