@@ -16,12 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from cnnjax.cli import main
+from cnnjax.models import create_model, init_variables
+from cnnjax.models.weights import files, to_torch
 from experiments.reliability.place import Fork, tiny_data
 
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.chmod", "os.truncate"}
+NET = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
 KILLED, LONGEST = 9, 300  # exit code; seconds that a command may take
 TIMES = {"seconds", "images_per_second", "data_wait_seconds", "compile_seconds"}
 SMALL = (
@@ -36,7 +40,7 @@ SMALL = (
 
 
 def prepare(folder: Path, *, run: bool = True) -> None:
-    """Makes what the commands read: a small data set, and a run on it."""
+    """Makes what the commands read: a small data set, with `run` also a run on it and a file of weights."""
     data = tiny_data(folder)
     for module in (
         "cli.sweep",
@@ -47,12 +51,22 @@ def prepare(folder: Path, *, run: bool = True) -> None:
         "inference.export",
     ):
         importlib.import_module(f"cnnjax.{module}")  # once for all copies of this process
-    train = [f"--config.data.name={data}", *SMALL]
+    words = ["train", f"--workdir={folder}/run", f"--config.data.name={data}", *SMALL]
     log = folder / "log"
-    if attempt(["train", f"--workdir={folder}/run", *train], folder / "none", 0, log)[0]:
-        raise SystemExit(f"the run failed:\n{log.read_text()[-3000:]}")
+    if run and (
+        attempt(words, folder / "none", 0, log)[0] or Fork(lambda: _write_weights(folder), log).wait()
+    ):
+        raise SystemExit(f"no run, or no weights:\n{log.read_text()[-3000:]}")
     gc.collect()
     gc.freeze()  # so that no copy looks through all that is imported, again and again
+
+
+def _write_weights(folder: Path) -> None:
+    """A file of weights of `NET` under torch's names."""
+    model = create_model(NET)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (32, 32, 3)))
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    files.write(folder / "net.safetensors", to_torch(variables, model))
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -66,6 +80,9 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "data inspect": ["data", "inspect", data, "--out={}/sheet.png"],
         "export": ["export", f"--workdir={run}", "--out={}/model.safetensors"],
         "report": ["report", run, run, "--out={}/comparison.html"],
+        "weights import": [
+            *("weights", "import", f"{folder}/net.safetensors", f"--model={NET}", "--workdir={}/run"),
+        ],
     }
 
 
