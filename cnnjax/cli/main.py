@@ -27,6 +27,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
   explore    a local page of a trained network           --workdir=DIR
   report     the page of a run, or of several compared   DIR...
+  probe      what its features tell of other classes     --model=NAME --weights=SOURCE --data=NAME
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
   data       list, prepare or inspect data sets          prepare NAME --out=DIR | inspect NAME --out=FILE.png
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B

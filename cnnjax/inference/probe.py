@@ -1,0 +1,149 @@
+"""How much the features of a network tell of other classes: a linear probe and k nearest neighbours.
+
+Features are standardized by the mean and deviation of the train split. The strength of the linear probe's
+penalty and k are chosen on a fifth of that split, drawn by seed with as much of each class; then all of it is
+learned, and the test split is looked at once.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cnnjax import config as config_lib
+from cnnjax.data.sources.source import Source
+from cnnjax.errors import UserError
+from cnnjax.inference.model import TrainedModel
+from cnnjax.runs.inputs import load_split
+
+if TYPE_CHECKING:
+    from sklearn.base import ClassifierMixin
+
+PENALTIES = tuple(10.0**power for power in (-4, -3, -2, -1, 0, 1))  # scikit-learn's C, its inverse
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The accuracy of one classifier on the test split, with Wilson's 95 % interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    chosen: float  # C of the linear probe, or k
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """See above."""
+
+    layer: str | None
+    width: int  # features of an image
+    num_train: int
+    num_test: int
+    num_classes: int
+    linear: Score
+    neighbours: Score
+
+
+def probe(
+    trained: TrainedModel,
+    data: str | None = None,
+    *,
+    layer: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Probe:
+    """Probes a layer of a network (see `TrainedModel.features`; maps are averaged over places) on a data set.
+
+    `data` is a name as of `config.data.name`, of any classes; None is the data set of the run. UserError
+    without scikit-learn, without labelled train and test splits, or if a class has a single image.
+    """
+    try:
+        import sklearn  # noqa: F401 - asked for before the images are read
+    except ImportError:
+        raise UserError("a probe needs scikit-learn; pip install 'cnnjax[probe]'") from None
+    sources = [open_images(trained, data, split) for split in ("train", "test")]
+    (features, labels), (others, wanted) = (pooled(trained, each, layer, batch_size) for each in sources)
+    names = sources[0].class_names
+    if (few := np.bincount(labels, minlength=len(names)).min()) < 2:
+        raise UserError(
+            f"{sources[0].name}: a class with {few} images to train with; a probe needs two of each"
+        )
+    mean, deviation = features.mean(0), features.std(0)
+    features, others = ((x - mean) / np.where(deviation > 0, deviation, 1.0) for x in (features, others))
+    scores = [_score(kind, features, labels, others, wanted, seed) for kind in (_linear, _neighbours)]
+    return Probe(layer, features.shape[1], len(labels), len(wanted), len(names), *scores)
+
+
+def open_images(trained: TrainedModel, data: str | None, split: str) -> Source:
+    """A split of a data set with its own classes, files brought to the network's size."""
+    config = trained.config
+    if data:
+        config = config_lib.default()
+        config.data.update(name=data, num_validation=0, size=max(trained.recipe.shape))
+    if config is None:
+        raise UserError("these weights come without images; name a data set, as in --data=folder:PATH")
+    return load_split(config, split, (), None, trained.recipe if data else None)
+
+
+def pooled(
+    trained: TrainedModel, source: Source, layer: str | None = None, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [N, D] of all images of a source, maps averaged over places, and labels int [N]."""
+    rows, labels = [], []
+    for start in range(0, len(source), batch_size):
+        examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
+        values = trained.features([each["image"] for each in examples], layer, batch_size=batch_size)
+        rows.append(values.reshape(len(values), -1, values.shape[-1]).mean(1))
+        labels += [int(each["label"]) for each in examples]
+    return np.concatenate(rows), np.asarray(labels)
+
+
+def interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927)."""
+    z, share = 1.959964, hits / count
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _linear(count: int) -> dict[float, "ClassifierMixin"]:
+    """Linear probes by their C, the strongest penalty first."""
+    from sklearn.linear_model import LogisticRegression
+
+    return {value: LogisticRegression(C=value, max_iter=1000) for value in PENALTIES}
+
+
+def _neighbours(count: int) -> dict[float, "ClassifierMixin"]:
+    """Nearest neighbours by k, of so many examples."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return {k: KNeighborsClassifier(k) for k in NEIGHBOURS if k <= count}
+
+
+def _score(
+    kind: Callable[[int], dict[float, "ClassifierMixin"]],
+    train: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    wanted: np.ndarray,
+    seed: int,
+) -> Score:
+    """The classifier that is best on a held-out fifth, learned again on all and tested."""
+    from sklearn.model_selection import train_test_split
+
+    held = max(round(len(labels) / 5), len(np.unique(labels)))
+    some, rest = train_test_split(np.arange(len(labels)), test_size=held, random_state=seed, stratify=labels)
+    made = kind(len(some))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a penalty so weak that the solver is still under way
+        held_out = {
+            v: c.fit(train[some], labels[some]).score(train[rest], labels[rest]) for v, c in made.items()
+        }
+        chosen = max(held_out, key=lambda value: held_out[value])  # the first of equals
+        hits = int((made[chosen].fit(train, labels).predict(test) == wanted).sum())
+    return Score(hits / len(wanted), *interval(hits, len(wanted)), chosen)
