@@ -85,7 +85,9 @@ FIELDS: dict[str, Field] = {
     ),
     "data.dir": Field("", "folder of the data set; '' searches those `cnnjax data` lists", resumable=True),
     "data.size": Field(
-        0, "resize image folders to this short side and crop the centre; 0 does not", _below(14, 0)
+        0,
+        "short side that image files are resized to, the centre cropped; 0: as they are, or init_from's",
+        _below(14, 0),
     ),
     "data.num_validation": Field(
         600, "held out of train by `seed` if the set has no validation split of its own; 0: none", _FROM_0

@@ -5,20 +5,25 @@ says of its weights, TIMM what timm 1.0 (`pretrained_cfg`) says of those whose n
 transforms of both packages were compared with `pillows` once.
 """
 
+import dataclasses
 import io
 import math
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from cnnjax.data.decode import decode_image
-from cnnjax.data.recipe import MOST_RESIZED, Recipe, covering, fast, read
+from cnnjax.data.recipe import INTERPOLATIONS, MOST_RESIZED, Recipe, covering, fast, read
 from cnnjax.errors import UserError
 from cnnjax.models import list_models, variant
 from cnnjax.models.variants import Preset, timm_preset
+from cnnjax.models.weights.published import published
 from cnnjax.runs.facts import preset_recipe
+from tests.data.test_sources import SHARED
 
+SAMPLES = SHARED / "imagenet-samples.zip"
 BILINEAR, BICUBIC = "bilinear", "bicubic"
 TORCHVISION = [
     *((224, resize, BILINEAR) for resize in (230, 232, 236, 242, 256)),
@@ -136,6 +141,32 @@ def test_timms_recipes_are_pillows(crop, part, how):
     for name in FEW[:1]:
         ours = decode_image(CORPUS[name], name, 3, recipe)
         assert_is(ours, pillows(CORPUS[name], crop, math.floor(crop / part), how), name)
+
+
+def test_every_published_recipe_is_pillows():
+    """Of the tables of weights that have names."""
+    data = CORPUS["noisy odd"]
+    for preset in dict.fromkeys(dataclasses.replace(row.preset, mean=None, std=None) for row in published()):
+        crop, how = preset.input_size[0], preset.interpolation
+        ours = decode_image(data, preset, 3, preset_recipe(preset, margin=False))
+        if preset.crop_mode == "center":
+            theirs = pillows(data, crop, preset.resize or crop, how)
+        else:
+            assert preset.crop_mode == "squash"
+            sides = (preset.resize, preset.resize)
+            theirs = np.asarray(cut_middle(upright(data).resize(sides, INTERPOLATIONS[how]), crop))
+        assert_is(ours, theirs, str(preset))
+
+
+@pytest.mark.skipif(not SAMPLES.is_file(), reason=f"needs {SAMPLES}")
+@pytest.mark.parametrize(("crop", "resize", "how"), [TORCHVISION[4], TORCHVISION[9], (299, 342, BILINEAR)])
+def test_twenty_real_photographs(crop, resize, how):
+    recipe = Recipe((resize,), (crop, crop), how)
+    with zipfile.ZipFile(SAMPLES) as archive:
+        names = [name for name in archive.namelist() if name.lower().endswith((".jpeg", ".jpg"))][::10]
+        for name in names[:20]:
+            data = archive.read(name)
+            assert_is(decode_image(data, name, 3, recipe), pillows(data, crop, resize, how), name)
 
 
 @pytest.mark.parametrize("name", CORPUS)
