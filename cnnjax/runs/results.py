@@ -149,5 +149,7 @@ def spread(values: Sequence[str], scale: float = 100, digits: int = 2) -> str:
     numbers = [scale * float(value) for value in values if value]
     if not numbers:
         return ""
-    deviation = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    finite = all(map(math.isfinite, numbers))  # `stdev` takes no others
+    apart = statistics.stdev(numbers) if finite and len(numbers) > 1 else math.nan
+    deviation = f" ± {apart:.{digits}f}" if len(numbers) > 1 else ""
     return f"{statistics.mean(numbers):.{digits}f}{deviation}"

@@ -17,7 +17,7 @@ from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints, Saver, describe
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Progress
-from cnnjax.runs.results import RESULTS, read_results
+from cnnjax.runs.results import RESULTS, read_results, spread
 from experiments.reliability import damage
 
 
@@ -48,6 +48,17 @@ def test_a_trial_without_damage_is_no_failure(place, command):
     ended, words = damage.trial(*place, command, "none", lambda path: None)
     refused = command == "weights export"  # SimpleCNN has no names in torch
     assert ended == ("refused" if refused else "done"), words
+
+
+def test_scores_that_are_not_finite_are_shown_as_such(place):
+    """As after a divergence, or by damage."""
+    test = json.loads((place[0] / "sound" / "test.json").read_text())
+    bad = json.dumps({**test, "loss": float("nan"), "macro": {**test["macro"], "f1": float("inf")}})
+    ended, words = damage.trial(*place, "report of two", "test.json", lambda path: path.write_text(bad))
+    assert ended == "done", words
+    assert spread(["inf", "1"], 1, 1) == "inf ± nan"
+    assert spread(["nan", "2"], 1, 1) == "nan ± nan"
+    assert spread(["0.5", "0.5"], 1, 1) == "0.5 ± 0.0"
 
 
 LINES = (
