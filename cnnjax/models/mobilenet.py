@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, conv_unit, logits
-from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out, he_normal
+from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out, he_normal
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 
@@ -33,21 +33,23 @@ class SeparableBlock(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """v2's block: 1x1 to `expansion` times the channels, 3x3 depthwise, linear 1x1 back; plus x if alike."""
+    """v2's block: 1x1 to `expansion` times the channels, depthwise, linear 1x1 back; plus x if alike."""
 
     features: int
     strides: int
     expansion: int
     unit: Constructor
     linear: Constructor
+    kernel_size: int = 3  # of the depthwise convolution
+    drop_path: Activation = ops.activation("identity")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1] * self.expansion
         y = self.unit(width, name="expand")(x) if self.expansion != 1 else x
-        y = self.unit(width, 3, self.strides, groups=width, name="depthwise")(y)
+        y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
         y = self.linear(self.features, name="project")(y)
-        return y + x if y.shape == x.shape else y
+        return self.drop_path(y) + x if y.shape == x.shape else y
 
 
 class MobileNetV1(Net):
@@ -128,7 +130,7 @@ VARIANTS = {
     "mobilenet_v1_075": _v1(0.75, 68.4),
     "mobilenet_v1_050": _v1(0.5, 63.7),
     "mobilenet_v1_025": _v1(0.25, 50.6),
-    "mobilenet_v2": Variant(MobileNetV2, *V2),
+    "mobilenet_v2": Variant(MobileNetV2, *V2, timm="mobilenetv2_100"),
 }
 
 
@@ -146,4 +148,18 @@ def _torch_name(path: str, model: MobileNetV2) -> str:
     return f"features.{sum(depths[: stage - 1]) + i}.conv.{within}"
 
 
-TORCH_NAMES = {MobileNetV2: TorchNames(_torch_name)}
+def timm_name(path: str, model: nn.Module) -> str:
+    """'stage2_block1/project/conv' -> 'blocks.1.0.conv_pwl', 'conv_pw' without expansion, for `model.stages`."""
+    if path == "head":
+        return "classifier"
+    block, *unit, layer = path.split("/")
+    if not unit:
+        return {"stem": ("conv_stem", "bn1"), "last": ("conv_head", "bn2")}[block][layer == "norm"]
+    stage, i = place(block)
+    expands = model.stages[stage - 1][0] > 1
+    index = ("expand", "depthwise", "project")[not expands :].index(unit[0])
+    convolution = (("dw", "pw"), ("pw", "dw", "pwl"))[expands][index]
+    return f"blocks.{stage - 1}.{i - 1}." + (f"conv_{convolution}" if layer == "conv" else f"bn{index + 1}")
+
+
+TORCH_NAMES = {MobileNetV2: (TorchNames(_torch_name), TorchNames(timm_name))}

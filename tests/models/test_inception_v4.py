@@ -18,6 +18,7 @@ from tests.models import count_variant_params
 
 # As timm counts them; the sizes between others are slow tests.
 BETWEEN = {"xception65", "ghostnet_100", "ghostnetv2_130"}
+BETWEEN |= {f"{prefix}efficientnet_lite{size}" for size in (1, 2, 3) for prefix in ("", "tf_")}
 BETWEEN |= {f"convnextv2_{size}" for size in ("femto", "pico", "nano", "tiny", "base", "large")}
 PARAMS = {
     "inception_v4": 42679816,
@@ -28,6 +29,11 @@ PARAMS = {
     "xception71": 42338736,
     "xception41p": 26907752,
     "xception65p": 39819560,
+    **{f"{prefix}efficientnet_lite0": 4652008 for prefix in ("", "tf_")},
+    **{f"{prefix}efficientnet_lite1": 5416680 for prefix in ("", "tf_")},
+    **{f"{prefix}efficientnet_lite2": 6092072 for prefix in ("", "tf_")},
+    **{f"{prefix}efficientnet_lite3": 8197096 for prefix in ("", "tf_")},
+    **{f"{prefix}efficientnet_lite4": 13006568 for prefix in ("", "tf_")},
     "ghostnet_050": 2587292,
     "ghostnet_100": 5182508,
     "ghostnet_130": 7358820,
@@ -167,6 +173,15 @@ TIMM_ENTRIES = {
         "pre_logits.fc2.weight": (4096, 4096, 1, 1),
         "head.fc.bias": (1000,),
     },
+    "mobilenet_v2": {
+        "conv_stem.weight": (32, 3, 3, 3),
+        "blocks.0.0.conv_pw.weight": (16, 32, 1, 1),
+        "blocks.1.0.bn1.running_mean": (96,),
+        "blocks.3.2.conv_dw.weight": (384, 1, 3, 3),
+        "blocks.6.0.conv_pwl.weight": (320, 960, 1, 1),
+        "bn2.weight": (1280,),
+        "classifier.bias": (1000,),
+    },
     "convnext_tiny": {
         "stem.0.weight": (96, 3, 4, 4),
         "stages.0.blocks.2.conv_dw.weight": (96, 1, 7, 7),
@@ -192,7 +207,12 @@ def test_families_of_torchvision_are_read_by_timms_names_too(name):
 
 @pytest.mark.filterwarnings("ignore:the ImageNet stem")
 @pytest.mark.parametrize(
-    "spec", ["vgg11(depths=(1, 1), widths=(2, 3), dense_widths=(4, 5))", "convnext_tiny(widths=(2, 3, 4, 5))"]
+    "spec",
+    [
+        "vgg11(depths=(1, 1), widths=(2, 3), dense_widths=(4, 5))",
+        "mobilenet_v2(width=0.125)",
+        "convnext_tiny(widths=(2, 3, 4, 5))",
+    ],
 )
 def test_a_file_with_timms_names_gives_the_same_variables(spec):
     model = create_model(spec)

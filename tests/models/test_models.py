@@ -106,6 +106,7 @@ TINY = {
     f"xception41(entry=(((4, 4, 4), 2),), {ALIGNED_ENDS})": (12, 12, 1),
     f"xception41p(entry=(((4, 4, 4), 2),), {ALIGNED_ENDS})": (12, 12, 1),
     "ghostnet_100(stem='cifar', stages=(((3, 2, 8, 6, True), (3, 1, 7, 6, False)),))": (12, 12, 3),
+    "tf_efficientnet_lite0(stem='cifar', stages=((1, 3, 1, 8, 1), (4, 5, 2, 8, 1)))": (13, 13, 1),
     "ghostnetv2_100(stem='cifar', gated_from=1, stages=(((3, 2, 8, 6, True),),))": (12, 12, 3),
     "convnextv2_atto(stem='cifar', stage_sizes=(1, 1), widths=(8, 16))": (14, 14, 1),
 }

@@ -36,6 +36,7 @@ TINY = {
     "InceptionResNetV2": ("inception_resnet_v2(width=0.125, cells=(2, 2, 1))", 75),
     "Xception": ("xception(width=0.02, middle=2)", 35),
     "AlignedXception": ("xception41p(entry=(((4, 4, 4), 2),), middle=((4, 4, 4),))", 32),
+    "EfficientNetLite": ("efficientnet_lite0(width=0.125)", 32),
     "GhostNet": ("ghostnetv2_100(width=0.25)", 64),
 }
 
