@@ -4,7 +4,7 @@ Liu 2020, as released for TensorFlow (tensorflow/tpu, models/official/efficientn
 Le 2019, 1905.11946. ReLU6 stands for SiLU; the stem's 32 channels, the last 1280, and the single blocks of
 the first and the last stage are not scaled. `tf_efficientnet_lite*` are the released nets: strided layers pad
 the bottom and right by one more, and batch normalization's epsilon is 1e-3; `efficientnet_lite*`, timm's, pad
-half the kernel, with 1e-5. Kernels are He-normal (fan-out), the classifier's uniform within 1 / sqrt(classes).
+half the kernel, with 1e-5. Kernels are He-normal (fan-out), the head's uniform within 1 / sqrt(classes).
 """
 
 import math

@@ -149,7 +149,7 @@ def _torch_name(path: str, model: MobileNetV2) -> str:
 
 
 def timm_name(path: str, model: nn.Module) -> str:
-    """'stage2_block1/project/conv' -> 'blocks.1.0.conv_pwl', 'conv_pw' without expansion, for `model.stages`."""
+    """'stage2_block1/project/conv' -> 'blocks.1.0.conv_pwl'; 'conv_pw' if `model.stages` do not expand it."""
     if path == "head":
         return "classifier"
     block, *unit, layer = path.split("/")
