@@ -7,6 +7,7 @@
     result = cnnjax.train(cnnjax.default_config(), "runs/first")   # as `cnnjax train`
     scores, predictions = cnnjax.evaluate("runs/first")            # as `cnnjax evaluate`
     cnnjax.load_run("runs/first").predict("images/")               # as `cnnjax predict`
+    cnnjax.load_model("resnet50").predict("cat.jpg")               # of torchvision, timm, the Hub, a file
 
 What a network has learned is shown by `cnnjax.explore`; all else lies in the modules by name.
 """
@@ -20,6 +21,7 @@ __all__ = [
     "evaluate",
     "list_models",
     "load_dataset",
+    "load_model",
     "load_run",
     "model_features",
     "train",
@@ -31,6 +33,7 @@ _PLACES = {
     "evaluate": ("cnnjax.runs.evaluate", "evaluate"),
     "list_models": ("cnnjax.models", "list_models"),
     "load_dataset": ("cnnjax.data.datasets", "load"),
+    "load_model": ("cnnjax.inference.model", "load_model"),
     "load_run": ("cnnjax.inference.model", "load_run"),
     "model_features": ("cnnjax.models.pyramid", "model_features"),
     "train": ("cnnjax.runs.train", "train"),

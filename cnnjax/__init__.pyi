@@ -1,5 +1,6 @@
 from cnnjax.config import default as default_config
 from cnnjax.data.datasets import load as load_dataset
+from cnnjax.inference.model import load_model as load_model
 from cnnjax.inference.model import load_run as load_run
 from cnnjax.models import create_model as create_model
 from cnnjax.models import list_models as list_models
@@ -13,6 +14,7 @@ __all__ = [
     "evaluate",
     "list_models",
     "load_dataset",
+    "load_model",
     "load_run",
     "model_features",
     "train",

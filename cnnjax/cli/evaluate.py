@@ -15,25 +15,20 @@ from cnnjax.errors import UserError
 @command("evaluate", like=load)
 def evaluate(
     *,
-    workdir: Workdir = None,
     split: Flag[str, "train, validation or test"] = "test",
     data: Flag[str | None, "another data set, its labels matched by class name"] = None,
-    class_names: Flag[str | None, "text file with one class name per line"] = None,
     json: Json = False,
     **chosen: Any,
 ) -> None:
-    """Prints the metrics of a run on one split."""
-    folder = run_folder(workdir)
-    from cnnjax.runs import compile_cache
-    from cnnjax.runs import evaluate as evaluate_lib
-    from cnnjax.runs.facts import of_run
-    from cnnjax.runs.folder import Run, plain
+    """Prints the metrics of a trained network on one split."""
+    from cnnjax.runs import compile_cache, loaded
+    from cnnjax.runs.evaluate import evaluate_loaded
+    from cnnjax.runs.folder import plain
 
     compile_cache.enable()
-    chosen |= {"split": split, "data": data, "class_names": class_names}
-    metrics = plain(evaluate_lib.evaluate(folder, **chosen)[0])
-    names = of_run(Run.open(folder)).named(class_names).class_names
-    print_result(metrics, json, *metrics_tables(metrics, names))
+    trained = loaded.load(**chosen)
+    metrics = plain(evaluate_loaded(trained, split=split, data=data)[0])
+    print_result(metrics, json, *metrics_tables(metrics, trained.facts.class_names))
 
 
 @command("replay")

@@ -1,5 +1,6 @@
 """`cnnjax explore` and `report`: pages of trained networks."""
 
+import dataclasses
 import sys
 from typing import Annotated as Flag
 
@@ -10,13 +11,22 @@ from cnnjax.errors import UserError
 
 
 @command("explore", like=load)
-def explore(*, port: Flag[int, "port on 127.0.0.1; 0 takes a free one", 0, 65535] = 8000, **run: str) -> None:
+def explore(
+    *,
+    port: Flag[int, "port on 127.0.0.1; 0 takes a free one", 0, 65535] = 8000,
+    data: Flag[str | None, "data set whose images excite the units (default: the run's)"] = None,
+    **run: str,
+) -> None:
     """Serves a page to explore a trained network, on this machine only."""
+    from cnnjax.runs.loaded import with_data
+
     try:
         from cnnjax.explore.page import server
     except ImportError as error:
         raise UserError(f"the page needs {error.name}; pip install 'cnnjax[explore]'") from None
-    server.serve(load(**run), port, announce=lambda address: print(f"open {address}", file=sys.stderr))
+    trained = load(**run)
+    trained = dataclasses.replace(trained, config=with_data(trained.config, data, trained.image_shape))
+    server.serve(trained, port, announce=lambda address: print(f"open {address}", file=sys.stderr))
 
 
 @command("report", words=ANY_NUMBER)

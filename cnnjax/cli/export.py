@@ -41,19 +41,19 @@ def weights(
     words: list[str],
     *,
     config: ConfigDict,
-    model: Flag[str | None, "the network of the file"] = None,
+    model: Flag[str, "the network of the weights, if they do not tell it"] = "",
     workdir: Flag[str | None, "run folder to write or to read"] = None,
+    class_names: Flag[str | None, "import: text file with one class name per line"] = None,
 ) -> None:
-    """Makes a run folder from a weights file, or writes the weights of a run under torch's names."""
+    """Makes a run folder from weights, or writes the weights of a run under torch's names."""
     if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
-        reading = "cnnjax weights import FILE --model=NAME --workdir=DIR"
+        reading = "cnnjax weights import FILE --model=NAME --workdir=DIR (or torchvision, hf:USER/NAME ...)"
         raise UserError(f"usage: {reading}, or cnnjax weights export FILE --workdir=DIR")
     from cnnjax.inference import export as exchange
 
     if words[0] == "export":
         say(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
         return
-    config.model = model or config.model
     config_lib.validate(config)
-    paths = exchange.import_weights(words[1], config, workdir)
+    paths = exchange.import_weights(words[1], config, workdir, model=model, class_names=class_names)
     say(f"imported {len(paths)} parameter arrays into {workdir}")

@@ -5,11 +5,13 @@ Exit codes: 0 done; 1 a file, a disk or the output cannot be read or written, or
 it, with nothing lost. One line says why, none if nobody reads the output.
 """
 
+import contextlib
 import importlib
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import logging
 
@@ -37,8 +39,10 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   replay     a non-finite step again, layer by layer     --workdir=DIR --step=N
   bench      speed of a training step, or of the input   train --model=NAME --against=torch | data
 
-`cnnjax COMMAND --help` lists the flags of a command."""
+Where --workdir=DIR names a trained run, --model=NAME --weights=torchvision names weights from elsewhere.
+`cnnjax COMMAND --help` lists the flags of a command; each also takes --offline, and asks no network then."""
 COMMANDS = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
+OFFLINE, VARIABLE = {"--offline", "-offline"}, "CNNJAX_OFFLINE"  # read in `data.fetch`
 # Files of the commands that share one. A command's libraries are imported when it runs, not before.
 SHARED = {"launch": "train", "report": "explore", "compile": "models", "weights": "export"}
 SHARED |= {"checkpoint": "evaluate", "replay": "evaluate"}
@@ -70,7 +74,8 @@ def run(args: list[str]) -> int:
     before = sys.stdout, sys.stderr
     terminal.guard()
     try:
-        code = _run(args)
+        with _offline(args):
+            code = _run([word for word in args if word not in OFFLINE])
         print(end="", flush=True)  # now, since Python itself would report a closed pipe as it ends
         return code
     except UserError as error:
@@ -92,6 +97,18 @@ def run(args: list[str]) -> int:
         raise
     finally:
         sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def _offline(args: list[str]) -> Iterator[None]:
+    """Forbids the network to this command and its processes, if the flag of all commands says so."""
+    before = os.environ.get(VARIABLE)
+    if OFFLINE & {*args}:
+        os.environ[VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None) if before is None else os.environ.update({VARIABLE: before})
 
 
 def _run(args: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated as Flag
 import numpy as np
 from rich.table import Table
 
-from cnnjax.cli.flags import ANY_NUMBER, Json, Workdir, command, run_folder
+from cnnjax.cli.flags import ANY_NUMBER, Json, Workdir, command
 from cnnjax.cli.tables import print_json, print_tables, say
 from cnnjax.errors import UserError
 
@@ -24,15 +24,26 @@ Named = Sequence[tuple[str, Any]]  # a name, and an image or why it cannot be re
 def load(
     *,
     workdir: Workdir = None,
+    model: Flag[str, "without --workdir: the network of --weights, if they do not tell it"] = "",
     checkpoint: Flag[str, "last, best, or a step"] = "last",
-    weights: Flag[str, "raw, or ema for the moving average"] = "raw",
+    weights: Flag[str, "raw or ema of a run; or torchvision, timm, hf:USER/NAME, a file"] = "raw",
     protocol: Flag[str | None, "views to average: center, ten_crop ... (default: the run's)"] = None,
+    class_names: Flag[str | None, "text file with one class name per line"] = None,
 ) -> "TrainedModel":
     """The trained network that these flags name."""
-    folder = run_folder(workdir)
-    from cnnjax.inference.model import load_run
+    from cnnjax.inference.model import usable
+    from cnnjax.runs import loaded
 
-    return load_run(folder, checkpoint=checkpoint, weights=weights, protocol=protocol)
+    return usable(
+        loaded.load(
+            workdir,
+            model=model,
+            weights=weights,
+            checkpoint=checkpoint,
+            protocol=protocol,
+            class_names=class_names,
+        )
+    )
 
 
 @command("predict", words=ANY_NUMBER, like=load)
@@ -46,7 +57,6 @@ def predict(
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
     method: Flag[str, "attribution method for --explain"] = "grad_cam",
     layer: Flag[str | None, "layer for --explain (default: the last map)"] = None,
-    class_names: Flag[str | None, "text file with one class name per line"] = None,
     **run: str,
 ) -> None:
     """Prints the most likely classes of images; --explain also draws what speaks for the first."""
@@ -63,8 +73,6 @@ def predict(
         images += files
         if others:
             say(f"{word}: left out {others}", error=True)
-    if class_names:
-        trained = trained.with_class_names(class_names)
     explainer = None
     if explain:
         from cnnjax.explore import explain as explain_lib

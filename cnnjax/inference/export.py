@@ -29,16 +29,16 @@ from cnnjax.data.sources.source import numbered_names
 from cnnjax.errors import UserError, listed, one_line
 from cnnjax.inference import onnx_files, pixels, sidecar
 from cnnjax.inference.model import TrainedModel
-from cnnjax.models import Preset, count_params, create_model, variant
+from cnnjax.models import count_params, create_model
 from cnnjax.models.variants import preset_augment
 from cnnjax.models.weights import files, to_torch
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
 from cnnjax.runs.checkpoints import Checkpoints, Saver
-from cnnjax.runs.facts import Facts as ImageFacts
-from cnnjax.runs.facts import preset_recipe
+from cnnjax.runs.facts import of_weights, preset_recipe
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import initial_variables
+from cnnjax.runs.loaded import read
+from cnnjax.runs.pretrained import Pretrained, resolve
 from cnnjax.runs.record import make_record
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
@@ -234,26 +234,33 @@ FORMATS = {
 }
 
 
-def import_weights(file: str | Path, config: ConfigDict, workdir: str | Path) -> list[str]:
-    """Makes a run folder of a weights file, which can be evaluated like one that was trained here.
+def import_weights(
+    source: str | Path,
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    model: str = "",
+    class_names: str | None = None,
+) -> list[str]:
+    """Makes a run folder of weights from elsewhere, which can be evaluated like one that was trained here.
 
-    `config.model` names the network; the preprocessing of its preset is filled in, but not over another
-    `config.augment.eval` than the default one. The file has the names of torch, see `files.read`; if one does
-    not fit, no folder is made. Returns the paths of the parameters.
+    `model` is a name or spec, for weights that do not tell it. Their preprocessing is filled in, unless
+    `config.augment.eval` is given. If they do not fit, no folder is made. Returns the parameters' paths.
     """
-    preset = variant(config.model).preset
+    found = resolve(str(source), model)
+    network, variables = read(found)
+    config.model, own = found.spec, found.data or {}
     if config.augment.eval == config_lib.default().augment.eval:
-        config.augment.eval = preset_augment(preset)
-    recipe = preset_recipe(preset)
-    config.augment.train, config.data.size = config.augment.eval, recipe.shape[0]
+        config.augment.eval = own.get("eval_augment") or preset_augment(found.preset)
+    config.augment.train = config.augment.eval
+    config.data.size = own["image_shape"][0] if own else preset_recipe(found.preset).shape[0]
     config_lib.validate(config)
-    model = create_model(config.model)
-    variables = initial_variables(file, model, preset.input_size, spec=config.model)
+    data = imported_data(config, found, network.num_classes, class_names)
     run = Run.create(workdir, config, fingerprint="")
     with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
         if not _imported(saved, variables):
             facts = {"spec": config.model, "num_params": count_params(variables["params"])}
-            data = imported_data(config, preset, model.num_classes)
+            facts |= {"weights": found.source, "license": found.license}
             run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
             saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
     return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
@@ -271,19 +278,19 @@ def _imported(saved: Saver, variables: Variables) -> bool:
     return True
 
 
-def imported_data(config: ConfigDict, preset: Preset, num_classes: int) -> dict[str, Any]:
+def imported_data(
+    config: ConfigDict, found: Pretrained, num_classes: int, class_names: str | None
+) -> dict[str, Any]:
     """What the run record says of the images of imported weights; {} if their mean cannot be known."""
-    info, channels = DATASETS.get(config.data.name), preset.input_size[2]
-    if info and (info.num_classes, info.image_shape[2]) != (num_classes, channels):
-        info = None
-    if not info and preset.mean is None and "mean=" not in config.augment.eval:
+    info, channels = DATASETS.get(config.data.name), found.preset.input_size[2]
+    if not info or (info.num_classes, info.image_shape[2]) != (num_classes, channels):
+        known: dict[str, Any] = {}
+    else:
+        known = {"mean": info.mean, "std": info.std}
+        found = dataclasses.replace(found, class_names=found.class_names or info.class_names)
+    if not known and not found.data and found.preset.mean is None and "mean=" not in config.augment.eval:
         return {}
-    recipe = preset_recipe(preset)
-    shape = (*recipe.shape, channels)
-    mean, std = (info.mean, info.std) if info else (None, None)
-    augment = augment_lib.parse(config.augment.eval, image_shape=shape, mean=mean, std=std)
-    names = info.class_names if info else numbered_names(num_classes)
-    return ImageFacts(tuple(names), shape, augment, recipe, None).record()
+    return of_weights(found, num_classes, class_names, config.augment.eval, **known).record()
 
 
 def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:

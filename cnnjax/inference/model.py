@@ -1,4 +1,4 @@
-"""A trained network, ready to use: `load_run(workdir).predict(images)`."""
+"""A trained network, ready to use: `load_model("resnet50").predict(images)`."""
 
 import dataclasses
 import functools
@@ -20,9 +20,9 @@ from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
-from cnnjax.runs.facts import of_run, read_names
-from cnnjax.runs.folder import Run
-from cnnjax.runs.network import trained
+from cnnjax.runs import loaded
+from cnnjax.runs.facts import read_names
+from cnnjax.runs.loaded import Loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """The network of a run folder with its preprocessing: `model.apply(variables, prepare(images))`."""
+    """A network with its preprocessing: `model.apply(variables, prepare(images))`."""
 
-    path: Path
-    config: ConfigDict
+    name: str  # the run folder, or the source of the weights
+    spec: str  # of `create_model`
+    config: ConfigDict | None  # of the run; None of weights from elsewhere
     step: int  # of the checkpoint
     model: nn.Module
     variables: Variables
@@ -158,9 +159,30 @@ def load_run(
       weights: "raw", or "ema" for the moving average.
       protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
     """
-    run = Run.open(workdir)
-    config, facts = run.config(), of_run(run)
-    step, model, views, variables = trained(run, config, facts, checkpoint, weights, protocol)
-    variables = jax.tree.map(jnp.asarray, variables)
-    images = facts.eval_augment, views, facts.image_shape, facts.class_names, facts.recipe
-    return TrainedModel(run.path, config, step, model, variables, *images)
+    return usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
+
+
+def load_model(
+    model: str = "",
+    weights: str = "torchvision",
+    *,
+    protocol: str | None = None,
+    class_names: str | Path | None = None,
+) -> TrainedModel:
+    """A trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.
+
+    Args:
+      model: a name of `list_models()` or a spec; "" if the weights tell it.
+      weights: "torchvision", "timm" or "hf:USER/NAME", each also with a tag or revision, an https address, a
+        file, or a run folder; see docs/pretrained.md.
+      protocol: views of an image that `predict` averages, see `data.augment.views`.
+      class_names: a text file with one class name per line, for weights whose classes nobody names.
+    """
+    return usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
+
+
+def usable(it: Loaded) -> TrainedModel:
+    """A loaded network, its variables as JAX arrays."""
+    variables, facts = jax.tree.map(jnp.asarray, it.variables), it.facts
+    images = facts.eval_augment, it.protocol, facts.image_shape, facts.class_names, facts.recipe
+    return TrainedModel(it.name, it.spec, it.config, it.step, it.model, variables, *images)

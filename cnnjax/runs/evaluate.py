@@ -10,9 +10,9 @@ import numpy as np
 
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
-from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run, plain
-from cnnjax.runs.network import Network, trained
+from cnnjax.runs.loaded import Loaded, load, with_data
+from cnnjax.runs.network import Network
 from cnnjax.training import metrics, parallel
 from cnnjax.training.steps import eval_step
 
@@ -50,44 +50,47 @@ class Evaluator:
 
 
 def evaluate(
-    workdir: str | Path,
+    workdir: str | Path | None = None,
     *,
     split: str = "test",
-    checkpoint: str = "last",
-    weights: str = "raw",
     data: str | None = None,
-    protocol: str | None = None,
-    class_names: str | Path | None = None,
+    **chosen: Any,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Evaluates a run on every image of a split, each counted once.
+    """Evaluates a trained network on every image of a split, each counted once.
 
     Args:
       split: "test", "validation" or "train" (without what is held out).
-      checkpoint: "last", "best" (on validation), or a step.
-      weights: "raw", or "ema" for the moving average.
-      data: another data set, by name, prepared as the run's own was, its labels matched by class name; it may
-        lack classes and other splits. None is the run's own, refused if its images have changed.
-      protocol: one of `data.augment.views`; None is the run's own.
-      class_names: a file that names the run's classes, one a line; None are the recorded names.
+      data: another data set, by name, prepared as the network's own was, its labels matched by class name; it
+        may lack classes and other splits. None is the run's own, refused if its images have changed.
+      chosen: model, weights, checkpoint, protocol and class_names, see `loaded.load`.
 
     Returns the scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one
     row an image in the order of the split.
     """
-    run = Run.open(workdir)
-    config, facts = run.config(), of_run(run).named(class_names)
-    config.eval_protocol = protocol or config.eval_protocol
-    if data:
-        config.data.update(name=data, num_validation=0, size=facts.image_shape[0], test_split="test")
-    step, model, views, variables = trained(run, config, facts, checkpoint, weights)
-    network = Network(config, parallel.make_mesh("", None), facts, views, model)
-    variables = parallel.put(variables, network.replicated)
+    network = load(workdir, **chosen)
+    return evaluate_loaded(network, split=split, data=data)
+
+
+def evaluate_loaded(
+    trained: Loaded, *, split: str = "test", data: str | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The same of a network that is loaded."""
+    facts = trained.facts
+    config = with_data(trained.config, data, facts.image_shape)
+    if not config:
+        hint = "name a data set, as in --data=folder:PATH"
+        raise UserError(f"weights {trained.name} come without images; {hint}")
+    config.eval_protocol = trained.protocol.spec
+    network = Network(config, parallel.make_mesh("", None), facts, trained.protocol, trained.model)
+    variables = parallel.put(trained.variables, network.replicated)
+    run = Run.open(trained.name) if trained.config and not data else None
     with cpu.chosen(config.cpu_kernels):
         try:
-            evaluator = Evaluator(network, split, None if data else run)
+            evaluator = Evaluator(network, split, run)
         except UserError as error:
             raise UserError(str(error).replace("config.data.name", "data", bool(data))) from None
         scores, predictions = evaluator(variables)
-    return {"step": step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
+    return {"step": trained.step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
 
 
 def test_scores(

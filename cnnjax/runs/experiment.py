@@ -27,6 +27,7 @@ from cnnjax.runs.facts import check_head, of_images, open_train, parse_augment, 
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
+from cnnjax.runs.pretrained import place_of
 from cnnjax.runs.teacher import Teacher, make_teacher
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 from cnnjax.training.steps import TrainMetrics, TrainState, init_state, run_init
@@ -217,8 +218,9 @@ def build(
     initial = None
     if config.init_from:
         check_head(config, facts)
+        start, shape = place_of(config.init_from, config.model), eval_augment.output_shape
         asked = {"head": config.init_head, "spec": "" if before else config.model}
-        initial = initial_variables(config.init_from, model, eval_augment.output_shape, **asked)
+        initial = initial_variables(start, model, shape, **asked)
     learned = tx, schedule, per_epoch, total_steps, initial, make_teacher(config, augment, facts, mesh)
     experiment = Experiment(config, mesh, facts, protocol, model, source, augment, *learned)
     with errors_name_fields("optimizer.name"):

@@ -20,14 +20,17 @@ from cnnjax.data.augment.chain import Augmentation, explicit_spec
 from cnnjax.data.files import read_file
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
-from cnnjax.data.sources.classes import numbered
+from cnnjax.data.sources.classes import known_as, numbered
 from cnnjax.data.sources.sets import SeveralSizes
-from cnnjax.data.sources.source import Shape, Source, listed
+from cnnjax.data.sources.source import Shape, Source, listed, numbered_names
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
-from cnnjax.models import Preset, variant
+from cnnjax.models import Preset
+from cnnjax.models.variants import preset_augment
 from cnnjax.runs.folder import Run, naming
 from cnnjax.runs.inputs import load_split
+from cnnjax.runs.pretrained import Pretrained, is_run, resolve
+from cnnjax.runs.record import DataFacts
 
 Statistics = dict[str, Any]  # mean, std and covariance of the channels, as far as augmentations need them
 
@@ -82,9 +85,12 @@ def read_names(file: str | Path, count: int) -> tuple[str, ...]:
 def recorded(run: Run) -> Facts | None:
     """The facts in a run's record; None if it is from before they were written."""
     data = run.read_json("record.json").get("data", {})
-    if "image_shape" not in data:
-        return None
-    file, shape = run.path / "record.json", tuple(data["image_shape"])
+    return _read(data, run.path / "record.json") if "image_shape" in data else None
+
+
+def _read(data: DataFacts, file: Path) -> Facts:
+    """What `Facts.record` wrote; a UserError names the file if it is damaged."""
+    shape = tuple(data.get("image_shape", ()))
     if len(shape) != 3 or min(shape) < 1 or not {"eval_augment", "class_names"} <= data.keys():
         raise UserError(f"{file} is damaged: data has no whole image_shape, eval_augment, class_names")
     with naming(file):
@@ -92,7 +98,8 @@ def recorded(run: Run) -> Facts | None:
         recipe = recipes.read(data["recipe"]) if "recipe" in data else _before_recipes(shape)
         if recipe.shape != shape[:2]:
             raise UserError(f"the recipe gives {recipe.shape}, data.image_shape is {list(shape)}")
-    return Facts(tuple(data["class_names"]), shape, augment, recipe, data.get("statistics"))
+    known: Any = data.get("statistics")
+    return Facts(tuple(data["class_names"]), shape, augment, recipe, known)
 
 
 def _before_recipes(shape: Shape) -> Recipe:
@@ -145,18 +152,56 @@ def resumed(config: ConfigDict, workdir: str | Path) -> Facts | None:
 
 
 def started_from(config: ConfigDict) -> Facts | None:
-    """The facts of the run that `config.init_from` names."""
-    path = Path(config.init_from)
-    return recorded(Run(path)) if config.init_from and (path / "record.json").is_file() else None
+    """The facts of the network that `config.init_from` names, if it was trained here."""
+    if found := _pretrained(config):
+        return _read(found.data, Path(found.source)) if found.data else None
+    return recorded(Run(config.init_from)) if config.init_from else None
+
+
+def _pretrained(config: ConfigDict) -> Pretrained | None:
+    """The weights that `config.init_from` names, if they are none of a run folder."""
+    source = config.init_from
+    return resolve(source, config.model) if source and not is_run(source) else None
+
+
+def of_weights(
+    found: Pretrained,
+    num_classes: int,
+    class_names: str | Path | None = None,
+    augment: str = "",
+    **known: Any,
+) -> Facts:
+    """The facts of weights from elsewhere, which have a head of so many classes.
+
+    `class_names` is a file that names them, one a line; unknown names are numbers. `augment` stands in place
+    of their own normalization, `known` are the mean and std of the data set that it may need.
+    """
+    names = found.class_names or numbered_names(num_classes)
+    if class_names:
+        names = read_names(class_names, num_classes)
+    elif len(names) != num_classes:
+        counts = f"its head has {num_classes} classes, {len(names)} have names"
+        raise UserError(f"{found.source}: {counts}; give a file of all names as class_names, one a line")
+    if found.data:
+        return dataclasses.replace(_read(found.data, Path(found.source)), class_names=names)
+    if found.preset.mean is None and not augment:
+        problem = "nobody says by what mean and std its images are normalized"
+        advice = "`cnnjax weights import` takes --config.augment.eval='normalize(mean=..., std=...)'"
+        raise UserError(f"{found.source}: {problem}; {advice}")
+    recipe = preset_recipe(found.preset)
+    shape = (*recipe.shape, found.preset.input_size[2])
+    parsed = augment_lib.parse(augment or preset_augment(found.preset), image_shape=shape, **known)
+    return Facts(names, shape, parsed, recipe, None)
 
 
 def check_head(config: ConfigDict, facts: Facts) -> None:
     """Raises a UserError if weights start with a head for as many classes of other names."""
-    start = started_from(config)
-    if not start or config.init_head == "new" or start.class_names == facts.class_names:
+    found, start = _pretrained(config), started_from(config)
+    known = start.class_names if start else found.class_names if found else ()
+    names = known, facts.class_names
+    if config.init_head == "new" or len(known) != len(names[1]) or any(map(numbered, names)):
         return
-    names = [each.class_names for each in (start, facts)]
-    if len(names[0]) == len(names[1]) and not any(map(numbered, names)):
+    if [*map(known_as, known)] != [*map(known_as, names[1])]:
         problem = f"its head knows {listed(names[0])}; these images are of {listed(names[1])}"
         raise UserError(
             f"config.init_from={config.init_from}: {problem}; draw it anew with config.init_head=new"
@@ -209,21 +254,16 @@ def weights_recipe(config: ConfigDict) -> Recipe | None:
     if start := started_from(config):
         fast = start.recipe.mode == "square"
         return recipes.covering(*start.recipe.shape) if fast else dataclasses.replace(start.recipe, margin=0)
-    preset = _preset(config)
-    return preset_recipe(preset, margin=False) if preset else None
-
-
-def _preset(config: ConfigDict) -> Preset | None:
-    """The preset of the weights file that `config.init_from` names."""
-    return variant(config.model).preset if Path(config.init_from).is_file() else None
+    found = _pretrained(config)
+    return preset_recipe(found.preset, margin=False) if found else None
 
 
 def _normalization(config: ConfigDict, channels: int) -> Statistics:
     """Mean and std that the weights of `config.init_from` were trained with, if they fit these channels."""
     if start := started_from(config):
         known = dict(dict(start.eval_augment.steps).get("normalize", ()))
-    elif preset := _preset(config):
-        known = {"mean": preset.mean, "std": preset.std} if preset.mean else {}
+    elif found := _pretrained(config):
+        known = {"mean": found.preset.mean, "std": found.preset.std} if found.preset.mean else {}
     else:
         return {}
     values = {name: np.atleast_1d(value).tolist() for name, value in known.items()}

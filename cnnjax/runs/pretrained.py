@@ -24,7 +24,7 @@ from cnnjax.runs import hub
 from cnnjax.runs.record import DataFacts
 
 FORMS = "torchvision, timm, torchvision:MODEL:TAG, timm:MODEL.TAG, hf:USER/NAME, an https address, a file"
-RAW, EMA = "raw", "ema"  # weights of a run folder, which are no sources
+IN_A_RUN = ("raw", "ema")  # weights of a run folder, which are no sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,16 @@ def resolve(source: str, model: str = "") -> Pretrained:
             f"{source} is neither a run folder nor a weights file; allowed: a run folder, {FORMS}"
         )
     return _of_file(path, source, model)
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a source of weights is a run folder."""
+    return (Path(source).expanduser() / "checkpoints").is_dir()
+
+
+def place_of(source: str, model: str = "") -> str | Path:
+    """The run folder that a source is, or the file that it stands for."""
+    return source if is_run(source) else resolve(source, model).file
 
 
 def _of_table(kind: str, rest: str, model: str) -> Pretrained:

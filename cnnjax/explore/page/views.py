@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from cnnjax import ops
+from cnnjax.data.datasets import official_splits
 from cnnjax.data.decode import FORMATS
 from cnnjax.data.files import check_kind
 from cnnjax.errors import UserError, by_name, unknown, visible
@@ -51,10 +52,11 @@ class Views:
 
     def model(self) -> Answer:
         """The network, and the choices of the page."""
+        config = self.trained.config
         return {
-            "model": self.trained.config.model,
-            "run": visible(self.trained.path),
-            "data": visible(self.trained.config.data.name),
+            "model": self.trained.spec,
+            "run": visible(self.trained.name),
+            "data": visible(config.data.name if config else "no data set"),
             "classes": list(map(visible, self.trained.class_names)),
             "layers": [{"name": name, "shape": list(shape)} for name, shape in self.maps.items()],
             "pictures": list(PICTURES),
@@ -118,7 +120,10 @@ class Views:
     def _test_images(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Images of the test split as the network sees them, and in batches as the data set has them."""
         known = self.trained.class_names, self.trained.image_shape, self.trained.recipe
-        source = load_split(self.trained.config, "test", *known)
+        if not (config := self.trained.config):
+            raise UserError(f"weights {self.trained.name} come without images; start with --data=folder:PATH")
+        splits = official_splits(config.data.name, config.data.dir or None)
+        source = load_split(config, "test" if "test" in splits else splits[0], *known)
         raw = np.stack([source[i]["image"] for i in range(min(PATCH_IMAGES, len(source)))])
         whole = len(raw) - PATCH_BATCH + 1  # a last batch that is not full is left out
         batches = [raw[i : i + PATCH_BATCH] for i in range(0, whole, PATCH_BATCH)] or [raw]

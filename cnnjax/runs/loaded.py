@@ -1,0 +1,122 @@
+"""A trained network with what it knows of its images: of a run folder, or of weights from elsewhere."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from flax.errors import FlaxError
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.data.augment import views
+from cnnjax.data.sources.source import Shape
+from cnnjax.errors import UserError, one_line
+from cnnjax.models import create_model
+from cnnjax.models.weights import files
+from cnnjax.models.weights.torch import Variables, convert_into, num_classes
+from cnnjax.runs.facts import Facts, of_run, of_weights
+from cnnjax.runs.folder import Run
+from cnnjax.runs.network import check_protocol, trained
+from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """See above."""
+
+    name: str  # the run folder, or the source of the weights
+    spec: str  # of `create_model`
+    step: int  # of the checkpoint; 0 of weights from elsewhere
+    config: ConfigDict | None  # of the run; None of weights from elsewhere
+    facts: Facts
+    model: nn.Module
+    protocol: views.Protocol
+    variables: Variables
+    license: str = ""
+
+
+def load(
+    workdir: str | Path | None = None,
+    *,
+    model: str = "",
+    weights: str = "raw",
+    checkpoint: str = "last",
+    protocol: str | None = None,
+    class_names: str | Path | None = None,
+) -> Loaded:
+    """The trained network of a run folder, or of a source of weights, see `pretrained.resolve`.
+
+    Args:
+      model: a name or spec, for weights that do not tell it.
+      weights: of a run "raw", or "ema" for the moving average; else a source.
+      checkpoint: of a run: "last", "best" (on validation), or a step.
+      protocol: views of an image that are averaged, see `data.augment.views`; None is the run's own.
+      class_names: a file that names the classes, one a line; None are those that are known, or numbers.
+    """
+    if not workdir and is_run(weights):
+        workdir, weights = weights, "raw"
+    if not workdir:
+        if weights in IN_A_RUN:
+            hint = "or weights from elsewhere, as in --model=resnet50 --weights=torchvision"
+            raise UserError(f"--workdir is missing; name the run folder that `cnnjax train` wrote, {hint}")
+        return _of_weights(resolve(weights, model), protocol, class_names)
+    if weights not in IN_A_RUN or model:
+        given = f"--model={model}" if model else f"--weights={weights}"
+        allowed = f"allowed with --workdir: --weights={' or '.join(IN_A_RUN)}"
+        raise UserError(f"{given} names a network from elsewhere, --workdir={workdir} a run; {allowed}")
+    run = Run.open(workdir)
+    config, facts = run.config(), of_run(run).named(class_names)
+    config.eval_protocol = protocol or config.eval_protocol
+    step, network, looks, variables = trained(run, config, facts, checkpoint, weights)
+    return Loaded(str(run.path), config.model, step, config, facts, network, looks, variables)
+
+
+def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path | None) -> Loaded:
+    network, variables = read(found)
+    facts = of_weights(found, network.num_classes, class_names)
+    image = jax.ShapeDtypeStruct((1, *facts.eval_augment.output_shape), jnp.float32)
+    try:
+        jax.eval_shape(network.apply, variables, image)
+    except (FlaxError, TypeError, ValueError) as error:
+        raise UserError(f"{found.spec} cannot take the images of {found.source}: {one_line(error)}") from None
+    spec = protocol or config_lib.default().eval_protocol
+    looks = views.parse(spec, facts.eval_augment, facts.image_shape)
+    check_protocol(found.spec, network, looks, variables)
+    return Loaded(found.source, found.spec, 0, None, facts, network, looks, variables, found.license)
+
+
+def with_data(config: ConfigDict | None, data: str | None, image_shape: Shape) -> ConfigDict | None:
+    """A run's config, or the default one, with another data set in the network's shape."""
+    if not data:
+        return config
+    data_fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
+    return config_lib.assign(
+        config or config_lib.default(), {f"data.{field}": value for field, value in data_fields.items()}
+    )
+
+
+def read(found: Pretrained) -> tuple[nn.Module, Variables]:
+    """The network with as many classes as the weights have, and its variables, float32 arrays."""
+    arrays, shape = files.read(found.file), found.preset.input_size
+    network = create_model(found.spec)
+    try:
+        if all(name.startswith(("params/", "batch_stats/")) for name in arrays):  # names of here
+            tree = traverse_util.unflatten_dict(arrays, sep="/")
+            variables = {"params": {}, "batch_stats": {}, **tree}
+            return network.clone(num_classes=_classes(variables)), variables
+        if classes := num_classes(arrays, network, shape):
+            network = create_model(found.spec, num_classes=classes)
+        return network, convert_into(arrays, network, shape)
+    except UserError as error:
+        raise UserError(f"{found.source}: {error}") from None
+
+
+def _classes(variables: Variables) -> int:
+    """The classes of a tree of names of here."""
+    try:
+        return int(variables["params"]["head"]["bias"].shape[0])
+    except (KeyError, TypeError, IndexError):
+        raise UserError("it has no params/head/bias, which every network here has") from None
