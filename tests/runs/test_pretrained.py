@@ -10,8 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import cnnjax
+from cnnjax import config as config_lib
+from cnnjax.cli import main
 from cnnjax.data import fetch as fetch_lib
+from cnnjax.data.datasets import load
 from cnnjax.data.fetch import NoNetwork
 from cnnjax.data.sources.classes import imagenet_ids, imagenet_names
 from cnnjax.errors import UserError
@@ -19,13 +24,15 @@ from cnnjax.models import create_model, init_variables, variants
 from cnnjax.models.variants import Preset
 from cnnjax.models.weights import files, published, to_torch
 from cnnjax.runs import hub, pretrained
+from cnnjax.runs.experiment import build
 from cnnjax.runs.pretrained import resolve
 from tests.loopback import Server, serving
 
-MODEL = "squeezenet1_1"
+MODEL = "resnet18"
+SPEC = 'resnet18(stage_sizes=(1,1),widths=(4,8),stem="cifar")'  # a small one, with torch's names
 COMMIT, OTHER = "1" * 40, "2" * 40
 CONFIG = {
-    "architecture": "squeeze_there",
+    "architecture": "resnet_there",
     "num_classes": 3,
     "label_names": ["ant", "bee", "cat"],
     "pretrained_cfg": {
@@ -43,10 +50,10 @@ CONFIG = {
 
 def weights(num_classes: int = 3) -> dict[str, np.ndarray]:
     """A state dict of torch's names, all of its values small."""
-    model = create_model(MODEL, num_classes=num_classes)
+    model = create_model(SPEC, num_classes=num_classes)
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64, 3)))
     draw = np.random.default_rng(0)
-    arrays = jax.tree.map(lambda leaf: draw.normal(0, 0.05, leaf.shape).astype(np.float32), shapes)
+    arrays = jax.tree.map(lambda leaf: draw.uniform(0, 0.05, leaf.shape).astype(np.float32), shapes)
     return to_torch(arrays, model)
 
 
@@ -77,16 +84,16 @@ def table(monkeypatch, tmp_path, body):
     digits = hashlib.sha256(body).hexdigest()[:8]
     how = {"interpolation": "bilinear", "mean": "0.5 0.5 0.5", "std": "0.2 0.2 0.2", "license": "BSD"}
     scores = {"top1": 58.1, "top5": 80.6, "crop": 32, "resize": 36, "params": 1, "recipe": ""}
-    row = {"model": MODEL, "tag": "V1", "default": 0, "file": f"squeeze-{digits}.safetensors", "mb": 2.8}
+    row = {"model": MODEL, "tag": "V1", "default": 0, "file": f"resnet-{digits}.safetensors", "mb": 2.8}
     rows = {
         "torchvision.csv": [row | how | scores, row | how | scores | {"tag": "V2", "default": 1}],
         "timm.csv": [
             {
                 "model": MODEL,
-                "timm": "squeeze_there",
+                "timm": "resnet_there",
                 "tag": "a1",
                 "default": 1,
-                "hub": "timm/squeeze_there.a1",
+                "hub": "timm/resnet_there.a1",
             }
             | {"mb": 2.8, "classes": 3, "input": 32, "crop_pct": 0.9, "crop_mode": "center"}
             | how
@@ -219,9 +226,9 @@ def test_a_cache_open_to_others_is_refused(server, table, body, tmp_path):
     ("args", "words"),
     [
         (("torchvision", "lenet5"), "lenet5 has no weights of torchvision; nor any others of a name"),
-        (("torchvision:lenet5",), "networks that have: squeezenet1_1"),
-        (("torchvision:V3", MODEL), "unknown weights of torchvision for squeezenet1_1 'V3'"),
-        (("timm:a2", MODEL), "unknown weights of timm for squeezenet1_1 'a2'"),
+        (("torchvision:lenet5",), "networks that have: resnet18"),
+        (("torchvision:V3", MODEL), "unknown weights of torchvision for resnet18 'V3'"),
+        (("timm:a2", MODEL), "unknown weights of timm for resnet18 'a2'"),
         (
             ("nowhere", MODEL),
             "nowhere is neither a run folder nor a weights file; allowed: a run",
@@ -253,10 +260,10 @@ def test_a_repository_is_a_network_with_its_pixels(server, table, body):
 
 
 def test_timms_weights_are_a_repository(server, table, body):
-    serve_hub(server, "timm/squeeze_there.a1", repository(body))
-    for args in (("timm", MODEL), ("timm:a1", MODEL), ("timm:squeeze_there.a1",), (f"timm:{MODEL}",)):
+    serve_hub(server, "timm/resnet_there.a1", repository(body))
+    for args in (("timm", MODEL), ("timm:a1", MODEL), ("timm:resnet_there.a1",), (f"timm:{MODEL}",)):
         found = resolve(*args)
-        assert (found.source, found.spec) == ("timm:squeeze_there.a1", MODEL)
+        assert (found.source, found.spec) == ("timm:resnet_there.a1", MODEL)
         assert found.preset.resize == 35 and found.class_names == ()
 
 
@@ -411,3 +418,146 @@ def test_a_file_of_torchvision_is_known_by_its_name_and_sum(server, table, body,
     assert resolve(f"{server.address}/mirror/{table}").preset.resize == 36
     file.write_bytes(body + b" ")
     assert resolve(str(file), MODEL).preset == variants()[MODEL].preset
+
+
+# The doors: without a run folder.
+
+SMALL = f"--model={SPEC}", "--weights=hf:org/net"
+
+
+@pytest.fixture
+def place(server, table, body, tmp_path, monkeypatch):
+    """Weights of torchvision's and of a repository on the server, and images in folders by class."""
+    server.files[f"/models/{table}"] = body
+    serve_hub(server, "org/net", repository(body))
+    draw = np.random.default_rng(0)
+    for name in ("bee", "ant"):  # without cats, and in another order
+        folder = tmp_path / "images" / "test" / name
+        folder.mkdir(parents=True)
+        for i, shape in enumerate([(50, 70, 3), (41, 33, 3), (90, 40, 3)]):
+            Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *words: str, code: int = 0) -> str:
+    assert main.run([*words]) == code, capsys.readouterr().err
+    out = capsys.readouterr()
+    return out.out if code == 0 else out.err
+
+
+def test_predict_takes_weights_by_name(place, capsys):
+    image = "images/test/bee/0.png"
+    row = json.loads(run(capsys, "predict", *SMALL, image, "--json"))
+    trained = cnnjax.load_model(SPEC, "hf:org/net")
+    assert trained.image_shape == (35, 43, 3) or trained.input_shape == (32, 40, 3)
+    (own,) = trained.predict(image)
+    assert [each["class"] for each in row["classes"]] == [name for name, _ in own.top]
+    assert {each["class"] for each in row["classes"]} == {"ant", "bee", "cat"}
+    pixels = np.asarray(Image.open(image).resize((int(35 * 70 / 50), 35), Image.Resampling.BICUBIC))
+    top, left = round((35 - 32) / 2), round((pixels.shape[1] - 40) / 2)
+    cut = pixels[top : top + 32, left : left + 40]
+    cut = (cut.astype(np.float32) / 255 - (0.1, 0.2, 0.3)) / np.asarray((0.4, 0.5, 0.6))
+    by_hand = jax.nn.softmax(trained.model.apply(trained.variables, cut[None].astype(np.float32)))[0]
+    np.testing.assert_allclose(own.probabilities, by_hand, atol=1e-5)
+
+
+def test_evaluate_matches_classes_by_name(place, capsys):
+    words = "evaluate", *SMALL, "--json"
+    metrics = json.loads(run(capsys, *words, "--data=folder:images"))
+    assert metrics["count"] == 6 and list(metrics["per_class"]["support"]) == [3, 3, 0]
+    predictions = cnnjax.load_model(SPEC, "hf:org/net").predict("images/test")
+    right = [each.top[0][0] == Path(each.name).parent.name for each in predictions]
+    assert metrics["accuracy"] == pytest.approx(np.mean(right))
+    assert "come without images; name a data set" in run(capsys, *words, code=2)
+    Path("images/test/ant").rename("images/test/dog")
+    assert "dog" in (text := run(capsys, *words, "--data=folder:images", code=2)) and "ant, bee, cat" in text
+
+
+def test_explore_and_export_take_weights_by_name(place, capsys):
+    from cnnjax.explore.page.views import Views
+
+    Path("names.txt").write_text("a\nb\nc\n")
+    source = f"--model={SPEC}", f"--weights={resolve('hf:org/net', SPEC).file}"
+    run(capsys, "export", *source, "--out=a.safetensors", "--class_names=names.txt")
+    facts = json.loads(Path("a.safetensors.json").read_text())
+    assert facts["model"] == SPEC and facts["class_names"] == ["a", "b", "c"] and "config" not in facts
+    shown = Views(cnnjax.load_model(SPEC, "hf:org/net")).model()
+    assert shown["model"] == SPEC and shown["classes"] == ["ant", "bee", "cat"]
+
+
+def test_an_import_has_the_classes_of_its_file(place, capsys):
+    run(capsys, "weights", "import", "hf:org/net", f"--model={SPEC}", "--workdir=a")
+    assert cnnjax.load_run("a").class_names == ("ant", "bee", "cat")
+    Path("names.txt").write_text("x\ny\nz\n")
+    file = str(resolve("hf:org/net", SPEC).file)
+    run(capsys, "weights", "import", file, f"--model={SPEC}", "--workdir=b", "--class_names=names.txt")
+    run(capsys, "weights", "import", file, f"--model={SPEC}", "--workdir=c")
+    assert cnnjax.load_run("b").class_names == ("x", "y", "z")
+    assert cnnjax.load_run("c").class_names == ("0", "1", "2")
+    image = "images/test/bee/0.png"
+    assert cnnjax.load_run("c").predict(image)[0].probabilities.shape == (3,)
+    Path("names.txt").write_text("x\ny\n")
+    words = "weights", "import", file, f"--model={SPEC}", "--workdir=d", "--class_names=names.txt"
+    assert "has 2 names; allowed: 3" in run(capsys, *words, code=2) and not Path("d").exists()
+    assert (
+        cnnjax.load_run("a").predict(image)[0].top
+        == cnnjax.load_model(SPEC, "hf:org/net").predict(image)[0].top
+    )
+
+
+def test_training_starts_from_weights_by_name(place, capsys):
+    shutil.copytree("images/test", "images/train")
+    config = config_lib.default()
+    config.update({"model": SPEC, "batch_size": 4, "eval_batch_size": 4, "total_epochs": 9.0})
+    config.update({"init_from": "hf:org/net", "init_head": "new"})
+    config.data.update({"name": "folder:images", "size": 33, "num_validation": 0})
+    config.augment.train = "normalize"
+    experiment = build(config)
+    state = experiment.init_state()
+    start = cnnjax.load_model(SPEC, "hf:org/net")
+    first = start.variables["params"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(state.params["stem"]["conv"]["kernel"], first)
+    normalize = dict(dict(experiment.eval_augment.steps)["normalize"])
+    assert tuple(normalize["mean"]) == (0.1, 0.2, 0.3) and tuple(normalize["std"]) == (0.4, 0.5, 0.6)
+    config.init_head = "keep"
+    with pytest.raises(UserError, match=r"init_head=new|fc\.bias"):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("predict images", "--workdir is missing; name the run folder"),
+        ("predict images --weights=ema", "--workdir is missing"),
+        (f"predict images --model={MODEL}", "--model=resnet50 --weights=torchvision"),
+        ("predict images --workdir=r --weights=torchvision", "allowed with --workdir: --weights=raw or ema"),
+        (f"predict images --workdir=r --model={MODEL}", "names a network from elsewhere"),
+        ("predict images --weights=torchvision", "of which network"),
+        ("predict images --model=lenet5 --weights=torchvision", "lenet5 has no weights of torchvision"),
+        ("predict images --model=vgg11 --weights=hf:org/net", "does not fit VGG"),
+        (f"evaluate --model={SPEC} --weights=torchvision --data=folder:images", "3 classes, 1000 have names"),
+        ("predict images --offline --weights=hf:org/other", "--offline"),
+        (f"train --offline --config.model={MODEL} --config.init_from=hf:org/other", "--offline"),
+    ],
+)
+def test_mistakes_are_one_line(place, capsys, words, text):
+    assert text in (line := run(capsys, *words.split(), code=2)) and line.count("\n") == 1
+    assert "CNNJAX_OFFLINE" not in os.environ
+
+
+def test_images_by_wordnet_id_are_imagenets_classes(tmp_path):
+    image = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    for name in ("n02123045", "goldfish"):
+        (tmp_path / "a" / "test" / name).mkdir(parents=True)
+        image.save(tmp_path / "a" / "test" / name / "a.png")
+    source = load(f"folder:{tmp_path / 'a'}", "test", class_names=imagenet_names())
+    assert sorted(source[i]["label"] for i in range(2)) == [1, 281]
+    (tmp_path / "b" / "test").mkdir(parents=True)
+    for name in ("n02123045_tabby.png", "n01443537_goldfish.png"):
+        image.save(tmp_path / "b" / "test" / name)
+    source = load(f"folder:{tmp_path / 'b'}", "test", class_names=imagenet_names())
+    assert sorted(source[i]["label"] for i in range(2)) == [1, 281]
+    ids = tuple(imagenet_ids().values())
+    source = load(f"folder:{tmp_path / 'a'}", "test", class_names=ids[::-1])
+    assert sorted(source[i]["label"] for i in range(2)) == [999 - 281, 998]
