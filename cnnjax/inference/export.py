@@ -283,14 +283,14 @@ def imported_data(
 ) -> dict[str, Any]:
     """What the run record says of the images of imported weights; {} if their mean cannot be known."""
     info, channels = DATASETS.get(config.data.name), found.preset.input_size[2]
-    if not info or (info.num_classes, info.image_shape[2]) != (num_classes, channels):
-        known: dict[str, Any] = {}
-    else:
-        known = {"mean": info.mean, "std": info.std}
+    if info and (info.num_classes, info.image_shape[2]) == (num_classes, channels):
         found = dataclasses.replace(found, class_names=found.class_names or info.class_names)
-    if not known and not found.data and found.preset.mean is None and "mean=" not in config.augment.eval:
+    else:
+        info = None
+    if not info and not found.data and found.preset.mean is None and "mean=" not in config.augment.eval:
         return {}
-    return of_weights(found, num_classes, class_names, config.augment.eval, **known).record()
+    mean, std = (info.mean, info.std) if info else (None, None)
+    return of_weights(found, num_classes, class_names, config.augment.eval, mean, std).record()
 
 
 def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:

@@ -53,8 +53,12 @@ def evaluate(
     workdir: str | Path | None = None,
     *,
     split: str = "test",
+    model: str = "",
+    weights: str = "raw",
+    checkpoint: str = "last",
     data: str | None = None,
-    **chosen: Any,
+    protocol: str | None = None,
+    class_names: str | Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluates a trained network on every image of a split, each counted once.
 
@@ -62,12 +66,13 @@ def evaluate(
       split: "test", "validation" or "train" (without what is held out).
       data: another data set, by name, prepared as the network's own was, its labels matched by class name; it
         may lack classes and other splits. None is the run's own, refused if its images have changed.
-      chosen: model, weights, checkpoint, protocol and class_names, see `loaded.load`.
+      model, weights, checkpoint, protocol, class_names: as of `loaded.load`.
 
     Returns the scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one
     row an image in the order of the split.
     """
-    network = load(workdir, **chosen)
+    chosen = {"protocol": protocol, "class_names": class_names}
+    network = load(workdir, model=model, weights=weights, checkpoint=checkpoint, **chosen)
     return evaluate_loaded(network, split=split, data=data)
 
 

@@ -6,6 +6,7 @@ evaluates or uses the run loads them, so that other images are seen as the run's
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def _read(data: DataFacts, file: Path) -> Facts:
         recipe = recipes.read(data["recipe"]) if "recipe" in data else _before_recipes(shape)
         if recipe.shape != shape[:2]:
             raise UserError(f"the recipe gives {recipe.shape}, data.image_shape is {list(shape)}")
-    known: Any = data.get("statistics")
-    return Facts(tuple(data["class_names"]), shape, augment, recipe, known)
+    known = data.get("statistics")
+    return Facts(tuple(data["class_names"]), shape, augment, recipe, None if known is None else {**known})
 
 
 def _before_recipes(shape: Shape) -> Recipe:
@@ -169,12 +170,13 @@ def of_weights(
     num_classes: int,
     class_names: str | Path | None = None,
     augment: str = "",
-    **known: Any,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Facts:
     """The facts of weights from elsewhere, which have a head of so many classes.
 
     `class_names` is a file that names them, one a line; unknown names are numbers. `augment` stands in place
-    of their own normalization, `known` are the mean and std of the data set that it may need.
+    of their own normalization, `mean` and `std` are those of the data set that it may need.
     """
     names = found.class_names or numbered_names(num_classes)
     if class_names:
@@ -190,7 +192,8 @@ def of_weights(
         raise UserError(f"{found.source}: {problem}; {advice}")
     recipe = preset_recipe(found.preset)
     shape = (*recipe.shape, found.preset.input_size[2])
-    parsed = augment_lib.parse(augment or preset_augment(found.preset), image_shape=shape, **known)
+    spec = augment or preset_augment(found.preset)
+    parsed = augment_lib.parse(spec, image_shape=shape, mean=mean, std=std)
     return Facts(names, shape, parsed, recipe, None)
 
 
