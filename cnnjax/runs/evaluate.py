@@ -71,8 +71,8 @@ def evaluate(
     Returns the scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one
     row an image in the order of the split.
     """
-    chosen = {"protocol": protocol, "class_names": class_names}
-    network = load(workdir, model=model, weights=weights, checkpoint=checkpoint, **chosen)
+    which = {"model": model, "weights": weights, "checkpoint": checkpoint}
+    network = load(workdir, **which, protocol=protocol, class_names=class_names)
     return evaluate_loaded(network, split=split, data=data)
 
 
