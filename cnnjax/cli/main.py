@@ -35,6 +35,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
   compile    predicted cost of a step on other hardware  --config=FILE --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
+  push       a network as a repository of the Hub        --workdir=DIR hf:USER/NAME | --out=DIR
   checkpoint list, verify or prune checkpoints           list | verify | prune --workdir=DIR --keep=N
   replay     a non-finite step again, layer by layer     --workdir=DIR --step=N
   bench      speed of a training step, or of the input   train --model=NAME --against=torch | data

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 from cnnjax.data.files import PART, open_file, parse_json, read_file
@@ -129,6 +129,45 @@ def get_json(address: str, token: str = "") -> dict[str, object]:
     try:
         return parse_json(data, dict)
     except ValueError as error:
+        raise UserError(f"{shown(address)}: its answer is damaged: {error}") from None
+
+
+def send(
+    method: str,
+    address: str,
+    body: bytes | BinaryIO,
+    headers: Mapping[str, str],
+    token: str = "",
+    also: Sequence[int] = (),
+) -> object:
+    """Sends a body and returns the JSON object of the answer, {} if it is none; raises as `fetch` does.
+
+    The statuses in `also` are no errors.
+    """
+    if offline():
+        raise NoNetwork(f"{shown(address)}: the network is not used (--offline)")
+    import requests
+
+    _origin(address)
+    own = {**headers, "User-Agent": "cnnjax"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with requests.request(
+            method,
+            address,
+            data=body,
+            headers=own,
+            timeout=SECONDS,
+            allow_redirects=False,
+            auth=lambda request: request,
+        ) as response:
+            if response.status_code >= 300 and response.status_code not in also:
+                raise UserError(f"{shown(address)}: {_refusal(response.status_code)}")
+            return parse_json(response.content) if response.content.startswith(b"{") else {}
+    except requests.RequestException as error:
+        raise NoNetwork(f"{shown(address)}: {_cause(error)}") from None
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{shown(address)}: its answer is damaged: {error}") from None
 
 

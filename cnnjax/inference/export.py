@@ -25,7 +25,6 @@ from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write, read_json, replacing
-from cnnjax.data.sources.source import numbered_names
 from cnnjax.errors import UserError, listed, one_line
 from cnnjax.inference import onnx_files, pixels, sidecar
 from cnnjax.inference.model import TrainedModel

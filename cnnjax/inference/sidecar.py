@@ -36,7 +36,7 @@ def description(
     return {
         "format": form,
         "weights": "float16" if half else "float32",
-        "model": trained.config.model,
+        "model": trained.spec,
         "input": {**given, "channel_order": "RGB" if trained.image_shape[2] == 3 else "grey"},
         "output": returned,
         "preprocessing_in_graph": whole,
@@ -46,7 +46,8 @@ def description(
         "preprocessing": [_step(name, dict(arguments)) for name, arguments in trained.augment.steps],
         "class_names": list(trained.class_names),
         "step": trained.step,
-        "config": trained.config.to_dict(),
+        "weights_of": trained.name,
+        **({"config": trained.config.to_dict()} if trained.config else {}),
     }
 
 

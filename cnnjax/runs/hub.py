@@ -1,12 +1,15 @@
 """Repositories of the Hugging Face Hub, in the layout of its cache, which is used but never written to."""
 
+import base64
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
-from cnnjax.data.fetch import NoNetwork, Remote, fetch, get_json, is_whole
-from cnnjax.data.files import atomic_write, make_cache_folder, read_file, read_json
+from cnnjax.data.fetch import NoNetwork, Remote, fetch, get_json, is_whole, send
+from cnnjax.data.files import atomic_write, check_kind, make_cache_folder, read_file, read_json, sha256_of
 from cnnjax.errors import UserError, listed
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -149,3 +152,72 @@ def _get(repository: str, commit: str, name: str, files: Mapping[str, Remote], f
     new.unlink(missing_ok=True)
     new.symlink_to(os.path.relpath(blob, folder))
     os.replace(new, link)
+
+
+class Action(TypedDict):
+    """A request that Git LFS asks for."""
+
+    href: str
+    header: NotRequired[dict[str, str]]
+
+
+class Actions(TypedDict, total=False):
+    """What is to be done for one file, nothing if it is there."""
+
+    upload: Action
+    verify: Action
+
+
+class Object(TypedDict):
+    """A file of an answer of Git LFS."""
+
+    actions: NotRequired[Actions]
+
+
+class Batch(TypedDict):
+    """An answer of Git LFS."""
+
+    objects: list[Object]
+
+
+def upload(repository: str, folder: Path, names: Sequence[str], *, private: bool = False) -> None:
+    """Puts files into a repository in one commit; it is made if it is missing. Raises as `snapshot` does."""
+    user, _, name = repository.partition("/")
+    made = {"type": "model", "organization": user, "name": name, "private": private}
+    _post("/api/repos/create", json.dumps(made), also=(409,))  # it is there
+    lines: list[dict[str, object]] = [{"key": "header", "value": {"summary": "A network of cnnjax"}}]
+    for each in names:
+        if each == WEIGHTS:
+            value = {"path": each, "algo": "sha256", **_put(repository, folder / each)}
+            lines.append({"key": "lfsFile", "value": value})
+        else:
+            content = base64.b64encode((folder / each).read_bytes()).decode()
+            lines.append({"key": "file", "value": {"path": each, "content": content, "encoding": "base64"}})
+    body = "\n".join(map(json.dumps, lines))
+    _post(f"/api/models/{repository}/commit/main", body, "application/x-ndjson")
+
+
+def _put(repository: str, file: Path) -> dict[str, object]:
+    """Puts a large file on the Hub by the protocol of Git LFS; its name and size there."""
+    large: dict[str, object] = {"oid": sha256_of(file), "size": file.stat().st_size}
+    asked = {"operation": "upload", "transfers": ["basic"], "objects": [large], "hash_algo": "sha256"}
+    path, kind = f"/{repository}.git/info/lfs/objects/batch", "application/vnd.git-lfs+json"
+    answer = _post(path, json.dumps(asked), kind)
+    try:
+        check_kind(answer, Batch)
+    except ValueError as error:
+        raise UserError(f"{endpoint()}{path}: its answer is damaged: {error}") from None
+    actions = answer["objects"][0].get("actions", {}) if answer["objects"] else {}
+    if action := actions.get("upload"):
+        with file.open("rb") as content:
+            send("PUT", action["href"], content, action.get("header", {}))
+    if action := actions.get("verify"):
+        own = token() if action["href"].startswith(f"{endpoint()}/") else ""
+        headers = {"Content-Type": kind, **action.get("header", {})}
+        send("POST", action["href"], json.dumps(large).encode(), headers, own)
+    return large
+
+
+def _post(path: str, body: str, kind: str = "application/json", also: tuple[int, ...] = ()) -> Any:
+    headers = {"Content-Type": kind, "Accept": kind if "lfs" in kind else "application/json"}
+    return send("POST", f"{endpoint()}{path}", body.encode(), headers, token(), also)

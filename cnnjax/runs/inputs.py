@@ -1,6 +1,7 @@
 """What a config names: images, and the variables that a training starts from."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,12 @@ def initial_variables(
         return _of_run(path, model, image_shape, head)
     if not files.locate(source)[0].is_file():
         raise UserError(f"{source} is neither a run folder nor a weights file")
+    arrays = files.read(source)
+    if tree := own_tree(arrays):
+        return _fitting(tree, path, model, image_shape, head)
     if spec:
         require_told(spec)
-    found = match(files.read(source), model, image_shape, head=head == "keep")
+    found = match(arrays, model, image_shape, head=head == "keep")
     classes, ours = found.num_classes, getattr(model, "num_classes", None)
     if head == "keep" and classes not in (None, ours):
         choice = (
@@ -102,6 +106,20 @@ def initial_variables(
 def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str) -> Variables:
     require_same(Run.open(path).config().model, model)
     _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
+    return _fitting(variables, path, model, image_shape, head)
+
+
+def own_tree(arrays: Mapping[str, np.ndarray]) -> Variables | None:
+    """The variables of a file of this package's own names, as `cnnjax export` writes; None of any other."""
+    if not all(name.startswith(("params/", "batch_stats/")) for name in arrays):
+        return None
+    tree = {path: np.asarray(x, np.float32) for path, x in arrays.items()}
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(tree, sep="/")
+
+
+def _fitting(
+    variables: Variables, path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str
+) -> Variables:
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
     given, wanted = (traverse_util.flatten_dict(tree) for tree in (variables, shapes))
     if head == "new":

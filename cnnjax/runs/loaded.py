@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import traverse_util
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
 
@@ -16,9 +15,10 @@ from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, one_line
 from cnnjax.models import create_model
 from cnnjax.models.weights import files
-from cnnjax.models.weights.torch import Variables, convert_into, num_classes
+from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import own_tree
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -103,10 +103,10 @@ def read(found: Pretrained) -> tuple[nn.Module, Variables]:
     arrays, shape = files.read(found.file), found.preset.input_size
     network = create_model(found.spec)
     try:
-        if all(name.startswith(("params/", "batch_stats/")) for name in arrays):  # names of here
-            tree = traverse_util.unflatten_dict(arrays, sep="/")
-            variables = {"params": {}, "batch_stats": {}, **tree}
-            return network.clone(num_classes=_classes(variables)), variables
+        if tree := own_tree(arrays):
+            return network.clone(num_classes=_classes(tree)), tree
+        if not found.data:
+            require_told(found.spec)
         if classes := num_classes(arrays, network, shape):
             network = create_model(found.spec, num_classes=classes)
         return network, convert_into(arrays, network, shape)

@@ -132,7 +132,7 @@ def test_a_body_that_is_no_operation_is_refused(client, body):
 
 def test_a_real_server_answers_to_its_own_address_alone(trained):
     """Through a socket: paths out of the folder, other methods, other hosts, a body without a length."""
-    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.path}", "--port=0"]
+    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.name}", "--port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     killer = threading.Timer(120, process.kill)
     killer.start()
@@ -217,10 +217,10 @@ def test_only_the_newest_images_are_kept(trained, one):
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_uploads_clicks_and_sees(trained, one, tmp_path):
     """The server as a user starts it, on a free port, with nothing written into the run folder."""
-    before = sorted(trained.path.rglob("*"))
+    before = sorted(Path(trained.name).rglob("*"))
     file = tmp_path / "one.png"
     file.write_bytes(one)
-    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.path}", "--port=0"]
+    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.name}", "--port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     page = None
     try:
@@ -254,7 +254,7 @@ def test_a_browser_uploads_clicks_and_sees(trained, one, tmp_path):
             page.close()
         process.terminate()
         process.wait(20)
-    assert sorted(trained.path.rglob("*")) == before
+    assert sorted(Path(trained.name).rglob("*")) == before
 
 
 def test_the_page_and_its_words_agree():

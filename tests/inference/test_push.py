@@ -1,0 +1,142 @@
+"""Networks as repositories of the Hub, on a server of this machine that answers as it does."""
+
+import base64
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import cnnjax
+from cnnjax.cli import main
+from cnnjax.models import create_model
+from cnnjax.models.weights import convert, files
+from cnnjax.runs import hub
+from cnnjax.runs.pretrained import resolve
+from tests.loopback import Server, serving
+
+COMMIT = "3" * 40
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    for name in ("HF_HUB_OFFLINE", "CNNJAX_OFFLINE", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        accept(server, "me/net")
+        yield server
+
+
+def accept(server: Server, name: str) -> None:
+    """Lets the server take one repository, and answer for it afterwards."""
+    stored: dict[str, bytes] = {}
+
+    def create(handler, data):
+        assert json.loads(data)["name"] == name.partition("/")[2]
+        server.files["/api/repos/create"] = 409
+        return {"url": f"{server.address}/{name}"}
+
+    def batch(handler, data):
+        objects = []
+        for each in json.loads(data)["objects"]:
+            server.files[f"/put/{each['oid']}"] = put
+            actions = {"upload": {"href": f"{server.address}/put/{each['oid']}?signature=S3"}}
+            actions["verify"] = {"href": f"{server.address}/verify"}
+            objects.append({"oid": each["oid"], "size": each["size"], "actions": actions})
+        return {"transfer": "basic", "objects": objects}
+
+    def put(handler, data):
+        assert handler.headers["Authorization"] is None
+        oid = handler.path.rpartition("/")[2].partition("?")[0]
+        assert hashlib.sha256(data).hexdigest() == oid
+        stored[oid] = data
+        return 200
+
+    def commit(handler, data):
+        contents = {}
+        for line in map(json.loads, data.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                contents[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                contents[value["path"]] = stored[value["oid"]]
+        siblings = []
+        for path, body in contents.items():
+            git = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+            large = {"lfs": {"sha256": hashlib.sha256(body).hexdigest()}} if path == hub.WEIGHTS else {}
+            siblings.append({"rfilename": path, "size": len(body), "blobId": git, **large})
+            server.files[f"/{name}/resolve/{COMMIT}/{path}"] = body
+        server.files[f"/api/models/{name}/revision/main"] = json.dumps(
+            {"sha": COMMIT, "siblings": siblings}
+        ).encode()
+        return {"commitUrl": f"{server.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+
+    server.files |= {"/api/repos/create": create, "/verify": lambda handler, data: {}}
+    server.files[f"/{name}.git/info/lfs/objects/batch"] = batch
+    server.files[f"/api/models/{name}/commit/main"] = commit
+
+
+def test_a_run_becomes_a_repository_that_loads_again(tiny_run, server, capsys, tmp_path):
+    """With its own pixels and classes, and a card that says how well it does."""
+    words = "push", f"--workdir={tiny_run}", "hf:me/net", "--license=apache-2.0"
+    assert main.run([*words]) == 0, capsys.readouterr().err
+    out = capsys.readouterr()
+    assert f"wrote {server.address}/me/net" in out.out and "hf_secret" not in out.out + out.err
+    writes = [headers for method, _, headers in server.requests if method == "POST"]
+    assert {headers["authorization"] for headers in writes} == {"Bearer hf_secret"}
+    again, own = cnnjax.load_model(weights="hf:me/net"), cnnjax.load_run(tiny_run)
+    assert (again.spec, again.class_names, again.recipe) == (own.spec, own.class_names, own.recipe)
+    assert main.run([*words]) == 0, capsys.readouterr().err  # once more, it is there already
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    for a, b in zip(again.predict(images), own.predict(images), strict=True):
+        np.testing.assert_array_equal(a.probabilities, b.probabilities)
+    assert resolve("hf:me/net").license == "apache-2.0"
+    card = server.files[f"/me/net/resolve/{COMMIT}/README.md"].decode()
+    test = json.loads((tiny_run / "test.json").read_text())
+    assert f"`{100 * test['accuracy']:.2f} %`" in card and 'license: "apache-2.0"' in card
+    assert card.startswith("---\n") and own.spec.partition("(")[0] in card
+
+
+def test_weights_from_elsewhere_keep_their_names(server, tmp_path, capsys):
+    """A folder has torch's names, so that torch's users can load it, and is read again."""
+    spec = 'resnet18(stage_sizes=(1,1),widths=(4,8),stem="cifar")'
+    model = create_model(spec, num_classes=5)
+    variables = model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    files.write(tmp_path / "a.safetensors", cnnjax.models.weights.to_torch(variables, model))
+    source = f"--model={spec}", f"--weights={tmp_path / 'a.safetensors'}"
+    out = tmp_path / "folder"
+    for _ in range(2):
+        assert main.run(["push", *source, f"--out={out}", "--offline"]) == 0, capsys.readouterr().err
+    assert sorted(each.name for each in out.iterdir()) == sorted([hub.CONFIG, hub.WEIGHTS, "README.md"])
+    arrays = files.read(out / hub.WEIGHTS)
+    assert "layer1.0.conv1.weight" in arrays and len(arrays["fc.bias"]) == 5
+    back = convert(arrays, f"{spec[:-1]},num_classes=5)")
+    jax.tree.map(np.testing.assert_array_equal, back, {**variables})
+    again = cnnjax.load_model(weights=str(out))
+    assert (again.spec, again.class_names) == (spec, ("0", "1", "2", "3", "4"))
+    assert again.input_shape == (224, 224, 3)
+    (out / "other").write_text("")
+    assert main.run(["push", *source, f"--out={out}"]) == 2
+    assert "holds other files than a repository's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["hf:me/other"], "403, not for everyone"),
+        (["hf:me"], "is no repository"),
+        (["me/net"], "usage"),
+        ([], "usage"),
+        (["hf:me/net", "--out=x"], "usage"),
+        (["hf:me/net", "--offline"], "the network is not used"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_run, server, capsys, words, text):
+    server.files["/api/repos/create"] = 403 if words == ["hf:me/other"] else 500
+    assert main.run(["push", f"--workdir={tiny_run}", *words]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1 and "hf_secret" not in error
