@@ -43,7 +43,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 Where --workdir=DIR names a trained run, --model=NAME --weights=torchvision names weights from elsewhere.
 `cnnjax COMMAND --help` lists the flags of a command; each also takes --offline, and asks no network then."""
 COMMANDS = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
-OFFLINE, VARIABLE = {"--offline", "-offline"}, "CNNJAX_OFFLINE"  # read in `data.fetch`
+OFFLINE, VARIABLE = {"--offline", "-offline"}, "CNNJAX_OFFLINE"  # read in `data.web`
 # Files of the commands that share one. A command's libraries are imported when it runs, not before.
 SHARED = {"launch": "train", "report": "explore", "compile": "models", "weights": "export"}
 SHARED |= {"checkpoint": "evaluate", "replay": "evaluate"}

@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -279,7 +279,7 @@ def _imported(saved: Saver, variables: Variables) -> bool:
 
 def imported_data(
     config: ConfigDict, found: Pretrained, num_classes: int, class_names: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the run record says of the images of imported weights; {} if their mean cannot be known."""
     info, channels = DATASETS.get(config.data.name), found.preset.input_size[2]
     if info and (info.num_classes, info.image_shape[2]) == (num_classes, channels):

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
-from cnnjax.data.fetch import NoNetwork, Remote, fetch, get_json, is_whole, send
+from cnnjax.data.fetch import Remote, fetch, is_whole
 from cnnjax.data.files import atomic_write, check_kind, make_cache_folder, read_file, read_json, sha256_of
+from cnnjax.data.web import NoNetwork, get_json, send
 from cnnjax.errors import UserError, listed
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -207,7 +208,8 @@ def _put(repository: str, file: Path) -> dict[str, object]:
         check_kind(answer, Batch)
     except ValueError as error:
         raise UserError(f"{endpoint()}{path}: its answer is damaged: {error}") from None
-    actions = answer["objects"][0].get("actions", {}) if answer["objects"] else {}
+    objects = cast(Batch, answer)["objects"]
+    actions = objects[0].get("actions", {}) if objects else {}
     if action := actions.get("upload"):
         with file.open("rb") as content:
             send("PUT", action["href"], content, action.get("header", {}))
@@ -218,6 +220,6 @@ def _put(repository: str, file: Path) -> dict[str, object]:
     return large
 
 
-def _post(path: str, body: str, kind: str = "application/json", also: tuple[int, ...] = ()) -> Any:
+def _post(path: str, body: str, kind: str = "application/json", also: tuple[int, ...] = ()) -> object:
     headers = {"Content-Type": kind, "Accept": kind if "lfs" in kind else "application/json"}
     return send("POST", f"{endpoint()}{path}", body.encode(), headers, token(), also)

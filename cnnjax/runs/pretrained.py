@@ -12,9 +12,10 @@ import re
 from pathlib import Path
 from typing import TypedDict
 
-from cnnjax.data.fetch import NoNetwork, Remote, digits_of, fetch, is_whole, shown, version
+from cnnjax.data.fetch import Remote, digits_of, fetch, is_whole
 from cnnjax.data.files import OpenToOthers, atomic_write, check_kind, make_cache_folder, read_json
 from cnnjax.data.sources.classes import imagenet_names
+from cnnjax.data.web import NoNetwork, shown, version
 from cnnjax.errors import UserError, parse_call
 from cnnjax.models import Preset, variant, variants
 from cnnjax.models.variants import timm_preset

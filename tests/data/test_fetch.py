@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnjax.data import fetch as fetch_lib
-from cnnjax.data.fetch import NoNetwork, Remote, fetch
+from cnnjax.data import web
+from cnnjax.data.fetch import Remote, fetch
 from cnnjax.data.files import PART
+from cnnjax.data.web import NoNetwork
 from cnnjax.errors import UserError
 from tests import ROOT
 from tests.loopback import Server, serving
@@ -26,7 +27,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(fetch_lib, "PAUSE", 0.01)
+    monkeypatch.setattr(web, "PAUSE", 0.01)
     for name in ("CNNJAX_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with serving() as server:
@@ -184,7 +185,7 @@ def test_other_addresses_are_refused(path, address):
 
 
 def test_a_server_that_hangs_ends_in_time(server, path, monkeypatch):
-    monkeypatch.setattr(fetch_lib, "SECONDS", 0.3)
+    monkeypatch.setattr(web, "SECONDS", 0.3)
     server.cuts, server.silent = [1000, 0], 2.0
     assert "timed out" in fails(NoNetwork, remote(server), path)
 

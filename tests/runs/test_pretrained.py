@@ -15,10 +15,10 @@ from PIL import Image
 import cnnjax
 from cnnjax import config as config_lib
 from cnnjax.cli import main
-from cnnjax.data import fetch as fetch_lib
+from cnnjax.data import web
 from cnnjax.data.datasets import load
-from cnnjax.data.fetch import NoNetwork
 from cnnjax.data.sources.classes import imagenet_ids, imagenet_names
+from cnnjax.data.web import NoNetwork
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables, variants
 from cnnjax.models.variants import Preset
@@ -67,7 +67,7 @@ def body(tmp_path_factory) -> bytes:
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A server that stands for torchvision's and for the Hub, and caches of nobody else."""
-    monkeypatch.setattr(fetch_lib, "PAUSE", 0.01)
+    monkeypatch.setattr(web, "PAUSE", 0.01)
     for name in (*os.environ,):
         if name.startswith(("HF_", "HUGGINGFACE_", "TORCH_HOME", "CNNJAX_OFFLINE")):
             monkeypatch.delenv(name)
