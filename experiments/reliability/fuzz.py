@@ -190,11 +190,24 @@ TORCH_PICKLE = (
     *(b"t", b"Q", b"K\x00", b"K\x02", b"K\x03", b"\x86", b"K\x03", b"K\x01", b"\x86", b"\x89"),
     *(b"ccollections\nOrderedDict\n", b")", b"R", b"t", b"R", b"u", b"."),
 )
+# The same in a whole module, a parameter of it.
+TORCH_MODULE = (
+    *(b"\x80\x02", b"ctheirs\nNet\n", b")", b"\x81", b"}", b"(", pickled_text("_parameters"), b"}", b"("),
+    *(pickled_text("w"), b"ctorch._utils\n_rebuild_parameter\n", b"(", *TORCH_PICKLE[4:-2], b"\x88", b"}"),
+    *(b"t", b"R", b"u", pickled_text("_buffers"), b"}", pickled_text("_modules"), b"}", b"u", b"b", b"."),
+)
 TORCH_OTHERS = (
+    *(
+        b"ctorch._utils\n_rebuild_tensor_v3\n",
+        b"ctorch\nuint16\n",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n",
+    ),
+    *(b"ctorch.storage\nUntypedStorage\n", b"ctorch\nQInt8Storage\n", b"ctorch.cuda\nFloatStorage\n"),
+    *(pickled_text("module"), pickled_text("state_dict"), b"I12\n", b"\x96" + struct.pack("<Q", 1) + b"x"),
     *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"ios\nsystem\n", b"ctorch\nSize\n", b"P0\n", b"q\x00"),
     *(b"h\x00", b"J\xff\xff\xff\xff", b"\x8a\x08" + 8 * b"\x7f", b"\x8b\xff\xff\xff\x7f", b"G" + 8 * b"\xff"),
     b"K\xff",
-    *(bytes([opcode]) for opcode in b"\x93\x81\x94\x97\x85b021]aeldsN"),
+    *(bytes([opcode]) for opcode in b"\x93\x81\x92\x94\x97\x85\x8f\x90\x91b021]aeldsNoR}"),
 )
 
 
@@ -208,23 +221,25 @@ def torch_zip(stream: bytes, storage: bytes = bytes(24)) -> bytes:
 
 def torch_files() -> st.SearchStrategy[bytes]:
     """Both containers; opcodes of a state dict left out, doubled or replaced by others, hostile ones too."""
-    sound = b"".join(TORCH_PICKLE)
+    wholes = [b"".join(opcodes) for opcodes in (TORCH_PICKLE, TORCH_MODULE)]
     magic = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
     head = magic + b".\x80\x02M\xe9\x03.\x80\x02}" + pickled_text("little_endian") + b"\x88s."
     tail = b"\x80\x02](" + pickled_text("0") + b"e." + struct.pack("<q", 6) + bytes(24)
 
-    def edited(edits: list[tuple[int, bytes | None, bool]]) -> bytes:
-        opcodes = list(TORCH_PICKLE)
+    def edited(sound: tuple[bytes, ...], edits: list[tuple[int, bytes | None, bool]]) -> bytes:
+        opcodes = list(sound)
         for place, other, keep in edits:
             at = place % len(opcodes)
             opcodes[at : at + (not keep)] = [other] if other is not None else []
         return b"".join(opcodes)
 
     one = st.sampled_from(TORCH_PICKLE) | st.sampled_from(TORCH_OTHERS)
-    edits = st.lists(st.tuples(SMALL, one | st.none(), st.booleans()), max_size=3).map(edited)
-    streams = edits | st.lists(one, max_size=12).map(b"".join)
+    edits = st.lists(st.tuples(SMALL, one | st.none(), st.booleans()), max_size=3)
+    streams = st.builds(edited, st.sampled_from([TORCH_PICKLE, TORCH_MODULE]), edits) | st.lists(
+        one, max_size=12
+    ).map(b"".join)
     either = streams.map(torch_zip) | streams.map(lambda stream: head + stream + tail)
-    return either | damaged(torch_zip(sound), head + sound + tail)
+    return either | damaged(*map(torch_zip, wholes), *(head + sound + tail for sound in wholes))
 
 
 def read_torch(data: bytes, folder: Path) -> None:
