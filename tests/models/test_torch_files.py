@@ -326,6 +326,7 @@ def test_every_way_in_which_torch_rebuilds_a_tensor_is_read(tmp_path, fake_torch
         "torch._utils._rebuild_tensor_v2": (*plain, False, collections.OrderedDict()),
         "torch._utils._rebuild_tensor_v3": (raw, *plain[1:], False, {}, uint16),
         "torch._utils._rebuild_parameter": (tensor, True, {}),
+        "torch.nn.parameter.Parameter": (tensor,),
         "torch._utils._rebuild_parameter_with_state": (tensor, True, {}, {"a": 1}),
         "torch._tensor._rebuild_from_type": (v2, named("theirs.Tensor"), (*plain, False, {}), {}),
         "torch._tensor._rebuild_from_type_v2": (v2, named("theirs.Tensor"), (*plain, False, {}), {"a": 1}),

@@ -92,8 +92,8 @@ def _read_torch(path: Path, entry: str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a whole file of torch.save ({reason})") from None
     notes = [f"left out {first(state_dict.others)}, no tensors"] if state_dict.others else []
     if like:
-        here = state_dict.path or "the outermost names"
-        notes.append(f"read {here}, not {first(like)}; {path}#{like[0]} reads that")
+        here, *others = (each or "the outermost names" for each in (state_dict.path, *like))
+        notes.append(f"read {here}, not {first(others)}; {path}#{like[-1]} reads that")
     if notes:
         warnings.warn(visible(f"{path}: {'; '.join(notes)}"), stacklevel=3)
     return arrays

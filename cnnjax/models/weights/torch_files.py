@@ -213,4 +213,5 @@ BUILDERS: dict[str, Callable[..., Value]] = {
     "torch._utils._rebuild_tensor_v3": _tensor_of,
     **{f"torch._utils._rebuild_parameter{v}": lambda tensor, *_: tensor for v in ("", "_with_state")},
     **{f"torch._tensor._rebuild_from_type{v}": _subclass for v in ("", "_v2")},
+    "torch.nn.parameter.Parameter": lambda tensor, *_: tensor,  # before torch 0.4.1
 }
