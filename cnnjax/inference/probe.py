@@ -80,14 +80,14 @@ def probe(
 
 
 def open_images(trained: TrainedModel, data: str | None, split: str) -> Source:
-    """A split of a data set with its own classes, files brought to the network's size."""
+    """A split of a data set with its own classes, files brought to size as the network has it."""
     config = trained.config
     if data:
         config = config_lib.default()
         config.data.update(name=data, num_validation=0, size=max(trained.recipe.shape))
     if config is None:
         raise UserError("these weights come without images; name a data set, as in --data=folder:PATH")
-    return load_split(config, split, (), None, trained.recipe if data else None)
+    return load_split(config, split, (), None, trained.recipe)
 
 
 def pooled(
