@@ -74,7 +74,7 @@ def imported(weights, tmp_path_factory) -> Path:
     """The run folder of the file, as `cnnjax weights import` makes it."""
     folder, config = tmp_path_factory.mktemp("imported") / "run", config_lib.default()
     config.model = SPEC
-    export.import_weights(weights, config, folder)
+    export.import_weights(weights, config, folder, model=SPEC)
     return folder
 
 
