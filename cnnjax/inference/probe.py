@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnjax import config as config_lib
 from cnnjax.data.sources.source import Source
 from cnnjax.errors import UserError
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
+from cnnjax.runs.loaded import with_data
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -80,14 +80,13 @@ def probe(
 
 
 def open_images(trained: TrainedModel, data: str | None, split: str) -> Source:
-    """A split of a data set with its own classes, files brought to size as the network has it."""
-    config = trained.config
-    if data:
-        config = config_lib.default()
-        config.data.update(name=data, num_validation=0, size=max(trained.recipe.shape))
+    """A split of a data set with its own classes, files brought to the network's size."""
+    config = with_data(trained.config, data, trained.image_shape)
     if config is None:
-        raise UserError("these weights come without images; name a data set, as in --data=folder:PATH")
-    return load_split(config, split, (), None, trained.recipe)
+        raise UserError(
+            f"weights {trained.name} come without images; name a data set, as in --data=folder:PATH"
+        )
+    return load_split(config, split, (), None, trained.recipe if data else None)
 
 
 def pooled(

@@ -237,7 +237,8 @@ def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> Var
         init = functools.partial(model.init, train=False)
         return jax.eval_shape(init, jax.random.key(0), image)
     except UserError as error:
-        raise UserError(f"config.model={spec!r}: {error}") from None
+        hint = "config.data.size brings folders of images to another size"
+        raise UserError(f"config.model={spec!r}: {error}; {hint}") from None
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         problem = f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}"
         raise UserError(f"{problem}; `cnnjax models` shows the input size of each model") from None

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.sources.classes import numbered
 from cnnjax.errors import UserError, check, listed, parse_call
 from cnnjax.models.weights.torch import Variables
-from cnnjax.runs.facts import Facts, of_run
+from cnnjax.runs.facts import Facts
 from cnnjax.runs.folder import Run
-from cnnjax.runs.network import trained
+from cnnjax.runs.loaded import load
 from cnnjax.training import parallel
 from cnnjax.training.steps import Teach, distilled
 
@@ -58,16 +57,20 @@ def make_teacher(
     if not config.loss.distill:
         return None
     source, alpha, temperature = _read(config.loss.distill)
-    model, variables, known = _load(source)
+    try:
+        it = load(weights=source, checkpoint="best")
+    except UserError as error:
+        raise UserError(f"{FIELD}: {error}") from None
+    known = it.facts
     given, wanted = augment.output_shape, known.eval_augment.output_shape
     if given[2] != wanted[2]:
         raise UserError(f"{FIELD}: {source} takes images of {wanted[2]} channels, these have {given[2]}")
     (mean, std), (own_mean, own_std) = (_pixels(each, given[2]) for each in (augment, known.eval_augment))
     affine = jnp.asarray(std / own_std), jnp.asarray((mean - own_mean) / own_std)
     columns = _columns(source, known.class_names, facts.class_names)
-    record = {"source": source, "fingerprint": fingerprint(variables)}
-    variables = parallel.put(variables, parallel.replicated(mesh))
-    return Teacher(model, variables, record, alpha, temperature, *affine, wanted[:2], columns)
+    record = {"source": it.name, "fingerprint": fingerprint(it.variables)}
+    variables = parallel.put(it.variables, parallel.replicated(mesh))
+    return Teacher(it.model, variables, record, alpha, temperature, *affine, wanted[:2], columns)
 
 
 def fingerprint(variables: Variables) -> str:
@@ -105,16 +108,6 @@ def _read(distill: str) -> tuple[str, float, float]:
     check(f"{FIELD}: alpha", values["alpha"], "in [0, 1]", lambda v: 0 <= v <= 1)
     check(f"{FIELD}: temperature", values["temperature"], "greater than 0", lambda v: v > 0)
     return teacher, values["alpha"], values["temperature"]
-
-
-def _load(source: str) -> tuple[nn.Module, Variables, Facts]:
-    """The network of a run folder, at its best checkpoint."""
-    if not (Path(source) / "config.json").is_file():
-        raise UserError(f"{FIELD}: {source!r} is no run folder; `cnnjax weights import` makes one of a file")
-    run = Run.open(source)
-    config, facts = run.config(), of_run(run)
-    _, model, _, variables = trained(run, config, facts, "best", "raw")
-    return model, variables, facts
 
 
 def _pixels(augment: Augmentation, channels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -186,7 +186,7 @@ class Recorder:
 @pytest.mark.parametrize(
     ("distill", "words"),
     [
-        ("distill('nowhere')", "'nowhere' is no run folder"),
+        ("distill('nowhere')", "nowhere is neither a run folder nor a weights file"),
         ("distill(RUN, alpha=2)", "alpha=2 must be in"),
         ("distill(RUN, temperature=0)", "temperature=0 must be greater than 0"),
         ("teacher(RUN)", "must be 'distill"),
