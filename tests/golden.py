@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import warnings
-import zlib
 from pathlib import Path
 
 import jax
@@ -18,6 +17,8 @@ import pytest
 
 from cnnjax.models import create_model
 from cnnjax.models.weights import convert
+from tests import golden_timm
+from tests.golden_timm import entry_value
 
 FOLDER = Path(
     os.environ.get("CNNJAX_GOLDEN") or Path(__file__).parents[2] / "shared" / "reference" / "golden"
@@ -33,19 +34,6 @@ def record(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def entry_value(name: str, entry: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of one entry of a state dict: a function of the two names and the shape."""
-    if entry.endswith("num_batches_tracked"):
-        return np.zeros(shape, np.int64)
-    draw = np.random.Generator(np.random.PCG64(zlib.crc32(f"{name}/{entry}".encode())))
-    if entry.endswith("running_var") or (entry.endswith("weight") and len(shape) == 1):
-        return draw.uniform(0.5, 1.5, shape).astype(np.float32)
-    if len(shape) >= 2:
-        std = np.sqrt(2.0 / int(np.prod(shape[1:])))
-        return (draw.standard_normal(shape) * std).astype(np.float32)
-    return (draw.standard_normal(shape) * 0.1).astype(np.float32)
-
-
 def state_dict(name: str) -> dict[str, np.ndarray]:
     """The whole state dict of torchvision's `name`, in its order."""
     return {k: entry_value(name, k, tuple(shape)) for k, shape in record(name)["entries"].items()}
@@ -54,9 +42,7 @@ def state_dict(name: str) -> dict[str, np.ndarray]:
 def images(name: str) -> np.ndarray:
     """The two standard normal images behind the golden logits, float32 [2, H, W, 3]."""
     size = record(name)["input_size"]
-    draw = np.random.Generator(np.random.PCG64(0))
-    nchw = draw.standard_normal((2, 3, size, size)).astype(np.float32)
-    return np.ascontiguousarray(nchw.transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(golden_timm.images(size).transpose(0, 2, 3, 1))
 
 
 def logits(name: str) -> np.ndarray:

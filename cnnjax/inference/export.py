@@ -42,7 +42,7 @@ from cnnjax.runs.record import make_record
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
-PIXEL_TOLERANCE = 2e-2  # of probabilities, by the largest: resized pixels differ by a level here and there
+PIXEL_TOLERANCE = 5e-2  # of probabilities, by the largest: resized pixels differ by a level here and there
 PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
 Logits = Callable[[np.ndarray], np.ndarray]
 

@@ -1,7 +1,7 @@
 """What every network is built on: types, initial values, its fields, and what its fields may name."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -64,11 +64,11 @@ RESPONSE_NORMS: dict[str, Activation] = {
 }
 
 
-def check_stem(stem: str, image: Array) -> str:
-    """The stem, "imagenet" or "cifar"; warns where "imagenet" gets images of 64 pixels or fewer."""
-    if stem not in ("imagenet", "cifar"):
-        raise unknown("stem", stem, ("imagenet", "cifar"))
-    if stem == "imagenet" and min(image.shape[1:3]) <= 64:
+def check_stem(stem: str, image: Array, stems: Sequence[str] = ("imagenet", "cifar")) -> str:
+    """The stem, one of `stems`; warns where one other than "cifar" gets images of 64 pixels or fewer."""
+    if stem not in stems:
+        raise unknown("stem", stem, stems)
+    if stem != "cifar" and min(image.shape[1:3]) <= 64:
         message = f'the ImageNet stem leaves little of images of {image.shape[1:3]}: use stem="cifar"'
         warnings.warn(message, stacklevel=3)
     return stem

@@ -1,13 +1,12 @@
-"""Residual networks, and what they grew into: wide, aggregated, squeeze-and-excitation.
+"""Residual networks, and what they grew into: wide and aggregated (`resnet_d`, `seresnet`, `res2net`: more).
 
 He, Zhang, Ren, Sun 2015, "Deep residual learning for image recognition", arXiv:1512.03385, table 1; the plain
 nets of its section 4.1 are those without shortcuts. `resnet*_cifar` have the 6n + 2 layers of section 4.2 and
 table 6: a 3x3 stem of 16 channels, three stages of n basic blocks with 16, 32, 64 channels on 32, 16, 8
 pixels, shortcuts of option A; the blocks of 1202 layers are scanned, see `stages`. `resnet*_cifar_centered`
 are those of the weights of github.com/akamaster/pytorch_resnet_cifar10. Zagoruyko, Komodakis 2016,
-arXiv:1605.07146 (`wide_resnet*`, section 3); Xie et al. 2016, arXiv:1611.05431, table 1 (`resnext*`); Hu,
-Shen, Sun 2017, arXiv:1709.01507, table 1 (`seresnet50`). Widths, counts and names follow torchvision and, for
-`seresnet50`, timm.
+arXiv:1605.07146 (`wide_resnet*`, section 3); Xie et al. 2016, arXiv:1611.05431, table 1 (`resnext*`). Widths,
+counts and names follow torchvision.
 
 Deviations: a bottleneck halves the image in its 3x3 convolution (v1.5, as torchvision), `resnet50_v1` and
 its like in the first 1x1 as in the paper. Kernels are He-normal with fan-out, `head` is LeCun-normal.
@@ -23,7 +22,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import by_name
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, SqueezeExcite, logits, ones, zeros
+from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits, ones, zeros
 from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import CIFAR, Preset, Rules, TorchNames, Variant, substitute
@@ -57,6 +56,14 @@ def option_c(x: jax.Array, features: int, stride: int, conv: Constructor, norm: 
     return ConvNorm(features, 1, stride, conv=conv, norm=norm, name="shortcut")(x)
 
 
+def option_d(x: jax.Array, features: int, stride: int, conv: Constructor, norm: Constructor) -> jax.Array:
+    """Option B, whose projection reads the mean of stride x stride pixels (He et al. 2018, figure 2c)."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    x = ops.avg_pool(x, stride, ceil=True) if stride > 1 else x
+    return ConvNorm(features, conv=conv, norm=norm, name="pooled_shortcut")(x)
+
+
 def no_shortcut(x: jax.Array, features: int, stride: int, **_: Constructor) -> jax.Array:
     """Nothing is added: a plain net."""
     return jnp.zeros((), x.dtype)
@@ -68,6 +75,7 @@ SHORTCUTS: Options = {
     "a_centered": option_a_centered,
     "b": option_b,
     "c": option_c,
+    "d": option_d,
     "none": no_shortcut,
 }
 
@@ -90,7 +98,11 @@ class BasicBlock(nn.Module):
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
         y = self.norm_relu(name="norm1")(y)
         y = self.last_norm(name="norm2")(self.conv(self.width, 3, padding=1, name="conv2")(y))
-        return nn.relu(y + self.shortcut(x, self.width, self.stride))
+        return nn.relu(self.gate(y) + self.shortcut(x, self.width, self.stride))
+
+    def gate(self, y: jax.Array) -> jax.Array:
+        """What the residual goes through before the addition."""
+        return y
 
 
 class Bottleneck(nn.Module):
@@ -122,21 +134,14 @@ class Bottleneck(nn.Module):
         return y
 
 
-class SEBottleneck(Bottleneck):
-    """A bottleneck whose channels are weighed before the addition, reduction 16 (Hu et al., fig. 3)."""
-
-    def gate(self, y: jax.Array) -> jax.Array:
-        return SqueezeExcite(y.shape[-1] // 16, dtype=y.dtype, name="se")(y)
-
-
 class ResNet(StagedNet):
     """Stem, stages of residual blocks, global average pooling, `head`. Takes images of any size."""
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512)  # of the 3x3 convolutions; the first is the stem's too
     block: Constructor = Bottleneck
-    shortcut: str = "b"  # "a", "b", "c" as in section 4.1, "a_centered", or "none": a plain net
-    stem: str = "imagenet"  # or "cifar", for images of 64 pixels or less
+    shortcut: str = "b"  # one of SHORTCUTS; "none": a plain net
+    stem: str = "imagenet"  # or "deep"; or "cifar", for images of 64 pixels or less
     # Each block's last scale begins at 0, so that it is the identity (Goyal et al. 2017, arXiv:1706.02677,
     # section 5.1); not with shortcut "none".
     zero_init: bool = False
@@ -167,7 +172,6 @@ _basic = partial(ResNet, block=BasicBlock)
 _deep = partial(ResNet, block=Bottleneck)
 _v1 = partial(ResNet, block=partial(Bottleneck, strided=1))
 _wide = partial(ResNet, block=partial(Bottleneck, group_width=128))
-_gated = partial(ResNet, block=SEBottleneck)
 _18, _50, _101, _152 = (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
 _he, _zagoruyko, _xie = "He et al. 2015", "Zagoruyko & Komodakis 2016", "Xie et al. 2016"
 _v1_weights = "ImageNet 1-crop, torchvision V1"
@@ -218,7 +222,6 @@ VARIANTS = {
     "resnext50_32x4d": _row(_aggregated(32, 4), _50, _xie, (77.618, 93.698, _v1_weights)),
     "resnext101_32x8d": _row(_aggregated(32, 8), _101, _xie, (79.312, 94.526, _v1_weights)),
     "resnext101_64x4d": dataclasses.replace(_64x4d, preset=Preset(resize=232)),
-    "seresnet50": _row(_gated, _50, "Hu et al. 2017", (76.71, 93.38, "ImageNet 1-crop")),
     **{f"plain{depth}_cifar": _cifar(depth, "none") for depth in (20, 32, 44, 56, 110)},
     "resnet20_cifar": _cifar(20, "a", 91.25),
     "resnet32_cifar": _cifar(32, "a", 92.49),
@@ -236,7 +239,10 @@ VARIANTS = {
 
 NAMES: Rules = {
     r"^stage(\d+)_block(\d+)": lambda m: f"layer{m[1]}.{int(m[2]) - 1}",
-    **{"^stem/conv$": "conv1", "^stem/norm$": "bn1", r"norm(\d)$": r"bn\1", "^head$": "fc"},
+    **{"^stem/conv$": "conv1", "^stem/norm3?$": "bn1", "^head$": "fc"},
+    r"^stem/(conv|norm)(\d)$": lambda m: f"conv1.{3 * int(m[2]) - 3 + (m[1] == 'norm')}",  # ReLUs count too
+    r"norm(\d)$": r"bn\1",
+    **{"pooled_shortcut/conv$": "downsample.1", "pooled_shortcut/norm$": "downsample.2"},
     **{"shortcut/conv$": "downsample.0", "shortcut/norm$": "downsample.1"},
 }
 UNTOLD = {

@@ -45,12 +45,32 @@ def check_stages(widths: Sequence[int], stage_sizes: Sequence[int]) -> list[tupl
     return list(zip(widths, stage_sizes, strict=True))
 
 
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions instead of one of 7x7 (He et al. 2018, arXiv:1812.01187, figure 2b)."""
+
+    width: int
+    conv: Constructor
+    norm_relu: Constructor
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, width in enumerate((self.width // 2, self.width // 2, self.width), 1):  # 112 112 32, 32, 64
+            x = self.conv(width, 3, 2 if i == 1 else 1, padding=1, name=f"conv{i}")(x)
+            x = self.norm_relu(name=f"norm{i}")(x)
+        return x
+
+
 def stem(kind: str, image: jax.Array, width: int, conv: Constructor, norm: Constructor) -> jax.Array:
-    """The module `stem`, `norm` holding a ReLU: "imagenet", 7x7/2 and 3x3/2 max pooling, or "cifar", 3x3."""
+    """The module `stem`, `norm` holding a ReLU.
+
+    "imagenet" is a convolution 7x7/2, "deep" three of 3x3, both before 3x3/2 max pooling; "cifar" is 3x3.
+    """
     unit = partial(ConvNorm, conv=conv, norm=norm, name="stem")
-    if check_stem(kind, image) == "cifar":
+    if check_stem(kind, image, ("imagenet", "deep", "cifar")) == "cifar":
         return unit(width, 3)(image)
-    return ops.max_pool(unit(width, 7, 2)(image), 3, 2, padding=1)
+    deep = kind == "deep"
+    x = DeepStem(width, conv, norm, name="stem")(image) if deep else unit(width, 7, 2)(image)
+    return ops.max_pool(x, 3, 2, padding=1)
 
 
 def run_blocks(net: StagedNet, block: Constructor, names: Names, x: jax.Array) -> jax.Array:

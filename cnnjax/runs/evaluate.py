@@ -11,6 +11,7 @@ import numpy as np
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
 from cnnjax.runs.folder import Run, plain
+from cnnjax.runs.inputs import load_split
 from cnnjax.runs.loaded import Loaded, load, with_data
 from cnnjax.runs.network import Network
 from cnnjax.training import metrics, parallel
@@ -23,7 +24,9 @@ class Evaluator:
     def __init__(self, network: Network, split: str, run: Run | None = None):
         source = network.source(split)
         if run:
-            run.check_images(split, source.fingerprint, "or name the new ones with --data")
+            # Those of train were recorded as training reads them, which is not how evaluation does.
+            same = load_split(network.config, split) if split == "train" else source
+            run.check_images(split, same.fingerprint, "or name the new ones with --data")
         devices = network.mesh.shape["data"]
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(network.config.eval_batch_size, len(source)) // devices) * devices

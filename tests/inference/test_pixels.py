@@ -25,6 +25,7 @@ from cnnjax.errors import UserError
 from cnnjax.explore.page.views import Views
 from cnnjax.inference import export, onnx_files, pixels
 from cnnjax.inference.model import TrainedModel
+from cnnjax.inference.probe import open_images, pooled
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.weights import files, to_torch
 from cnnjax.runs.experiment import build
@@ -73,7 +74,7 @@ def imported(weights, tmp_path_factory) -> Path:
     """The run folder of the file, as `cnnjax weights import` makes it."""
     folder, config = tmp_path_factory.mktemp("imported") / "run", config_lib.default()
     config.model = SPEC
-    export.import_weights(weights, config, folder)
+    export.import_weights(weights, config, folder, model=SPEC)
     return folder
 
 
@@ -124,7 +125,10 @@ def test_predict_evaluate_and_the_page_see_its_pixels(name, imported, photos, tm
     assert trained.recipe == recipe
     theirs = [pillow(image.read_bytes()) for image in images]
     for image, crop in zip(images, theirs, strict=True):
-        assert_is(trained.picture(trained.fit(image)[None])[0], crop, f"fit {image.name}")
+        fitted = trained.fit(image)[None]
+        assert_is(trained.picture(fitted)[0], crop, f"fit {image.name}")
+        normalized = (crop / 255 - np.float64(MEAN)) / np.float64(STD)
+        assert np.abs(np.asarray(trained.prepare(fitted))[0] - normalized).mean() < 0.05 / 255 / min(STD)
     wanted = probabilities(trained, theirs)
     assert np.ptp(wanted.max(1)) > 0.05  # other images would show
     found = np.stack([p.probabilities for p in trained.predict(images)])
@@ -167,6 +171,29 @@ def test_a_training_evaluates_with_the_pixels_of_the_weights_that_it_starts_from
         assert any((example["image"] == each).all() for each in quick)
     mean, std = (dict(dict(experiment.eval_augment.steps)["normalize"])[k] for k in ("mean", "std"))
     assert (mean, std) == (MEAN, STD)
+
+
+def test_a_training_is_resumed_and_evaluated_with_the_recipe_that_it_took_along(
+    imported, photos, tmp_path, capsys
+):
+    recipe, pillow = RECIPES["bicubic"]
+    start, run = with_recipe(imported, tmp_path, recipe), tmp_path / "trained"
+    fields = {"model": SPEC, "init_from": start, "data.name": f"folder:{photos}", "data.num_validation": 0}
+    fields |= {"batch_size": 4, "total_epochs": 2, "optimizer.warmup_epochs": 0, "eval_every_epochs": 1}
+    command = ["train", *(f"--config.{name}={value}" for name, value in fields.items()), f"--workdir={run}"]
+    for _ in range(2):
+        assert main.run(command) == 0, capsys.readouterr().err
+    trained, test = load_run(run), json.loads((run / "test.json").read_text())
+    images = {split: in_order(photos / split) for split in ("train", "test")}
+    for split, files_of in images.items():
+        wanted = probabilities(trained, [pillow(image.read_bytes()) for image in files_of])
+        scores, rows = evaluate(run, split=split)
+        np.testing.assert_allclose(rows["confidence"], wanted.max(1), atol=2e-3)
+        if split == "test":
+            assert scores["loss"] == pytest.approx(test["loss"], rel=1e-5)
+    features, _ = pooled(trained, open_images(trained, None, "train"))
+    own = trained.features(list(images["train"]))
+    np.testing.assert_allclose(features, own.reshape(len(own), -1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_of_weights_brings_the_recipe_of_its_network(weights, photos):

@@ -13,9 +13,9 @@ from flax import linen as nn
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
-from cnnjax.models import create_model, init_variables, list_models, variant, variants
+from cnnjax.models import count_params, create_model, init_variables, list_models, variant, variants
 from cnnjax.models.pyramid import Stage, stages_of
-from tests.models import count_variant_params
+from tests.models import count_variant_params, published_counts
 
 PARAMS = {"simple_cnn": 29034, "lenet5": 61706}
 
@@ -91,6 +91,9 @@ TINY = {
     "resnet18(stage_sizes=(1, 1), widths=(4, 8), stem='cifar')": (8, 8, 3),
     "resnet50(stage_sizes=(1, 1), widths=(4, 8), stem='cifar')": (8, 8, 3),
     "seresnet50(stage_sizes=(1,), widths=(8,), stem='cifar')": (8, 8, 3),
+    "res2net50_26w_4s(stage_sizes=(1,), widths=(16,), stem='cifar')": (8, 8, 3),
+    "dpn68b(stage_sizes=(1, 1), appended=(4, 8), inner=32)": (14, 14, 1),
+    "repvgg_a0(stage_sizes=(2, 1), widths=(4, 8))": (14, 14, 1),
     "preact_resnet164_cifar(stage_sizes=(1, 1), widths=(4, 8))": (8, 8, 3),
     "wrn_16_4(depth=10, widen_factor=1)": (8, 8, 3),
     "densenet121(stem='cifar', stage_sizes=(1, 1), growth_rate=4, stem_width=8)": (14, 14, 1),
@@ -164,6 +167,7 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert set(variables) <= {"params", "batch_stats"}
+    assert count_params(variables["params"]) == published_counts()[name]
     if name == "lenet_300_100":  # it has no map at all
         with pytest.raises(UserError, match="no map"):
             layers.trace(model, variables, image).layer(None)

@@ -77,6 +77,7 @@ TINY = {
     "bottleneck": "resnet50(stage_sizes=(3,), widths=(4,), stem='cifar')",
     "aggregated": "resnext50_32x4d(stage_sizes=(3,), widths=(16,), stem='cifar')",
     "squeeze and excitation": "seresnet50(stage_sizes=(3,), widths=(8,), stem='cifar')",
+    "averaged": "seresnet152d(stage_sizes=(1, 3), widths=(8, 8), stem='cifar')",
     "pre-activation": "preact_resnet164_cifar(stage_sizes=(3,), widths=(4,))",
     "wide": "wrn_16_4(depth=22, widen_factor=1)",  # three stages
 }
@@ -430,7 +431,7 @@ def test_kernels_are_he_normal_with_fan_out_and_scales_begin_at_one():
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (7, 13, 2), (33, 20, 4)])
-@pytest.mark.parametrize("kind", ["option a", "bottleneck", "pre-activation", "wide"])
+@pytest.mark.parametrize("kind", ["option a", "averaged", "bottleneck", "pre-activation", "wide"])
 def test_any_size_and_number_of_channels_is_served(kind, size):
     model = create_model(TINY[kind], num_classes=7)
     image = jax.ShapeDtypeStruct((2, *size), jnp.float32)
@@ -450,7 +451,7 @@ def test_the_imagenet_stem_warns_on_small_images():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("resnet18(shortcut='d')", "unknown shortcut 'd'.*a, a_centered, b, c, none"),
+        ("resnet18(shortcut='e')", "unknown shortcut 'e'.*a, a_centered, b, c, d, none"),
         ("resnet18(stem='mnist')", "unknown stem 'mnist'.*imagenet"),
         ("resnet20_cifar(stage_sizes=(2, 2))", "as many of each"),
         ("wrn_28_10(depth=27)", "depth 27"),
