@@ -110,7 +110,7 @@ def _run_once(command: Sequence[str], count: int) -> int:
 def _wait(children: Sequence[subprocess.Popen[bytes]], caught: list[int]) -> int:
     """Waits until all have ended, or one has failed and the grace is over; the first failure's exit code."""
     told, failed, deadline = 0, 0, float("inf")
-    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+    while None in [child.poll() for child in children] and time.monotonic() < deadline:
         if caught:
             told = caught.pop()
             for child in children:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cnnjax.cli import main
+from cnnjax.cli import train as cli_train
 from cnnjax.errors import UserError
 from cnnjax.runs import evaluate, processes
 from cnnjax.runs import train as loop
@@ -78,7 +79,7 @@ def test_two_processes_train_as_one_though_one_is_killed_and_all_restart(tiny_da
     launcher = start(two, tiny_data, launch="--max_restarts=1")
     wait_for_steps(two, 12, launcher)
     os.kill(worker(launcher, 1), signal.SIGKILL)
-    assert launcher.wait(timeout=120) == 0, two.with_suffix(".log").read_text()[-3000:]
+    assert launcher.wait(timeout=240) == 0, two.with_suffix(".log").read_text()[-3000:]
     log = two.with_suffix(".log").read_text()
     assert "restart 1 of 1" in log and "resuming" in log
 
@@ -169,6 +170,23 @@ def test_processes_find_each_other_by_what_a_cluster_tells_them(manager, tiny_da
     assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)[-3000:]
     assert json.loads((tmp_path / "run" / "test.json").read_text())["count"] == 37
     assert len(json.loads((tmp_path / "run" / "record.json").read_text())["devices"]) == 2
+
+
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_a_launcher_sees_any_process_that_dies_and_ends_the_others_after_a_grace(dead, monkeypatch):
+    """Also one that is not the first, whatever the first still waits for."""
+    monkeypatch.setattr(cli_train, "GRACE_SECONDS", 0.3)
+    commands = [["sleep", "30"]] * 3
+    commands[dead] = ["sh", "-c", "kill -9 $$"]
+    children = [subprocess.Popen(command) for command in commands]
+    started = time.monotonic()
+    try:
+        assert cli_train._wait(children, []) == 128 + signal.SIGKILL
+        assert time.monotonic() - started < 10
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def test_alone_everything_is_the_first_process():
