@@ -1,4 +1,4 @@
-"""The table of all networks: parameters and MACs counted here, accuracies as published.
+"""The tables of all networks: parameters and MACs counted here, accuracies as published; weights by name.
 
 python experiments/models/run.py            # counts again, about a minute
 python experiments/models/run.py --tables   # only rewrites the tables from results.csv
@@ -12,6 +12,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnnjax.models import list_models, variant
+from cnnjax.models.weights import published
 from cnnjax.profiling import summary
 from experiments import pages, results
 
@@ -55,6 +56,30 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def weights_table() -> str:
+    """For each network which weights have a name, as Markdown; a row for those of timm together."""
+    lines = [
+        "| `--model=` | `--weights=` | top-1 / top-5 % | MiB | input | license |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in list_models():
+        own = [row for row in published.published() if row.model == name]
+        for row in (row for row in own if row.source == "torchvision"):
+            scores, size = f"{row.top1:.2f} / {row.top5:.2f}", row.preset.input_size[0]
+            default = " (default)" if row.default else ""
+            cells = f"`torchvision:{row.tag}`{default}", scores, f"{row.mb:,.1f}", str(size), row.license
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        if rest := [row for row in own if row.source == "timm"]:
+            tags = ", ".join(f"`timm:{row.tag}`{' (default)' * row.default}" for row in rest)
+            sizes = ", ".join(map(str, sorted({row.preset.input_size[0] for row in rest})))
+            terms = ", ".join(sorted({row.license for row in rest}))
+            lines.append(f"| `{name}` | {tags} | n/a | {rest[0].mb:,.1f} | {sizes} | {terms} |")
+    without = [name for name in list_models() if name not in {row.model for row in published.published()}]
+    return "\n".join(
+        [*lines, "", f"Without weights of a name: {', '.join(f'`{name}`' for name in without)}."]
+    )
+
+
 def read_rows() -> list[dict[str, str]]:
     return results.read(RESULTS)
 
@@ -65,6 +90,7 @@ def main() -> None:
         RESULTS.unlink(missing_ok=True)
         results.append(RESULTS, *rows)
     pages.write(PAGES, "models", table(read_rows()))
+    pages.write((ROOT / "docs" / "pretrained.md",), "weights", weights_table())
 
 
 if __name__ == "__main__":

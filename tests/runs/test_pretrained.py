@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from cnnjax.models.weights import files, published, to_torch
 from cnnjax.runs import hub, pretrained
 from cnnjax.runs.experiment import build
 from cnnjax.runs.pretrained import resolve
+from tests import ROOT
 from tests.loopback import Server, serving
 
 MODEL = "resnet18"
@@ -561,3 +564,29 @@ def test_images_by_wordnet_id_are_imagenets_classes(tmp_path):
     ids = tuple(imagenet_ids().values())
     source = load(f"folder:{tmp_path / 'a'}", "test", class_names=ids[::-1])
     assert sorted(source[i]["label"] for i in range(2)) == [999 - 281, 998]
+
+
+def test_the_page_shows_ten_lines_that_run(place, capsys):
+    """As written, but with a small network of the server in place of ResNet-18, and two small epochs."""
+    page = (ROOT / "docs" / "pretrained.md").read_text()
+    shell, python = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("sh", "python"))
+    Path("images").rename("photos")
+    shutil.copytree("photos/test", "photos/train")
+    small = {"resnet18": SPEC, "torchvision": "hf:org/net", "size=224": "size=33"}
+    small |= {"batch_size=32": "batch_size=4", "total_epochs=5": "total_epochs=2"}
+    lines = shell.replace("\\\n", " ").splitlines()
+    assert len(lines) <= 10 and lines[0].startswith("python3 -m venv")
+    for line in lines[1:]:
+        command, *words = shlex.split(line)
+        assert command == "cnnjax"
+        if words[0] != "models":
+            for word, other in small.items():
+                words = [each.replace(word, other) if "=" in each else each for each in words]
+        run(capsys, *words)
+    out = Path("resnet18-photos")
+    metrics = json.loads(Path("runs/photos/test.json").read_text())
+    assert f"{100 * metrics['accuracy']:.2f} %" in (out / "README.md").read_text()
+    assert cnnjax.load_model(weights=str(out)).class_names == ("ant", "bee")
+    python = python.replace('"resnet18"', repr(SPEC)).replace("torchvision", "hf:org/net")
+    exec(compile(python, "pretrained.md", "exec"), {})
+    assert "photos/test" in capsys.readouterr().out
