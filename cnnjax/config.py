@@ -72,9 +72,7 @@ FIELDS: dict[str, Field] = {
     "batch_norm": Field("global", "whose statistics: the 'global' batch's, each 'device's, or 'groups(32)'"),
     "accumulate_steps": Field(1, "microbatches whose gradients make one step", _below(20, 1)),
     "model": Field("simple_cnn", "a name from `cnnjax models`, or 'simple_cnn(activation=\"tanh\")'"),
-    "init_from": Field(
-        "", "start from a run folder, or from a file of weights of torch, safetensors or torch.save's"
-    ),
+    "init_from": Field("", "weights to start from: a run folder, torchvision, timm, hf:USER/NAME, a file"),
     "init_head": Field("keep", "'new' initializes the head afresh for other classes", _one_of("keep", "new")),
     "freeze": Field(
         "",

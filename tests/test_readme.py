@@ -71,6 +71,12 @@ def test_tables_are_those_of_the_csv(study, page):
     assert run["pages"].fill(text, study, run["table"](run["read_rows"]())) == text
 
 
+def test_the_table_of_weights_is_that_of_the_package():
+    run = runpy.run_path(str(ROOT / "experiments" / "models" / "run.py"))
+    text = (ROOT / "docs" / "pretrained.md").read_text()
+    assert run["pages"].fill(text, "weights", run["weights_table"]()) == text
+
+
 def test_the_table_of_kernels_is_that_of_its_csv():
     run = runpy.run_path(str(ROOT / "experiments" / "cpu_speed" / "run.py"))
     page = (ROOT / "experiments" / "cpu_speed" / "README.md").read_text()

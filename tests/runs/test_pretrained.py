@@ -572,7 +572,7 @@ def test_the_page_shows_ten_lines_that_run(place, capsys):
     shell, python = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("sh", "python"))
     Path("images").rename("photos")
     shutil.copytree("photos/test", "photos/train")
-    small = {"resnet18": SPEC, "torchvision": "hf:org/net", "size=224": "size=33"}
+    small = {"model=resnet18": f"model={SPEC}", "torchvision": "hf:org/net", "size=224": "size=33"}
     small |= {"batch_size=32": "batch_size=4", "total_epochs=5": "total_epochs=2"}
     lines = shell.replace("\\\n", " ").splitlines()
     assert len(lines) <= 10 and lines[0].startswith("python3 -m venv")
