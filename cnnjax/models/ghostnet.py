@@ -6,6 +6,7 @@ operation with long-range attention", 2211.12905, section 3; its first two block
 multiples of 4, are timm's. Kernels are He-normal (fan-out), the classifier's LeCun-normal.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -152,11 +153,17 @@ VARIANTS = {
 
 NAMES: Rules = {
     **{"^stem/conv": "conv_stem", "^stem/norm": "bn1", "^dense$": "conv_head", "^head$": "classifier"},
-    **{"^last/conv": "blocks.9.0.conv", "^last/norm": "blocks.9.0.bn1"},
     r"^stage(\d+)_block(\d+)": lambda m: f"blocks.{int(m[1]) - 1}.{int(m[2]) - 1}",
     **{"depthwise/conv": "conv_dw", "depthwise/norm": "bn_dw", "fc1": "conv_reduce", "fc2": "conv_expand"},
     **{"primary": "primary_conv", "cheap": "cheap_operation", r"gate(\d)": r"short_conv\1"},
     r"(short\w+)(\d)/(conv|norm)": lambda m: f"{m[1]}.{2 * int(m[2]) - 2 + (m[3] == 'norm')}",
-    **{"/conv$": ".0", "/norm$": ".1"},
+    **{"/last/conv": ".conv", "/last/norm": ".bn1", "/conv$": ".0", "/norm$": ".1"},
 }
-TORCH_NAMES = {GhostNet: TorchNames(substitute(NAMES), convolved=(r".*/se/fc\d", "dense"))}
+
+
+def _timm_name(path: str, model: GhostNet) -> str:
+    """'last' is the only block of a stage there."""
+    return substitute(NAMES)(re.sub("^last", f"stage{len(model.stages) + 1}_block1/last", path))
+
+
+TORCH_NAMES = {GhostNet: TorchNames(_timm_name, convolved=(r".*/se/fc\d", "dense"))}

@@ -13,6 +13,7 @@ Branches are numbered from the left, as timm does. Convolutions have no biases b
 kernels are He-normal (fan-in), the classifier's LeCun-normal.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -118,20 +119,22 @@ class InceptionV4(Net):
     """Inception v4; takes images from 75x75 on, 299x299 in the paper. `width` multiplies all channels."""
 
     width: float = 1.0
+    cells: tuple[int, int, int] = (4, 7, 3)  # A, B and C
     dropout_rate: float = 0.2
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         unit = conv_unit(self, train, he_normal, self.width)
+        count_a, count_b, count_c = self.cells
         x = image.astype(self.dtype)  # 299 299 3
         x = Stem(unit, name="stem")(x)  # 35 35 384
-        for i in range(1, 5):
+        for i in range(1, count_a + 1):
             x = CellA(unit, name=f"cell_a{i}")(x)  # 35 35 384
         x = ReductionA(unit, (192, 224, 256, 384), name="reduction_a")(x)  # 17 17 1024
-        for i in range(1, 8):
+        for i in range(1, count_b + 1):
             x = CellB(unit, name=f"cell_b{i}")(x)  # 17 17 1024
         x = ReductionB(unit, name="reduction_b")(x)  # 8 8 1536
-        for i in range(1, 4):
+        for i in range(1, count_c + 1):
             x = CellC(unit, name=f"cell_c{i}")(x)  # 8 8 1536
         x = ops.global_avg_pool(x)  # 1536
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -233,18 +236,19 @@ UNITS: Rules = {
     r"branch3_pool": "branch3.1",
     r"^((?:cell_[ab]|reduction|mixed|stem/mixed).*branch\d)_(\d)": lambda m: f"{m[1]}.{int(m[2]) - 1}",
 }
-NAMES_V4: Rules = {
-    **UNITS,
-    r"^stem/conv(\d)": lambda m: f"{int(m[1]) - 1}",
-    r"^stem/mixed(\d)_": r"\1.",
-    r"^cell_a(\d)": lambda m: f"{int(m[1]) + 5}",
-    "^reduction_a": "10",
-    r"^cell_b(\d)": lambda m: f"{int(m[1]) + 10}",
-    "^reduction_b": "18",
-    r"^cell_c(\d)": lambda m: f"{int(m[1]) + 18}",
-    "^(?!head)": "features.",
-    "^head": "last_linear",
-}
+
+
+def _v4_name(path: str, model: InceptionV4) -> str:
+    """'cell_b2/branch1_3/conv' -> 'features.12.branch1.2.conv': stem, cells and reductions are counted."""
+    if path == "head":
+        return "last_linear"
+    a, b, _ = model.cells
+    before = {"stem.conv": -1, "stem.mixed": 0, "cell_a": 5, "cell_b": 6 + a, "cell_c": 7 + a + b}
+    before |= {"reduction_a": 6 + a, "reduction_b": 7 + a + b}
+    pattern = r"^(stem\.[a-z]+|cell_.|reduction_.)(\d*)[_.]"
+    return re.sub(pattern, lambda m: f"features.{before[m[1]] + int(m[2] or 0)}.", substitute(UNITS)(path))
+
+
 NAMES_RESNET: Rules = {
     **UNITS,
     r"^(cell_c\d+/|last_cell/)branch1_(\d)": lambda m: f"{m[1]}branch1.{int(m[2]) - 1}",
@@ -260,6 +264,6 @@ NAMES_RESNET: Rules = {
     "^head": "classif",
 }
 TORCH_NAMES = {
-    InceptionV4: TorchNames(substitute(NAMES_V4)),
+    InceptionV4: TorchNames(_v4_name),
     InceptionResNetV2: TorchNames(substitute(NAMES_RESNET)),
 }
