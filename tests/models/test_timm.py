@@ -74,7 +74,8 @@ def golden(name: str) -> Mapping[str, np.ndarray]:
 
 def built(name: str) -> tuple[Net, VariableDict, np.ndarray]:
     """The net behind golden values, its variables by timm's names, and two images [2, H, W, 3]."""
-    model, size = create_model(f"{name}({golden_timm.NETS[name][1]})", num_classes=10), golden_timm.SIZE
+    model = create_model(f"{name}({golden_timm.NETS[name][1]})", num_classes=10)
+    size = golden_timm.SIZES.get(name, golden_timm.SIZE)
     entries = torch_entries(model, (size, size, 3))
     values = {e.name: golden_timm.entry_value(name, e.name, e.shape) for e in entries}
     counters = sum(e.path[-1] == "mean" for e in entries)  # num_batches_tracked, one for each normalization
@@ -90,7 +91,9 @@ def test_logits_are_timms(name):
     assert np.linalg.norm(logits - expected) < 1e-5 * np.linalg.norm(expected)
 
 
-SLOW = ("seresnext26d_32x4d", "dpn68", "repvgg_b1g4")  # others here have most of their layers
+SLOW = {"seresnext26d_32x4d", "dpn68", "repvgg_b1g4"}  # others here have most of their layers
+SLOW |= {"inception_v4", "inception_resnet_v2", "xception", "xception41", "ghostnet_100", "ghostnetv2_100"}
+SLOW |= {"tf_efficientnet_lite0", "convnextv2_atto"}  # long to compile in float64
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,8 @@ def test_gradients_in_training_mode_are_timms(name):
         gradients = jax.device_get(jax.jit(jax.grad(loss))(variables["params"]))
     found = golden_timm.summary(name, to_torch({"params": gradients}, model))
     expected = golden(name)["gradients"]
-    sizes = expected[:, :1]
+    # The bias of a normalization that only another one reads has no gradient but rounding.
+    sizes = np.maximum(expected[:, :1], 1e-5 * expected.max())
     np.testing.assert_allclose(found / sizes, expected / sizes, rtol=0, atol=1e-5)
 
 
