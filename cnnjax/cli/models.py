@@ -12,6 +12,7 @@ from cnnjax.cli.flags import Json, command
 from cnnjax.cli.tables import Console, in_pixels, in_units, print_result, print_tables
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import list_models, variant, variants
+from cnnjax.models.weights.published import Published, published
 from cnnjax.profiling import forecast
 from cnnjax.profiling.summary import summarize, totals
 
@@ -34,6 +35,8 @@ def models(
         print_tables(*cost_tables(cost, f"{word}, batch {batch_size}, {dtype}, AdamW"))
     elif word in variants() or "(" in word:
         print_tables(layer_table(word, image_size))
+        if rows := [row for row in published() if row.model == word]:
+            print_tables(weights_table(rows))
     elif names := list_models(word):
         print_tables(model_table(names))
         print("Accuracies in per cent, as published. `cnnjax models NAME` shows the layers of one network.")
@@ -58,6 +61,16 @@ def model_table(names: Sequence[str]) -> Table:
         size = "x".join(map(str, row.preset.input_size))
         top = " / ".join(f"{value:.2f}" for value in (row.top1, row.top5) if value is not None)
         table.add_row(name, f"{params:,}", in_units(macs), size, top, row.published, row.source)
+    return table
+
+
+def weights_table(rows: Sequence[Published]) -> Table:
+    """A row for each set of weights of a network that has a name."""
+    table = Table("--weights=", "top-1 / top-5", "MiB", "input", "license", title="weights by name")
+    for row in rows:
+        top = " / ".join(f"{value:.2f}" for value in (row.top1, row.top5) if value is not None)
+        name = f"{row.source}:{row.tag}{' (default)' * row.default}"
+        table.add_row(name, top, f"{row.mb:,.1f}", str(row.preset.input_size[0]), row.license)
     return table
 
 

@@ -162,6 +162,13 @@ def test_the_tables_name_networks_of_here():
     assert published.find("timm", "resnet50", "a1_in1k").preset.resize == 235
 
 
+def test_the_models_command_lists_the_weights(capsys):
+    out = run(capsys, "models", "resnet18")
+    row = published.find("torchvision", "resnet18")
+    assert f"torchvision:{row.tag} (default)" in out and f"{row.top1:.2f} / {row.top5:.2f}" in out
+    assert f"timm:{published.find('timm', 'resnet18').tag} (default)" in out
+
+
 def test_imagenet_has_a_thousand_classes():
     assert len(imagenet_names()) == len(set(imagenet_ids().values())) == 1000
     assert imagenet_names()[281] == "tabby" and imagenet_ids()["tabby"] == "n02123045"
