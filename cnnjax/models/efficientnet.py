@@ -1,13 +1,16 @@
-"""EfficientNet B0 to B4: MobileNet's inverted residuals with squeeze-and-excitation, scaled together.
+"""EfficientNet B0 to B7 and V2: inverted residuals with squeeze-and-excitation, scaled together.
 
 Tan, Le 2019, "EfficientNet: rethinking model scaling for convolutional neural networks", 1905.11946, table 1
 (B0) and section 3.3 (the others: width times 1.1^n, depth times 1.2^n, larger images); stochastic depth as in
-section 5. Padding is half the kernel, as in torchvision (the released TensorFlow nets pad the bottom and
-right by one more where the stride is 2), and so is batch normalization's epsilon, 1e-5. Kernels are He-normal
-(fan-out), the classifier's uniform within 1 / sqrt(classes).
+section 5. Tan, Le 2021, "EfficientNetV2: smaller models and faster training", 2104.00298, figure 2 and
+table 4: early blocks have one convolution in place of two. Padding is half the kernel, as in torchvision; the
+nets released for TensorFlow, `tf_...` as in timm, pad the bottom and right by one more where the stride is 2.
+Batch normalization's epsilon is torchvision's: 1e-5, and TensorFlow's 1e-3 from B5 on, in V2 and in `tf_...`.
+Kernels are He-normal (fan-out), the classifier's uniform within 1 / sqrt(classes).
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -16,11 +19,13 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, DropPath, SqueezeExcite, logits
 from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out
-from cnnjax.models.variants import Preset, TorchNames, Variant, place
+from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
+from cnnjax.ops.shapes import Padding
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 # Table 1: expansion, kernel size, stride of the first block, channels and blocks of each stage.
+Stages = tuple[tuple[int, int, int, int, int], ...]
 STAGES = (
     (1, 3, 1, 16, 1),  # 112 112 16
     (6, 3, 2, 24, 2),  # 56 56 24
@@ -30,77 +35,185 @@ STAGES = (
     (6, 5, 2, 192, 4),  # 7 7 192
     (6, 3, 1, 320, 1),  # 7 7 320
 )
+# V2, the same columns; the first three stages are of fused blocks.
+V2_S = (
+    (1, 3, 1, 24, 2),  # 192 192 24
+    (4, 3, 2, 48, 4),  # 96 96 48
+    (4, 3, 2, 64, 4),  # 48 48 64
+    (4, 3, 2, 128, 6),  # 24 24 128
+    (6, 3, 1, 160, 9),  # 24 24 160
+    (6, 3, 2, 256, 15),  # 12 12 256
+)
+V2_M = (
+    (1, 3, 1, 24, 3),  # 240 240 24
+    (4, 3, 2, 48, 5),  # 120 120 48
+    (4, 3, 2, 80, 5),  # 60 60 80
+    (4, 3, 2, 160, 7),  # 30 30 160
+    (6, 3, 1, 176, 14),  # 30 30 176
+    (6, 3, 2, 304, 18),  # 15 15 304
+    (6, 3, 1, 512, 5),  # 15 15 512
+)
+V2_L = (
+    (1, 3, 1, 32, 4),  # 240 240 32
+    (4, 3, 2, 64, 7),  # 120 120 64
+    (4, 3, 2, 96, 7),  # 60 60 96
+    (4, 3, 2, 192, 10),  # 30 30 192
+    (6, 3, 1, 224, 19),  # 30 30 224
+    (6, 3, 2, 384, 25),  # 15 15 384
+    (6, 3, 1, 640, 7),  # 15 15 640
+)
+
+
+class Ungated(nn.Module):
+    """Its input: what stands for `SqueezeExcite` in blocks without it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
 
 
 class MBConv(nn.Module):
     """Expand (1x1), depthwise, squeeze-and-excitation, project (1x1); a shortcut where shapes allow."""
 
     features: int
-    expansion: int
+    width: int  # of the depthwise convolution; that of x needs no expansion
     kernel_size: int
     strides: int
     unit: Constructor
     linear: Constructor
-    squeeze_excite: Constructor
-    drop_path: Activation
+    squeeze_excite: Constructor = Ungated
+    drop_path: Activation = ops.activation("identity")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        channels, width = x.shape[-1], x.shape[-1] * self.expansion
-        y = self.unit(width, name="expand")(x) if self.expansion > 1 else x
-        y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
-        y = self.squeeze_excite(max(1, channels // 4), name="se")(y)
-        y = self.linear(self.features, name="project")(y)
-        return x + self.drop_path(y) if y.shape == x.shape else y
+        y = self.unit(self.width, name="expand")(x) if self.width != x.shape[-1] else x
+        y = self.unit(self.width, self.kernel_size, self.strides, groups=self.width, name="depthwise")(y)
+        y = self.linear(self.features, name="project")(self.squeeze_excite(name="se")(y))
+        return x + self.drop_path(y) if self.strides == 1 and y.shape == x.shape else y
+
+
+class FusedMBConv(MBConv):
+    """`MBConv` with one convolution for the first two, and for all of them where nothing is expanded."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        expands = self.width != x.shape[-1]
+        fused = partial(self.unit, kernel_size=self.kernel_size, strides=self.strides, name="fused")
+        y = fused(self.width if expands else self.features)(x)
+        y = self.linear(self.features, name="project")(y) if expands else y
+        return x + self.drop_path(y) if self.strides == 1 and y.shape == x.shape else y
 
 
 class EfficientNet(Net):
     """Takes images of any size from 1x1 on."""
 
-    width: float = 1.0  # times the channels of each of `stages`
+    width: float = 1.0  # times the channels of the stem and of each of `stages`
     depth: float = 1.0  # times the number of its blocks
-    stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
+    stages: Stages = STAGES
+    fused_stages: int = 0  # the first of them, of V2
     stem: str = "imagenet"  # halves the size; "cifar" keeps it
+    stem_width: int = 32
+    last_width: int | None = None  # None: four times the last stage's
     dropout_rate: float = 0.2
     drop_path_rate: float = 0.2  # the last block's: it grows linearly from 0
+    padding: Padding | None = None  # None: half the kernel on each side
+    epsilon: float = 1e-5  # of batch normalization
+    momentum: float = 0.9
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train))
-        squeeze_excite = partial(SqueezeExcite, act=nn.silu, kernel_init=he_fan_out, dtype=self.dtype)
+        norm = {"epsilon": self.epsilon, "momentum": self.momentum}
+        layer = partial(ConvNorm, conv=conv, padding=self.padding)
+        unit = partial(layer, norm=self.norm_layer(BatchNormAct, train, **norm))
+        linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
+        squeeze = partial(SqueezeExcite, act=nn.silu, kernel_init=he_fan_out, dtype=self.dtype)
         sizes = [math.ceil(self.depth * size) for *_, size in self.stages]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
         x = image.astype(self.dtype)  # 224 224 3
-        x = unit(divisible(32 * self.width), 3, strides, name="stem")(x)  # 112 112 32
+        x = unit(divisible(self.stem_width * self.width), 3, strides, name="stem")(x)  # 112 112 32
         for i, (expansion, kernel_size, stride, width, _) in enumerate(self.stages):
+            kind = FusedMBConv if i < self.fused_stages else MBConv
             for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
                 rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
-                features, strides = divisible(width * self.width), stride if j == 0 else 1
-                block = partial(MBConv, features, expansion, kernel_size, strides, unit, linear)
-                x = block(squeeze_excite, DropPath(rate, train), name=f"stage{i + 1}_block{j + 1}")(x)
-        x = unit(4 * x.shape[-1], name="last")(x)  # 7 7 1280
+                features, channels = divisible(width * self.width), x.shape[-1]
+                block = partial(kind, features, expansion * channels, kernel_size, stride if j == 0 else 1)
+                block = partial(block, unit, linear, partial(squeeze, max(1, channels // 4)))
+                x = block(DropPath(rate, train), name=f"stage{i + 1}_block{j + 1}")(x)
+        x = unit(self.last_width or 4 * x.shape[-1], name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
 
 
-def _row(width: float, depth: float, dropout_rate: float, sizes: tuple[int, int], *top: float) -> Variant:
+_torchvision = "ImageNet 1-crop, torchvision"
+_tf_norm = partial(EfficientNet, epsilon=1e-3, momentum=0.99)
+_v2 = partial(EfficientNet, fused_stages=3, last_width=1280, epsilon=1e-3)
+_half = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels from -1 to 1
+
+
+def _row(
+    width: float,
+    depth: float,
+    rate: float,
+    sizes: tuple[int, int],
+    top: tuple[float, float],
+    net: Constructor = EfficientNet,
+) -> Variant:
     """`sizes` are those of the image and of resizing."""
-    build = partial(EfficientNet, width=width, depth=depth, dropout_rate=dropout_rate)
+    build = partial(net, width=width, depth=depth, dropout_rate=rate)
     preset = Preset((sizes[0], sizes[0], 3), resize=sizes[1], interpolation="bicubic")
-    (top1, top5), published = top, "ImageNet 1-crop, torchvision"
-    return Variant(build, "Tan, Le 2019, 1905.11946", preset, top1, top5, published)
+    return Variant(build, "Tan, Le 2019, 1905.11946", preset, *top, _torchvision)
 
 
+def _row_v2(stages: Stages, rate: float, preset: Preset, top: tuple[float, float]) -> Variant:
+    build = partial(_v2, stages=stages, stem_width=stages[0][3], dropout_rate=rate)
+    return Variant(build, "Tan, Le 2021, 2104.00298", preset, *top, _torchvision)
+
+
+def _timm(row: Variant, preset: Preset, timm: str = "", **fields: object) -> Variant:
+    """A variant of timm that normalizes or pads otherwise."""
+    return Variant(partial(row.build, **fields), row.source, preset, timm=timm)
+
+
+def _tensorflow(row: Variant, preset: Preset) -> Variant:
+    """The net as released for TensorFlow."""
+    return _timm(row, preset, padding="same", epsilon=1e-3, momentum=0.9)
+
+
+_v2_l = Preset((480, 480, 3), resize=480, interpolation="bicubic", mean=_half, std=_half)
 VARIANTS = {
-    "efficientnet_b0": _row(1.0, 1.0, 0.2, (224, 256), 77.692, 93.532),
-    "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 256), 78.642, 94.186),
-    "efficientnet_b2": _row(1.1, 1.2, 0.3, (288, 288), 80.608, 95.310),
-    "efficientnet_b3": _row(1.2, 1.4, 0.3, (300, 320), 82.008, 96.054),
-    "efficientnet_b4": _row(1.4, 1.8, 0.4, (380, 384), 83.384, 96.594),
+    "efficientnet_b0": _row(1.0, 1.0, 0.2, (224, 256), (77.692, 93.532)),
+    "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 256), (78.642, 94.186)),
+    "efficientnet_b2": _row(1.1, 1.2, 0.3, (288, 288), (80.608, 95.310)),
+    "efficientnet_b3": _row(1.2, 1.4, 0.3, (300, 320), (82.008, 96.054)),
+    "efficientnet_b4": _row(1.4, 1.8, 0.4, (380, 384), (83.384, 96.594)),
+    "efficientnet_b5": _row(1.6, 2.2, 0.4, (456, 456), (83.444, 96.628), net=_tf_norm),
+    "efficientnet_b6": _row(1.8, 2.6, 0.5, (528, 528), (84.008, 96.916), net=_tf_norm),
+    "efficientnet_b7": _row(2.0, 3.1, 0.5, (600, 600), (84.122, 96.908), net=_tf_norm),
+    "efficientnet_v2_s": _row_v2(V2_S, 0.2, Preset((384, 384, 3), resize=384), (84.228, 96.878)),
+    "efficientnet_v2_m": _row_v2(V2_M, 0.3, Preset((480, 480, 3), resize=480), (85.112, 97.156)),
+    "efficientnet_v2_l": _row_v2(V2_L, 0.4, _v2_l, (85.808, 97.788)),
 }
+_b5 = timm_preset((448, 448, 3), 1000, 1.0, "bicubic", "squash")
+_PERCENT = (87.5, 88.2, 89.0, 90.4, 92.2, 93.4, 94.2, 94.9)  # of the side that is cut, B0 to B7
+_SIDES = (224, 240, 260, 300, 380, 456, 528, 600)
+VARIANTS["efficientnet_b5_timm"] = _timm(
+    VARIANTS["efficientnet_b5"], _b5, timm="efficientnet_b5", epsilon=1e-5, momentum=0.9
+)
+for _i, (_side, _percent) in enumerate(zip(_SIDES, _PERCENT, strict=True)):
+    _preset = timm_preset((_side, _side, 3), 1000, _percent / 100, "bicubic")
+    VARIANTS[f"tf_efficientnet_b{_i}"] = _tensorflow(VARIANTS[f"efficientnet_b{_i}"], _preset)
+for _size, _side in {"s": 384, "m": 480, "l": 480}.items():
+    _preset = timm_preset((_side, _side, 3), 1000, 1.0, "bicubic", mean=_half, std=_half)
+    VARIANTS[f"tf_efficientnetv2_{_size}"] = _tensorflow(VARIANTS[f"efficientnet_v2_{_size}"], _preset)
+
+
+def units(model: EfficientNet, stage: int) -> tuple[str, ...]:
+    """The modules of a block of that stage, from 1, in their order."""
+    expands = model.stages[stage - 1][0] > 1
+    if stage <= model.fused_stages:
+        return ("fused", "project")[: 1 + expands]
+    return ("expand", "depthwise", "se", "project")[not expands :]
 
 
 def _torch_name(path: str, model: EfficientNet) -> str:
@@ -112,8 +225,44 @@ def _torch_name(path: str, model: EfficientNet) -> str:
     if not unit:
         return f"features.{0 if block == 'stem' else len(model.stages) + 1}.{index}"
     stage, i = place(block)
-    within = ("expand", "depthwise", "se", "project").index(unit[0]) - (model.stages[stage - 1][0] == 1)
-    return f"features.{stage}.{i - 1}.block.{within}.{index}"
+    return f"features.{stage}.{i - 1}.block.{units(model, stage).index(unit[0])}.{index}"
 
 
-TORCH_NAMES = {EfficientNet: TorchNames(_torch_name, convolved=(r".*/se/fc\d",))}
+TIMM_LAYERS = {
+    **{"stem/conv": "conv_stem", "stem/norm": "bn1", "last/conv": "conv_head", "last/norm": "bn2"},
+    **{"head": "classifier", "se/fc1": "se.conv_reduce", "se/fc2": "se.conv_expand"},
+}
+
+
+def timm_name(path: str, units: Sequence[str]) -> str:
+    """'stage2_block1/project/conv' -> 'blocks.1.0.conv_pwl' if that block has those `units`."""
+    block, _, layer = path.partition("/")
+    if not block.startswith("stage"):
+        return TIMM_LAYERS[path]
+    stage, i = place(block)
+    if layer not in TIMM_LAYERS:
+        unit, kind = layer.split("/")
+        number = [each for each in units if each != "se"].index(unit) + 1
+        layer = f"bn{number}" if kind == "norm" else _timm_convolution(unit, units)
+    return f"blocks.{stage - 1}.{i - 1}.{TIMM_LAYERS.get(layer, layer)}"
+
+
+def _timm_convolution(unit: str, units: Sequence[str]) -> str:
+    if len(units) == 1:
+        return "conv"
+    if unit == "project":
+        return "conv_pw" if units[0] == "depthwise" else "conv_pwl"
+    return {"expand": "conv_pw", "depthwise": "conv_dw", "fused": "conv_exp"}[unit]
+
+
+def _timm_name(path: str, model: EfficientNet) -> str:
+    stage = place(path.partition("/")[0])
+    return timm_name(path, units(model, stage[0]) if stage else ())
+
+
+TORCH_NAMES = {
+    EfficientNet: (
+        TorchNames(_torch_name, convolved=(r".*/se/fc\d",)),
+        TorchNames(_timm_name, convolved=(r".*/se/fc\d",)),
+    )
+}

@@ -1,6 +1,7 @@
 """The tables of all networks: parameters and MACs counted here, accuracies as published; weights by name.
 
-python experiments/models/run.py            # counts again, about a minute
+python experiments/models/run.py            # counts again, some minutes
+python experiments/models/run.py --new      # counts only the networks without a row
 python experiments/models/run.py --tables   # only rewrites the tables from results.csv
 """
 
@@ -20,10 +21,10 @@ RESULTS = HERE / "results.csv"
 PAGES = (ROOT / "README.md",)
 
 
-def count() -> list[dict[str, object]]:
+def count(names: list[str]) -> list[dict[str, object]]:
     """One row a network."""
     rows = []
-    for name, (params, macs) in zip(list_models(), summary.totals(list_models()), strict=True):
+    for name, (params, macs) in zip(names, summary.totals(names), strict=True):
         row = variant(name)
         rows.append(
             {
@@ -86,9 +87,10 @@ def read_rows() -> list[dict[str, str]]:
 
 def main() -> None:
     if "--tables" not in sys.argv:
-        rows = count()
+        known = {row["name"]: row for row in read_rows()} if "--new" in sys.argv else {}
+        counted = {row["name"]: row for row in count([name for name in list_models() if name not in known])}
         RESULTS.unlink(missing_ok=True)
-        results.append(RESULTS, *rows)
+        results.append(RESULTS, *((known | counted)[name] for name in list_models()))
     pages.write(PAGES, "models", table(read_rows()))
     pages.write((ROOT / "docs" / "pretrained.md",), "weights", weights_table())
 

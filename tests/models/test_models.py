@@ -101,6 +101,14 @@ TINY = {
     "mobilenet_v1(stem='cifar', width=0.25, stages=((32, 1, 1),))": (12, 12, 3),
     "mobilenet_v2(stem='cifar', width=0.25, stages=((1, 32, 1, 1), (2, 32, 2, 1)), last_width=32)": (8, 8, 3),
     "efficientnet_b0(stem='cifar', stages=((1, 3, 1, 8, 1), (4, 5, 2, 8, 1)))": (14, 14, 1),
+    "mobilenet_v3_small(stem='cifar', hidden_width=16, stages=((3, 16, True, 'RE', 2, (16, 24)),))": (
+        8,
+        8,
+        1,
+    ),
+    "mnasnet0_5(stem='cifar', stages=((1, 3, 1, 16, 1), (3, 5, 2, 16, 2)), last_width=16)": (8, 8, 1),
+    "regnet_y_400mf(stem='cifar', stage_sizes=(2, 1), widths=(8, 16), stem_width=8)": (8, 8, 1),
+    "shufflenet_v2_x0_5(stem='cifar', stage_sizes=(2, 1), widths=(8, 16), last_width=16)": (14, 14, 1),
     "convnext_tiny(stem='cifar', stage_sizes=(1, 1), widths=(8, 16))": (14, 14, 1),
     "airbench94(widths=(8, 8, 8))": (12, 12, 3),
     "inception_v4(width=0.03)": (75, 75, 1),
@@ -175,7 +183,7 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
     scanned = model.clone(scan_blocks=True) if hasattr(model, "scan_blocks") else model
     traced = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32))
     last = traced.last_map
-    assert 3 <= last.shape[0] == last.shape[1] <= 13, last
+    assert 3 <= last.shape[0] == last.shape[1] <= 19, last  # 19: 600 pixels
     assert not last.name.startswith("head")
     assert last.shape[2] >= (256 if logits.shape[1] == 1000 else 16)
     check_stages(stages_of(traced, variables), size[0])
