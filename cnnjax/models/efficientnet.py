@@ -9,6 +9,7 @@ Batch normalization's epsilon is torchvision's: 1e-5, and TensorFlow's 1e-3 from
 Kernels are He-normal (fan-out), the classifier's uniform within 1 / sqrt(classes).
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -183,7 +184,7 @@ def _tensorflow(row: Variant, preset: Preset) -> Variant:
 _v2_l = Preset((480, 480, 3), resize=480, interpolation="bicubic", mean=_half, std=_half)
 VARIANTS = {
     "efficientnet_b0": _row(1.0, 1.0, 0.2, (224, 256), (77.692, 93.532)),
-    "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 256), (78.642, 94.186)),
+    "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 255), (79.838, 94.934)),
     "efficientnet_b2": _row(1.1, 1.2, 0.3, (288, 288), (80.608, 95.310)),
     "efficientnet_b3": _row(1.2, 1.4, 0.3, (300, 320), (82.008, 96.054)),
     "efficientnet_b4": _row(1.4, 1.8, 0.4, (380, 384), (83.384, 96.594)),
@@ -194,6 +195,10 @@ VARIANTS = {
     "efficientnet_v2_m": _row_v2(V2_M, 0.3, Preset((480, 480, 3), resize=480), (85.112, 97.156)),
     "efficientnet_v2_l": _row_v2(V2_L, 0.4, _v2_l, (85.808, 97.788)),
 }
+VARIANTS["efficientnet_b1"] = dataclasses.replace(
+    VARIANTS["efficientnet_b1"], preset=Preset((240, 240, 3), resize=255)
+)
+VARIANTS["efficientnet_b5"] = dataclasses.replace(VARIANTS["efficientnet_b5"], timm="-")
 _b5 = timm_preset((448, 448, 3), 1000, 1.0, "bicubic", "squash")
 _PERCENT = (87.5, 88.2, 89.0, 90.4, 92.2, 93.4, 94.2, 94.9)  # of the side that is cut, B0 to B7
 _SIDES = (224, 240, 260, 300, 380, 456, 528, 600)

@@ -41,7 +41,7 @@ class Variant:
     published: str = ""
     # Variables that training starts from, of images [B, H, W, C] as the network takes them.
     from_images: Callable[[jax.Array], VariableDict] | None = None
-    timm: str = ""  # its name in timm, if that is another
+    timm: str = ""  # its name in timm, if that is another; "-" if that name is another net there
 
 
 def timm_preset(
