@@ -1,6 +1,7 @@
 """The tables of published weights in `cnnjax/models/weights/`, from the metadata of torchvision and timm.
 
-python experiments/models/weights.py --python=python   # one that has torch, torchvision and timm; a minute
+python experiments/models/weights.py --python=python   # one that has torch, torchvision and timm; minutes
+python experiments/models/weights.py --new             # looks only at networks that have no rows of timm yet
 
 Facts alone: names, addresses, sizes, accuracies, preprocessing, licences. Of timm's weights those whose
 entries have the names and shapes that a network here is read by. Also ImageNet's classes: their names, of
@@ -30,9 +31,9 @@ BASE = "https://download.pytorch.org/models/"
 SWAG = {"https://github.com/facebookresearch/SWAG/blob/main/LICENSE": "CC-BY-NC-4.0"}
 
 
-def metadata(python: str) -> dict:
-    """What `torch_metadata.py` prints, run by an interpreter that has torch."""
-    names = sorted({variant(name).timm or name for name in list_models()})
+def metadata(python: str, models: Sequence[str]) -> dict:
+    """What `torch_metadata.py` prints of some networks, run by an interpreter that has torch."""
+    names = sorted({variant(name).timm or name for name in models})
     command = [python, str(HERE / "torch_metadata.py")]
     return json.loads(subprocess.run(command, input=json.dumps(names).encode(), stdout=-1, check=True).stdout)
 
@@ -67,10 +68,10 @@ def torchvision_rows(found: Sequence[Mapping]) -> list[dict[str, object]]:
     return sorted(rows, key=lambda row: (row["model"], row["tag"]))
 
 
-def timm_rows(found: Mapping[str, Mapping]) -> list[dict[str, object]]:
-    """The rows of timm's weights that a network here can be read from."""
+def timm_rows(found: Mapping[str, Mapping], models: Sequence[str]) -> list[dict[str, object]]:
+    """The rows of timm's weights that some networks here can be read from."""
     rows = []
-    for name in list_models():
+    for name in models:
         known = found.get(variant(name).timm or name)
         if not known or not fits(name, known["shapes"]):
             continue
@@ -96,7 +97,7 @@ def timm_rows(found: Mapping[str, Mapping]) -> list[dict[str, object]]:
                     "license": row.get("license") or "",
                 }
             )
-    return sorted(rows, key=lambda row: (row["model"], row["tag"]))
+    return rows
 
 
 def fits(name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
@@ -139,6 +140,11 @@ def in_words(values: Sequence[float]) -> str:
     return " ".join(map(str, values))
 
 
+def read(path: Path) -> list[dict[str, object]]:
+    with path.open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -149,10 +155,13 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def main() -> None:
     given = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("--python=")]
-    found = metadata(*given or [sys.executable])
+    before = read(TABLES / "timm.csv") if "--new" in sys.argv else []
+    models = [name for name in list_models() if name not in {row["model"] for row in before}]
+    found = metadata(*given or [sys.executable], models)
     print(found["versions"])
     write(TABLES / "torchvision.csv", torchvision_rows(found["torchvision"]))
-    write(TABLES / "timm.csv", timm_rows(found["timm"]))
+    rows = [*before, *timm_rows(found["timm"], models)]
+    write(TABLES / "timm.csv", sorted(rows, key=lambda row: (row["model"], row["tag"])))
     classes = zip(found["wnids"], found["names"], strict=True)
     write(CLASSES, [{"wordnet": wnid, "name": name} for wnid, name in classes])
 
