@@ -215,7 +215,7 @@ def test_a_damaged_run_folder_is_told(trained, tmp_path, capsys):
     assert main.run(["evaluate", f"--workdir={tmp_path}"]) == 2
     assert "config.json cannot be read" in capsys.readouterr().err
     assert main.run(["evaluate", f"--workdir={trained}", "--weights=ema"]) == 2
-    assert "keeps no moving average" in capsys.readouterr().err
+    assert "keeps no average" in capsys.readouterr().err
     assert main.run(["evaluate", f"--workdir={trained}", "--split=tset"]) == 2
     assert "did you mean 'test'?" in capsys.readouterr().err
 
