@@ -47,9 +47,10 @@ class Recipe:
         counts = by_name("crop mode", self.mode, MODES)
         sides = *self.resize, *self.crop
         fits = len(self.crop) == 2 and len(self.resize) in counts
+        fits = fits and bool(self.fill) and all(0 <= value <= 255 for value in self.fill)
         if not fits or not all(0 < side <= 2**14 for side in sides) or not 0 <= self.margin <= 2**14:
-            given = f"resize={self.resize}, crop={self.crop}, margin={self.margin}, mode={self.mode}"
-            raise UserError(f"recipe of images: {given}; allowed: 1 to {2**14} pixels")
+            given = f"resize={self.resize}, crop={self.crop}, margin={self.margin}, fill={self.fill}"
+            raise UserError(f"recipe of images: {given}, mode={self.mode}; allowed: 1 to {2**14} pixels")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,6 +94,12 @@ class Recipe:
         spare = length - self.crop[axis]
         return (round(spare / 2) if spare >= 0 else -(-spare // 2)) - self.margin
 
+    def filled(self, channels: int) -> tuple[int, ...]:
+        """`fill` of so many channels; its mean for another number of them."""
+        return (
+            self.fill if len(self.fill) == channels else (round(sum(self.fill) / len(self.fill)),) * channels
+        )
+
     def apply(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, C], C 1 or 3, as uint8 [*shape, C], by Pillow; not for "square", see `decode`."""
         height, width, channels = image.shape
@@ -112,7 +119,7 @@ class Recipe:
         if pixels.shape[:2] == shape:
             return pixels
         out = np.empty((*shape, channels), np.uint8)
-        out[:] = self.fill if len(self.fill) in (1, channels) else round(np.mean(self.fill))
+        out[:] = self.filled(channels)
         top, left = (place - start for place, start in zip(low, starts, strict=True))
         out[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
         return out

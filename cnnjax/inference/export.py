@@ -252,7 +252,8 @@ def import_weights(
     if config.augment.eval == config_lib.default().augment.eval:
         config.augment.eval = own.get("eval_augment") or preset_augment(found.preset)
     config.augment.train = config.augment.eval
-    config.data.size = own["image_shape"][0] if own else preset_recipe(found.preset).shape[0]
+    recipe = preset_recipe(found.preset, margin="center_crop" in config.augment.eval)
+    config.data.size = own["image_shape"][0] if own else recipe.shape[0]
     config_lib.validate(config)
     data = imported_data(config, found, network.num_classes, class_names)
     run = Run.create(workdir, config, fingerprint="")

@@ -129,7 +129,7 @@ def recipe_model(recipe: Recipe, channels: int) -> "ModelProto":
     pads = graph("Concat", [0, 0], *before, [0, 0], *after, axis=0)
     inside = graph("Expand", np.ones((1, 1, 1, 1), np.uint8), graph("Shape", pixels))
     inside = graph("Cast", graph("Pad", inside, pads), to=BOOL)
-    fill = np.resize(np.asarray(recipe.fill, np.uint8), channels).reshape(1, channels, 1, 1)
+    fill = np.asarray(recipe.filled(channels), np.uint8).reshape(1, channels, 1, 1)
     pixels = graph("Where", inside, graph("Pad", pixels, pads), fill)
     graph.nodes.append(graph.node("Transpose", [pixels], ["pixels"], perm=[0, 2, 3, 1]))
     given = helper.make_tensor_value_info("image", UINT8, ["height", "width", channels])

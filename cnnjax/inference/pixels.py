@@ -48,7 +48,7 @@ def cut(recipe: Recipe, image: jax.Array) -> jax.Array:
         pixels = jnp.clip(jnp.floor(jnp.moveaxis(moved, -1, axis) + 0.5), 0, 255)
         within = (places >= 0) & (places < sides[axis])
         inside = inside & (within[:, None, None] if axis == 0 else within[None, :, None])
-    fill = jnp.broadcast_to(jnp.asarray(recipe.fill, jnp.float32), image.shape[2:])
+    fill = jnp.asarray(recipe.filled(image.shape[2]), jnp.float32)
     return jnp.where(inside, pixels, fill[None, None]).astype(jnp.uint8)
 
 

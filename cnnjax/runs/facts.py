@@ -190,9 +190,9 @@ def of_weights(
         problem = "nobody says by what mean and std its images are normalized"
         advice = "`cnnjax weights import` takes --config.augment.eval='normalize(mean=..., std=...)'"
         raise UserError(f"{found.source}: {problem}; {advice}")
-    recipe = preset_recipe(found.preset)
-    shape = (*recipe.shape, found.preset.input_size[2])
     spec = augment or preset_augment(found.preset)
+    recipe = preset_recipe(found.preset, margin="center_crop" in spec)
+    shape = (*recipe.shape, found.preset.input_size[2])
     parsed = augment_lib.parse(spec, image_shape=shape, mean=mean, std=std)
     return Facts(names, shape, parsed, recipe, None)
 

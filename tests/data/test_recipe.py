@@ -256,6 +256,8 @@ MISTAKES = {
     "mode=squash; allowed": {"mode": "squash"},
     "crop=\\(8,\\)": {"crop": [8]},
     "margin=-1": {"margin": -1},
+    "fill=\\(300,\\)": {"fill": [300]},
+    "fill=\\(\\)": {"fill": []},
     "unexpected keyword argument 'order'": {"order": 1},
 }
 

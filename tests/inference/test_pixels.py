@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cnnjax import config as config_lib
-from cnnjax import evaluate, load_run
+from cnnjax import evaluate, load_model, load_run
 from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.data.decode import decode_image
@@ -277,6 +277,39 @@ def test_a_recipe_in_a_graph_gives_pillows_pixels(recipe):
             assert each.shape == theirs.shape
             difference = np.abs(each.astype(int) - theirs)
             assert difference.max() <= 2 and difference.mean() <= 0.1, (size, difference.max())
+
+
+def test_a_grey_image_is_bordered_by_the_mean_of_the_colour():
+    image = photo(40, 20, 9, 0)[..., :1]
+    theirs = RECIPES["border"][0].apply(image)
+    assert (theirs[:, 0] == 128).all()
+    ours = np.asarray(jax.jit(functools.partial(pixels.cut, RECIPES["border"][0]))(image))
+    np.testing.assert_allclose(ours.astype(int), theirs, atol=1)
+
+
+def test_weights_without_a_run_folder_have_the_recipe_of_their_preset(weights, photos):
+    """Of the file: a short side of 256, 224 of it."""
+    images, which = in_order(photos / "test")[:3], {"model": SPEC, "weights": str(weights)}
+    trained = load_model(SPEC, weights=str(weights))
+    theirs = [pillows(image.read_bytes(), 224, 256, "bilinear") for image in images]
+    for image, crop in zip(images, theirs, strict=True):
+        assert_is(trained.picture(trained.fit(image)[None])[0], crop, image.name)
+    _, rows = evaluate(**which, data=f"folder:{photos}")
+    found = [p.probabilities.max() for p in trained.predict(in_order(photos / "test"))]
+    np.testing.assert_allclose(rows["confidence"], found, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "spec", ["normalize(mean=0.5, std=0.2)", "center_crop(224)|normalize(mean=0.5, std=0.2)"]
+)
+def test_a_normalization_that_is_given_keeps_the_crop(spec, weights, photos, tmp_path):
+    config = config_lib.default()
+    config.augment.eval = spec
+    export.import_weights(weights, config, tmp_path / "run", model=SPEC)
+    trained, image = load_run(tmp_path / "run"), in_order(photos / "test")[1]
+    assert trained.input_shape == (224, 224, 3)
+    theirs = pillows(image.read_bytes(), 224, 256, "bilinear")
+    assert_is(trained.picture(trained.fit(image)[None])[0], theirs, spec)
 
 
 def png(image: np.ndarray) -> bytes:
