@@ -96,9 +96,8 @@ class Recipe:
 
     def filled(self, channels: int) -> tuple[int, ...]:
         """`fill` of so many channels; its mean for another number of them."""
-        return (
-            self.fill if len(self.fill) == channels else (round(sum(self.fill) / len(self.fill)),) * channels
-        )
+        mean = round(sum(self.fill) / len(self.fill))
+        return self.fill if len(self.fill) == channels else (mean,) * channels
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, C], C 1 or 3, as uint8 [*shape, C], by Pillow; not for "square", see `decode`."""

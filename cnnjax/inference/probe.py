@@ -80,13 +80,13 @@ def probe(
 
 
 def open_images(trained: TrainedModel, data: str | None, split: str) -> Source:
-    """A split of a data set with its own classes, files brought to the network's size."""
+    """A split of a data set with its own classes, files brought to size as the network has it."""
     config = with_data(trained.config, data, trained.image_shape)
     if config is None:
         raise UserError(
             f"weights {trained.name} come without images; name a data set, as in --data=folder:PATH"
         )
-    return load_split(config, split, (), None, trained.recipe if data else None)
+    return load_split(config, split, (), None, trained.recipe)
 
 
 def pooled(
