@@ -242,6 +242,15 @@ def test_of_many_misfits_the_first_five_are_told_with_the_nearest_names():
     assert message.count(";") == 5 and message.endswith("; and 11 more")
 
 
+def test_endless_names_take_no_time():
+    model, variables = tiny_resnet()
+    net = torch_names.to_torch(variables, model)
+    hostile = {"." * 10**6 + str(i): np.zeros((4, 4, 3, 3)) for i in range(10)}
+    hostile |= {"module." * 10**5 + "conv1.weight": np.zeros((4, 3, 3, 3))}
+    with pytest.raises(UserError, match=r"unexpected \.\.\."):
+        torch_names.convert_into(net | hostile, model, (8, 8, 3))
+
+
 def test_densenet_files_of_torchvisions_first_releases_have_other_names():
     spec = "densenet121(stage_sizes=(1, 1), growth_rate=4, stem_width=8)"
     model = create_model(spec)

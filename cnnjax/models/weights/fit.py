@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 # What stands in the middle of names too: of torch.nn.DataParallel, torch.compile, FSDP and checkpointing.
 WRAPPERS = re.compile(r"\b(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 HEADS = re.compile(r"(?:.*\.)?(?:fc|head|linear|classifier|last_linear|logits|output)\.weight")
+LONG = 400  # characters; names of so many are compared with none
 MOST = 5  # problems, or names, that a message lists
 LIKE = 0.9  # of a model's entries: so many under a prefix are another copy of it
 
@@ -87,8 +88,8 @@ def misfits(given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[str
 
 def _nearest(name: str, shape: Shape, unexpected: Mapping[str, Shape]) -> str:
     """The unexpected name most like a missing one, if one is of its shape."""
-    alike = [other for other, its in unexpected.items() if whole(its) == whole(shape)]
-    near = difflib.get_close_matches(name, alike, 1, 0.3)
+    alike = [n for n, its in unexpected.items() if whole(its) == whole(shape) and len(n) < LONG]
+    near = difflib.get_close_matches(name, alike[:1000], 1, 0.3)
     return f" (there {near[0]}?)" if near else ""
 
 
@@ -113,7 +114,7 @@ def _unwrapped(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _prefixes(given: Collection[str], wanted: Collection[str]) -> tuple[str, tuple[str, ...]]:
     """What stands before most of the wanted names, '' by default, and before other copies of them."""
     counts: Counter[str] = Counter()
-    for name in given:
+    for name in (name for name in given if len(name) < LONG):
         ends = [0, *(match.end() for match in re.finditer(r"\.", name))]
         counts.update(name[:end] for end in ends if name[end:] in wanted)
     best = max(counts, key=lambda prefix: (counts[prefix], not AVERAGED.search(prefix)), default="")
