@@ -31,6 +31,10 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
     """What a run folder says of itself, as a row."""
     config, record, test = run.config(), run.read_json("record.json"), run.read_json("test.json")
     metrics, machine = run.metrics(), record.get("machine", {})
+    ended = metrics and metrics[-1]["step"] >= record.get("total_steps", 0)
+    if outcome == "finished" and not ended:
+        file, advice = run.path / "metrics.jsonl", f"restore it, or remove {run.path} to train the run again"
+        raise UserError(f"{file} lacks the last row of a run that is finished; {advice}")
     last = metrics[-1] if outcome == "finished" else {}
     scores = {
         **{name: last.get(name) for name in SCORES[:3]},

@@ -61,6 +61,17 @@ def test_scores_that_are_not_finite_are_shown_as_such(place):
     assert spread(["0.5", "0.5"], 1, 1) == "0.5 ± 0.0"
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_finished_run_that_lost_its_last_metrics_gets_no_row(place, lines):
+    """Without any there was a traceback; with earlier ones they would be its scores."""
+    (run,) = (path for path in (place[0] / "swept" / "runs").iterdir() if path.is_dir())
+    kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:lines]
+    file = f"runs/{run.name}/metrics.jsonl"
+    ended, words = damage.trial(*place, "sweep", file, lambda path: path.write_text("".join(kept)))
+    assert ended == "refused", words
+    assert "metrics.jsonl lacks the last row of a run that is finished; restore it, or remove" in words
+
+
 LINES = (
     *("{", "null", "[]", '"x"', "\0\0", "", "x" * 10_000, '{"step": "3", "loss": 1}', '{"loss": 1}'),
     *('{"step": -1, "loss": 1}', '{"step": 2, "loss": "1"}', '{"step": 2, "step": 3}', "[" * 9999),
