@@ -54,7 +54,7 @@ def relative_error(name: str, model: str | None = None) -> float:
     """norm(ours - golden) / norm(golden) for `model` (default: the same name) with the converted weights."""
     model = model or name
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="dropped, the model is built without")
+        warnings.filterwarnings("ignore", message="left out of the state dict: (aux1|AuxLogits)")
         variables = convert(state_dict(name), model)
     ours = np.asarray(jax.jit(create_model(model).apply)(variables, images(name)))
     return float(np.linalg.norm(ours - logits(name)) / np.linalg.norm(logits(name)))

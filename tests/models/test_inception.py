@@ -101,7 +101,7 @@ def test_logits_are_torchvisions(name, model):
 )
 def test_auxiliary_heads_are_used_where_built_and_named_where_dropped(name, model, heads):
     state_dict = golden.state_dict(name)
-    with pytest.warns(UserWarning, match="dropped, the model is built without: (aux1|AuxLogits)"):
+    with pytest.warns(UserWarning, match="left out of the state dict: (aux1|AuxLogits)"):
         without = convert(state_dict, model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -192,8 +192,8 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
 def check_stages(stages: list[Stage], size: int) -> None:
     """Of images of so many pixels a side: each stage is where its stride says, and none is left out."""
     strides = [stage.stride for stage in stages]
-    assert len({stage.name for stage in stages}) == len(stages) > 1
-    assert strides == sorted(strides) and strides[-1] in (2, 4, 8, 16, 32)
+    assert len({stage.name for stage in stages}) == len(stages) >= (1 if strides[-1] < 4 else 2)
+    assert strides == sorted(strides) and strides[-1] in (2, 3, 4, 8, 16, 32)
     for stage in stages:
         side, _, width = stage.layer.shape
         assert (side - 1) * stage.stride < size < (side + 6) * stage.stride + 16, stage
