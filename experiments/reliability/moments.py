@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "residual, BatchNorm": {"model": RESIDUAL},
     "evaluations twice an epoch, one checkpoint": {"eval_every_epochs": 0.5, "keep_checkpoints": 1},
-    "brightness, RandAugment": {"augment.train": f"{CROP}|brightness(0.4)"},
+    "brightness, RandAugment": {"augment.train": f"brightness(0.4)|rand_augment|{CROP}"},
 }  # fmt: skip
 
 
