@@ -1,27 +1,25 @@
-"""What the studies made of sweeps share: how they start, their curves, tables and figures.
+"""A study: one question, the runs that answer it, and what is drawn from their rows.
 
-    python experiments/NAME/run.py                  # goes on where it was stopped
-    python experiments/NAME/run.py --tables         # only rewrites table and figure from the CSVs
-    python experiments/NAME/run.py --data=NAME      # another copy of the data set, as --config.data.name
-    python experiments/NAME/run.py --full           # the paper's size, into full/; for an accelerator
+    python experiments/NAME/run.py                # trains what is missing; goes on where it was stopped
+    python experiments/NAME/run.py --tables       # only rewrites table and figure from the CSVs
+    python experiments/NAME/run.py --data=NAME    # another copy of the data set, as --config.data.name
+    python experiments/NAME/run.py --size=paper   # the paper's epochs; hour, minute: cut down to fit into one
 
-A study's `run.py` has `make_config(full)`, `train(config, out, board)`, `table(rows)`, `figure(rows)` and
-`claim(rows)`. Beside results.csv lies curves.csv, the rows of each run's metrics.jsonl.
+Its `run.py` makes a `Study` and calls `main`. The committed size trains into the study's own folder, the
+others into runs/studies/. Beside results.csv lies curves.csv, the rows of each run's metrics.jsonl, and
+scores.csv, what the study itself measures of each run.
 """
 
 import argparse
-import csv
 import dataclasses
-import json
+import functools
 import os
-import statistics
+import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
@@ -29,24 +27,40 @@ from cnnjax.cli.sweep import Lines
 from cnnjax.data.files import read_json
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
-from cnnjax.runs.folder import Run
-from cnnjax.runs.results import Row, read_results, spread
-from cnnjax.runs.sweep import Board, sweep
-from experiments import pages, results
+from cnnjax.runs.results import Row, read_results
+from cnnjax.runs.sweep import Board, Values, sweep
+from experiments import curves, pages, speeds
 
 ROOT = Path(__file__).parents[1]
 matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
-RATE = "optimizer.learning_rate"
-CURVES = "curves.csv"
-CURVE_COLUMNS = ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy")
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
-Curve = list[dict[str, float]]
-Train = Callable[[config_lib.ConfigDict, Path, Board], None]
+RATE, EPOCHS = "optimizer.learning_rate", "total_epochs"
+COPIES = "runs/cifar10_jpeg"  # where `cnnjax data prepare` puts JPEG copies of CIFAR-10
+SECONDS = {"hour": 3600.0, "minute": 60.0}  # of the sizes that are cut down
+SIZES = ("ours", "paper", *SECONDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One run of a study."""
+
+    label: str  # its row in the table
+    values: Mapping[str, config_lib.Value]  # fields of the config, the same ones for all runs of a study
+    epochs: float
+    seed: int = 0
+    later: bool = False  # only after what all studies need at the least
+
+    def fields(self) -> dict[str, config_lib.Value]:
+        """All that is set."""
+        return {**self.values, EPOCHS: float(self.epochs)}
+
+    def is_row(self, row: Row) -> bool:
+        """Whether a row of results.csv is this run's."""
+        return int(row["seed"]) == self.seed and all(row[k] == str(v) for k, v in self.fields().items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A line of the summary: what is claimed, the paper's number, ours, and whether it holds here."""
+    """A line of the summary: what is claimed, the paper's number, ours, and whether it holds, at which size."""
 
     claim: str
     paper: str
@@ -54,33 +68,197 @@ class Claim:
     verdict: str
 
 
-def main(
-    here: Path,
-    make_config: Callable[[bool], config_lib.ConfigDict],
-    train: Train,
-    table: Callable[[list[Row]], str],
-    figure: Callable[[list[Row]], Figure],
-    rows_of: Callable[[], list[Row]],
-) -> None:
-    """Trains what is missing, then writes curves.csv, the README's table and figure.svg."""
-    parser = argparse.ArgumentParser(prog=f"python experiments/{here.name}/run.py")
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """See above; `out` is a folder with its rows, the study's own or that of another size."""
+
+    here: Path
+    config: Callable[[], config_lib.ConfigDict]
+    plan: Callable[[Sequence[Row]], list[Planned]]  # the runs wanted, in order, as far as rows tell
+    table: Callable[["Study", Path], str]
+    figure: Callable[["Study", Path], Figure]
+    claim: Callable[["Study", Path], Claim]
+    paper_epochs: float  # of the paper's schedule, whose shape all sizes share
+    images: int = 50_000  # of the train split, with those held out
+    measure: Callable[[Path], Mapping[str, float]] | None = None  # of a run folder, as its run ends
+
+    @property
+    def name(self) -> str:
+        """'degradation', or 'pooling_types/cifar10' of a study on a second data set."""
+        return str(self.here.relative_to(ROOT / "experiments"))
+
+    @property
+    def home(self) -> Path:
+        """The folder of its run.py and README.md."""
+        return ROOT / "experiments" / self.name.partition("/")[0]
+
+    def rows(self, out: Path | None = None) -> list[Row]:
+        """The rows so far, with those of scores.csv where the study measures something."""
+        rows = read_results(out or self.here)
+        return curves.with_scores(rows, out or self.here) if self.measure else rows
+
+    def planned(self, out: Path | None = None, size: str = "ours") -> list[Planned]:
+        """The runs of a size; of equal ones the first."""
+        found: list[Planned] = []
+        for run in self.plan(read_results(out or self.here)):
+            run = dataclasses.replace(run, epochs=self.paper_epochs) if size == "paper" else run
+            if not any((run.fields(), run.seed) == (other.fields(), other.seed) for other in found):
+                found.append(run)
+        return found
+
+    def groups(self, out: Path | None = None) -> dict[str, list[Row]]:
+        """By label the rows of its runs, in the order of the plan; labels without runs are left out."""
+        out, found = out or self.here, dict[str, list[Row]]()
+        rows = self.rows(out)
+        for run in self.plan(rows):
+            ended = [row for row in rows if run.is_row(row) or _is_of(run, row, out != self.here)]
+            found.setdefault(run.label, []).extend(r for r in ended if r not in found.get(run.label, ()))
+        return {label: members for label, members in found.items() if members}
+
+    def train_next(self, out: Path, data: str, *, size: str = "ours", later: bool = True) -> bool:
+        """Trains the first run that is missing; False if none is."""
+        config = self.config()
+        config.data.name = data
+        factor = self.factor(size)
+        for run in self.planned(out, size):
+            run = dataclasses.replace(run, epochs=_cut(run.epochs, factor, self.steps_an_epoch(config)))
+            if (run.later and not later) or any(map(run.is_row, read_results(out))):
+                continue
+            config.seed = run.seed
+            config.optimizer.warmup_epochs *= factor
+            one: Values = {field: [value] for field, value in run.fields().items()}
+            try:
+                sweep(config, one, out, board=Board() if size == "minute" else Lines())
+                if self.measure:
+                    curves.add_scores(out, self.measure)
+            finally:
+                curves.write(out)
+            return True
+        return False
+
+    def steps_an_epoch(self, config: config_lib.ConfigDict) -> float:
+        return (self.images - config.data.num_validation) / config.batch_size
+
+    def seconds(self, run: Planned) -> float:
+        """How long a run takes on this machine, by the rate of its net, which is measured if it is unknown."""
+        config = config_lib.assign(self.config(), dict(run.fields()))
+        rate = speeds.rate(config.model, config.batch_size, config.dtype, measure=True)
+        return run.epochs * (self.images - config.data.num_validation) / rate
+
+    def factor(self, size: str) -> float:
+        """What epochs are multiplied by so that all runs end within the size."""
+        if size not in SECONDS:
+            return 1.0
+        return min(1.0, SECONDS[size] / sum(map(self.seconds, self.planned())))
+
+
+def _cut(epochs: float, factor: float, steps: float) -> float:
+    """Fewer epochs, at least two steps."""
+    return epochs if factor == 1 else max(float(f"{epochs * factor:.2g}"), 2 / steps)
+
+
+def _is_of(run: Planned, row: Row, any_length: bool) -> bool:
+    """Whether a row is a planned run's but for its length, which is another at another size."""
+    same = all(row[field] == str(value) for field, value in run.values.items())
+    return any_length and same and int(row["seed"]) == run.seed
+
+
+def seeds(
+    runs: Mapping[str, Mapping[str, config_lib.Value]], epochs: float, count: int, first: int = 0
+) -> list[Planned]:
+    """Every label with every seed, the first seed of all labels first."""
+    numbers = range(first, first + count)
+    return [Planned(label, values, epochs, seed) for seed in numbers for label, values in runs.items()]
+
+
+def later(runs: Sequence[Planned]) -> list[Planned]:
+    """The same, for when all that is needed at the least has run."""
+    return [dataclasses.replace(run, later=True) for run in runs]
+
+
+def tuned(
+    rows: Sequence[Row],
+    runs: Mapping[str, Mapping[str, config_lib.Value]],
+    rates: Sequence[float],
+    epochs: float,
+    count: int,
+) -> list[Planned]:
+    """Each label at each learning rate with the first seed; then the other seeds at its best rate.
+
+    The best is best on validation. Runs at other rates have the label "LABEL, rate RATE", which no table shows.
+    """
+    found: list[Planned] = []
+    for label, values in runs.items():
+        tried = [Planned(label, {**values, RATE: rate}, epochs) for rate in rates]
+        scores = {run.values[RATE]: row for run in tried for row in rows if _is_of(run, row, True)}
+        best = max(scores, key=lambda rate: float(scores[rate]["validation_accuracy"] or 0), default=None)
+        known = len(scores) == len(rates)
+        found += [
+            run
+            if known and run.values[RATE] == best
+            else dataclasses.replace(run, label=f"{label}, rate {run.values[RATE]:g}")
+            for run in tried
+        ]
+        if known:
+            found += [Planned(label, {**values, RATE: best}, epochs, seed) for seed in range(1, count)]
+    return sorted(found, key=lambda run: run.seed)
+
+
+def cifar10() -> config_lib.ConfigDict:
+    """What the studies on CIFAR-10 start from: 45,000 images of 32x32, 5,000 held out, no augmentation."""
+    config = config_lib.default()
+    config.data.name = "cifar10"
+    config.data.num_validation = 5000
+    config.eval_batch_size = 1000
+    config.log_every_steps = 352  # an epoch of 128: the rows of metrics.jsonl are means over epochs
+    return config
+
+
+def data_of(study: Study, out: Path, given: str | None) -> str:
+    """The data set: as given, else that of the rows so far, else the copies if they are there, else CIFAR-10."""
+    own = str(study.config().data.name)
+    if given or (out / "sweep.json").exists():
+        return given or str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
+    return f"records:{COPIES}" if own == "cifar10" and (ROOT / COPIES).is_dir() else own
+
+
+def main(*own: Study) -> None:
+    """Trains what is missing of studies of one folder, then writes curves.csv, README's tables and figures."""
+    parser = argparse.ArgumentParser(prog=f"python experiments/{own[0].name}/run.py")
     parser.add_argument("--tables", action="store_true", help="only rewrite the table and the figure")
-    parser.add_argument("--full", action="store_true", help="the paper's size, into full/")
+    parser.add_argument("--size", choices=SIZES, default="ours", help="how long the runs are")
     parser.add_argument("--data", help="another copy of the data set, as --config.data.name")
+    parser.add_argument("--next", metavar="STUDY", help="train one run of it, the next")
+    parser.add_argument("--later", action="store_true", help="also what runs only while hours last")
     given = parser.parse_args()
     os.chdir(ROOT)
     compile_cache.enable()
-    out = here / "full" if given.full else here
+    for study in own:
+        if given.next in (None, study.name):
+            start(functools.partial(run, study, given))
+
+
+def run(study: Study, given: argparse.Namespace) -> None:
+    """`main` of one study, with its flags."""
+    out = study.here if given.size == "ours" else ROOT / "runs" / "studies" / given.size / study.name
     if not given.tables:
-        config = make_config(given.full)
-        config.data.name = given.data or config.data.name
-        try:
-            start(lambda: train(config, out, Lines()))
-        finally:
-            write_curves(out)  # of the runs that ended, where it is stopped too
-    if not given.full and (rows := rows_of()):
-        pages.write((here / "README.md",), here.name, table(rows))
-        figure(rows).savefig(here / "figure.svg", metadata={"Date": None})
+        data = data_of(study, out, given.data)
+        while study.train_next(out, data, size=given.size, later=given.later) and not given.next:
+            pass
+    draw(study, out)
+
+
+def draw(study: Study, out: Path) -> None:
+    """The table and the figure: in the study's README for its own rows, else beside the rows."""
+    if not study.rows(out):
+        return
+    if out == study.here:
+        pages.write((study.home / "README.md",), study.name, study.table(study, out))
+    else:
+        both = (f"# Here\n\n{study.table(study, out)}", f"# As published\n\n{study.table(study, study.here)}")
+        (out / "table.md").write_text("\n\n".join(both if study.rows() else both[:1]) + "\n")
+        print((out / "table.md").read_text())
+    study.figure(study, out).savefig(out / "figure.svg", metadata={"Date": None})
 
 
 def start(work: Callable[[], None]) -> None:
@@ -91,185 +269,8 @@ def start(work: Callable[[], None]) -> None:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
 
 
-def cifar10() -> config_lib.ConfigDict:
-    """What the studies on CIFAR-10 start from: 45,000 images, 5,000 held out, no augmentation."""
-    config = config_lib.default()
-    config.data.name = "cifar10"
-    config.data.num_validation = 5000
-    config.eval_batch_size = 1000
-    config.log_every_steps = 352  # an epoch of 128: the rows of metrics.jsonl are means over epochs
-    return config
-
-
-def tuned(
-    config: config_lib.ConfigDict,
-    field: str,
-    values: Sequence[Any],
-    rates: Sequence[float],
-    seeds: int,
-    out: Path,
-    board: Board,
-) -> None:
-    """Each value of a field with each learning rate and the first seed; then all seeds at its best rate."""
-    sweep(config, {field: values, RATE: rates}, out, board=board)
-    for value in values:
-        members = [row for row in read_results(out) if row[field] == str(value)]
-        if (rate := best_rate(members)) is not None:
-            sweep(config, {field: [value], RATE: [rate]}, out, seeds=seeds, board=board)
-
-
-def best_rate(rows: Sequence[Row]) -> float | None:
-    """The learning rate of the run of the first seed that is best on validation; None where none ended."""
-    first = min((int(row["seed"]) for row in rows), default=0)
-    scored = [row for row in rows if int(row["seed"]) == first and row["validation_accuracy"]]
-    return float(max(scored, key=lambda row: float(row["validation_accuracy"]))[RATE]) if scored else None
-
-
-def at_best_rate(rows: Sequence[Row]) -> list[Row]:
-    """The runs, of all seeds, at the rate of `best_rate`."""
-    rate = best_rate(rows)
-    return [row for row in rows if float(row[RATE]) == rate]
-
-
-def mean(rows: Sequence[Row], column: str) -> float:
-    """The mean of a column over runs that have it."""
-    return statistics.mean(float(row[column]) for row in rows if row[column])
-
-
-def write_curves(out: Path) -> None:
-    """Adds the metrics of the run folders that are here to curves.csv."""
-    curves = read_curves(out)
-    for row in read_results(out):
-        path = out / "runs" / row["run"]
-        if (path / "metrics.jsonl").exists():
-            merged: dict[float, dict[str, float]] = {}
-            for values in Run.open(path).metrics():
-                merged.setdefault(round(values["epoch"], 3), {}).update(values)
-            curves[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
-    if not curves:
-        return
-    with open(out / CURVES, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", *CURVE_COLUMNS))
-        for run, curve in sorted(curves.items()):
-            for point in curve:
-                cells = (point.get(column) for column in CURVE_COLUMNS)
-                writer.writerow((run, *("" if cell is None else f"{cell:.6g}" for cell in cells)))
-
-
-def read_curves(out: Path) -> dict[str, Curve]:
-    """By run the rows of curves.csv, without empty cells."""
-    curves: dict[str, Curve] = {}
-    for row in results.read(out / CURVES):
-        point = {column: float(row[column]) for column in CURVE_COLUMNS if row[column]}
-        curves.setdefault(row["run"], []).append(point)
-    return curves
-
-
-def add_scores(out: Path, name: str, measure: Callable[[Path], Mapping[str, float]]) -> None:
-    """Measures the run folders that NAME.csv has no row of yet, and adds their rows to it."""
-    found = _read_scores(out, name)
-    for row in read_results(out):
-        if row["run"] not in found and row["outcome"] == "finished":
-            found[row["run"]] = {k: f"{v:.6g}" for k, v in measure(out / "runs" / row["run"]).items()}
-            with open(out / f"{name}.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, ["run", *found[row["run"]]], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows({"run": run, **scores} for run, scores in sorted(found.items()))
-
-
-def with_scores(rows: Sequence[Row], out: Path, name: str) -> list[Row]:
-    """The rows that NAME.csv has a row of, with its columns."""
-    found = _read_scores(out, name)
-    return [{**row, **found[row["run"]]} for row in rows if row["run"] in found]
-
-
-def _read_scores(out: Path, name: str) -> dict[str, Row]:
-    return {row["run"]: row for row in results.read(out / f"{name}.csv")}
-
-
-def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Row]], curves: Mapping[str, Curve], column: str):
-    """A line a group, the mean of its runs, and a band from the lowest to the highest."""
-    for (label, rows), colour in zip(groups.items(), COLOURS, strict=False):
-        found = [{p["epoch"]: p[column] for p in curves.get(row["run"], ()) if column in p} for row in rows]
-        found = [points for points in found if points]
-        epochs = sorted(set.intersection(*map(set, found))) if found else []
-        values = [[points[epoch] for points in found] for epoch in epochs]
-        axes.plot(epochs, [statistics.mean(v) for v in values], color=colour, label=label)
-        axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2)
-    axes.set_xlabel("epochs")
-    axes.grid(alpha=0.3)
-
-
-def by_field(rows: Sequence[Row], field: str, values: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """By label the runs whose field has the label's value; labels without runs are left out."""
-    found = {label: [row for row in rows if row[field] == str(value)] for label, value in values.items()}
-    return {label: members for label, members in found.items() if members}
-
-
-def score_table(
-    here: Path,
-    what: str,
-    groups: Mapping[str, Sequence[Row]],
-    columns: Sequence[str],
-    more: Mapping[str, Callable[[str, Sequence[Row]], str]] | None = None,
-) -> str:
-    """A row a group, as Markdown, with the footer.
-
-    Args:
-      what: the head of the first column, that of the labels.
-      columns: keys of `COLUMNS`, or of `more`, in their order.
-      more: columns of the study's own, from a label and its runs.
-    """
-    cells_of = {**COLUMNS, **(more or {})}
-    cells = [
-        (label, *(cells_of[column](label, members) for column in columns), len(members))
-        for label, members in groups.items()
-    ]
-    rows = sorted((row for members in groups.values() for row in members), key=lambda row: row["started"])
-    return markdown((what, *columns, "seeds"), cells) + footer(here, rows)
-
-
-def percent(column: str) -> Callable[[str, Sequence[Row]], str]:
-    """Mean and spread of a share, in per cent."""
-    return lambda label, rows: spread([row[column] for row in rows])
-
-
-COLUMNS = {
-    "parameters": lambda label, rows: f"{int(rows[0]['params']):,}",
-    "learning rate": lambda label, rows: rows[0][RATE],
-    "validation %": percent("validation_accuracy"),
-    "test %": percent("test_accuracy"),
-    "seconds a run": lambda label, rows: spread([row["seconds"] for row in rows], 1, 0),
-}
-
-
-def curve_figure(here: Path, groups: Mapping[str, Sequence[Row]], column: str, words: str) -> Figure:
-    """A column of curves.csv by epoch, a line and a band a group."""
-    drawn = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = drawn.add_subplot(ylabel=words)
-    draw_curves(axes, groups, read_curves(here), column)
-    axes.legend()
-    return drawn
-
-
-def markdown(head: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *cells]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def footer(here: Path, rows: Sequence[Row]) -> str:
-    """What the runs have in common: data, machine, versions and the command."""
-    config = config_lib.from_dict(read_json(here / "sweep.json"))
-    name = config.data.name
-    data = name if ":" not in name else f"JPEG copies of the images ({name.partition(':')[0]})"
-    last, versions = rows[-1], json.loads(rows[-1]["versions"])
-    epochs = ", ".join(f"{value:g}" for value in sorted({float(row["epochs"]) for row in rows}))
-    minutes = sum(float(row["seconds"] or 0) for row in rows) / 60
-    return (
-        f"\n\nMean ± standard deviation over seeds. {len(rows)} runs of {epochs} epochs, "
-        f"{minutes:.0f} minutes in all; data: {data}; {last['machine']}, CPU kernels: {last['cpu_kernels']}, "
-        f"{config.dtype}, jax {versions['jax']}, flax {versions['flax']}. Written by `python "
-        f"experiments/{here.name}/run.py` from `results.csv`."
-    )
+def every(names: Sequence[str]) -> Iterator[Study]:
+    """The studies in the folders of these names."""
+    for name in names:
+        found = runpy.run_path(str(ROOT / "experiments" / name / "run.py"))
+        yield from (value for value in found.values() if isinstance(value, Study))

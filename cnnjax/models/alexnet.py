@@ -26,7 +26,16 @@ from jax.sharding import PartitionSpec
 from cnnjax import ops
 from cnnjax.errors import UserError, by_name
 from cnnjax.models.layers import Conv, Dense, logits
-from cnnjax.models.net import POOLINGS, RESPONSE_NORMS, Activation, Net, require_size, torch_uniform
+from cnnjax.models.net import (
+    POOLINGS,
+    RESPONSE_NORMS,
+    Activation,
+    Dtype,
+    Initializer,
+    Net,
+    require_size,
+    torch_uniform,
+)
 from cnnjax.models.variants import CIFAR, RAW_PIXELS, Preset, TorchNames, Variant, substitute
 from cnnjax.ops.mesh import axis_size
 
@@ -170,6 +179,7 @@ class AlexNetCifar(Net):
     poolings: tuple[str, ...] = ("max", "average", "average")  # names of `POOLINGS`
     pool_window: int = 3  # 2 does not overlap
     response_norm: str = "paper"  # a name of `RESPONSE_NORMS`
+    groups: int = 1  # 2 splits the first two layers into towers, as in the net of 2012
     widths: tuple[int, ...] = (32, 32, 64)
     stds: tuple[float, ...] = (1e-4, 0.01, 0.01, 0.01)  # of the four kernels; biases start at 0
     dropout_rate: float = 0.0
@@ -180,8 +190,10 @@ class AlexNetCifar(Net):
         norm = by_name("response_norm", self.response_norm, RESPONSE_NORMS)
         pools, x = [by_name("pooling", name, POOLINGS) for name in self.poolings], image
         for i, (width, std, pool) in enumerate(zip(self.widths, self.stds[:-1], pools, strict=True), 1):
-            conv = Conv(width, 5, padding=2, kernel_init=normal(std), dtype=self.dtype, name=f"conv{i}")
-            x = activation(conv(x))  # 32 32 32 | 16 16 32 | 8 8 64
+            conv = partial(Conv, width, 5, padding=2, kernel_init=normal(std), dtype=self.dtype)
+            x = activation(
+                conv(groups=self.groups if i == 2 else 1, name=f"conv{i}")(x)
+            )  # 32 32 32 | 16 16 32 | 8 8 64
             x = pool(x, self.pool_window, 2, ceil=True)  # 16 16 32 | 8 8 32 | 4 4 64
             x = norm(x) if i < len(pools) else x
         x = x.reshape(x.shape[0], -1)  # 1024
@@ -189,9 +201,56 @@ class AlexNetCifar(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=normal(self.stds[-1]))
 
 
+class LocalConv(nn.Module):
+    """A 3x3 convolution whose kernels differ from place to place: `kernel` [H, W, 9 C, features]."""
+
+    features: int
+    kernel_init: Initializer
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        _, height, width, channels = x.shape
+        shape = (height, width, 9 * channels, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32).astype(self.dtype)
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, -1), kernel) + bias
+
+
+class AlexNetCifarLocal(Net):
+    """Krizhevsky's better CIFAR net: two 5x5 convolutions, two locally connected layers, one dense layer.
+
+    cuda-convnet's layers-conv-local-13pct and, with response normalization over nine channels, -11pct
+    (Krizhevsky et al. 2012, section 3.3: 13 and 11 % without and with it). It takes 24x24 crops.
+    """
+
+    response_norm: bool = True
+    pool_window: int = 3  # 2 does not overlap
+    widths: tuple[int, ...] = (64, 64, 64, 32)
+    stds: tuple[float, ...] = (1e-4, 0.01, 0.04, 0.04, 0.01)  # of the five kernels; biases start at 0
+
+    @nn.compact
+    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        norm = partial(ops.local_response_norm_caffe, n=9, alpha=0.001) if self.response_norm else lambda x: x
+        pool = partial(ops.max_pool, window=self.pool_window, strides=2, ceil=True)
+        w, inits, relu = self.widths, [normal(std) for std in self.stds], jax.nn.relu
+        conv = partial(Conv, kernel_size=5, padding=2, dtype=self.dtype)
+        local = partial(LocalConv, dtype=self.dtype)
+
+        x = relu(conv(w[0], kernel_init=inits[0], name="conv1")(image))  # 24 24 64
+        x = norm(pool(x))  # 12 12 64
+        x = pool(norm(relu(conv(w[1], kernel_init=inits[1], name="conv2")(x))))  # 6 6 64
+        x = relu(local(w[2], inits[2], name="local3")(x))  # 6 6 64
+        x = relu(local(w[3], inits[3], name="local4")(x))  # 6 6 32
+        return logits(x.reshape(x.shape[0], -1), self.num_classes, self.dtype, kernel_init=inits[4])
+
+
 PRESET = Preset((227, 227, 3), std=RAW_PIXELS)
 CIFAR_PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS)
 PAPER, ONE_CROP = "Krizhevsky et al. 2012", "ImageNet 1-crop"
+LOCAL_PRESET = dataclasses.replace(CIFAR_PRESET, input_size=(24, 24, 3), resize=32)
 TORCHVISION = ("Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, ONE_CROP)
 caffenet = partial(AlexNet, response_norm="caffe", order=("pool", "norm"), bias=0.1)
 
@@ -202,6 +261,7 @@ VARIANTS = {
     "alexnet_torchvision": Variant(AlexNetTorchvision, *TORCHVISION),
     "zfnet": Variant(ZFNet, "Zeiler & Fergus 2013", Preset(std=RAW_PIXELS), 61.6, 83.5, "ImageNet 10-crop"),
     "alexnet_cifar": Variant(AlexNetCifar, "Krizhevsky 2012, cuda-convnet; Caffe cifar10_full", CIFAR_PRESET),
+    "alexnet_cifar_local": Variant(AlexNetCifarLocal, "Krizhevsky 2012, cuda-convnet", LOCAL_PRESET),
 }
 
 NAMES = {

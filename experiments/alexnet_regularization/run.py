@@ -1,16 +1,15 @@
-"""Dropout, mirror, crop and colour noise, each on and off, in a small AlexNet on few images of CIFAR-10.
+"""Dropout, mirror, crop and colour noise, each on and off, in a four-layer net on part of CIFAR-10.
 
-See `experiments/studies.py` for the flags. A full factorial: the effect of one of them is the mean over all
-settings of the others.
+See `experiments/studies.py` for the flags. Krizhevsky, Sutskever, Hinton 2012, section 4: without
+augmentation and dropout the net overfits. A full factorial at 15,000 images: the effect of one factor is the
+mean over all settings of the others. Then all and none at 5,000, 15,000 and 45,000 images for as many steps,
+to see where they begin to help.
 """
 
 import itertools
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from cnnjax.runs import evaluate
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -18,39 +17,37 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs.results import Row, read_results, spread
-from cnnjax.runs.sweep import Board, sweep
-from experiments import pages, studies  # noqa: F401
+from cnnjax.runs import evaluate
+from cnnjax.runs.results import Row, spread
+from experiments import curves, studies, tables
 
-MODEL, AUGMENT = "model", "augment.train"
-NET = "alexnet_cifar(widths=(16, 16, 32), stds=(0.1, 0.05, 0.05, 0.03), dropout_rate={rate})"
-FULL_NET = "alexnet_cifar(dropout_rate={rate})"
-DROPOUT = {"off": 0.0, "on": 0.5}
+NET = "alexnet_cifar(stds=(0.1, 0.05, 0.05, 0.03), dropout_rate={rate})"
 STEPS = {"mirror": "mirror", "crop": "random_crop(32, padding=4)", "colour noise": "pca_color(0.1)"}
 FACTORS = ("dropout", *STEPS)
-SEEDS = 3
+LENGTH, SEEDS, IMAGES = 40.0, 3, 15_000
+SIZES = {5_000: 360.0, 15_000: 120.0, 45_000: 40.0}  # images: epochs of as many steps
+HELD = 50_000
 
 
-def augmentation(steps: tuple[str, ...]) -> str:
-    return "|".join([*(STEPS[step] for step in STEPS if step in steps), "normalize"])
+def setting(factors: Sequence[str], images: int) -> dict[str, config_lib.Value]:
+    """The fields that turn factors on."""
+    steps = [*(STEPS[step] for step in STEPS if step in factors), "normalize"]
+    net = NET.format(rate=0.5 if "dropout" in factors else 0.0)
+    return {"model": net, "augment.train": "|".join(steps), "data.num_validation": HELD - images}
 
 
-AUGMENTATIONS = {
-    augmentation(steps): steps for n in range(len(STEPS) + 1) for steps in itertools.combinations(STEPS, n)
+SETTINGS = {
+    ", ".join(factors) or "none": factors
+    for n in range(len(FACTORS) + 1)
+    for factors in itertools.combinations(FACTORS, n)
 }
 
 
-def spec(rate: float, full: bool = False) -> str:
-    return (FULL_NET if full else NET).format(rate=rate)
-
-
-def make_config(full: bool) -> config_lib.ConfigDict:
-    """5,000 images, so that there is much to overfit; `full` has 45,000."""
+def make_config() -> config_lib.ConfigDict:
+    """SGD with momentum at a rate that falls to 0; the images that are not trained on are held out."""
     config = studies.cifar10()
-    config.data.num_validation = 5000 if full else 45000
-    config.total_epochs = 120.0 if full else 20.0
-    config.eval_every_epochs = config.total_epochs
-    config.log_every_steps = 352 if full else 40
+    config.eval_every_epochs = 10.0
+    config.log_every_steps = 118
     config.optimizer.name = "sgd(momentum=0.9)"
     config.optimizer.learning_rate = 0.03
     config.optimizer.weight_decay = 0.0005
@@ -58,104 +55,97 @@ def make_config(full: bool) -> config_lib.ConfigDict:
     return config
 
 
-def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
-    """Every setting with every seed, then the accuracy of each run on what it was trained on."""
-    nets = [spec(rate, full=out != HERE) for rate in DROPOUT.values()]
-    sweep(config, {MODEL: nets, AUGMENT: list(AUGMENTATIONS)}, out, seeds=SEEDS, board=board)
-    studies.add_scores(
-        out, "train", lambda run: {"train_accuracy": evaluate.evaluate(run, split="train")[0]["accuracy"]}
-    )
+def plan(rows: Sequence[Row]) -> list[studies.Planned]:
+    """The factorial, then none and all by number of images."""
+    whole = {label: setting(factors, IMAGES) for label, factors in SETTINGS.items()}
+    runs = studies.seeds(whole, LENGTH, SEEDS)
+    for images, epochs in SIZES.items():
+        some = {f"{n}, {images:,} images": setting(f, images) for n, f in (("none", ()), ("all", FACTORS))}
+        runs += studies.seeds(some, epochs, 1)
+    return runs
 
 
-def read_rows() -> list[Row]:
-    """The rows of results.csv, each with `train_accuracy`."""
-    return studies.with_scores(read_results(HERE), HERE, "train")
-
-
-def on(row: Row) -> set[str]:
-    """The factors that are on in a run."""
-    dropout = {"dropout"} if row[MODEL] == spec(DROPOUT["on"]) else set()
-    return dropout | set(AUGMENTATIONS[row[AUGMENT]])
+def measure(path: Path) -> Mapping[str, float]:
+    """The accuracy on the images that a run was trained on, as evaluation sees them."""
+    return {"train_accuracy": evaluate.evaluate(path, split="train")[0]["accuracy"]}
 
 
 def gap(row: Row) -> float:
-    """Points between the accuracy on the training images and on the test split."""
-    return 100 * (float(row["train_accuracy"]) - float(row["test_accuracy"]))
-
-
-def effect(rows: list[Row], factor: str, value: Callable[[Row], float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of what turning a factor on changes, over all other settings."""
-    changes = []
-    for seed in sorted({row["seed"] for row in rows}):
-        means = [
-            statistics.mean(
-                value(row) for row in rows if row["seed"] == seed and (factor in on(row)) == state
-            )
-            for state in (True, False)
-        ]
-        changes.append(means[0] - means[1])
-    return statistics.mean(changes), statistics.stdev(changes)
-
-
-def table(rows: list[Row]) -> str:
-    settings: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        settings.setdefault(tuple(factor for factor in FACTORS if factor in on(row)), []).append(row)
-    cells = [
-        (
-            ", ".join(factors) or "none",
-            spread([row["train_accuracy"] for row in members]),
-            spread([row["test_accuracy"] for row in members]),
-            spread([str(gap(row)) for row in members], 1),
-            len(members),
-        )
-        for factors, members in sorted(
-            settings.items(), key=lambda item: -studies.mean(item[1], "test_accuracy")
-        )
-    ]
-    head = ("on", "train %", "test %", "gap, points", "seeds")
-    effects = [
-        (factor, *(f"{m:+.2f} ± {s:.2f}" for m, s in (effect(rows, factor, test), effect(rows, factor, gap))))
-        for factor in FACTORS
-    ]
-    return (
-        studies.markdown(("turned on", "test, points", "gap, points"), effects)
-        + "\n\n"
-        + studies.markdown(head, cells)
-        + studies.footer(HERE, rows)
-    )
+    """Between the accuracy on the training images and on the test split."""
+    return float(row["train_accuracy"]) - float(row["test_accuracy"])
 
 
 def test(row: Row) -> float:
-    return 100 * float(row["test_accuracy"])
+    return float(row["test_accuracy"])
 
 
-def figure(rows: list[Row]) -> Figure:
-    """Accuracy on the test split against the training images, a dot a run."""
-    drawn = Figure(figsize=(6, 4), layout="constrained")
-    axes = drawn.add_subplot(
-        xlabel="accuracy on the training images %", ylabel="accuracy on the test split %"
-    )
-    for count, colour in zip(range(len(FACTORS) + 1), studies.COLOURS, strict=False):
-        members = [row for row in rows if len(on(row)) == count]
-        xs = [100 * float(row["train_accuracy"]) for row in members]
-        axes.plot(xs, list(map(test, members)), "o", color=colour, alpha=0.7, label=f"{count} on")
-    axes.grid(alpha=0.3)
-    axes.legend()
+def effect(
+    groups: Mapping[str, Sequence[Row]], factor: str, value: Callable[[Row], float]
+) -> tables.Difference:
+    """What turning a factor on changes over all other settings, a value a seed."""
+    settings = {label: rows for label, rows in groups.items() if label in SETTINGS}
+    changes = []
+    for seed in map(str, range(SEEDS)):
+        sides: dict[bool, list[float]] = {True: [], False: []}
+        for label, rows in settings.items():
+            sides[factor in SETTINGS[label]] += [value(row) for row in rows if row["seed"] == seed]
+        if all(len(side) == len(SETTINGS) // 2 for side in sides.values()):
+            changes.append(sum(sides[True]) / len(sides[True]) - sum(sides[False]) / len(sides[False]))
+    return tables.difference(changes, [0.0, 0.0])
+
+
+def table(study: studies.Study, out: Path) -> str:
+    groups = study.groups(out)
+    effects = [
+        (factor, *(effect(groups, factor, value).points() for value in (test, gap))) for factor in FACTORS
+    ]
+    more = {
+        "train %": tables.percent("train_accuracy"),
+        "gap, points": lambda rows, out: spread([str(gap(row)) for row in rows]),
+    }
+    head = ("turned on", "test accuracy, ± standard error", "gap, ± standard error")
+    columns = ("epochs", "train %", "test %", "gap, points")
+    return f"{tables.markdown(head, effects)}\n\n{tables.score_table(out, 'on', groups, columns, more)}"
+
+
+def figure(study: studies.Study, out: Path) -> Figure:
+    """Accuracy on the test split against the training images, a dot a run; and by number of images."""
+    drawn = Figure(figsize=(9, 4), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True)
+    groups = study.groups(out)
+    for count, colour in zip(range(len(FACTORS) + 1), curves.COLOURS, strict=False):
+        rows = [row for k, v in groups.items() if k in SETTINGS and len(SETTINGS[k]) == count for row in v]
+        xs = [100 * float(row["train_accuracy"]) for row in rows]
+        left.plot(xs, [100 * test(row) for row in rows], "o", color=colour, alpha=0.7, label=f"{count} on")
+    for name, colour in zip(("none", "all"), curves.COLOURS, strict=False):
+        points = [
+            (n, 100 * tables.mean(groups[f"{name}, {n:,} images"], "test_accuracy"))
+            for n in SIZES
+            if f"{name}, {n:,} images" in groups
+        ]
+        right.plot(*zip(*points, strict=True) if points else ((), ()), "o-", color=colour, label=name)
+    left.set(xlabel="accuracy on the training images %", ylabel="accuracy on the test split %")
+    right.set(xlabel="training images", xscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
     return drawn
 
 
-def claim(rows: list[Row]) -> studies.Claim:
-    gaps = {factor: effect(rows, factor, gap)[0] for factor in FACTORS}
-    gains = {factor: effect(rows, factor, test)[0] for factor in FACTORS}
-    helped = [factor for factor in FACTORS if gaps[factor] < 0 and gains[factor] > 0]
+def claim(study: studies.Study, out: Path) -> studies.Claim:
+    groups = study.groups(out)
+    gains = {factor: effect(groups, factor, test) for factor in FACTORS}
+    gaps = {factor: effect(groups, factor, gap) for factor in FACTORS}
+    size = f"32x32, {IMAGES:,} images, {LENGTH:g} epochs, {SEEDS} seeds"
     return studies.Claim(
         "dropout, mirror, crop and colour noise reduce overfitting",
         "without them AlexNet overfits; colour noise: over 1 point of top-1",
-        "; ".join(f"{f}: gap {gaps[f]:+.1f}, test {gains[f]:+.1f} points" for f in FACTORS),
-        "holds" if len(helped) == len(FACTORS) else f"holds for {', '.join(helped) or 'none'}",
+        "; ".join(f"{f}: test {gains[f].points()}, gap {gaps[f].points()}" for f in FACTORS),
+        "; ".join(f"{f}: {tables.verdict(gains[f], size)}" for f in FACTORS),
     )
 
 
+STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=90.0, measure=measure)
+
 if __name__ == "__main__":
-    studies.main(HERE, make_config, train, table, figure, read_rows)
+    studies.main(STUDY)

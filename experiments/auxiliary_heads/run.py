@@ -1,11 +1,11 @@
 """GoogLeNet's auxiliary heads: none, the later one, both, on CIFAR-10.
 
-See `experiments/studies.py` for the flags. Here the images are prepared at 16x16 pixels (`cnnjax data prepare
---short_side=16`) and the net is an eighth as wide as GoogLeNet.
+See `experiments/studies.py` for the flags. Szegedy et al. 2014, arXiv:1409.4842, section 5, has two; Szegedy
+et al. 2015, arXiv:1512.00567, section 4: the earlier one can go, the later helps near the end of training.
 """
 
-import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -14,71 +14,55 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs.results import Row, read_results
-from cnnjax.runs.sweep import Board, sweep
-from experiments import pages, studies  # noqa: F401
+from cnnjax.runs.results import Row
+from experiments import curves, studies, tables
 
 HEADS = {"none": "False", "the later one": "('4d',)", "both": "True"}
-SEEDS = 3
+NETS = {label: {"model": f"googlenet_cifar(aux_logits={heads})"} for label, heads in HEADS.items()}
+EARLY = {"the earlier one": {"model": "googlenet_cifar(aux_logits=('4a',))"}}
+LENGTH, LONG, SEEDS = 20.0, 60.0, 2
 
 
-def spec(heads: str, full: bool = False) -> str:
-    width = "" if full else "width=0.125, "
-    return f"googlenet_cifar({width}aux_logits={HEADS[heads]})"
-
-
-def make_config(full: bool) -> config_lib.ConfigDict:
-    """Nesterov momentum at one rate for all; each head weighs 0.3."""
+def make_config() -> config_lib.ConfigDict:
+    """Nesterov momentum at one rate for all that falls to 0; each head weighs 0.3."""
     config = studies.cifar10()
-    config.total_epochs = 100.0 if full else 1.5
-    config.augment.train = "random_crop(32, padding=4)|mirror|normalize" if full else "mirror|normalize"
+    config.augment.train = "random_crop(32, padding=4)|mirror|normalize"
     config.optimizer.name = "nesterov(momentum=0.9)"
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 0.0005
-    config.optimizer.warmup_epochs = 0.5 if full else 0.25
-    config.eval_every_epochs = 1.0 if full else 0.5
+    config.optimizer.warmup_epochs = 0.5
     return config
 
 
-def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
-    """Every choice of heads with every seed."""
-    sweep(config, {"model": [spec(h, full=out != HERE) for h in HEADS]}, out, seeds=SEEDS, board=board)
+def plan(rows: Sequence[Row]) -> list[studies.Planned]:
+    """Every choice with every seed; then, while hours last, 60 epochs with the earlier head alone too."""
+    long = {f"{label}, {LONG:g} epochs": values for label, values in {**NETS, **EARLY}.items()}
+    return [*studies.seeds(NETS, LENGTH, SEEDS), *studies.later(studies.seeds(long, LONG, 1))]
 
 
-def read_rows() -> list[Row]:
-    return read_results(HERE)
+def table(study: studies.Study, out: Path) -> str:
+    return tables.score_table(out, "auxiliary heads", study.groups(out))
 
 
-def groups(rows: list[Row]) -> dict[str, list[Row]]:
-    """By heads the runs."""
-    return studies.by_field(rows, "model", {heads: spec(heads) for heads in HEADS})
+def figure(study: studies.Study, out: Path) -> Figure:
+    words = {"accuracy": "training error", "validation_accuracy": "validation error"}
+    return curves.figure({k: v for k, v in study.groups(out).items() if k in NETS}, out, words)
 
 
-def table(rows: list[Row]) -> str:
-    columns = ("parameters", "validation %", "test %", "seconds a run")
-    return studies.score_table(HERE, "auxiliary heads", groups(rows), columns)
-
-
-def figure(rows: list[Row]) -> Figure:
-    return studies.curve_figure(HERE, groups(rows), "validation_accuracy", "validation accuracy")
-
-
-def claim(rows: list[Row]) -> studies.Claim:
-    accuracy = {heads: 100 * studies.mean(m, "test_accuracy") for heads, m in groups(rows).items()}
-    late = accuracy["the later one"] - accuracy["none"]
-    both = accuracy["both"] - accuracy["the later one"]
-    apart = max(
-        statistics.stdev(100 * float(row["test_accuracy"]) for row in members)
-        for members in groups(rows).values()
-    )
-    within = ", within the spread of seeds" if max(abs(late), abs(both)) < apart else ""
+def claim(study: studies.Study, out: Path) -> studies.Claim:
+    groups = {label: rows for label, rows in study.groups(out).items() if label in NETS}
+    none, late, both = (tables.scores(groups.get(label, ())) for label in NETS)
+    gain, more = tables.difference(late, none), tables.difference(both, late)
+    size = tables.size(*groups.values())
     return studies.Claim(
         "auxiliary heads help a little and late; the earlier one not at all",
         "ImageNet: 0.4 % top-1 for the later head in Inception v3, nothing for the earlier",
-        "; ".join(f"{heads}: {value:.1f} %" for heads, value in accuracy.items()),
-        f"later head {late:+.1f} points, the earlier beside it {both:+.1f}{within}",
+        f"the later one {gain.points()}; the earlier beside it {more.points()}",
+        f"later: {tables.verdict(gain, size)}; earlier: {tables.verdict(more, size)}",
     )
 
 
+STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=250.0)
+
 if __name__ == "__main__":
-    studies.main(HERE, make_config, train, table, figure, read_rows)
+    studies.main(STUDY)

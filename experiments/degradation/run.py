@@ -1,10 +1,10 @@
-"""Plain and residual nets of 20, 32 and 56 layers on CIFAR-10: do deeper ones train worse?
+"""Plain and residual nets of 20 and 56 layers on CIFAR-10: do deeper ones train worse?
 
-See `experiments/studies.py` for the flags. Here the images are prepared at 16x16 pixels (`cnnjax data prepare
---short_side=16`) and the stages half as wide; `--full` is the paper's section 4.2.
+See `experiments/studies.py` for the flags. He et al. 2015, arXiv:1512.03385, section 4.2 and figure 6. Half
+of the paper's 64,000 steps with one seed, and 20 epochs of the same shape with two more; then, while hours
+last, the depths between and the whole schedule.
 """
 
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,92 +15,80 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.runs.results import Row, read_results, spread
-from cnnjax.runs.sweep import Board, sweep
-from experiments import pages, studies  # noqa: F401
+from cnnjax.runs.results import Row
+from experiments import curves, studies, tables
 
-KINDS = ("plain", "resnet")
-DEPTHS = (20, 32, 56)
-SEEDS = 3
+STEPS_AN_EPOCH = 45_000 / 128
+HALF, PAPER, SHORT = 32_000 / STEPS_AN_EPOCH, 64_000 / STEPS_AN_EPOCH, 20.0
 
 
-def spec(kind: str, depth: int, full: bool = False) -> str:
-    return f"{kind}{depth}_cifar" + ("" if full else "(widths=(8, 16, 32))")
+def nets(*depths: int) -> dict[str, dict[str, str]]:
+    """By label the model, plain nets first."""
+    return {f"{kind} {d}": {"model": f"{kind}{d}_cifar"} for kind in ("plain", "resnet") for d in depths}
 
 
-def make_config(full: bool) -> config_lib.ConfigDict:
-    """SGD with momentum at 0.1, divided by 10 at 50 and 75 %."""
+def make_config() -> config_lib.ConfigDict:
+    """The paper's: SGD with momentum at 0.1, divided by 10 at 50 and 75 %, padded crops and the mirror."""
     config = studies.cifar10()
-    config.total_epochs = 164.0 if full else 4.0
-    config.augment.train = "random_crop(32, padding=4)|mirror|normalize" if full else "mirror|normalize"
+    config.augment.train = "random_crop(32, padding=4)|mirror|normalize"
     config.optimizer.name = "sgd(momentum=0.9)"
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = "step(boundaries=(0.5, 0.75), factor=0.1)"
     config.optimizer.weight_decay = 0.0001
     config.optimizer.warmup_epochs = 0.5
+    config.checkpoint_every_steps = 352
     return config
 
 
-def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
-    """Every net with every seed."""
-    nets = [spec(kind, depth, full=out != HERE) for kind, depth in itertools.product(KINDS, DEPTHS)]
-    sweep(config, {"model": nets}, out, seeds=SEEDS, board=board)
+def plan(rows: Sequence[Row]) -> list[studies.Planned]:
+    """See above; the label says the length."""
+    long = studies.seeds(_long(nets(20, 56), "32,000 steps"), HALF, 1)
+    short = studies.seeds(_long(nets(20, 56), "20 epochs"), SHORT, 2, first=1)
+    between = studies.seeds(_long(nets(32, 44), "32,000 steps"), HALF, 1)
+    whole = studies.seeds(_long(nets(20, 56), "64,000 steps"), PAPER, 1)
+    return [*long, *short, *studies.later(between + whole)]
 
 
-def read_rows() -> list[Row]:
-    return read_results(HERE)
+def _long(runs: dict[str, dict[str, str]], words: str) -> dict[str, dict[str, str]]:
+    return {f"{label}, {words}": values for label, values in runs.items()}
 
 
-def groups(rows: list[Row]) -> dict[str, list[Row]]:
-    """By kind and depth the runs."""
-    nets = itertools.product(KINDS, DEPTHS)
-    return studies.by_field(rows, "model", {f"{kind} {depth}": spec(kind, depth) for kind, depth in nets})
+def table(study: studies.Study, out: Path) -> str:
+    return tables.score_table(out, "net", study.groups(out))
 
 
-def table(rows: list[Row]) -> str:
-    columns = ("parameters", "training loss", "validation %", "test %", "seconds a run")
-    return studies.score_table(HERE, "net", groups(rows), columns, {"training loss": last_loss})
+def figure(study: studies.Study, out: Path) -> Figure:
+    """Figure 6: training error left, validation error right."""
+    groups = {label: rows for label, rows in study.groups(out).items() if "20 epochs" not in label}
+    columns = {"accuracy": "training error", "validation_accuracy": "validation error"}
+    return curves.figure(groups or study.groups(out), out, columns)
 
 
-def last_loss(net: str, rows: Sequence[Row]) -> str:
-    """The training loss of the last epoch."""
-    curves = studies.read_curves(HERE)
-    found = [[p["loss"] for p in curves.get(row["run"], []) if "loss" in p] for row in rows]
-    return spread([str(losses[-1]) for losses in found if losses], 1, 3)
+def deeper(study: studies.Study, out: Path, kind: str, words: str) -> tables.Difference:
+    """Training error of 56 layers less that of 20, as shares."""
+    groups = study.groups(out)
+    errors = [
+        [1 - value for value in curves.last(out, groups.get(f"{kind} {depth}, {words}", ()), "accuracy")]
+        for depth in (56, 20)
+    ]
+    return tables.difference(*errors)
 
 
-def figure(rows: list[Row]) -> Figure:
-    """Training and validation error by epoch, plain beside residual."""
-    drawn = Figure(figsize=(9, 6), layout="constrained")
-    curves = {
-        run: [
-            {**point, **{f"{c} error": 1 - point[c] for c in point if c.endswith("accuracy")}}
-            for point in curve
-        ]
-        for run, curve in studies.read_curves(HERE).items()
-    }
-    words = {"accuracy": "training error of the epoch", "validation_accuracy": "validation error"}
-    grid = drawn.subplots(len(words), len(KINDS), sharey=True)
-    for (column, label), line in zip(words.items(), grid, strict=True):
-        for kind, axes in zip(KINDS, line, strict=True):
-            members = {net: runs for net, runs in groups(rows).items() if net.startswith(kind)}
-            studies.draw_curves(axes, members, curves, f"{column} error")
-            axes.set_ylabel(label)
-            axes.legend()
-    return drawn
-
-
-def claim(rows: list[Row]) -> studies.Claim:
-    accuracy = {net: 100 * studies.mean(m, "test_accuracy") for net, m in groups(rows).items()}
-    fall = {kind: accuracy[f"{kind} {DEPTHS[0]}"] - accuracy[f"{kind} {DEPTHS[-1]}"] for kind in KINDS}
-    holds = fall["plain"] > 1 and fall["resnet"] < fall["plain"] / 2
+def claim(study: studies.Study, out: Path) -> studies.Claim:
+    words = [f"{kind} {deeper(study, out, kind, '20 epochs').points()}" for kind in ("plain", "resnet")]
+    long = [f"{kind} {deeper(study, out, kind, '32,000 steps').points()}" for kind in ("plain", "resnet")]
+    plain, residual = (deeper(study, out, kind, "20 epochs") for kind in ("plain", "resnet"))
+    size = tables.size(*(rows for label, rows in study.groups(out).items() if label.endswith("20 epochs")))
     return studies.Claim(
-        "deeper plain nets train worse; residual nets do not",
-        "CIFAR-10: plain nets worse from 20 to 56 layers, ResNets 91.25 to 93.03 %",
-        "; ".join(f"{net}: {value:.1f} %" for net, value in accuracy.items()),
-        "holds" if holds else "does not hold here",
+        "deeper plain nets end with higher training error; deeper residual nets do not",
+        "figure 6: plain 56 above plain 20 throughout, ResNet-56 below ResNet-20",
+        f"training error of 56 layers less that of 20: {', '.join(words)}; 32,000 steps: {', '.join(long)}",
+        f"plain: {tables.verdict(plain, size)}; residual: "
+        f"{tables.verdict(tables.Difference(-residual.value, residual.error), size)}",
     )
 
 
+STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=PAPER)
+
 if __name__ == "__main__":
-    studies.main(HERE, make_config, train, table, figure, read_rows)
+    studies.main(STUDY)

@@ -1,11 +1,12 @@
-"""Original and pre-activation units at 110 layers on CIFAR-10: training loss, and gradients by depth.
+"""Original and pre-activation units at 110 layers on CIFAR-10: error, and gradients by depth during training.
 
-See `experiments/studies.py` for the flags. Here the images are prepared at 16x16 pixels (`cnnjax data prepare
---short_side=16`) and the stages are half as wide. gradients.csv holds, for each run, the Euclidean norm of
-the gradient of the second convolution of each block, at the first step and at the last.
+See `experiments/studies.py` for the flags. He et al. 2016, arXiv:1603.05027, tables 2 and 3. scores.csv holds
+for each run the Euclidean norm of the gradient of each block's second convolution at steps from the first to
+the last.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -16,102 +17,87 @@ from matplotlib.figure import Figure
 from cnnjax import config as config_lib
 from cnnjax.runs.folder import Run
 from cnnjax.runs.replay import replay_step
-from cnnjax.runs.results import Row, read_results, spread
-from cnnjax.runs.sweep import Board, sweep
-from experiments import pages, studies  # noqa: F401
+from cnnjax.runs.results import Row, spread
+from experiments import curves, studies, tables
 
-NETS = {"original": "original", "pre-activation": "full_preactivation"}
+NETS = {
+    "original": {"model": "preact_resnet110_cifar(order='original')"},
+    "pre-activation": {"model": "preact_resnet110_cifar(order='full_preactivation')"},
+}
 BLOCKS = 18  # of each of three stages
-SEEDS = 3
+MOMENTS = (0.0, 0.01, 0.1, 0.5, 1.0)  # of the run at which gradients are measured
+LENGTH, LONG, SEEDS = 20.0, 60.0, 2
 
 
-def spec(net: str, full: bool = False) -> str:
-    width = "" if full else ", widths=(8, 16, 32)"
-    return f"preact_resnet110_cifar(order='{NETS[net]}'{width})"
-
-
-def make_config(full: bool) -> config_lib.ConfigDict:
-    """SGD with momentum at 0.1, divided by 10 at 50 and 75 %, after a warm-up as the paper's at 0.01."""
+def make_config() -> config_lib.ConfigDict:
+    """SGD with momentum at 0.1, divided by 10 at 50 and 75 %, after an epoch of warm-up; padded crops, mirror."""
     config = studies.cifar10()
-    config.total_epochs = 164.0 if full else 1.0
-    config.augment.train = "random_crop(32, padding=4)|mirror|normalize" if full else "mirror|normalize"
+    config.augment.train = "random_crop(32, padding=4)|mirror|normalize"
     config.optimizer.name = "sgd(momentum=0.9)"
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = "step(boundaries=(0.5, 0.75), factor=0.1)"
     config.optimizer.weight_decay = 0.0001
-    config.optimizer.warmup_epochs = 0.5 if full else 0.25
-    config.log_every_steps = 44
+    config.optimizer.warmup_epochs = 1.0
+    config.keep_checkpoints = 100  # gradients are replayed from the one before each moment
     return config
 
 
-def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
-    """Both nets with every seed, then the gradients of each at its first and its last step."""
-    sweep(config, {"model": [spec(net, full=out != HERE) for net in NETS]}, out, seeds=SEEDS, board=board)
-
-    def measure(path: Path) -> dict[str, float]:
-        last = Run.open(path).read_json("record.json")["total_steps"] - 1
-        found = {when: replay_step(path, step).layers for when, step in (("first", 0), ("last", last))}
-        return {
-            f"{when}_stage{i}_block{j}": layers[f"stage{i}_block{j}/conv2"][0]
-            for when, layers in found.items()
-            for i in range(1, 4)
-            for j in range(1, BLOCKS + 1)
-        }
-
-    studies.add_scores(out, "gradients", measure)
+def plan(rows: Sequence[Row]) -> list[studies.Planned]:
+    """Both nets with every seed; then, while hours last, 60 epochs."""
+    long = {f"{label}, {LONG:g} epochs": values for label, values in NETS.items()}
+    return [*studies.seeds(NETS, LENGTH, SEEDS), *studies.later(studies.seeds(long, LONG, 1))]
 
 
-def read_rows() -> list[Row]:
-    """The rows of results.csv with those of gradients.csv."""
-    return studies.with_scores(read_results(HERE), HERE, "gradients")
+def measure(path: Path) -> Mapping[str, float]:
+    """The gradient norms of all blocks at all moments."""
+    total = Run.open(path).read_json("record.json")["total_steps"]
+    found = {}
+    for moment in MOMENTS:
+        layers = replay_step(path, round(moment * (total - 1))).layers
+        for i, j in blocks():
+            found[f"at_{moment:g}_stage{i}_block{j}"] = layers[f"stage{i}_block{j}/conv2"][0]
+    return found
 
 
-def groups(rows: list[Row]) -> dict[str, list[Row]]:
-    """By net its runs."""
-    return studies.by_field(rows, "model", {net: spec(net) for net in NETS})
+def blocks() -> list[tuple[int, int]]:
+    return [(i, j) for i in range(1, 4) for j in range(1, BLOCKS + 1)]
 
 
-def norms(row: Row, when: str) -> list[float]:
+def norms(row: Row, moment: float) -> list[float]:
     """The gradient norm of each block, from the image on."""
-    return [float(row[f"{when}_stage{i}_block{j}"]) for i in range(1, 4) for j in range(1, BLOCKS + 1)]
+    return [float(row[f"at_{moment:g}_stage{i}_block{j}"]) for i, j in blocks()]
 
 
-def decay(row: Row, when: str) -> float:
+def decay(row: Row, moment: float) -> float:
     """How many times larger the gradients are in the last stage than in the first, on average."""
-    found = norms(row, when)
+    found = norms(row, moment)
     return sum(found[-BLOCKS:]) / sum(found[:BLOCKS])
 
 
-def table(rows: list[Row]) -> str:
+def table(study: studies.Study, out: Path) -> str:
     more = {
-        "training loss": lambda net, members: spread([str(last_loss(row)) for row in members], 1, 3),
-        **{
-            f"gradient, last stage / first, {when} step": lambda net, members, when=when: spread(
-                [str(decay(row, when)) for row in members], 1, 2
-            )
-            for when in ("first", "last")
-        },
+        f"gradient, last stage / first, at {100 * moment:g} %": lambda rows, out, moment=moment: spread(
+            [str(decay(row, moment)) for row in rows], 1, 2
+        )
+        for moment in (MOMENTS[0], MOMENTS[2], MOMENTS[-1])
     }
-    columns = ("parameters", "training loss", "validation %", "test %", *list(more)[1:])
-    return studies.score_table(HERE, "units", groups(rows), columns, more)
+    columns = ("parameters", "epochs", "training error %", "validation %", "test %", *more, "minutes a run")
+    return tables.score_table(out, "units", study.groups(out), columns, more)
 
 
-def last_loss(row: Row) -> float:
-    """The training loss of the last log interval."""
-    return [point["loss"] for point in studies.read_curves(HERE)[row["run"]] if "loss" in point][-1]
-
-
-def figure(rows: list[Row]) -> Figure:
-    """Training loss by epoch, and gradient norms by block."""
+def figure(study: studies.Study, out: Path) -> Figure:
+    """Training error by epoch, and gradient norms by block."""
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = drawn.subplots(1, 2)
-    studies.draw_curves(left, groups(rows), studies.read_curves(HERE), "loss")
-    left.set_ylabel("training loss")
-    for (net, members), colour in zip(groups(rows).items(), studies.COLOURS, strict=False):
-        for when, style in (("first", ":"), ("last", "-")):
-            found = [norms(row, when) for row in members]
+    groups = {label: rows for label, rows in study.groups(out).items() if label in NETS}
+    curves.draw(left, groups, out, "accuracy", error=True)
+    left.set_ylabel("training error %")
+    for (net, rows), colour in zip(groups.items(), curves.COLOURS, strict=False):
+        for moment, style in ((0.0, ":"), (0.1, "--"), (1.0, "-")):
+            found = [norms(row, moment) for row in rows]
             means = [sum(values) / len(values) for values in zip(*found, strict=True)]
-            right.plot(range(1, len(means) + 1), means, style, color=colour, label=f"{net}, {when} step")
+            label = f"{net}, at {100 * moment:g} %"
+            right.plot(range(1, len(means) + 1), means, style, color=colour, label=label)
     right.set(yscale="log", xlabel="block", ylabel="norm of the gradient of conv2")
     for axes in (left, right):
         axes.legend(fontsize=8)
@@ -119,17 +105,25 @@ def figure(rows: list[Row]) -> Figure:
     return drawn
 
 
-def claim(rows: list[Row]) -> studies.Claim:
-    found = groups(rows)
-    losses = {net: sum(map(last_loss, members)) / len(members) for net, members in found.items()}
-    accuracy = {net: 100 * studies.mean(members, "test_accuracy") for net, members in found.items()}
+def claim(study: studies.Study, out: Path) -> studies.Claim:
+    groups = study.groups(out)
+    original, new = (groups.get(label, []) for label in NETS)
+    test = tables.difference(tables.scores(new), tables.scores(original))
+    size = tables.size(original, new)
     return studies.Claim(
         "pre-activation units carry gradients better at great depth",
         "CIFAR-10, 110 layers: 93.39 % original, 93.63 % pre-activation; 1001 layers: 92.39 and 95.08 %",
-        "; ".join(f"{net}: loss {losses[net]:.2f}, {accuracy[net]:.1f} %" for net in found),
-        "holds" if losses["pre-activation"] < losses["original"] else "does not hold here",
+        f"pre-activation less original: test {test.points()}; "
+        + ", ".join(
+            f"{label}: training error {tables.training_error(rows, out)} %"
+            for label, rows in groups.items()
+            if label in NETS
+        ),
+        tables.verdict(test, size),
     )
 
 
+STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=182.0, measure=measure)
+
 if __name__ == "__main__":
-    studies.main(HERE, make_config, train, table, figure, read_rows)
+    studies.main(STUDY)

@@ -1,130 +1,104 @@
-"""Kinds of pooling in SimpleCNN on Fashion-MNIST.
+"""Kinds of pooling in SimpleCNN on Fashion-MNIST; the best of them and the average on CIFAR-10.
 
-    python experiments/pooling_types/run.py            # goes on where it was stopped
-    python experiments/pooling_types/run.py --tables   # only rewrites table and figure from results.csv
-
-Each kind is trained with each learning rate and seed; a kind is judged at the learning rate that is best for
-it on validation.
+See `experiments/studies.py` for the flags. Only `pooling` differs: all nets of a seed have the same number of
+parameters, start from the same numbers and see the same batches.
 """
 
-import json
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(HERE.parents[1]))
+
+from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.cli.sweep import Lines
-from cnnjax.runs.results import Row, best, read_results, spread
-from cnnjax.runs.sweep import sweep
-from experiments import pages, studies
+from cnnjax.runs.results import Row
+from experiments import studies, tables
 
-MODEL, RATE = "model", "optimizer.learning_rate"
 KINDS = ("max", "average", "l2", "min", "center_weighted", "adaptive", "strided")
-RATES = (0.003,)
-SEEDS = 3
+ON_CIFAR = ("max", "l2", "average", "strided")
+LENGTH, SEEDS = 10.0, 3
 
 
-def spec(kind: str) -> str:
-    return f'simple_cnn(pooling="{kind}")'
+def nets(kinds: Sequence[str]) -> dict[str, dict[str, str]]:
+    return {kind: {"model": f'simple_cnn(pooling="{kind}")'} for kind in kinds}
 
 
 def make_config() -> config_lib.ConfigDict:
-    """One epoch on 55,000 images; 5,000 of train are held out for the choice of the learning rate."""
+    """AdamW at the default learning rate, which falls to 0; 55,000 images."""
     config = config_lib.default()
     config.data.name = "fashion_mnist"
     config.data.num_validation = 5000
-    config.total_epochs = 1.0
     config.optimizer.warmup_epochs = 0.1
     config.eval_batch_size = 1000
-    config.log_every_steps = 100
+    config.log_every_steps = 430
     return config
 
 
-def read_rows() -> list[Row]:
-    return read_results(HERE)
+def make_cifar_config() -> config_lib.ConfigDict:
+    """The same recipe."""
+    config = studies.cifar10()
+    config.optimizer.warmup_epochs = 0.1
+    return config
 
 
-def chosen(rows: list[Row], kind: str) -> list[Row]:
-    """The runs of a kind at its best learning rate on validation."""
-    members = [row for row in rows if row[MODEL] == spec(kind)]
-    rate = (best(members, [RATE]) or {}).get(RATE)
-    return [row for row in members if row[RATE] == rate]
+def plan(rows: Sequence[Row]) -> list[studies.Planned]:
+    """Every kind with every seed."""
+    return studies.seeds(nets(KINDS), LENGTH, SEEDS)
 
 
-def table(rows: list[Row]) -> str:
-    """A row a kind, the best on the test split first, as Markdown."""
-    lines = [
-        "| pooling | learning rate | validation % | test % | test loss | seeds | seconds a run |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    found = {kind: members for kind in KINDS if (members := chosen(rows, kind))}
-    for kind in by_test(found):
-        members = found[kind]
-        columns = {name: [row[name] for row in members] for name in members[0]}
-        lines.append(
-            f"| {kind} | {columns[RATE][0]} | {spread(columns['validation_accuracy'])} "
-            f"| {spread(columns['test_accuracy'])} | {spread(columns['test_loss'], 1, 4)} | {len(members)} "
-            f"| {spread(columns['seconds'], 1, 1)} |"
-        )
-    last = rows[-1]
-    versions = json.loads(last["versions"])
-    lines += [
-        "",
-        f"Mean ± standard deviation. {len(rows)} runs of {float(last['epochs']):g} epoch, {last['params']} "
-        f"parameters, {last['machine']}, CPU kernels: {last['cpu_kernels']}, jax {versions['jax']}, flax "
-        f"{versions['flax']}. Written by `python experiments/pooling_types/run.py` from `results.csv`.",
-    ]
-    return "\n".join(lines)
+def plan_on_cifar(rows: Sequence[Row]) -> list[studies.Planned]:
+    return studies.seeds(nets(ON_CIFAR), LENGTH, SEEDS)
 
 
-def by_test(found: dict[str, list[Row]]) -> list[str]:
+def by_test(study: studies.Study, out: Path) -> dict[str, list[Row]]:
     """The kinds, the highest mean test accuracy first."""
-    return sorted(
-        found, key=lambda kind: -sum(float(r["test_accuracy"]) for r in found[kind]) / len(found[kind])
-    )
+    groups = study.groups(out)
+    return dict(sorted(groups.items(), key=lambda item: -tables.mean(item[1], "test_accuracy")))
 
 
-def plot(rows: list[Row]) -> None:
-    """Test accuracy of each run at the kind's learning rate, with the mean."""
-    from matplotlib.figure import Figure
+def table(study: studies.Study, out: Path) -> str:
+    columns = ("parameters", "epochs", "training error %", "validation %", "test %")
+    return tables.score_table(out, "pooling", by_test(study, out), columns)
 
-    found = {kind: members for kind in KINDS if (members := chosen(rows, kind))}
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    kinds = by_test(found)
-    for place, kind in enumerate(kinds):
-        values = [100 * float(row["test_accuracy"]) for row in found[kind]]
+
+def figure(study: studies.Study, out: Path) -> Figure:
+    """Test accuracy of each run, with the mean of its kind."""
+    drawn = Figure(figsize=(7, 3.2), layout="constrained")
+    axes, groups = drawn.add_subplot(), by_test(study, out)
+    for place, rows in enumerate(groups.values()):
+        values = [100 * value for value in tables.scores(rows)]
         axes.plot(values, [place] * len(values), "o", color="#4477aa", alpha=0.6)
-        axes.plot([sum(values) / len(values)] * 2, [place - 0.3, place + 0.3], color="black")
-    axes.set_yticks(range(len(kinds)), kinds)
+        axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color="black")
+    axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
     axes.set_xlabel("test accuracy %, one dot a seed, the line their mean")
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(HERE / "accuracy.svg", metadata={"Date": None})
+    return drawn
 
 
-def claim(rows: list[Row]) -> studies.Claim:
-    means = {kind: studies.mean(chosen(rows, kind), "test_accuracy") for kind in KINDS if chosen(rows, kind)}
-    order = sorted(means, key=means.get, reverse=True)
+def claim(study: studies.Study, out: Path) -> studies.Claim:
+    groups = by_test(study, out)
+    first, *_, last = groups
+    apart = tables.difference(*(tables.scores(groups[kind]) for kind in (first, last)))
+    size = tables.size(*groups.values(), pixels=28)
     return studies.Claim(
         "kinds of pooling: max, average, L2, min, adaptive, strided",
         "none given",
-        "; ".join(f"{kind} {100 * means[kind]:.1f} %" for kind in order),
-        f"{order[0]} ahead, {order[-1]} last",
+        "; ".join(
+            f"{kind} {100 * tables.mean(rows, 'test_accuracy'):.1f} %" for kind, rows in groups.items()
+        ),
+        f"{first} ahead of {last}: {tables.verdict(apart, size)}",
     )
 
 
-def main() -> None:
-    if "--tables" not in sys.argv:
-        values = {MODEL: [spec(kind) for kind in KINDS], RATE: RATES}
-        sweep(make_config(), values, HERE, seeds=SEEDS, board=Lines())
-    if rows := read_rows():
-        pages.write((HERE / "README.md",), "pooling_types", table(rows))
-        plot(rows)
-
+STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=20.0, images=60_000)
+CIFAR = studies.Study(
+    HERE / "cifar10", make_cifar_config, plan_on_cifar, table, figure, claim, paper_epochs=20.0
+)
 
 if __name__ == "__main__":
-    studies.start(main)
+    studies.main(STUDY, CIFAR)

@@ -1,10 +1,13 @@
 """Accuracy against parameters of fully connected and convolutional nets on Fashion-MNIST, and shifted images.
 
-See `experiments/studies.py` for the flags. shifts.csv holds the accuracy of each run on the test images moved
-by 1 to 4 pixels, each image to a side drawn once for all runs.
+See `experiments/studies.py` for the flags. scores.csv holds the accuracy of each run on the test images moved
+by 1 to 4 pixels, each image to a side drawn once for all runs. The best dense net and the CNN that beat it go
+on to CIFAR-10.
 """
 
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -15,52 +18,66 @@ from matplotlib.figure import Figure
 
 import cnnjax
 from cnnjax import config as config_lib
-from cnnjax.runs.results import Row, read_results
-from cnnjax.runs.sweep import Board, sweep
-from experiments import pages, studies  # noqa: F401
+from cnnjax.runs.folder import Run
+from cnnjax.runs.results import Row
+from experiments import curves, studies, tables
 
-MODEL = "model"
 NETS = {
-    "no hidden layer": "lenet_300_100(widths=())",
-    "dense 16": "lenet_300_100(widths=(16,))",
-    "dense 128": "lenet_300_100(widths=(128,))",
-    "dense 300, 100": "lenet_300_100",
-    "CNN 4, 8": "simple_cnn(widths=(4, 8))",
-    "CNN 8, 16": "simple_cnn(widths=(8, 16))",
-    "CNN 16, 32": "simple_cnn",
+    "no hidden layer": {"model": "lenet_300_100(widths=())"},
+    "dense 16": {"model": "lenet_300_100(widths=(16,))"},
+    "dense 128": {"model": "lenet_300_100(widths=(128,))"},
+    "dense 300, 100": {"model": "lenet_300_100"},
+    "CNN 4, 8": {"model": "simple_cnn(widths=(4, 8))"},
+    "CNN 8, 16": {"model": "simple_cnn(widths=(8, 16))"},
+    "CNN 16, 32": {"model": "simple_cnn"},
 }
+ON_CIFAR = ("dense 300, 100", "CNN 8, 16", "CNN 16, 32")
 SHIFTS = (1, 2, 3, 4)
-SEEDS = 5
+LENGTH, SEEDS, SEEDS_ON_CIFAR = 10.0, 5, 3
 
 
-def make_config(full: bool) -> config_lib.ConfigDict:
+def make_config() -> config_lib.ConfigDict:
     """AdamW, the default learning rate, no augmentation, 55,000 images."""
     config = config_lib.default()
     config.data.name = "fashion_mnist"
     config.data.num_validation = 5000
-    config.total_epochs = 20.0 if full else 2.0
     config.optimizer.warmup_epochs = 0.1
     config.eval_batch_size = 1000
     config.log_every_steps = 430
     return config
 
 
-def train(config: config_lib.ConfigDict, out: Path, board: Board) -> None:
-    """Every net with every seed, then each on shifted images."""
-    sweep(config, {MODEL: list(NETS.values())}, out, seeds=SEEDS, board=board)
+def make_cifar_config() -> config_lib.ConfigDict:
+    """The same recipe."""
+    config = studies.cifar10()
+    config.optimizer.warmup_epochs = 0.1
+    return config
+
+
+def plan(rows: Sequence[Row]) -> list[studies.Planned]:
+    """Every net with every seed."""
+    return studies.seeds(NETS, LENGTH, SEEDS)
+
+
+def plan_on_cifar(rows: Sequence[Row]) -> list[studies.Planned]:
+    return studies.seeds({label: NETS[label] for label in ON_CIFAR}, LENGTH, SEEDS_ON_CIFAR)
+
+
+def measure(path: Path) -> Mapping[str, float]:
+    """The accuracy on moved test images."""
+    config = Run.open(path).config()
     source = cnnjax.load_dataset(config.data.name, "test")
-    moved = {shift: shifted(source.images, shift) for shift in SHIFTS}
-
-    def measure(path: Path) -> dict[str, float]:
-        model = cnnjax.load_run(path)
-        return {
-            f"shift_{shift}": np.mean(
-                [p.probabilities.argmax() for p in model.predict(images, batch_size=1000)] == source.labels
+    images, labels = np.stack([source[i]["image"] for i in range(len(source))]), source.labels
+    model = cnnjax.load_run(path)
+    return {
+        f"shift_{shift}": float(
+            np.mean(
+                [p.probabilities.argmax() for p in model.predict(shifted(images, shift), batch_size=1000)]
+                == labels
             )
-            for shift, images in moved.items()
-        }
-
-    studies.add_scores(out, "shifts", measure)
+        )
+        for shift in SHIFTS
+    }
 
 
 def shifted(images: np.ndarray, pixels: int) -> np.ndarray:
@@ -74,33 +91,24 @@ def shifted(images: np.ndarray, pixels: int) -> np.ndarray:
     )
 
 
-def read_rows() -> list[Row]:
-    """The rows of results.csv with those of shifts.csv."""
-    return studies.with_scores(read_results(HERE), HERE, "shifts")
+def table(study: studies.Study, out: Path) -> str:
+    moved = {f"moved {shift} px %": tables.percent(f"shift_{shift}") for shift in SHIFTS}
+    columns = ("parameters", "epochs", "validation %", "test %", *moved)
+    return tables.score_table(out, "net", study.groups(out), columns, moved)
 
 
-def groups(rows: list[Row]) -> dict[str, list[Row]]:
-    """By net its runs."""
-    return studies.by_field(rows, MODEL, NETS)
-
-
-def table(rows: list[Row]) -> str:
-    moved = {f"moved {shift} px %": studies.percent(f"shift_{shift}") for shift in SHIFTS}
-    columns = ("parameters", "validation %", "test %", *moved)
-    return studies.score_table(HERE, "net", groups(rows), columns, moved)
-
-
-def figure(rows: list[Row]) -> Figure:
+def figure(study: studies.Study, out: Path) -> Figure:
     """Accuracy against parameters, and against the shift."""
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = drawn.subplots(1, 2)
-    for kind, colour in (("CNN", studies.COLOURS[0]), ("", studies.COLOURS[1])):
-        members = {n: m for n, m in groups(rows).items() if n.startswith("CNN") == bool(kind)}
-        for i, (net, runs) in enumerate(members.items(), 1):
-            values = [100 * float(row["test_accuracy"]) for row in runs]
-            left.plot([int(runs[0]["params"])] * len(values), values, "o", color=colour, alpha=0.6)
-            left.annotate(net, (int(runs[0]["params"]), max(values)), fontsize=7)
-            curve = [100 * studies.mean(runs, c) for c in ("test_accuracy", *(f"shift_{s}" for s in SHIFTS))]
+    groups = study.groups(out)
+    for kind, colour in (("CNN", curves.COLOURS[0]), ("", curves.COLOURS[1])):
+        members = {n: m for n, m in groups.items() if n.startswith("CNN") == bool(kind)}
+        for i, (net, rows) in enumerate(members.items(), 1):
+            values = [100 * value for value in tables.scores(rows)]
+            left.plot([int(rows[0]["params"])] * len(values), values, "o", color=colour, alpha=0.6)
+            left.annotate(net, (int(rows[0]["params"]), max(values)), fontsize=7)
+            curve = [100 * tables.mean(rows, c) for c in ("test_accuracy", *(f"shift_{s}" for s in SHIFTS))]
             right.plot((0, *SHIFTS), curve, color=colour, alpha=0.3 + 0.7 * i / len(members), label=net)
     left.set(xscale="log", xlabel="parameters", ylabel="test accuracy %")
     right.set(xlabel="pixels that the test images are moved by", ylabel="accuracy %")
@@ -110,21 +118,41 @@ def figure(rows: list[Row]) -> Figure:
     return drawn
 
 
-def claim(rows: list[Row]) -> studies.Claim:
-    found = groups(rows)
-    accuracy = {net: studies.mean(members, "test_accuracy") for net, members in found.items()}
-    params = {net: int(members[0]["params"]) for net, members in found.items()}
-    dense = max((net for net in found if not net.startswith("CNN")), key=accuracy.get)
-    better = [net for net in found if net.startswith("CNN") and accuracy[net] >= accuracy[dense]]
-    small = min(better, key=params.get) if better else max(found, key=accuracy.get)
-    return studies.Claim(
-        "a CNN needs far fewer weights than a fully connected net for the same accuracy",
-        "none given",
-        f"{small}: {params[small]:,} weights, {100 * accuracy[small]:.1f} %; best dense net: "
-        f"{params[dense]:,}, {100 * accuracy[dense]:.1f} %",
-        f"holds: {params[dense] / params[small]:.0f} times fewer" if better else "does not hold here",
+def claim(study: studies.Study, out: Path) -> studies.Claim:
+    """The smallest CNN that is better than every dense net by more than twice the standard error."""
+    groups = study.groups(out)
+    test = {net: tables.scores(rows) for net, rows in groups.items()}
+    params = {net: int(rows[0]["params"]) for net, rows in groups.items()}
+    dense = max(
+        (net for net in test if not net.startswith("CNN")), key=lambda net: statistics.mean(test[net])
     )
+    ahead = {n: tables.difference(test[n], test[dense]) for n in test if n.startswith("CNN")}
+    better = [net for net, found in ahead.items() if found.decided and found.value > 0]
+    size = tables.size(*groups.values(), pixels=28)
+    ours = f"best dense net: {params[dense]:,} weights, {100 * statistics.mean(test[dense]):.1f} %"
+    if not better:
+        verdict = f"not decided at this size ({size})"
+    else:
+        small = min(better, key=params.__getitem__)
+        ours = f"{small}: {params[small]:,} weights, {100 * statistics.mean(test[small]):.1f} %; {ours}"
+        verdict = f"holds: {params[dense] / params[small]:.0f} times fewer ({size})"
+    what = "a CNN needs far fewer weights than a fully connected net for the same accuracy"
+    return studies.Claim(what, "none given", ours, verdict)
 
+
+STUDY = studies.Study(
+    HERE, make_config, plan, table, figure, claim, paper_epochs=20.0, images=60_000, measure=measure
+)
+CIFAR = studies.Study(
+    HERE / "cifar10",
+    make_cifar_config,
+    plan_on_cifar,
+    table,
+    figure,
+    claim,
+    paper_epochs=20.0,
+    measure=measure,
+)
 
 if __name__ == "__main__":
-    studies.main(HERE, make_config, train, table, figure, read_rows)
+    studies.main(STUDY, CIFAR)

@@ -1,0 +1,108 @@
+"""What a study keeps of each run beside its row: curves.csv, metrics by epoch, and scores.csv, measured after."""
+
+import csv
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnnjax.runs.folder import Run
+from cnnjax.runs.results import Row, read_results
+from experiments import results
+
+CURVES, SCORES = "curves.csv", "scores.csv"
+COLUMNS = ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy")
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
+Curve = list[dict[str, float]]
+
+
+def write(out: Path) -> None:
+    """Adds the metrics of the run folders that are here to curves.csv."""
+    curves = read(out)
+    for row in read_results(out):
+        path = out / "runs" / row["run"]
+        if (path / "metrics.jsonl").exists():
+            merged: dict[float, dict[str, float]] = {}
+            for values in Run.open(path).metrics():
+                merged.setdefault(round(values["epoch"], 3), {}).update(values)
+            curves[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
+    if not curves:
+        return
+    with open(out / CURVES, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("run", *COLUMNS))
+        for run, curve in sorted(curves.items()):
+            for point in curve:
+                cells = (point.get(column) for column in COLUMNS)
+                writer.writerow((run, *("" if cell is None else f"{cell:.5g}" for cell in cells)))
+
+
+def read(out: Path) -> dict[str, Curve]:
+    """By run the rows of curves.csv, without empty cells."""
+    curves: dict[str, Curve] = {}
+    for row in results.read(out / CURVES):
+        point = {column: float(row[column]) for column in COLUMNS if row[column]}
+        curves.setdefault(row["run"], []).append(point)
+    return curves
+
+
+def last(out: Path, rows: Sequence[Row], column: str) -> list[float]:
+    """The last value of a column of curves.csv, of each run that has one."""
+    curves = read(out)
+    found = [[point[column] for point in curves.get(row["run"], ()) if column in point] for row in rows]
+    return [values[-1] for values in found if values]
+
+
+def add_scores(out: Path, measure: Callable[[Path], Mapping[str, float]]) -> None:
+    """Measures the run folders that scores.csv has no row of yet, and adds their rows to it."""
+    found = _scores(out)
+    for row in read_results(out):
+        if row["run"] not in found and row["outcome"] == "finished" and (out / "runs" / row["run"]).is_dir():
+            found[row["run"]] = {k: f"{v:.6g}" for k, v in measure(out / "runs" / row["run"]).items()}
+            with open(out / SCORES, "w", newline="") as file:
+                writer = csv.DictWriter(file, ["run", *found[row["run"]]], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows({"run": run, **scores} for run, scores in sorted(found.items()))
+
+
+def with_scores(rows: Sequence[Row], out: Path) -> list[Row]:
+    """The rows that scores.csv has a row of, with its columns."""
+    found = _scores(out)
+    return [{**row, **found[row["run"]]} for row in rows if row["run"] in found]
+
+
+def _scores(out: Path) -> dict[str, Row]:
+    return {row["run"]: row for row in results.read(out / SCORES)}
+
+
+def draw(
+    axes: Axes, groups: Mapping[str, Sequence[Row]], out: Path, column: str, *, error: bool = False
+) -> None:
+    """A line a group, the mean of its runs, and a band from the lowest to the highest, by epoch.
+
+    With `error` it is 1 less the column, in per cent.
+    """
+    curves = read(out)
+    for (label, rows), colour in zip(groups.items(), COLOURS * 3, strict=False):
+        found = [{p["epoch"]: p[column] for p in curves.get(row["run"], ()) if column in p} for row in rows]
+        found = [points for points in found if points]
+        epochs = sorted(set.intersection(*map(set, found))) if found else []
+        values = [[points[epoch] for points in found] for epoch in epochs]
+        values = [[100 - 100 * v for v in each] for each in values] if error else values
+        axes.plot(epochs, [statistics.mean(v) for v in values], color=colour, label=label)
+        axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2)
+    axes.set_xlabel("epochs")
+    axes.grid(alpha=0.3)
+
+
+def figure(groups: Mapping[str, Sequence[Row]], out: Path, columns: Mapping[str, str]) -> Figure:
+    """Errors by epoch, a panel for each column of curves.csv ({column: words}), a line and a band a group."""
+    drawn = Figure(figsize=(6 if len(columns) == 1 else 10, 3.8), layout="constrained")
+    panels = drawn.subplots(1, len(columns), squeeze=False)[0]
+    for axes, (column, words) in zip(panels, columns.items(), strict=True):
+        draw(axes, groups, out, column, error=True)
+        axes.set(ylabel=f"{words} %", ylim=(0, None))
+    panels[-1].legend(fontsize=8)
+    return drawn

@@ -1,0 +1,64 @@
+"""speeds.csv: training images a second of each net of the studies, by machine.
+
+Runs of studies share a machine with other work, so their own times say little: the tables' times are
+steps x batch / images a second, measured while nothing else ran.
+
+    python experiments/speeds.py   # measures the nets of all studies anew; nothing else should run
+"""
+
+import csv
+import datetime
+import functools
+import os
+from pathlib import Path
+
+from cnnjax.profiling.benchmark import bench_train
+from cnnjax.runs.record import processor
+from experiments import results
+
+FILE = Path(__file__).parent / "speeds.csv"
+
+
+@functools.cache
+def this_machine() -> str:
+    """'AMD EPYC (family 25, model 17), AVX-512 with bfloat16, 2 cores'."""
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def rate(model: str, batch_size: int, dtype: str, *, measure: bool = False, on: str | None = None) -> float:
+    """Images a second on a machine, this one if none is named; nan if that is unknown and not to be measured."""
+    key = {"model": model, "batch": str(batch_size), "dtype": dtype, "machine": on or this_machine()}
+    rows = [row for row in results.read(FILE) if all(row[name] == value for name, value in key.items())]
+    if rows:
+        return float(rows[-1]["images_per_second"])
+    if not measure or on:
+        return float("nan")
+    figures = bench_train(model, batch_size=batch_size, dtype=dtype, rounds=3, seconds=2.0)
+    note(key, float(str(figures["images_per_second"])))
+    return float(str(figures["images_per_second"]))
+
+
+def note(key: dict[str, str], images_per_second: float) -> None:
+    """Adds a row."""
+    today = datetime.date.today().isoformat()
+    results.append(FILE, {**key, "images_per_second": f"{images_per_second:.1f}", "date": today})
+
+
+def measure_again(nets: list[tuple[str, int, str]]) -> None:
+    """Rows of these nets (model, batch, dtype) on this machine are replaced by new ones."""
+    kept = [row for row in results.read(FILE) if row["machine"] != this_machine()]
+    if FILE.exists():
+        with open(FILE, "w", newline="") as file:
+            columns = ["model", "batch", "dtype", "machine", "images_per_second", "date"]
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+    for net in nets:
+        print(*net, f"{rate(*net, measure=True):.0f} images/s", flush=True)
+
+
+def published(model: str, batch_size: int, dtype: str) -> float:
+    """Images a second on the first machine that a net was measured on; nan if it never was."""
+    key = {"model": model, "batch": str(batch_size), "dtype": dtype}
+    rows = [row for row in results.read(FILE) if all(row[name] == value for name, value in key.items())]
+    return float(rows[0]["images_per_second"]) if rows else float("nan")

@@ -1,0 +1,164 @@
+"""The tables of studies, and when a difference decides a claim."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnjax import config as config_lib
+from cnnjax.data.files import read_json
+from cnnjax.runs.results import Row, read_results, spread
+from experiments import curves, results, speeds
+
+CEILING = Path(__file__).parent / "ceiling" / "results.csv"
+Column = Callable[[Sequence[Row], Path], str]
+
+
+def markdown(head: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def mean(rows: Sequence[Row], column: str) -> float:
+    """The mean of a column over runs that have it; nan if none has."""
+    return statistics.mean([float(row[column]) for row in rows if row.get(column)] or [math.nan])
+
+
+def percent(column: str) -> Column:
+    """Mean and spread of a share, in per cent."""
+    return lambda rows, out: spread([row[column] for row in rows])
+
+
+def training_error(rows: Sequence[Row], out: Path) -> str:
+    """Of the last epoch, over its steps as they ran, in per cent: whether the schedule was long enough."""
+    return spread([str(1 - value) for value in curves.last(out, rows, "accuracy")])
+
+
+def minutes(rows: Sequence[Row], out: Path) -> str:
+    """Of a run: steps x batch / images a second of the net while nothing else ran on that machine."""
+    found = [quiet_seconds(row, out) for row in rows]
+    return spread([str(value / 60) for value in found if not math.isnan(value)], 1, 0) or "not measured"
+
+
+def quiet_seconds(row: Row, out: Path) -> float:
+    """What a run would take on a quiet machine; nan if the net's rate there is not in speeds.csv."""
+    values = {name: _typed(name, row[name]) for name in row if name in config_lib.FIELDS and name != "seed"}
+    config = config_lib.assign(config_lib.from_dict(read_json(out / "sweep.json")), values)
+    there = row["machine"].rpartition(", ")[0]  # without the devices
+    rate = speeds.rate(config.model, config.batch_size, config.dtype, on=there)
+    images = 60_000 if "fashion" in config.data.name else 50_000
+    return float(row["epochs"]) * (images - config.data.num_validation) / rate
+
+
+def _typed(name: str, text: str) -> config_lib.Value:
+    return config_lib.parse_value(name, text)
+
+
+COLUMNS: dict[str, Column] = {
+    "parameters": lambda rows, out: f"{int(rows[0]['params']):,}",
+    "epochs": lambda rows, out: ", ".join(dict.fromkeys(f"{float(row['epochs']):g}" for row in rows)),
+    "learning rate": lambda rows, out: rows[0]["optimizer.learning_rate"],
+    "training error %": training_error,
+    "validation %": percent("validation_accuracy"),
+    "test %": percent("test_accuracy"),
+    "minutes a run": minutes,
+}
+
+
+def score_table(
+    out: Path,
+    what: str,
+    groups: Mapping[str, Sequence[Row]],
+    columns: Sequence[str] = tuple(name for name in COLUMNS if name != "learning rate"),
+    more: Mapping[str, Column] | None = None,
+) -> str:
+    """A row a group, as Markdown, with the ceiling of the data and the footer.
+
+    Args:
+      what: the head of the first column, that of the labels.
+      columns: keys of `COLUMNS`, or of `more`, in their order.
+      more: columns of the study's own, from a label's runs and the folder.
+    """
+    cells_of = {**COLUMNS, **(more or {})}
+    cells = [
+        (label, *(cells_of[column](members, out) for column in columns), len(members))
+        for label, members in groups.items()
+    ]
+    return markdown((what, *columns, "seeds"), cells) + footer(out)
+
+
+def ceiling() -> str:
+    """What the copies' own quality allows: the same ResNet-20 by PyTorch with the public recipe."""
+    rows = results.read(CEILING)
+    if not rows:
+        return "The ceiling of these copies is not measured yet."
+    found = "; ".join(f"{row['net']} {100 * float(row['test_accuracy']):.1f} %" for row in rows)
+    return f"Ceiling of these copies (`experiments/ceiling`): {found}."
+
+
+def footer(out: Path) -> str:
+    """What the runs have in common: data, machine, versions and the command."""
+    rows = sorted(read_results(out), key=lambda row: row["started"])
+    config = config_lib.from_dict(read_json(out / "sweep.json"))
+    name, copies = config.data.name, ":" in config.data.name
+    data = "JPEG copies of CIFAR-10 (quality 75)" if copies else name
+    last, versions = rows[-1], json.loads(rows[-1]["versions"])
+    machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
+    return (
+        f"\n\nMean ± standard deviation over seeds; {len(rows)} runs. Training error: over the steps of the last "
+        f"epoch. Minutes: steps x batch / images a second of a quiet machine. Data: {data}. "
+        f"{ceiling() if copies else ''} {machines}; CPU kernels: {last['cpu_kernels']}, {config.dtype}, jax "
+        f"{versions['jax']}, flax {versions['flax']}. Written by `python experiments/{out.name}/run.py` from "
+        "`results.csv` and `curves.csv`."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two means, with its standard error; decided where it is larger than twice that."""
+
+    value: float
+    error: float
+
+    @property
+    def decided(self) -> bool:
+        return abs(self.value) > 2 * self.error
+
+    def points(self) -> str:
+        """'+0.42 ± 0.11 points'."""
+        error = "" if math.isinf(self.error) else f" ± {100 * self.error:.2f}"
+        return f"{100 * self.value:+.2f}{error} points"
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+    """The mean of `a` less that of `b`; of a single run no error is known, so nothing is decided."""
+    if min(len(a), len(b)) < 2:
+        value = statistics.mean(a) - statistics.mean(b) if a and b else math.nan
+        return Difference(value, math.inf)
+    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+    return Difference(statistics.mean(a) - statistics.mean(b), error)
+
+
+def scores(rows: Sequence[Row], column: str = "test_accuracy") -> list[float]:
+    """A column's values, of the runs that have one."""
+    return [float(row[column]) for row in rows if row.get(column)]
+
+
+def size(*groups: Sequence[Row], pixels: int = 32) -> str:
+    """'32x32, 20 epochs, 3 seeds': what a verdict is said of."""
+    rows = [row for group in groups for row in group]
+    epochs = sorted({float(row["epochs"]) for row in rows})
+    between = f"{epochs[0]:g}" if len(epochs) == 1 else f"{epochs[0]:g} to {epochs[-1]:g}"
+    count = min(map(len, groups))
+    return f"{pixels}x{pixels}, {between} epochs, {count} seed{'s' * (count != 1)}"
+
+
+def verdict(found: Difference, words: str) -> str:
+    """'holds (SIZE)' if the difference is above 0, 'the reverse (SIZE)' if below, else not decided."""
+    if not found.decided:
+        return f"not decided at this size ({words})"
+    return f"{'holds' if found.value > 0 else 'the reverse'} ({words})"
