@@ -1,4 +1,4 @@
-"""What a study keeps of each run beside its row: curves.csv, metrics by epoch, and scores.csv, measured after."""
+"""What a study keeps of a run beside its row: curves.csv, its metrics, and scores.csv, measured after."""
 
 import csv
 import statistics

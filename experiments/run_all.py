@@ -1,6 +1,6 @@
 """The queue of all studies: takes the next runs, one at a time, and goes on after any end.
 
-    python experiments/run_all.py --hours=2       # trains for so long, then stops the run under way, which resumes
+    python experiments/run_all.py --hours=2       # trains for so long; the run under way resumes
     python experiments/run_all.py --estimate      # images/s of each net here, and the hours of each study
     python experiments/run_all.py --list          # what is still to run; also in queue.csv
 
@@ -36,7 +36,6 @@ STUDIES = (
     "alexnet_regularization",
     "why_convolution",
     "pooling_types",
-    "fashion_mnist",
 )
 QUEUE = HERE / "queue.csv"
 

@@ -26,7 +26,7 @@ def this_machine() -> str:
 
 
 def rate(model: str, batch_size: int, dtype: str, *, measure: bool = False, on: str | None = None) -> float:
-    """Images a second on a machine, this one if none is named; nan if that is unknown and not to be measured."""
+    """Images a second on a machine, this one if none is named; nan if unknown and not to be measured."""
     key = {"model": model, "batch": str(batch_size), "dtype": dtype, "machine": on or this_machine()}
     rows = [row for row in results.read(FILE) if all(row[name] == value for name, value in key.items())]
     if rows:

@@ -3,7 +3,8 @@
     python experiments/NAME/run.py                # trains what is missing; goes on where it was stopped
     python experiments/NAME/run.py --tables       # only rewrites table and figure from the CSVs
     python experiments/NAME/run.py --data=NAME    # another copy of the data set, as --config.data.name
-    python experiments/NAME/run.py --size=paper   # the paper's epochs; hour, minute: cut down to fit into one
+    python experiments/NAME/run.py --size=paper   # the paper's epochs
+    python experiments/NAME/run.py --size=hour    # cut down to an hour here; minute: two steps a run
 
 Its `run.py` makes a `Study` and calls `main`. The committed size trains into the study's own folder, the
 others into runs/studies/. Beside results.csv lies curves.csv, the rows of each run's metrics.jsonl, and
@@ -20,11 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.cli.sweep import Lines
-from cnnjax.data.files import read_json
+from cnnjax.data.datasets import load
+from cnnjax.data.files import read_json, replacing
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs.results import Row, read_results
@@ -35,8 +38,7 @@ ROOT = Path(__file__).parents[1]
 matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
 RATE, EPOCHS = "optimizer.learning_rate", "total_epochs"
 COPIES = "runs/cifar10_jpeg"  # where `cnnjax data prepare` puts JPEG copies of CIFAR-10
-SECONDS = {"hour": 3600.0, "minute": 60.0}  # of the sizes that are cut down
-SIZES = ("ours", "paper", *SECONDS)
+SIZES = ("ours", "paper", "hour", "minute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A line of the summary: what is claimed, the paper's number, ours, and whether it holds, at which size."""
+    """A line of the summary: the claim, the paper's number, ours, and whether it holds at which size."""
 
     claim: str
     paper: str
@@ -102,6 +104,9 @@ class Study:
         found: list[Planned] = []
         for run in self.plan(read_results(out or self.here)):
             run = dataclasses.replace(run, epochs=self.paper_epochs) if size == "paper" else run
+            if size == "minute":  # of few images, and all the same ones
+                values = {k: v for k, v in run.values.items() if not k.startswith("data.")}
+                run = dataclasses.replace(run, values=values, later=run.later or run.seed > 0)
             if not any((run.fields(), run.seed) == (other.fields(), other.seed) for other in found):
                 found.append(run)
         return found
@@ -111,21 +116,30 @@ class Study:
         out, found = out or self.here, dict[str, list[Row]]()
         rows = self.rows(out)
         for run in self.plan(rows):
-            ended = [row for row in rows if run.is_row(row) or _is_of(run, row, out != self.here)]
+            of = run.is_row if out == self.here else functools.partial(_is_of, run)
+            ended = [row for row in rows if of(row)]
             found.setdefault(run.label, []).extend(r for r in ended if r not in found.get(run.label, ()))
         return {label: members for label, members in found.items() if members}
 
+    def text(self, out: Path) -> str:
+        """The table, the figure and the verdict."""
+        found = self.claim(self, out)
+        figure = (out / "figure.svg").relative_to(self.home if out == self.here else out)
+        verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. {found.ours}."
+        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{verdict}"
+
     def train_next(self, out: Path, data: str, *, size: str = "ours", later: bool = True) -> bool:
         """Trains the first run that is missing; False if none is."""
-        config = self.config()
+        config, factor = self.config(), self.factor(size)
         config.data.name = data
-        factor = self.factor(size)
+        config.optimizer.warmup_epochs *= factor
+        if size == "minute":
+            config.data.num_validation, config.batch_size, config.eval_batch_size = 64, 32, 64
         for run in self.planned(out, size):
-            run = dataclasses.replace(run, epochs=_cut(run.epochs, factor, self.steps_an_epoch(config)))
+            run = dataclasses.replace(run, epochs=float(f"{run.epochs * factor:.3g}"))
             if (run.later and not later) or any(map(run.is_row, read_results(out))):
                 continue
             config.seed = run.seed
-            config.optimizer.warmup_epochs *= factor
             one: Values = {field: [value] for field, value in run.fields().items()}
             try:
                 sweep(config, one, out, board=Board() if size == "minute" else Lines())
@@ -136,31 +150,23 @@ class Study:
             return True
         return False
 
-    def steps_an_epoch(self, config: config_lib.ConfigDict) -> float:
-        return (self.images - config.data.num_validation) / config.batch_size
-
     def seconds(self, run: Planned) -> float:
-        """How long a run takes on this machine, by the rate of its net, which is measured if it is unknown."""
+        """How long a run takes on this machine, by its net's rate, which is measured if it is unknown."""
         config = config_lib.assign(self.config(), dict(run.fields()))
         rate = speeds.rate(config.model, config.batch_size, config.dtype, measure=True)
         return run.epochs * (self.images - config.data.num_validation) / rate
 
     def factor(self, size: str) -> float:
         """What epochs are multiplied by so that all runs end within the size."""
-        if size not in SECONDS:
-            return 1.0
-        return min(1.0, SECONDS[size] / sum(map(self.seconds, self.planned())))
+        if size == "hour":
+            return min(1.0, 3600 / sum(map(self.seconds, self.planned())))
+        return 0.2 / max(run.epochs for run in self.planned()) if size == "minute" else 1.0
 
 
-def _cut(epochs: float, factor: float, steps: float) -> float:
-    """Fewer epochs, at least two steps."""
-    return epochs if factor == 1 else max(float(f"{epochs * factor:.2g}"), 2 / steps)
-
-
-def _is_of(run: Planned, row: Row, any_length: bool) -> bool:
-    """Whether a row is a planned run's but for its length, which is another at another size."""
-    same = all(row[field] == str(value) for field, value in run.values.items())
-    return any_length and same and int(row["seed"]) == run.seed
+def _is_of(run: Planned, row: Row) -> bool:
+    """Whether a row is a planned run's but for its length and images, which are others at another size."""
+    values = {field: value for field, value in run.values.items() if field in row}
+    return int(row["seed"]) == run.seed and all(row[field] == str(value) for field, value in values.items())
 
 
 def seeds(
@@ -185,12 +191,12 @@ def tuned(
 ) -> list[Planned]:
     """Each label at each learning rate with the first seed; then the other seeds at its best rate.
 
-    The best is best on validation. Runs at other rates have the label "LABEL, rate RATE", which no table shows.
+    The best is best on validation. Runs at other rates are labelled "LABEL, rate RATE", in no table.
     """
     found: list[Planned] = []
     for label, values in runs.items():
         tried = [Planned(label, {**values, RATE: rate}, epochs) for rate in rates]
-        scores = {run.values[RATE]: row for run in tried for row in rows if _is_of(run, row, True)}
+        scores = {run.values[RATE]: row for run in tried for row in rows if _is_of(run, row)}
         best = max(scores, key=lambda rate: float(scores[rate]["validation_accuracy"] or 0), default=None)
         known = len(scores) == len(rates)
         found += [
@@ -215,19 +221,36 @@ def cifar10() -> config_lib.ConfigDict:
 
 
 def data_of(study: Study, out: Path, given: str | None) -> str:
-    """The data set: as given, else that of the rows so far, else the copies if they are there, else CIFAR-10."""
+    """The data set: as given, that of the rows so far, the copies if they are there, or the study's own."""
     own = str(study.config().data.name)
     if given or (out / "sweep.json").exists():
         return given or str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
     return f"records:{COPIES}" if own == "cifar10" and (ROOT / COPIES).is_dir() else own
 
 
+def sample(folder: Path) -> str:
+    """The name of a set of a few images of the package's sample, as 32x32 in colour, written to a folder."""
+    file = folder / "sample.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        splits = {split: load("fashion_mnist_mini", split) for split in ("train", "test")}
+        arrays = {}
+        for split, source in splits.items():
+            images = np.stack([source[i]["image"] for i in range(128)])
+            arrays[f"{split}_image"] = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(3, -1)
+            arrays[f"{split}_label"] = np.array([source[i]["label"] for i in range(128)])
+        with replacing(file) as part:
+            np.savez(part, **arrays)
+    return f"npz:{file}"
+
+
 def main(*own: Study) -> None:
-    """Trains what is missing of studies of one folder, then writes curves.csv, README's tables and figures."""
+    """Trains what is missing of a folder's studies, then writes curves.csv, tables and figures."""
     parser = argparse.ArgumentParser(prog=f"python experiments/{own[0].name}/run.py")
     parser.add_argument("--tables", action="store_true", help="only rewrite the table and the figure")
     parser.add_argument("--size", choices=SIZES, default="ours", help="how long the runs are")
     parser.add_argument("--data", help="another copy of the data set, as --config.data.name")
+    parser.add_argument("--out", type=Path, help="folder of the runs of another size than ours")
     parser.add_argument("--next", metavar="STUDY", help="train one run of it, the next")
     parser.add_argument("--later", action="store_true", help="also what runs only while hours last")
     given = parser.parse_args()
@@ -240,9 +263,11 @@ def main(*own: Study) -> None:
 
 def run(study: Study, given: argparse.Namespace) -> None:
     """`main` of one study, with its flags."""
-    out = study.here if given.size == "ours" else ROOT / "runs" / "studies" / given.size / study.name
+    elsewhere = given.out or ROOT / "runs" / "studies" / given.size
+    out = study.here if given.size == "ours" else elsewhere / study.name
     if not given.tables:
-        data = data_of(study, out, given.data)
+        small = given.size == "minute" and not given.data
+        data = sample(elsewhere) if small else data_of(study, out, given.data)
         while study.train_next(out, data, size=given.size, later=given.later) and not given.next:
             pass
     draw(study, out)
@@ -253,10 +278,11 @@ def draw(study: Study, out: Path) -> None:
     if not study.rows(out):
         return
     if out == study.here:
-        pages.write((study.home / "README.md",), study.name, study.table(study, out))
+        pages.write((study.home / "README.md",), study.name, study.text(out))
     else:
-        both = (f"# Here\n\n{study.table(study, out)}", f"# As published\n\n{study.table(study, study.here)}")
-        (out / "table.md").write_text("\n\n".join(both if study.rows() else both[:1]) + "\n")
+        parts = [f"# Here\n\n{study.text(out)}"]
+        parts += [f"# As published\n\n{study.text(study.here)}"] if study.rows() else []
+        (out / "table.md").write_text("\n\n".join(parts) + "\n")
         print((out / "table.md").read_text())
     study.figure(study, out).savefig(out / "figure.svg", metadata={"Date": None})
 

@@ -1,6 +1,7 @@
 """The tables of studies, and when a difference decides a claim."""
 
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -46,16 +47,13 @@ def minutes(rows: Sequence[Row], out: Path) -> str:
 
 def quiet_seconds(row: Row, out: Path) -> float:
     """What a run would take on a quiet machine; nan if the net's rate there is not in speeds.csv."""
-    values = {name: _typed(name, row[name]) for name in row if name in config_lib.FIELDS and name != "seed"}
+    fields = itertools.takewhile(lambda name: name != "seed", list(row)[1:])  # after the run's name
+    values = {name: config_lib.parse_value(name, row[name]) for name in fields}
     config = config_lib.assign(config_lib.from_dict(read_json(out / "sweep.json")), values)
     there = row["machine"].rpartition(", ")[0]  # without the devices
     rate = speeds.rate(config.model, config.batch_size, config.dtype, on=there)
     images = 60_000 if "fashion" in config.data.name else 50_000
     return float(row["epochs"]) * (images - config.data.num_validation) / rate
-
-
-def _typed(name: str, text: str) -> config_lib.Value:
-    return config_lib.parse_value(name, text)
 
 
 COLUMNS: dict[str, Column] = {
@@ -109,8 +107,8 @@ def footer(out: Path) -> str:
     last, versions = rows[-1], json.loads(rows[-1]["versions"])
     machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
     return (
-        f"\n\nMean ± standard deviation over seeds; {len(rows)} runs. Training error: over the steps of the last "
-        f"epoch. Minutes: steps x batch / images a second of a quiet machine. Data: {data}. "
+        f"\n\nMean ± standard deviation over seeds; {len(rows)} runs. Training error: over the steps of the "
+        f"last epoch. Minutes: steps x batch / images a second of a quiet machine. Data: {data}. "
         f"{ceiling() if copies else ''} {machines}; CPU kernels: {last['cpu_kernels']}, {config.dtype}, jax "
         f"{versions['jax']}, flax {versions['flax']}. Written by `python experiments/{out.name}/run.py` from "
         "`results.csv` and `curves.csv`."

@@ -24,6 +24,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
   train      train a network, or resume a run            --config=FILE --config.a.b=value --workdir=DIR
   sweep      several configs and seeds, in one table     --set FIELD=A,B,C --seeds=N --random=M --out=DIR
+  study      one of the project's studies, here          NAME --size=hour | minute | paper
   launch     one training run in several processes       --processes=N --max_restarts=M -- train --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
   predict    the classes of images                       --workdir=DIR IMAGE... --json --explain

@@ -30,7 +30,7 @@ LENGTH, LONG, SEEDS = 20.0, 60.0, 2
 
 
 def make_config() -> config_lib.ConfigDict:
-    """SGD with momentum at 0.1, divided by 10 at 50 and 75 %, after an epoch of warm-up; padded crops, mirror."""
+    """SGD with momentum at 0.1 after an epoch of warm-up, divided by 10 at 50 and 75 %; crops, mirror."""
     config = studies.cifar10()
     config.augment.train = "random_crop(32, padding=4)|mirror|normalize"
     config.optimizer.name = "sgd(momentum=0.9)"

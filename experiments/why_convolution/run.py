@@ -123,18 +123,17 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = study.groups(out)
     test = {net: tables.scores(rows) for net, rows in groups.items()}
     params = {net: int(rows[0]["params"]) for net, rows in groups.items()}
-    dense = max(
-        (net for net in test if not net.startswith("CNN")), key=lambda net: statistics.mean(test[net])
-    )
+    means = {net: statistics.mean(values) for net, values in test.items()}
+    dense = max((net for net in test if not net.startswith("CNN")), key=means.__getitem__)
     ahead = {n: tables.difference(test[n], test[dense]) for n in test if n.startswith("CNN")}
     better = [net for net, found in ahead.items() if found.decided and found.value > 0]
     size = tables.size(*groups.values(), pixels=28)
-    ours = f"best dense net: {params[dense]:,} weights, {100 * statistics.mean(test[dense]):.1f} %"
+    ours = f"best dense net: {params[dense]:,} weights, {100 * means[dense]:.1f} %"
     if not better:
         verdict = f"not decided at this size ({size})"
     else:
         small = min(better, key=params.__getitem__)
-        ours = f"{small}: {params[small]:,} weights, {100 * statistics.mean(test[small]):.1f} %; {ours}"
+        ours = f"{small}: {params[small]:,} weights, {100 * means[small]:.1f} %; {ours}"
         verdict = f"holds: {params[dense] / params[small]:.0f} times fewer ({size})"
     what = "a CNN needs far fewer weights than a fully connected net for the same accuracy"
     return studies.Claim(what, "none given", ours, verdict)

@@ -1,0 +1,87 @@
+"""The studies: their queue, their verdicts, and a run of each cut down to two steps."""
+
+import math
+
+import pytest
+
+from cnnjax.cli import main
+from cnnjax.models import create_model
+from experiments import run_all, studies, tables
+
+ALL = list(studies.every(run_all.STUDIES))
+
+
+@pytest.mark.parametrize("study", ALL, ids=[study.name for study in ALL])
+def test_every_run_of_a_study_is_one_of_its_own(study):
+    """Equal fields in all, so that one table holds them; models that exist; a later run is never needed."""
+    planned = study.planned()
+    assert len({tuple(sorted(run.fields())) for run in planned}) == 1
+    assert len({(run.label, run.seed, tuple(run.fields().items())) for run in planned}) == len(planned)
+    assert not planned[0].later
+    for run in planned:
+        create_model(str(run.values["model"]), num_classes=10)
+
+
+def test_the_queue_names_what_has_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_all, "QUEUE", tmp_path / "queue.csv")
+    lines = run_all.write_queue({}).splitlines()
+    waiting = sum(len(run_all.waiting(study)) for study in ALL)
+    assert len(lines) == 1 + waiting
+    assert (run_all.HERE / "queue.csv").read_text() == "\n".join(
+        lines
+    ) + "\n"  # the committed one is up to date
+
+
+def test_a_claim_is_decided_by_twice_the_standard_error():
+    assert tables.difference([0.91, 0.93], [0.90, 0.92]).decided is False
+    clear = tables.difference([0.91, 0.92, 0.93], [0.80, 0.81, 0.82])
+    assert math.isclose(clear.value, 0.11)
+    assert math.isclose(clear.error, math.sqrt(2 * 1e-4 / 3))
+    assert tables.verdict(clear, "32x32, 20 epochs, 3 seeds") == "holds (32x32, 20 epochs, 3 seeds)"
+    assert tables.verdict(tables.Difference(-0.1, 0.01), "x") == "the reverse (x)"
+    single = tables.difference([0.9], [0.1])
+    assert tables.verdict(single, "x") == "not decided at this size (x)"
+    assert not tables.difference([], [0.1, 0.2]).decided
+
+
+def test_the_best_rate_is_chosen_on_validation_of_the_first_seed():
+    nets = {"a": {"model": "simple_cnn"}}
+    first = studies.tuned([], nets, (0.1, 0.2), 5.0, 3)
+    assert [(run.label, run.seed) for run in first] == [("a, rate 0.1", 0), ("a, rate 0.2", 0)]
+    row = {"model": "simple_cnn", "seed": "0", "total_epochs": "5.0"}
+    rows = [
+        {**row, studies.RATE: "0.1", "validation_accuracy": "0.7"},
+        {**row, studies.RATE: "0.2", "validation_accuracy": ""},  # its loss was not finite
+    ]
+    runs = studies.tuned(rows, nets, (0.1, 0.2), 5.0, 3)
+    assert [(run.label, run.seed, run.values[studies.RATE]) for run in runs] == [
+        *(("a", 0, 0.1), ("a, rate 0.2", 0, 0.2)),
+        *(("a", 1, 0.1), ("a", 2, 0.1)),
+    ]
+
+
+def run_a_minute(name, tmp_path, capfd):
+    assert main.run(["study", name, "--size=minute", f"--out={tmp_path}"]) == 0
+    page = (tmp_path / name / "table.md").read_text()
+    assert "**Verdict.**" in page
+    assert "not decided at this size" in page or "measured" in page
+    assert (tmp_path / name / "figure.svg").is_file()
+    assert page.strip() in capfd.readouterr().out
+
+
+def test_a_study_runs_in_a_minute(tmp_path, capfd):
+    run_a_minute("two_towers", tmp_path, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in run_all.STUDIES if name != "two_towers"])
+def test_all_studies_run(name, tmp_path, capfd):
+    run_a_minute(name, tmp_path, capfd)
+
+
+def test_studies_are_listed_and_unknown_ones_refused(capsys):
+    assert main.run(["study"]) == 0
+    listed = capsys.readouterr().out
+    assert all(study.name.partition("/")[0] in listed for study in ALL)
+    assert main.run(["study", "degradatoin"]) == 2
+    assert "did you mean 'degradation'" in capsys.readouterr().err
