@@ -10,7 +10,10 @@ import csv
 import datetime
 import functools
 import os
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cnnjax.profiling.benchmark import bench_train
 from cnnjax.runs.record import processor
@@ -44,8 +47,12 @@ def note(key: dict[str, str], images_per_second: float) -> None:
     results.append(FILE, {**key, "images_per_second": f"{images_per_second:.1f}", "date": today})
 
 
-def measure_again(nets: list[tuple[str, int, str]]) -> None:
-    """Rows of these nets (model, batch, dtype) on this machine are replaced by new ones."""
+def main() -> None:
+    """Replaces this machine's rows by new ones of the nets of all studies."""
+    from experiments import run_all, studies  # which import this module
+
+    plans = [(study, study.planned()) for study in studies.every(run_all.STUDIES)]
+    nets = dict.fromkeys(study.net(run) for study, planned in plans for run in planned)
     kept = [row for row in results.read(FILE) if row["machine"] != this_machine()]
     if FILE.exists():
         with open(FILE, "w", newline="") as file:
@@ -62,3 +69,7 @@ def published(model: str, batch_size: int, dtype: str) -> float:
     key = {"model": model, "batch": str(batch_size), "dtype": dtype}
     rows = [row for row in results.read(FILE) if all(row[name] == value for name, value in key.items())]
     return float(rows[0]["images_per_second"]) if rows else float("nan")
+
+
+if __name__ == "__main__":
+    main()

@@ -136,7 +136,8 @@ class Study:
         if size == "minute":
             config.data.num_validation, config.batch_size, config.eval_batch_size = 64, 32, 64
         for run in self.planned(out, size):
-            run = dataclasses.replace(run, epochs=float(f"{run.epochs * factor:.3g}"))
+            if factor != 1:
+                run = dataclasses.replace(run, epochs=float(f"{run.epochs * factor:.3g}"))
             if (run.later and not later) or any(map(run.is_row, read_results(out))):
                 continue
             config.seed = run.seed
@@ -150,11 +151,16 @@ class Study:
             return True
         return False
 
+    def net(self, run: Planned) -> tuple[str, int, str]:
+        """Model, batch size and dtype of a run: what its images a second depend on."""
+        config = config_lib.assign(self.config(), dict(run.fields()))
+        return config.model, config.batch_size, config.dtype
+
     def seconds(self, run: Planned) -> float:
         """How long a run takes on this machine, by its net's rate, which is measured if it is unknown."""
-        config = config_lib.assign(self.config(), dict(run.fields()))
-        rate = speeds.rate(config.model, config.batch_size, config.dtype, measure=True)
-        return run.epochs * (self.images - config.data.num_validation) / rate
+        held_out = run.values.get("data.num_validation", self.config().data.num_validation)
+        images = self.images - int(held_out)
+        return run.epochs * images / speeds.rate(*self.net(run), measure=True)
 
     def factor(self, size: str) -> float:
         """What epochs are multiplied by so that all runs end within the size."""
