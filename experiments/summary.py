@@ -42,12 +42,12 @@ def claims(name: str) -> Iterator[tuple[str, studies.Claim | None]]:
         yield study.name, study.claim(study, study.here) if study.rows() else None
 
 
-def table() -> str:
+def table(where: str = "experiments/") -> str:
     """A row a study that has run: claim, the paper's number, ours, verdict, link; then the others."""
     cells, missing = [], []
     for name in STUDIES:
         for study, found in claims(name):
-            link = f"[{study}](experiments/{name})"
+            link = f"[{study}]({where}{name})"
             if found:
                 cells.append((found.claim, found.paper, found.ours, found.verdict, link))
             else:
@@ -56,5 +56,20 @@ def table() -> str:
     return f"{text}\n\nReady, not run yet: {', '.join(missing)}." if missing else text
 
 
+def costs() -> str:
+    """What each study has run and has still to run: runs, epochs, hours of a quiet machine, machines."""
+    cells = []
+    for study in studies.every([name for name in STUDIES if name != "fashion_mnist"]):
+        rows, least = study.rows(), [run for run in study.planned() if not run.later]
+        ended = sum(any(map(run.is_row, rows)) for run in least)
+        hours = sum(value for row in rows if (value := tables.quiet_seconds(row, study.here)) == value) / 3600
+        machines = "; ".join(dict.fromkeys(row["machine"].rpartition(", ")[0] for row in rows))
+        epochs = sum(float(row["epochs"]) for row in rows)
+        cells.append((study.name, f"{ended} of {len(least)}", f"{epochs:g}", f"{hours:.1f}", machines))
+    return tables.markdown(("study", "runs at the least", "epochs run", "hours", "machine"), cells)
+
+
 if __name__ == "__main__":
     pages.write((HERE.parent / "README.md",), "claims", table())
+    pages.write((HERE / "README.md",), "claims", table(""))
+    pages.write((HERE / "README.md",), "costs", costs())

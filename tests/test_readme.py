@@ -89,7 +89,9 @@ def test_a_mistake_ends_a_study_with_one_line():
 
 def test_the_claims_are_those_of_the_csvs():
     summary = runpy.run_path(str(ROOT / "experiments" / "summary.py"))
-    assert summary["pages"].fill(README, "claims", summary["table"]()) == README
+    assert pages.fill(README, "claims", summary["table"]()) == README
+    page = (ROOT / "experiments" / "README.md").read_text()
+    assert pages.fill(pages.fill(page, "claims", summary["table"]("")), "costs", summary["costs"]()) == page
     for study in studies.every([name for name in summary["STUDIES"] if name != "fashion_mnist"]):
         page = (study.home / "README.md").read_text()
         assert f"<!-- {study.name}: begin -->" in page
