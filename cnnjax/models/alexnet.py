@@ -216,7 +216,7 @@ class LocalConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32).astype(self.dtype)
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
         windows = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, -1), kernel) + bias
+        return jnp.einsum("bhwi,hwio->bhwo", jnp.concatenate(windows, -1), kernel) + bias[None, None, None]
 
 
 class AlexNetCifarLocal(Net):

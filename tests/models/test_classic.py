@@ -26,6 +26,7 @@ PARAMS = {
     "alexnet_torchvision": 61100840,
     "caffenet": 60965224,
     "alexnet_cifar": 89578,
+    "alexnet_cifar_local": 2109610,  # 576 weights for each of 36 places and 64 + 32 features, and the rest
     "zfnet": 62357608,
     "nin_cifar": 966986,
     "nin_imagenet": 7595176,

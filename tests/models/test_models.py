@@ -79,6 +79,7 @@ TINY = {
     "alexnet(image_size=67, widths=(8, 16, 16, 16, 8, 32, 32))": (67, 67, 3),
     "alexnet_torchvision(widths=(8, 16, 16, 16, 8, 32, 32))": (63, 63, 3),
     "alexnet_cifar(widths=(8, 8, 8))": (12, 12, 3),
+    "alexnet_cifar_local(widths=(8, 8, 8, 4))": (12, 12, 3),
     "zfnet(image_size=56, widths=(8, 16, 16, 16, 8, 32, 32))": (56, 56, 3),
     "nin_cifar(widths=((16, 8, 8), (16, 8, 8), (16, 8)))": (12, 12, 3),
     "nin_imagenet(widths=((16, 8, 8), (16, 8, 8), (16, 8, 8), (16, 8)))": (39, 39, 3),
