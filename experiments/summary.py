@@ -5,6 +5,7 @@
 Studies without rows are named below it.
 """
 
+import functools
 import runpy
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+from cnnjax.profiling.summary import summarize
 from experiments import pages, studies, tables
 
 STUDIES = (
@@ -69,7 +71,29 @@ def costs() -> str:
     return tables.markdown(("study", "runs at the least", "epochs run", "hours", "machine"), cells)
 
 
+def at_paper_size() -> str:
+    """What the papers' epochs take: runs, epochs, PFLOP."""
+    cells = []
+    for study in studies.every([name for name in STUDIES if name != "fashion_mnist"]):
+        planned, flop = study.planned(study.here, "paper"), 0.0
+        for run in planned:
+            config = study.config()
+            held_out = run.values.get("data.num_validation", config.data.num_validation)
+            side = 28 if "fashion" in config.data.name else 24 if "local" in str(run.values["model"]) else 32
+            flop += 6 * run.epochs * (study.images - int(held_out)) * macs(str(run.values["model"]), side)
+        epochs = sum(run.epochs for run in planned)
+        cells.append((study.name, len(planned), f"{epochs:,.0f}", f"{flop / 1e15:,.0f}"))
+    return tables.markdown(("study", "runs", "epochs", "PFLOP"), cells)
+
+
+@functools.cache
+def macs(model: str, side: int) -> float:
+    """Multiply-adds of one image."""
+    return summarize(model, (side, side, 1 if side == 28 else 3)).macs
+
+
 if __name__ == "__main__":
+    pages.write((HERE.parent / "docs" / "reproducing.md",), "reproducing", at_paper_size())
     pages.write((HERE.parent / "README.md",), "claims", table())
     pages.write((HERE / "README.md",), "claims", table(""))
     pages.write((HERE / "README.md",), "costs", costs())

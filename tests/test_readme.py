@@ -92,6 +92,8 @@ def test_the_claims_are_those_of_the_csvs():
     assert pages.fill(README, "claims", summary["table"]()) == README
     page = (ROOT / "experiments" / "README.md").read_text()
     assert pages.fill(pages.fill(page, "claims", summary["table"]("")), "costs", summary["costs"]()) == page
+    page = (ROOT / "docs" / "reproducing.md").read_text()
+    assert pages.fill(page, "reproducing", summary["at_paper_size"]()) == page
     for study in studies.every([name for name in summary["STUDIES"] if name != "fashion_mnist"]):
         page = (study.home / "README.md").read_text()
         assert f"<!-- {study.name}: begin -->" in page
