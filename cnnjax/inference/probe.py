@@ -1,8 +1,8 @@
 """How much the features of a network tell of other classes: a linear probe and k nearest neighbours.
 
 Features are standardized by the mean and deviation of the train split. The strength of the linear probe's
-penalty and k are chosen on a fifth of that split, drawn by seed with as much of each class; then all of it is
-learned, and the test split is looked at once.
+penalty and k are chosen on a fifth of that split, drawn by seed with as much of each class, of few images up to
+ten times; then all of it is learned, and the test split is looked at once.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PENALTIES = tuple(10.0**power for power in (-4, -3, -2, -1, 0, 1))  # scikit-learn's C, its inverse
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+HELD_OUT = 400  # images that choices look at, as far as ten draws give them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +133,19 @@ def _score(
     wanted: np.ndarray,
     seed: int,
 ) -> Score:
-    """The classifier that is best on a held-out fifth, learned again on all and tested."""
-    from sklearn.model_selection import train_test_split
+    """The classifier that is best on held-out fifths, learned again on all and tested."""
+    from sklearn.model_selection import StratifiedShuffleSplit
 
     held = max(round(len(labels) / 5), len(np.unique(labels)))
-    some, rest = train_test_split(np.arange(len(labels)), test_size=held, random_state=seed, stratify=labels)
-    made = kind(len(some))
+    draws = min(max(HELD_OUT // held, 1), 10)  # of few images one fifth alone would choose by luck
+    folds = StratifiedShuffleSplit(draws, test_size=held, random_state=seed)
+    made = kind(len(labels) - held)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a penalty so weak that the solver is still under way
-        held_out = {
-            v: c.fit(train[some], labels[some]).score(train[rest], labels[rest]) for v, c in made.items()
-        }
-        chosen = max(held_out, key=lambda value: held_out[value])  # the first of equals
+        shares = dict.fromkeys(made, 0.0)
+        for some, rest in folds.split(train, labels):
+            for value, classifier in made.items():
+                shares[value] += classifier.fit(train[some], labels[some]).score(train[rest], labels[rest])
+        chosen = max(shares, key=lambda value: shares[value])  # the first of equals
         hits = int((made[chosen].fit(train, labels).predict(test) == wanted).sum())
     return Score(hits / len(wanted), *interval(hits, len(wanted)), chosen)

@@ -194,7 +194,7 @@ def _cifar(depth: int, shortcut: str, top1: float | None = None) -> Variant:
     return Variant(build, "He et al. 2015", CIFAR, top1, published="" if top1 is None else "CIFAR-10")
 
 
-def _centered(depth: int, top1: float) -> Variant:
+def _centered(depth: int, top1: float | None = None) -> Variant:
     """A net of pytorch_resnet_cifar10, whose weights are for pixels normalized as ImageNet's."""
     row = _cifar(depth, "a_centered", top1)
     preset = dataclasses.replace(CIFAR, mean=Preset().mean, std=Preset().std)
@@ -232,9 +232,9 @@ VARIANTS = {
     "resnet20_cifar_option_b": _cifar(20, "b"),
     "resnet20_cifar_centered": _centered(20, 91.73),
     "resnet32_cifar_centered": _centered(32, 92.63),
-    "resnet44_cifar_centered": _centered(44, 93.10),
+    "resnet44_cifar_centered": _centered(44),
     "resnet56_cifar_centered": _centered(56, 93.39),
-    "resnet110_cifar_centered": _centered(110, 93.68),
+    "resnet110_cifar_centered": _centered(110),
 }
 
 NAMES: Rules = {
