@@ -1,8 +1,8 @@
 """How much the features of a network tell of other classes: a linear probe and k nearest neighbours.
 
 Features are standardized by the mean and deviation of the train split. The strength of the linear probe's
-penalty and k are chosen on a fifth of that split, drawn by seed with as much of each class, of few images up to
-ten times; then all of it is learned, and the test split is looked at once.
+penalty and k are chosen on a fifth of that split, drawn by seed with as much of each class, of few images up
+to ten times; then all of it is learned, and the test split is looked at once.
 """
 
 import dataclasses

@@ -123,7 +123,8 @@ def table(rows: list[dict[str, str]]) -> str:
     head = ("test accuracy %", *(f"{name}, {count} images" for name, count in sets))
     return (
         f"{tables.markdown(head, cells)}\n\nMean ± standard deviation over {seeds} seeds; "
-        f"{last['machine']}, jax {last['jax']}. Written by `python experiments/finetune/run.py` from `results.csv`."
+        f"{last['machine']}, jax {last['jax']}. Written by `python experiments/finetune/run.py` from "
+        "`results.csv`."
     )
 
 
