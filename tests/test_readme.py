@@ -82,6 +82,11 @@ def test_the_table_of_kernels_is_that_of_its_csv():
     assert run["pages"].fill(page, "cpu_ops", run["ops_table"](run["results"].read(run["OPS"]))) == page
 
 
+def test_the_promises_rest_on_what_was_tried():
+    run = runpy.run_path(str(ROOT / "experiments" / "reliability" / "run.py"))
+    assert pages.fill(README, "promises", run["promise"](run["read_rows"]())) == README
+
+
 def test_a_mistake_ends_a_study_with_one_line():
     with pytest.raises(SystemExit, match=r"^.*: .*/nowhere\.npz"):
         studies.start(lambda: load("npz:/nowhere.npz", "train"))
