@@ -3,10 +3,9 @@
 Runs of studies share a machine with other work, so their own times say little: the tables' times are
 steps x batch / images a second, measured while nothing else ran.
 
-    python experiments/speeds.py   # measures the nets of all studies anew; nothing else should run
+    python experiments/speeds.py   # measures the nets of all studies that it lacks; nothing else should run
 """
 
-import csv
 import datetime
 import functools
 import os
@@ -48,19 +47,11 @@ def note(key: dict[str, str], images_per_second: float) -> None:
 
 
 def main() -> None:
-    """Replaces this machine's rows by new ones of the nets of all studies."""
+    """Measures the nets of all studies that this machine has no row of."""
     from experiments import run_all, studies  # which import this module
 
     plans = [(study, study.planned()) for study in studies.every(run_all.STUDIES)]
-    nets = dict.fromkeys(study.net(run) for study, planned in plans for run in planned)
-    kept = [row for row in results.read(FILE) if row["machine"] != this_machine()]
-    if FILE.exists():
-        with open(FILE, "w", newline="") as file:
-            columns = ["model", "batch", "dtype", "machine", "images_per_second", "date"]
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
-    for net in nets:
+    for net in dict.fromkeys(study.net(run) for study, planned in plans for run in planned):
         print(*net, f"{rate(*net, measure=True):.0f} images/s", flush=True)
 
 
