@@ -6,15 +6,20 @@ from typing import Annotated as Flag
 from rich.table import Table
 
 from cnnjax.cli.flags import Json, command
-from cnnjax.cli.tables import print_result
+from cnnjax.cli.tables import print_result, say
 from cnnjax.errors import by_name
-from cnnjax.profiling.benchmark import Figures, bench_train
+from cnnjax.profiling.benchmark import Figures, bench_predict, bench_train, check
 from cnnjax.profiling.input_pipeline import bench_data
+from cnnjax.profiling.peers.process import FRAMEWORKS
+
+
+def _peers(kind: str) -> str:
+    return ",".join(name for name, framework in FRAMEWORKS.items() if kind in framework.kinds)
 
 
 def bench(args: list[str]) -> int:
-    """Measures speed: `train` a whole step, `data` the input pipeline."""
-    kinds = {"train": _train, "data": _data}
+    """Measures speed: `train` a whole step, `predict` a network in use, `data` the input pipeline."""
+    kinds = {"train": _train, "predict": _predict, "data": _data}
     kind, *rest = args or [""]
     if kind in ("-h", "--help"):
         kind, rest = "train", args
@@ -44,18 +49,50 @@ def _train(
     image_size: Flag[int | None, "pixels (default: the preset's)"] = None,
     rounds: Flag[int, "number of measurements", 1] = 5,
     seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
-    against: Flag[str | None, "torch: alternate with PyTorch"] = None,
+    against: Flag[str | None, f"other frameworks to alternate with: {_peers('train')}"] = None,
+    peer_seconds: Flag[float, "seconds for a peer to be ready", 1.0] = 180.0,
     json: Json = False,
 ) -> None:
     """Measures whole training steps."""
     step = functools.partial(bench_train, model, batch_size=batch_size, dtype=dtype, image_size=image_size)
-    _print(step(rounds=rounds, seconds=seconds, against=against), json)
+    _print(step(rounds=rounds, seconds=seconds, against=against, limit=peer_seconds, tell=_tell), json)
+
+
+@command("bench predict")
+def _predict(
+    *,
+    model: Flag[str, "a name or spec"] = "resnet50",
+    batch_size: Flag[int, "images per call"] = 32,
+    dtype: Flag[str, "float32 or bfloat16"] = "float32",
+    rounds: Flag[int, "number of measurements", 1] = 5,
+    seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
+    against: Flag[str | None, f"other frameworks to alternate with: {_peers('predict')}"] = None,
+    peer_seconds: Flag[float, "seconds for a peer to be ready", 1.0] = 180.0,
+    json: Json = False,
+) -> None:
+    """Measures prediction of uint8 images in memory, with random weights."""
+    from cnnjax.inference.model import untrained
+
+    check(batch_size, dtype)
+    call = functools.partial(bench_predict, untrained(model, dtype), batch_size=batch_size, dtype=dtype)
+    _print(call(rounds=rounds, seconds=seconds, against=against, limit=peer_seconds, tell=_tell), json)
+
+
+def _tell(text: str) -> None:
+    say(text, error=True)
 
 
 def _print(figures: Figures, json: bool) -> None:
-    table = Table("measure", "value")
+    table, peers = Table("measure", "value"), figures.get("peers")
     for name, value in figures.items():
+        if name == "peers":
+            continue
         rows = {f"share: {k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
         for row in rows.items():
             table.add_row(*map(str, row))
-    print_result(figures, json, table)
+    tables = [table]
+    if isinstance(peers, dict):
+        tables.append(Table("beside", *peers))
+        for name in dict.fromkeys(name for row in peers.values() for name in row):
+            tables[1].add_row(name, *(str(row.get(name, "")) for row in peers.values()))
+    print_result(figures, json, *tables)

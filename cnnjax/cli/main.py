@@ -39,7 +39,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   push       a network as a repository of the Hub        --workdir=DIR hf:USER/NAME | --out=DIR
   checkpoint list, verify or prune checkpoints           list | verify | prune --workdir=DIR --keep=N
   replay     a non-finite step again, layer by layer     --workdir=DIR --step=N
-  bench      speed of a training step, or of the input   train --model=NAME --against=torch | data
+  bench      speed of a step, predict or the input       train|predict --model=NAME --against=torch | data
 
 Where --workdir=DIR names a trained run, --model=NAME --weights=torchvision names weights from elsewhere.
 `cnnjax COMMAND --help` lists the flags of a command; each also takes --offline, and asks no network then."""

@@ -9,19 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
-from cnnjax.data.recipe import Recipe
+from cnnjax.data.recipe import Recipe, covering
+from cnnjax.data.sources.source import numbered_names
 from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
+from cnnjax.models import create_model, variant
 from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
 from cnnjax.runs import loaded
-from cnnjax.runs.facts import read_names
+from cnnjax.runs.facts import Facts, read_names
 from cnnjax.runs.loaded import Loaded
 
 
@@ -179,6 +182,17 @@ def load_model(
       class_names: a text file with one class name per line, for weights whose classes nobody names.
     """
     return usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
+
+
+def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
+    """A network of random weights that takes images of its preset's size, for measurements."""
+    preset, network = variant(spec).preset, create_model(spec, dtype=jnp.dtype(dtype))
+    shape, names = preset.input_size, numbered_names(preset.num_classes)
+    augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+    facts = Facts(names, shape, augment, covering(*shape[:2]), None)
+    looks = protocols.parse("center", augment, shape)
+    return usable(Loaded(spec, spec, 0, None, facts, network, looks, variables))
 
 
 def usable(it: Loaded) -> TrainedModel:

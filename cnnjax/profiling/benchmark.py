@@ -1,16 +1,11 @@
-"""Speed: images a second of a whole training step, alone or beside PyTorch, and where the time goes."""
+"""Speed of whole training steps and of prediction, alone or beside other frameworks, and where time goes."""
 
 import functools
-import importlib.util
-import json
 import re
-import resource
-import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +13,18 @@ import numpy as np
 
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
+from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
+from cnnjax.profiling.peers import process
+from cnnjax.profiling.peers.process import Tell
+from cnnjax.profiling.peers.serve import WARM_UP, Round, Work, measure, peak_resident
 from cnnjax.runs.step import device_memory
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, init_state, run_init, train_step
 
-Figures = dict[str, int | float | str | dict[str, float]]
+Figures = dict[str, object]  # by name: numbers and words, and more of these
 DTYPES = ("float32", "bfloat16")
 # What a profiled operation is, by the innermost JAX function that made it; the first match counts.
 KINDS = {
@@ -41,14 +40,12 @@ class TrainBench:
     """A compiled training step of one model, SGD with momentum, on uint8 images that lie on the device."""
 
     def __init__(self, spec: str, batch_size: int, dtype: str, image_size: int | None = None):
-        if dtype not in DTYPES:
-            raise unknown("--dtype", dtype, DTYPES)
-        if batch_size < 1:
-            raise UserError(f"--batch_size={batch_size} must be at least 1")
+        check(batch_size, dtype)
         self.batch_size = batch_size
         preset, start = variant(spec).preset, time.perf_counter()
         height, width, channels = preset.input_size
         shape = (image_size or height, image_size or width, channels)
+        self.image_shape, self.num_classes = shape, preset.num_classes
         model = create_model(spec, dtype=jnp.dtype(dtype))
         schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
         tx = optimizers.make_optimizer("sgd", schedule)
@@ -111,84 +108,115 @@ def bench_train(
     rounds: int = 5,
     seconds: float = 4.0,
     against: str | None = None,
+    limit: float = 180.0,
+    tell: Tell = lambda text: None,
 ) -> Figures:
-    """Measures a training step; with `against="torch"` in turn with PyTorch's, in the same minutes.
+    """Measures a training step, in turn with those of other frameworks, in the same minutes.
 
-    The figures are model, dtype, batch, images_per_second (median of the rounds, with _min and _max),
-    compile_seconds, first_step_seconds, peak_memory_bytes, cpu_kernels, device, shares; with a peer also its
-    images per second and `ratio`, the median over rounds of ours to theirs. A peer must be installed.
+    Args:
+      against: names of `peers.process.FRAMEWORKS` with commas between them; each must be installed.
+      limit: seconds for a peer to be ready, and to answer.
+      tell: is called with a line on each peer as it ends.
+
+    Returns:
+      model, dtype, batch, images_per_second (median of the rounds, with _min and _max), peak_memory_bytes,
+      compile_seconds, first_step_seconds, cpu_kernels, device, shares; with peers also best_peer, ratio
+      (median over rounds of ours to the best peer's) and under `peers` each one's figures, or why it failed.
     """
-    peer, ours, theirs = Peer(against, spec, batch_size, dtype) if against else None, [], []
-    try:
-        bench = TrainBench(spec, batch_size, dtype, image_size)
-        for _ in range(cpu.SETTLING_STEPS):
-            bench.step()
-        bench.rate(min(seconds, 1.0))
-        for _ in range(rounds):
-            ours.append(bench.rate(seconds))
-            theirs += [peer(seconds)] if peer else []
-    finally:
-        if peer:
-            peer.process.terminate()
+    names = process.named(against, "train")
+    bench = TrainBench(spec, batch_size, dtype, image_size)
+    for _ in range(cpu.SETTLING_STEPS):
+        bench.step()
+    bench.rate(min(seconds, 1.0))
     device = jax.devices()[0]
-    figures: Figures = {
+
+    def measured(seconds: float) -> Round:
+        rate = bench.rate(seconds)
+        # The device's peak where it keeps count, else that of this process.
+        peak = (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
+        return {"images_per_second": rate, "peak_memory_bytes": peak}
+
+    work = Work("train", spec, batch_size, dtype, bench.image_shape, bench.num_classes)
+    ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
+    return {
         **{"model": spec, "dtype": dtype, "batch": batch_size},
-        **with_range("images_per_second", ours, 2),
+        **process.summary(ours),
         "compile_seconds": round(bench.compile_seconds, 2),
         "first_step_seconds": round(bench.first_step_seconds, 2),
-        # The device's peak where it keeps count, else that of this process.
-        "peak_memory_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident(),
         "cpu_kernels": cpu.status(),
         "device": device.device_kind,
         "shares": {kind: round(share, 3) for kind, share in bench.shares().items()},
+        **compared(rows),
     }
-    if theirs:
-        figures["torch_images_per_second"] = round(statistics.median(theirs), 2)
-        figures |= with_range("ratio", [a / b for a, b in zip(ours, theirs, strict=True)], 3)
-    return figures
 
 
-def with_range(name: str, values: list[float], digits: int) -> dict[str, float]:
-    """The median of repeated measurements under a name, with the smallest and the largest."""
-    figures = {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
-    return {name: round(value, digits) for name, value in figures.items()}
+class Predicting(Protocol):
+    """What is measured of `inference.model.TrainedModel`."""
+
+    @property
+    def spec(self) -> str: ...
+
+    @property
+    def image_shape(self) -> Shape: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def predict(self, images: np.ndarray, *, batch_size: int) -> Sequence[object]:
+        """Classifies uint8 [B, H, W, C]."""
+
+
+def bench_predict(
+    trained: Predicting,
+    *,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    rounds: int = 5,
+    seconds: float = 4.0,
+    against: str | None = None,
+    limit: float = 180.0,
+    tell: Tell = lambda text: None,
+) -> Figures:
+    """Measures `predict` of a network of this dtype on uint8 images in memory, in turn with other frameworks.
+
+    Ours gives `Prediction`s with the five likeliest classes, theirs the bare array of probabilities.
+    Arguments and figures are those of `bench_train`, and p50_ms and p99_ms, the milliseconds of the median
+    call and of the slowest in a hundred; first_call_seconds has the compilation in it.
+    """
+    names = process.named(against, "predict")
+    check(batch_size, dtype)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *trained.image_shape), np.uint8)
+    call, start = functools.partial(trained.predict, images, batch_size=batch_size), time.perf_counter()
+    call()
+    first = time.perf_counter() - start
+    for _ in range(WARM_UP):
+        call()
+    work = Work("predict", trained.spec, batch_size, dtype, trained.image_shape, len(trained.class_names))
+    measured = functools.partial(measure, call, batch_size=batch_size)
+    ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
+    return {
+        **{"model": trained.spec, "dtype": dtype, "batch": batch_size},
+        **process.summary(ours),
+        "first_call_seconds": round(first, 2),
+        "cpu_kernels": cpu.status(),
+        "device": jax.devices()[0].device_kind,
+        **compared(rows),
+    }
+
+
+def compared(rows: Mapping[str, process.Row]) -> Figures:
+    """The figures that peers add."""
+    return {**dict(process.best(rows)), "peers": dict(rows)} if rows else {}
+
+
+def check(batch_size: int, dtype: str) -> None:
+    """Raises a UserError."""
+    if dtype not in DTYPES:
+        raise unknown("--dtype", dtype, DTYPES)
+    if batch_size < 1:
+        raise UserError(f"--batch_size={batch_size} must be at least 1")
 
 
 def calls_per_second(call: Callable[[], object], seconds: float) -> float:
     """How often a function can be called, measured over at least so many seconds and two calls."""
-    start, count = time.perf_counter(), 0
-    while count < 2 or time.perf_counter() - start < seconds:
-        call()
-        count += 1
-    return count / (time.perf_counter() - start)
-
-
-def peak_resident() -> int:
-    """Bytes: the largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class Peer:
-    """A process that measures PyTorch's training step when asked; `name` is that of `--against`."""
-
-    def __init__(self, name: str, spec: str, batch_size: int, dtype: str):
-        if name != "torch":
-            raise unknown("--against", name, ["torch"])
-        if missing := [module for module in ("torch", "torchvision") if not importlib.util.find_spec(module)]:
-            raise UserError(f"--against=torch needs {' and '.join(missing)}: pip install 'cnnjax[peers]'")
-        command = [sys.executable, "-m", "cnnjax.profiling.torch_peer", spec, str(batch_size), dtype]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self._answer()
-
-    def __call__(self, seconds: float) -> float:
-        """Images a second."""
-        print(seconds, file=self.process.stdin, flush=True)
-        return self._answer()["images_per_second"]
-
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout and self.process.stderr
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        reason = self.process.stderr.read().strip().splitlines() or ["no answer"]
-        raise UserError(f"--against=torch failed: {reason[-1]}")
+    return measure(call, seconds, 1)["images_per_second"]

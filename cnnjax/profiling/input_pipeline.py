@@ -22,7 +22,9 @@ from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
 from cnnjax.data.sources.source import FileSource, Place
 from cnnjax.errors import UserError
-from cnnjax.profiling.benchmark import Figures, TrainBench, calls_per_second, peak_resident, with_range
+from cnnjax.profiling.benchmark import Figures, TrainBench, calls_per_second
+from cnnjax.profiling.peers.process import spread
+from cnnjax.profiling.peers.serve import peak_resident
 
 SIDE, CROP, BATCH = 256, 227, 64
 MADE_UP, RAW = 64, 1024  # images
@@ -54,7 +56,7 @@ def bench_data(
         repeated = source.subset(np.arange(RAW) % len(source))
         prepare.prepare({"train": repeated}, folder / "raw", encoding="raw")
         raw = records.read_split(folder / "raw", "train", "raw records")
-        figures |= with_range("raw_images_per_second", [_streamed(raw, seconds) for _ in range(rounds)], 1)
+        figures |= spread("raw_images_per_second", [_streamed(raw, seconds) for _ in range(rounds)], 1)
         figures |= _memory(raw, images)
     figures |= _augmentation(step_model, rounds, seconds)
     return figures | {"device": jax.devices()[0].device_kind}
@@ -99,7 +101,7 @@ def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: fl
     return {
         "jpeg_images_per_second": round(statistics.median(ours), 1),
         "simplejpeg_images_per_second": round(statistics.median(alone), 1),
-        **with_range("jpeg_ratio", [a / b for a, b in zip(ours, beside, strict=True)], 3),
+        **spread("jpeg_ratio", [a / b for a, b in zip(ours, beside, strict=True)], 3),
         "jpeg_rounds": len(ours),
     }
 

@@ -52,6 +52,33 @@ def test_mistakes_are_told(fields, words):
         bench_train("simple_cnn", **fields)
 
 
+def test_bench_predict_prints_json_with_all_keys(capsys):
+    flags = ["--model=simple_cnn(widths=(2,2))", "--batch_size=3", "--rounds=2", "--seconds=0.01", "--json"]
+    assert main.run(["bench", "predict", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {
+        *["model", "dtype", "batch", "images_per_second", "peak_memory_bytes", "first_call_seconds"]
+    } <= set(found)
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert found["batch"] == 3 and found["first_call_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--dtype=float16", "unknown --dtype 'float16'"),
+        ("--batch_size=0", "--batch_size"),
+        (
+            "--against=keras",
+            "unknown --against 'keras'",
+        ),
+    ],
+)
+def test_mistakes_of_bench_predict_are_told(flag, words, capsys):
+    assert main.run(["bench", "predict", "--model=simple_cnn(widths=(2,2))", flag]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_each_kernel_is_measured_beside_xla(monkeypatch):
     if cpu.status().startswith("off"):
         pytest.skip(f"no kernels: {cpu.status()}")

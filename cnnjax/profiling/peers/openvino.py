@@ -1,0 +1,31 @@
+"""OpenVINO: PyTorch's net converted, all cores for one batch at a time."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import openvino
+import torch
+
+from cnnjax.profiling.peers.serve import Work, serve
+from cnnjax.profiling.peers.torch import Whole
+
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def build(work: Work) -> Callable[[], object]:
+    images = np.random.default_rng(0).integers(0, 256, (work.batch_size, *work.shape), np.uint8)
+    # The net is float32; the hint says what it is computed in.
+    net = Whole(Work(**vars(work) | {"dtype": "float32"}))
+    model = openvino.convert_model(net, example_input=torch.from_numpy(images), input=list(images.shape))
+    hints = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[work.dtype],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": os.cpu_count(),
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda: compiled(images)[0]
+
+
+if __name__ == "__main__":
+    serve(openvino.__version__.split("-")[0], build)

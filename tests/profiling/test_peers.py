@@ -1,0 +1,91 @@
+"""Peers are processes: they take turns with ours, and whatever becomes of one is a row that says so."""
+
+import importlib.util
+import time
+
+import pytest
+
+from cnnjax.errors import UserError
+from cnnjax.profiling.benchmark import bench_train
+from cnnjax.profiling.peers import process
+from cnnjax.profiling.peers.process import FRAMEWORKS, Framework, alternate, best, named
+from cnnjax.profiling.peers.serve import Work, measure, peak_resident
+
+
+@pytest.fixture(autouse=True)
+def sums(monkeypatch):
+    """One more framework, which is installed wherever the tests are."""
+    found = Framework("tests.profiling.sums", ("numpy",), modes=("thorough", "default"))
+    monkeypatch.setitem(FRAMEWORKS, "sums", found)
+    return found
+
+
+def beside(model: str, rounds: int = 1, limit: float = 60.0):
+    """(our rounds, the row of the peer, lines told)."""
+    lines: list[str] = []
+    work = Work("train", model, 4, "float32", (8, 8, 3), 10)
+
+    def mine(seconds: float) -> dict[str, float]:
+        return measure(lambda: time.sleep(0.01), seconds, 4)
+
+    ours, rows = alternate(["sums"], work, mine, rounds, 0.02, limit, lines.append)
+    return ours, rows["sums"], lines
+
+
+def test_a_peer_takes_turns_with_ours():
+    ours, row, lines = beside("any", rounds=3)
+    assert len(ours) == 3 and row["version"] == "1.2" and row["mode"] == "thorough"
+    assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"] < 1  # its sum is faster than our sleep
+    assert 0 < row["p50_ms"] <= row["p99_ms"] and row["first_seconds"] >= 0
+    assert 10**6 < row["peak_memory_bytes"] < peak_resident()  # its own, and not that of this process
+    assert lines == [f"sums: ratio {row['ratio']}"]
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("unknown", "no such net"),
+        ("wrong", "ValueError: operands could not be broadcast together with shapes (2,) (3,)"),
+        ("dead", "ended with code 1: out of memory"),
+    ],
+)
+def test_a_peer_that_fails_says_why(model, reason):
+    ours, row, lines = beside(model)
+    assert row == {"failed": reason} and lines == [f"sums: {reason}"]
+    assert len(ours) == 1  # ours is measured all the same
+
+
+def test_a_peer_that_is_late_is_ended(sums, monkeypatch):
+    monkeypatch.setitem(FRAMEWORKS, "sums", sums._replace(modes=("default",)))
+    start = time.perf_counter()
+    assert beside("slow", limit=0.5)[1] == {"failed": "not ready in 0 s"}
+    assert time.perf_counter() - start < 30
+
+
+def test_a_mode_that_is_late_gives_way_to_the_next():
+    assert beside("autotuned", limit=5.0)[1]["mode"] == "default"
+
+
+def test_the_best_peer_is_the_one_that_we_are_slowest_beside():
+    rows = {name: {"ratio": r, "ratio_min": r, "ratio_max": r} for name, r in (("a", 1.5), ("b", 1.2))}
+    assert dict(best(rows | {"c": {"failed": "no such net"}}))["best_peer"] == "b"
+    assert not dict(best({"c": {"failed": "no such net"}}))
+
+
+def test_what_is_not_installed_or_unknown_is_told(sums, monkeypatch):
+    assert named("sums,sums", "train") == ["sums"]
+    assert named(None, "train") == []
+    monkeypatch.setitem(FRAMEWORKS, "sums", sums._replace(needs=("numpy", "no_such_module")))
+    with pytest.raises(
+        UserError, match=r"^--against=sums needs no_such_module: pip install 'cnnjax\[peers\]'$"
+    ):
+        named("sums", "predict")
+    with pytest.raises(UserError, match="unknown --against 'tensorflow'"):
+        named("tensorflow,sums", "predict")
+
+
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, process.TORCH)), reason="needs the extra `peers`")
+def test_torch_trains_the_same_net():
+    found = bench_train("simple_cnn", batch_size=4, rounds=1, seconds=0.0, against="torch")
+    assert found["best_peer"] == "torch" and found["peers"]["torch"]["mode"] == "eager"
+    assert found["ratio"] == found["peers"]["torch"]["ratio"] > 0
