@@ -1,6 +1,7 @@
 """`cnnjax train`: one run, or one process of it; `launch`: several, ended and restarted together."""
 
 import ctypes
+import os
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from cnnjax.runs import signals
 SHARED_FOLDER = "the processes of a run share one folder"
 # A restart would not help: a usage error, a non-finite loss, a signal.
 FINAL = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+COMMAND = ["-m", "cnnjax"]
 GRACE_SECONDS = 30.0  # for the others to end if one has failed
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -89,6 +91,9 @@ def launch(
 
 def _run_once(command: Sequence[str], count: int) -> int:
     """The exit code of connected processes; a training run resumes from its newest checkpoint."""
+    from cnnjax.runs import node
+
+    gpus = [node.share(node.visible_gpus(), index, count) for index in range(count)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -97,9 +102,14 @@ def _run_once(command: Sequence[str], count: int) -> int:
     with signals.caught_signals() as caught:
         try:
             for index in range(count):
-                own = [sys.executable, "-m", "cnnjax", *command, *shared, f"--process_index={index}"]
+                own = [sys.executable, *COMMAND, *command, *shared, f"--process_index={index}"]
+                numbers = {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, gpus[index]))} if gpus[index] else {}
                 with signals.blocked():  # until it watches them; a group of its own, as Ctrl-C is passed on
-                    children.append(subprocess.Popen(own, process_group=0, preexec_fn=_end_with_parent))
+                    children.append(
+                        subprocess.Popen(
+                            own, env=os.environ | numbers, process_group=0, preexec_fn=_end_with_parent
+                        )
+                    )
             return _wait(children, caught)
         finally:
             for child in children:

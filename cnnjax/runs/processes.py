@@ -6,6 +6,7 @@ A process alone is the first of one: nothing here then waits for another.
 import contextlib
 import faulthandler
 import functools
+import importlib.util
 import itertools
 import os
 import signal
@@ -19,7 +20,7 @@ import jax
 from jax._src import distributed
 
 from cnnjax.errors import UserError, one_line, visible
-from cnnjax.runs import signals
+from cnnjax.runs import node, signals
 
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
@@ -32,7 +33,9 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     """Makes this process one of several, before anything is computed.
 
     `coordinator` is "host:port" of process 0; all three are None if Slurm, Open MPI, Kubernetes or a TPU pod
-    says them. A process that is silent for twice `hang_seconds` (see `Stop`), or for 100, counts as dead.
+    says them, and are not asked for if they are given. The process takes all GPUs of its machine, or of
+    several there its share, see `node.own_gpus`; $JAX_LOCAL_DEVICE_IDS names others. A process that is silent
+    for twice `hang_seconds` (see `Stop`), or for 100, counts as dead.
     """
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
         raise UserError("--coordinator, --process_count and --process_index are given together, or none")
@@ -40,10 +43,13 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
         raise UserError(f"--process_index={index} must be at least 0 and less than --process_count={count}")
     faulthandler.enable(2)  # whatever stands for sys.stderr
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # None would be one GPU, that of the place among the processes of a machine; [] is all.
+    own = None if os.environ.get("JAX_LOCAL_DEVICE_IDS") else node.own_gpus()
     try:
         patience = max(10, hang_seconds)
         jax.distributed.initialize(
-            *(coordinator, count, index),
+            *(coordinator, count, index, own),
+            cluster_detection_method=_detection(coordinator),
             initialization_timeout=patience,
             heartbeat_timeout_seconds=max(10, min(100, 2 * hang_seconds)),
             shutdown_timeout_seconds=patience,
@@ -52,6 +58,20 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
         advice = "and TPU pods give --coordinator=HOST:PORT, --process_count and --process_index"
         problem = f"--distributed: {one_line(error)}; outside of Slurm, Open MPI, Kubernetes"
         raise UserError(f"{problem} {advice}") from None
+
+
+def _detection(coordinator: str | None) -> str | None:
+    """Which cluster JAX asks; a UserError for a pod of Kubernetes without the package that asks there."""
+    if coordinator:
+        return "deactivate"
+    others = any(name in os.environ for name in ("SLURM_PROCID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_ID"))
+    pod = "KUBERNETES_SERVICE_HOST" in os.environ and not others
+    if pod and not importlib.util.find_spec("kubernetes"):
+        advice = (
+            "pip install 'cnnjax[kubernetes]', or give --coordinator, --process_count and --process_index"
+        )
+        raise UserError(f"--distributed: a pod of Kubernetes without the package kubernetes; {advice}")
+    return None
 
 
 def joined() -> bool:

@@ -1,0 +1,67 @@
+"""The GPUs of one machine, cut over the processes that run on it; nothing here starts JAX's devices."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from cnnjax.errors import UserError
+
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+# (processes of this run on this machine, the place of this one among them), as each program tells it
+LOCAL = {
+    "Slurm": ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
+    "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+def own_gpus(told: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[int]:
+    """The GPUs that this process takes, by their numbers among those it sees; [] for all of them.
+
+    One process a machine takes all. Of several each takes its share in their order, unless Slurm has given
+    each its own already. `told` is the environment; `devices` is where the system lists GPUs.
+    """
+    for counts, place in LOCAL.values():
+        if told.get(counts) and told.get(place):
+            count, index = _tasks(told[counts], int(told.get("SLURM_NODEID", 0))), int(told[place])
+            gpus = visible_gpus(told, devices)
+            bound = gpus <= _number(told, "SLURM_GPUS_PER_TASK") or gpus < _number(told, "SLURM_GPUS_ON_NODE")
+            return [] if bound or gpus < count else share(gpus, index, count)
+    return []
+
+
+def share(gpus: int, index: int, count: int) -> list[int]:
+    """The GPUs of one of `count` processes, of a machine with so many; [] for all, or if there are none."""
+    if count == 1 or not gpus:
+        return []
+    if gpus % count:
+        fits = ", ".join(str(n) for n in range(1, gpus + 1) if not gpus % n)
+        raise UserError(f"{count} processes on a machine of {gpus} GPUs; allowed: {fits} processes")
+    each = gpus // count
+    return list(range(index * each, (index + 1) * each))
+
+
+def visible_gpus(told: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
+    """How many GPUs a process sees; 0 where JAX_PLATFORMS leaves them out."""
+    platforms = told.get("JAX_PLATFORMS", "")
+    if platforms and not {*platforms.split(",")} & {"cuda", "rocm", "gpu"}:
+        return 0
+    for name in VISIBLE:
+        if name in told:
+            given = [word.strip() for word in told[name].split(",")]
+            return next((i for i, word in enumerate(given) if word in ("", "-1", "NoDevFiles")), len(given))
+    return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.glob("nvidia*"))
+
+
+def _tasks(told: str, node: int) -> int:
+    """The processes on one machine of Slurm's list of all: '2(x3),1' is 2, 2, 2 and 1."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", told):
+        counts += [int(count)] * int(times or 1)
+    return counts[node] if node < len(counts) else max(counts, default=1)
+
+
+def _number(told: Mapping[str, str], name: str) -> int:
+    """A number that Slurm tells, as in 'a100:4'; 0 without one."""
+    found = re.search(r"(\d+)$", told.get(name, ""))
+    return int(found[1]) if found else 0
