@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, listed, one_line, parse_call
+from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, listed, one_line, parse_call
 
 Value = bool | int | float | str
 
@@ -185,6 +185,7 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={value!r} must have no NUL character")
         if allowed and not allowed.holds(value):
             raise UserError(f"config.{name}={value!r} must be {allowed.words}")
+        check_local(f"config.{name}", value, web=not name.startswith("data."))
     skip_limit(config.on_nonfinite)
     if config.swa_start and config.ema_decay:
         raise UserError(

@@ -4,6 +4,7 @@ import ast
 import difflib
 import inspect
 import itertools
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -14,6 +15,15 @@ MOST = 2000  # characters of a text that is shown in one line
 MOST_NAMES = 20  # that an error lists
 MOST_MARKS = 8  # accents and the like on one letter
 BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that nobody sees
+
+# An address where a path belongs, alone or in 'records:gs://bucket/data'; `pathlib` leaves one / of two.
+KNOWN = "gs|gcs|s3|az|abfss?|hdfs|file|https?"
+ADDRESS = re.compile(rf"""(?:^|[:("'=])(?:([a-z][a-z0-9+.-]*)://|({KNOWN}):/)""", re.IGNORECASE)
+INSTEAD = {
+    "gs": "mount the bucket to read it (gcsfuse BUCKET DIR), or copy it (gcloud storage cp -r FROM TO)",
+    "s3": "mount the bucket to read it (mount-s3 BUCKET DIR), or copy it (aws s3 cp --recursive FROM TO)",
+    "file": "leave out file://",
+}
 
 
 class _Escapes(dict[int, str]):
@@ -70,6 +80,21 @@ def listed(names: Iterable[str], near: object = "", separator: str = ", ") -> st
         return separator.join(names)
     some = difflib.get_close_matches(str(near), names, MOST_NAMES // 2, 0.3) or names[: MOST_NAMES // 2]
     return f"{separator.join(some)} and {len(names) - len(some)} more"
+
+
+def scheme_of(text: object) -> str:
+    """'gs' of 'gs://bucket/run', also of 'records:gs://bucket/data'; '' for what is a path."""
+    found = ADDRESS.search(str(text))
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def check_local(what: str, value: object, *, web: bool = False) -> None:
+    """Raises a UserError if `value`, which names a file or folder, is an address; `web` admits http(s)."""
+    if (scheme := scheme_of(value)) and not (web and scheme in ("http", "https")):
+        instead = INSTEAD.get(scheme, "mount it as a folder, or copy it")
+        named = f"{what}={value}" if what else value
+        problem = f"{named}: {scheme}:// is no place that files are read from or written to"
+        raise UserError(f"{problem}; allowed: a path on this machine, such as an NFS share; {instead}")
 
 
 def one_line(error: BaseException, most: int | None = 200) -> str:

@@ -16,9 +16,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.errors import UserError, one_line, unknown
+from cnnjax.errors import UserError, check_local, one_line, unknown
 
 ANY_NUMBER = sys.maxsize  # of words beside the flags
+FOLDERS = ("workdir", "out", "dir", "data", "config")  # flags that take no address, not even of the web
 Command = Callable[..., int | None]
 Parameters = Iterable[inspect.Parameter]
 # The most of a whole number: that of its name, or of 32 bits.
@@ -57,6 +58,10 @@ def command(
         def run(args: list[str]) -> int:
             if bad := next((word for word in args if "\0" in word), None):
                 raise UserError(f"{bad} holds a NUL character, which no name may")
+            for word in args:
+                flag, given, text = word.lstrip("-").partition("=")
+                folder = flag in FOLDERS or flag.startswith("config.data.")
+                check_local(f"--{flag}" if given else "", text if given else word, web=not folder)
             keywords: dict[str, Any] = {}
             if "config" in parameters:
                 keywords["config"], args = read_config(args)

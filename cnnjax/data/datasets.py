@@ -22,7 +22,7 @@ from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds
 from cnnjax.data.sources import source as sources
 from cnnjax.data.sources.classes import with_classes
 from cnnjax.data.sources.source import ArraySource, DataDir, FileSource, Opened, Place, Shape, Source, listed
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, check_local, unknown
 
 # What a name may begin with: what follows the colon, and how that is opened.
 FORMS: dict[str, tuple[str, Callable[[Place], Opened]]] = {
@@ -162,6 +162,14 @@ def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
     return _open(name, data_dir, None, True).splits
 
 
+def _check_arguments(data_dir: DataDir, seed: int) -> None:
+    check_local("data_dir", data_dir)
+    if data_dir and not Path(data_dir).expanduser().is_dir():
+        raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
+    if seed < 0:
+        raise UserError(f"seed={seed}; allowed: a whole number >= 0")
+
+
 def load(
     name: str,
     split: str,
@@ -192,10 +200,7 @@ def load(
     are decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
     Raises: UserError naming what does not exist and what does, and images of different sizes.
     """
-    if data_dir and not Path(data_dir).expanduser().is_dir():
-        raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
-    if seed < 0:
-        raise UserError(f"seed={seed}; allowed: a whole number >= 0")
+    _check_arguments(data_dir, seed)
     recipe = recipe or _recipe_of(size, split)
     held_out = num_validation or validation_fraction
     only = (test_split if split == "test" else split) if class_names and not held_out else None

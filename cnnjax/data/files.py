@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, check_local
 
 PART = ".cnnjax-part-"  # how the names of unfinished files begin; they are ignored everywhere
 _unfinished: set[Path] = set()
@@ -43,6 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       OSError: one that names `path`, if the file cannot be written.
     """
+    check_local("", path)
     part = handle = None
     name = os.fsdecode(os.fsencode(path.name)[-200:])
     try:
@@ -236,7 +237,8 @@ def _types(kind: Any) -> set[Any]:
 
 
 def check_utf8(path: Path) -> Path:
-    """The path, for a library that takes no other; a UserError if it is not UTF-8."""
+    """The path, for a library that takes no other; a UserError if it is not UTF-8, or an address."""
+    check_local("", path)
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:

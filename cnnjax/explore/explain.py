@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, check_local, unknown
 from cnnjax.explore import attribution, plots
 from cnnjax.explore.layers import Variables
 from cnnjax.inference.model import TrainedModel
@@ -74,6 +74,7 @@ def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
     It lies in the folder `out`, created if missing, or beside the image (here, if it is no file).
     """
     source = Path(name)
+    check_local("out", out)
     folder = Path(out) if out else source.parent
     data = io.BytesIO()
     Image.fromarray(picture).save(data, format="png")

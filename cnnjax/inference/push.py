@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from cnnjax.data.files import atomic_write, scratch_folder
-from cnnjax.errors import UserError, visible
+from cnnjax.errors import UserError, check_local, visible
 from cnnjax.models import count_params, variant
 from cnnjax.models.weights import files, to_torch
 from cnnjax.runs import hub
@@ -26,6 +26,7 @@ def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
     The weights have torch's names if the network has any. `license` is an identifier such as apache-2.0; ""
     is that of the weights, if it is known.
     """
+    check_local("out", folder)
     path = Path(folder)
     if path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - FILES):
         raise UserError(f"out={folder} holds other files than a repository's; choose another")

@@ -7,6 +7,7 @@ user's cache folder, which others may read, as data sets are there too, but not 
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 import jax
 
 from cnnjax.data.files import make_cache_folder
-from cnnjax.errors import visible
+from cnnjax.errors import UserError, scheme_of, visible
 from cnnjax.ops import cpu
 
 SWITCH = "CNNJAX_COMPILE_CACHE"
 MAX_BYTES = 2**31
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # through which JAX keeps its cache in a bucket
 
 
 def enable() -> str:
@@ -30,6 +32,8 @@ def enable() -> str:
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no"):
         return f"off: {SWITCH}={os.environ[SWITCH]}"
     if own := jax.config.values["jax_compilation_cache_dir"]:
+        if (package := PACKAGES.get(scheme_of(own))) and not importlib.util.find_spec(package):
+            raise UserError(f"the compilation cache {own}: pip install {package}, or name a folder")
         return str(own)  # the user's choice
     try:
         folder = make_cache_folder(key(), alone=True)

@@ -155,10 +155,11 @@ class Run:
     @classmethod
     def open(cls, path: str | Path) -> "Run":
         """Opens an existing run folder for reading."""
-        if not os.path.lexists(Path(path) / "config.json"):
+        run = cls(path)
+        if not os.path.lexists(run.path / "config.json"):
             problem = f"{path} is not a run folder: it has no config.json"
             raise UserError(f"{problem}; train one with `cnnjax train`")
-        return cls(path)
+        return run
 
     def lock(self) -> None:
         """Keeps others from training in the folder until `close`; a UserError if one does."""

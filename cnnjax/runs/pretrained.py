@@ -16,7 +16,7 @@ from cnnjax.data.fetch import Remote, digits_of, fetch, is_whole
 from cnnjax.data.files import OpenToOthers, atomic_write, check_kind, make_cache_folder, read_json
 from cnnjax.data.sources.classes import imagenet_names
 from cnnjax.data.web import NoNetwork, shown, version
-from cnnjax.errors import UserError, parse_call
+from cnnjax.errors import UserError, check_local, parse_call
 from cnnjax.models import Preset, variant, variants
 from cnnjax.models.variants import timm_preset
 from cnnjax.models.weights import files
@@ -88,6 +88,7 @@ def resolve(source: str, model: str = "") -> Pretrained:
             return _of_address(source, model)
     except OpenToOthers as error:
         raise UserError(f"weights {source}: {error}") from None
+    check_local("weights", source)
     path = Path(source).expanduser()
     if path.is_dir() and (path / hub.CONFIG).is_file():
         return _of_folder(path, source, model)

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.errors import UserError, check_count, parse_call
+from cnnjax.errors import UserError, check_count, check_local, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss, Progress
@@ -70,6 +70,7 @@ def sweep(
     fields = sorted(values)
     _check(values, seeds, random, task)
     runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
+    check_local("out", out)
     results = Results(out := Path(out), fields)
     results.claim(config)
     mine = list(runs)[task[0] :: task[1]]

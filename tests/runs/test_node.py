@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cnnjax.cli import main
-from cnnjax.cli import train as cli_train
 from cnnjax.errors import UserError
 from cnnjax.runs import node, processes
 
@@ -130,18 +129,28 @@ def test_a_pod_without_the_package_that_asks_kubernetes_is_told_the_extra(monkey
         processes.join(None, None, None, hang_seconds=10)
 
 
-def test_launch_gives_each_process_its_gpus(monkeypatch, capfd):
-    monkeypatch.setattr(sys, "executable", "/bin/sh")
-    monkeypatch.setattr(cli_train, "COMMAND", ["-c", "echo [$JAX_LOCAL_DEVICE_IDS]"])
+LAUNCHING = """
+import sys
+from cnnjax.cli import train
+sys.executable, train.COMMAND = "/bin/sh", ["-c", "echo [$JAX_LOCAL_DEVICE_IDS]"]
+sys.exit(train._run_once(["train"], int(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize(("count", "told"), [(2, ["[0,1]", "[2,3]"]), (1, ["[]"])])
+def test_launch_gives_each_process_its_gpus(count, told):
+    env = {name: value for name, value in os.environ.items() if name != "JAX_LOCAL_DEVICE_IDS"}
+    env |= {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    words = [sys.executable, "-c", LAUNCHING, str(count)]
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert (done.returncode, sorted(done.stdout.split())) == (0, told), done.stderr
+
+
+def test_launch_refuses_shares_that_do_not_come_out(monkeypatch, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS", raising=False)
-    assert cli_train._run_once(["train"], 2) == 0
-    assert sorted(capfd.readouterr().out.split()) == ["[0,1]", "[2,3]"]
-    assert cli_train._run_once(["train"], 1) == 0
-    assert capfd.readouterr().out.split() == ["[]"]
     assert main.run(["launch", "--processes=3", "--", "train", "--workdir=x"]) == 2
-    assert "3 processes on a machine of 4 GPUs" in capfd.readouterr().err
+    assert "3 processes on a machine of 4 GPUs" in capsys.readouterr().err
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "launch"

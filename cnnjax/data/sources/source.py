@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from cnnjax.data.recipe import Recipe
-from cnnjax.errors import BadImage, UserError, visible
+from cnnjax.errors import BadImage, UserError, check_local, visible
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int32 [N]
 Indices = Sequence[int] | np.ndarray
@@ -80,6 +80,7 @@ class Place(NamedTuple):
 
     @property
     def path(self) -> Path:
+        check_local("data", self.name)
         return Path(self.rest).expanduser()
 
     @property
@@ -94,7 +95,10 @@ class Place(NamedTuple):
 
 def data_folders(data_dir: DataDir) -> list[Path]:
     """Where the user keeps data sets: `data_dir` and $CNNJAX_DATA_DIR, as far as they are given."""
-    return [Path(p).expanduser() for p in (data_dir, os.environ.get("CNNJAX_DATA_DIR")) if p]
+    given = {"data_dir": data_dir, "CNNJAX_DATA_DIR": os.environ.get("CNNJAX_DATA_DIR")}
+    for name, folder in given.items():
+        check_local(name, folder)
+    return [Path(folder).expanduser() for folder in given.values() if folder]
 
 
 def digest(*parts: object) -> str:
