@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, listed, one_line, parse_call
+from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, one_line, parse_call
 
 Value = bool | int | float | str
 
@@ -109,7 +109,9 @@ FIELDS: dict[str, Field] = {
     "optimizer.name": Field("adamw", "its own values in the call: 'sgd(momentum=0.9)'"),
     "optimizer.learning_rate": Field(0.003, "peak of the schedule", _POSITIVE),
     "optimizer.schedule": Field("cosine", "values in the call: 'step(boundaries=(0.5, 0.75), factor=0.1)'"),
-    "optimizer.warmup_epochs": Field(1.0, "linear warm-up; less than total_epochs", _FROM_0),
+    "optimizer.warmup_epochs": Field(
+        1.0, "linear warm-up; at most a tenth of a run that it would outlast", _FROM_0
+    ),
     "optimizer.weight_decay": Field(0.05, "0 is off", _FROM_0),
     "optimizer.decay": Field("kernels", "what decays: 'kernels', 'all', or a pattern of parameter paths"),
     "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's own"),
@@ -135,6 +137,14 @@ FIELDS: dict[str, Field] = {
 }
 
 
+# What other programs call some of them.
+SHORT = {
+    **{"lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "warmup": "optimizer.warmup_epochs"},
+    **{"epochs": "total_epochs", "bs": "batch_size", "bsz": "batch_size", "arch": "model", "net": "model"},
+    **{"dataset": "data.name", "data": "data.name", "image_size": "data.size", "workers": "data.num_workers"},
+    **{"pretrained": "init_from", "weights": "init_from", "ema": "ema_decay", "precision": "dtype"},
+    **{"smoothing": "loss.label_smoothing", "scheduler": "optimizer.schedule"},
+}
 # What the config.json of an old run may lack; all other fields have always been there.
 LATER = {
     *("eval_protocol", "mesh", "sharding", "batch_norm", "accumulate_steps", "init_from", "init_head"),
@@ -191,9 +201,12 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.ema_decay={config.ema_decay} must be 0 with config.swa_start={config.swa_start}"
         )
-    if (warmup := config.optimizer.warmup_epochs) >= (total := config.total_epochs):
-        bound = f"config.total_epochs={total}"
-        raise UserError(f"config.optimizer.warmup_epochs={warmup} must be less than {bound}")
+
+
+def warmup_epochs(config: ConfigDict) -> float:
+    """The warm-up; of a run that would be over by then a tenth of the run."""
+    warmup, total = config.optimizer.warmup_epochs, config.total_epochs
+    return warmup if warmup < total else total / 10
 
 
 def skip_limit(on_nonfinite: str) -> int:
@@ -246,11 +259,16 @@ def field(name: str) -> Field:
     if name in FIELDS:
         return FIELDS[name]
     last = {known.rpartition(".")[2]: known for known in FIELDS}
-    near = difflib.get_close_matches(name, FIELDS, n=1)
+    near = [known_as(name)] if known_as(name) else difflib.get_close_matches(name, FIELDS, n=1)
     near = near or [last[n] for n in difflib.get_close_matches(name.rpartition(".")[2], last, n=1)]
     hint = f" (did you mean config.{near[0]}?)" if near else ""
     shown = f"config.{name}" if name.isprintable() else repr(f"config.{name}")  # one line, whatever it is
-    raise UserError(f"{shown} is not a field{hint}; allowed: {listed(FIELDS, name)}")
+    raise UserError(f"{shown} is not a field{hint}; `cnnjax train --help` lists the fields")
+
+
+def known_as(name: str) -> str | None:
+    """The field whose last word a name is, or which other programs call so."""
+    return ({known.rpartition(".")[2]: known for known in FIELDS} | SHORT).get(name.rpartition(".")[2])
 
 
 def parse_value(name: str, text: str) -> Value:

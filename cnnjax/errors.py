@@ -73,6 +73,16 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {value!r}{hint}; allowed: {listed(names, value)}")
 
 
+def unknown_model(name: str, names: Iterable[str]) -> UserError:
+    """The error for a model that no family has: the nearest name, and the pattern of those like it."""
+    names, start = sorted(names), re.split(r"[^a-z]", name.lower())[0]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    like = sum(each.startswith(start) for each in names) if start else 0
+    pattern, words = (f" '{start}*'", f"{like} like it") if like else ("", f"all {len(names)}")
+    return UserError(f"unknown model {name!r}{hint}; `cnnjax models{pattern}` lists {words}")
+
+
 def listed(names: Iterable[str], near: object = "", separator: str = ", ") -> str:
     """The names; of more than `MOST_NAMES` only some, the nearest to `near` if any is, and how many more."""
     names = list(names)

@@ -16,11 +16,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
+from cnnjax.cli.examples import EXAMPLES
 from cnnjax.errors import UserError, check_local, one_line, unknown
 
 ANY_NUMBER = sys.maxsize  # of words beside the flags
 FOLDERS = ("workdir", "out", "dir", "data", "config")  # flags that take no address, not even of the web
 Command = Callable[..., int | None]
+FLAGS: dict[str, list[str]] = {}  # of each command whose file has been imported
 Parameters = Iterable[inspect.Parameter]
 # The most of a whole number: that of its name, or of 32 bits.
 MOST = {
@@ -68,17 +70,23 @@ def command(
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
             own = args[: args.index("--")] if "--" in args else args
             if {"--help", "-h"} & {*own}:
-                _print_help(f"cnnjax {name}: {function.__doc__}", flags_only, keywords.get("config"))
+                _print_help(name, function.__doc__, words, flags_only, keywords.get("config"))
                 return 0
-            values, rest = _parse(name, args, flags_only)
+            values, rest = _parse(name, args, flags_only, "config" in parameters)
             if len(rest) > words:
                 raise UserError(f"cnnjax {name} does not take {rest[words]!r}; flags are --name=value")
             keywords |= {parameter.name: values[parameter.name].value for parameter in flags_only}
             return function(*([rest] if words else []), **keywords) or 0
 
+        FLAGS[name] = ["--help", *(f"--{p.name}{'=' * (not _is_switch(p))}" for p in parameters.values())]
         return run
 
     return wrap
+
+
+def _is_switch(parameter: inspect.Parameter) -> bool:
+    """Whether a flag needs no value."""
+    return bool in typing.get_args(parameter.annotation)
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
@@ -97,17 +105,26 @@ def run_folder(workdir: str | None) -> str:
     return given("workdir", workdir, "name the run folder that `cnnjax train` wrote")
 
 
-def _print_help(title: str, parameters: Parameters, config: ConfigDict | None) -> None:
-    print(title)
+def _print_help(
+    name: str, meaning: str | None, words: int, parameters: Parameters, config: ConfigDict | None
+) -> None:
+    """Usage, flags, two examples, and the fields of the config where the command takes one."""
+    fields = " [--config=FILE] [--config.FIELD=VALUE ...]" if config else ""
+    print(f"usage: cnnjax {name}{' [WORD ...]' if words else ''} [--FLAG=VALUE ...]{fields}\n\n{meaning}\n")
     for parameter in parameters:
         meaning = typing.get_args(parameter.annotation)[1]
-        plain = parameter.default in (None, []) or parameter.default is False
+        plain = parameter.default in (None, [], "") or parameter.default is False
         print(f"  --{parameter.name:<15} {meaning}{'' if plain else f' (default: {parameter.default})'}")
+    print(f"  --{'help':<15} show this")
+    if name in EXAMPLES:
+        print("\nexamples:", *EXAMPLES[name], sep="\n  ")
     if config:
         print(f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
 
 
-def _parse(command: str, args: list[str], parameters: Parameters) -> tuple[flags.FlagValues, list[str]]:
+def _parse(
+    command: str, args: list[str], parameters: Parameters, has_config: bool
+) -> tuple[flags.FlagValues, list[str]]:
     """The flag values and the words of a command."""
     values = flags.FlagValues()
     for parameter in parameters:
@@ -120,6 +137,9 @@ def _parse(command: str, args: list[str], parameters: Parameters) -> tuple[flags
     try:
         rest = values([f"cnnjax {command}", *args])[1:]
     except flags.UnrecognizedFlagError as error:
+        if has_config and (field := config_lib.known_as(error.flagname)):
+            what = f"unknown flag of cnnjax {command} '--{error.flagname}'"
+            raise UserError(f"{what} (did you mean --config.{field}=VALUE?)") from None
         known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
         raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

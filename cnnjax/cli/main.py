@@ -7,7 +7,9 @@ it, with nothing lost. One line says why, none if nobody reads the output.
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 import traceback
 import warnings
@@ -40,9 +42,11 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   checkpoint list, verify or prune checkpoints           list | verify | prune --workdir=DIR --keep=N
   replay     a non-finite step again, layer by layer     --workdir=DIR --step=N
   bench      speed of a step, predict or the input       train|predict --model=NAME --against=torch | data
+  completion names and flags at the TAB key              bash | zsh | fish
 
 Where --workdir=DIR names a trained run, --model=NAME --weights=torchvision names weights from elsewhere.
-`cnnjax COMMAND --help` lists the flags of a command; each also takes --offline, and asks no network then."""
+`cnnjax COMMAND --help` lists the flags of a command, with examples; each also takes --offline, and asks no
+network then. `cnnjax --version` tells the versions."""
 COMMANDS = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
 OFFLINE, VARIABLE = {"--offline", "-offline"}, "CNNJAX_OFFLINE"  # read in `data.web`
 # Files of the commands that share one. A command's libraries are imported when it runs, not before.
@@ -114,6 +118,9 @@ def _offline(args: list[str]) -> Iterator[None]:
 
 
 def _run(args: list[str]) -> int:
+    if args and args[0] in ("-V", "--version", "version"):
+        print(version())
+        return 0
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if args else 2
@@ -121,6 +128,12 @@ def _run(args: list[str]) -> int:
         raise unknown("command", args[0], COMMANDS)
     module = importlib.import_module(f"cnnjax.cli.{SHARED.get(args[0], args[0])}")
     return getattr(module, args[0])(args[1:])
+
+
+def version() -> str:
+    """'cnnjax 0.1.0, jax 0.10.2, flax 0.12.8, Python 3.11.7', of what is installed."""
+    parts = [f"{name} {importlib.metadata.version(name)}" for name in ("cnnjax", "jax", "flax")]
+    return ", ".join([*parts, f"Python {platform.python_version()}"])
 
 
 def _fail(message: object, code: int) -> int:

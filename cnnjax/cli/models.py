@@ -1,21 +1,28 @@
-"""`cnnjax models` and `compile`: the networks, and what their steps cost."""
+"""`cnnjax models` and `compile`: the networks, and what their steps cost.
 
+The list is a file, so that it appears at once; what computes is imported where it is needed.
+"""
+
+import csv
+import fnmatch
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Annotated as Flag
 
 from ml_collections import ConfigDict
-from rich.progress import track
 from rich.table import Table
 
 from cnnjax.cli.flags import Json, command
-from cnnjax.cli.tables import Console, in_pixels, in_units, print_result, print_tables
-from cnnjax.errors import UserError, unknown
-from cnnjax.models import list_models, variant, variants
-from cnnjax.models.weights.published import Published, published
-from cnnjax.profiling import forecast
-from cnnjax.profiling.summary import summarize, totals
+from cnnjax.cli.tables import in_pixels, in_units, print_result, print_tables
+from cnnjax.errors import UserError, unknown_model
 
+if TYPE_CHECKING:
+    from cnnjax.models.weights.published import Published
+    from cnnjax.profiling import forecast
+
+NETWORKS = Path(__file__).parents[1] / "models" / "networks.csv"  # written by experiments/models/run.py
 SHOWN_LAYERS = 20
 
 
@@ -30,41 +37,39 @@ def models(
 ) -> None:
     """Lists the networks that match a glob, or the layers of one network."""
     word = words[0] if words else "*"
+    with open(NETWORKS, newline="", encoding="utf-8") as file:
+        networks = list(csv.DictReader(file))
+    found = [row for row in networks if fnmatch.fnmatchcase(row["name"], word)]
     if memory:
+        from cnnjax.profiling import forecast
+
         cost = forecast.model_memory(word, batch_size, dtype=dtype)
         print_tables(*cost_tables(cost, f"{word}, batch {batch_size}, {dtype}, AdamW"))
-    elif word in variants() or "(" in word:
+    elif "(" in word or [row["name"] for row in found] == [word]:
+        from cnnjax.models.weights.published import published
+
         print_tables(layer_table(word, image_size))
         if rows := [row for row in published() if row.model == word]:
             print_tables(weights_table(rows))
-    elif names := list_models(word):
-        print_tables(model_table(names))
+    elif found:
+        print_tables(model_table(found))
         print("Accuracies in per cent, as published. `cnnjax models NAME` shows the layers of one network.")
     else:
-        raise unknown("model", word, variants())
+        raise unknown_model(word, [row["name"] for row in networks])
 
 
-def model_table(names: Sequence[str]) -> Table:
+def model_table(rows: Sequence[dict[str, str]]) -> Table:
     """A row for each network."""
     table = Table("name", "parameters", "MACs", "input", "top-1 / top-5", "published on", "source")
-    console = Console(stderr=True)
-    rows = track(
-        totals(names),
-        "counting",
-        len(names),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    for name, (params, macs) in zip(names, rows, strict=True):
-        row = variants()[name]
-        size = "x".join(map(str, row.preset.input_size))
-        top = " / ".join(f"{value:.2f}" for value in (row.top1, row.top5) if value is not None)
-        table.add_row(name, f"{params:,}", in_units(macs), size, top, row.published, row.source)
+    for row in rows:
+        macs = None if row["macs"] == "n/a" else float(row["macs"])
+        top = " / ".join(f"{float(row[k]):.2f}" for k in ("top1", "top5") if row[k])
+        cells = f"{int(row['params']):,}", in_units(macs), row["input"], top, row["published"], row["source"]
+        table.add_row(row["name"], *cells)
     return table
 
 
-def weights_table(rows: Sequence[Published]) -> Table:
+def weights_table(rows: "Sequence[Published]") -> Table:
     """A row for each set of weights of a network that has a name."""
     table = Table("--weights=", "top-1 / top-5", "MiB", "input", "license", title="weights by name")
     for row in rows:
@@ -76,6 +81,9 @@ def weights_table(rows: Sequence[Published]) -> Table:
 
 def layer_table(spec: str, image_size: int | None = None) -> Table:
     """A row for each layer of one network."""
+    from cnnjax.models import variant
+    from cnnjax.profiling.summary import summarize
+
     height, width, channels = variant(spec).preset.input_size
     shape = (image_size or height, image_size or width, channels)
     summary = summarize(spec, shape)
@@ -98,6 +106,8 @@ def compile(
     json: Json = False,
 ) -> None:
     """Compiles the training step of a config for other hardware, and prints what it needs there."""
+    from cnnjax.profiling import forecast
+
     source = None
     if image:
         sides = [int(side) if side.isdecimal() else 0 for side in image.split("x")]
@@ -108,7 +118,7 @@ def compile(
     print_result(forecast.facts(cost), json, *cost_tables(cost, f"{config.model} on {topology}"))
 
 
-def cost_tables(cost: forecast.Forecast, title: str) -> list[Table]:
+def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
     """What a compiled step holds and moves on one device, how well it should scale, and its collectives."""
     program = cost.program
     table = Table("per device", "value", title=title)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Collection, VariableDict
 
-from cnnjax.errors import UserError, by_name, parse_call, unknown
+from cnnjax.errors import UserError, by_name, parse_call, unknown, unknown_model
 from cnnjax.models.variants import Preset, TorchNames, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
@@ -52,7 +52,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def variant(spec: str) -> Variant:
     """The table row that a model spec (`name` or `name(field=literal)`) refers to."""
-    return by_name("model", parse_call(spec, "model")[0], variants())
+    if (name := parse_call(spec, "model")[0]) not in variants():
+        raise unknown_model(name, variants())
+    return variants()[name]
 
 
 def create_model(spec: str, **fields: object) -> nn.Module:

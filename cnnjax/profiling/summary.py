@@ -4,15 +4,10 @@ All of it is read from the jaxpr of one forward pass, in which nothing is comput
 multiply-adds of convolutions and dot products by module, and carries along the pixels a value depends on.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import json
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +15,6 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from cnnjax.data.files import (
-    OpenToOthers,
-    atomic_write,
-    cache_folder,
-    check_cache_folder,
-    make_cache_folder,
-    read_json,
-)
-from cnnjax.errors import UserError
 from cnnjax.models import create_model, variant
 from cnnjax.models.forward import inner_jaxpr, shape_of
 from cnnjax.models.stages import StagedNet
@@ -76,41 +62,10 @@ def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) 
     return Summary(layers, sum(sizes.values()), walk.total_macs())
 
 
-def totals(names: Iterable[str]) -> Iterator[tuple[int, int | None]]:
-    """(parameters, multiply-adds) of variants by name, each as soon as it is known.
-
-    A deep net takes seconds to trace: they are cached by a hash of the sources that they follow from.
-    """
-    file = cache_folder("models") / f"{_sources_hash()}.json"
-    known = {}
-    try:
-        check_cache_folder("models")
-        known = read_json(file, dict[str, list[int | None]])
-    except OpenToOthers as error:
-        warnings.warn(f"what was counted is not kept: {error}", stacklevel=2)
-    except UserError:  # there is none, or it is damaged
-        pass
-    counted = len(known)
-    try:
-        for name in names:
-            if name not in known:
-                walk = _walk(name, None, scan=True)
-                known[name] = sum(walk.params.values()), walk.total_macs()
-            yield tuple(known[name])
-    finally:  # also of what was counted before an interrupt
-        if len(known) > counted:
-            with contextlib.suppress(OSError):
-                atomic_write(make_cache_folder("models") / file.name, json.dumps(known))
-                for old in set(file.parent.glob("*.json")) - {file}:  # of other sources
-                    old.unlink(missing_ok=True)
-
-
-def _sources_hash() -> str:
-    package = Path(__file__).parents[1]
-    files = [*sorted(package.glob("models/*.py")), *sorted(package.glob("ops/**/*.py"))]
-    files += [Path(__file__), Path(__file__).with_name("receptive_fields.py")]
-    parts = [jax.__version__.encode(), *(file.read_bytes() for file in files)]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+def totals(name: str) -> tuple[int, int | None]:
+    """(parameters, multiply-adds) of a variant, whose equal blocks are traced once."""
+    walk = _walk(name, None, scan=True)
+    return sum(walk.params.values()), walk.total_macs()
 
 
 def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:

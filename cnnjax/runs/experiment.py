@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from cnnjax.data import batches as batches_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.recipe import fast
-from cnnjax.data.sources.source import sample_images
+from cnnjax.data.sources.source import describe, sample_images
 from cnnjax.errors import UserError, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.pyramid import module_layers
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
+from cnnjax.ops import cpu
 from cnnjax.runs.facts import check_head, of_images, open_train, parse_augment, resumed, statistics
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
@@ -141,6 +143,24 @@ class Experiment(Network):
     def _init_state(self) -> TrainState:
         key, shape = jax.random.key(self.config.seed), self.eval_augment.output_shape
         return init_state(self.model, self.tx, key, shape, ema=self.averages)
+
+    def header(self) -> list[str]:
+        """What a run tells of itself as it begins: data, model, optimizer, devices, steps."""
+        config, source = self.config, self.train_source
+        fields, warmup = config.optimizer, config_lib.warmup_epochs(config)
+        short = (
+            f" (a tenth of the run, not {fields.warmup_epochs:g})" if warmup < fields.warmup_epochs else ""
+        )
+        kinds = Counter(device.device_kind for device in self.mesh.devices.flat)
+        devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+        kernels = f", kernels: {cpu.status()}" if "cpu" in kinds else ""
+        return [
+            f"{describe(source)}; images {'x'.join(map(str, source.image_shape))}",
+            f"{config.model}: {count_params(self.abstract_state.params):,} parameters, {config.dtype}; "
+            f"{fields.name}, learning rate {fields.learning_rate:g}, warm-up {warmup:g} epochs{short}",
+            f"{self.total_steps:,} steps of {config.batch_size} images, {config.total_epochs:g} epochs, on "
+            f"{devices}{kernels}",
+        ]
 
     def facts(self) -> dict[str, Any]:
         """What the run record says of this experiment."""

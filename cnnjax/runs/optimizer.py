@@ -8,7 +8,7 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from cnnjax.config import FIELDS
+from cnnjax.config import FIELDS, warmup_epochs
 from cnnjax.errors import UserError, by_name, parse_call
 from cnnjax.models import variant
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
@@ -44,7 +44,7 @@ def make_optimizer(
     """The optimizer with its parameter groups, for a model of these layers, and its learning rate."""
     fields = config.optimizer
     name, values = _parse_values("optimizer.schedule", fields.schedule)
-    warmup = round(fields.warmup_epochs * steps_per_epoch)
+    warmup = round(warmup_epochs(config) * steps_per_epoch)
     values |= {"learning_rate": fields.learning_rate, "warmup_steps": warmup}
     values |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     with errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):

@@ -10,7 +10,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cnnjax.data.batches import Batches
-from cnnjax.data.sources.source import describe
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
@@ -179,7 +178,8 @@ def opened(
 ) -> Iterator[tuple[Experiment, Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
     source = experiment.train_source
-    progress.note(f"{describe(source)}; images {'x'.join(map(str, source.image_shape))}")
+    for line in (*experiment.header(), f"run folder {workdir}"):
+        progress.note(line)
     run = processes.first_then_others(
         lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
     )

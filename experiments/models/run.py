@@ -2,7 +2,7 @@
 
 python experiments/models/run.py            # counts again, some minutes
 python experiments/models/run.py --new      # counts only the networks without a row
-python experiments/models/run.py --tables   # only rewrites the tables from results.csv
+python experiments/models/run.py --tables   # only rewrites the tables from cnnjax/models/networks.csv
 """
 
 import sys
@@ -17,15 +17,15 @@ from cnnjax.models.weights import published
 from cnnjax.profiling import summary
 from experiments import pages, results
 
-RESULTS = HERE / "results.csv"
+RESULTS = ROOT / "cnnjax" / "models" / "networks.csv"  # which `cnnjax models` prints
 PAGES = (ROOT / "README.md",)
 
 
 def count(names: list[str]) -> list[dict[str, object]]:
     """One row a network."""
     rows = []
-    for name, (params, macs) in zip(names, summary.totals(names), strict=True):
-        row = variant(name)
+    for name in names:
+        row, (params, macs) = variant(name), summary.totals(name)
         rows.append(
             {
                 "name": name,

@@ -38,7 +38,7 @@ main()
         ("train --print_config", "absl.flags", signal.SIGINT),
         ("train", "jax", signal.SIGTERM),
         ("data", "rich.table", signal.SIGTERM),
-        ("models", "flax.linen", signal.SIGINT),
+        ("models simple_cnn", "flax.linen", signal.SIGINT),
         ("data", "glob", signal.SIGTERM),  # while the module that removes unfinished files is imported
     ],
 )

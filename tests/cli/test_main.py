@@ -1,14 +1,18 @@
 """The command line: what works, and what each mistake is told."""
 
+import importlib.metadata
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cnnjax.cli import main
+from cnnjax.cli import completion, main
+from cnnjax.cli.examples import EXAMPLES
 from cnnjax.errors import unknown
 from cnnjax.models import list_models
 from cnnjax.runs.checkpoints import Checkpoints
@@ -112,10 +116,15 @@ MISTAKES = {
     "train --config.optimizer.name=sgd(momentum=2)": "momentum=2 must be in [0, 1)",
     "train --config.optimizer.name=sgd(learning_rate=2)": "is set by config.optimizer.learning_rate",
     "train --config.optimizer.schedule=cosin": "unknown config.optimizer.schedule 'cosin'",
-    "train --config.optimizer.warmup_epochs=10": "must be less than config.total_epochs=10.0",
     "train --config.optimizer.decay=nowhere": "must match a parameter path",
     "train --config=nofile.py": "--config=nofile.py is not a file",
     "train --wrkdir=x": "unknown flag of cnnjax train '--wrkdir' (did you mean '--workdir'?)",
+    "train --epochs=3": "unknown flag of cnnjax train '--epochs' (did you mean --config.total_epochs=VALUE?)",
+    "train --lr=1": "did you mean --config.optimizer.learning_rate=VALUE?",
+    "sweep --batch_size=1": "did you mean --config.batch_size=VALUE?",
+    "train --config.optimizer.lr=1": "did you mean config.optimizer.learning_rate?",
+    "train --config.model=resnet5": "(did you mean 'resnet50'?); `cnnjax models 'resnet*'` lists ",
+    "models qqq": "unknown model 'qqq'; `cnnjax models` lists all ",
     "train more": "does not take 'more'",
     "train --config.seed=4294967297": "config.seed=4294967297 must be at least 0 and below 2**32",
     "train --config.batch_size=99999999999": "config.batch_size=99999999999 must be greater than 0 and below",
@@ -301,6 +310,62 @@ def test_every_command_has_help(command, capsys):
     if command == "bench":
         command = "bench train"
     assert main.run([*command.split(), "--help"]) == 0
-    title, *flags = capsys.readouterr().out.partition("\n\n")[0].splitlines()
-    assert title.startswith(f"cnnjax {command}: ") and title.endswith(".")
+    usage, meaning, rest = capsys.readouterr().out.split("\n\n", 2)
+    assert usage.startswith(f"usage: cnnjax {command} ") and meaning.endswith(".")
+    before, examples = rest.split("\n\nexamples:\n")
+    flags = before.splitlines()
+    assert len(examples.partition("\n\n")[0].splitlines()) == 2
     assert flags and all(len(flag.split()) > 1 and flag.startswith("  --") for flag in flags)
+
+
+@pytest.mark.parametrize("example", [line for lines in EXAMPLES.values() for line in lines])
+def test_examples_name_commands_and_flags_that_exist(example):
+    program, *words = shlex.split(example.partition(" >")[0])
+    assert program == "cnnjax" and words[0] in main.COMMANDS
+    known = {flag for flags in completion.flags_of_commands().values() for flag in flags}
+    for word in words:
+        if word.startswith("--") and word != "--":
+            assert f"{word.partition('=')[0]}{'=' if '=' in word else ''}" in known
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"cnnjax {importlib.metadata.version('cnnjax')}, jax ")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("cnnjax tr", "train "),
+        ("cnnjax train --config.optimizer.learning_rate", "--config.optimizer.learning_rate="),
+        ("cnnjax predict --exp", "--explain"),
+    ],
+)
+def test_bash_completes_commands_flags_and_fields(line, wanted, tmp_path, capsys):
+    assert main.run(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    words = line.split()
+    code = (
+        f"compopt() {{ :; }}; source ./script; COMP_WORDS=({line}); "
+        f"COMP_CWORD={len(words) - 1}; _cnnjax; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert wanted.strip() in [each.strip() for each in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_every_shell_has_a_script_of_all_commands(shell, capsys):
+    assert main.run(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in main.COMMANDS) and "--config.total_epochs=" in script
+    assert main.run(["completion", "csh"]) == 2
+
+
+def test_a_run_shorter_than_its_warm_up_warms_up_for_a_tenth(tiny_data, tmp_path, capsys):
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.data.name={tiny_data}", *TINY]
+    assert main.run(["train", *flags, "--config.total_epochs=1", "--config.optimizer.warmup_epochs=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "warm-up 0.1 epochs (a tenth of the run, not 1)" in printed
+    for words in ("simple_cnn(", " parameters, float32", " steps of ", "run folder "):
+        assert words in printed

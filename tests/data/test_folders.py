@@ -395,10 +395,10 @@ def test_train_says_the_same_in_one_line_before_the_first_step(tmp_path, tiny_co
     tiny_config.augment.train = "normalize"
     shown = io.StringIO()
     train(tiny_config, tmp_path / "run", Lines(Console(file=shown)))
-    line, first_row, *_ = shown.getvalue().splitlines()
+    line, *header, first_row = shown.getvalue().splitlines()[:5]
     held = "2 of train are held out as validation"
     assert line == f"folder:{path}: {LINE}, outside class folders; {held}; images 4x4x3"
-    assert first_row.startswith("step ")
+    assert header[-1] == f"run folder {tmp_path / 'run'}" and first_row.startswith("step ")
 
 
 def test_predict_takes_the_files_that_training_takes_and_tells_the_others(tmp_path, tiny_run, capsys):

@@ -17,4 +17,4 @@ def count_variant_params(spec: str) -> int:
 @functools.cache
 def published_counts() -> dict[str, int]:
     """The parameters of each model as the table of all models has them."""
-    return {row["name"]: int(row["params"]) for row in results.read(ROOT / "experiments/models/results.csv")}
+    return {row["name"]: int(row["params"]) for row in results.read(ROOT / "cnnjax/models/networks.csv")}

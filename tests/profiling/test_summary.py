@@ -8,11 +8,13 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.cli import main
-from cnnjax.models import create_model, list_models
+from cnnjax.cli.models import NETWORKS
+from cnnjax.models import create_model, list_models, variant
 from cnnjax.models.layers import Conv
 from cnnjax.models.net import POOLINGS
 from cnnjax.profiling import summary
 from cnnjax.profiling.summary import summarize
+from experiments import results
 
 # Billions of multiply-adds as torchvision 0.28 states them for its weights.
 TORCHVISION = {
@@ -216,8 +218,7 @@ def test_a_gate_over_all_channels_sees_the_whole_image():
 # --- The command ----------------------------------------------------------------------------------
 
 
-def test_models_lists_parameters_macs_and_published_accuracy(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_models_lists_parameters_macs_and_published_accuracy(capsys):
     assert main.run(["models", "resnet1?"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "resnet18" in line]
     cells = [cell.strip() for cell in line.strip("│").split("│")]
@@ -225,19 +226,16 @@ def test_models_lists_parameters_macs_and_published_accuracy(capsys, monkeypatch
     assert cells[6] == "He et al. 2015"
 
 
-def test_totals_are_kept_until_the_sources_change(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert list(summary.totals(["simple_cnn"])) == [(29034, 2838080)]
-    (file,) = tmp_path.rglob("*.json")
-    file.write_text('{"simple_cnn": [1, 2]}')
-    assert list(summary.totals(["simple_cnn", "lenet5"])) == [(1, 2), (61706, 416520)]
-    file.write_text("damaged")
-    assert list(summary.totals(["simple_cnn"])) == [(29034, 2838080)]
-    monkeypatch.setattr(summary, "_sources_hash", lambda: "other")
-    assert list(summary.totals(["simple_cnn"])) == [(29034, 2838080)]
-    assert [path.name for path in tmp_path.rglob("*.*")] == ["other.json"]
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert list(summary.totals(["simple_cnn"])) == [(29034, 2838080)]
+def test_the_list_is_of_all_variants_and_their_counts():
+    rows = {row["name"]: row for row in results.read(NETWORKS)}
+    assert list(rows) == list_models()
+    for name, row in rows.items():
+        preset = variant(name).preset
+        assert row["input"] == "x".join(map(str, preset.input_size))
+        assert row["source"] == variant(name).source
+    for name in ("simple_cnn", "lenet5", "resnet20_cifar"):
+        params, macs = summary.totals(name)
+        assert (rows[name]["params"], rows[name]["macs"]) == (str(params), str(macs))
 
 
 def test_one_model_prints_its_layers(capsys):
