@@ -3,7 +3,7 @@
 EXAMPLES = {
     "train": (
         "cnnjax train --config=configs/fashion_mnist_simple_cnn.py --workdir=runs/fm",
-        "cnnjax train --config.model=resnet20_cifar --config.data.name=cifar10 --config.total_epochs=30",
+        "cnnjax train --data=photos --workdir=runs/photos",
     ),
     "sweep": (
         "cnnjax sweep --set=optimizer.learning_rate=0.01,0.03,0.1 --seeds=3 --out=runs/rates",

@@ -30,6 +30,10 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 def train(
     *,
     config: ConfigDict,
+    data: Flag[
+        str | None, "your images: a folder, or as config.data.name; the rest is chosen to suit"
+    ] = None,
+    weights: Flag[str | None, "weights to start from, with --data: torchvision, hf:USER/NAME, a file"] = None,
     workdir: Flag[str | None, "run folder (default: runs/TIME_MODEL)"] = None,
     print_config: Flag[bool, "print the config and exit"] = False,
     stop_seconds: StopSeconds = 60.0,
@@ -40,6 +44,13 @@ def train(
     hang_seconds: Flag[int, "abort after this many seconds without a step", 1] = 1800,
 ) -> None:
     """Trains to the end, writes the report and prints the metrics of the test split."""
+    if weights and not data:
+        raise UserError("--weights belongs to --data; without it --config.init_from names them")
+    if data:
+        from cnnjax.runs.own_images import suited
+
+        config, line = suited(config, data, weights or "")
+        say(line)
     if print_config:
         config_lib.validate(config)
         print(config_lib.describe(config))

@@ -1,0 +1,57 @@
+"""Somebody's own images: what a config leaves open is chosen from their size and number."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cnnjax import config as config_lib
+from cnnjax.data import datasets
+from cnnjax.data.sources.sets import SeveralSizes
+
+SIDE = 64  # pixels that larger images are brought to
+STEPS = 1500  # of training, as far as MOST_EPOCHS allow
+LEAST_EPOCHS, MOST_EPOCHS = 10, 60
+
+
+def suited(config: ConfigDict, data: str, weights: str = "") -> tuple[ConfigDict, str]:
+    """The config with a data set, and in place of defaults what suits it; and one line that says what.
+
+    Args:
+      data: a name as in config.data.name, or a folder of images.
+      weights: to start from, as in config.init_from; their head is drawn anew.
+    """
+    data = f"folder:{data}" if ":" not in data and Path(data).expanduser().is_dir() else data
+    config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
+    fields = _fields(config)
+    default = config_lib.flatten(config_lib.default())
+    given = config_lib.flatten(config)
+    chosen = {name: value for name, value in fields.items() if given[name] == default[name] != value}
+    words = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "nothing"
+    line = f"chosen for {data}: {words}; --config.FIELD=VALUE sets another"
+    return config_lib.assign(config, chosen), line
+
+
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    try:
+        source = datasets.load(config.data.name, "train", data_dir=config.data.dir or None)
+        side = min(source.image_shape[:2])
+        resized = side > SIDE or source.image_shape[0] != source.image_shape[1]
+    except SeveralSizes:
+        source = datasets.load(config.data.name, "train", data_dir=config.data.dir or None, size=SIDE)
+        resized = True
+    side, count, classes = SIDE if resized else side, len(source), source.num_classes
+    batch = 32 if count < 5000 else 128
+    own = "validation" in source.splits
+    fields = {
+        "data.num_validation": 0 if own else max(0, min(max(count // 10, classes), count - classes)),
+        "batch_size": batch,
+        "total_epochs": float(min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))),
+    }
+    if config.init_from:
+        named = {"model": "resnet18"} if config.init_from.partition(":")[0] in ("torchvision", "timm") else {}
+        rate = {"optimizer.learning_rate": 0.0003, "init_head": "new", "augment.train": "mirror|normalize"}
+        return fields | named | rate | {"eval_batch_size": 100}
+    crop = f"random_crop({side}, padding={side // 8})|mirror|normalize"
+    size = {"data.size": SIDE} if resized else {}
+    return fields | size | {"model": "resnet20_cifar", "augment.train": crop}

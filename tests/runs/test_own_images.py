@@ -1,0 +1,72 @@
+"""`cnnjax train --data=FOLDER`: what is chosen for images of which nothing is known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax import config as config_lib
+from cnnjax.cli import main
+from cnnjax.runs.own_images import suited
+
+
+def write(folder, sizes, classes=("cat", "dog"), mode="RGB"):
+    """An image of each size in every class folder."""
+    draw = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i, size in enumerate(sizes):
+            noise = draw.integers(0, 256, (*size, 3), np.uint8)
+            Image.fromarray(noise).convert(mode).save(folder / name / f"{i}.png")
+    return folder
+
+
+def chosen(folder, **fields):
+    config, line = suited(config_lib.assign(config_lib.default(), fields), str(folder))
+    config_lib.validate(config)
+    return config_lib.flatten(config), line
+
+
+def test_photographs_of_all_sizes_are_brought_to_one(tmp_path):
+    values, line = chosen(write(tmp_path / "photos", [(90, 70), (80, 120), (64, 200)] * 10))
+    assert values["data.size"] == 64 and values["augment.train"].startswith("random_crop(64, padding=8)")
+    assert values["data.num_validation"] == 6  # a tenth
+    assert values["data.name"] == f"folder:{tmp_path / 'photos'}" and "data.size=64" in line
+
+
+def test_small_images_stay_as_they_are_and_each_class_has_one_held_out(tmp_path):
+    values, _ = chosen(write(tmp_path / "grey", [(28, 28)] * 3, ("a", "b", "c"), "L"))
+    assert values["data.size"] == 0 and values["augment.train"].startswith("random_crop(28, padding=3)")
+    assert values["data.num_validation"] == 3
+
+
+def test_no_more_is_held_out_than_there_is(tmp_path):
+    values, _ = chosen(write(tmp_path / "one", [(32, 32)]))
+    assert values["data.num_validation"] == 0
+
+
+def test_a_validation_split_of_its_own_is_taken(tmp_path):
+    for split in ("train", "val"):
+        write(tmp_path / "both" / split, [(32, 32)] * 4)
+    assert chosen(tmp_path / "both")[0]["data.num_validation"] == 0
+
+
+def test_what_the_user_says_wins(tmp_path):
+    values, line = chosen(write(tmp_path / "x", [(32, 32)] * 4), model="lenet5", total_epochs=3.0)
+    assert values["model"] == "lenet5" and values["total_epochs"] == 3.0
+    assert "lenet5" not in line
+
+
+@pytest.mark.parametrize("sizes", [[(40, 30), (30, 40), (33, 50)], [(70, 90)]])
+def test_from_a_folder_to_a_prediction_in_two_commands(tmp_path, sizes, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", sizes)
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=2"]
+    assert main.run(["train", "--data=photos", "--workdir=run", *small]) == 0
+    assert "chosen for folder:photos: " in capsys.readouterr().out
+    assert main.run(["predict", "--workdir=run", "photos/cat/0.png", "--explain"]) == 0
+    assert "cat" in capsys.readouterr().out
+
+
+def test_weights_need_data(capsys):
+    assert main.run(["train", "--weights=torchvision"]) == 2
+    assert "--weights belongs to --data" in capsys.readouterr().err
