@@ -1,7 +1,6 @@
 """Somebody's own images: what a config leaves open is chosen from their size and number."""
 
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -32,7 +31,7 @@ def suited(config: ConfigDict, data: str, weights: str = "") -> tuple[ConfigDict
     return config_lib.assign(config, chosen), line
 
 
-def _fields(config: ConfigDict) -> dict[str, Any]:
+def _fields(config: ConfigDict) -> dict[str, config_lib.Value]:
     try:
         source = datasets.load(config.data.name, "train", data_dir=config.data.dir or None)
         side = min(source.image_shape[:2])
@@ -43,15 +42,16 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
     side, count, classes = SIDE if resized else side, len(source), source.num_classes
     batch = 32 if count < 5000 else 128
     own = "validation" in source.splits
-    fields = {
+    fields: dict[str, config_lib.Value] = {
         "data.num_validation": 0 if own else max(0, min(max(count // 10, classes), count - classes)),
         "batch_size": batch,
         "total_epochs": float(min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))),
     }
     if config.init_from:
-        named = {"model": "resnet18"} if config.init_from.partition(":")[0] in ("torchvision", "timm") else {}
-        rate = {"optimizer.learning_rate": 0.0003, "init_head": "new", "augment.train": "mirror|normalize"}
-        return fields | named | rate | {"eval_batch_size": 100}
-    crop = f"random_crop({side}, padding={side // 8})|mirror|normalize"
-    size = {"data.size": SIDE} if resized else {}
-    return fields | size | {"model": "resnet20_cifar", "augment.train": crop}
+        fields |= {"optimizer.learning_rate": 0.0003, "init_head": "new", "eval_batch_size": 100}
+        fields["augment.train"] = "mirror|normalize"
+        if config.init_from.partition(":")[0] in ("torchvision", "timm"):
+            fields["model"] = "resnet18"
+        return fields
+    fields |= {"model": "resnet20_cifar", "data.size": SIDE if resized else 0}
+    return fields | {"augment.train": f"random_crop({side}, padding={side // 8})|mirror|normalize"}
