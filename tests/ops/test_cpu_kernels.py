@@ -143,6 +143,28 @@ def test_square_windows_of_stride_one_are_those_of_xla(
         library().cnnjax_start(thread_count())
 
 
+@settings(examples, max_examples=4)
+@given(
+    st.sampled_from([(32, 48), (64, 96), (48, 160)]),
+    st.tuples(st.integers(12, 13), st.integers(13, 14)),
+    st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_windows_of_three_in_bfloat16_are_those_of_xla(kernel, size, padding, threads, has_bias):
+    """Of many pixels with a mean, where products of pairs of bfloat16 are taken if the processor has them."""
+    (channels, filters), (count, width) = kernel, size
+    arrays = [normal(0, (count, 9, width, channels), "bfloat16", mean=1.0)]
+    arrays.append(normal(1, (3, 3, channels, filters), "bfloat16"))
+    if has_bias:
+        arrays.append(normal(2, (filters,), "bfloat16"))
+    library().cnnjax_start(threads)
+    try:
+        compare(lambda *arrays: ops.conv2d(*arrays, padding=padding), arrays, "bfloat16")
+    finally:
+        library().cnnjax_start(thread_count())
+
+
 @settings(examples, max_examples=5)
 @given(st.integers(1, 90), st.integers(1, 3), st.integers(1, 70), st.booleans(), dtypes)
 def test_batch_norm_and_its_gradients_are_those_of_xla(rows, width, channels, relu, dtype):

@@ -169,8 +169,7 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
     Turn turn;
     auto floats = [](void* data) { return static_cast<float*>(data); };
     if (has_winograd(problem)) {
-      return winograd(problem, turn, floats(first.untyped_data()), floats(second.untyped_data()), floats(bias),
-                      floats(result.untyped_data()));
+      return winograd(problem, turn, first.untyped_data(), second.untyped_data(), bias, result.untyped_data());
     }
     if (has_kernel_gradient(problem)) {
       return kernel_gradient(problem, turn, floats(x.untyped_data()), floats(y.untyped_data()),

@@ -39,6 +39,6 @@ void kernel_gradient(const Problem& p, Turn& turn, const float* x, const float* 
 bool has_winograd(const Problem& p);
 
 // The forward pass of x and the kernel, or the input gradient of dy and the kernel.
-void winograd(const Problem& p, Turn& turn, const float* first, const float* kernel, const float* bias, float* result);
+void winograd(const Problem& p, Turn& turn, const void* first, const void* kernel, const void* bias, void* result);
 
 }  // namespace cnnjax

@@ -22,18 +22,20 @@ struct Layer {
   bool flipped;  // the taps stand in reverse
 };
 
-// The passes over windows of one size.
+// The passes over windows of one size; T is float, or uint16_t for the bits of bfloat16.
+template <class T>
 struct Passes {
-  void (*convolve)(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y);
-  void (*kernel_gradient)(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel);
+  void (*convolve)(const Layer& l, Turn& turn, const T* x, const T* kernel, const T* bias, T* y);
+  void (*kernel_gradient)(const Layer& l, Turn& turn, const T* x, const T* dy, T* dkernel);
 };
 
 // The kernels on vectors of `lanes` numbers, for channels and filters that are multiples of that.
 struct Winograd {
   int64_t lanes;
-  Passes squares, rows;  // of 3x3 and of 5x5 windows
+  Passes<float> squares, rows;  // of 3x3 and of 5x5 windows
 };
 
 extern const Winograd kWinogradAvx2, kWinogradAvx512;
+extern const Passes<uint16_t> kWinogradPairs;  // of 3x3 windows, on AVX-512 with products of bfloat16
 
 }  // namespace cnnjax

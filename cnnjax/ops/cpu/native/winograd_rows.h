@@ -240,7 +240,7 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
   Strips strips(l, depth);
   int64_t v_point = strips.v_point(), d_point = strips.point(strips.rows, width);
   int64_t sum_point = odd_lines(kWindow * depth * width), size = kSide * (v_point + d_point + sum_point);
-  divide(l, division, turn, size, x, dy, dkernel, [&](const Part& part, const float* zeros, float* v) {
+  divide(l, division, turn, size, x, dy, dkernel, [&](const Part<float>& part, const float* zeros, float* v) {
     float *d = v + kSide * v_point, *sums = d + kSide * d_point;
     std::fill_n(sums, kSide * sum_point, 0.0f);
     for (int64_t strip = 0; strip < l.count * strips.count; ++strip) {

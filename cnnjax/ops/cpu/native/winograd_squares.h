@@ -212,7 +212,7 @@ void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy
   int64_t depth = division.depth, width = division.width, tiles = tiles_of(l);
   int64_t v_point = odd_lines(kTiles * depth), d_point = odd_lines(kTiles * width);
   int64_t sum_point = odd_lines(depth * width), size = kPoints * (v_point + d_point + sum_point);
-  divide(l, division, turn, size, x, dy, dkernel, [&](const Part& part, const float* zeros, float* v) {
+  divide(l, division, turn, size, x, dy, dkernel, [&](const Part<float>& part, const float* zeros, float* v) {
     float *d = v + kPoints * v_point, *sums = d + kPoints * d_point;
     std::fill_n(sums, kPoints * sum_point, 0.0f);
     for (int64_t begin = 0; begin < tiles; begin += kTiles) {

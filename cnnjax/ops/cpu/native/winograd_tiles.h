@@ -14,7 +14,9 @@
 
 #include "winograd.h"
 
-#if CNNJAX_LANES == 16
+#if defined(CNNJAX_PAIRS)
+#define CNNJAX_VECTORS __attribute__((target("avx512f,avx512bf16")))
+#elif CNNJAX_LANES == 16
 #define CNNJAX_VECTORS __attribute__((target("avx512f")))
 #else
 #define CNNJAX_VECTORS __attribute__((target("avx2,fma")))
@@ -33,7 +35,13 @@ using Vector = __m512;
 CNNJAX_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
 CNNJAX_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
 CNNJAX_INLINE Vector all(float value) { return _mm512_set1_ps(value); }
+#ifdef CNNJAX_PAIRS  // each number of a and of b is the bits of two of bfloat16
+CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+#else
 CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+#endif
 #else
 constexpr int64_t kTall = 6, kPanels = 1;  // 12 of 16 registers
 using Vector = __m256;
@@ -56,9 +64,8 @@ struct Place {
 };
 
 // Where the pixels of a rectangle are; zeros outside the image.
-template <int kRows, int kColumns>
-inline void find_pixels(const float* data, const Images& images, Place first, const float* zeros,
-                        const float** pixels) {
+template <int kRows, int kColumns, class T>
+inline void find_pixels(const T* data, const Images& images, Place first, const T* zeros, const T** pixels) {
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kColumns; ++j) {
       int64_t row = first.row + i, column = first.column + j;
@@ -69,12 +76,20 @@ inline void find_pixels(const float* data, const Images& images, Place first, co
   }
 }
 
+inline float widen(float number) { return number; }
+inline float widen(uint16_t bits) {
+  uint32_t wide = uint32_t{bits} << 16;
+  float number;
+  std::memcpy(&number, &wide, sizeof number);
+  return number;
+}
+
 // kTaps of the kAll weights of one input channel and a panel of output channels, zeros past the last filter.
-template <int kAll, int kTaps>
-inline void pack_kernel(const Layer& l, const float* kernel, int64_t first, int64_t outputs, float (*packed)[kWide]) {
+template <int kAll, int kTaps, class T>
+inline void pack_kernel(const Layer& l, const T* kernel, int64_t first, int64_t outputs, float (*packed)[kWide]) {
   for (int t = 0; t < kTaps; ++t) {
-    const float* from = kernel + (l.flipped ? kAll - 1 - first - t : first + t) * l.tap;
-    for (int64_t k = 0; k < kWide; ++k) packed[t][k] = k < outputs ? from[k * l.output] : 0;
+    const T* from = kernel + (l.flipped ? kAll - 1 - first - t : first + t) * l.tap;
+    for (int64_t k = 0; k < kWide; ++k) packed[t][k] = k < outputs ? widen(from[k * l.output]) : 0;
   }
 }
 
@@ -212,17 +227,18 @@ struct Division {
   int64_t across, down, depth, width;
 };
 
+template <class T>
 struct Part {
-  const float *x, *dy;  // the first numbers of its channels and of its filters
-  float* dkernel;
+  const T *x, *dy;  // the first numbers of its channels and of its filters
+  T* dkernel;
   int64_t channels, filters;
 };
 
 // Calls `run` for each part with numbers that are zero, as many as the part has channels or filters, and `size` numbers
 // of its own.
-template <class Run>
-void divide(const Layer& l, const Division& by, Turn& turn, int64_t size, const float* x, const float* dy,
-            float* dkernel, Run run) {
+template <class T, class Run>
+void divide(const Layer& l, const Division& by, Turn& turn, int64_t size, const T* x, const T* dy, T* dkernel,
+            Run run) {
   int64_t most = odd_lines(std::max(by.depth, by.width));
   float* zeros = reinterpret_cast<float*>(turn.scratch((most + omp_get_max_threads() * size) * sizeof(float)));
   std::fill_n(zeros, most, 0.0f);
@@ -230,7 +246,7 @@ void divide(const Layer& l, const Division& by, Turn& turn, int64_t size, const 
   for (int64_t index = 0; index < l.groups * by.down * by.across; ++index) {
     int64_t group = index / (by.down * by.across), c = index / by.across % by.down * by.depth;
     int64_t k = index % by.across * by.width, filter = group * l.out.channels + k;
-    Part part = {x + group * l.in.channels + c, dy + filter, dkernel + c * l.input + filter,
+    Part<T> part = {x + group * l.in.channels + c, dy + filter, dkernel + c * l.input + filter,
                  std::min(by.depth, l.in.channels - c), std::min(by.width, l.out.channels - k)};
     if (part.channels > 0 && part.filters > 0) run(part, zeros, zeros + most + omp_get_thread_num() * size);
   }
