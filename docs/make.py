@@ -13,7 +13,7 @@ import pdoc
 import cnnjax
 from cnnjax import config
 
-COMMANDS = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.torch_peer")
+COMMANDS = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.peers")
 
 CONFIGS = Path(__file__).with_name("configs.md")
 

@@ -9,7 +9,8 @@ import pytest
 from cnnjax.cli import main
 from cnnjax.data.datasets import load
 from cnnjax.models import list_models
-from experiments import pages, studies
+from experiments import pages, results, studies
+from experiments.cpu_speed import tables as speed_tables
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -56,6 +57,7 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
         ("fashion_mnist", "experiments/fashion_mnist/README.md"),
         ("cpu_speed", "README.md"),
         ("cpu_speed", "experiments/cpu_speed/README.md"),
+        ("cpu_speed", "docs/speed.md"),
         ("data_speed", "experiments/data_speed/README.md"),
         ("finetune", "experiments/finetune/README.md"),
         ("models", "README.md"),
@@ -76,10 +78,23 @@ def test_the_table_of_weights_is_that_of_the_package():
     assert run["pages"].fill(text, "weights", run["weights_table"]()) == text
 
 
+@pytest.mark.parametrize(
+    ("mark", "make", "page"),
+    [
+        ("cpu_training", "training_table", "experiments/cpu_speed/README.md"),
+        ("cpu_inference", "inference_table", "experiments/cpu_speed/README.md"),
+        ("cpu_shares", "shares_table", "docs/speed.md"),
+    ],
+)
+def test_tables_of_speed_are_those_of_the_csv(mark, make, page):
+    text = (ROOT / page).read_text()
+    assert pages.fill(text, mark, getattr(speed_tables, make)(speed_tables.read_rows())) == text
+
+
 def test_the_table_of_kernels_is_that_of_its_csv():
-    run = runpy.run_path(str(ROOT / "experiments" / "cpu_speed" / "run.py"))
     page = (ROOT / "experiments" / "cpu_speed" / "README.md").read_text()
-    assert run["pages"].fill(page, "cpu_ops", run["ops_table"](run["results"].read(run["OPS"]))) == page
+    table = speed_tables.ops_table(results.read(speed_tables.OPS))
+    assert pages.fill(page, "cpu_ops", table) == page
 
 
 def test_the_promises_rest_on_what_was_tried():

@@ -1,24 +1,28 @@
-"""Training steps of this project beside PyTorch's, in turn, on this machine's CPU.
+"""Training and prediction of this project beside other frameworks, in turn, on this machine's CPU.
 
-python experiments/cpu_speed/run.py            # measures what the CSVs lack of this machine
-python experiments/cpu_speed/run.py resnet18 float32 # only what is named; `ops` are the kernels
-python experiments/cpu_speed/run.py --tables   # only rewrites tables and figure from the CSVs
+    python experiments/cpu_speed/run.py train            # measures what training.csv lacks of this machine
+    python experiments/cpu_speed/run.py predict          # likewise inference.csv
+    python experiments/cpu_speed/run.py ops              # likewise ops.csv: each kernel beside XLA
+    python experiments/cpu_speed/run.py train --nets=resnet18,resnet50 --dtypes=float32 --rounds=3 --again
+    python experiments/cpu_speed/run.py tables           # only rewrites tables and figure from the CSVs
 
-Needs the extra `peers`. Each row is `cnnjax bench train --model=M --batch_size=B --dtype=D --against=torch`
-in a process of its own, five alternations; leave the machine alone meanwhile.
+Needs the extra `peers`. Each measurement is a `cnnjax bench` in a process of its own, and its rows are
+written as it ends, so a study that was stopped goes on where it was; leave the machine alone meanwhile.
+`--again` measures anew what is there. Without JAX's cache of compiled programs: first steps are cold. Peak
+memory is in training.csv.
 """
 
+import argparse
+import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -26,145 +30,151 @@ sys.path.insert(0, str(ROOT))
 
 from cnnjax.runs.record import processor
 from experiments import pages, results
+from experiments.cpu_speed import tables
+from experiments.cpu_speed.tables import DTYPES, NETS, OPS, Row, ops_table, read_rows, table
 
-RESULTS, OPS = HERE / "results.csv", HERE / "ops.csv"
-# The ratios to PyTorch that this project set itself, float32 and bfloat16.
-TARGETS = {
-    ("simple_cnn", 128): (1.8, 1.3),
-    ("alexnet_torchvision", 32): (1.1, 1.0),
-    ("googlenet_torchvision", 32): (1.2, 1.0),
-    ("resnet18", 32): (1.1, 1.0),
-    ("resnet50", 32): (1.1, 1.0),
-    ("resnet20_cifar", 128): (None, 1.0),
+FILES = {"train": tables.TRAINING, "predict": tables.INFERENCE}
+# What is alternated with; a framework that has no such net, or is late, is a row that says so.
+AGAINST = {
+    "train": "torch,torch_compile,keras,keras_tensorflow",
+    "predict": "torch,torch_compile,openvino,onnxruntime",
 }
-DTYPES = ("float32", "bfloat16")
-MEASURED = (
-    *("images_per_second", "images_per_second_min", "images_per_second_max", "torch_images_per_second"),
-    *("ratio", "ratio_min", "ratio_max", "first_step_seconds", "peak_memory_bytes", "cpu_kernels"),
+FIGURES = (
+    *(
+        "images_per_second",
+        "images_per_second_min",
+        "images_per_second_max",
+        "ratio",
+        "ratio_min",
+        "ratio_max",
+    ),
+    *("p50_ms", "p99_ms", "first_seconds", "peak_memory_bytes", "mode", "failed", "version", "shares"),
 )
 
 
-def measure(model: str, batch: int, dtype: str) -> dict[str, object]:
-    """One row."""
-    command = [sys.executable, "-m", "cnnjax", "bench", "train", f"--model={model}", f"--batch_size={batch}"]
-    command += [f"--dtype={dtype}", "--against=torch", "--seconds=1", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def measure(kind: str, model: str, batch: int, dtype: str, options: argparse.Namespace) -> list[Row]:
+    """The rows of one bench: ours, then each peer's."""
+    command = [sys.executable, "-m", "cnnjax", "bench", kind, f"--model={model}", f"--batch_size={batch}"]
+    command += [f"--dtype={dtype}", f"--against={options.against or AGAINST[kind]}", "--json"]
+    command += [f"--rounds={options.rounds}", f"--seconds={options.seconds}"]
+    command += [f"--peer_seconds={options.peer_seconds}"]
+    cold = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    cold["CNNJAX_COMPILE_CACHE"] = "off"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=cold)
     if done.returncode:
-        raise SystemExit(f"{model} {dtype}: {done.stderr.strip()[-500:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "torch")}
-    return {
-        "model": model, "batch": batch, "dtype": dtype, **{key: found[key] for key in MEASURED},
-        "shares": json.dumps(found["shares"]),
-        **versions, "machine": processor(), "python": platform.python_version(),
-    }  # fmt: skip
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no words"])[-1])
+    return rows_of(json.loads(done.stdout.splitlines()[-1]), options.rounds)
 
 
-def measure_ops() -> list[dict[str, object]]:
+def rows_of(found: Mapping[str, object], rounds: int) -> list[Row]:
+    """What `cnnjax bench --json` printed as rows of a CSV."""
+    peers = found["peers"]
+    assert isinstance(peers, dict)
+    first = found.get("first_step_seconds", found.get("first_call_seconds"))
+    jax = importlib.metadata.version("jax")
+    ours = {**found, "first_seconds": first, "version": f"jax {jax}, {found['cpu_kernels']}"}
+    ours["shares"] = json.dumps(found["shares"]) if "shares" in found else ""
+    ours |= dict.fromkeys(
+        ("ratio", "ratio_min", "ratio_max"), ""
+    )  # to the best, which follows from the others
+    return [
+        {
+            **{name: str(found[name]) for name in ("model", "batch", "dtype")},
+            "framework": name,
+            **{figure: str(row.get(figure, "")) for figure in FIGURES},
+            **{
+                "rounds": str(row.get("rounds", rounds)),
+                "machine": processor(),
+                "python": platform.python_version(),
+            },
+            "date": datetime.date.today().isoformat(),
+        }
+        for name, row in {"cnnjax": ours, **peers}.items()
+    ]
+
+
+def wanted(kind: str, options: argparse.Namespace) -> Iterator[tuple[str, int, str]]:
+    """(net, batch, dtype) that are asked for, and not yet in the CSV unless it is `--again`."""
+    have = {
+        (row["model"], row["batch"], row["dtype"])
+        for row in results.read(FILES[kind])
+        if row["machine"] == processor() and row["framework"] == "cnnjax"
+    }
+    for net in options.nets.split(",") if options.nets else NETS:
+        batches = [NETS[net]] if kind == "train" else [1, 32]
+        for batch in [int(batch) for batch in options.batches.split(",")] if options.batches else batches:
+            for dtype in options.dtypes.split(","):
+                if options.again or (net, str(batch), dtype) not in have:
+                    yield net, batch, dtype
+
+
+def keep(file: Path, rows: list[Row], names: Sequence[str] = ("model", "batch", "dtype", "machine")) -> None:
+    """Writes rows in the place of those that have the same in these columns."""
+    this = [rows[0][name] for name in names]
+    others = [row for row in results.read(file) if [row[name] for name in names] != this]
+    part = file.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    results.append(part, *others, *rows)
+    part.replace(file)
+
+
+def measure_ops() -> list[Row]:
     """Each kernel beside XLA."""
     command = [sys.executable, str(HERE / "bench_ops.py")]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     facts = {"jax": importlib.metadata.version("jax"), "machine": processor()}
-    return [{**json.loads(line), **facts} for line in lines]
+    return [{name: str(value) for name, value in {**json.loads(line), **facts}.items()} for line in lines]
 
 
-def read_rows() -> list[dict[str, str]]:
-    """All rows, machines of one model and dtype beside each other."""
-    order = [(model, dtype) for model, _ in TARGETS for dtype in DTYPES]
-    return sorted(results.read(RESULTS), key=lambda row: order.index((row["model"], row["dtype"])))
+def measure_all(kind: str, options: argparse.Namespace) -> None:
+    """Goes on after a bench that failed; it is measured at the next start."""
+    for net, batch, dtype in wanted(kind, options):
+        start = time.monotonic()
+        try:
+            rows = measure(kind, net, batch, dtype, options)
+        except RuntimeError as error:
+            print(f"{kind} {net} {batch} {dtype}: {error}", flush=True)
+            continue
+        keep(FILES[kind], rows)
+        (name, ratio, _, _) = tables.best(rows) or ("nothing", float("nan"), 0, 0)
+        took = f"{time.monotonic() - start:.0f} s"
+        print(f"{kind} {net} {batch} {dtype}: {ratio:.2f} of {name} ({took})", flush=True)
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """The measured rows as Markdown, with the target of each."""
-    lines = [
-        "| model, batch | dtype | processor | images/s | PyTorch | ratio (lowest, highest) | target "
-        "| first step s | where our time goes |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        target = TARGETS[row["model"], int(row["batch"])][DTYPES.index(row["dtype"])]
-        verdict = "" if target is None else f"{target} {'met' if float(row['ratio']) >= target else 'missed'}"
-        where = ", ".join(
-            f"{kind} {share:.0%}" for kind, share in list(json.loads(row["shares"]).items())[:3]
-        )
-        lines.append(
-            f"| {row['model']}, {row['batch']} | {row['dtype']} | {row['machine']} "
-            f"| {float(row['images_per_second']):,.1f} "
-            f"| {float(row['torch_images_per_second']):,.1f} "
-            f"| **{float(row['ratio']):.2f}** ({float(row['ratio_min']):.2f}, {float(row['ratio_max']):.2f}) "
-            f"| {verdict} | {float(row['first_step_seconds']):.1f} | {where} |"
-        )
-    last = rows[-1]
-    lines += [
-        "",
-        f"Median of five alternations; synthetic images, SGD with momentum, cross entropy; PyTorch eager and "
-        f"channels_last. {last['cpu_kernels']}, jax {last['jax']}, torch {last['torch']}. "
-        "Written by `python experiments/cpu_speed/run.py` from `experiments/cpu_speed/results.csv`.",
-    ]
-    return "\n".join(lines)
-
-
-def ops_table(rows: list[dict[str, str]]) -> str:
-    """Each kernel beside XLA as Markdown, machines beside each other."""
-    machines = list(dict.fromkeys(row["machine"] for row in rows))
-    found = {(row["operation"], row["dtype"], row["machine"]): row for row in rows}
-    heads = "".join(f" {machine}: XLA ms | kernel ms | ratio |" for machine in machines)
-    lines = [f"| operation | dtype |{heads}", "|---|---|" + "---|---|---|" * len(machines)]
-    for operation, dtype in dict.fromkeys((row["operation"], row["dtype"]) for row in rows):
-        line = f"| {operation} | {dtype} |"
-        for machine in machines:
-            row = found.get((operation, dtype, machine))
-            line += " | | |" if row is None else (
-                f" {float(row['xla_ms']):.2f} | {float(row['kernel_ms']):.2f} | {float(row['ratio']):.1f} |"
-            )  # fmt: skip
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def draw(rows: list[dict[str, str]]) -> None:
-    """The ratios as bars, with their range and their targets; a panel a machine."""
-    plt.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
-    machines = list(dict.fromkeys(row["machine"] for row in rows))
-    kinds = list(dict.fromkeys((row["model"], row["dtype"]) for row in rows))
-    figure, axes = plt.subplots(
-        1, len(machines), sharex=True, sharey=True, squeeze=False, figsize=(10, 4), layout="constrained"
-    )
-    panels = dict(zip(machines, axes[0], strict=True))
-    for row in rows:
-        axis, i = panels[row["machine"]], kinds.index((row["model"], row["dtype"]))
-        ratio, dtype = float(row["ratio"]), DTYPES.index(row["dtype"])
-        spread = [[ratio - float(row["ratio_min"])], [float(row["ratio_max"]) - ratio]]
-        axis.barh(i, ratio, xerr=spread, color=("#4477aa", "#ee6677")[dtype], error_kw={"elinewidth": 1})
-        if target := TARGETS[row["model"], int(row["batch"])][dtype]:
-            axis.plot([target, target], [i - 0.4, i + 0.4], color="black")
-    for machine, axis in panels.items():
-        axis.set_title(",\n".join(machine.rsplit(", ", 1)), fontsize="medium")
-        axis.axvline(1, color="grey", linestyle=":")
-    axes[0, 0].set_yticks(range(len(kinds)), [f"{model} {dtype}" for model, dtype in kinds])
-    axes[0, 0].invert_yaxis()
-    figure.supxlabel("images/s, ratio to PyTorch (black: target)", fontsize="medium")
-    figure.savefig(HERE / "ratios.svg", metadata={"Date": None})
-    plt.close(figure)
+def write() -> None:
+    """Tables and figure from the CSVs."""
+    rows, ops = read_rows(), results.read(OPS)
+    tables.draw(rows)
+    own = HERE / "README.md"
+    pages.write((own, ROOT / "README.md", ROOT / "docs" / "speed.md"), "cpu_speed", table(rows))
+    pages.write((own,), "cpu_training", tables.training_table(rows))
+    pages.write((own,), "cpu_inference", tables.inference_table(rows))
+    pages.write((ROOT / "docs" / "speed.md",), "cpu_shares", tables.shares_table(rows))
+    pages.write((own,), "cpu_ops", ops_table(ops))
 
 
 def main(arguments: list[str]) -> None:
-    if "--tables" not in arguments:
-        have = {(row["model"], row["dtype"]) for row in read_rows() if row["machine"] == processor()}
-        dtypes = [dtype for dtype in DTYPES if dtype in arguments] or DTYPES
-        models = [model for model in arguments if model not in DTYPES]
-        for model, batch in TARGETS:
-            for dtype in dtypes:
-                if (model, dtype) not in have and (not models or model in models):
-                    results.append(RESULTS, measure(model, batch, dtype))
-        measured = any(row["machine"] == processor() for row in results.read(OPS))
-        if not measured and (not models or "ops" in models):
-            results.append(OPS, *measure_ops())
-    rows, ops = read_rows(), results.read(OPS)
-    if rows:
-        draw(rows)
-        pages.write((HERE / "README.md", ROOT / "README.md"), "cpu_speed", table(rows))
-    if ops:
-        pages.write((HERE / "README.md",), "cpu_ops", ops_table(ops))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=("train", "predict", "ops", "tables"))
+    parser.add_argument("--nets", default="", help=f"with commas; default: {','.join(NETS)}")
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--batches", default="", help="with commas; default: the net's, of predict 1,32")
+    parser.add_argument("--against", default="", help="default: all of the extra `peers`")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--peer_seconds", type=float, default=240.0)
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.nets.split(",")) - {"", *NETS}:
+        parser.error(f"--nets={','.join(unknown)}: the study has {', '.join(NETS)}")
+    if options.kind in FILES:
+        measure_all(options.kind, options)
+    have = any(row["machine"] == processor() for row in results.read(OPS))
+    if options.kind == "ops" and (options.again or not have):
+        keep(OPS, measure_ops(), ("machine",))
+    write()
 
 
 if __name__ == "__main__":

@@ -66,6 +66,15 @@ def test_a_mode_that_is_late_gives_way_to_the_next():
     assert beside("autotuned", limit=5.0)[1]["mode"] == "default"
 
 
+def test_a_peer_that_is_far_from_the_best_is_measured_once(sums, monkeypatch):
+    monkeypatch.setitem(FRAMEWORKS, "far", sums._replace(modes=("far",)))
+    work = Work("train", "any", 4, "float32", (8, 8, 3), 10)
+    ours, rows = alternate(
+        ["sums", "far"], work, lambda s: measure(lambda: time.sleep(0.01), s, 4), 2, 0.0, 60.0, print
+    )
+    assert [row["rounds"] for row in rows.values()] == [2, 1] and len(ours) == 3
+
+
 def test_the_best_peer_is_the_one_that_we_are_slowest_beside():
     rows = {name: {"ratio": r, "ratio_min": r, "ratio_max": r} for name, r in (("a", 1.5), ("b", 1.2))}
     assert dict(best(rows | {"c": {"failed": "no such net"}}))["best_peer"] == "b"

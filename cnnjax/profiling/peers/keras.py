@@ -55,7 +55,7 @@ def build(work: Work) -> Callable[[], object]:
             classifier_activation=None,
         )
     else:
-        raise Unable("keras.applications has no such net")
+        raise Unable("no such net")
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -14,7 +14,7 @@ from cnnjax.profiling.peers.torch import Whole
 
 def build(work: Work) -> Callable[[], object]:
     if work.dtype != "float32":
-        raise Unable(f"its kernels for CPUs have no {work.dtype}")
+        raise Unable(f"no {work.dtype} on a CPU")
     images = np.random.default_rng(0).integers(0, 256, (work.batch_size, *work.shape), np.uint8)
     file = io.BytesIO()
     torch.onnx.export(Whole(work), (torch.from_numpy(images),), file, input_names=["images"], dynamo=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from cnnjax.errors import UserError, unknown
 from cnnjax.profiling.peers.serve import Round, Work
 
+FAR = 2.0  # times slower than the fastest of those before it: no near rival
 Row = dict[str, float | str]  # figures of a peer beside ours, or the reason under "failed"
 Tell = Callable[[str], None]
 
@@ -125,17 +127,20 @@ def alternate(
 ) -> tuple[list[Round], dict[str, Row]]:
     """Our rounds, and the row of each peer: ours and the peer's take turns, one peer after the other.
 
-    So there are never more than two of them in memory. Without peers there are `rounds` of ours alone.
+    So there are never more than two of them in memory. One that is `FAR` slower than another is measured
+    once. Without peers there are `rounds` of ours alone.
     """
     if not names:
         return [measure(seconds) for _ in range(rounds)], {}
-    ours, rows = [], {}
+    ours: list[Round] = []
+    rows: dict[str, Row] = {}
     for name in names:
-        pairs = []
+        pairs: list[tuple[Round, Round]] = []
         try:
             peer, mode = _start(FRAMEWORKS[name], work, limit)
+            nearest = min((float(row["ratio"]) for row in rows.values() if "ratio" in row), default=math.inf)
             try:
-                for _ in range(rounds):
+                while len(pairs) < rounds and not (pairs and _ratio(*pairs[0]) > FAR * nearest):
                     ours.append(measure(seconds))
                     pairs.append((ours[-1], peer.measure(seconds)))
             finally:
@@ -160,8 +165,12 @@ def _start(framework: Framework, work: Work, limit: float) -> tuple[Peer, str]:
 
 
 def _row(pairs: Sequence[tuple[Round, Round]]) -> Row:
-    ratios = [ours["images_per_second"] / theirs["images_per_second"] for ours, theirs in pairs]
-    return {**spread("ratio", ratios, 3), **summary([theirs for _, theirs in pairs])}
+    ratios = spread("ratio", [_ratio(*pair) for pair in pairs], 3)
+    return {**ratios, "rounds": len(pairs), **summary([theirs for _, theirs in pairs])}
+
+
+def _ratio(ours: Round, theirs: Round) -> float:
+    return ours["images_per_second"] / theirs["images_per_second"]
 
 
 def summary(rounds: Sequence[Round]) -> Row:

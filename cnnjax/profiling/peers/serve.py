@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-WARM_UP = 2  # calls after the first that are not measured
+WARM_UP = 1  # call after the first that is not measured
 Round = dict[str, float]  # what one measurement gives
 
 
