@@ -62,8 +62,8 @@ def test_a_peer_that_is_late_is_ended(sums, monkeypatch):
     assert time.perf_counter() - start < 30
 
 
-def test_a_mode_that_is_late_gives_way_to_the_next():
-    assert beside("autotuned", limit=5.0)[1]["mode"] == "default"
+def test_a_mode_that_fails_gives_way_to_the_next():
+    assert beside("autotuned")[1]["mode"] == "default"
 
 
 def test_a_peer_that_is_far_from_the_best_is_measured_once(sums, monkeypatch):
