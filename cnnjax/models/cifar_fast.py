@@ -25,7 +25,7 @@ from cnnjax.models.net import Constructor, Dtype, Net, torch_uniform
 from cnnjax.models.variants import CIFAR, Variant
 
 FROZEN = r"whiten/kernel|stage\d/norm\d/scale"
-gelu = partial(jax.nn.gelu, approximate=False)  # the scripts' is the exact one, by the error function
+gelu = ops.gelu  # the scripts' is the exact one, by the error function
 
 
 def whitening_kernel(images: jax.Array, *, kernel_size: int = 2, epsilon: float = 5e-4) -> jax.Array:

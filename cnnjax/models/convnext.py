@@ -16,21 +16,12 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import Conv, ConvNorm, Dense, DropPath, logits
+from cnnjax.models.layers import Conv, ConvNorm, Dense, DropPath, LayerNorm, logits
 from cnnjax.models.net import Constructor, Net, check_stem
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
 
 truncated = nn.initializers.truncated_normal(0.02)
-gelu = partial(jax.nn.gelu, approximate=False)
 PATCH = {"imagenet": 4, "cifar": 2}  # the side of a patch that the stem turns into one pixel
-
-
-class LayerNorm(nn.LayerNorm):
-    """Flax's layer, which promotes bfloat16 to float32 implicitly; also if JAX is told to refuse that."""
-
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        with jax.numpy_dtype_promotion("standard"):
-            return super().__call__(x, mask=mask)
 
 
 class Block(nn.Module):
@@ -46,11 +37,11 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         y = self.norm(name="norm")(self.conv(width, 7, padding=3, groups=width, name="conv")(x))
-        y = gelu(self.dense(4 * width, name="dense1")(y))
+        y = ops.gelu(self.dense(4 * width, name="dense1")(y))
         y = self.dense(width, name="dense2")(y)
         scale_init = nn.initializers.constant(self.layer_scale_init)
         scale = self.param("layer_scale", scale_init, (width,), jnp.float32)
-        return x + self.drop_path(y * scale.astype(y.dtype)[None, None, None])
+        return x + self.drop_path(ops.scale_channels(y, scale))
 
 
 class GlobalResponseNorm(nn.Module):
@@ -83,7 +74,7 @@ class BlockV2(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         y = self.norm(name="norm")(self.conv(width, 7, padding=3, groups=width, name="conv")(x))
-        y = GlobalResponseNorm(name="grn")(gelu(self.dense(4 * width, name="dense1")(y)))
+        y = GlobalResponseNorm(name="grn")(ops.gelu(self.dense(4 * width, name="dense1")(y)))
         return x + self.drop_path(self.dense(width, name="dense2")(y))
 
 
@@ -115,7 +106,7 @@ class Stages(Net, abc.ABC):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, kernel_init=truncated, dtype=self.dtype)
         dense = partial(Dense, kernel_init=truncated, dtype=self.dtype)
-        norm = partial(LayerNorm, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype)
+        norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
         rates = iter(np.linspace(0, self.drop_path_rate, sum(self.stage_sizes)).tolist())
         patch = PATCH[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3

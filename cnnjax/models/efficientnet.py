@@ -127,7 +127,7 @@ class EfficientNet(Net):
         layer = partial(ConvNorm, conv=conv, padding=self.padding)
         unit = partial(layer, norm=self.norm_layer(BatchNormAct, train, **norm))
         linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
-        squeeze = partial(SqueezeExcite, act=nn.silu, kernel_init=he_fan_out, dtype=self.dtype)
+        squeeze = partial(SqueezeExcite, act=ops.silu, kernel_init=he_fan_out, dtype=self.dtype)
         sizes = [math.ceil(self.depth * size) for *_, size in self.stages]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
         x = image.astype(self.dtype)  # 224 224 3

@@ -60,11 +60,21 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         check_widths(self, (x.shape[-1], self.features))
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-            y = y + jax.lax.expand_dims(bias, range(y.ndim - 1))
-        return y.astype(self.dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
+        return ops.dense(x.astype(self.dtype), kernel.astype(self.dtype), bias)
+
+
+class LayerNorm(nn.Module):
+    """Normalization of each pixel over its channels, in float32; parameters `scale` and `bias`."""
+
+    epsilon: float = 1e-6
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", zeros, x.shape[-1:], jnp.float32)
+        return ops.layer_norm(x.astype(self.dtype), scale, bias, epsilon=self.epsilon)
 
 
 class BatchNorm(nn.Module):
@@ -119,7 +129,7 @@ class BatchNormRelu(BatchNorm):
 class BatchNormAct(BatchNorm):
     """`BatchNorm`, then an activation other than ReLU."""
 
-    act: Activation = jax.nn.silu
+    act: Activation = ops.silu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -178,7 +188,7 @@ class SqueezeExcite(nn.Module):
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         gate = self.act(dense(self.squeeze_features, name="fc1")(ops.global_avg_pool(x)))
         gate = self.gate(dense(x.shape[-1], name="fc2")(gate))
-        return x * gate[:, None, None, :].astype(x.dtype)
+        return ops.scale_channels(x, gate)
 
 
 class DropPath(nn.Module):

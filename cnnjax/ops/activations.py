@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from cnnjax.errors import by_name
+from cnnjax.ops.cpu import make_activation, takes
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -17,12 +18,32 @@ def softmax(x: jax.Array) -> jax.Array:
     return jax.nn.softmax(x, axis=-1)
 
 
+def _gelu_in_xla(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+_gelu_on_cpu, _silu_on_cpu = make_activation("gelu", _gelu_in_xla), make_activation("silu", jax.nn.silu)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's probability of less than x, float [...] (Hendrycks, Gimpel 2016, 1606.08415).
+
+    The exact form; on a CPU within 2e-7 of the size of x.
+    """
+    return _gelu_on_cpu(x) if takes(x) else _gelu_in_xla(x)
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """x times its sigmoid, float [...] (Elfwing, Uchibe, Doya 2017, 1702.03118)."""
+    return _silu_on_cpu(x) if takes(x) else jax.nn.silu(x)
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,  # the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2)
     "identity": identity,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
+    "silu": silu,
     "softmax": softmax,
     "tanh": jax.numpy.tanh,
 }

@@ -9,7 +9,14 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError
-from cnnjax.ops.cpu import make_batch_norm, make_response_norm, max_windows_and_places, takes
+from cnnjax.ops.cpu import (
+    make_batch_norm,
+    make_layer_norm,
+    make_response_norm,
+    max_windows_and_places,
+    scale_rows,
+    takes,
+)
 from cnnjax.ops.mesh import axis_size
 from cnnjax.ops.pooling import max_pool, widen
 
@@ -54,6 +61,26 @@ def local_response_norm_caffe(
 ) -> jax.Array:
     """`local_response_norm` as Caffe and torch compute it: alpha is divided by n, and k is 1 by default."""
     return local_response_norm(x, n=n, k=k, alpha=alpha / n, beta=beta)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
+    """Normalizes each pixel by the mean and variance of its channels (Ba, Kiros, Hinton 2016, 1607.06450).
+
+    x is float [..., C], scale and bias float32 [C]; y is of the dtype of x, computed in float32.
+    """
+    _check_channels(x, scale=scale, bias=bias)
+    in_kernel = takes(x) and scale.dtype == bias.dtype == jnp.float32
+    return (_layer_norm_on_cpu if in_kernel else _layer_norm_in_xla)(x, scale, bias, epsilon=epsilon)
+
+
+def _layer_norm_in_xla(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float) -> jax.Array:
+    wide = _widen(x)
+    centered = wide - wide.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + epsilon)
+    return (centered * (inverse * _like(x, scale)) + _like(x, bias)).astype(x.dtype)
+
+
+_layer_norm_on_cpu = make_layer_norm(_layer_norm_in_xla)
 
 
 def batch_norm_train(
@@ -167,6 +194,18 @@ def batch_norm_inference(
     y = (_widen(x) - _like(x, mean)) * _like(x, factor) + _like(x, bias)
     y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
     return y if pool == 1 else max_pool(y, pool)
+
+
+def scale_channels(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Each channel of [B, H, W, C] times a factor, float [C], or [B, C] of its own for each image."""
+    batch, channels = x.shape[0], x.shape[-1]
+    groups = batch if factor.ndim == 2 else 1
+    if factor.shape not in ((channels,), (batch, channels)):
+        raise UserError(f"factor {factor.shape}: must be {(channels,)} or {(batch, channels)}, those of x")
+    if takes(x, factor) and x.shape[:3] != (batch, 1, 1):
+        rows = x.reshape(groups, -1, channels)
+        return scale_rows(rows, factor.reshape(groups, channels).astype(jnp.float32)).reshape(x.shape)
+    return (_widen(x) * widen(factor).reshape(groups, 1, 1, channels)).astype(x.dtype)
 
 
 def _widen(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from cnnjax.errors import UserError
-from cnnjax.ops.cpu import make_max_pool, takes
+from cnnjax.ops.cpu import channel_sums, make_max_pool, takes
 from cnnjax.ops.portable import is_portable, max_windows, sum_windows
 from cnnjax.ops.shapes import Padding, Pair, Sides, Size, pair, pool_output_size, resolve_padding
 
@@ -140,6 +140,9 @@ def adaptive_avg_pool(x: Array, output_size: Size) -> Array:
 def global_avg_pool(x: Array) -> Array:
     """The mean of each channel: float [B, H, W, C] -> [B, C] of the dtype of x, summed in float32."""
     _check_image(x)
+    if takes(x) and (size := x.shape[1] * x.shape[2]) > 1:
+        sums = channel_sums(x.reshape(x.shape[0], size, x.shape[3]))
+        return (sums / size).astype(x.dtype)
     return widen(x).mean((1, 2)).astype(x.dtype)
 
 

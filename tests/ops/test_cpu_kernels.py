@@ -296,6 +296,69 @@ def test_local_response_norm_and_its_gradient_are_those_of_xla(n, channels, dtyp
     compare(lambda x: ops.local_response_norm(x, n=n, alpha=1e-2), [x], dtype)
 
 
+@examples
+@given(
+    st.sampled_from([(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2)]),
+    st.sampled_from([16, 24, 80]),
+    st.tuples(st.integers(1, 30), st.integers(1, 40)),
+    st.tuples(*[st.tuples(st.integers(1, 2), st.integers(0, 4))] * 2),
+    st.sampled_from([1, 2, 3]),
+    st.booleans(),
+    dtypes,
+)
+def test_depthwise_convolution_and_its_gradients_are_those_of_xla(
+    window, channels, size, padding, threads, has_bias, dtype
+):
+    side, stride = window
+    assume(all(pixels + sum(pads) >= side for pixels, pads in zip(size, padding, strict=True)))
+    parameters = {"strides": stride, "padding": padding, "groups": channels}
+    library().cnnjax_start(threads)
+    try:
+        compare_convolution((2, *size, channels), (side, side, 1, channels), parameters, has_bias, dtype)
+    finally:
+        library().cnnjax_start(thread_count())
+
+
+@settings(examples, max_examples=4)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(2, 150), dtypes)
+def test_layer_norm_activations_and_products_of_channels_are_those_of_xla(rows, width, channels, dtype):
+    x = normal(0, (3, rows, width, channels), dtype, mean=2.0)
+    scale, bias = normal(1, (channels,)), normal(2, (channels,))
+    x = x.at[..., 0].add(4)  # a variance of almost nothing makes any rounding large
+    compare(ops.layer_norm, [x, scale, bias], dtype)
+    compare(lambda x: ops.gelu(ops.silu(x - 2)), [x], dtype)
+    compare(
+        lambda *arrays: ops.dense(*arrays), [x, normal(3, (channels, 32), dtype), normal(4, (32,))], dtype
+    )
+    gates = normal(5, (3, channels), dtype)
+    compare(lambda x, *by: sum(map(functools.partial(ops.scale_channels, x), by)), [x, scale, gates], dtype)
+    compare(lambda x: ops.global_avg_pool(ops.silu(x)), [x], dtype)
+
+
+def test_activations_of_large_numbers_and_of_nan():
+    x = jnp.float32([-1e30, -200, -90, -87, -14, -1e-3, 0, 1e-30, 14, 200, 1e30, jnp.inf, jnp.nan])
+    for found, wanted in (
+        (ops.gelu, functools.partial(jax.nn.gelu, approximate=False)),
+        (ops.silu, jax.nn.silu),
+    ):
+        np.testing.assert_allclose(jax.jit(found)(x), wanted(x), rtol=1e-6, atol=3e-7)
+
+
+def test_gradients_of_gradients_through_layer_norm_and_activations():
+    def loss(x, kernel, scale, factor):
+        y = ops.layer_norm(ops.conv2d(x, kernel, padding=1, groups=16), scale, scale)
+        y = ops.scale_channels(ops.gelu(y) + ops.silu(y), factor)
+        return jnp.tanh(ops.scale_channels(y, ops.global_avg_pool(y))).sum()
+
+    def squares(*arrays):
+        return sum((g**2).sum() for g in jax.grad(loss, (0, 1, 2, 3))(*arrays))
+
+    arrays = normal(0, (2, 4, 5, 16)), normal(1, (3, 3, 1, 16)), normal(2, (16,)), normal(3, (16,))
+    assert_equal(*both(jax.grad(squares, (0, 1, 2, 3)), *arrays), 1e-4)
+    assert_equal(*both(jax.vmap(jax.grad(loss)), *(jnp.stack([a, 2 * a]) for a in arrays)))
+    assert_equal(*both(lambda *a: jax.jvp(loss, a, a), *arrays), 1e-4)
+
+
 # Transformations
 
 

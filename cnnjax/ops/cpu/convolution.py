@@ -11,6 +11,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 
+from cnnjax.ops.cpu.channels import channel_sums
 from cnnjax.ops.cpu.library import library
 from cnnjax.ops.cpu.primitive import Attributes, make_primitive, map_reference
 from cnnjax.ops.shapes import Pair, Sides
@@ -93,8 +94,8 @@ def _set_bias_gradients(forward: Primitive, forward_bias: Primitive, to_kernel: 
     def transpose(dy, x, kernel, bias, **p):
         if type(dy) is ad.Zero:
             return None, ad.Zero(kernel.aval), ad.Zero(bias.aval)
-        # XLA sums as fast as memory is read; oneDNN's own gradient of a bias is slow.
-        dbias = dy.astype(jnp.float32).sum((0, 1, 2)).astype(dy.dtype)
+        # oneDNN's own gradient of a bias is slow.
+        dbias = channel_sums(dy.reshape(1, -1, dy.shape[-1]))[0].astype(dy.dtype)
         return None, to_kernel.bind(x, dy, window=_shape(kernel)[:2], **p), dbias
 
     ad.primitive_jvps[forward_bias] = jvp

@@ -17,7 +17,10 @@ from jax.sharding import AxisType, get_abstract_mesh
 
 SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
-HANDLERS = ("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm")
+HANDLERS = (
+    *("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm"),
+    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum"),
+)
 # OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
 # share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
 SPIN = ("GOMP_SPINCOUNT", "2000")

@@ -1,6 +1,8 @@
 // Convolution, its input gradient and its kernel gradient (arrays NHWC, kernels HWIO), by oneDNN.
 #include "convolution.h"
 
+#include "depthwise.h"
+
 namespace cnnjax {
 namespace {
 
@@ -175,6 +177,9 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
       return kernel_gradient(problem, turn, floats(x.untyped_data()), floats(y.untyped_data()),
                              floats(kernel.untyped_data()));
     }
+    if (has_depthwise(problem)) {
+      return depthwise(problem, turn, first.untyped_data(), second.untyped_data(), bias, result.untyped_data());
+    }
     problem.threads = omp_get_max_threads();
     Primitive& primitive = primitives().get(problem.key(), [&] { return make(problem); });
     run(primitive, problem.mode, turn, x.untyped_data(), kernel.untyped_data(), y.untyped_data(), bias);
@@ -198,7 +203,7 @@ extern "C" __attribute__((visibility("default"))) int cnnjax_convolution_is_fast
   guarded([&] {
     check_problem(problem);
     Turn turn;
-    if (has_winograd(problem) || has_kernel_gradient(problem)) {
+    if (has_winograd(problem) || has_kernel_gradient(problem) || has_depthwise(problem)) {
       fast = 1;
       return;
     }

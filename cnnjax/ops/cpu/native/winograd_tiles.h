@@ -6,50 +6,20 @@
 // what is rounded: Barabasz et al. 2020.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <array>
 #include <utility>
 
+#include "vectors.h"
 #include "winograd.h"
-
-#if defined(CNNJAX_PAIRS)
-#define CNNJAX_VECTORS __attribute__((target("avx512f,avx512bf16")))
-#elif CNNJAX_LANES == 16
-#define CNNJAX_VECTORS __attribute__((target("avx512f")))
-#else
-#define CNNJAX_VECTORS __attribute__((target("avx2,fma")))
-#endif
-#define CNNJAX_INLINE CNNJAX_VECTORS __attribute__((always_inline)) inline
 
 namespace cnnjax {
 namespace {
 
-constexpr int64_t kLanes = CNNJAX_LANES, kWide = 16;  // floats of a vector; filters of a panel of weights
-constexpr int64_t kGroup = 64;                        // filters whose products lie in the second-level cache
-
-#if CNNJAX_LANES == 16
-constexpr int64_t kTall = 12, kPanels = 2;  // rows and panels of a tile of products: its sums fill 24 of 32 registers
-using Vector = __m512;
-CNNJAX_INLINE Vector load(const float* from) { return _mm512_loadu_ps(from); }
-CNNJAX_INLINE void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
-CNNJAX_INLINE Vector all(float value) { return _mm512_set1_ps(value); }
-#ifdef CNNJAX_PAIRS  // each number of a and of b is the bits of two of bfloat16
-CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
-  return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
-}
-#else
-CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-#endif
-#else
-constexpr int64_t kTall = 6, kPanels = 1;  // 12 of 16 registers
-using Vector = __m256;
-CNNJAX_INLINE Vector load(const float* from) { return _mm256_loadu_ps(from); }
-CNNJAX_INLINE void store(float* to, Vector value) { _mm256_storeu_ps(to, value); }
-CNNJAX_INLINE Vector all(float value) { return _mm256_set1_ps(value); }
-CNNJAX_INLINE Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-#endif
+constexpr int64_t kWide = 16;   // filters of a panel of weights
+constexpr int64_t kGroup = 64;  // filters whose products lie in the second-level cache
+// Rows and panels of a tile of products: its sums fill 24 of 32 registers, or 12 of 16.
+constexpr int64_t kTall = kLanes == 16 ? 12 : 6, kPanels = kLanes == 16 ? 2 : 1;
 
 int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 int64_t down(const Layer& l) { return parts_of(l.out.height, kOut); }
