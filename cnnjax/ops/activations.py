@@ -26,9 +26,9 @@ _gelu_on_cpu, _silu_on_cpu = make_activation("gelu", _gelu_in_xla), make_activat
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's probability of less than x, float [...] (Hendrycks, Gimpel 2016, 1606.08415).
+    """x times the normal distribution's probability of less than x, float [...], in its exact form.
 
-    The exact form; on a CPU within 2e-7 of the size of x.
+    Hendrycks, Gimpel 2016, 1606.08415. On a CPU the probability is within 2e-7.
     """
     return _gelu_on_cpu(x) if takes(x) else _gelu_in_xla(x)
 

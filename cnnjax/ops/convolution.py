@@ -61,7 +61,10 @@ def conv2d(
 
 
 def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """A fully connected layer on the last axis, summed in float32: [..., C], [C, K] and [K] -> [..., K] of that dtype."""
+    """A fully connected layer on the last axis, summed in float32.
+
+    x is float [..., C], kernel [C, K] of its dtype, bias float [K]; [..., K] of the dtype of x comes out.
+    """
     if x.ndim == 4 and takes(x, kernel):
         return conv2d(x, kernel[None, None], bias)
     y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)

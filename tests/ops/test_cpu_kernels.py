@@ -296,7 +296,7 @@ def test_local_response_norm_and_its_gradient_are_those_of_xla(n, channels, dtyp
     compare(lambda x: ops.local_response_norm(x, n=n, alpha=1e-2), [x], dtype)
 
 
-@examples
+@settings(examples, max_examples=4)
 @given(
     st.sampled_from([(3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2)]),
     st.sampled_from([16, 24, 80]),
@@ -320,7 +320,7 @@ def test_depthwise_convolution_and_its_gradients_are_those_of_xla(
 
 
 @settings(examples, max_examples=4)
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(2, 150), dtypes)
+@given(st.integers(1, 40), st.integers(2, 9), st.integers(8, 150), dtypes)
 def test_layer_norm_activations_and_products_of_channels_are_those_of_xla(rows, width, channels, dtype):
     x = normal(0, (3, rows, width, channels), dtype, mean=2.0)
     scale, bias = normal(1, (channels,)), normal(2, (channels,))
@@ -644,6 +644,15 @@ def test_other_bad_calls_are_errors_with_the_numbers():
         ("cnnjax_max_pool", [y, ((2, 3, 3, 4), u8)], [x], {"window": [16, 17], **pool}),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 4), u8)], [x], {"window": [3, 2], **pool}),
         ("cnnjax_max_pool", [(x.shape, f32)], [jnp.zeros(y[0])], {"window": [2, 2], **pool}),
+        ("cnnjax_activation", [y], [x], {"silu": True}),
+        ("cnnjax_activation", [(x.shape, f32)], [x, jnp.zeros(y[0])], {"silu": False}),
+        ("cnnjax_activation", [(x.shape, u8)], [x], {"silu": False}),
+        ("cnnjax_layer_norm", [y], [x, jnp.zeros(4), jnp.zeros(4)], {"epsilon": np.float32(1e-6)}),
+        ("cnnjax_layer_norm", [(x.shape, f32)], [x, x, jnp.zeros(4)], {"epsilon": np.float32(1e-6)}),
+        ("cnnjax_layer_norm", [(x.shape, f32), *statistics], [x] * 3, {"epsilon": np.float32(1e-6)}),
+        ("cnnjax_channel_sum", [((2, 6), f32)], [x], {}),
+        ("cnnjax_channel_sum", [((2, 4), f32)], [jnp.zeros((2, 9, 6))], {}),
+        ("cnnjax_channel_sum", [((2, 6), f32)], [jnp.zeros((2, 9, 6)), jnp.zeros((2, 8, 6))], {}),
         ("cnnjax_response_norm", [(x.shape, f32)], [x], {"n": 4}),
         ("cnnjax_response_norm", [(x.shape, f32)], [x, jnp.zeros((2, 6, 6, 5))], {"n": 5}),
     ]

@@ -33,7 +33,7 @@ def make_activation(name: str, reference: Callable[[jax.Array], jax.Array]) -> C
 
 
 def make_layer_norm(reference: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`reference`, (x [..., C], float32 scale [C], bias [C], epsilon=) -> y of the dtype of x, or the kernels."""
+    """`reference`, or the kernels: (x [..., C], float32 scale [C], bias [C], epsilon=) -> y like x."""
 
     def forward_reference(x, scale, bias, **parameters):
         return (reference(x, scale, bias, **parameters),)
