@@ -178,7 +178,7 @@ ffi::Error Convolution(ffi::RemainingArgs arguments, ffi::RemainingRets results,
                              floats(kernel.untyped_data()));
     }
     if (has_depthwise(problem)) {
-      return depthwise(problem, turn, first.untyped_data(), second.untyped_data(), bias, result.untyped_data());
+      return depthwise(problem, turn, first.untyped_data(), second.untyped_data(), result.untyped_data());
     }
     problem.threads = omp_get_max_threads();
     Primitive& primitive = primitives().get(problem.key(), [&] { return make(problem); });

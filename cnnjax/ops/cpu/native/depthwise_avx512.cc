@@ -5,6 +5,6 @@
 namespace cnnjax {
 
 const Depthwise kDepthwiseAvx512 = {
-    kLanes, {convolve<float>, convolve<uint16_t>}, {kernel_gradient<float>, kernel_gradient<uint16_t>}};
+    kLanes, {input_gradient<float>, input_gradient<uint16_t>}, {kernel_gradient<float>, kernel_gradient<uint16_t>}};
 
 }  // namespace cnnjax

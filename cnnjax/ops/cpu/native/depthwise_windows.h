@@ -1,4 +1,4 @@
-// Depthwise convolution of NHWC images, its input gradient and its kernel gradient, a vector of channels at a time.
+// The gradients of depthwise convolutions of NHWC images, a vector of channels at a time.
 //
 // A strip of rows of those channels is copied, widened to float32, between columns of zeros: the loops over windows
 // then know no borders, and what they read is contiguous and stays in the second-level cache.
@@ -49,41 +49,39 @@ struct Tap {
   const float* weight;
 };
 
-// kCount outputs, whose pixels are kStep apart.
-template <int kCount, int kStep, class T>
-CNNJAX_INLINE void tile(const float* from, const Tap* taps, int64_t count, Vector start, T* to, int64_t apart,
-                        int64_t kept) {
+// kCount outputs, of which `kept` are stored.
+template <int kCount, class T>
+CNNJAX_INLINE void tile(const float* from, const Tap* taps, int64_t count, T* to, int64_t apart, int64_t kept) {
   Vector sums[kCount];
 #pragma GCC unroll 14
-  for (int i = 0; i < kCount; ++i) sums[i] = start;
+  for (int i = 0; i < kCount; ++i) sums[i] = all(0);
   for (int64_t t = 0; t < count; ++t) {
     Vector weight = load(taps[t].weight);
     const float* at = from + taps[t].offset;
 #pragma GCC unroll 14
-    for (int i = 0; i < kCount; ++i) sums[i] = multiply_add(load(at + i * kStep * kLanes), weight, sums[i]);
+    for (int i = 0; i < kCount; ++i) sums[i] = multiply_add(load(at + i * kLanes), weight, sums[i]);
   }
 #pragma GCC unroll 14
   for (int i = 0; i < kCount; ++i)
     if (i < kept) store(to + i * apart, sums[i]);
 }
 
-template <int kStep, class T>
-CNNJAX_VECTORS void row_of(const float* from, const Tap* taps, int64_t count, Vector start, T* to, int64_t apart,
-                           int64_t outputs) {
+template <class T>
+CNNJAX_VECTORS void row_of(const float* from, const Tap* taps, int64_t count, T* to, int64_t apart, int64_t outputs) {
   for (int64_t o = 0; o < outputs;) {
-    const float* at = from + o * kStep * kLanes;
+    const float* at = from + o * kLanes;
     if (outputs - o >= 2 * kTile) {
-      tile<2 * kTile, kStep>(at, taps, count, start, to + o * apart, apart, 2 * kTile);
+      tile<2 * kTile>(at, taps, count, to + o * apart, apart, 2 * kTile);
       o += 2 * kTile;
     } else {
-      tile<kTile, kStep>(at, taps, count, start, to + o * apart, apart, outputs - o);
+      tile<kTile>(at, taps, count, to + o * apart, apart, outputs - o);
       o += kTile;
     }
   }
 }
 
-// A convolution or its input gradient. An axis of outputs falls into `phases`, each every `phases`-th of them, whose
-// pixels in the strip are `step` apart: the input gradient of stride 2 takes every other tap at every other output.
+// What either gradient reads and writes. An axis of the input gradient (`back`) falls into `stride` phases: of stride 2
+// it takes every other tap at every other output.
 struct Pass {
   Plane in, out;
   int64_t height, width, stride, top, side;  // of the window; padding
@@ -95,15 +93,12 @@ struct Pass {
         stride(p.strides[0]), top(p.padding[0]), side(p.padding[2]), back(p.mode == kInputGradient) {
     if (back) std::swap(in, out);
     left = back ? up(width - 1 - side, stride) : side;
-    int64_t outputs = up(up(out.width, phases()), kTile) * kTile;
+    int64_t outputs = up(up(out.width, back ? stride : 1), kTile) * kTile;
     int64_t last = back ? (stride - 1 + side) / stride + left : width - 1;
-    columns = std::max(left + in.width, (outputs - 1) * step() + last + 1);
+    columns = std::max(left + in.width, (outputs - 1) * (back ? 1 : stride) + last + 1);
     int64_t rows = std::max<int64_t>(1, kStripBytes / (columns * kLanes * 4) - height);
     strip_rows = std::min(out.height, back ? rows * stride : up(rows, stride));
   }
-
-  int64_t phases() const { return back ? stride : 1; }
-  int64_t step() const { return back ? 1 : stride; }
 
   // Rows of `in` that the outputs [begin, end) see.
   std::pair<int64_t, int64_t> rows(int64_t begin, int64_t end) const {
@@ -118,18 +113,17 @@ struct Pass {
     return static_cast<size_t>(std::min(in.height, most) * columns * kLanes);
   }
 
-  // The taps of an output row in one phase of columns, if the strip begins with row `first`.
+  // The taps of a row of the input gradient in one phase of columns, if the strip begins with row `first`.
   int64_t taps(int64_t row, int64_t phase, int64_t first, const float* weights, Tap* to) const {
     int64_t count = 0;
     for (int64_t i = 0; i < height; ++i) {
-      int64_t r = back ? row + top - i : row * stride - top + i;
-      if (r < 0 || (back && r % stride) || (back ? r / stride : r) >= in.height) continue;
-      if (back) r /= stride;
+      int64_t r = row + top - i;
+      if (r < 0 || r % stride || r / stride >= in.height) continue;
       for (int64_t j = 0; j < width; ++j) {
-        int64_t column = back ? phase + side - j : j;
-        if (back && (column + stride * width) % stride) continue;
-        if (back) column = (column + stride * width) / stride - width + left;
-        to[count++] = {((r - first) * columns + column) * kLanes, weights + (i * width + j) * kLanes};
+        int64_t column = phase + side - j + stride * width;
+        if (column % stride) continue;
+        column = column / stride - width + left;
+        to[count++] = {((r / stride - first) * columns + column) * kLanes, weights + (i * width + j) * kLanes};
       }
     }
     return count;
@@ -143,31 +137,26 @@ CNNJAX_VECTORS void pack_weights(const Pass& p, const T* kernel, float* packed) 
 
 // A vector of channels of one image.
 template <class T>
-CNNJAX_VECTORS void convolve_image(const Pass& p, const Strip& strip, const T* x, const float* weights,
-                                   const T* bias, T* y) {
-  Vector start = bias ? load(bias) : all(0);
+CNNJAX_VECTORS void input_gradient_image(const Pass& p, const Strip& strip, const T* dy, const float* weights, T* dx) {
   Tap taps[kMostTaps];
   for (int64_t begin = 0; begin < p.out.height; begin += p.strip_rows) {
     int64_t end = std::min(p.out.height, begin + p.strip_rows);
     auto [first, last] = p.rows(begin, end);
-    strip.fill(x, p.in, first, last);
+    strip.fill(dy, p.in, first, last);
     for (int64_t row = begin; row < end; ++row)
-      for (int64_t phase = 0; phase < std::min(p.phases(), p.out.width); ++phase) {
+      for (int64_t phase = 0; phase < std::min(p.stride, p.out.width); ++phase) {
         int64_t count = p.taps(row, phase, first, weights, taps), channels = p.out.channels;
-        T* to = y + (row * p.out.width + phase) * channels;
-        int64_t outputs = up(p.out.width - phase, p.phases());
-        auto run = p.step() == 1 ? row_of<1, T> : row_of<2, T>;
-        run(strip.data, taps, count, start, to, p.phases() * channels, outputs);
+        T* to = dx + (row * p.out.width + phase) * channels;
+        row_of(strip.data, taps, count, to, p.stride * channels, up(p.out.width - phase, p.stride));
       }
   }
 }
 
 template <class T>
-void convolve(const Problem& problem, Turn& turn, const void* first, const void* kernel_, const void* bias_,
-              void* result) {
+void input_gradient(const Problem& problem, Turn& turn, const void* dy_, const void* kernel_, void* result) {
   Pass p(problem);
-  auto x = static_cast<const T*>(first), kernel = static_cast<const T*>(kernel_), bias = static_cast<const T*>(bias_);
-  T* y = static_cast<T*>(result);
+  auto dy = static_cast<const T*>(dy_), kernel = static_cast<const T*>(kernel_);
+  T* dx = static_cast<T*>(result);
   int64_t channels = p.in.channels, groups = up(channels, kChannels);
   size_t floats = p.strip_floats();
   float* scratch = reinterpret_cast<float*>(turn.scratch(omp_get_max_threads() * floats * sizeof(float)));
@@ -181,8 +170,8 @@ void convolve(const Problem& problem, Turn& turn, const void* first, const void*
       for (int64_t c = begin; c < std::min(channels, begin + kChannels); c += kLanes) {
         alignas(64) float weights[kMostTaps * kLanes];
         pack_weights(p, kernel + c, weights);
-        convolve_image(p, strip, x + n * p.in.height * p.in.width * channels + c, weights, bias ? bias + c : nullptr,
-                       y + n * p.out.height * p.out.width * channels + c);
+        input_gradient_image(p, strip, dy + n * p.in.height * p.in.width * channels + c, weights,
+                             dx + n * p.out.height * p.out.width * channels + c);
       }
     }
   }
