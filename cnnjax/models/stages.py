@@ -20,6 +20,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import ConvNorm
 from cnnjax.models.net import Constructor, Net, check_stem
+from cnnjax.ops import cpu
 
 Tree = TypeVar("Tree")
 Names = Sequence[str]
@@ -31,7 +32,8 @@ class StagedNet(Net, abc.ABC):
     """A net whose blocks come in stages."""
 
     scan_blocks: bool = False  # compile the equal blocks of a stage once and run them in a loop
-    remat: bool = False  # compute activations again in the backward pass: memory holds those of one block
+    # Compute activations again in the backward pass: memory holds those of one block, on a CPU if scanned.
+    remat: bool = False
 
     @abc.abstractmethod
     def stages(self) -> list[tuple[int, int]]:
@@ -162,8 +164,9 @@ def _init(net: nn.Module, block: nn.Module, names: Names, x: jax.Array) -> None:
 def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.Array:
     """Runs one detached block over the variables of the named ones, and stores their statistics.
 
-    Dropout draws other masks than the unrolled blocks do, and nothing inside is captured or sown. On CPUs
-    a convolution inside a loop of XLA is far slower than outside: this is for accelerators and for depth.
+    Dropout draws other masks than the unrolled blocks do, and nothing inside is captured or sown. Short
+    loops are unrolled where XLA is slow inside of them, but not what is to be computed again: outside of a
+    loop XLA:CPU keeps the first values. Initial values need no convolution.
     """
     come_stacked = net.has_variable("params", _joined(names))
 
@@ -184,7 +187,8 @@ def _scan(net: StagedNet, block: nn.Module, names: Names, x: jax.Array) -> jax.A
     if net.remat:
         body = jax.checkpoint(body, prevent_cse=False)
     variables = {name: variables_of(name) for name in ("params", "batch_stats", "frozen")}
-    x, updates = jax.lax.scan(body, x, (variables, keys))
+    unroll = 1 if net.remat or net.is_initializing() else cpu.turns_unrolled(len(names))
+    x, updates = jax.lax.scan(body, x, (variables, keys), unroll=unroll)
     if moving and not net.is_initializing():
         new = {_joined(names): updates} if come_stacked else _unstacked(updates, names)
         for name, statistics in new.items():

@@ -238,9 +238,10 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(tiny_data, tmp_path, ca
     assert all(step <= 10 for step in saved.steps())
 
 
-def test_tensorflow_is_never_imported_and_help_needs_no_jax():
+def test_tensorflow_is_never_imported_and_help_needs_no_library():
     code = (
-        "import sys; from cnnjax.cli import main; main.run(['--help']); assert 'jax' not in sys.modules; "
+        "import sys, cnnjax; from cnnjax.cli import main; main.run(['--help']); "
+        "assert not {'jax', 'flax', 'numpy', 'optax', 'grain', 'orbax'} & {*sys.modules}; "
         "import cnnjax.runs.train, cnnjax.explore.report; main.run(['data']); "
         "assert 'tensorflow' not in sys.modules"
     )

@@ -290,6 +290,45 @@ def test_scanning_compiles_equal_blocks_once():
     assert convolutions(scan_blocks=True) == 1 + 3 * 2 * 2  # a stage: its first block, and one for the rest
 
 
+def test_without_kernels_a_cpu_runs_no_loop_around_convolutions():
+    """Forward and backward, but for very deep nets: XLA's convolutions are slow in its loops."""
+
+    def loops(blocks, kernels, devices=1):
+        model = create_model(f"resnet20_cifar(stage_sizes=({blocks},), widths=(2,), scan_blocks=True)")
+        shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (8, 8, 3)))
+        mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        with cpu.chosen(kernels), jax.set_mesh(mesh):
+            gradient = jax.jit(jax.grad(lambda *inputs: model.apply(*inputs).sum()))
+            return gradient.lower(shapes, jnp.zeros((1, 8, 8, 3))).as_text().count("stablehlo.while")
+
+    assert loops(4, kernels=False) == 0
+    assert loops(60, kernels=False) == 2
+    if cpu.status().startswith("oneDNN"):
+        assert loops(4, kernels=True) == 2
+    if jax.device_count() > 1:
+        assert loops(4, kernels=True, devices=2) == 0
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("name", ["resnet20_cifar", "preact_resnet110_cifar"])
+def test_scanned_blocks_computed_again_hold_less_memory(name, kernels):
+    def held(remat):
+        model = create_model(name, stage_sizes=(6, 1, 1), scan_blocks=True, remat=remat)
+        shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (32, 32, 3)))
+
+        def loss(params, rest, image):
+            variables = {"params": params, "batch_stats": rest}
+            return model.apply(variables, image, train=True, mutable=["batch_stats"])[0].sum()
+
+        with cpu.chosen(kernels):
+            inputs = shapes["params"], shapes["batch_stats"], jnp.zeros((16, 32, 32, 3))
+            lowered = jax.jit(jax.grad(loss)).lower(*inputs)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    found = held(True), held(False)
+    assert found[0] < 0.8 * found[1], found
+
+
 def test_shortcut_option_a_pads_channels_and_takes_every_second_pixel():
     x = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.float32).reshape(2, 4, 4, 3)
     y = resnet.option_a(x, 5, 2)

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models import create_model, init_variables
+from cnnjax.ops import cpu
 from cnnjax.training.optimizers import ema_update, make_optimizer
 from cnnjax.training.schedules import make_schedule
 from cnnjax.training.steps import (
@@ -94,6 +95,22 @@ def test_a_step_that_is_not_finite_moves_nothing_but_the_count():
     moved, _ = step(after, batch, KEY)
     assert np.any(moved.params["head"]["kernel"] != state.params["head"]["kernel"])
     assert np.any(moved.ema["params"]["head"]["kernel"] != state.ema["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_memory_holds_one_microbatch(kernels):
+    """Which is what they are for: their loop is not unrolled, slow as XLA's convolutions are inside it."""
+    model = create_model("resnet20_cifar(stage_sizes=(2,), widths=(8,), num_classes=3)")
+    batch = {"image": jnp.zeros((16, 32, 32, 3)), "label": jnp.zeros(16, jnp.int32), "mask": jnp.ones(16)}
+    state = jax.eval_shape(functools.partial(init_state, model, make_state()[1], KEY, (32, 32, 3)))
+
+    def held(microbatches):
+        values = {"model": model, "augment": lambda _, batch: batch, "microbatches": microbatches}
+        with cpu.chosen(kernels):
+            compiled = jax.jit(functools.partial(batch_gradient, **values)).lower(state, batch, KEY).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert held(4) < 0.4 * held(1)
 
 
 @pytest.mark.parametrize("microbatches", [1, 3])

@@ -24,6 +24,7 @@ HANDLERS = (
 # OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
 # share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
 SPIN = ("GOMP_SPINCOUNT", "2000")
+LONGEST_UNROLLED = 36  # turns of a loop; the longest stage of ResNet-152 has 35 equal blocks
 
 _paused = contextvars.ContextVar("paused", default=False)
 
@@ -70,9 +71,22 @@ def takes(*arrays: jax.Array) -> bool:
         return False
     if any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types):
         return False
+    return _platform() == "cpu" and library() is not None
+
+
+def turns_unrolled(length: int) -> int:
+    """`unroll` of a `lax.scan` of `length` turns around convolutions, as it is traced now.
+
+    XLA:CPU convolves about ten times slower inside a loop than outside. Where it convolves, without kernels
+    or for several devices, short loops are unrolled; compiling 100 blocks one by one would take minutes.
+    """
+    convolves = _platform() == "cpu" and (_paused.get() or get_abstract_mesh().size > 1 or not library())
+    return length if convolves and length <= LONGEST_UNROLLED else 1
+
+
+def _platform() -> str:
     device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
-    platform = device if isinstance(device, str) else device.platform
-    return platform == "cpu" and library() is not None
+    return device if isinstance(device, str) else str(device.platform)
 
 
 @functools.cache
