@@ -15,7 +15,7 @@ from cnnjax import config as config_lib
 from cnnjax.data import batches as pipeline
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.profiling.compiled import inspect, layer_paths
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.step import gradient_values, lower_step
 from cnnjax.training import parallel
@@ -158,7 +158,7 @@ def placed_as(experiment: Experiment) -> Any:
 
 def elastic(state: Any, experiments: list[Experiment], folder: Path) -> list[bool]:
     """Whether a state saved from 8 devices comes back the same on each of the meshes, and as NumPy."""
-    saved = Checkpoints(folder)
+    saved = Saver(folder)
     saved.save(1, {"state": state}, {"position": 1})
     saved.wait()
     expected = jax.tree.map(np.asarray, state)

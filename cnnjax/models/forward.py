@@ -158,7 +158,8 @@ def feature_maps(
 def penultimate(model: Module, variables: Variables, image: Array) -> Array:
     """What the last layer of the classifier takes, averaged over places: float32 [B, D]."""
     eqns = (traced := trace(model, variables, image)).jaxpr.jaxpr.eqns
-    index = max(i for i, e in enumerate(eqns) if e.primitive.name in ("dot_general", "conv_general_dilated"))
+    products = ("dot_general", "conv_general_dilated", "cnnjax_dense")
+    index = max(i for i, e in enumerate(eqns) if e.primitive.name in products)
     source = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
     before = Layer("", (), source[eqns[index].invars[0]])
     _, (value,) = run(traced, variables, image, keep=[before])

@@ -61,7 +61,7 @@ class Dense(nn.Module):
         check_widths(self, (x.shape[-1], self.features))
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
-        return ops.dense(x.astype(self.dtype), kernel.astype(self.dtype), bias)
+        return ops.dense(x.astype(self.dtype), kernel, bias)
 
 
 class LayerNorm(nn.Module):

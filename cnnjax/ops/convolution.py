@@ -60,19 +60,6 @@ def conv2d(
     return y if bias is None else y + bias.astype(y.dtype)[None, None, None]
 
 
-def dense(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """A fully connected layer on the last axis, summed in float32.
-
-    x is float [..., C], kernel [C, K] of its dtype, bias float [K]; [..., K] of the dtype of x comes out.
-    """
-    if x.ndim == 4 and takes(x, kernel):
-        return conv2d(x, kernel[None, None], bias)
-    y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-    if bias is not None:
-        y = y + lax.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
-    return y.astype(x.dtype)
-
-
 def _groups_on_mesh(convolve: Callable[..., Array], x: Array, kernel: Array, groups: int) -> Array:
     """Each device convolves its own examples, and its own groups if the devices on `model` divide them.
 

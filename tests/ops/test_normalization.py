@@ -1,9 +1,14 @@
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnnjax.errors import UserError
+from cnnjax.models import create_model
+from cnnjax.ops import cpu, dense
 from cnnjax.ops.activations import ACTIVATIONS, activation
 from cnnjax.ops.normalization import (
     batch_norm_inference,
@@ -200,3 +205,95 @@ def test_activations_by_name():
         )
     with pytest.raises(UserError, match="did you mean 'relu'"):
         activation("rely")
+
+
+def lowered_for_cuda(function, *arrays) -> str:
+    """StableHLO for a GPU that is not here."""
+    with cpu.chosen(False):
+        return jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def channel_sums(text: str) -> list[str]:
+    """The dtype of each reduction of [B, H, W, C] to its channels, arrays of one place left out."""
+    rows = re.findall(r"stablehlo\.reduce\(.*dimensions = \[0, 1, 2\] : \(tensor<([\dx]+)x(\w+)>", text)
+    return [dtype for shape, dtype in rows if not shape.startswith("1x1x1x")]
+
+
+def test_resnet50_sums_four_times_for_each_batch_norm():
+    """Mean and variance, and dy and dy * centered in the gradient; in float32 for bfloat16 images."""
+    model = create_model("resnet50", dtype=jnp.bfloat16)
+    image = jax.ShapeDtypeStruct((4, 96, 96, 3), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), image)
+
+    def loss(params, batch_stats, image):
+        given = {"params": params, "batch_stats": batch_stats}
+        logits, updates = model.apply(given, image, train=True, mutable=["batch_stats"])
+        return jnp.square(logits).sum(), updates
+
+    gradient = jax.grad(loss, has_aux=True)
+    text = lowered_for_cuda(gradient, variables["params"], variables["batch_stats"], image)
+    layers = sum(path[-1].key == "scale" for path, _ in jax.tree.leaves_with_path(variables["params"]))
+    assert layers == 53 and channel_sums(text) == ["f32"] * (4 * layers)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_derivatives_of_any_order_are_those_of_the_plain_formula(groups):
+    """The gradient in closed form beside what JAX derives, in reverse, forward and both after each other."""
+
+    def plain(x, scale, bias):
+        parts = []
+        for part in jnp.split(x, groups):
+            mean, var = part.mean((0, 1, 2), keepdims=True), part.var((0, 1, 2), keepdims=True)
+            parts.append(
+                (part - mean) / jnp.sqrt(var + 1e-5) * scale[None, None, None] + bias[None, None, None]
+            )
+        return jnp.concatenate(parts)
+
+    def ours(x, scale, bias):
+        return batch_norm_train(x, scale, bias, groups=groups)[0]
+
+    def loss(function):
+        return lambda arrays: (jnp.sin(function(*arrays)) * weight).sum()
+
+    shape = (4, 3, 2, 3)
+    weight = jnp.asarray(normal(shape, 5), jnp.float32)
+    arrays = tuple(jnp.asarray(a, jnp.float32) for a in (normal(shape), normal(3, 1), normal(3, 2)))
+    way = tuple(jnp.asarray(a, jnp.float32) for a in (normal(shape, 6), normal(3, 7), normal(3, 8)))
+
+    def orders(function):
+        first = jax.grad(loss(function))
+        forward = jax.jvp(loss(function), (arrays,), (way,))[1]
+        forward_over_reverse = jax.jvp(first, (arrays,), (way,))[1]
+        reverse_over_reverse = jax.vjp(first, arrays)[1](way)[0]
+        mapped = jax.vmap(first)(jax.tree.map(lambda a: a[None], arrays))
+        return first(arrays), forward, forward_over_reverse, reverse_over_reverse, mapped
+
+    with cpu.chosen(False):
+        for got, expected in zip(
+            map(jax.tree.leaves, orders(ours)), map(jax.tree.leaves, orders(plain)), strict=True
+        ):
+            for a, b in zip(got, expected, strict=True):
+                np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4 * float(jnp.abs(b).max()))
+
+
+def test_a_bfloat16_product_has_bfloat16_products_and_float32_sums_in_its_gradient():
+    x, kernel = jnp.asarray(normal((6, 5)), jnp.bfloat16), jnp.asarray(normal((5, 4), 1), jnp.float32)
+    dy = jnp.asarray(normal((6, 4), 2), jnp.bfloat16).astype(jnp.float32)
+
+    def gradient(x, kernel, dy):
+        y, back = jax.vjp(dense, x, kernel)
+        return y, *back(dy)
+
+    text = lowered_for_cuda(gradient, x, kernel, dy)
+    kinds = re.findall(r"dot_general.*: \(tensor<\w+x(\w+)>, tensor<\w+x(\w+)>\) -> tensor<\w+x(\w+)>", text)
+    assert kinds == [("bf16", "bf16", "f32")] * 3
+    y, dx, dkernel = gradient(x, kernel, dy)
+    wide = np.float64(np.asarray(x)), np.float64(np.asarray(kernel.astype(jnp.bfloat16))), np.float64(dy)
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(y, wide[0] @ wide[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.float64(np.asarray(dx)), wide[2] @ wide[1].T, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(dkernel, wide[0].T @ wide[2], rtol=1e-5, atol=1e-5)
+    squared = jax.grad(lambda k: jnp.square(jax.grad(lambda k: (dense(x, k) ** 3).sum())(k)).sum())
+    assert jnp.isfinite(squared(kernel)).all()
+    mapped = jax.vmap(gradient, (0, None, 0))(x[None], kernel, dy[None])
+    np.testing.assert_allclose(mapped[2][0], dkernel, rtol=1e-5, atol=1e-5)
