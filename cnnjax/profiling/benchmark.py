@@ -20,9 +20,15 @@ from cnnjax.ops import cpu
 from cnnjax.profiling.peers import process
 from cnnjax.profiling.peers.process import Tell
 from cnnjax.profiling.peers.serve import WARM_UP, Round, Work, measure, peak_resident
-from cnnjax.runs.step import device_memory
 from cnnjax.training import optimizers, schedules
-from cnnjax.training.steps import batch_gradient, in_turn_on_cpu, init_state, run_init, train_step
+from cnnjax.training.steps import (
+    batch_gradient,
+    device_memory,
+    in_turn_on_cpu,
+    init_state,
+    run_init,
+    train_step,
+)
 
 Figures = dict[str, object]  # by name: numbers and words, and more of these
 DTYPES = ("float32", "bfloat16")

@@ -29,6 +29,7 @@ from cnnjax.training.steps import (
     TrainState,
     batch_gradient,
     batch_statistics,
+    device_memory,
     sharpness_aware,
     train_step,
 )
@@ -173,14 +174,6 @@ def average_statistics(experiment: Experiment, state: TrainState) -> TrainState:
 def record_compilation(run: Run, seconds: float) -> None:
     """Adds `compile_seconds` to the record of a run, whose own seconds leave them out."""
     run.write_json("record.json", {**run.read_json("record.json"), "compile_seconds": round(seconds, 2)})
-
-
-def device_memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a device holds while a compiled program runs; 0 if they are not known."""
-    if (memory := compiled.memory_analysis()) is None:
-        return 0
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return held - memory.alias_size_in_bytes
 
 
 @contextlib.contextmanager

@@ -101,6 +101,14 @@ class TrainMetrics(flax.struct.PyTreeNode):
         return jax.tree.map(jnp.add, self, other).replace(nonfinite_step=first)
 
 
+def device_memory(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a device holds while a compiled program runs; 0 if they are not known."""
+    if (memory := compiled.memory_analysis()) is None:
+        return 0
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
+
+
 def in_turn_on_cpu(results: Results, memory: int) -> Results:
     """`results`, on a CPU waited for if the step holds more than 1 GiB: two never hold theirs at once."""
     device = next(iter(jax.tree.leaves(results)[0].devices()))

@@ -1,0 +1,63 @@
+"""Chips: their published figures, by the name that a device says, and the memory that a device has held."""
+
+import dataclasses
+import re
+import resource
+import sys
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's published figures: FLOP/s in bfloat16, bytes of memory, bytes/s of memory and of the network.
+
+    FLOP/s are of dense products. `network` is what one chip sends: of a TPU its share of a 256-chip pod's
+    all-reduce bandwidth (slices without wrap-around links have less), of a GPU its NVLinks one way, inside
+    a node. `hop` is the latency of one link, in seconds.
+    """
+
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    network: float
+    hop: float = 1e-6
+
+
+# TPUs: Google Cloud's pages of each (cloud.google.com/tpu/docs/v4, v5p, v5e, v6e, read in 2026): peak bf16,
+# HBM, and all-reduce bandwidth of a pod of 256 chips, of v5e and v6e 51.2 and 102.4 TB/s; of v4 and v5p the
+# links of a chip. About a microsecond for a hop: Austin et al. 2025, "How to Scale Your Model", on TPUs.
+# GPUs: NVIDIA's data sheets, SXM where there are several, without sparsity.
+CHIPS = {
+    "v4": Chip(275e12, 32e9, 1228e9, 300e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+    "v5e": Chip(197e12, 16e9, 819e9, 51.2e12 / 256),
+    "v6e": Chip(918e12, 32e9, 1638e9, 102.4e12 / 256),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "l4": Chip(121e12, 24e9, 300e9, 32e9),
+}
+# What `device_kind` says of each; a card with other figures, such as the H100 for PCIe, is not known.
+KINDS = {
+    r"TPU v4": "v4", r"TPU v5p?": "v5p", r"TPU v5 ?(lite|e)": "v5e", r"TPU v6 ?(lite|e)": "v6e",
+    r"NVIDIA A100-SXM.*": "a100", r"NVIDIA H100 80GB HBM3": "h100", r"NVIDIA H200": "h200",
+    r"NVIDIA L4": "l4",
+}  # fmt: skip
+TPUS = ("v5e", "v6e")  # whose topologies XLA's compiler knows here
+GPUS = ("a100", "h100", "h200", "l4")
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip of a `device_kind`, if its figures are known."""
+    return next((CHIPS[name] for pattern, name in KINDS.items() if re.fullmatch(pattern, kind)), None)
+
+
+def memory_peak(device: jax.Device) -> int:
+    """Bytes that a device has held at most; of a CPU what this process has."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
+
+
+def peak_resident() -> int:
+    """Bytes: the largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,82 @@
+"""The study of a GPU, at toy size on this CPU, and on a machine that lacks what only data and runs need."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+
+from experiments.gpu import run
+from tests import ROOT
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+LACKING = ("grain", "simplejpeg", "isal", "ml_collections", "tensorflow_datasets")
+
+
+def rows_of(out) -> dict[str, list[dict[str, str]]]:
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {part: [row for row in rows if row["part"] == part] for part in {row["part"] for row in rows}}
+
+
+def dry_run(tmp_path, *flags: str, lacking: tuple[str, ...] = (), timeout: float = 180) -> tuple[str, dict]:
+    """What it prints and its rows by part, each part in a process that cannot import what is lacking."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED.format(names=set(lacking)))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [
+        sys.executable,
+        "experiments/gpu/run.py",
+        "--dry_run",
+        f"--out={tmp_path / 'rows.csv'}",
+        *flags,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, rows_of(tmp_path / "rows.csv")
+
+
+def test_parity_and_profile_need_no_package_of_data_or_runs(tmp_path):
+    said, rows = dry_run(tmp_path, "--only=parity,profile,input,airbench", lacking=LACKING)
+    assert "airbench needs grain, isal, simplejpeg, ml_collections" in said
+    assert "pip install --no-deps --target=experiments/gpu/carried" in said
+    for part in ("input", "airbench"):
+        assert [row["measure"] for row in rows[part]] == ["not run"]
+        assert "missing: grain" in rows[part][0]["note"]
+    assert "DIFFERS" not in str(rows) and "agrees" in str(rows["parity"])
+    for part in ("parity", "profile"):
+        assert rows[part][-1]["measure"] == "seconds" and not rows[part][-1]["note"], rows[part][-1]
+    assert {row["device"] for row in rows["parity"]} == {"cpu"}
+
+
+@pytest.mark.slow
+def test_all_parts_run_at_toy_size_within_three_minutes(tmp_path):
+    _, rows = dry_run(tmp_path)
+    assert set(rows) == set(run.PARTS)
+    assert any(row["measure"] == "test accuracy" for row in rows["airbench"])
+    assert [row["measure"] for row in rows["input"]].count("images/s on the device") == 2
+    for part in rows.values():
+        assert part[-1]["measure"] in ("seconds", "not run")
+        assert part[-1]["note"].startswith("missing: torch") or not part[-1]["note"], part[-1]
+
+
+def test_a_part_that_takes_too_long_is_ended_and_its_row_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(run.PARTS, "device", run.Part(1, 1, ("jax",)))
+    table = run.Table(tmp_path / "rows.csv")
+    run.run_part("device", table, toy=False, options=[])
+    (row,) = rows_of(tmp_path / "rows.csv")["device"][-1:]
+    assert row["note"] == "stopped after its 1 s" and 1 <= float(row["value"]) < 30
+
+
+def test_all_parts_fit_into_eight_minutes_and_as_toys_into_three():
+    assert sum(part.seconds for part in run.PARTS.values()) <= 480
+    assert sum(part.toy_seconds for part in run.PARTS.values()) <= 180
