@@ -26,7 +26,7 @@ FLAGS: dict[str, list[str]] = {}  # of each command whose file has been imported
 Parameters = Iterable[inspect.Parameter]
 # The most of a whole number: that of its name, or of 32 bits.
 MOST = {
-    **dict.fromkeys(("batch_size", "classes"), 2**20),
+    **dict.fromkeys(("batch_size", "num_classes"), 2**20),
     **dict.fromkeys(("image_size", "short_side"), 2**14),
     **dict.fromkeys(("seeds", "random"), 2**16),
     **dict.fromkeys(("processes", "process_count"), 2**12),

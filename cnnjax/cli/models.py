@@ -100,9 +100,11 @@ def layer_table(spec: str, image_size: int | None = None) -> Table:
 def compile(
     *,
     config: ConfigDict,
-    topology: Flag[str, "v5e:2x4, v6e:16x16, cpu:8 ..."] = "cpu:8",
+    topology: Flag[str, "v5e:2x4, v6e:16x16, h100:8, cpu:8 ..."] = "cpu:8",
     image: Flag[str | None, "HxWxC: blank images of this size instead of the data set"] = None,
-    classes: Flag[int, "classes of the blank images", 1] = 1000,
+    num_classes: Flag[int, "classes of the blank images", 1] = 1000,
+    num_examples: Flag[int, "images of an epoch, with --image (default: ImageNet's)", 1] = 1_281_167,
+    input_rate: Flag[float, "images per second that all hosts read, see `cnnjax bench data`", 0.0] = 0.0,
     json: Json = False,
 ) -> None:
     """Compiles the training step of a config for other hardware, and prints what it needs there."""
@@ -113,9 +115,16 @@ def compile(
         sides = [int(side) if side.isdecimal() else 0 for side in image.split("x")]
         if len(sides) != 3 or not all(sides):
             raise UserError(f"--image={image} must be height x width x channels, as in 256x256x3")
-        source = forecast.blank_source((sides[0], sides[1], sides[2]), classes)
-    cost = forecast.forecast(config, topology, source=source)
-    print_result(forecast.facts(cost), json, *cost_tables(cost, f"{config.model} on {topology}"))
+        source = forecast.blank_source((sides[0], sides[1], sides[2]), num_classes)
+    cost = forecast.forecast(config, topology, source=source, input_rate=input_rate)
+    tables, facts = cost_tables(cost, f"{config.model} on {topology}"), forecast.facts(cost)
+    if image and cost.slowest[0]:
+        hours = config.total_epochs * num_examples / config.batch_size * cost.slowest[1] / 3600
+        facts["hours"] = hours
+        tables[0].add_row(
+            f"{config.total_epochs:g} epochs of {num_examples:,}, hours at least", f"{hours:.2f}"
+        )
+    print_result(facts, json, *tables)
 
 
 def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
@@ -133,6 +142,11 @@ def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
         table.add_row("network, ms", f"{1e3 * cost.network:.3f}")
         hidden, alone = cost.efficiency_hidden, cost.efficiency_alone
         table.add_row(f"efficiency on {cost.num_devices}", f"{100 * alone:.1f} % to {100 * hidden:.1f} %")
+    if not math.isnan(cost.input):
+        table.add_row("input, ms", f"{1e3 * cost.input:.3f}")
+    if name := cost.slowest[0]:
+        rate = cost.batch_size / cost.slowest[1]
+        table.add_row("slowest", f"{name}: {rate:,.0f} images/s at most")
     table.add_row("compiled in, s", f"{cost.compile_seconds:.1f}")
     layers = list(program.by_layer().items())
     if not layers:

@@ -40,7 +40,7 @@ class Bar(Lines):
     def row(self, row: dict[str, Any]) -> None:
         if "loss" not in row:
             return super().row(row)
-        words = f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+        words = f"loss {row['loss']:.3f}  {'  '.join(speed(row))}"
         self._bar.update(self._task, description=words)
 
     def stop(self) -> None:
@@ -63,6 +63,22 @@ def describe(row: dict[str, Any]) -> str:
             words.append(f"{name.replace('_', ' ')} {value:.4f}")
         elif name == "learning_rate":
             words.append(f"learning rate {value:.2g}")
-        elif name == "images_per_second":
-            words.append(f"{value:.0f} images/s")
-    return "  ".join(words)
+    return "  ".join([*words, *speed(row)])
+
+
+def speed(row: dict[str, Any]) -> list[str]:
+    """What a row of training says of speed; an older one says less."""
+    words = []
+    if (rate := row.get("images_per_second")) is not None:
+        words.append(f"{rate:.0f} images/s")
+    if (each := row.get("images_per_second_per_device", rate)) != rate:
+        words.append(f"{each:.0f} a device")
+    if (mfu := row.get("mfu")) is not None:
+        words.append(f"MFU {100 * mfu:.1f} %")
+    if (goodput := row.get("goodput")) is not None:
+        lost = {name: row[name] for name in row if name.endswith("_share") and row[name] >= 0.01}
+        causes = ", ".join(f"{name.removesuffix('_share')} {100 * lost[name]:.0f} %" for name in lost)
+        words.append(f"goodput {100 * goodput:.0f} %{f' ({causes})' * bool(causes)}")
+    if (memory := row.get("memory_bytes")) is not None:
+        words.append(f"{memory / 2**30:.1f} GiB")
+    return words

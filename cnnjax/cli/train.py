@@ -37,6 +37,7 @@ def train(
     workdir: Flag[str | None, "run folder (default: runs/TIME_MODEL)"] = None,
     print_config: Flag[bool, "print the config and exit"] = False,
     stop_seconds: StopSeconds = 60.0,
+    profile_steps: Flag[str, "FIRST:END: write an xprof trace of these steps into WORKDIR/profile"] = "",
     distributed: Flag[bool, "this is one of several processes"] = False,
     coordinator: Flag[str | None, "HOST:PORT of process 0"] = None,
     process_count: Flag[int | None, "number of processes", 1] = None,
@@ -67,9 +68,9 @@ def train(
     compile_cache.enable()
     workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
     board = terminal() if processes.is_first() else Progress()
-    result = loop.train(
-        config, workdir, board, stop_seconds=stop_seconds, hang_seconds=hang_seconds if distributed else None
-    )
+    hang = hang_seconds if distributed else None
+    times = {"stop_seconds": stop_seconds, "hang_seconds": hang}
+    result = loop.train(config, workdir, board, **times, profile_steps=profile_steps)
     if processes.is_first():
         page = report.write(result.path)
         if result.test:

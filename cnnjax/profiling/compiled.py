@@ -16,6 +16,8 @@ BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}
 # HLO's text: an instruction's name, and of a collective the shape of its result, its kind and the rest.
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*$", re.MULTILINE)
 COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-done)?\((.*)$")
+COLLECTIVE_START = re.compile(rf" (?:{'|'.join(KINDS)})-start\((.*)$")
+PASSED_ON = "bitcast|convert|copy|get-tuple-element|reshape|transpose|fusion"
 SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 OTHER = "step"  # where a collective belongs to no layer: gradients combined, metrics
@@ -23,17 +25,21 @@ OTHER = "step"  # where a collective belongs to no layer: gradients combined, me
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of communication of one layer, of `tensors` combined arrays, `count` times a step.
+    """One kind of communication, `count` times a step.
 
-    `size` is the bytes of its result on a device, `wire` those that each of `devices` sends in a ring.
+    `layers` are the bytes of its result on a device by layer, of several if XLA has combined `tensors`
+    arrays; `wire` are the bytes that each of `devices` sends in a ring.
     """
 
     kind: str
-    layer: str
-    size: int
+    layers: dict[str, int]
     devices: int
     count: int = 1
     tensors: int = 1
+
+    @property
+    def size(self) -> int:
+        return sum(self.layers.values())
 
     @property
     def wire(self) -> float:
@@ -61,17 +67,19 @@ class Program:
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
         """(how many, bytes sent) of each kind of collective."""
-        return self._sums(lambda each: each.kind)
+        return self._sums(lambda each: {each.kind: each.size})
 
     def by_layer(self) -> dict[str, tuple[int, float]]:
-        """(how many, bytes sent) by layer, the most bytes first."""
-        return dict(sorted(self._sums(lambda each: each.layer).items(), key=lambda item: -item[1][1]))
+        """(how many it takes part in, bytes sent) by layer, the most bytes first."""
+        return dict(sorted(self._sums(lambda each: each.layers).items(), key=lambda item: -item[1][1]))
 
-    def _sums(self, name: Callable[[Collective], str]) -> dict[str, tuple[int, float]]:
+    def _sums(self, parts: Callable[[Collective], dict[str, int]]) -> dict[str, tuple[int, float]]:
         sums: dict[str, tuple[int, float]] = {}
         for each in self.collectives:
-            count, wire = sums.get(name(each), (0, 0.0))
-            sums[name(each)] = count + each.count, wire + each.count * each.wire
+            for name, size in parts(each).items():
+                count, wire = sums.get(name, (0, 0.0))
+                share = size / each.size if each.size else 0.0
+                sums[name] = count + each.count, wire + each.count * each.wire * share
         return sums
 
 
@@ -102,13 +110,39 @@ def collectives(text: str, layers: Iterable[str] = ()) -> Iterator[Collective]:
     for name, lines in computations.items():
         for found in filter(None, map(COLLECTIVE.search, lines)):
             shape, kind, done, rest = found.groups()
-            if done:  # what it started with tells its devices and layer
-                operand = re.match(r"[^%(]*%?([\w.\-]+)\)", rest)
-                rest += starts.get(operand[1], "") if operand else ""
-            shapes, devices = SHAPE.findall(shape), _group_size(rest)
+            operands = _operands(rest)
+            if done:  # what it started with tells its devices and layers
+                started = COLLECTIVE_START.search(starts.get(operands[0], "") if operands else "")
+                rest = started[1] if started else ""
+                operands = _operands(rest)
+            sizes, devices = [_bytes(*each) for each in SHAPE.findall(shape)], _group_size(rest)
             if devices > 1:
-                size = sum(_bytes(*each) for each in shapes)
-                yield Collective(kind, _layer(rest, known), size, devices, times.get(name, 1), len(shapes))
+                own = _layer(rest, known)
+                origins = [_origin(each, starts, known) for each in operands]
+                if len(origins) != len(sizes) or len(sizes) == 1:
+                    origins = [own if own != OTHER or not origins else origins[0]] * len(sizes)
+                shares: dict[str, int] = {}
+                for layer, size in zip(origins, sizes, strict=True):
+                    shares[layer] = shares.get(layer, 0) + size
+                yield Collective(kind, shares, devices, times.get(name, 1), len(sizes))
+
+
+def _operands(rest: str) -> list[str]:
+    """The names of what an instruction takes, of the text behind its parenthesis."""
+    return re.findall(r"%([\w.\-]+)", re.split(r"\)(?:,|\s*$)", rest, maxsplit=1)[0])
+
+
+def _origin(name: str, starts: dict[str, str], known: set[str]) -> str:
+    """The layer that made an array, through instructions that only pass it on."""
+    for _ in range(10):
+        line = starts.get(name, "")
+        if (layer := _layer(line, known)) != OTHER:
+            return layer
+        passed = re.search(rf" (?:{PASSED_ON})\((.*)$", line)
+        if not passed or not (operands := _operands(passed[1])):
+            break
+        name = operands[0]
+    return OTHER
 
 
 def _computations(text: str) -> dict[str, list[str]]:

@@ -25,28 +25,7 @@ from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
 from cnnjax.runs.experiment import build
 from cnnjax.runs.step import lower_step, out_of_memory
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A chip's published figures: FLOP/s in bfloat16, bytes of memory, bytes/s of memory and of the network.
-
-    `network` is one chip's share of a 256-chip pod's published all-reduce bandwidth; slices without
-    wrap-around links have less. `hop` is the latency of one link, in seconds.
-    """
-
-    flops: float
-    memory: float
-    memory_bandwidth: float
-    network: float
-    hop: float = 1e-6
-
-
-# Google Cloud's pages "TPU v5e" and "TPU v6e" (cloud.google.com/tpu/docs/v5e and /v6e, read in 2026): peak
-# bf16, HBM, and all-reduce bandwidth of a pod of 256 chips, 51.2 and 102.4 TB/s. About a microsecond for a
-# hop: Austin et al. 2025, "How to Scale Your Model", chapter on TPUs.
-CHIPS = {"v5e": Chip(197e12, 16e9, 819e9, 51.2e12 / 256), "v6e": Chip(918e12, 32e9, 1638e9, 102.4e12 / 256)}
-
+from cnnjax.training.chips import CHIPS, GPUS, TPUS, Chip
 
 # libtpu's compiler walks a long program by recursion, and the 1 MiB of its threads is too little for
 # ResNet-50 on v6e. 1 GiB is the most that it allows; only touched pages become memory.
@@ -57,8 +36,9 @@ DEEP_STACKS = f"--xla_internal_thread_stack_size_bytes={2**30} --default_thread_
 class Forecast:
     """A compiled step and, for a chip with known figures, the seconds that it should take (else NaN).
 
-    `compute` is the larger of FLOPs over peak and of XLA's count of bytes over memory bandwidth; `network`
-    the time of all collectives one after the other, at the published rate. The efficiency of many chips
+    `compute` is the larger of FLOPs over peak and of XLA's count of bytes over memory bandwidth, for a GPU of
+    the FLOPs alone, as the program is one for CPUs; `network` the time of all collectives one after the
+    other, at the published rate; `input` that of reading a batch. The efficiency of many chips
     against one is predicted from `efficiency_alone` (nothing is hidden behind the computation) to
     `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
     """
@@ -68,6 +48,15 @@ class Forecast:
     compile_seconds: float
     compute: float = math.nan
     network: float = math.nan
+    input: float = math.nan
+    batch_size: int = 0
+
+    @property
+    def slowest(self) -> tuple[str, float]:
+        """Which of the three takes longest, and its seconds; ("", NaN) if none is known."""
+        times = {name: getattr(self, name) for name in ("compute", "network", "input")}
+        known = {name: seconds for name, seconds in times.items() if not math.isnan(seconds)}
+        return max(known.items(), key=lambda item: item[1]) if known else ("", math.nan)
 
     @property
     def efficiency_alone(self) -> float:
@@ -79,20 +68,24 @@ class Forecast:
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, ...]]:
-    """The devices, the chip and the shape that a name such as 'v5e:2x4' or 'cpu:8' means."""
+    """The devices, the chip and the shape that a name such as 'v5e:2x4', 'h100:8' or 'cpu:8' means.
+
+    For GPUs that are not here there is no compiler: their step is partitioned for as many CPU devices.
+    """
     kind, _, shape = name.partition(":")
-    if kind not in (*CHIPS, "cpu"):
-        raise unknown("--topology", name, [*(f"{chip}:2x4" for chip in CHIPS), "cpu:8"])
+    if kind not in (*TPUS, *GPUS, "cpu"):
+        names = [*(f"{chip}:2x4" for chip in TPUS), *(f"{chip}:8" for chip in (*GPUS, "cpu"))]
+        raise unknown("--topology", name, names)
     sides = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
-    if len(sides) != (1 if kind == "cpu" else 2):
-        raise UserError(f"--topology={name} must give the shape, as in 'v5e:2x4', 'v5e:16x16' or 'cpu:8'")
-    if kind in CHIPS:
+    if len(sides) != (2 if kind in TPUS else 1):
+        raise UserError(f"--topology={name} must give the shape, as in 'v5e:2x4', 'h100:8' or 'cpu:8'")
+    if kind in TPUS:
         return _tpus(name), CHIPS[kind], sides
     with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
         jax.config.update("jax_num_cpu_devices", sides[0])
     if len(devices := jax.devices("cpu")) < sides[0]:
         raise UserError(f"--topology={name}: this process already runs with {len(devices)} CPU devices")
-    return devices[: sides[0]], None, sides
+    return devices[: sides[0]], CHIPS.get(kind), sides
 
 
 def _tpus(name: str) -> Sequence[jax.Device]:
@@ -114,9 +107,16 @@ def _tpus(name: str) -> Sequence[jax.Device]:
         raise UserError(f"--topology={name}: {' '.join(str(error).split())[:200]}") from None
 
 
-def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> Forecast:
-    """Compiles the training step of a config, with images like `source`'s, for a topology it must fit."""
+def forecast(
+    config: ConfigDict, name: str, *, source: Source | None = None, input_rate: float = 0.0
+) -> Forecast:
+    """Compiles the training step of a config, with images like `source`'s, for a topology it must fit.
+
+    `input_rate` is the images per second that the pipelines of all hosts bring; 0 if it is not known.
+    """
     devices, chip, sides = topology(name)
+    if source is not None:  # which has statistics of its own
+        config = config_lib.assign(config, {"data.name": source.name})
     experiment = build(config, devices=devices, source=source)
     start = time.perf_counter()
     # Without the kernels of this machine's CPU for a chip.
@@ -124,11 +124,15 @@ def forecast(config: ConfigDict, name: str, *, source: Source | None = None) -> 
         compiled = lower_step(experiment).compile()
     seconds = time.perf_counter() - start
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
+    reading = config.batch_size / input_rate if input_rate else math.nan
+    found = Forecast(program, experiment.mesh.size, seconds, input=reading, batch_size=config.batch_size)
     if chip is None:
-        return Forecast(program, experiment.mesh.size, seconds)
-    compute = max(program.flops / chip.flops, program.bytes_accessed / chip.memory_bandwidth)
+        return found
+    compute = program.flops / chip.flops
+    if len(sides) > 1:  # compiled for this very chip
+        compute = max(compute, program.bytes_accessed / chip.memory_bandwidth)
     network = sum(each.count * collective_seconds(each, chip, sides) for each in program.collectives)
-    return Forecast(program, experiment.mesh.size, seconds, compute, network)
+    return dataclasses.replace(found, compute=compute, network=network)
 
 
 def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> float:
@@ -139,8 +143,9 @@ def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> 
 
 
 def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_examples: int = 64) -> ArraySource:
-    """Images that hold nothing and take no memory, to compile a step without the data set."""
-    image = np.broadcast_to(np.uint8(0), (num_examples, *image_shape))
+    """One image of noise again and again, to compile a step without the data set."""
+    noise = np.random.default_rng(0).integers(0, 256, image_shape, np.uint8)
+    image = np.broadcast_to(noise, (num_examples, *image_shape))
     names = numbered_names(num_classes)
     return ArraySource(image, np.zeros(num_examples, np.int32), names, name="blank", split="train")
 
@@ -158,6 +163,8 @@ def facts(found: Forecast) -> dict[str, object]:
     """A forecast as plain numbers, for JSON and CSV; None for those of a chip that has no figures."""
     program = found.program
     predicted = {"compute_seconds": found.compute, "network_seconds": found.network}
+    slowest, at_least = found.slowest
+    predicted |= {"input_seconds": found.input, "step_seconds": at_least}
     predicted |= {"efficiency_alone": found.efficiency_alone, "efficiency_hidden": found.efficiency_hidden}
     return {
         "devices": found.num_devices,
@@ -168,6 +175,7 @@ def facts(found: Forecast) -> dict[str, object]:
         "bytes_accessed": program.bytes_accessed,
         "collectives": {kind: {"count": n, "bytes_sent": b} for kind, (n, b) in program.by_kind().items()},
         "layers": {layer: {"count": n, "bytes_sent": b} for layer, (n, b) in program.by_layer().items()},
+        "slowest": slowest or None,
         **{name: None if math.isnan(value) else value for name, value in predicted.items()},
         "compile_seconds": round(found.compile_seconds, 1),
     }

@@ -5,7 +5,6 @@ multiply-adds of convolutions and dot products by module, and carries along the 
 """
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -17,12 +16,12 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from cnnjax.models import create_model, variant
 from cnnjax.models.forward import inner_jaxpr, shape_of
+from cnnjax.models.macs import equation_macs
 from cnnjax.models.stages import StagedNet
 from cnnjax.ops import cpu
 from cnnjax.profiling.receptive_fields import IMAGE, UNKNOWN, Field, Fields, field_of, field_size
 
 # Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
-OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +129,7 @@ class _Walk:
             return self._scan(eqn, inner, fields, names)
         if inner and len(inner.invars) == len(fields):
             return self.run(inner, fields, names)
-        macs, module = _equation_macs(eqn), self._module(names)
+        macs, module = equation_macs(eqn), self._module(names)
         before = self.macs.get(module, 0)
         if macs is None or before is None:
             self.macs[module] = None
@@ -163,15 +162,3 @@ def _fields_of(variables: Sequence[Var | Literal], known: Mapping[Var, Field | N
 def _whole(outside: Sequence[Var | Literal], inside: Sequence[Var | Literal]) -> int:
     """How many of a loop's arrays its body sees whole; it sees a row of the others, which come after them."""
     return sum(len(shape_of(a)) == len(shape_of(b)) for a, b in zip(outside, inside, strict=True))
-
-
-def _equation_macs(eqn: JaxprEqn) -> int | None:
-    """Multiply-adds of one equation without a jaxpr in it; None if they cannot be told."""
-    name, size = eqn.primitive.name, math.prod(shape_of(eqn.outvars[0]))
-    if name == "conv_general_dilated":
-        kernel = shape_of(eqn.invars[1])
-        return size * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-    if name == "dot_general":
-        left, ((contracted, _), _) = shape_of(eqn.invars[0]), eqn.params["dimension_numbers"]
-        return size * math.prod(left[axis] for axis in contracted)
-    return None if name in OPAQUE or "call" in name else 0

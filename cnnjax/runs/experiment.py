@@ -22,6 +22,7 @@ from cnnjax.data.recipe import fast
 from cnnjax.data.sources.source import describe, sample_images
 from cnnjax.errors import UserError, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
+from cnnjax.models.macs import count_macs
 from cnnjax.models.pyramid import module_layers
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.ops import cpu
@@ -131,6 +132,11 @@ class Experiment(Network):
         array = functools.partial(jax.ShapeDtypeStruct, sharding=self.replicated)
         interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
         return {"state": self.abstract_state, "interval": interval}
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """FLOPs of training on an image: 2 a multiply-add, forward once and backward twice."""
+        return 6.0 * count_macs(self.model, self.augment.output_shape)
 
     @property
     def averages(self) -> bool:

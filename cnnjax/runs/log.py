@@ -12,9 +12,11 @@ from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.training import schedules
+from cnnjax.training.chips import chip_of, memory_peak
 from cnnjax.training.metrics import Scores
 from cnnjax.training.steps import TrainMetrics, TrainState
 
+CAUSES = ("compile", "data", "evaluation", "checkpoint")  # of time that is not in steps
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
 
 
@@ -45,7 +47,8 @@ class Log:
     """The rows of one run, and its clock.
 
     `seconds` counts training with its saves and evaluations, not compilation. A row of training covers the
-    interval since the row before, a whole number of `log_every_steps`.
+    interval since the row before, a whole number of `log_every_steps`; but its `goodput`, the share of time
+    in steps, and the shares of the other causes are of all time since this process began the run.
     """
 
     def __init__(
@@ -69,26 +72,31 @@ class Log:
         self.images_reported = 0  # skipped images that the user has been told of
         self.seconds, self.clock = seconds, time.perf_counter()
         self.training, self.waiting, self.steps = 0.0, 0.0, 0  # seconds and steps of the interval
+        self.spent = dict.fromkeys(("steps", *CAUSES), 0.0)  # seconds, since the process began
 
-    def lap(self) -> float:
-        """Seconds since the last lap; they become part of the run's."""
+    def lap(self, cause: str) -> float:
+        """Seconds since the last lap, spent on a cause; they become part of the run's, except compilation."""
         now = time.perf_counter()
         elapsed, self.clock = now - self.clock, now
-        self.seconds += elapsed
+        self.spent[cause] += elapsed
+        self.seconds += elapsed if cause != "compile" else 0.0
         return elapsed
 
     def next_batch(self) -> dict[str, jax.Array]:
         """The next batch; the time to wait for it is reported."""
         start = time.perf_counter()
         batch = next(self.batches)
-        self.waiting += time.perf_counter() - start
+        waited = time.perf_counter() - start
+        self.waiting += waited
+        self.spent["data"] += waited
+        self.spent["steps"] -= waited  # a lap will count it as a step's
         self.steps += 1
         return batch
 
     def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
         """The interval's sums on the host; nonfinite.json gets its first non-finite step and the examples."""
         sums = jax.device_get(sums)
-        self.training += self.lap()  # the device has done all steps that it was given
+        self.training += self.lap("steps")  # the device has done all steps that it was given
         skipped = step - self.since - int(sums.num_steps)
         if not skipped:
             return sums
@@ -122,15 +130,25 @@ class Log:
             row["skipped_steps"] = skipped
             self.skipped_before += skipped
             self.progress.note(f"skipped {skipped} non-finite steps, {self.skipped_before} in all")
-        row["images_per_second"] = self.steps * self.experiment.config.batch_size / self.training
+        row |= self._speed(self.steps * self.experiment.config.batch_size / self.training)
         row["data_wait_seconds"] = self.waiting
         self._write(step, row | self._skipped_images())
         self.since, self.training, self.waiting, self.steps = step, 0.0, 0.0, 0
         return self.experiment.no_sums()
 
+    def _speed(self, rate: float) -> dict[str, float]:
+        """How fast the interval was, and where the time of this process has gone."""
+        mesh, whole = self.experiment.mesh, sum(self.spent.values())
+        row = {"images_per_second": rate, "images_per_second_per_device": rate / mesh.size}
+        if chip := chip_of(mesh.devices.flat[0].device_kind):
+            row["mfu"] = rate * self.experiment.flops / (mesh.size * chip.flops)
+        row["memory_bytes"] = memory_peak(mesh.local_devices[0])
+        row["goodput"] = self.spent["steps"] / whole
+        return row | {f"{cause}_share": self.spent[cause] / whole for cause in CAUSES}
+
     def evaluation(self, step: int, scores: Mapping[str, Scores]) -> None:
         """Writes the row of the scores of the raw weights, "", and of their moving average, "ema_"."""
-        self.lap()
+        self.lap("evaluation")
         names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in EVALUATED}
         self._write(step, {key: scores[prefix][name] for key, (prefix, name) in names.items()})
         self.evaluated[step] = max(each["accuracy"] for each in scores.values())

@@ -27,6 +27,7 @@ from cnnjax.runs.step import (
     compile_step,
     out_of_memory,
 )
+from cnnjax.runs.steptrace import parse_steps, traced
 from cnnjax.runs.teacher import check_teacher
 from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
 
@@ -57,6 +58,7 @@ def train(
     *,
     stop_seconds: float | None = None,
     hang_seconds: float | None = None,
+    profile_steps: str = "",
 ) -> Result:
     """Trains to the end of the config, from the newest checkpoint of the folder if there is one.
 
@@ -65,6 +67,7 @@ def train(
       stop_seconds: the longest from a signal to the end of the process, which is then forced; None
         waits for the end of the step, of the evaluation's batch or of the compilation.
       hang_seconds: the longest without a step until the process is ended (exit code 4); None sets no limit.
+      profile_steps: the steps of which `profile/` in the folder gets a trace for xprof, as "100:105".
 
     Raises:
       UserError: before anything compiles, for a mistake in the config, the data or the folder.
@@ -76,16 +79,19 @@ def train(
         cpu.chosen(config.cpu_kernels),
         caught_signals() as caught,
         processes.Stop(caught, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
-        opened(build(config, workdir=workdir), workdir, progress) as (experiment, run, checkpoints),
+        contextlib.nullcontext(build(config, workdir=workdir)) as experiment,
+        contextlib.nullcontext(parse_steps(profile_steps, experiment.total_steps)) as window,
+        opened(experiment, workdir, progress) as (_, run, checkpoints),
         out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
     ):
         life = live(experiment, run, checkpoints, progress, stop)
         try:
             next(life)
-            step, memory = compile_step(experiment, run)
+            compiled, memory = compile_step(experiment, run)
             inputs = next(life)
-            while True:
-                inputs = life.send(in_turn_on_cpu(step(*inputs), memory))
+            with traced(compiled, run.path / "profile", window) as step:
+                while True:
+                    inputs = life.send(in_turn_on_cpu(step(*inputs), memory))
         except StopIteration as end:
             return end.value
 
@@ -119,7 +125,7 @@ def live(
             run.check_there()
             checkpoints.save(step, tree, {**batches.get_state(), "seconds": log.seconds})
             saved = step
-            log.lap()
+            log.lap("checkpoint")
 
     def kept() -> str:
         """What is kept if the run ends now; '' if a step would be lost."""
@@ -152,7 +158,7 @@ def live(
         evaluate(evaluator)  # it was under way when the run was stopped
     if step < total:
         yield abstract_inputs(experiment)
-    log.lap()
+    log.lap("compile")
     stop_if_told()
     while step < total:
         state, sums = yield Inputs(state, sums, log.next_batch(), key)

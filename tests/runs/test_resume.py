@@ -16,11 +16,12 @@ from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.log import Progress
+from cnnjax.runs.log import CAUSES, Progress
 from cnnjax.runs.signals import Interrupted
 from tests.conftest import USERS
 
-TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
+TIMING = {"seconds", "images_per_second", "images_per_second_per_device", "data_wait_seconds", "memory_bytes"}
+TIMING |= {"goodput", *(f"{cause}_share" for cause in CAUSES)}
 FLAGS = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=4",

@@ -11,16 +11,20 @@ import numpy as np
 import pytest
 
 from cnnjax import config as config_lib
+from cnnjax.cli import progress
 from cnnjax.data.files import read_json
 from cnnjax.errors import UserError
+from cnnjax.profiling.summary import summarize
 from cnnjax.runs import evaluate
 from cnnjax.runs import train as loop
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.evaluate import Evaluator
 from cnnjax.runs.experiment import build
+from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss
 from cnnjax.runs.replay import replay_step
 from cnnjax.runs.step import lower_step
+from cnnjax.training import chips
 from cnnjax.training.steps import in_turn_on_cpu
 from tests.conftest import tiny_arrays
 
@@ -83,9 +87,44 @@ def test_metrics_have_a_row_for_each_interval_and_evaluation(finished):
     assert [row["step"] for row in train] == [3, 6, 9, 12, 15]
     fields = "step epoch seconds learning_rate loss accuracy gradient_norm images_per_second"
     assert all(set(row) >= {*fields.split(), "data_wait_seconds"} for row in train)
+    shares = ("goodput", "compile_share", "data_share", "evaluation_share", "checkpoint_share")
+    for row in train:
+        assert row["images_per_second_per_device"] == row["images_per_second"] / jax.device_count()
+        assert row["memory_bytes"] > 2**20 and "mfu" not in row  # a CPU's peak is not known
+        assert all(0 <= row[name] < 1 for name in shares)
+        assert sum(row[name] for name in shares) == pytest.approx(1)
+    assert train[0]["evaluation_share"] == 0 < train[-1]["evaluation_share"]
+    compiled = json.loads((result.path / "record.json").read_text())["compile_seconds"]
+    whole = train[0]["seconds"] / (1 - train[0]["compile_share"])  # the run's seconds leave compilation out
+    assert whole * train[0]["compile_share"] == pytest.approx(compiled, abs=1.0)
     assert [row["step"] for row in rows if "validation_loss" in row] == [5, 10, 15]
     assert all("validation_ema_accuracy" in row for row in rows if "validation_loss" in row)
     assert train[-1]["loss"] < train[0]["loss"]
+
+
+def test_steps_are_traced_into_the_folder_and_utilization_told_of_a_known_chip(
+    tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(chips.KINDS, jax.devices()[0].device_kind, "h100")
+    result = loop.train(tiny_config, tmp_path / "run", profile_steps="2:4")
+    assert len(list((result.path / "profile").rglob("*.xplane.pb"))) == 1
+    assert json.loads((result.path / "record.json").read_text())["total_steps"] >= 4
+    train = [row for row in Run.open(result.path).metrics() if "loss" in row]
+    experiment = build(tiny_config)
+    for row in train:
+        rate = row["images_per_second_per_device"]
+        assert row["mfu"] == pytest.approx(rate * experiment.flops / chips.CHIPS["h100"].flops)
+        assert f"MFU {100 * row['mfu']:.1f} %" in progress.describe(row)
+    assert experiment.flops == 6 * summarize(experiment.model, experiment.augment.output_shape).macs > 0
+    old = {"step": 3, "epoch": 1.0, "loss": 0.5, "images_per_second": 100.0}  # of a run from before
+    assert progress.describe(old) == "step 3  epoch 1.00  loss 0.5000  100 images/s"
+
+
+@pytest.mark.parametrize("steps", ["4:2", "2:2", "a:b", "0:9999", "5", "-1:3"])
+def test_steps_to_trace_that_the_run_has_not_are_told(tiny_config, tmp_path, steps):
+    with pytest.raises(UserError, match=f"--profile_steps={steps} must be FIRST:END"):
+        loop.train(tiny_config, tmp_path / "run", profile_steps=steps)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_net_learns_the_bars(finished):

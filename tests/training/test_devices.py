@@ -15,7 +15,7 @@ from cnnjax import ops
 from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.ops.normalization import batch_norm_in_groups
-from cnnjax.profiling.compiled import collectives
+from cnnjax.profiling.compiled import Program, collectives
 from cnnjax.runs.evaluate import evaluate
 from cnnjax.training import parallel
 from tests import ROOT
@@ -186,13 +186,61 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   ROOT %alone = f32[8]{0} all-reduce(%x), replica_groups={{0},{1}}
 }
 """
-    found = {c.kind + c.layer: c for c in collectives(text, ["stem/conv", "head"])}
-    assert {name: (c.size, c.devices, c.count, c.tensors) for name, c in found.items()} == {
-        "all-reducestem/conv": (32, 4, 5, 1),
-        "all-gatherstep": (48, 2, 1, 1),
-        "all-reducehead": (40, 8, 1, 2),
-    }
-    assert found["all-reducehead"].wire == 2 * 7 / 8 * 40
+    found = list(collectives(text, ["stem/conv", "head"]))
+    assert [(c.kind, c.layers, c.devices, c.count, c.tensors) for c in found] == [
+        ("all-reduce", {"stem/conv": 32}, 4, 5, 1),
+        ("all-gather", {"step": 48}, 2, 1, 1),
+        ("all-reduce", {"head": 40}, 8, 1, 2),
+    ]
+    assert found[2].wire == 2 * 7 / 8 * 40
+
+
+def test_a_combined_all_reduce_is_booked_on_all_layers_that_it_holds():
+    """Each array goes to the layer that made it, also through what only passes it on."""
+    text = """
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %a = f32[4]{0} fusion(%x), kind=kLoop, metadata={op_name="jit(f)/transpose(jvp(Net))/stem/conv/mul"}
+  %b = f32[6]{0:T(8,128)(2,1)} add(%x, %x), metadata={op_name="jit(f)/transpose(jvp(Net))/head/dot_general"}
+  %c = f32[6]{0} bitcast(%b)
+  %loss = f32[] reduce(%x), metadata={op_name="jit(f)/reduce_sum"}
+  %s = (f32[4], f32[6], f32[]) all-reduce-start(%a, %c, %loss), replica_groups=[1,4]<=[4], channel_id=1
+  ROOT %all = (f32[4]{0}, f32[6]{0:T(8,128)(2,1)}, f32[]) all-reduce-done(%s)
+}
+"""
+    (found,) = collectives(text, ["stem/conv", "head"])
+    assert found.layers == {"stem/conv": 16, "head": 24, "step": 4} and found.tensors == 3
+    program = Program(0, 0, 0, 0, 0.0, 0.0, (found,))
+    assert program.by_kind() == {"all-reduce": (1, 2 * 3 / 4 * 44)}
+    assert program.by_layer() == {"head": (1, 36.0), "stem/conv": (1, 24.0), "step": (1, 6.0)}
+
+
+def compiled_for(topology: str, config: str, *flags: str) -> dict:
+    """What `cnnjax compile` says of a config of ImageNet, without its images."""
+    command = [sys.executable, "-m", "cnnjax", "compile", f"--topology={topology}", "--json"]
+    command += [f"--config={config}", "--image=256x256x3", "--num_classes=1000", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_grouped_convolutions_on_eight_devices_gather_nothing_and_compute_an_eighth_each():
+    one, eight = (compiled_for(f"h100:{n}", "configs/imagenet_alexnet.py") for n in (1, 8))
+    assert set(eight["collectives"]) == {"all-reduce"}  # of gradients and metrics: no activation moves
+    assert eight["collectives"]["all-reduce"]["bytes_sent"] < 1.01 * 2 * 7 / 8 * 4 * 60_965_224
+    # The optimizer's own FLOPs, for parameters that all devices hold, are not shared.
+    assert one["flops"] / 8 < eight["flops"] < 1.03 * one["flops"] / 8
+    assert {"conv2", "conv4", "conv5", "dense1", "head"} <= set(eight["layers"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/imagenet_*.py")), ids=lambda file: file.stem)
+def test_every_config_of_imagenet_compiles_without_its_images(config):
+    size = ["--image=320x320x3"] if "inception" in config.stem else []
+    found = compiled_for("h100:8", str(config), "--input_rate=1000", *size)
+    batch = found["input_seconds"] * 1000
+    assert found["slowest"] == "input" and found["step_seconds"] == batch / 1000
+    assert 0 < found["compute_seconds"] < found["step_seconds"] and found["hours"] > 10
 
 
 @pytest.mark.slow

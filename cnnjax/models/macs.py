@@ -1,0 +1,45 @@
+"""Multiply-adds of a network, counted in its traced forward pass."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from cnnjax.models.forward import inner_jaxpr, shape_of
+from cnnjax.ops import cpu
+
+OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
+
+
+def count_macs(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """Those of one image [H, W, C] in evaluation, without what has no count (`equation_macs`)."""
+    model = model.clone(dtype=jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
+    with cpu.paused():
+        return _of_jaxpr(jax.make_jaxpr(model.apply)(variables, image).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        if inner := inner_jaxpr(eqn):
+            total += _of_jaxpr(inner) * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+        else:
+            total += equation_macs(eqn) or 0
+    return total
+
+
+def equation_macs(eqn: JaxprEqn) -> int | None:
+    """Multiply-adds of one equation without a jaxpr in it; None if they cannot be told."""
+    name, size = eqn.primitive.name, math.prod(shape_of(eqn.outvars[0]))
+    if name == "conv_general_dilated":
+        kernel = shape_of(eqn.invars[1])
+        return size * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+    if name == "dot_general":
+        left, ((contracted, _), _) = shape_of(eqn.invars[0]), eqn.params["dimension_numbers"]
+        return size * math.prod(left[axis] for axis in contracted)
+    return None if name in OPAQUE or "call" in name else 0

@@ -1,0 +1,50 @@
+"""One trace of some steps of a run, for xprof or Perfetto, in its folder."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cnnjax.errors import UserError
+from cnnjax.runs import processes
+
+Step = Callable[..., Any]
+
+
+def parse_steps(steps: str, total_steps: int) -> tuple[int, int] | None:
+    """The first step that is traced, and the one that no longer is, of '100:105'; None of ''."""
+    if not steps:
+        return None
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", steps)
+    begin, end = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not begin < end <= total_steps:
+        rule = f"must be FIRST:END, FIRST below END and END at most {total_steps}, the steps of the run"
+        raise UserError(f"--profile_steps={steps} {rule}; as in 100:105")
+    return begin, end
+
+
+@contextlib.contextmanager
+def traced(step: Step, folder: Path, steps: tuple[int, int] | None) -> Iterator[Step]:
+    """The step, which writes a trace of the given steps into a folder, in the first of several processes."""
+    if steps is None or not processes.is_first():
+        yield step
+        return
+    at: list[int] = []  # the number of the next step; the first one tells it
+
+    def call(state: Any, *others: Any) -> Any:
+        at[:] = [at[0] + 1] if at else [int(state.step)]
+        if at[0] == steps[0]:
+            jax.block_until_ready(state)  # what came before is not in it
+            jax.profiler.start_trace(str(folder))
+            stack.callback(jax.profiler.stop_trace)
+        outputs = step(state, *others)
+        if at[0] + 1 == steps[1]:
+            jax.block_until_ready(outputs)
+            stack.close()
+        return outputs
+
+    with contextlib.ExitStack() as stack:  # a run that ends before leaves what there is
+        yield call
