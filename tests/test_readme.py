@@ -64,6 +64,7 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
         ("reliability", "experiments/reliability/README.md"),
         ("bfloat16", "experiments/bfloat16/README.md"),
         ("scaling", "experiments/scaling/README.md"),
+        ("gpu", "experiments/gpu/README.md"),
     ],
 )
 def test_tables_are_those_of_the_csv(study, page):

@@ -141,7 +141,12 @@ def run_part(name: str, table: Table, *, toy: bool, options: Sequence[str]) -> N
     table.add(name, {"measure": "seconds", "value": seconds, "note": note})
 
 
-def as_markdown(rows: Sequence[dict[str, str]]) -> str:
+def read_rows() -> list[dict[str, str]]:
+    """The measured rows."""
+    return results.read(RESULTS)
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
     """The newest row of each device, part, case and measure."""
     lines = ["| part | case | measure | value | note | device |", "|---|---|---|---|---|---|"]
     newest = {(r["device"], r["part"], r["case"], r["measure"]): r for r in rows if r["part"]}
@@ -170,11 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not flags.tables:
         out = flags.out or (Path(tempfile.mkdtemp()) / "dry_run.csv" if flags.dry_run else RESULTS)
         print(what_to_carry(names) or "no package is missing", f"rows go to {out}", sep="\n", flush=True)
-        table = Table(out)
+        written = Table(out)
         for name in names if "device" in names else ["device", *names]:
-            run_part(name, table, toy=flags.dry_run, options=[f"--cifar10={flags.cifar10}"])
+            run_part(name, written, toy=flags.dry_run, options=[f"--cifar10={flags.cifar10}"])
     if flags.tables or not flags.dry_run:
-        pages.write((HERE / "README.md",), "table", as_markdown(results.read(RESULTS)))
+        pages.write((HERE / "README.md",), "gpu", table(read_rows()))
     return 0
 
 
