@@ -1,5 +1,6 @@
 """What a run shows as it trains: a bar on a terminal, elsewhere one line per interval, or nothing."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -66,7 +67,7 @@ def describe(row: dict[str, Any]) -> str:
     return "  ".join([*words, *speed(row)])
 
 
-def speed(row: dict[str, Any]) -> list[str]:
+def speed(row: Mapping[str, float]) -> list[str]:
     """What a row of training says of speed; an older one says less."""
     words = []
     if (rate := row.get("images_per_second")) is not None:

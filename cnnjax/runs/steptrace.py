@@ -4,14 +4,15 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from cnnjax.errors import UserError
 from cnnjax.runs import processes
+from cnnjax.runs.step import Outputs
+from cnnjax.training.steps import TrainState
 
-Step = Callable[..., Any]
+Step = Callable[..., Outputs]
 
 
 def parse_steps(steps: str, total_steps: int) -> tuple[int, int] | None:
@@ -34,7 +35,7 @@ def traced(step: Step, folder: Path, steps: tuple[int, int] | None) -> Iterator[
         return
     at: list[int] = []  # the number of the next step; the first one tells it
 
-    def call(state: Any, *others: Any) -> Any:
+    def call(state: TrainState, *others: object) -> Outputs:
         at[:] = [at[0] + 1] if at else [int(state.step)]
         if at[0] == steps[0]:
             jax.block_until_ready(state)  # what came before is not in it
