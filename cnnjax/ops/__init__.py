@@ -1,5 +1,6 @@
 """What a CNN computes: pure functions of arrays, with one numerical contract on every platform."""
 
+from cnnjax.ops.activations import ACTIVATIONS, activation, gelu, silu
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.dense import dense
 from cnnjax.ops.normalization import (

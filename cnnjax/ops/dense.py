@@ -15,9 +15,9 @@ from cnnjax.ops.portable import is_portable
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """A fully connected layer on the last axis, summed in float32: [..., K] of the dtype of x.
 
-    x is float [..., C], kernel float32 [C, K], rounded to the dtype of x, bias float32 [K]. Products are of the
-    dtype of x and sums float32, in the gradient too, for which that of the result is rounded to the dtype of
-    x; the gradient of the kernel is not rounded again. Forward mode and further derivatives are the product's.
+    x is float [..., C], kernel float32 [C, K], rounded to the dtype of x, bias float32 [K]. Products are of
+    the dtype of x and sums float32, in the gradient too, for which that of the result is rounded to the dtype
+    of x; that of the kernel is not rounded again. Forward mode and further derivatives are the product's.
     """
     if x.ndim == 4 and not is_portable() and takes(x, kernel):
         return conv2d(x, kernel.astype(x.dtype)[None, None], bias)
