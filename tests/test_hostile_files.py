@@ -33,8 +33,11 @@ MAY = {
     ("__init__.py", "import_module"),
     ("models/__init__.py", "import_module"),
     ("config.py", "run_path"),
+    ("cli/completion.py", "import_module"),
     ("cli/main.py", "import_module"),
-}  # own files; the user's --config=FILE
+    ("profiling/peers/keras.py", "import_module"),
+    ("profiling/peers/torch.py", "eval"),
+}  # own files; the user's --config=FILE; torch's name for a net in use
 
 
 def calls(file: Path) -> list[tuple[str, ast.Call]]:

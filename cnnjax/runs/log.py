@@ -17,6 +17,11 @@ from cnnjax.training.metrics import Scores
 from cnnjax.training.steps import TrainMetrics, TrainState
 
 CAUSES = ("compile", "data", "evaluation", "checkpoint")  # of time that is not in steps
+# What differs between the rows of equal runs.
+MEASURED = {
+    *("seconds", "images_per_second", "images_per_second_per_device", "data_wait_seconds"),
+    *("mfu", "memory_bytes", "goodput", *(f"{cause}_share" for cause in CAUSES)),
+}
 EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to metrics.jsonl
 
 

@@ -22,12 +22,13 @@ import numpy as np
 from cnnjax.cli import main
 from cnnjax.models import create_model, init_variables
 from cnnjax.models.weights import files, to_torch
+from cnnjax.runs.log import MEASURED
 from experiments.reliability.place import Fork, tiny_data
 
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.chmod", "os.truncate"}
 NET = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
 KILLED, LONGEST = 9, 300  # exit code; seconds that a command may take
-TIMES = {"seconds", "images_per_second", "data_wait_seconds", "compile_seconds"}
+TIMES = {*MEASURED, "compile_seconds"}
 SMALL = (
     *("--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.batch_size=16"),
     *("--config.eval_batch_size=16", "--config.data.num_validation=10", "--config.total_epochs=1"),

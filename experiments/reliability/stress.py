@@ -22,8 +22,8 @@ import numpy as np
 from cnnjax.data import datasets
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
+from cnnjax.runs.log import MEASURED
 
-TIMING = {"seconds", "images_per_second", "data_wait_seconds"}
 PHASES = ("compile", "step", "evaluation", "save", "any moment")
 LONGEST = 600  # seconds that a phase may take to come
 COMMON = {
@@ -96,7 +96,7 @@ def streamed_images(folder: Path) -> str:
 def outcome(workdir: Path) -> Outcome:
     """Reads a finished run."""
     run = Run.open(workdir)
-    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in run.metrics()]
     saved = Checkpoints(workdir / "checkpoints")
     leaves = jax.tree_util.tree_leaves_with_path(saved.read(saved.steps()[-1]))
     sha = hashlib.sha256()

@@ -16,12 +16,10 @@ from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.log import CAUSES, Progress
+from cnnjax.runs.log import MEASURED, Progress
 from cnnjax.runs.signals import Interrupted
 from tests.conftest import USERS
 
-TIMING = {"seconds", "images_per_second", "images_per_second_per_device", "data_wait_seconds", "memory_bytes"}
-TIMING |= {"goodput", *(f"{cause}_share" for cause in CAUSES)}
 FLAGS = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
     "--config.batch_size=4",
@@ -65,7 +63,7 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
 def outcome(workdir: Path) -> tuple[list[dict], list[np.ndarray], dict]:
     """Metrics without times, the final parameters with the rest of the state, and the test scores."""
     run = Run.open(workdir)
-    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in run.metrics()]
+    rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in run.metrics()]
     saved = Checkpoints(workdir / "checkpoints")
     _, tree, _ = saved.restore(build(run.config()).abstract_tree())
     return rows, [np.asarray(leaf) for leaf in jax.tree.leaves(tree["state"])], run.read_json("test.json")
