@@ -36,6 +36,7 @@ STUDIES = (
     "alexnet_regularization",
     "why_convolution",
     "pooling_types",
+    "fashion_mnist",
 )
 QUEUE = HERE / "queue.csv"
 

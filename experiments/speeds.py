@@ -9,16 +9,20 @@ steps x batch / images a second, measured while nothing else ran.
 import datetime
 import functools
 import os
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ml_collections import ConfigDict
 
 from cnnjax.profiling.benchmark import bench_train
 from cnnjax.runs.record import processor
 from experiments import results
 
 FILE = Path(__file__).parent / "speeds.csv"
+KEY = ("model", "batch", "dtype", "side", "machine")
 
 
 @functools.cache
@@ -27,15 +31,24 @@ def this_machine() -> str:
     return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
-def rate(model: str, batch_size: int, dtype: str, *, measure: bool = False, on: str | None = None) -> float:
+def net(config: ConfigDict) -> tuple[str, str, str, str]:
+    """What images a second depend on: model, batch size, dtype and the side of the images in pixels."""
+    cut = re.search(r"crop\((\d+)", config.augment.eval)
+    side = cut[1] if cut else "28" if "fashion" in config.data.name else "32"
+    return config.model, str(config.batch_size), config.dtype, side
+
+
+def rate(net: tuple[str, ...], *, measure: bool = False, on: str | None = None) -> float:
     """Images a second on a machine, this one if none is named; nan if unknown and not to be measured."""
-    key = {"model": model, "batch": str(batch_size), "dtype": dtype, "machine": on or this_machine()}
+    key = dict(zip(KEY, (*net, on or this_machine()), strict=True))
     rows = [row for row in results.read(FILE) if all(row[name] == value for name, value in key.items())]
     if rows:
         return float(rows[-1]["images_per_second"])
     if not measure or on:
         return float("nan")
-    figures = bench_train(model, batch_size=batch_size, dtype=dtype, rounds=3, seconds=2.0)
+    model, batch_size, dtype, side = net
+    of = {"batch_size": int(batch_size), "dtype": dtype, "image_size": int(side)}
+    figures = bench_train(model, **of, rounds=3, seconds=2.0)
     note(key, float(str(figures["images_per_second"])))
     return float(str(figures["images_per_second"]))
 
@@ -51,14 +64,13 @@ def main() -> None:
     from experiments import run_all, studies  # which import this module
 
     plans = [(study, study.planned()) for study in studies.every(run_all.STUDIES)]
-    for net in dict.fromkeys(study.net(run) for study, planned in plans for run in planned):
-        print(*net, f"{rate(*net, measure=True):.0f} images/s", flush=True)
+    for each in dict.fromkeys(study.net(run) for study, planned in plans for run in planned):
+        print(*each, f"{rate(each, measure=True):.0f} images/s", flush=True)
 
 
-def published(model: str, batch_size: int, dtype: str) -> float:
+def published(net: tuple[str, ...]) -> float:
     """Images a second on the first machine that a net was measured on; nan if it never was."""
-    key = {"model": model, "batch": str(batch_size), "dtype": dtype}
-    rows = [row for row in results.read(FILE) if all(row[name] == value for name, value in key.items())]
+    rows = [row for row in results.read(FILE) if tuple(row[name] for name in KEY[:-1]) == net]
     return float(rows[0]["images_per_second"]) if rows else float("nan")
 
 

@@ -151,16 +151,15 @@ class Study:
             return True
         return False
 
-    def net(self, run: Planned) -> tuple[str, int, str]:
-        """Model, batch size and dtype of a run: what its images a second depend on."""
-        config = config_lib.assign(self.config(), dict(run.fields()))
-        return config.model, config.batch_size, config.dtype
+    def net(self, run: Planned) -> tuple[str, str, str, str]:
+        """What the images a second of a run depend on."""
+        return speeds.net(config_lib.assign(self.config(), dict(run.fields())))
 
     def seconds(self, run: Planned) -> float:
         """How long a run takes on this machine, by its net's rate, which is measured if it is unknown."""
         held_out = run.values.get("data.num_validation", self.config().data.num_validation)
         images = self.images - int(held_out)
-        return run.epochs * images / speeds.rate(*self.net(run), measure=True)
+        return run.epochs * images / speeds.rate(self.net(run), measure=True)
 
     def factor(self, size: str) -> float:
         """What epochs are multiplied by so that all runs end within the size."""

@@ -6,7 +6,6 @@ Studies without rows are named below it.
 """
 
 import functools
-import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,10 +35,6 @@ STUDIES = (
 
 def claims(name: str) -> Iterator[tuple[str, studies.Claim | None]]:
     """The studies of a folder, each with its claim, or None as long as it has no rows."""
-    if name == "fashion_mnist":  # two configs of their own, no study of one
-        run = runpy.run_path(str(HERE / name / "run.py"))
-        yield name, run["claim"](run["read_rows"]())
-        return
     for study in studies.every([name]):
         yield study.name, study.claim(study, study.here) if study.rows() else None
 
@@ -61,7 +56,7 @@ def table(where: str = "experiments/") -> str:
 def costs() -> str:
     """What each study has run and has still to run: runs, epochs, hours of a quiet machine, machines."""
     cells = []
-    for study in studies.every([name for name in STUDIES if name != "fashion_mnist"]):
+    for study in studies.every(STUDIES):
         rows, least = study.rows(), [run for run in study.planned() if not run.later]
         ended = sum(any(map(run.is_row, rows)) for run in least)
         hours = sum(value for row in rows if (value := tables.quiet_seconds(row, study.here)) == value) / 3600
@@ -74,12 +69,12 @@ def costs() -> str:
 def at_paper_size() -> str:
     """What the papers' epochs take: runs, epochs, PFLOP."""
     cells = []
-    for study in studies.every([name for name in STUDIES if name != "fashion_mnist"]):
+    for study in studies.every(STUDIES):
         planned, flop = study.planned(study.here, "paper"), 0.0
         for run in planned:
             config = study.config()
             held_out = run.values.get("data.num_validation", config.data.num_validation)
-            side = 28 if "fashion" in config.data.name else 24 if "local" in str(run.values["model"]) else 32
+            side = int(study.net(run)[-1])
             flop += 6 * run.epochs * (study.images - int(held_out)) * macs(str(run.values["model"]), side)
         epochs = sum(run.epochs for run in planned)
         cells.append((study.name, len(planned), f"{epochs:,.0f}", f"{flop / 1e15:,.0f}"))
@@ -92,7 +87,14 @@ def macs(model: str, side: int) -> float:
     return summarize(model, (side, side, 1 if side == 28 else 3)).macs
 
 
+def result() -> str:
+    """The front page's own result: the module's network on the whole of Fashion-MNIST."""
+    study = next(studies.every(["fashion_mnist"]))
+    return study.table(study, study.here)
+
+
 if __name__ == "__main__":
+    pages.write((HERE.parent / "README.md",), "fashion_mnist", result())
     pages.write((HERE.parent / "docs" / "reproducing.md",), "reproducing", at_paper_size())
     pages.write((HERE.parent / "README.md",), "claims", table())
     pages.write((HERE / "README.md",), "claims", table(""))

@@ -42,7 +42,8 @@ def training_error(rows: Sequence[Row], out: Path) -> str:
 def minutes(rows: Sequence[Row], out: Path) -> str:
     """Of a run: steps x batch / images a second of the net while nothing else ran on that machine."""
     found = [quiet_seconds(row, out) for row in rows]
-    return spread([str(value / 60) for value in found if not math.isnan(value)], 1, 0) or "not measured"
+    value = statistics.mean([each / 60 for each in found if not math.isnan(each)] or [math.nan])
+    return "not measured" if math.isnan(value) else f"{value:.{1 if value < 10 else 0}f}"
 
 
 def quiet_seconds(row: Row, out: Path) -> float:
@@ -51,7 +52,7 @@ def quiet_seconds(row: Row, out: Path) -> float:
     values = {name: config_lib.parse_value(name, row[name]) for name in fields}
     config = config_lib.assign(config_lib.from_dict(read_json(out / "sweep.json")), values)
     there = row["machine"].rpartition(", ")[0]  # without the devices
-    rate = speeds.rate(config.model, config.batch_size, config.dtype, on=there)
+    rate = speeds.rate(speeds.net(config), on=there)
     images = 60_000 if "fashion" in config.data.name else 50_000
     return float(row["epochs"]) * (images - config.data.num_validation) / rate
 

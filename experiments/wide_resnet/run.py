@@ -38,7 +38,7 @@ def make_config() -> config_lib.ConfigDict:
 
 def epochs(model: str) -> float:
     """That fit into the time on the first machine in speeds.csv; the paper's of a net that is not there."""
-    rate = speeds.published(model, 128, "float32")
+    rate = speeds.published((model, "128", "float32", "32"))
     return PAPER if math.isnan(rate) else round(SECONDS * rate / 45_000, 1)
 
 
