@@ -31,6 +31,7 @@ from cnnjax.data.files import read_json, replacing
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs.results import Row, read_results
+from cnnjax.runs.signals import Interrupted
 from cnnjax.runs.sweep import Board, Values, sweep
 from experiments import curves, pages, speeds
 
@@ -293,11 +294,14 @@ def draw(study: Study, out: Path) -> None:
 
 
 def start(work: Callable[[], None]) -> None:
-    """Does the work of a study; a user's mistake ends it with one line."""
+    """Does the work of a study; a user's mistake or a signal ends it with one line."""
     try:
         work()
     except UserError as error:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
+    except Interrupted as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        raise SystemExit(128 + error.signum) from None
 
 
 def every(names: Sequence[str]) -> Iterator[Study]:

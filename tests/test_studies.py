@@ -1,11 +1,13 @@
 """The studies: their queue, their verdicts, and a run of each cut down to two steps."""
 
 import math
+import signal
 
 import pytest
 
 from cnnjax.cli import main
 from cnnjax.models import create_model
+from cnnjax.runs.signals import Interrupted
 from experiments import run_all, studies, tables
 
 ALL = list(studies.every(run_all.STUDIES))
@@ -85,3 +87,13 @@ def test_studies_are_listed_and_unknown_ones_refused(capsys):
     assert all(study.name.partition("/")[0] in listed for study in ALL)
     assert main.run(["study", "degradatoin"]) == 2
     assert "did you mean 'degradation'" in capsys.readouterr().err
+
+
+def test_a_signal_ends_a_study_with_one_line(capsys):
+    def stopped():
+        raise Interrupted(signal.SIGTERM, "SIGTERM: saved step 1 of 2 in runs/x")
+
+    with pytest.raises(SystemExit) as ended:
+        studies.start(stopped)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.endswith(": SIGTERM: saved step 1 of 2 in runs/x\n")
