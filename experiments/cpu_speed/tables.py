@@ -237,8 +237,13 @@ def panels(rows: Sequence[Row]) -> Iterator[tuple[str, dict[tuple[str, str], Ben
 def draw(rows: Sequence[Row]) -> None:
     """The ratios to the best as bars, with their range and their targets, on the machine measured last."""
     plt.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
-    figure, axes = plt.subplots(1, 3, sharey=True, figsize=(10, 5), layout="constrained")
-    for axis, (title, found) in zip(axes, panels(rows), strict=True):
+    measured = [
+        (title, found) for title, found in panels(rows) if any(best([*b.values()]) for b in found.values())
+    ]
+    size = {"figsize": (2 + 3 * len(measured), 5), "layout": "constrained"}
+    figure, grid = plt.subplots(1, len(measured), sharey=True, squeeze=False, **size)
+    axes = grid[0]
+    for axis, (title, found) in zip(axes, measured, strict=True):
         for (net, dtype), bench in found.items():
             if not (top := best([*bench.values()])):
                 continue
@@ -252,8 +257,8 @@ def draw(rows: Sequence[Row]) -> None:
         axis.set_title(title, fontsize="medium")
         axis.axvline(1, color="grey", linestyle=":")
     axes[0].set_yticks(range(len(NETS)), NETS)
-    axes[0].invert_yaxis()
-    figure.supxlabel("images/s, ratio to the best of the others (blue float32, red bfloat16, black: target)",
+    axes[0].set_ylim(len(NETS) - 0.4, -0.6)
+    figure.supxlabel("images/s, ratio to the best of the others\n(blue float32, red bfloat16, black: target)",
                      fontsize="medium")  # fmt: skip
     figure.savefig(HERE / "ratios.svg", metadata={"Date": None})
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST on two cores: SimpleCNN within a minute, and residual nets within an hour.
+"""Fashion-MNIST on two cores: SimpleCNN in about a minute, and residual nets within an hour.
 
 See `experiments/studies.py` for the flags. The recipes are those of `configs/fashion_mnist_simple_cnn.py` and
 `configs/fashion_mnist_hour.py`.

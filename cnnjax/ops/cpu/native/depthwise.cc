@@ -1,4 +1,4 @@
-// Which depthwise convolutions are computed here, on which vectors.
+// Which gradients of depthwise convolutions are computed here, on which vectors.
 #include "depthwise.h"
 
 namespace cnnjax {

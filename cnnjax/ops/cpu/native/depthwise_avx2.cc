@@ -1,4 +1,4 @@
-// Depthwise convolution on vectors of AVX2.
+// Gradients of depthwise convolutions on vectors of AVX2.
 #define CNNJAX_LANES 8
 #include "depthwise_windows.h"
 

@@ -1,4 +1,4 @@
-// Depthwise convolution on vectors of AVX-512.
+// Gradients of depthwise convolutions on vectors of AVX-512.
 #define CNNJAX_LANES 16
 #include "depthwise_windows.h"
 
