@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import math
 import multiprocessing
-import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import jax
@@ -22,12 +22,14 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from cnnjax.data.augment.register import Batch
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import ArraySource, Source, check_skipped
 from cnnjax.errors import BadImage, UserError
 
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
 MOST_AHEAD = 8  # streamed batches that wait for the step
 READ_AHEAD_BYTES = 2**28  # of all of them
+PARTS = 4  # of a batch for each thread, so that none waits long for a slow one
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -161,30 +163,40 @@ class BatchReader:
     skip: bool
     rows: np.ndarray
 
-    def __call__(self, step: int) -> HostBatch:
+    def __call__(self, step: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> HostBatch:
+        """The batch; the threads of a pool, if one is given, read its images side by side."""
         size, count = len(self.source), len(self.rows)
         epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
         slots = step_of_epoch * self.batch_size + self.rows
         index = epoch_order(size, self.seed, epoch)[slots % size].astype(np.int32)
         image = np.empty((count, *self.source.image_shape), np.uint8)
         label, mask = np.zeros(count, np.int32), (slots < size).astype(np.float32)
-        bad: dict[int, str] = {}
-        good, failed = -1, []
-        for row, position in enumerate(index.tolist()):
+        few = -(-count // (PARTS * threads))
+        parts = [range(start, min(start + few, count)) for start in range(0, count, few)]
+        read = functools.partial(self._read_rows, index, image, label)
+        bad = dict(failure for failures in (pool.map if pool else map)(read, parts) for failure in failures)
+        good = np.setdiff1d(np.arange(count), failed := [*bad])
+        mask[failed] = 0
+        image[failed] = image[good[-1]] if good.size else 0  # BatchNorm sees real images, if there are any
+        epochs = np.full(count, epoch, np.int32)
+        batch = {"image": image, "label": label, "mask": mask, "index": index, "epoch": epochs}
+        return batch, [(int(index[row]), message) for row, message in bad.items()]
+
+    def _read_rows(
+        self, index: np.ndarray, image: np.ndarray, label: np.ndarray, rows: range
+    ) -> list[tuple[int, str]]:
+        """Fills some rows of a batch; returns those that cannot be read, with a message."""
+        failed = []
+        for row in rows:
             try:
-                example = self.source[position]
+                example = self.source[int(index[row])]
             except BadImage as error:
                 if not self.skip:
                     raise
-                bad[position] = str(error)
-                failed.append(row)
+                failed.append((row, str(error)))
             else:
-                image[row], label[row], good = example["image"], example["label"], row
-        mask[failed] = 0
-        image[failed] = image[good] if good >= 0 else 0  # BatchNorm sees real images, if there are any
-        epochs = np.full(count, epoch, np.int32)
-        batch = {"image": image, "label": label, "mask": mask, "index": index, "epoch": epochs}
-        return batch, list(bad.items())
+                image[row], label[row] = example["image"], example["label"]
+        return failed
 
 
 @functools.lru_cache(maxsize=4)
@@ -231,10 +243,15 @@ class StreamBatches(Batches):
 
     def _stream(self, start: int, stop: int) -> Generator[HostBatch]:
         """Host batches of the steps from start to stop, in order; a dead worker is an error that says so."""
-        threads = 1 if self.num_workers else min(4, os.cpu_count() or 1)
         ahead = max(1, self._batches_ahead // max(1, self.num_workers))
-        steps = grain.MapDataset.range(start, stop).map(self._read)
-        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        threads, pool = num_cores(), None
+        read: Callable[[int], HostBatch] = self._read
+        if not self.num_workers:
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+            read = functools.partial(self._read, pool=pool, threads=threads)
+        steps = grain.MapDataset.range(start, stop).map(read)
+        two = min(2, ahead) if pool else 1  # so that the pool has work where one batch ends
+        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=two, prefetch_buffer_size=ahead))
         if self.num_workers:
             flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
             options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
@@ -254,6 +271,8 @@ class StreamBatches(Batches):
             raise UserError(f"a process that reads {died}; {hint}") from None
         finally:
             iterator.close()
+            if pool:
+                pool.shutdown(cancel_futures=True)
 
     def _put(self, read: HostBatch) -> Batch:
         batch, bad = read

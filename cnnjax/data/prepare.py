@@ -15,6 +15,7 @@ import simplejpeg
 
 from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sha256_of
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
 from cnnjax.errors import BadImage, UserError, unknown
@@ -75,16 +76,17 @@ def prepare(
     *,
     encoding: str = "raw",
     shard_examples: int = 1024,
-    num_threads: int = 2,
+    num_threads: int | None = None,
     on_bad_image: str = "error",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Facts:
     """Writes every split as ArrayRecord shards; those of an interrupted run with the same arguments are kept.
 
     The sources are all of one image size; mean, std and covariance are those of `train`. `encoding` is "raw"
-    for speed or "jpeg" (quality 92) for small disks; `on_bad_image` is "error", or "skip" to leave out and
-    count unreadable images; `progress` is called with shards done and in all. The facts that come back are as
-    in `records.read_facts`. UserError names an image that cannot be read, or a folder that holds other data.
+    for speed or "jpeg" (quality 92) for small disks; `num_threads` None is one a core; `on_bad_image` is
+    "error", or "skip" to leave out and count unreadable images; `progress` is called with shards done and in
+    all. The facts that come back are as in `records.read_facts`. UserError names an image that cannot be
+    read, or a folder that holds other data.
     """
     if encoding not in ENCODINGS:
         raise unknown("encoding", encoding, ENCODINGS)
@@ -113,7 +115,7 @@ def prepare(
         return split, _write_shard(sources[split], indices, file, encoding, on_bad_image == "skip")
 
     shards: dict[str, list[Shard]] = {split: [] for split in sources}
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads or num_cores()) as pool:
         for done, (split, shard) in enumerate(pool.map(write, tasks), 1):
             shards[split].append(shard)
             progress(done, len(tasks))

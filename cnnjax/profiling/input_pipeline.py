@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import os
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from cnnjax.data.files import scratch_folder
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import FileSource, Place
 from cnnjax.errors import UserError
 from cnnjax.profiling.benchmark import Figures, TrainBench, calls_per_second
@@ -51,7 +51,7 @@ def bench_data(
     """
     with scratch_folder() as folder:
         source, encoded = _jpegs(name, folder)
-        figures: Figures = {"images": Path(name).name if name else "made up", "cores": _cores()}
+        figures: Figures = {"images": Path(name).name if name else "made up", "cores": num_cores()}
         figures |= _decoding(source, encoded, rounds, seconds)
         repeated = source.subset(np.arange(RAW) % len(source))
         prepare.prepare({"train": repeated}, folder / "raw", encoding="raw")
@@ -60,10 +60,6 @@ def bench_data(
         figures |= _memory(raw, images)
     figures |= _augmentation(step_model, rounds, seconds)
     return figures | {"device": jax.devices()[0].device_kind}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
@@ -91,7 +87,7 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
 
 def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: float) -> dict[str, float]:
     """The pipeline and simplejpeg alone in turn, on as many threads, from the same files."""
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         _alone(pool, encoded, 0.2)
         alone, ours = [_alone(pool, encoded, seconds / SLICES)], []
         for _ in range(rounds * SLICES):
@@ -111,14 +107,14 @@ def _alone(pool: ThreadPoolExecutor, encoded: list[bytes], seconds: float) -> fl
     start = time.perf_counter()
 
     def decode(worker: int) -> int:
-        count = worker * len(encoded) // _cores()
+        count = worker * len(encoded) // num_cores()
         first = count
         while count == first or time.perf_counter() - start < seconds:
             simplejpeg.decode_jpeg(encoded[count % len(encoded)])
             count += 1
         return count - first
 
-    return sum(pool.map(decode, range(_cores()))) / (time.perf_counter() - start)
+    return sum(pool.map(decode, range(num_cores()))) / (time.perf_counter() - start)
 
 
 def _streamed(source: FileSource, seconds: float) -> float:

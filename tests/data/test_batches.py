@@ -1,9 +1,11 @@
 """Batches: every example once an epoch, whatever the batch size; positions that can be restored."""
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -140,6 +142,40 @@ class Slow:
     def __getitem__(self, index):
         time.sleep(0.01)
         return {"image": np.zeros((2, 2, 1), np.uint8), "label": 0}
+
+
+class Waiting(ArraySource):
+    """Counts the reads that are under way; they wait until so many are."""
+
+    most, now, lock, enough = 0, 0, threading.Lock(), threading.Event()
+
+    def __getitem__(self, index):
+        with Waiting.lock:
+            Waiting.now += 1
+            Waiting.most = max(Waiting.most, Waiting.now)
+            if Waiting.most >= 48:
+                Waiting.enough.set()
+        Waiting.enough.wait(2)
+        with Waiting.lock:
+            Waiting.now -= 1
+        return super().__getitem__(index)
+
+
+def test_as_many_images_are_read_side_by_side_as_there_are_cores(monkeypatch):
+    """Of a machine with 64 of them, at a batch of 2048 whose size leaves two batches read ahead."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(pipeline, "READ_AHEAD_BYTES", 0)
+    small = numbered(2048)
+    source = Waiting(small.images, small.labels, small.class_names, "slow", "train")
+    before = threading.active_count()
+    with contextlib.closing(pipeline.StreamBatches(source, 2048, seed=0)) as batches:
+        first = next(batches)
+        assert sorted(numbers(first)) == list(range(2048))
+    assert Waiting.most >= 48
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
 
 
 @pytest.mark.slow

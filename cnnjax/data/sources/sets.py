@@ -1,5 +1,6 @@
 """What holds for a data set is decided from all of its splits: which have labels, the classes, the shape."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ from cnnjax.errors import BadImage, UserError
 
 UNLABELLED = -1  # in place of a label; so do the sets of TFDS and of the Hugging Face Hub
 MOST_HEADERS = 10_000  # read after two shapes have been seen
-THREADS = 8
 
 _counted: dict[tuple[str, ...], Counter[Shape]] = {}  # in this process, by names and contents
 
@@ -65,6 +65,11 @@ def check_shapes(shapes: Mapping[str, Shape], what: object) -> None:
         raise UserError(f"{what}: images of different shapes: {given}; allowed: one shape for all splits")
 
 
+def num_cores() -> int:
+    """The processor's cores that this process may use: how many images are read side by side."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_words(shape: Sequence[int]) -> str:
     """'28x28x1' of [H, W, C]."""
     return "x".join(map(str, shape))
@@ -72,7 +77,7 @@ def in_words(shape: Sequence[int]) -> str:
 
 def headers(places: Sequence[tuple[Header, int]]) -> Iterator[Shape]:
     """[H, W, C] of images, read from their headers by threads; without those that cannot be read."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(num_cores()) as pool:
         for start in range(0, len(places), 512):
             yield from filter(None, pool.map(read_shape, places[start : start + 512]))
 
