@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import multiprocessing
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -205,6 +205,15 @@ def epoch_order(size: int, seed: int | None, epoch: int) -> np.ndarray:
     return np.arange(size) if seed is None else np.random.default_rng((seed, epoch)).permutation(size)
 
 
+@functools.cache
+def read_pool(threads: int) -> ThreadPoolExecutor:
+    """The process's threads that read images, of all streams.
+
+    They are never shut down: a stream that nobody closed is collected in any thread, even in one of these.
+    """
+    return ThreadPoolExecutor(threads, thread_name_prefix="read")
+
+
 def _children() -> set[int]:
     """The live processes that this one has started."""
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
@@ -243,14 +252,10 @@ class StreamBatches(Batches):
 
     def _stream(self, start: int, stop: int) -> Generator[HostBatch]:
         """Host batches of the steps from start to stop, in order; a dead worker is an error that says so."""
-        ahead = max(1, self._batches_ahead // max(1, self.num_workers))
-        threads, pool = num_cores(), None
-        read: Callable[[int], HostBatch] = self._read
-        if not self.num_workers:
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-            read = functools.partial(self._read, pool=pool, threads=threads)
-        steps = grain.MapDataset.range(start, stop).map(read)
-        two = min(2, ahead) if pool else 1  # so that the pool has work where one batch ends
+        ahead, threads = max(1, self._batches_ahead // max(1, self.num_workers)), num_cores()
+        side_by_side = functools.partial(self._read, pool=read_pool(threads), threads=threads)
+        steps = grain.MapDataset.range(start, stop).map(self._read if self.num_workers else side_by_side)
+        two = 1 if self.num_workers else min(2, ahead)  # so that the pool has work where one batch ends
         batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=two, prefetch_buffer_size=ahead))
         if self.num_workers:
             flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
@@ -271,8 +276,6 @@ class StreamBatches(Batches):
             raise UserError(f"a process that reads {died}; {hint}") from None
         finally:
             iterator.close()
-            if pool:
-                pool.shutdown(cancel_futures=True)
 
     def _put(self, read: HostBatch) -> Batch:
         batch, bad = read

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -167,15 +169,46 @@ def test_as_many_images_are_read_side_by_side_as_there_are_cores(monkeypatch):
     monkeypatch.setattr(pipeline, "READ_AHEAD_BYTES", 0)
     small = numbered(2048)
     source = Waiting(small.images, small.labels, small.class_names, "slow", "train")
-    before = threading.active_count()
     with contextlib.closing(pipeline.StreamBatches(source, 2048, seed=0)) as batches:
         first = next(batches)
         assert sorted(numbers(first)) == list(range(2048))
     assert Waiting.most >= 48
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+
+
+class Collecting(ArraySource):
+    """Its reads wait until they are let go on, then collect garbage."""
+
+    go_on = threading.Event()
+
+    def __getitem__(self, index):
+        if index > 3:
+            Collecting.go_on.wait(5)
+            gc.collect()
+        return super().__getitem__(index)
+
+
+def test_a_stream_that_nobody_closed_may_be_collected_by_its_own_reads(recwarn):
+    small = numbered(40)
+    source = Collecting(small.images, small.labels, small.class_names, "collected", "train")
+    batches = pipeline.StreamBatches(source, 4, seed=None)
+    next(batches)
+    circle = [batches]
+    circle.append(circle)  # so that only a collection ends it
+    gone = weakref.ref(batches)
+    gc.disable()
+    try:
+        del batches, circle
+        Collecting.go_on.set()
+        deadline = time.monotonic() + 10
+        while gone() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gone() is None
+    finally:
+        gc.enable()
+    after = pipeline.StreamBatches(small, 4, seed=None)
+    assert list(numbers(next(after))) == [0, 1, 2, 3]
+    after.close()
+    assert not [str(each.message) for each in recwarn]
 
 
 @pytest.mark.slow
