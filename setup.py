@@ -1,11 +1,13 @@
-"""Builds the CPU kernels where that is possible; everything else about the package is in pyproject.toml."""
+"""Builds the CPU kernels where possible and ships configs/; all else is in pyproject.toml."""
 
 import importlib.metadata
 import importlib.util
 import platform
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 SOURCES = Path("cnnjax/ops/cpu/native")
 
@@ -62,4 +64,16 @@ def kernels() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions())
+class WithConfigs(build_py):
+    """The modules, and configs/ as `cnnjax/configs`; an editable install reads that of the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "cnnjax", "configs")
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in Path("configs").glob("*.py"):
+                shutil.copy(file, folder)
+
+
+setup(ext_modules=extensions(), cmdclass={"build_py": WithConfigs})

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, one_line, parse_call
+from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, listed, one_line, parse_call
 
 Value = bool | int | float | str
 
@@ -220,10 +220,31 @@ def skip_limit(on_nonfinite: str) -> int:
     raise UserError(f"config.on_nonfinite={on_nonfinite!r} must be 'stop' or 'skip(limit=10)', limit from 1")
 
 
+def examples() -> dict[str, Path]:
+    """The example configs by name: in an installed package, or in configs/ of a checkout."""
+    package = Path(__file__).parent
+    folder = next((each for each in (package, package.parent) if (each / "configs").is_dir()), package)
+    return {file.stem: file for file in sorted(folder.glob("configs/*.py"))}
+
+
+def _find(path: str) -> str:
+    """The file of a config, which may be named as an example with or without .py."""
+    if Path(path).is_file():
+        return path
+    known, name = examples(), path.removesuffix(".py")
+    if name in known:
+        return str(known[name])
+    near = difflib.get_close_matches(Path(name).name, known, n=2, cutoff=0.6)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise UserError(f"--config={path} is neither a file nor an example{hint}; examples: {listed(known)}")
+
+
 def from_file(path: str) -> ConfigDict:
-    """What `get_config()` of a Python file returns; that is executed, and may import what lies beside it."""
-    if not Path(path).is_file():
-        raise UserError(f"--config={path} is not a file; configs/ holds the examples")
+    """What `get_config()` of a Python file, or of an example by name, returns.
+
+    The file is executed, and may import what lies beside it.
+    """
+    path = _find(path)
     folder, before = str(Path(path).resolve().parent), {*sys.modules}
     sys.path.insert(0, folder)
     try:

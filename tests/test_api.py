@@ -25,6 +25,25 @@ def test_importing_the_package_is_quick_and_its_names_come_when_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_an_installed_package_knows_the_example_configs_by_name(tmp_path):
+    pytest.importorskip("setuptools", reason="setuptools builds the package")
+    build = ["setup.py", "-q", "build_py", f"--build-lib={tmp_path}"]
+    subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
+    code = "from cnnjax import config; print(config.__file__, *config.examples().values(), sep='\\n')"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    used, *found = map(Path, ran.stdout.splitlines())
+    assert used == tmp_path / "cnnjax/config.py"
+    assert found == [tmp_path / "cnnjax/configs" / file.name for file in sorted(ROOT.glob("configs/*.py"))]
+
+
 def test_every_public_name_is_there_documented_and_in_the_stub():
     stub = (Path(cnnjax.__file__).parent / "__init__.pyi").read_text()
     for name in cnnjax.__all__:

@@ -7,11 +7,14 @@ from cnnjax.cli.flags import FLAGS, command
 from cnnjax.errors import by_name
 
 BASH = """_cnnjax() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}}
+  local word=${{COMP_LINE:0:COMP_POINT}}
+  word=${{word##* }}
   case ${{COMP_WORDS[1]}} in
 {cases}
     *) [ "$COMP_CWORD" = 1 ] && COMPREPLY=($(compgen -W '{commands}' -- "$word")) ;;
   esac
+  # After = a word of its own begins in bash, but not in zsh.
+  [[ $COMP_WORDBREAKS == *=* ]] && COMPREPLY=("${{COMPREPLY[@]#"${{word%"${{word##*=}}"}}"}}")
   [[ ${{COMPREPLY[0]}} == *= ]] && compopt -o nospace
 }}
 complete -o default -F _cnnjax cnnjax"""
@@ -37,14 +40,16 @@ def completion(words: list[str]) -> None:
 
 
 def flags_of_commands() -> dict[str, list[str]]:
-    """By command, its flags, those with a value with '=', and the fields of the config where it takes one."""
+    """By command, its flags, those with a value with '=', and the examples and fields of a config."""
     from cnnjax.cli.main import COMMANDS, SHARED
 
     found: dict[str, list[str]] = {}
     for name in COMMANDS:
         importlib.import_module(f"cnnjax.cli.{SHARED.get(name, name)}")
         own = [flag for known, flags in FLAGS.items() if known.split()[0] == name for flag in flags]
-        fields = [f"--config.{field}=" for field in config_lib.FIELDS] if "--config=" in own else []
+        names = ["", *config_lib.examples()] if "--config=" in own else []
+        fields = [f"--config={name}" for name in names]
+        fields += [f"--config.{field}=" for field in config_lib.FIELDS if names]
         found[name] = list(dict.fromkeys([*own, *fields]))
     return found
 

@@ -2,7 +2,7 @@
 
 EXAMPLES = {
     "train": (
-        "cnnjax train --config=configs/fashion_mnist_simple_cnn.py --workdir=runs/fm",
+        "cnnjax train --config=fashion_mnist_simple_cnn --workdir=runs/fm",
         "cnnjax train --data=photos --workdir=runs/photos",
     ),
     "sweep": (
@@ -46,7 +46,7 @@ EXAMPLES = {
     ),
     "models": ("cnnjax models 'resnet*'", "cnnjax models resnet50 --image_size=160"),
     "compile": (
-        "cnnjax compile --config=configs/imagenet_resnet50.py --topology=v5e:4x4 --image=256x256x3",
+        "cnnjax compile --config=imagenet_resnet50 --topology=v5e:4x4 --image=256x256x3",
         "cnnjax compile --topology=cpu:8",
     ),
     "weights": (

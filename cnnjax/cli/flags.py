@@ -109,7 +109,7 @@ def _print_help(
     name: str, meaning: str | None, words: int, parameters: Parameters, config: ConfigDict | None
 ) -> None:
     """Usage, flags, two examples, and the fields of the config where the command takes one."""
-    fields = " [--config=FILE] [--config.FIELD=VALUE ...]" if config else ""
+    fields = " [--config=NAME|FILE] [--config.FIELD=VALUE ...]" if config else ""
     print(f"usage: cnnjax {name}{' [WORD ...]' if words else ''} [--FLAG=VALUE ...]{fields}\n\n{meaning}\n")
     for parameter in parameters:
         meaning = typing.get_args(parameter.annotation)[1]
@@ -119,6 +119,7 @@ def _print_help(
     if name in EXAMPLES:
         print("\nexamples:", *EXAMPLES[name], sep="\n  ")
     if config:
+        print(f"\nexample configs, as in --config=NAME: {', '.join(config_lib.examples())}")
         print(f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
 
 
@@ -151,7 +152,7 @@ def _parse(
 
 
 def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
-    """The config of --config=FILE or the default one, each --config.a.b=value set; and the other words."""
+    """The config of --config=NAME|FILE, else the default, with every --config.a.b=value; and other words."""
     values: dict[str, Any] = {}
     config, rest, words = None, [], iter(args)
     for word in words:

@@ -24,7 +24,7 @@ from cnnjax.runs.signals import Interrupted, end_at_once
 _DEFAULT_FORMAT = warnings.formatwarning
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
-  train      train a network, or resume a run            --config=FILE --config.a.b=value --workdir=DIR
+  train      train a network, or resume a run            --config=NAME|FILE --config.a.b=value --workdir=DIR
   sweep      several configs and seeds, in one table     --set FIELD=A,B,C --seeds=N --random=M --out=DIR
   study      one of the project's studies, here          NAME --size=hour | minute | paper
   launch     one training run in several processes       --processes=N --max_restarts=M -- train --workdir=DIR
@@ -36,7 +36,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
   data       list, prepare or inspect data sets          prepare NAME --out=DIR | inspect NAME --out=FILE.png
   models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
-  compile    predicted cost of a step on other hardware  --config=FILE --topology=v5e:2x4 | cpu:8
+  compile    predicted cost of a step on other hardware  --config=NAME --topology=v5e:2x4 | cpu:8
   weights    torch's weights in and out                  import FILE --model=NAME --workdir=DIR | export FILE
   push       a network as a repository of the Hub        --workdir=DIR hf:USER/NAME | --out=DIR
   checkpoint list, verify or prune checkpoints           list | verify | prune --workdir=DIR --keep=N

@@ -117,7 +117,8 @@ MISTAKES = {
     "train --config.optimizer.name=sgd(learning_rate=2)": "is set by config.optimizer.learning_rate",
     "train --config.optimizer.schedule=cosin": "unknown config.optimizer.schedule 'cosin'",
     "train --config.optimizer.decay=nowhere": "must match a parameter path",
-    "train --config=nofile.py": "--config=nofile.py is not a file",
+    "train --config=nofile.py": "--config=nofile.py is neither a file nor an example; examples: cifar10_",
+    "train --config=imagenet_resnet": "nor an example (did you mean imagenet_resnet50",
     "train --wrkdir=x": "unknown flag of cnnjax train '--wrkdir' (did you mean '--workdir'?)",
     "train --epochs=3": "unknown flag of cnnjax train '--epochs' (did you mean --config.total_epochs=VALUE?)",
     "train --lr=1": "did you mean --config.optimizer.learning_rate=VALUE?",
@@ -341,15 +342,16 @@ def test_the_version_is_that_of_the_package(capsys):
         ("cnnjax tr", "train "),
         ("cnnjax train --config.optimizer.learning_rate", "--config.optimizer.learning_rate="),
         ("cnnjax predict --exp", "--explain"),
+        ("cnnjax train --config=fashion_mnist_s", "fashion_mnist_simple_cnn"),
     ],
 )
 def test_bash_completes_commands_flags_and_fields(line, wanted, tmp_path, capsys):
     assert main.run(["completion", "bash"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
-    words = line.split()
+    words = line.replace("=", " = ").split()  # as bash divides what is typed
     code = (
-        f"compopt() {{ :; }}; source ./script; COMP_WORDS=({line}); "
-        f"COMP_CWORD={len(words) - 1}; _cnnjax; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        f"compopt() {{ :; }}; source ./script; COMP_WORDS=({' '.join(words)}); COMP_LINE='{line}' "
+        f"COMP_POINT={len(line)} COMP_CWORD={len(words) - 1}; _cnnjax; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     )
     done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert wanted.strip() in [each.strip() for each in done.stdout.splitlines()]
