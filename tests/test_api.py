@@ -30,15 +30,8 @@ def test_an_installed_package_knows_the_example_configs_by_name(tmp_path):
     build = ["setup.py", "-q", "build_py", f"--build-lib={tmp_path}"]
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
     code = "from cnnjax import config; print(config.__file__, *config.examples().values(), sep='\\n')"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}}
+    ran = subprocess.run([sys.executable, "-c", code], **run, check=True, capture_output=True, text=True)
     used, *found = map(Path, ran.stdout.splitlines())
     assert used == tmp_path / "cnnjax/config.py"
     assert found == [tmp_path / "cnnjax/configs" / file.name for file in sorted(ROOT.glob("configs/*.py"))]
