@@ -92,6 +92,11 @@ def listed(names: Iterable[str], near: object = "", separator: str = ", ") -> st
     return f"{separator.join(some)} and {len(names) - len(some)} more"
 
 
+def counted(count: float, noun: str) -> str:
+    """'1 epoch', '0.5 epochs', '10,000 images'."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def scheme_of(text: object) -> str:
     """'gs' of 'gs://bucket/run', also of 'records:gs://bucket/data'; '' for what is a path."""
     found = ADDRESS.search(str(text))

@@ -31,7 +31,7 @@ EXAMPLES = {
         "cnnjax explore --workdir=runs/fm",
         "cnnjax explore --model=resnet18 --weights=torchvision --port=0",
     ),
-    "report": ("cnnjax report runs/fm", "cnnjax report runs/relu runs/tanh --out=activations.html"),
+    "report": ("cnnjax report runs/rates", "cnnjax report runs/relu runs/tanh --out=activations.html"),
     "probe": (
         "cnnjax probe --workdir=runs/fm --data=mnist",
         "cnnjax probe --model=resnet18 --weights=torchvision --data=folder:flowers --layer=stage4",

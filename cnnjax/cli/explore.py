@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Annotated as Flag
 
 from cnnjax.cli.flags import ANY_NUMBER, command
@@ -31,14 +32,20 @@ def explore(
 
 @command("report", words=ANY_NUMBER)
 def report(
-    words: list[str], *, out: Flag[str | None, "file of the comparison (default: comparison.html)"] = None
+    words: list[str],
+    *,
+    out: Flag[str | None, "file of the page (default: report.html of the folder; comparison.html)"] = None,
 ) -> None:
-    """Writes the page of one run, or one page that compares several."""
+    """Writes the page of one run or of a sweep, or one page that compares several runs."""
     if not words:
-        raise UserError("no run folder; usage: cnnjax report DIR, or cnnjax report DIR DIR ...")
+        raise UserError("no run folder; usage: cnnjax report RUN or SWEEP, or cnnjax report RUN RUN ...")
+    from cnnjax.explore import comparison
     from cnnjax.explore import report as page
+    from cnnjax.runs.results import RESULTS
 
-    if len(words) == 1 and not out:
+    if len(words) == 1 and (Path(words[0]) / RESULTS).is_file():
+        say(f"wrote {comparison.sweep(words[0], out)}")
+    elif len(words) == 1 and not out:
         say(f"wrote {page.write(words[0])}")
     else:
-        say(f"wrote {page.compare(words, out or 'comparison.html')}")
+        say(f"wrote {comparison.compare(words, out or 'comparison.html')}")

@@ -31,7 +31,7 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
   predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
   explore    a local page of a trained network           --workdir=DIR
-  report     the page of a run, or of several compared   DIR...
+  report     the page of a run, a sweep or a comparison  DIR...
   probe      what its features tell of other classes     --model=NAME --weights=SOURCE --data=NAME
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
   data       list, prepare or inspect data sets          prepare NAME --out=DIR | inspect NAME --out=FILE.png

@@ -20,7 +20,7 @@ from cnnjax.cli.tables import Console, print_tables, say
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs import sweep as sweep_lib
-from cnnjax.runs.results import RESULTS, Row, spread, validation_means
+from cnnjax.runs.results import RESULTS, Row, points_of, spread, validation_means
 from cnnjax.runs.sweep import RANGES, Board
 
 # Of a list: up to a comma that is not inside brackets or quotes.
@@ -31,11 +31,7 @@ def as_table(rows: Sequence[Row], fields: Sequence[str]) -> Table:
     """A row for each point; the best on validation comes first, in bold."""
     table = Table(*fields, "runs", "validation %", "test %", "seconds", title="mean ± std over seeds")
     means = validation_means(rows, fields)
-    points: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        points.setdefault(tuple(row[field] for field in fields), []).append(row)
-    for place, point in enumerate(sorted(points, key=lambda point: -means.get(point, -1))):
-        members = points[point]
+    for place, (point, members) in enumerate(points_of(rows, fields).items()):
         failed = sum(row["outcome"] != "finished" for row in members)
         runs = f"{len(members)}, {failed} not finite" if failed else str(len(members))
         scores = [spread([row[f"{split}_accuracy"] for row in members]) for split in ("validation", "test")]
@@ -97,6 +93,8 @@ def sweep(
 ) -> None:
     """Trains the points of a sweep that are not done yet, and prints the table."""
     out = given("out", out, "name the folder of the table and the runs")
+    from cnnjax.explore import comparison
+
     compile_cache.enable()
     points, console = parse_sets(set), Console()
     live = Live(console=console) if console.is_terminal else None
@@ -107,7 +105,8 @@ def sweep(
         if live:
             live.update("")
     print_tables(as_table(rows, sorted(points)))
-    say(f"chosen by validation alone; all rows are in {Path(out) / RESULTS}")
+    if rows:
+        say(f"chosen by validation alone; rows {Path(out) / RESULTS}, page {comparison.sweep(out)}")
 
 
 def parse_sets(sets: Sequence[str]) -> dict[str, Sequence[Any] | str]:

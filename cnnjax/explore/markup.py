@@ -23,6 +23,9 @@ class Markup(str):
     """Text that is HTML already. Any other text is escaped by `join`, and nowhere else."""
 
 
+BREAK = Markup("<br>")
+
+
 def join(*content: object) -> Markup:
     """The content one after the other, as HTML."""
     texts = (x if isinstance(x, Markup) else html.escape(visible(x, lines=True)) for x in content)

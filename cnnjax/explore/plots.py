@@ -134,18 +134,28 @@ def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
 
 
 def curves(
-    series: Mapping[str, Line], x: str, y: str = "", *, title: str = "", size: Inches = (4.6, 3.0)
+    series: Mapping[str, Line],
+    x: str,
+    y: str = "",
+    *,
+    title: str = "",
+    size: Inches = (4.6, 3.0),
+    colours: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Lines by name; of several runs their mean, and a band from the lowest to the highest."""
+    """Lines by name; of several runs their mean, and a band from the lowest to the highest.
+
+    Lines with colours of their own have no legend in the figure.
+    """
     figure, axes = _figure(*size)
     for name, (xs, ys) in series.items():
         runs = np.atleast_2d(np.asarray(ys))
-        (line,) = axes.plot(xs, runs.mean(0), label=words(name), marker="." if runs.shape[1] < FEW else "")
+        mark, colour = "." if runs.shape[1] < FEW else "", (colours or {}).get(name)
+        (line,) = axes.plot(xs, runs.mean(0), label=words(name), marker=mark, color=colour)
         if len(runs) > 1:
             axes.fill_between(xs, runs.min(0), runs.max(0), alpha=0.25, color=line.get_color())
     axes.set(xlabel=x, ylabel=y, title=words(title))
     axes.grid(alpha=0.25)
-    if len(series) > 1:
+    if len(series) > 1 and not colours:
         axes.legend()
     return figure
 

@@ -6,7 +6,6 @@ to ten times; then all of it is learned, and the test split is looked at once.
 """
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from cnnjax.errors import UserError
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.loaded import with_data
+from cnnjax.training.metrics import interval
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -101,14 +101,6 @@ def pooled(
         rows.append(values.reshape(len(values), -1, values.shape[-1]).mean(1))
         labels += [int(each["label"]) for each in examples]
     return np.concatenate(rows), np.asarray(labels)
-
-
-def interval(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927)."""
-    z, share = 1.959964, hits / count
-    middle, scale = share + z * z / (2 * count), 1 + z * z / count
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def _linear(count: int) -> dict[float, "ClassifierMixin"]:

@@ -81,7 +81,7 @@ class Record(TypedDict, total=False):
 def make_record(**facts: object) -> dict[str, object]:
     """What is needed to judge or repeat a run, and `facts`."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "cnnjax"), *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
         "python": platform.python_version(),

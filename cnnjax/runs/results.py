@@ -140,6 +140,14 @@ def best(rows: Sequence[Row], fields: Sequence[str]) -> dict[str, str] | None:
     return dict(zip(fields, max(points)[1], strict=True)) if points else None
 
 
+def points_of(rows: Sequence[Row], fields: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """The rows by point, the best on validation first."""
+    means, points = validation_means(rows, fields), dict[tuple[str, ...], list[Row]]()
+    for row in rows:
+        points.setdefault(tuple(row[field] for field in fields), []).append(row)
+    return dict(sorted(points.items(), key=lambda item: -means.get(item[0], -1)))
+
+
 def validation_means(rows: Sequence[Row], fields: Sequence[str]) -> dict[tuple[str, ...], float]:
     """Mean validation accuracy by point, of those whose runs all ended well."""
     accuracies: dict[tuple[str, ...], list[str]] = {}

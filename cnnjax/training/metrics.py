@@ -6,6 +6,7 @@ whether the label is among the five highest logits (older files lack it).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,6 +126,14 @@ def worst_mistakes(predictions: Predictions, count: int = 24) -> np.ndarray:
     """Indices of wrongly classified examples, highest loss first: int64, at most `count`."""
     wrong = np.flatnonzero(predictions["label"] != predictions["prediction"])
     return wrong[np.argsort(-predictions["loss"][wrong], kind="stable")][:count]
+
+
+def interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927)."""
+    z, share = 1.959964, hits / count
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike, empty_value: float = 0.0) -> np.ndarray:

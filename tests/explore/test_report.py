@@ -1,16 +1,21 @@
 """The page of a run: complete, self-contained, and safe whatever the names in it."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cnnjax.config import to_json
 from cnnjax.errors import UserError
-from cnnjax.explore import markup, report
+from cnnjax.explore import comparison, markup, report
 from cnnjax.runs import train
+from cnnjax.runs.folder import Run
+from cnnjax.runs.results import Results, row_of
 from tests import browser
 from tests.conftest import tiny_arrays
 
@@ -71,17 +76,89 @@ def test_the_page_shows_what_the_run_found(page):
         assert title in page
     assert page.count("<svg") == 4
     assert page.count("<figcaption>") >= 1
-    assert "of 37 test images" in page
+    assert re.search(r"test accuracy \d+\.\d %</span> \(95 % interval \d+\.\d to \d+\.\d\), 37 images", page)
+    assert re.search(r"<p>5 steps in \d+ s · \d+ parameters · .*</p><pre class=\"command\">", page)
+
+
+def test_a_mistake_is_shown_with_both_probabilities(tiny_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    with np.load(copy / "predictions.npz") as arrays:
+        columns = dict(arrays)
+    columns["prediction"] = np.where(np.arange(37) == 5, (columns["label"] + 1) % 3, columns["label"])
+    columns["confidence"][5], columns["loss"][5] = 0.75, -np.log(0.2)
+    np.savez(copy / "predictions.npz", **columns)
+    written = report.write(copy).read_text().replace("\u00a0", " ")
+    label = columns["label"][5]
+    names = Run.open(copy).class_names()
+    predicted, true = (f"<b>{names[i]}</b>" for i in ((label + 1) % 3, label))
+    assert f"<figcaption>predicted {predicted} 75 %<br>true {true} 20 %</figcaption>" in written
+
+
+def a_sweep(run: Path, folder: Path, rates=(0.1, 0.2, 0.3), accuracies=(0.5, 0.75, 0.7)) -> Path:
+    """A sweep of two seeds a rate, whose runs are copies of one with other accuracies."""
+    results = Results(folder, ["optimizer.learning_rate"])
+    results.claim(Run.open(run).config())
+    for rate, accuracy in zip(rates, accuracies, strict=True):
+        for seed in (0, 1):
+            path = folder / "runs" / f"{rate}_{seed}"
+            shutil.copytree(run, path)
+            copy = Run.open(path)
+            config = copy.config()
+            config.seed, config.optimizer.learning_rate = seed, rate
+            (path / "config.json").write_text(to_json(config))
+            rows = [{**row, "validation_accuracy": accuracy + 0.01 * seed} for row in copy.metrics()]
+            (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            results.append(row_of(copy, {"optimizer.learning_rate": rate}, "finished"))
+    return folder
+
+
+def test_the_page_of_a_sweep_has_the_best_on_validation_first(tiny_run, tmp_path):
+    folder = a_sweep(tiny_run, tmp_path / "sweep")
+    written = comparison.sweep(folder).read_text()
+    assert (folder / "report.html").read_text() == written
+    assert "<h1>3 configs, 6 runs: optimizer.learning_rate</h1>" in written
+    rows = re.findall(
+        r"<th>learning_rate (\S+)</th><td><div class=\"bar\" style=\"(.*?)\">(.*?)</div>", written
+    )
+    assert rows == [
+        ("0.2", "--share: 100.0%", "75.50 ± 0.71"),
+        ("0.3", "--share: 84.0%", "70.50 ± 0.71"),
+        ("0.1", "--share: 20.0%", "50.50 ± 0.71"),
+    ]
+    assert "Bars run from 44.2 to 75.5 %." in written
+    assert re.findall(r"<li>.*?</span> learning_rate (\S+)</li>", written) == ["0.2", "0.3", "0.1"]
+    assert written.count("<svg") == 4 and "training on" in written
+    shutil.rmtree(folder / "runs")
+    written = comparison.sweep(folder).read_text()
+    assert "No curves" in written and "75.50 ± 0.71" in written
+
+
+def test_groups_are_named_by_what_differs(tiny_run, tmp_path):
+    runs = []
+    for i, (model, rate) in enumerate([("lenet5", 0.1), ("lenet5", 0.2), ("simple_cnn", 0.1)]):
+        shutil.copytree(tiny_run, tmp_path / str(i))
+        config = Run.open(tiny_run).config()
+        config.model, config.optimizer.learning_rate, config.seed = model, rate, i
+        (tmp_path / str(i) / "config.json").write_text(to_json(config))
+        runs.append(Run.open(tmp_path / str(i)))
+    names = ["lenet5, learning_rate 0.1", "lenet5, learning_rate 0.2", "simple_cnn, learning_rate 0.1"]
+    assert [group.name for group in comparison.make_groups(runs)] == names
+    assert [group.name for group in comparison.make_groups(runs[:2])] == [
+        "learning_rate 0.1",
+        "learning_rate 0.2",
+    ]
 
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_reports_are_read_on_a_telephone_in_light_and_in_dark(page, tiny_run, tmp_path):
     """Nothing wider than the screen, and paper and ink that follow the reader's choice."""
     (tmp_path / "one.html").write_text(page)
-    report.compare([tiny_run], tmp_path / "all.html")
+    comparison.compare([tiny_run], tmp_path / "all.html")
+    comparison.sweep(a_sweep(tiny_run, tmp_path / "sweep"), tmp_path / "sweep.html")
     seen = browser.Browser(tmp_path / "profile")
     try:
-        for file in ("one.html", "all.html"):
+        for file in ("one.html", "all.html", "sweep.html"):
             shades = []
             for width, dark in ((1000, False), (320, False), (320, True)):
                 seen.show_as(width, dark=dark)
@@ -111,7 +188,7 @@ def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     assert columns.pop("top5").all()  # of three classes
     np.savez(copy / "predictions.npz", **columns)
     assert "Worst mistakes" in report.write(copy).read_text()
-    report.compare([copy, tiny_run], tmp_path / "both.html")
+    comparison.compare([copy, tiny_run], tmp_path / "both.html")
 
 
 def test_text_and_attributes_are_escaped_once_and_markup_is_not():
@@ -141,7 +218,7 @@ def test_a_damaged_folder_is_told_in_one_line(tiny_run, tmp_path, file, text, wo
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
     (copy / file).write_text(text)
-    for write in (report.write, lambda path: report.compare([path, tiny_run], tmp_path / "c.html")):
+    for write in (report.write, lambda path: comparison.compare([path, tiny_run], tmp_path / "c.html")):
         with pytest.raises(UserError, match=words) as found:
             write(copy)
         assert "\n" not in str(found.value)

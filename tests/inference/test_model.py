@@ -21,7 +21,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
-from cnnjax.explore import layers, report
+from cnnjax.explore import comparison, layers
 from cnnjax.explore.explain import explainer
 from cnnjax.inference import export
 from cnnjax.inference.model import Failure
@@ -284,7 +284,7 @@ def test_the_comparison_groups_seeds_and_tells_what_differs(tiny_run, tmp_path, 
         changed = dict(arrays)
     changed["prediction"] = (changed["prediction"] + (np.arange(37) == 5)) % 3
     np.savez(paths[2] / "predictions.npz", **changed)
-    groups = report.make_groups([Run.open(path) for path in paths])
+    groups = comparison.make_groups([Run.open(path) for path in paths])
     assert [[run.path.name for run in group.runs] for group in groups] == [["a", "b"], ["c"]]
     assert main.run(["report", *map(str, paths), f"--out={tmp_path / 'all.html'}"]) == 0
     page = (tmp_path / "all.html").read_text()
@@ -293,7 +293,7 @@ def test_the_comparison_groups_seeds_and_tells_what_differs(tiny_run, tmp_path, 
     assert "optimizer.learning_rate" in page
     assert "<th>seed</th>" not in page
     assert page.count("<figure>") == 1  # the one image on which they disagree
-    assert page.count("<svg") == len(report.COMPARED)
+    assert page.count("<svg") == len(comparison.COMPARED)
     assert "http" not in page.replace("http://www.w3.org", "").replace("https://matplotlib.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "")

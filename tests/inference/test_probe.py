@@ -9,7 +9,7 @@ import cnnjax
 from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
-from cnnjax.inference.probe import NEIGHBOURS, PENALTIES, interval, pooled, probe
+from cnnjax.inference.probe import NEIGHBOURS, PENALTIES, pooled, probe
 from tests.conftest import tiny_arrays
 
 
@@ -64,13 +64,3 @@ def test_what_cannot_be_probed_is_told(trained, tmp_path):
         probe(trained, data)
     with pytest.raises(UserError, match="unknown layer 'stage9'"):
         probe(trained, layer="stage9")
-
-
-def test_the_interval_is_wilsons():
-    """Numbers of Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
-    for hits, count, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-    ):
-        np.testing.assert_allclose(interval(hits, count), (low, high), atol=5e-5)

@@ -16,7 +16,7 @@ from cnnjax.cli import main
 from cnnjax.data import prepare
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.errors import UserError
-from cnnjax.explore import report
+from cnnjax.explore import comparison, report
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
@@ -306,8 +306,8 @@ def test_fine_tuning_keeps_the_normalization_of_the_weights_and_refuses_their_he
 def test_runs_of_other_classes_have_no_images_in_common(colour, tmp_path):
     run, _ = copy_of(colour, tmp_path)
     both = [str(colour), str(run)]
-    assert "No pictures" not in report.compare(both, tmp_path / "x.html").read_text()
+    assert "No pictures" not in comparison.compare(both, tmp_path / "x.html").read_text()
     record = json.loads((run / "record.json").read_text())
     record["data"]["class_names"] = ["green", "blue", "red"]
     (run / "record.json").write_text(json.dumps(record))
-    assert "no test images in common" in report.compare(both, tmp_path / "x.html").read_text()
+    assert "no test images in common" in comparison.compare(both, tmp_path / "x.html").read_text()

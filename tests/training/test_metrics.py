@@ -198,3 +198,13 @@ def test_worst_mistakes_and_a_calibration_of_fewer_bins():
     assert curve.count.sum() == 200
     inside = (found["confidence"] > 0.5) & (found["confidence"] <= 0.6)
     assert curve.accuracy[5] == pytest.approx((label == prediction)[inside].mean())
+
+
+def test_the_interval_is_wilsons():
+    """Numbers of Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
+    for hits, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ):
+        np.testing.assert_allclose(metrics.interval(hits, count), (low, high), atol=5e-5)
