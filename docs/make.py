@@ -1,39 +1,69 @@
-"""Builds the pages that are made of the code.
+"""Builds the site, and the parts of the pages that are made from code.
 
-python docs/make.py FOLDER [MODULE ...]   # API pages, from the docstrings
-python docs/make.py configs               # docs/configs.md, from the table of fields in cnnjax/config.py
+python docs/make.py site               # build/site: all pages and the API, from `pip install -e '.[docs]'`
+python docs/make.py configs            # docs/configs.md, from the table of fields in cnnjax/config.py
+python docs/make.py picture RUN        # docs/picture.png, from the report of a run folder (needs Chromium)
 """
 
-import pkgutil
+import io
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import pdoc
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
-import cnnjax
-from cnnjax import config
-
-COMMANDS = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.peers")
-
-CONFIGS = Path(__file__).with_name("configs.md")
-
-
-def modules() -> list[str]:
-    """The package and every module of it that a program may use."""
-    found = (info.name for info in pkgutil.walk_packages(cnnjax.__path__, "cnnjax."))
-    return ["cnnjax", *(name for name in found if not name.startswith(COMMANDS) and "._" not in name)]
+DOCS = ROOT / "docs"
+CONFIGS = DOCS / "configs.md"
+PAGES = ("*.md", "*.cff", "docs/*.md", "docs/*.png", "experiments/**/README.md", "experiments/**/*.svg")
+FILES = ("examples/**/*.*", "notebooks/*.ipynb")  # that pages link to
+PRIVATE = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.peers")
 
 
-def build(folder: Path, names: list[str]) -> None:
-    """Writes the pages of modules into a folder."""
-    for name in cnnjax.__all__:
-        getattr(cnnjax, name)  # now they stand in the module, where pdoc looks for them
-    pdoc.render.configure(docformat="google", search=True)
-    pdoc.pdoc(*names, output_directory=folder)
+def gather(folder: Path) -> None:
+    """Copies all pages, and the files they link to, into a folder of the repository's layout."""
+    for pattern in (*PAGES, *FILES):
+        for file in ROOT.glob(pattern):
+            place = folder / file.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    for name, text in api().items():
+        place = folder / "docs" / "api" / f"{name}.md"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text)
+
+
+def api() -> dict[str, str]:
+    """One page per room with its public modules. mkdocstrings reads them without importing anything."""
+    rooms: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "cnnjax").rglob("*.py")):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if not name.startswith(PRIVATE) and "._" not in name:
+            rooms.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return {
+        room: "\n\n".join([f"# {room}", *(f"::: {name}" for name in names), ""])
+        for room, names in rooms.items()
+    }
+
+
+def site(out: Path) -> None:
+    """Builds the site strictly: a broken link or anchor is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={out.resolve()}"]
+    with tempfile.TemporaryDirectory() as folder:
+        gather(Path(folder))
+        environment = os.environ | {"CNNJAX_PAGES": folder, "NO_MKDOCS_2_WARNING": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment)
+    if done.returncode:
+        sys.exit("the site was not built; it needs `pip install -e '.[docs]'`")
 
 
 def configs() -> str:
-    """docs/configs.md with the table of all fields written anew."""
+    """docs/configs.md with a new table of all fields."""
+    from cnnjax import config
+
     rows = ["| field | default | meaning | allowed |", "|---|---|---|---|"]
     for name, field in config.FIELDS.items():
         allowed = field.allowed.words if field.allowed else ""
@@ -42,10 +72,36 @@ def configs() -> str:
     return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
 
 
+def picture(run: Path, width: int = 1000, height: int = 760) -> None:
+    """The top of a run's report as a PNG of at most 100 KB."""
+    from PIL import Image
+
+    from tests.browser import Browser
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = Browser(Path(folder), width, height)
+        try:
+            page.open((run / "report.html").resolve().as_uri())
+            page.show_as(width, dark=False)
+            page.screenshot(Path(folder) / "page.png")
+        finally:
+            page.close()
+        data = io.BytesIO((Path(folder) / "page.png").read_bytes())
+    top = Image.open(data).convert("RGB").crop((0, 0, width, height))
+    top.quantize(64).save(DOCS / "picture.png", optimize=True)
+
+
+def main(words: list[str]) -> None:
+    match words:
+        case ["site", *out]:
+            site(Path(out[0] if out else ROOT / "build" / "site"))
+        case ["configs"]:
+            CONFIGS.write_text(configs())
+        case ["picture", run]:
+            picture(Path(run))
+        case _:
+            sys.exit(f"usage:\n{__doc__.partition(chr(10) * 2)[2]}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python docs/make.py FOLDER [MODULE ...] | configs")
-    if sys.argv[1] == "configs":
-        CONFIGS.write_text(configs())
-    else:
-        build(Path(sys.argv[1]), sys.argv[2:] or modules())
+    main(sys.argv[1:])

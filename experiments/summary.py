@@ -1,8 +1,8 @@
-"""The claims of the module beside what was measured here: writes the table of the README from the CSVs.
+"""The module's claims beside what was measured here: tables of the front page, docs and experiments.
 
     python experiments/summary.py
 
-Studies without rows are named below it.
+Studies without rows are named below the table.
 """
 
 import functools
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from cnnjax.profiling.summary import summarize
-from experiments import pages, studies, tables
+from experiments import front, pages, studies, tables
 
 STUDIES = (
     "relu_vs_tanh",
@@ -39,18 +39,18 @@ def claims(name: str) -> Iterator[tuple[str, studies.Claim | None]]:
         yield study.name, study.claim(study, study.here) if study.rows() else None
 
 
-def table(where: str = "experiments/") -> str:
+def table(where: str = "../experiments/") -> str:
     """A row a study that has run: claim, the paper's number, ours, verdict, link; then the others."""
     cells, missing = [], []
     for name in STUDIES:
         for study, found in claims(name):
-            link = f"[{study}]({where}{name})"
+            link = f"[{study}]({where}{name}/README.md)"
             if found:
                 cells.append((found.claim, found.paper, found.ours, found.verdict, link))
             else:
                 missing.append(link)
     text = tables.markdown(("claim", "paper", "ours", "here", "study"), cells)
-    return f"{text}\n\nReady, not run yet: {', '.join(missing)}." if missing else text
+    return f"{text}\n\nNot run yet: {', '.join(missing)}." if missing else text
 
 
 def costs() -> str:
@@ -87,15 +87,9 @@ def macs(model: str, side: int) -> float:
     return summarize(model, (side, side, 1 if side == 28 else 3)).macs
 
 
-def result() -> str:
-    """The front page's own result: the module's network on the whole of Fashion-MNIST."""
-    study = next(studies.every(["fashion_mnist"]))
-    return study.table(study, study.here)
-
-
 if __name__ == "__main__":
-    pages.write((HERE.parent / "README.md",), "fashion_mnist", result())
+    front.write()
     pages.write((HERE.parent / "docs" / "reproducing.md",), "reproducing", at_paper_size())
-    pages.write((HERE.parent / "README.md",), "claims", table())
+    pages.write((HERE.parent / "docs" / "reproducing.md",), "claims", table())
     pages.write((HERE / "README.md",), "claims", table(""))
     pages.write((HERE / "README.md",), "costs", costs())

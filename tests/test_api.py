@@ -1,8 +1,7 @@
-"""The public names, their types and their pages; the notebooks."""
+"""The public names and their types; the notebooks."""
 
 import importlib.util
 import os
-import runpy
 import subprocess
 import sys
 import types
@@ -78,24 +77,6 @@ def test_the_public_surface_is_typed(tmp_path):
         "error: Incompatible types in assignment "
         '(expression has type "str", variable has type "int")  [assignment]'
     ], done.stdout + done.stderr
-
-
-def test_the_api_pages_are_built_from_the_docstrings(tmp_path):
-    pytest.importorskip("pdoc")
-    command = [sys.executable, str(ROOT / "docs" / "make.py"), str(tmp_path)]
-    command += ["cnnjax", "cnnjax.explore.attribution"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_here())
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "cnnjax.html").read_text()
-    for name in cnnjax.__all__:
-        start = page.index(f'id="{name}"')
-        assert '<span class="def">def</span>' in page[start : start + 600], name
-    assert "Grad-CAM" in (tmp_path / "cnnjax" / "explore" / "attribution.html").read_text()
-
-
-def test_the_page_of_configs_is_that_of_the_fields():
-    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
-    assert make["CONFIGS"].read_text() == make["configs"](), "run `python docs/make.py configs`"
 
 
 def test_there_are_six_notebooks_without_outputs():

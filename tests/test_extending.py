@@ -107,7 +107,7 @@ def test_the_tests_of_every_model_and_the_floors_hold_with_the_additions(extende
 def test_the_table_of_models_gains_a_row(extended):
     """Every network is counted again: two minutes."""
     run(extended, "experiments/models/run.py")
-    assert "| `tiny` | 330 | 0.0 | 28x28x1 |" in (extended / "README.md").read_text()
+    assert "| `tiny` | 330 | 0.0 | 28x28x1 |" in (extended / "docs" / "models.md").read_text()
 
 
 def test_the_augmentation_turns_images_upside_down(extended):

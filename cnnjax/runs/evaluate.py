@@ -66,13 +66,12 @@ def evaluate(
     """Evaluates a trained network on every image of a split, each counted once.
 
     Args:
-      split: "test", "validation" or "train" (without what is held out).
-      data: another data set, by name, prepared as the network's own was, its labels matched by class name; it
-        may lack classes and other splits. None is the run's own, refused if its images have changed.
-      model, weights, checkpoint, protocol, class_names: as of `loaded.load`.
+      split: "test", "validation" or "train" (without held-out images).
+      data: another data set by name, prepared like the network's own, with labels matched by class name; it
+        may lack classes and other splits. None: the run's own, refused if its images have changed.
 
-    Returns the scores of `training.metrics.compute`, with the step and the protocol; and the predictions, one
-    row an image in the order of the split.
+    The other arguments are those of `loaded.load`. Returns the scores of `training.metrics.compute` with step
+    and protocol; and the predictions, one row per image in the order of the split.
     """
     which = {"model": model, "weights": weights, "checkpoint": checkpoint}
     network = load(workdir, **which, protocol=protocol, class_names=class_names)

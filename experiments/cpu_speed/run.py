@@ -146,7 +146,7 @@ def write() -> None:
     rows, ops = read_rows(), results.read(OPS)
     tables.draw(rows)
     own = HERE / "README.md"
-    pages.write((own, ROOT / "README.md", ROOT / "docs" / "speed.md"), "cpu_speed", table(rows))
+    pages.write((own, ROOT / "docs" / "speed.md"), "cpu_speed", table(rows))
     pages.write((own,), "cpu_training", tables.training_table(rows))
     pages.write((own,), "cpu_inference", tables.inference_table(rows))
     pages.write((ROOT / "docs" / "speed.md",), "cpu_shares", tables.shares_table(rows))

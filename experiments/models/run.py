@@ -18,7 +18,7 @@ from cnnjax.profiling import summary
 from experiments import pages, results
 
 RESULTS = ROOT / "cnnjax" / "models" / "networks.csv"  # which `cnnjax models` prints
-PAGES = (ROOT / "README.md",)
+PAGES = (ROOT / "docs" / "models.md",)
 
 
 def count(names: list[str]) -> list[dict[str, object]]:

@@ -228,23 +228,24 @@ def table(rows: list[Row]) -> str:
     )
 
 
-WORDS = {  # of what the promises of the README rest on
-    "operations": "kills before an operation on a file",
-    "random": "kills at random moments of ten configs",
-    "signal": "signals from the first millisecond on",
-    "damage": "damaged folders read by fifteen commands",
-    "fuzz": "made-up inputs of eight kinds",
+WORDS = {  # what docs/promises.md rests on
+    "operations": "kills before a file operation",
+    "random": "kills of training at random moments, with ten configs",
+    "signal": "signals from the first millisecond of a command",
+    "damage": "damaged run folders read by fifteen commands",
+    "fuzz": "fuzzed inputs of eight kinds",
     "texts": "hostile texts",
 }
 
 
 def promise(rows: list[Row]) -> str:
-    """One sentence of all that was tried."""
+    """What was tried, and how often a guarantee was broken."""
     found = {test: counts(rows, test).values() for test in WORDS}
     parts = [f"{sum(tried for tried, *_ in found[test]):,} {words}" for test, words in WORDS.items()]
     wrong = sum(failed for values in found.values() for *_, failed in values)
-    ends = f"{wrong} ended otherwise than promised here."
-    return f"Tried ([figures](experiments/reliability)): {', '.join(parts)}; {ends}"
+    return "\n".join(
+        [f"Tried so far; {wrong} of these broke a guarantee:", "", *(f"- {part}" for part in parts)]
+    )
 
 
 def main() -> None:
@@ -271,7 +272,7 @@ def main() -> None:
             damage(inputs or DAMAGED)
     if rows := read_rows():
         pages.write((HERE / "README.md",), "reliability", table(rows))
-        pages.write((HERE.parents[1] / "README.md",), "promises", promise(rows))
+        pages.write((ROOT / "docs" / "promises.md",), "promises", promise(rows))
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ def _covariance_shape(shape: Shape, arguments: Arguments) -> Shape:
 def pca_color(key: Key, batch: Batch, strength: float, covariance: tuple[tuple[float, ...], ...]) -> Batch:
     """Adds to each image one colour along the principal components of the data set's colours.
 
-    `strength` is the standard deviation of the draws alpha, 0.1 in the paper; `covariance` [C][C] is that of
-    the channels over the pixels of `train` on the scale 0..1, omitted from a spec the data set's. float32 on
-    that scale comes out, not clipped, as the paper does not say that it is.
+    `strength` is the standard deviation of the draws alpha, 0.1 in the paper; `covariance`, C rows of C, is
+    that of the channels over the pixels of `train` on the scale 0..1; by default the data set's. Returns
+    float32 on that scale, unclipped: the paper does not mention clipping.
     Source: Krizhevsky, Sutskever, Hinton 2012, section 4.1: sum_i alpha_i lambda_i p_i, on the scale 0..1.
     """
     images = batch["image"]

@@ -1,0 +1,68 @@
+"""The pages: links and anchors lead somewhere, the site is built strictly, generated parts are current."""
+
+import importlib.util
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cnnjax
+from tests import ROOT
+
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "experiments").rglob("README.md"),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in a link: as GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.*)", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in LINK.findall(prose(page)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), f"{link}: no such file"
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+def test_every_page_is_in_the_navigation_and_every_picture_is_small():
+    navigation = re.findall(r"- (?:\w+: )?((?:docs/)?\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert set(navigation) >= {str(page.relative_to(ROOT)) for page in PAGES if page.parent.name == "docs"}
+    assert all(picture.stat().st_size <= 100_000 for picture in (ROOT / "docs").glob("*.png"))
+
+
+def test_the_site_is_built_from_pages_and_docstrings(tmp_path):
+    for package in ("material", "mkdocstrings_handlers"):
+        if not importlib.util.find_spec(package):
+            pytest.skip(f"{package} is not here: the extra `docs`")
+    command = [sys.executable, str(ROOT / "docs" / "make.py"), "site", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "docs" / "api" / "cnnjax" / "index.html").read_text()
+    assert all(f'id="cnnjax.{name}"' in page for name in cnnjax.__all__)
+    assert "Grad-CAM" in (tmp_path / "docs" / "api" / "cnnjax.explore" / "index.html").read_text()
+    for built in tmp_path.rglob("*.html"):
+        assert not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=\"?https?:", built.read_text()), built
+
+
+def test_the_page_of_configs_is_that_of_the_fields():
+    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    assert make["CONFIGS"].read_text() == make["configs"](), "run `python docs/make.py configs`"
