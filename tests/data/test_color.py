@@ -126,7 +126,19 @@ def test_labels_are_mixed_as_the_images_are(name):
     np.testing.assert_array_equal(same["label"], batch["label"])
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_one_of_mixup_and_cutmix_is_drawn_for_a_batch():
+    """MixUp blends ones with zeros everywhere, CutMix leaves every pixel a one or a zero."""
+    batch = {"image": jnp.eye(4)[:, None, None, :] * jnp.ones((4, 8, 8, 1)), "label": jnp.arange(4)}
+    mix = jax.jit(lambda key: AUGMENTATIONS["mixup_or_cutmix"].apply(key, batch, 1.0, num_classes=4))
+    cut = []
+    for key in jax.random.split(KEY, 40):
+        mixed = mix(key)
+        np.testing.assert_allclose(mixed["image"].mean((1, 2)), mixed["label"], atol=1e-5)
+        cut.append(bool(((mixed["image"] == 0) | (mixed["image"] == 1)).all()))
+    assert 10 < sum(cut) < 30
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "mixup_or_cutmix"])
 def test_mixing_needs_labels_and_the_number_of_classes(name):
     chain = parse(f"scale|{name}", image_shape=(12, 10, 3), num_classes=4)
     with pytest.raises(UserError, match=f"augmentation {name} needs label with the images"):

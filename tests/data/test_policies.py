@@ -137,6 +137,7 @@ STRONG = {
     "hue": "hue(0.3)",
     "mirror": "mirror",
     "mixup": "scale|mixup(1.0)",
+    "mixup_or_cutmix": "scale|mixup_or_cutmix(1.0)",
     "normalize": "normalize(0.4, 0.2)",
     "pca_color": "pca_color(0.5)",
     "rand_augment": "rand_augment(0.5)",

@@ -85,13 +85,15 @@ def test_two_towers_learn_from_upsampled_cifar_in_prepared_records(tmp_path):
         ("alexnet", NARROW, 256),
         ("googlenet", "googlenet_with_aux", 256),
         ("resnet50", "resnet50_v1", 256),
+        ("resnet50_90", "resnet18(zero_init=True)", 256),
+        ("resnet50_modern", "resnet18", 232),
         ("inception_v3", "inception_v3_with_aux", 342),
     ],
 )
 def test_each_recipe_takes_two_steps_on_images_of_imagenet(tmp_path, name, model, side):
     prepare(samples(tmp_path / "samples.zip", 8), tmp_path / "out", f"--short_side={side}", "--format=jpeg")
     small = recipe(name, tmp_path / "out", model=model, batch_size=4, eval_batch_size=4, total_epochs=1.0)
-    small.eval_protocol = "center"
+    small.eval_protocol, small.batch_norm = "center", "global"
     result = train.train(small, tmp_path / "run")
     assert int(result.state.step) == 2
     assert np.isfinite(result.test["loss"]) and len(result.class_names) == 8

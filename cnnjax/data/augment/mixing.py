@@ -44,15 +44,39 @@ def cutmix(key: Key, batch: Batch, alpha: float = 1.0, *, num_classes: int) -> B
         return batch
     part_key, partner_key, place_key = jax.random.split(key, 3)
     image = batch["image"]
-    height, width = image.shape[1:3]
-    left = jax.random.beta(part_key, alpha, alpha)
+    inside = _rectangle(part_key, place_key, image.shape, alpha)
+    other = jax.random.permutation(partner_key, len(image))
+    part = 1 - inside.sum() / inside.size
+    pasted = jnp.where(inside[None], image[other], image)
+    return batch | {"image": pasted, "label": _mixed_labels(batch, other, part, num_classes)}
+
+
+@operation(takes=("unit", "normalized"), needs=("label",))
+def mixup_or_cutmix(
+    key: Key, batch: Batch, alpha: float = 0.2, cutmix_alpha: float = 1.0, *, num_classes: int
+) -> Batch:
+    """Applies either `mixup(alpha)` or `cutmix(cutmix_alpha)` to the batch, each half of the time.
+
+    Source: torchvision's reference training, which draws one of the two for each batch.
+    """
+    choice_key, part_key, area_key, place_key, partner_key = jax.random.split(key, 5)
+    image = batch["image"]
+    part = jax.random.beta(part_key, alpha, alpha) if alpha else jnp.ones(())
+    inside = _rectangle(area_key, place_key, image.shape, cutmix_alpha) if cutmix_alpha else None
+    kept = jnp.ones((1, 1, 1)) if inside is None else 1 - inside.astype(jnp.float32)
+    own = jnp.where(jax.random.bernoulli(choice_key), part, kept)  # the share of a pixel's own image
+    other = jax.random.permutation(partner_key, len(image))
+    mixed = (own[None] * image + (1 - own[None]) * image[other]).astype(image.dtype)
+    return batch | {"image": mixed, "label": _mixed_labels(batch, other, own.mean(), num_classes)}
+
+
+def _rectangle(area_key: Key, place_key: Key, shape: tuple[int, ...], alpha: float) -> jax.Array:
+    """bool [H, W, 1]: the pixels that CutMix pastes, of images [B, H, W, C]."""
+    height, width = shape[1:3]
+    left = jax.random.beta(area_key, alpha, alpha)
     sides = jnp.asarray([height, width])
     extent = (sides.astype(jnp.float32) * jnp.sqrt(1 - left)).astype(jnp.int32)
     corner = jax.random.randint(place_key, (2,), 0, sides) - extent // 2
     start, end = jnp.clip(corner, 0, sides), jnp.clip(corner + extent, 0, sides)
     row, column = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
-    inside = (row >= start[0]) & (row < end[0]) & (column >= start[1]) & (column < end[1])
-    other = jax.random.permutation(partner_key, len(image))
-    part = 1 - (end - start).prod() / (height * width)
-    pasted = jnp.where(inside[None], image[other], image)
-    return batch | {"image": pasted, "label": _mixed_labels(batch, other, part, num_classes)}
+    return (row >= start[0]) & (row < end[0]) & (column >= start[1]) & (column < end[1])

@@ -49,7 +49,7 @@ def _is_matrix(value: Any) -> bool:
 # An argument name means the same thing in every augmentation: a check, and what it allows in words.
 ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("probability", "magnitude"), (lambda v: _is_number(v, 0, 1), "a number in [0, 1]")),
-    **dict.fromkeys(("strength", "alpha"), (lambda v: _is_number(v, 0), "a number >= 0")),
+    **dict.fromkeys(("strength", "alpha", "cutmix_alpha"), (lambda v: _is_number(v, 0), "a number >= 0")),
     "num_classes": (lambda v: _is_count(v, 1, 2**20), "a whole number >= 1 and <= 2**20"),
     "count": (lambda v: _is_count(v, 1, 64), "a whole number >= 1 and <= 64"),
     "size": (_is_size, "a whole number of pixels >= 1 and <= 2**14, or (height, width)"),
