@@ -56,7 +56,7 @@ def apart(result: object, expected: object) -> float:
 
 
 def squares(function: Function) -> Function:
-    """What a function of float arrays returns, its sums of squares by row, and the gradients of their mean."""
+    """What a function of float arrays returns, its sums of squares by row, and their mean's gradients."""
 
     def sums(*arrays: jax.Array) -> jax.Array:
         return jnp.square(jnp.atleast_2d(function(*arrays))).sum(-1)
@@ -109,9 +109,9 @@ def loss_cases() -> Iterator[Case]:
         rows = int(DRAW.choice(ROWS))
         logits, label = normal(rows, classes), jnp.asarray(DRAW.integers(0, classes, rows), jnp.int32)
         mask, hot = jnp.asarray(DRAW.integers(0, 2, rows), jnp.float32), jax.nn.one_hot(label, classes)
-        losses = functools.partial(steps.cross_entropy, label_smoothing=0.1)
-        yield f"cross_entropy {rows}", squares(lambda x, y=label: losses(x, y)), (logits,)
-        yield f"cross_entropy of rows {rows}", squares(lambda x, y=hot: losses(x, y)), (logits,)
+        for target in (label, hot):
+            losses = functools.partial(steps.cross_entropy, label=target, label_smoothing=0.1)
+            yield f"cross_entropy {target.shape}", squares(losses), (logits,)
         yield f"of_logits {rows}", of_logits, (logits, label, logits[:, 0])
         distilled = functools.partial(steps.distilled, alpha=0.5, temperature=2.0)
         yield f"distilled {rows}", squares(distilled), (logits[:, 0], logits, logits[::-1])

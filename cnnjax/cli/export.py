@@ -25,6 +25,7 @@ def export(
 ) -> None:
     """Writes a trained network for other programs, reads it back and compares."""
     from cnnjax.inference import export as export_lib
+    from cnnjax.inference import sidecar
 
     suffix = by_name("--format", format, export_lib.FORMATS).suffix
     out = given("out", out, f"name a file, as in --out=model{suffix}")
@@ -34,6 +35,8 @@ def export(
     size, difference = f"{done.num_bytes:,} bytes", f"{done.difference:.1e}"
     what = "probabilities" if whole else "logits"
     say(f"wrote {out} ({size}); read back, its {what} differ by at most {difference}")
+    if format == "stablehlo" and (day := sidecar.loads_until()):
+        say(f"any jaxlib built until {day} loads it; for longer, export with a newer jaxlib")
 
 
 @command("weights", words=2)

@@ -1,10 +1,17 @@
 """FILE.json beside an exported network: what another program must know to use it."""
 
+import datetime
 from typing import TypedDict
+
+import jaxlib
 
 from cnnjax.inference.model import TrainedModel
 
 DECODING = "uint8 pixels, turned upright as EXIF says, transparent ones over black"
+
+# No jaxlib from these versions on was built before these days, which jax's sources name. jax.export promises
+# to load what a jaxlib wrote with any other that was built within six months of it.
+BUILT = {(0, 10, 2): datetime.date(2026, 5, 15), (0, 12, 0): datetime.date(2026, 7, 28)}
 
 
 class Step(TypedDict):
@@ -22,6 +29,19 @@ class Facts(TypedDict):
     image_shape: list[int]
 
 
+def loads_until(version: str = jaxlib.__version__) -> str:
+    """The day until which jax.export is sure to load what this jaxlib writes; "" if it is not known.
+
+    It counts for the day on which the reading jaxlib was built. Later ones load most files all the same.
+    """
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
+    known = [day for first, day in BUILT.items() if first <= numbers]
+    if not known:
+        return ""
+    later = known[-1].month + 6
+    return str(known[-1].replace(year=known[-1].year + (later > 12), month=(later - 1) % 12 + 1))
+
+
 def description(
     trained: TrainedModel, form: str, half: bool, batch_size: int | None, whole: bool = False
 ) -> dict[str, object]:
@@ -33,8 +53,10 @@ def description(
         shape = ["height", "width", trained.image_shape[2]]
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
+    promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
     return {
         "format": form,
+        **promise,
         "weights": "float16" if half else "float32",
         "model": trained.spec,
         "input": {**given, "channel_order": "RGB" if trained.image_shape[2] == 3 else "grey"},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -23,7 +24,7 @@ from cnnjax.data import datasets
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, layers
 from cnnjax.explore.explain import explainer
-from cnnjax.inference import export
+from cnnjax.inference import export, sidecar
 from cnnjax.inference.model import Failure
 from cnnjax.models import create_model
 from cnnjax.runs.folder import Run
@@ -362,12 +363,20 @@ def test_an_export_of_one_batch_size_takes_that_alone(tiny_run, tmp_path, capsys
     file = tmp_path / "net.stablehlo"
     command = ["export", f"--workdir={tiny_run}", "--format=stablehlo", f"--out={file}", "--batch_size=2"]
     assert main.run(command) == 0
-    assert "read back" in capsys.readouterr().out
-    assert json.loads(Path(f"{file}.json").read_text())["input"]["shape"] == [2, 8, 8, 1]
+    said, facts = capsys.readouterr().out, json.loads(Path(f"{file}.json").read_text())
+    assert "read back" in said and f"any jaxlib built until {facts['loads_until']} loads it" in said
+    assert facts["input"]["shape"] == [2, 8, 8, 1] and facts["jaxlib"] == jaxlib.__version__
     read = export.FORMATS["stablehlo"].read(cnnjax.load_run(tiny_run), file)
     assert read(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 3)
     with pytest.raises(ValueError, match="shape"):
         read(np.zeros((3, 8, 8, 1), np.float32))
+
+
+def test_the_day_until_which_an_export_loads_is_half_a_year_after_its_jaxlib():
+    days = [
+        sidecar.loads_until(version) for version in ("0.10.1", "0.10.2", "0.11.3.dev2", "0.12.0.1", "1.0")
+    ]
+    assert days == ["", "2026-11-15", "2026-11-15", "2027-01-28", "2027-01-28"]
 
 
 def test_a_network_that_computes_in_bfloat16_is_exported_in_float32(trained, tmp_path):
