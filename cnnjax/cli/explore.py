@@ -3,12 +3,16 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Annotated as Flag
 
 from cnnjax.cli.flags import ANY_NUMBER, command
 from cnnjax.cli.predict import load
 from cnnjax.cli.tables import say
 from cnnjax.errors import UserError
+
+if TYPE_CHECKING:
+    from cnnjax.inference.model import TrainedModel
 
 
 @command("explore", like=load)
@@ -18,16 +22,31 @@ def explore(
     data: Flag[str | None, "data set whose images excite the units (default: the run's)"] = None,
     **run: str,
 ) -> None:
-    """Serves a page to explore a trained network, on this machine only."""
+    """Serves a page to explore a network, on this machine only; --model alone has random weights."""
+    import jax
+
+    from cnnjax.runs import compile_cache
     from cnnjax.runs.loaded import with_data
 
     try:
         from cnnjax.explore.page import server
     except ImportError as error:
         raise UserError(f"the page needs {error.name}; pip install 'cnnjax[explore]'") from None
-    trained = load(**run)
+    compile_cache.enable()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the page waits for each
+    trained = _untrained(**run) or load(**run)
     trained = dataclasses.replace(trained, config=with_data(trained.config, data, trained.image_shape))
     server.serve(trained, port, announce=lambda address: print(f"open {address}", file=sys.stderr))
+
+
+def _untrained(*, workdir: str | None, model: str, weights: str, **others: str) -> "TrainedModel | None":
+    """The network of --model alone, with random weights; None if there is more to load."""
+    if workdir or not model or weights != "raw":
+        return None
+    from cnnjax.inference.model import untrained
+
+    say(f"{model}: random weights; --weights=SOURCE or --workdir=DIR loads trained ones", error=True)
+    return untrained(model)
 
 
 @command("report", words=ANY_NUMBER)

@@ -86,7 +86,8 @@ def command(
 
 def _is_switch(parameter: inspect.Parameter) -> bool:
     """Whether a flag needs no value."""
-    return bool in typing.get_args(parameter.annotation)
+    kind = typing.get_args(parameter.annotation)[0]
+    return bool in (kind, *typing.get_args(kind))
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:
@@ -133,7 +134,9 @@ def _parse(
         kind = (typing.get_args(annotation) or (annotation,))[0]  # int of `int | None`
         if kind is int:
             bounds = [*bounds, *[None][len(bounds) :], MOST.get(parameter.name, 2**31 - 1)][:2]
-        DEFINE[kind](parameter.name, parameter.default, meaning, *bounds, flag_values=values)
+        default = None if kind is str and parameter.default is False else parameter.default
+        DEFINE[kind](parameter.name, default, meaning, *bounds, flag_values=values)
+        values[parameter.name].boolean |= _is_switch(parameter)  # `str | bool` needs no value either
     values.mark_as_parsed()
     try:
         rest = values([f"cnnjax {command}", *args])[1:]

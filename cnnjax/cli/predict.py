@@ -53,9 +53,8 @@ def predict(
     top: Flag[int, "classes per image", 1] = 5,
     batch_size: Flag[int, "images per batch", 1] = 64,
     json: Json = False,
-    explain: Flag[bool, "write a Grad-CAM picture beside each image"] = False,
+    explain: Flag[str | bool, "METHOD: draw a heat map beside each image (alone: grad_cam)"] = False,
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
-    method: Flag[str, "attribution method for --explain"] = "grad_cam",
     layer: Flag[str | None, "layer for --explain (default: the last map)"] = None,
     **run: str,
 ) -> None:
@@ -74,9 +73,10 @@ def predict(
         if others:
             say(f"{word}: left out {others}", error=True)
     explainer = None
-    if explain:
+    if explain not in (False, "false"):
         from cnnjax.explore import explain as explain_lib
 
+        method = "grad_cam" if explain == "true" else str(explain)
         explainer = explain_lib.explainer(trained, layer, method)
     good, errors = [], []
     for batch in trained.batches(images, batch_size):

@@ -1,21 +1,19 @@
-"""Which pixels speak for a class: gradients, Grad-CAM and occlusion, as pure functions of arrays.
+"""Which pixels speak for a class: gradients, class activation maps and occlusion, as pure functions.
 
 Every function takes (model, variables, image, label): a linen module, its params and batch_stats, images as
 the network takes them, float [B, H, W, C], and the class asked about, int [B]. They compile under `jax.jit`
 with the model and the names as static arguments.
 """
 
-import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen import Module
 from jax import Array
 
 from cnnjax.errors import UserError
-from cnnjax.explore.layers import Variables, run, trace, unrolled
+from cnnjax.explore.layers import Layer, Trace, Variables, run, trace, unrolled
 
 Weigh = Callable[[Array, Array], Array]  # (values of a layer, gradient by them) -> weights
 Score = Callable[[Array, Array], Array]  # (logits [B, K], values of a layer [B, h, w, c]) -> a number
@@ -127,9 +125,7 @@ def _cam(
     model: Module, variables: Variables, image: Array, label: Array, layer: str | None, weigh: Weigh
 ) -> Array:
     """ReLU of a layer's weighted sum over channels, `weigh(values, gradient)`: float32 [B, h, w]."""
-    kept = (traced := trace(unrolled(model), variables, image)).layer(layer)
-    if not kept.is_map:
-        raise UserError(f"layer {kept.name!r} is {list(kept.shape)}; Grad-CAM needs a map of several places")
+    kept = _map_layer(traced := trace(unrolled(model), variables, image), layer)
 
     def total(delta: Array) -> tuple[Array, Array]:
         logits, (values,) = run(traced, variables, image, keep=[kept], add={kept.index: delta})
@@ -180,7 +176,86 @@ def hires_cam(
     return _cam(model, variables, image, label, layer, lambda _, gradient: gradient)
 
 
-METHODS = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus, "hires_cam": hires_cam}
+def layer_cam(
+    model: Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+) -> Array:
+    """The map weighted by the positive part of each place's own gradient: float32 [B, h, w].
+
+    It stays sharp in early layers too. Source: Jiang, Zhang, Hou, Cheng, Wei 2021, "LayerCAM: Exploring
+    Hierarchical Class Activation Maps for Localization", IEEE TIP 30, equations 5 to 7.
+    """
+    return _cam(model, variables, image, label, layer, lambda _, gradient: jax.nn.relu(gradient))
+
+
+def score_cam(
+    model: Module,
+    variables: Variables,
+    image: Array,
+    label: Array,
+    *,
+    layer: str | None = None,
+    channels: int | None = None,
+) -> Array:
+    """The map weighted by how likely the class is on the image masked by each channel: float32 [B, h, w].
+
+    No gradient is used. `channels` is how many are tried, those with the largest spread first; None is all,
+    each of which costs a forward pass. Source: Wang et al. 2020, arXiv:1910.01279, equations 4 to 6: masks
+    scaled to 0..1, the softmax over channels of the class probabilities as weights (subtracting that of an
+    empty image changes no softmax). Deviation: `channels`.
+    """
+    values = _map_of(model, variables, image, layer)
+    count = min(channels or values.shape[-1], values.shape[-1])
+    chosen = jax.lax.top_k(values.std((1, 2)), count)[1]  # [B, count]
+    kept = jnp.take_along_axis(values, chosen[:, None, None, :], axis=3)
+
+    def score(channel: Array) -> Array:
+        mask = heatmap(jnp.take(kept, channel, axis=3), (image.shape[1], image.shape[2]))
+        masked = image * mask[..., None].astype(image.dtype)
+        return _pick(jax.nn.softmax(jnp.asarray(model.apply(variables, masked))), label)
+
+    weights = jax.nn.softmax(jax.lax.map(score, jnp.arange(count)), axis=0)  # [count, B]
+    return jax.nn.relu((weights.T[:, None, None, :] * kept).sum(-1))
+
+
+def eigen_cam(
+    model: Module, variables: Variables, image: Array, label: Array, *, layer: str | None = None
+) -> Array:
+    """The map along its first principal component, whatever the class: float32 [B, h, w].
+
+    Source: Muhammad, Yeasin 2020, arXiv:2008.00299, section 3: the first right singular vector of the places
+    by channels, not centred. A singular vector has no sign; the one is taken whose map has a positive sum.
+    """
+    del label  # asks what the layer sees most, not what speaks for a class
+    values = _map_of(model, variables, image, layer)
+    places = values.reshape(values.shape[0], -1, values.shape[-1])
+    _, _, right = jnp.linalg.svd(places, full_matrices=False)
+    projected = jnp.einsum("bpc,bc->bp", places, right[:, 0]).reshape(values.shape[:3])
+    sign = jnp.where(projected.sum((1, 2), keepdims=True) < 0, -1.0, 1.0)
+    return jax.nn.relu(sign * projected)
+
+
+def _map_of(model: Module, variables: Variables, image: Array, layer: str | None) -> Array:
+    """The values of a layer with several places, float32 [B, h, w, C]."""
+    kept = _map_layer(traced := trace(unrolled(model), variables, image), layer)
+    _, (values,) = run(traced, variables, image, keep=[kept])
+    return values.astype(jnp.float32)
+
+
+def _map_layer(traced: Trace, layer: str | None) -> Layer:
+    kept = traced.layer(layer)
+    if not kept.is_map:
+        raise UserError(f"layer {kept.name!r} is {list(kept.shape)}; Grad-CAM needs a map of several places")
+    return kept
+
+
+METHODS = {
+    "grad_cam": grad_cam,
+    "grad_cam_plus_plus": grad_cam_plus_plus,
+    "hires_cam": hires_cam,
+    "layer_cam": layer_cam,
+    "score_cam": score_cam,
+    "eigen_cam": eigen_cam,
+}
 
 
 def heatmap(values: Array, size: tuple[int, int]) -> Array:
@@ -222,45 +297,3 @@ def occlusion(
     tops, lefts = jnp.arange(0, height - window + 1, stride), jnp.arange(0, width - window + 1, stride)
     corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
     return jax.lax.map(fall, corners).T.reshape(image.shape[0], len(tops), len(lefts))
-
-
-def randomized(variables: Variables, key: Array, modules: Collection[str] | None = None) -> Variables:
-    """The variables with the params of some top modules redrawn, normal with their own mean and deviation."""
-    params = dict(variables["params"])
-    for i, (name, tree) in enumerate(sorted(params.items())):
-        if modules is None or name in modules:
-            leaves, structure = jax.tree.flatten(tree)
-            keys = (jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(len(leaves)))
-            drawn = [x.mean() + x.std() * jax.random.normal(next(keys), x.shape) for x in leaves]
-            params[name] = jax.tree.unflatten(structure, drawn)
-    return {**variables, "params": params}
-
-
-def cascade(
-    method: Callable[..., Array], model: Module, variables: Variables, image: Array, label: Array, key: Array
-) -> dict[str, float]:
-    """How similar a method's map stays as the modules are randomized one after another, from the head down.
-
-    Gives each top module, in that order, the mean rank correlation with the original maps [B, h, w]. A method
-    such as `grad_cam` whose correlation stays high shows the image, not what the network has learned.
-    Source: Adebayo et al. 2018, arXiv:1810.03292, section 3.1.
-    """
-    traced = trace(unrolled(model), variables, image)
-    order = dict.fromkeys(name.partition("/")[0].partition(":")[0] for name in reversed(traced.layers))
-    modules = [name for name in order if name in variables["params"]]
-    find = jax.jit(functools.partial(method, model))
-    own = np.asarray(find(variables, image, label))
-    correlations = {}
-    for count, name in enumerate(modules, 1):
-        changed = np.asarray(find(randomized(variables, key, modules[:count]), image, label))
-        correlations[name] = float(np.mean(list(map(_rank_correlation, own, changed))))
-    return correlations
-
-
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, over all values of two arrays; 0 if one is constant."""
-    from scipy import stats  # takes most of a second to import
-
-    if min(np.ptp(a), np.ptp(b)) == 0:
-        return 0.0
-    return float(stats.spearmanr(a.ravel(), b.ravel()).statistic)

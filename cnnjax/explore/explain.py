@@ -1,4 +1,4 @@
-"""Grad-CAM of a trained network on a user's images, as pictures."""
+"""What speaks for a class in a user's images, as heat maps and pictures."""
 
 import contextlib
 import functools
@@ -8,45 +8,94 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.linen import Module
 from jax import Array
 from PIL import Image
 
 from cnnjax.errors import UserError, check_local, unknown
 from cnnjax.explore import attribution, plots
+from cnnjax.explore.faithfulness import Method
 from cnnjax.explore.layers import Variables
 from cnnjax.inference.model import TrainedModel
 
 SHORTEST_SIDE = 224  # of a picture, pixels
 Explanation = tuple[str, np.ndarray]  # the method, and its heat map or picture
 Explain = Callable[[Sequence[np.ndarray], Sequence[int], int], list[Explanation]]
+Heat = Callable[[Variables, np.ndarray, np.ndarray], Array]
+SCORED = 64  # channels that ScoreCAM tries
+
+
+def _occlusion(model: Module, variables: Variables, image: Array, label: Array) -> Array:
+    """Squares of a sixth of the side, a tenth apart."""
+    side = min(image.shape[1:3])
+    sizes = {"window": max(side // 6, 1), "stride": max(side // 10, 1)}
+    return jax.nn.relu(attribution.occlusion(model, variables, image, label, **sizes))
+
+
+def _integrated_gradients(model: Module, variables: Variables, image: Array, label: Array) -> Array:
+    """What speaks for the class, over all channels; the hottest hundredth of the pixels is one colour."""
+    values = attribution.integrated_gradients(model, variables, image, label, steps=24).sum(-1)
+    return jnp.clip(values, 0, jnp.percentile(values, 99, axis=(1, 2), keepdims=True).clip(1e-12))
+
+
+# Methods without a layer, then all: each takes (model, variables, image, label), and gives [B, h, w].
+OF_PIXELS: dict[str, Method] = {
+    "occlusion": _occlusion,
+    "integrated_gradients": _integrated_gradients,
+    "saliency": attribution.saliency,
+}
+METHODS: dict[str, Method] = {
+    **attribution.METHODS,
+    "score_cam": functools.partial(attribution.score_cam, channels=SCORED),
+    **OF_PIXELS,
+}
+
+
+def heat_function(trained: TrainedModel, method: str, layer: str | None = None) -> Heat:
+    """A compiled function (variables, images, label) -> heat maps float32 [B, H, W] of 0..1.
+
+    Images are uint8 as `TrainedModel.fit` gives them. UserError for an unknown method, or for a layer (see
+    `explore.layers`; None is the last map) that is none, or no map, or that the method does not ask for.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if layer is not None and method in OF_PIXELS:
+        raise UserError(
+            f"layer={layer}: {method} has no layer; allowed with {', '.join(attribution.METHODS)}"
+        )
+    options = {} if method in OF_PIXELS else {"layer": layer}
+
+    @jax.jit
+    def heat(variables: Variables, images: Array, label: Array) -> Array:
+        image = trained.prepare(images)
+        values = METHODS[method](trained.model, variables, image, label, **options)
+        return attribution.heatmap(values, (image.shape[1], image.shape[2]))
+
+    return heat
 
 
 def explainer(trained: TrainedModel, layer: str | None = None, method: str = "grad_cam") -> Explain:
     """Makes a function that finds what in an image speaks for a class; it compiles once per batch size.
 
     It takes uint8 images as `TrainedModel.fit` gives them, labels, and a batch size, and gives for each image
-    the method, one of `attribution.METHODS`, and a heat map, float32 [H, W] of 0..1. UserError if the layer
-    (see `explore.layers`; None is the last map) is none, or no map. Grad-CAM's mean weights suit networks
-    that average their last map; if dense layers read it, its map is often empty and HiResCAM's replaces it.
+    the method, one of `METHODS`, and a heat map, float32 [H, W] of 0..1. Errors are those of `heat_function`.
+    Grad-CAM's mean weights suit networks that average their last map; if dense layers read it, its map is
+    often empty and HiResCAM's replaces it.
     """
-    if method not in attribution.METHODS:
-        raise unknown("method", method, attribution.METHODS)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def heatmaps(name: str, variables: Variables, images: Array, label: Array) -> Array:
-        image = trained.prepare(images)
-        values = attribution.METHODS[name](trained.model, variables, image, label, layer=layer)
-        return attribution.heatmap(values, (image.shape[1], image.shape[2]))
+    own, other = heat_function(trained, method, layer), heat_function(trained, "hires_cam")
+    if method == "grad_cam" and layer is not None:
+        other = heat_function(trained, "hires_cam", layer)
 
     def explain(images: Sequence[np.ndarray], labels: Sequence[int], batch_size: int) -> list[Explanation]:
         missing = batch_size - len(images)
         batch = np.stack([*images, *[images[0]] * missing])
         label = np.asarray([*labels, *[labels[0]] * missing], np.int32)
-        heats = np.asarray(heatmaps(method, trained.variables, batch, label))[: len(images)]
+        heats = np.asarray(own(trained.variables, batch, label))[: len(images)]
         if method != "grad_cam" or heats.any((1, 2)).all():
             return [(method, heat) for heat in heats]
-        others = np.asarray(heatmaps("hires_cam", trained.variables, batch, label))[: len(images)]
+        others = np.asarray(other(trained.variables, batch, label))[: len(images)]
         pairs = zip(heats, others, strict=True)
         return [(method, heat) if heat.any() else ("hires_cam", other) for heat, other in pairs]
 

@@ -3,15 +3,17 @@
 import numpy as np
 from flax.linen import Module
 
+from cnnjax.models.forward import Layer as Layer
 from cnnjax.models.forward import Shape, Variables, image_struct, trace, unrolled
 from cnnjax.models.forward import Trace as Trace
 from cnnjax.models.forward import called_name as called_name
 from cnnjax.models.forward import feature_maps as feature_maps
 from cnnjax.models.forward import first_convolution as first_convolution
 from cnnjax.models.forward import layer_shapes as layer_shapes
+from cnnjax.models.forward import module_path as module_path
 from cnnjax.models.forward import penultimate as penultimate
 from cnnjax.models.forward import run as run
-from cnnjax.profiling.receptive_fields import field_size
+from cnnjax.profiling.receptive_fields import Field, field_size
 from cnnjax.profiling.summary import image_fields
 
 Box = tuple[int, int, int, int]  # (top, left, bottom, right) in pixels; the last two are exclusive
@@ -24,9 +26,14 @@ def receptive_box(
     traced = trace(unrolled(model), variables, image_struct(image_shape))
     jaxpr = traced.jaxpr.jaxpr
     field = image_fields(jaxpr)[jaxpr.eqns[traced.layer(layer).index].outvars[0]]
+    return field_box(field, image_shape, place)
+
+
+def field_box(field: Field | None, image_shape: Shape, place: tuple[int, int]) -> Box:
+    """The pixels of the image [H, W, C] in the receptive field of a place; all of them if it is unknown."""
     box = []
     for axis, (size, span_size) in enumerate(zip(image_shape, field_size(field) or (), strict=False)):
-        if span_size == float("inf"):
+        if field is None or not np.isfinite(span_size):
             box.append((0, size))
             continue
         shift = sum(step * place[a - 1] for a, step in field[axis].steps if a in (1, 2))

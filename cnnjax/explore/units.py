@@ -96,13 +96,18 @@ def best_patches(
 
     Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4; Girshick et al. 2013, arXiv:1311.2524.
     """
-    _check_unit(unit, peaks.value.shape[1])
     patches = []
-    for i in np.argsort(-peaks.value[:, unit], kind="stable")[:count]:
+    for i in strongest(peaks, unit, count):
         row, column = map(int, peaks.place[i, unit])
         box = layers.receptive_box(model, variables, image_shape, peaks.layer, (row, column))
         patches.append(Patch(int(i), float(peaks.value[i, unit]), box))
     return patches
+
+
+def strongest(peaks: Peaks, unit: int, count: int = 9) -> list[int]:
+    """Numbers of the images that excite a unit most, strongest first."""
+    _check_unit(unit, peaks.value.shape[1])
+    return np.argsort(-peaks.value[:, unit], kind="stable")[:count].tolist()
 
 
 def maximize(

@@ -10,7 +10,7 @@ from flax import linen as nn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cnnjax.errors import UserError
-from cnnjax.explore import attribution, landscape, layers, pictures, plots, units
+from cnnjax.explore import attribution, faithfulness, landscape, layers, pictures, plots, units
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.layers import Conv, Dense
 from cnnjax.training import metrics
@@ -154,11 +154,80 @@ def test_grad_cam_changes_when_weights_are_drawn_anew(image):
     assert np.abs(correlation).max() < 0.9
 
 
+def test_layer_cam_of_a_pooled_linear_net_weighs_by_the_positive_class_weights(image):
+    """There the gradient by a place that is above 0 is the class's weight over the number of places."""
+    model = Pooled()
+    variables = model.init(jax.random.key(0), image)
+    maps = np.maximum(np.asarray(values(model, variables, image, "conv")["conv"]), 0)
+    weights = np.asarray(variables["params"]["head"]["kernel"])[:, np.asarray(LABEL)].T / 100
+    wanted = np.einsum("bhwc,bc->bhw", maps, np.maximum(weights, 0))
+    found = attributed(attribution.layer_cam, model, variables, image)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_score_cam_asks_the_network_about_the_image_behind_each_map(image):
+    model = Pooled()
+    variables = model.init(jax.random.key(0), image)
+    maps = np.asarray(values(model, variables, image, "conv")["conv"])
+    maps = np.maximum(maps, 0)
+    scores = np.zeros((5, 2))
+    for channel in range(5):
+        mask = attribution.heatmap(jnp.asarray(maps[..., channel]), (12, 12))
+        shares = jax.nn.softmax(jax.jit(model.apply)(variables, image * mask[..., None]))
+        scores[channel] = shares[np.arange(2), np.asarray(LABEL)]
+    weights = np.exp(scores) / np.exp(scores).sum(0)
+    found = attributed(attribution.score_cam, model, variables, image)
+    np.testing.assert_allclose(found, np.einsum("bhwc,cb->bhw", maps, weights), rtol=1e-3, atol=1e-6)
+    few = attributed(attribution.score_cam, model, variables, image, channels=1)
+    widest = maps.std((1, 2)).argmax(1)
+    np.testing.assert_allclose(few, maps[[0, 1], ..., widest], rtol=1e-5)  # the softmax of one is 1
+
+
+def test_eigen_cam_is_the_first_component_whatever_the_class(image):
+    model = Pooled()
+    variables = model.init(jax.random.key(0), image)
+    maps = np.maximum(np.asarray(values(model, variables, image, "conv")["conv"]), 0)
+    found = attributed(attribution.eigen_cam, model, variables, image)
+    np.testing.assert_array_equal(
+        found, attributed(attribution.eigen_cam, model, variables, image, 1 - LABEL // 2)
+    )
+    for each, heat in zip(maps, found, strict=True):
+        places = each.reshape(-1, 5)
+        _, vectors = np.linalg.eigh(places.T @ places)
+        wanted = (places @ vectors[:, -1]).reshape(10, 10)
+        wanted = np.maximum(wanted * np.sign(wanted.sum()), 0)
+        np.testing.assert_allclose(heat, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_deletion_and_insertion_change_the_hottest_pixels_first(tiny, image):
+    model, variables = tiny
+    heat = jnp.asarray(np.random.default_rng(3).uniform(size=(2, 12, 12)), jnp.float32)
+    find = functools.partial(faithfulness.deletion_insertion, model, steps=4)
+    deletion, insertion = jax.jit(find)(variables, image, LABEL, heat)
+    soft = faithfulness.blurred(image)
+
+    def probability(x):
+        shares = jax.nn.softmax(jax.jit(model.apply)(variables, x))
+        return np.asarray(shares)[np.arange(2), np.asarray(LABEL)]
+
+    hottest = np.zeros((2, 144, 1), bool)
+    for i, each in enumerate(np.asarray(heat).reshape(2, -1)):
+        hottest[i, np.argsort(-each)[:36]] = True
+    hottest = jnp.asarray(hottest.reshape(2, 12, 12, 1))
+    for row, x, y in ((0, image, soft), (4, 0 * image, image)):
+        np.testing.assert_allclose(deletion[row], probability(x), rtol=1e-4)
+        np.testing.assert_allclose(insertion[row], probability(y), rtol=1e-4)
+    np.testing.assert_allclose(deletion[1], probability(jnp.where(hottest, 0, image)), rtol=1e-4)
+    np.testing.assert_allclose(insertion[1], probability(jnp.where(hottest, image, soft)), rtol=1e-4)
+    flat = jnp.ones((1, 12, 12, 1))
+    np.testing.assert_allclose(faithfulness.blurred(flat), flat, rtol=1e-5)
+
+
 def test_the_cascade_of_random_weights_tells_what_a_map_is_about(image):
     """Of Grad-CAM of a pooled net; of one that does not look at the network it finds that it does not."""
     model = Pooled()
     variables = model.init(jax.random.key(0), image)
-    find = functools.partial(attribution.cascade, model=model, variables=variables)
+    find = functools.partial(faithfulness.cascade, model=model, variables=variables)
     found = find(attribution.grad_cam, image=image, label=LABEL, key=jax.random.key(1))
     assert list(found) == ["head", "conv"]
     assert found["conv"] < 0.8
@@ -169,7 +238,7 @@ def test_the_cascade_of_random_weights_tells_what_a_map_is_about(image):
         key=jax.random.key(1),
     )
     assert edges == pytest.approx({"head": 1, "conv": 1})
-    drawn = attribution.randomized(variables, jax.random.key(2), ["head"])["params"]
+    drawn = faithfulness.randomized(variables, jax.random.key(2), ["head"])["params"]
     np.testing.assert_array_equal(drawn["conv"]["kernel"], variables["params"]["conv"]["kernel"])
     assert not np.allclose(drawn["head"]["kernel"], variables["params"]["head"]["kernel"])
 

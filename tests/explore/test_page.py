@@ -24,7 +24,9 @@ from tests import browser
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
 import uvicorn
 
-from cnnjax.explore.page import server, views
+from cnnjax.explore.page import network, operations, server, views
+
+SCRIPT = "\n".join(path.read_text() for path in sorted(Path(server.__file__).parent.glob("*.js")))
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +56,14 @@ def one(tiny_data) -> bytes:
 
 
 def test_an_upload_is_classified_and_its_maps_and_heat_are_shown(client, trained, one):
-    found = client.post("/api/upload", content=one).json()
+    model, found = client.get("/api/model").json(), client.post("/api/upload", content=one).json()
     by_hand = trained.predict([one], batch_size=1)[0]
     assert [row["class"] for row in found["predictions"]] == [name for name, _ in by_hand.top]
-    maps = client.get("/api/maps", params={"id": found["id"], "layer": "conv2"}).json()
+    stage = next(i for i, row in enumerate(model["stages"]) if row["module"] == "conv2")
+    maps = client.get("/api/maps", params={"id": found["id"], "stage": stage, "page": 0}).json()
     assert (maps["shape"], len(maps["maps"])) == ([4, 4, 3], 3)
-    heat = client.get("/api/heat", params={"id": found["id"], "class": 1}).json()
-    assert heat["image"].startswith("data:image/png;base64,")
-    assert heat["method"] in ("grad_cam", "hires_cam")
-    patches = client.get("/api/patches", params={"layer": "conv2", "unit": 1}).json()["patches"]
+    assert len(client.get("/api/walk", params={"id": found["id"]}).json()["pictures"]) == len(model["stages"])
+    patches = client.get("/api/unit", params={"stage": stage, "unit": 1}).json()["patches"]
     assert len(patches) == 9
     assert patches == sorted(patches, key=lambda row: -row["value"])
 
@@ -70,10 +71,19 @@ def test_an_upload_is_classified_and_its_maps_and_heat_are_shown(client, trained
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/api/maps?id=none&layer=conv1", "no longer kept"),
-        ("/api/maps?id=none&layer=conv7", "unknown layer 'conv7'"),
-        ("/api/patches?layer=conv2&unit=3", "unit=3"),
-        ("/api/patches?layer=conv2&unit=x", "is no number"),
+        ("/api/look?id=none", "no longer kept"),
+        ("/api/look?id=s99", "no longer kept"),
+        ("/api/maps?id=s0&stage=99&page=0", "stage=99; allowed: 0 to 9"),
+        ("/api/maps?id=s0&stage=0&page=1", "page=1; allowed: 0 to 0"),
+        ("/api/unit?stage=4&unit=3", "unit=3"),
+        ("/api/unit?stage=4&unit=x", "is no number"),
+        ("/api/filters?stage=4&unit=3&page=0", "unit=3; allowed: 0 to 2"),
+        ("/api/filters?stage=2&unit=0&page=0", "has no filters"),
+        ("/api/window?id=s0&stage=4&unit=0&row=4&column=0", "row 4"),
+        ("/api/heat?id=s0&class=3&method=grad_cam&layer=", "class 3; allowed: 0 to 2"),
+        ("/api/heat?id=s0&class=0&method=cam&layer=", "unknown method 'cam'"),
+        ("/api/heat?id=s0&class=0&method=layer_cam&layer=conv7", "unknown layer 'conv7'"),
+        ("/api/step?step=7777&id=s0&stage=0", "unknown step '7777'"),
         ("/api/heat", "missing"),
         ("/api/example?picture=5&filter=loop", "unknown picture '5'"),
     ],
@@ -209,45 +219,26 @@ def test_answers_forbid_foreign_scripts_and_frames(client):
 
 def test_only_the_newest_images_are_kept(trained, one):
     shown = views.Views(trained)
-    tokens = [shown.upload(one)["id"] for _ in range(views.KEPT_IMAGES + 3)]
+    tokens = [shown.upload(one)["id"] for _ in range(network.KEPT_IMAGES + 3)]
     assert len(set(tokens)) == len(tokens)
-    assert list(shown.images) == tokens[3:]
+    assert list(shown.network.uploads) == tokens[3:]
 
 
-@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
-def test_a_browser_uploads_clicks_and_sees(trained, one, tmp_path):
-    """The server as a user starts it, on a free port, with nothing written into the run folder."""
+@contextlib.contextmanager
+def served(trained, tmp_path):
+    """A browser on the page, as a user starts it on a free port; with nothing written into the run folder."""
     before = sorted(Path(trained.name).rglob("*"))
-    file = tmp_path / "one.png"
-    file.write_bytes(one)
     command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.name}", "--port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    killer = threading.Timer(120, process.kill)
+    killer.start()
     page = None
     try:
-        killer = threading.Timer(120, process.kill)
-        killer.start()
         address = next(line for line in process.stderr if line.startswith("open ")).split()[1]
         page = browser.Browser(tmp_path / "profile")
         page.open(address)
         page.until("document.body.dataset.ready === 'yes'")
-        page.choose_file("#file", file)
-        page.until("document.querySelectorAll('#predictions li').length === 3")
-        page.until("document.querySelectorAll('#maps figure').length === 2")
-        page.run("document.getElementById('cam').click()")
-        page.until("document.getElementById('method').textContent.includes('CAM')")
-        page.run("document.querySelectorAll('#maps figure')[1].click()")
-        page.until("document.querySelectorAll('#patches figure').length === 9")
-        page.run("document.getElementById('tab-play').click()")
-        page.until("document.querySelectorAll('#m-pooling td').length === 2")
-        assert page.run("document.querySelector('#m-convolution tr').innerText.split(/\\s+/).join(' ')") == (
-            "-0.11 1 -0.11"
-        )
-        page.run("document.querySelector('#m-image td').click()")  # turn a pixel over
-        page.until("document.querySelector('#m-convolution td').innerText !== '-0.11'")
-        assert page.run("document.getElementById('error').textContent") == ""
-        page.screenshot(tmp_path / "page.png")
-        with Image.open(tmp_path / "page.png") as seen:
-            assert np.asarray(seen.convert("L")).std() > 5
+        yield page
     finally:
         killer.cancel()
         if page:
@@ -257,14 +248,156 @@ def test_a_browser_uploads_clicks_and_sees(trained, one, tmp_path):
     assert sorted(Path(trained.name).rglob("*")) == before
 
 
+def count(selector: str) -> str:
+    return f"document.querySelectorAll('{selector}').length"
+
+
+def text(name: str) -> str:
+    return f"document.getElementById('{name}').textContent"
+
+
+def click(page: browser.Browser, name: str, index: int = 0) -> None:
+    page.run(f"document.querySelectorAll('{name}')[{index}].click()")
+
+
+QUIET = "!document.querySelector('[aria-busy=true]')"
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
+    with served(trained, tmp_path) as page:
+        see_the_opening(page)
+        see_a_stage(page)
+        see_the_reasons(page)
+        see_two_images_and_the_training(page)
+        see_the_operations(page)
+        see_uploads_drawings_and_mistakes(page, one, tmp_path)
+        for width, dark in ((1280, True), (390, False)):
+            page.show_as(width, dark=dark)
+            for name in ("network", "reasons", "compare", "training", "operations"):
+                click(page, f"#tab-{name}")
+                page.until(QUIET)
+                assert page.run("document.documentElement.scrollWidth") <= width, name
+        page.screenshot(tmp_path / "page.png")
+        with Image.open(tmp_path / "page.png") as seen:
+            assert np.asarray(seen.convert("L")).std() > 5
+        own = "performance.getEntriesByType('resource').every((row) => row.name.startsWith(location.origin))"
+        assert page.run(own)  # data URLs are no resources
+
+
+def see_the_opening(page):
+    """Test images to click, the first already predicted, and a busy sign at once after a click."""
+    assert page.run(count("#samples button")) == 24
+    page.until(count("#predictions li") + " === 3")
+    page.until(count("#walk img[src^=data]") + " === 10")
+    page.until(count("#rail .card") + " === 10 && " + count(".outline .block") + " === 10")
+    busy = "document.getElementById('side').hasAttribute('aria-busy')"
+    assert page.run(f"document.querySelectorAll('#samples button')[1].click(), {busy}")
+    page.until(f"!{busy} && document.querySelectorAll('#samples button')[1].ariaPressed === 'true'")
+    assert page.run(text("truth")).endswith(" it is 1")
+
+
+def see_a_stage(page):
+    """Its maps, filters and best patches; the sum behind a place; arrow keys walk on."""
+    click(page, "#rail .card", 4)
+    page.until(count("#maps .tile") + " === 3")
+    page.until(count("#filters .tile") + " === 2 && " + count("#best figure") + " === 9")
+    assert page.run(text("stagename")) == "Conv 3×3"
+    assert "(4 + 2 − 3) / 1" in page.run(text("facts"))
+    click(page, "#maps .tile", 2)
+    page.until(text("unitname") + " === 'Unit 2' && " + text("products") + ".includes('Σ window × weights')")
+    before = page.run(text("products"))
+    page.run(
+        "(() => { const area = document.getElementById('large').getBoundingClientRect();"
+        "document.getElementById('bigmap').dispatchEvent(new PointerEvent('pointermove',"
+        "{clientX: area.left + 3, clientY: area.top + 3, bubbles: true})) })()"
+    )
+    page.until(text("products") + f" !== {json.dumps(before)} && {QUIET}")
+    assert page.run(count("#products .term")) == 2
+    assert page.run(count("#products .outside")) == 10  # the corner's window lies half in the padding
+    assert page.run("document.getElementById('field').style.top") == "0%"
+    press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
+    page.run(press % "ArrowRight")
+    page.until(text("stagename") + " === 'Normalize'")
+    page.run(press % "ArrowRight")
+    page.until(text("stagename") + " === 'ReLU' && " + text("products") + ".includes('max(0, ')")
+    page.run(press % "ArrowRight")
+    page.until(text("stagename") + ".startsWith('Max pool') && " + text("products") + ".includes('max of 4')")
+    page.until(QUIET)
+    page.run(press % "2")
+    page.until("document.body.dataset.tab === 'reasons'")
+
+
+def see_the_reasons(page):
+    """A heat map of every method, both curves, and the maps of randomized layers."""
+    page.until(count("#methods img[src^=data]") + " === 9", 120)
+    click(page, "#run-curves")
+    page.until(count("#curves .numbers tr") + " === 10", 120)
+    assert page.run(count("#curves .line")) == 18
+    click(page, "#run-sanity")
+    page.until(count("#sanity figure") + " === 6", 120)
+    assert "rank correlation" in page.run(text("verdict")) or "stays" in page.run(text("verdict"))
+
+
+def see_two_images_and_the_training(page):
+    """Where two images part; a slider over the checkpoints, from before the first step on."""
+    click(page, "#tab-compare")
+    page.until(count("#similarity .line") + " === 1 && " + count("#differences figure") + " === 3")
+    click(page, "#others button", 5)
+    page.until("document.querySelectorAll('#others button')[5].ariaPressed === 'true'")
+    page.until(QUIET)
+    click(page, "#tab-training")
+    page.until(count("#stepfilters .tile") + " === 2 && " + count("#runcurves .line") + " > 1")
+    last = page.run("document.querySelector('#stepfilters img').src")
+    slide = "(() => { const it = document.getElementById('step'); it.value = 0; it.oninput() })()"
+    page.run(slide)
+    page.until(text("steptext") + " === 'before training' && " + QUIET)
+    assert page.run("document.querySelector('#stepfilters img').src") != last
+
+
+def see_the_operations(page):
+    """The module's numbers, where one comes from, and a pixel turned over."""
+    click(page, "#tab-operations")
+    page.until(count("#m-pooling td") + " === 2")
+    row = "document.querySelector('#m-convolution tr').innerText.split(/\\s+/).join(' ')"
+    assert page.run(row) == "-0.11 1 -0.11"
+    page.run("document.querySelectorAll('#m-convolution td')[1].onpointerenter()")
+    assert page.run(count("#m-image .seen")) == 9
+    assert page.run(text("sum")).endswith(") / 9 = 1")
+    click(page, "#m-image td")
+    page.until("document.querySelector('#m-convolution td').innerText !== '-0.11'")
+    assert page.run(count(".error:not([hidden])")) == 0
+
+
+def see_uploads_drawings_and_mistakes(page, one, tmp_path):
+    """An upload, a line drawn by the mouse, and what is no image, told beside the click."""
+    (tmp_path / "one.png").write_bytes(one)
+    click(page, "#tab-network")
+    page.choose_file("#file", tmp_path / "one.png")
+    page.until(text("truth") + " === '' && " + count("#predictions li") + " === 3")
+    before = page.run("document.getElementById('image').src")
+    click(page, "#draw")
+    page.run(
+        "(() => { const canvas = document.getElementById('canvas'), area = canvas.getBoundingClientRect();"
+        "const send = (kind, x) => canvas.dispatchEvent(new PointerEvent(kind, {clientX: area.left + x,"
+        "clientY: area.top + 40, buttons: 1, pointerId: 1, bubbles: true}));"
+        "canvas.setPointerCapture = () => {}; send('pointerdown', 20); send('pointermove', 90) })()"
+    )
+    page.until(f"document.getElementById('image').src !== {json.dumps(before)}")
+    (tmp_path / "two.png").write_bytes(b"no image")
+    page.choose_file("#file", tmp_path / "two.png")
+    page.until("document.querySelector('#side > .error')?.textContent.includes('not a readable image')")
+
+
 def test_the_page_and_its_words_agree():
     """Every element that the script asks for is on the page."""
     import re
 
     folder = Path(server.__file__).parent
-    html, script = (folder / "index.html").read_text(), (folder / "app.js").read_text()
+    html, script = (folder / "index.html").read_text(), SCRIPT
     for name in set(re.findall(r'\$\("([\w-]+)"\)', script)):
         assert f'id="{name}"' in html, name
+    assert {f"/{path.name}" for path in folder.glob("*.js")} <= server.FILES.keys()
 
 
 OPERATION = {"image": [[1, 2], [3, 4]], "kernel": [[1]], "padding": 0, "stride": 1, "window": 2}
@@ -327,7 +460,7 @@ def test_hostile_json_is_refused_in_one_line(client, body):
     ],
 )
 def test_hostile_addresses_are_refused_in_one_line(client, query):
-    for path in ("/api/maps", "/api/heat", "/api/patches", "/api/example"):
+    for path in ("/api/maps", "/api/heat", "/api/unit", "/api/window", "/api/step", "/api/example"):
         reply = client.get(path + query)
         assert reply.status_code == 400, (path, query)
         assert reply.json()["error"].isprintable()
@@ -352,7 +485,7 @@ def test_every_reply_carries_the_headers(client, method):
 
 
 def test_an_error_of_the_program_carries_the_headers_too(trained, monkeypatch):
-    monkeypatch.setattr(views, "example", lambda *given: 1 / 0)
+    monkeypatch.setattr(operations, "example", lambda *given: 1 / 0)
     app = server.make_app(trained)
     asking = testclient.TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     reply = asking.get("/api/example?picture=9&filter=loop")
@@ -377,7 +510,7 @@ def test_names_in_answers_are_visible(trained, one):
 
 
 def test_the_script_makes_no_html_of_text():
-    script = (Path(server.__file__).parent / "app.js").read_text()
+    script = SCRIPT
     for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function("):
         assert word not in script
 

@@ -168,6 +168,7 @@ def test_explanations_lie_beside_the_images_and_overwrite_nothing(tiny_run, pict
     before = {file: file.read_bytes() for file in pictures.iterdir()}
     command = ["predict", f"--workdir={tiny_run}", str(pictures), "--explain"]
     assert main.run(command) == 0
+    assert "picture" in capsys.readouterr().out
     assert main.run(command) == 0  # a second time: the pictures of the first are no images to classify
     drawn = sorted(set(pictures.iterdir()) - set(before))
     names = sorted(f"{i}.gradcam{end}.png" for i in range(5) for end in ("", "-2"))
@@ -177,9 +178,10 @@ def test_explanations_lie_beside_the_images_and_overwrite_nothing(tiny_run, pict
         assert opened.size == (448, 224)
         assert opened.mode == "RGB"
     other = tmp_path / "elsewhere"
-    assert main.run([*command, f"--out={other}", "--method=grad_cam_plus_plus"]) == 0
+    assert main.run([*command[:-1], f"--out={other}", "--explain=occlusion", "--json"]) == 0
+    methods = [json.loads(line)["method"] for line in capsys.readouterr().out.splitlines()[-5:]]
+    assert methods == ["occlusion"] * 5
     assert len(list(other.iterdir())) == 5
-    assert "picture" in capsys.readouterr().out
 
 
 def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
@@ -200,7 +202,8 @@ PREDICT_MISTAKES = {
     "predict": "no image; name files or folders",
     "predict {image} --workdir=nowhere": "nowhere is not a run folder",
     "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",
-    "predict {image} --workdir={run} --explain --method=cam": "unknown method 'cam'",
+    "predict {image} --workdir={run} --explain=cam": "unknown method 'cam'",
+    "predict {image} --workdir={run} --explain=occlusion --layer=conv1": "occlusion has no layer",
     "predict {image} --workdir={run} --explain --layer=conv9": "unknown layer 'conv9'",
     "predict {image} --workdir={run} --explain --layer=head": "Grad-CAM needs a map",
     "predict {image} --workdir={run} --class_names={image}": "class_names=",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -20,8 +21,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cnnjax.data.files import parse_json
 from cnnjax.errors import UserError, visible
-from cnnjax.explore.page import views
-from cnnjax.explore.page.views import Answer
+from cnnjax.explore.page import operations
+from cnnjax.explore.page.operations import Answer
+from cnnjax.explore.page.reasons import Reasons
+from cnnjax.explore.page.training import Training
+from cnnjax.explore.page.views import Views
 from cnnjax.inference.model import TrainedModel
 
 HERE = Path(__file__).parent
@@ -30,7 +34,8 @@ SECONDS = 20.0  # for a request to arrive, and for a connection without one
 MAX_CONNECTIONS = 100
 ADDRESS = "127.0.0.1"
 HOSTS = (ADDRESS, "localhost")
-FILES = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+SCRIPTS = ("app", "dom", "images", "network", "inspector", "reasons", "compare", "training", "operations")
+FILES = {"/": "index.html", "/style.css": "style.css", **{f"/{name}.js": f"{name}.js" for name in SCRIPTS}}
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -69,17 +74,49 @@ def _foreign(request: Request) -> Response | None:
     return _error(403, "requests from other origins are refused")
 
 
-def make_app(trained: TrainedModel) -> ASGIApp:
-    """The application, one route for each answer of `views`."""
-    shown = views.Views(trained)
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What the page can be asked about one network."""
+
+    views: Views
+    reasons: Reasons
+    training: Training
+
+    @classmethod
+    def of(cls, trained: TrainedModel) -> "Page":
+        """The page of a network, nothing of it compiled yet."""
+        views = Views(trained)
+        return cls(views, Reasons(views.network), Training(views))
+
+
+def make_app(trained: TrainedModel, page: Page | None = None) -> ASGIApp:
+    """The application, one route for each answer."""
+    page = page or Page.of(trained)
+    views, reasons, training = page.views, page.reasons, page.training
+    image: dict[str, type] = {"id": str}
+    reason: dict[str, type] = {"id": str, "class": int, "method": str, "layer": str}
+    answers: dict[str, tuple[Callable[..., Answer], dict[str, type]]] = {
+        "model": (views.model, {}),
+        "samples": (views.samples, {}),
+        "look": (views.look, image),
+        "walk": (views.walk, image),
+        "maps": (views.feature_maps, image | {"stage": int, "page": int}),
+        "filters": (views.filters, {"stage": int, "unit": int, "page": int}),
+        "window": (views.window, image | dict.fromkeys(("stage", "unit", "row", "column"), int)),
+        "unit": (views.unit, {"stage": int, "unit": int}),
+        "heat": (reasons.heat, reason),
+        "curves": (reasons.curves, reason),
+        "sanity": (reasons.sanity, reason),
+        "compare": (reasons.similarities, image | {"other": str}),
+        "differences": (reasons.differences, image | {"other": str, "stage": int}),
+        "training": (training.run, {}),
+        "step": (training.step, {"step": int, "id": str, "stage": int}),
+        "example": (operations.example, {"picture": str, "filter": str}),
+    }
     routes = [
         *(Route(path, _file) for path in FILES),
-        Route("/api/model", _answer(shown.model)),
-        Route("/api/maps", _answer(shown.feature_maps, id=str, layer=str)),
-        Route("/api/heat", _answer(shown.heat, **{"id": str, "class": int})),
-        Route("/api/patches", _answer(shown.patches, layer=str, unit=int)),
-        Route("/api/example", _answer(views.example, picture=str, filter=str)),
-        Route("/api/upload", _post(shown.upload, MAX_BYTES), methods=["POST"]),
+        *(Route(f"/api/{name}", _answer(view, **kinds)) for name, (view, kinds) in answers.items()),
+        Route("/api/upload", _post(views.upload, MAX_BYTES), methods=["POST"]),
         Route("/api/operation", _post(_operation, MAX_OPERATION), methods=["POST"]),
     ]
     return guarded(Starlette(routes=routes, exception_handlers={HTTPException: _refused}))
@@ -150,7 +187,7 @@ async def _reply(view: Callable[[], Answer]) -> Response:
 
 def _operation(body: bytes) -> Answer:
     try:
-        return views.operation(parse_json(body))
+        return operations.operation(parse_json(body))
     except UserError:
         raise
     except ValueError as error:
@@ -202,7 +239,8 @@ class Server(uvicorn.Server):
 
 def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
     """Serves on a port of 127.0.0.1, 0 for a free one, until interrupted; announces its address."""
-    app = make_app(trained)
+    page = Page.of(trained)
+    app = make_app(trained, page)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -211,4 +249,5 @@ def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> 
             raise UserError(f"port={port} cannot be opened ({error.strerror}); try port=0") from None
         opened.listen()
         announce(f"http://{ADDRESS}:{opened.getsockname()[1]}")
+        page.views.network.warm([page.reasons.warm])
         Server(settings(app)).run(sockets=[opened])

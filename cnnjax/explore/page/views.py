@@ -1,198 +1,266 @@
-"""What the page shows, as plain data.
+"""What the page shows of a network, as plain data: predictions, stages, maps, filters, windows, patches."""
 
-Of a network: predictions, feature maps, best patches, heat maps. Of operations: small pictures through a
-filter, ReLU and pooling, as the package computes them.
-"""
-
-import collections
-import functools
-import io
-import secrets
-import threading
-from collections.abc import Mapping
-from typing import Any
-
-import jax.numpy as jnp
+import jax
 import numpy as np
-from PIL import Image
 
-from cnnjax import ops
-from cnnjax.data.datasets import official_splits
-from cnnjax.data.decode import FORMATS
-from cnnjax.data.files import check_kind
-from cnnjax.errors import UserError, by_name, unknown, visible
-from cnnjax.explore import layers, pictures, plots, units
-from cnnjax.explore.explain import explainer
+from cnnjax.errors import UserError, visible
+from cnnjax.explore import layers, units, windows
+from cnnjax.explore.explain import METHODS, OF_PIXELS
 from cnnjax.explore.markup import png
+from cnnjax.explore.page import operations, tiles
+from cnnjax.explore.page.network import Network, Seen
+from cnnjax.explore.page.operations import Answer
+from cnnjax.explore.stages import IMAGE, Stage, counts
 from cnnjax.inference.model import TrainedModel
-from cnnjax.runs.inputs import load_split
+from cnnjax.profiling.receptive_fields import field_size
 
-MAX_PIXELS, MAX_SIDE = 40_000_000, 64  # of an uploaded image; of a picture
-MAPS_SHOWN, KEPT_IMAGES = 64, 16
-PATCH_IMAGES, PATCH_BATCH = 512, 64  # of the test split, among which the best patches of a unit are searched
-PICTURES = (*pictures.PICTURES, *pictures.WORDS, "4x4 numbers")
-FILTERS = (*pictures.FILTERS, "identity")
-POOLS = {"max": ops.max_pool, "average": ops.avg_pool}
-LEAST = {"padding": 0, "stride": 1, "window": 1, "pool_stride": 1}
-LARGEST = 1_000_000  # number of a picture or a filter
-Rows = list[list[float]]
-Answer = Mapping[str, Any]  # becomes JSON
+MAPS_SHOWN, FILTERS_SHOWN, TERMS_SHOWN = 64, 64, 3  # on one page; the largest channels of a sum
+COLUMN = 7 * 7  # values of a window that are shown one by one
 
 
 class Views:
-    """The answers of the page for one network; the newest uploads are kept in memory."""
+    """The answers of the page for one network."""
 
     def __init__(self, trained: TrainedModel):
-        self.trained = trained
-        self.explain = explainer(trained)
-        self.images: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
-        self.lock = threading.Lock()  # one computation at a time
+        self.trained, self.network = trained, Network(trained)
         shapes = layers.layer_shapes(trained.model, trained.variables, trained.input_shape)
         self.maps = {name: shape for name, shape in shapes.items() if len(shape) == 3}
 
     def model(self) -> Answer:
         """The network, and the choices of the page."""
-        config = self.trained.config
+        trained, config = self.trained, self.trained.config
+        height, width, channels = trained.image_shape
         return {
-            "model": self.trained.spec,
-            "run": visible(self.trained.name),
-            "data": visible(config.data.name if config else "no data set"),
-            "classes": list(map(visible, self.trained.class_names)),
+            "model": trained.spec,
+            "run": visible(trained.name),
+            "step": trained.step,
+            "learned": config is not None or trained.name != trained.spec,
+            "data": visible(config.data.name if config else ""),
+            "classes": list(map(visible, trained.class_names)),
+            "input": list(trained.input_shape),
+            "drawable": [height, width] if channels == 1 and max(height, width) <= 64 else None,
             "layers": [{"name": name, "shape": list(shape)} for name, shape in self.maps.items()],
-            "pictures": list(PICTURES),
-            "filters": list(FILTERS),
+            "stages": [self._stage(stage) for stage in self.network.rows],
+            **counts(self.network.rows),
+            "methods": [{"name": name, "layered": name not in OF_PIXELS} for name in METHODS],
+            "last": self.network.last,
+            "pictures": list(operations.PICTURES),
+            "filters": list(operations.FILTERS),
+        }
+
+    def _stage(self, stage: Stage) -> Answer:
+        size, field = field_size(stage.field), stage.field
+        known = field is not None and size is not None and all(np.isfinite(size))
+        axes = [
+            {
+                "low": span.low,
+                "size": span.high - span.low + 1,
+                "step": sum(s for a, s in span.steps if a in (1, 2)),
+            }
+            for span in (field if known and field else ())
+        ]
+        window = stage.window
+        return {
+            "kind": stage.kind,
+            "module": stage.module,
+            "shape": list(stage.layer.shape),
+            "sources": list(stage.sources),
+            "params": stage.params,
+            "macs": stage.macs,
+            "field": axes or None,
+            "window": window and {"size": window.size, "stride": window.stride, "groups": window.groups},
+            "rule": windows.size_rule(stage, self._shape(stage.sources[0])),
+            "filters": self._kernel(stage) is not None and len(stage.layer.shape) == 3,
+        }
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        return self.trained.input_shape if number == IMAGE else self.network.rows[number].layer.shape
+
+    def samples(self) -> Answer:
+        """Test images to click."""
+        tests = self.network.tests
+        chosen = tests.images[tests.samples]
+        return {
+            "data": visible(tests.name),
+            "own": tests.own,
+            "images": [
+                {"id": f"s{i}", "image": png(picture), "class": visible(tests.truth(f"s{i}"))}
+                for i, picture in enumerate(self.trained.picture(chosen))
+            ],
         }
 
     def upload(self, data: bytes) -> Answer:
         """Classifies an encoded image and keeps it under an id."""
-        check_size(data)
-        with self.lock:
-            image = self.trained.fit(data, "the image")
-            (prediction,) = self.trained.predict(image, batch_size=1)
-            token = secrets.token_hex(8)
-            self.images[token] = image
-            while len(self.images) > KEPT_IMAGES:
-                self.images.popitem(last=False)
-            picture = self.trained.picture(image[None])[0]
-        labels = np.argsort(-prediction.probabilities, kind="stable").tolist()
-        top = [
-            {"class": visible(name), "label": label, "probability": share}
-            for (name, share), label in zip(prediction.top, labels, strict=False)
+        return self.look(self.network.add(data))
+
+    def look(self, token: str) -> Answer:
+        """The prediction for an image."""
+        seen = self.network.seen(token)
+        self.network.last = token
+        sample = token not in self.network.uploads
+        return {
+            "id": token,
+            "image": png(seen.picture),
+            "truth": visible(self.network.tests.truth(token)) if sample else "",
+            "predictions": self.top(seen.probabilities),
+        }
+
+    def top(self, probabilities: np.ndarray, count: int = 5) -> list[Answer]:
+        """The most likely classes, first first."""
+        labels = np.argsort(-probabilities, kind="stable")[:count].tolist()
+        names = self.trained.class_names
+        return [
+            {"class": visible(names[label]), "label": label, "probability": float(probabilities[label])}
+            for label in labels
         ]
-        return {"id": token, "image": png(picture), "predictions": top}
 
-    def feature_maps(self, token: str, layer: str) -> Answer:
-        """The first maps of a layer, all on one scale."""
-        by_name("layer", layer, self.maps)
-        with self.lock:
-            image = self.trained.prepare(self._image(token)[None])
-            model, variables = self.trained.model, self.trained.variables
-            value = np.asarray(layers.feature_maps(model, variables, image, [layer])[layer][0])
-        maps = np.moveaxis(plots.to_bytes(value[..., :MAPS_SHOWN]), -1, 0)
-        return {"shape": list(value.shape), "maps": [png(each[..., None]) for each in maps]}
+    def walk(self, token: str) -> Answer:
+        """A small picture of each stage: the mean over its units, or the vector."""
+        pictures = []
+        for value in self.network.seen(token).values:
+            small = tiles.shrunk(value.mean(-1)) if value.ndim == 3 else tiles.strip(value[:256])
+            pictures.append(tiles.tile(small, tiles.limits(small)))
+        return {"pictures": pictures}
 
-    def heat(self, token: str, label: int) -> Answer:
-        """The image with the heat map of a class over it."""
-        if not 0 <= label < len(self.trained.class_names):
-            raise UserError(f"class {label}; allowed: 0 to {len(self.trained.class_names) - 1}")
-        with self.lock:
-            image = self._image(token)
-            ((method, heat),) = self.explain([image], [label], 1)
-            picture = self.trained.picture(image[None])[0]
-        return {"image": png(plots.blend(picture, heat)), "method": method}
+    def feature_maps(self, token: str, stage: int, page: int) -> Answer:
+        """One page of the maps of a stage, all on the layer's scale; a vector is one row of numbers."""
+        self.network.stage(stage)
+        return self.maps_of(self.network.seen(token), stage, page)
 
-    def patches(self, layer: str, unit: int) -> Answer:
-        """The patches of the test split that excite a unit most."""
-        by_name("layer", layer, self.maps)
-        model, variables, shape = self.trained.model, self.trained.variables, self.trained.input_shape
-        with self.lock:
-            seen, peaks = self._peaks(layer)
-            best = units.best_patches(model, variables, shape, peaks, unit)
-        crops = (png(layers.crop(seen[patch.index], patch.box)) for patch in best)
-        return {"patches": [{"image": next(crops), "value": patch.value} for patch in best]}
+    def maps_of(self, seen: Seen, stage: int, page: int = 0) -> Answer:
+        """The same of a forward pass."""
+        value = seen.values[stage]
+        scale, first = tiles.limits(value), page * MAPS_SHOWN
+        if not 0 <= first < value.shape[-1]:
+            raise UserError(f"page={page}; allowed: 0 to {(value.shape[-1] - 1) // MAPS_SHOWN}")
+        answer = {"shape": list(value.shape), "first": first, "low": scale[0], "high": scale[1]}
+        if value.ndim == 1:
+            return answer | {"values": value[first : first + MAPS_SHOWN].round(4).tolist(), "maps": []}
+        shown = np.moveaxis(value[..., first : first + MAPS_SHOWN], -1, 0)
+        return answer | {"maps": [tiles.tile(each, scale) for each in shown]}
 
-    def _image(self, token: str) -> np.ndarray:
-        if token not in self.images:
-            raise UserError("that image is no longer kept; choose it again")
-        return self.images[token]
+    def _kernel(self, stage: Stage) -> jax.Array | None:
+        return self.network.stages.kernel(stage, self.trained.variables)
 
-    @functools.cached_property
-    def _test_images(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Images of the test split as the network sees them, and in batches as the data set has them."""
-        known = self.trained.class_names, self.trained.image_shape, self.trained.recipe
-        if not (config := self.trained.config):
-            raise UserError(f"weights {self.trained.name} come without images; start with --data=folder:PATH")
-        splits = official_splits(config.data.name, config.data.dir or None)
-        source = load_split(config, "test" if "test" in splits else splits[0], *known)
-        raw = np.stack([source[i]["image"] for i in range(min(PATCH_IMAGES, len(source)))])
-        whole = len(raw) - PATCH_BATCH + 1  # a last batch that is not full is left out
-        batches = [raw[i : i + PATCH_BATCH] for i in range(0, whole, PATCH_BATCH)] or [raw]
-        return self.trained.picture(np.concatenate(batches)), batches
+    def filters(self, stage: int, unit: int, page: int) -> Answer:
+        """One page of a convolution's filters: all if they see 1 or 3 channels, else a unit's by channel."""
+        row = self.network.stage(stage)
+        found = self._kernel(row)
+        if found is None or found.ndim != 4:
+            raise UserError(f"stage {stage}, {row.kind}, has no filters")
+        return filters_of(np.asarray(found), unit, page)
 
-    @functools.lru_cache(maxsize=32)  # noqa: B019, one Views lives as long as its process
-    def _peaks(self, layer: str) -> tuple[np.ndarray, units.Peaks]:
-        seen, batches = self._test_images
-        prepared = (self.trained.prepare(batch) for batch in batches)
-        return seen, units.peaks(self.trained.model, self.trained.variables, prepared, layer)
+    def window(self, token: str, stage: int, unit: int, row: int, column: int) -> Answer:
+        """How one value came about: its window, the products and their sum, or the values it is read from."""
+        at, seen = self.network.stage(stage), self.network.seen(token)
+        shape, value = at.layer.shape, seen.values[stage]
+        height, width = shape[:2] if len(shape) == 3 else (1, 1)
+        if not (row < height and column < width and unit < shape[-1]):
+            raise UserError(
+                f"unit {unit}, row {row}, column {column}; the stage is {'x'.join(map(str, shape))}"
+            )
+        output = value[row, column, unit] if value.ndim == 3 else value[unit]
+        answer: Answer = {"output": float(output), "unit": unit, "row": row, "column": column}
+        source = at.sources[0]
+        before = seen.inputs if source == IMAGE else seen.values[source]
+        kernel = self._kernel(at)
+        if at.window and before.ndim == 3 and (kernel is not None or at.kind != "convolution"):
+            weights = None if kernel is None else np.asarray(kernel)
+            looked = windows.look(at.window, before, weights, unit, (row, column))
+            return answer | self._looked(at, looked, unit)
+        if kernel is not None and before.ndim == 1:
+            return answer | self._dense(at, before, np.asarray(kernel)[:, unit], unit)
+        if value.ndim == 3 and before.shape == value.shape:
+            parts = [seen.inputs if each == IMAGE else seen.values[each] for each in at.sources]
+            answer["inputs"] = [
+                float(x[row % x.shape[0], column % x.shape[1], unit]) for x in parts if x.ndim == 3
+            ]
+        return answer
+
+    def _bias(self, stage: Stage, unit: int) -> float:
+        tree = self.trained.variables["params"]
+        for name in filter(None, stage.module.split("/")):
+            tree = tree.get(name, {})
+        return float(tree["bias"][unit]) if "bias" in tree else 0.0
+
+    def _looked(self, stage: Stage, looked: windows.Looked, unit: int) -> Answer:
+        answer: Answer = {"corner": list(looked.corner), "size": list(looked.values.shape[:2])}
+        if looked.weights is None:
+            return answer | {"terms": [{"channel": looked.first, "values": _rows(looked.values[..., 0])}]}
+        parts = windows.products(looked)
+        sums = parts.sum((0, 1))
+        few = np.argsort(-np.abs(sums), kind="stable")[:TERMS_SHOWN]
+        small = looked.values[..., 0].size <= COLUMN
+        terms = [
+            {
+                "channel": looked.first + int(i),
+                "sum": float(sums[i]),
+                "values": _rows(looked.values[..., i]) if small else None,
+                "weights": _rows(looked.weights[..., i]) if small else None,
+            }
+            for i in few
+        ]
+        rest = float(sums.sum() - sums[few].sum())
+        others = {"channels": len(sums), "rest": rest, "sum": float(sums.sum())}
+        return answer | others | {"terms": terms, "bias": self._bias(stage, unit)}
+
+    def _dense(self, stage: Stage, before: np.ndarray, weights: np.ndarray, unit: int) -> Answer:
+        parts = before * weights
+        few = np.argsort(-np.abs(parts), kind="stable")[:TERMS_SHOWN]
+        terms = [
+            {
+                "channel": int(i),
+                "sum": float(parts[i]),
+                "values": [[float(before[i])]],
+                "weights": [[float(weights[i])]],
+            }
+            for i in few
+        ]
+        rest = float(parts.sum() - parts[few].sum())
+        sums = {"channels": len(parts), "rest": rest, "sum": float(parts.sum())}
+        return {"terms": terms, "bias": self._bias(stage, unit), **sums}
+
+    def unit(self, stage: int, unit: int) -> Answer:
+        """The test images that a unit likes best, with the patch that it sees of each."""
+        row, tests = self.network.stage(stage), self.network.tests
+        peaks = self.network.peaks(stage)
+        best = units.strongest(peaks, unit)
+        seen = self.trained.picture(tests.images[best])
+        patches = []
+        for number, picture in zip(best, seen, strict=True):
+            place = (int(peaks.place[number, unit, 0]), int(peaks.place[number, unit, 1]))
+            box = layers.field_box(row.field, self.trained.input_shape, place)
+            label = visible(tests.class_names[tests.labels[number]])
+            answer = {
+                "image": png(picture),
+                "patch": png(layers.crop(picture, box)),
+                "box": box,
+                "class": label,
+            }
+            patches.append(answer | {"value": float(peaks.value[number, unit])})
+        return {"patches": patches, "among": len(peaks.value), "data": visible(tests.name)}
 
 
-def check_size(data: bytes) -> None:
-    """Raises a UserError if an encoded image has too many pixels, before it is decoded."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-    except Exception:  # Pillow raises many kinds for bytes that are no image
-        raise UserError(f"not a readable image; allowed: {', '.join(FORMATS)}") from None
-    if width * height > MAX_PIXELS:
-        raise UserError(f"the image has {width}x{height} pixels; allowed: {MAX_PIXELS // 1_000_000} million")
+def filters_of(kernel: np.ndarray, unit: int, page: int) -> Answer:
+    """The filters of a kernel [kh, kw, C, F] on one page: see `Views.filters`."""
+    channels, count = kernel.shape[2:]
+    if not 0 <= unit < count:
+        raise UserError(f"unit={unit}; allowed: 0 to {count - 1}")
+    if channels in (1, 3):
+        shown = np.moveaxis(kernel, -1, 0)
+        of = "all"
+    else:
+        shown, of = np.moveaxis(kernel[..., unit], -1, 0)[..., None], "unit"
+    first, scale = page * FILTERS_SHOWN, tiles.limits(np.append(kernel, -np.abs(kernel).max()))
+    cut = shown[first : first + FILTERS_SHOWN]
+    if channels == 3:
+        light = np.clip(0.5 + cut / (2 * max(np.abs(kernel).max(), 1e-9)), 0, 1)
+        pictures = [png((255 * each).astype(np.uint8)) for each in light]
+    else:
+        pictures = [tiles.tile(each[..., 0], scale) for each in cut]
+    return {"of": of, "size": list(kernel.shape), "first": first, "total": len(shown), "filters": pictures}
 
 
-def operation(request: Mapping[str, Any]) -> dict[str, Rows]:
-    """The picture after convolution, after ReLU and, if it is large enough, after pooling.
-
-    A request holds image and kernel, rows of numbers; padding, stride, window, pool_stride, whole numbers;
-    padding_mode, zero or reflect; pooling, max or average.
-    """
-    names = ("image", "kernel", *LEAST, "padding_mode", "pooling")
-    if request.keys() - {"divisor"} != set(names):  # which an example has too
-        raise UserError(f"a value is missing or unknown: {sorted(request)}; allowed: {', '.join(names)}")
-    image, kernel = _matrix(request, "image"), _matrix(request, "kernel")
-    padding, stride, window, pool_stride = (_count(request, name, least) for name, least in LEAST.items())
-    pool, mode = by_name("pooling", str(request["pooling"]), POOLS), str(request["padding_mode"])
-    x, w = jnp.asarray(image)[None, :, :, None], jnp.asarray(kernel)[:, :, None, None]
-    convolved = ops.conv2d(x, w, strides=stride, padding=padding, padding_mode=mode)
-    rectified = ops.activation("relu")(convolved)
-    stages = {"convolution": convolved, "relu": rectified}
-    if min(rectified.shape[1:3]) >= window:
-        stages["pooling"] = pool(rectified, window, pool_stride)
-    return {name: np.asarray(value)[0, :, :, 0].round(4).tolist() for name, value in stages.items()}
-
-
-def example(picture: str, kernel: str) -> dict[str, Rows | int]:
-    """A picture and a filter by name; the filter's weights are to be divided by `divisor`."""
-    if picture not in PICTURES:
-        raise unknown("picture", picture, PICTURES)
-    if kernel not in FILTERS:
-        raise unknown("filter", kernel, FILTERS)
-    image = pictures.POOLING if picture == PICTURES[-1] else pictures.picture(picture)
-    weights, divisor = (np.ones((1, 1)), 1) if kernel == "identity" else (9 * pictures.feature(kernel), 9)
-    return {"image": image.tolist(), "kernel": weights.round().astype(int).tolist(), "divisor": divisor}
-
-
-def _matrix(request: Mapping[str, Any], name: str) -> np.ndarray:
-    try:
-        check_kind(request[name], list[list[float]])
-        matrix = np.asarray(request[name], np.float64)
-        if matrix.size > 0 and max(matrix.shape) <= MAX_SIDE and np.abs(matrix).max() <= LARGEST:
-            return matrix.astype(np.float32)
-    except (ValueError, OverflowError):  # also for rows of several lengths
-        pass
-    allowed = f"finite numbers up to {LARGEST}, all of one length, at most {MAX_SIDE} by {MAX_SIDE}"
-    raise UserError(f"{name} must be rows of numbers: {allowed}")
-
-
-def _count(request: Mapping[str, Any], name: str, least: int) -> int:
-    value = request[name]
-    if type(value) is not int or not least <= value <= MAX_SIDE:
-        raise UserError(f"{name}={value!r}; allowed: a whole number from {least} to {MAX_SIDE}")
-    return value
+def _rows(values: np.ndarray) -> list[list[float | None]]:
+    """A matrix as JSON, None where there is no value."""
+    return [[None if np.isnan(x) else float(x) for x in row] for row in values]

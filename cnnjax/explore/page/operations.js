@@ -1,0 +1,105 @@
+// Operations by hand: a small picture, a filter, ReLU and pooling, with every number to see and to change.
+
+import { $, ask, busy, el, fill, send, short, state } from "/dom.js";
+import { shade } from "/inspector.js";
+
+const sheet = { image: [], kernel: [], found: {} };
+const number = (id) => Number($(id).value);
+
+function draw(id, rows, cell) {
+  const limit = Math.max(1e-9, ...rows.flat().map(Math.abs));
+  $(id).replaceChildren(...rows.map((row, r) => el("tr", {}, ...row.map((value, c) => {
+    const made = el("td", {});
+    shade(made, value, limit);
+    cell(made, value, r, c);
+    return made;
+  }))));
+}
+
+const written = (cell, value) => { cell.textContent = `${+value.toFixed(2)}`; };
+
+const compute = () => busy($("play-panel"), async (fresh) => {
+  const divisor = number("divisor") || 1;
+  sheet.weights = sheet.kernel.map((row) => row.map((value) => value / divisor));
+  const body = JSON.stringify({
+    image: sheet.image, kernel: sheet.weights, padding: number("padding"), stride: number("stride"),
+    window: number("window"), pool_stride: number("pool_stride"), padding_mode: $("padding_mode").value,
+    pooling: $("pooling").value,
+  });
+  const found = await send("operation", body);
+  if (!fresh()) return;
+  sheet.found = found;
+  for (const name of ["convolution", "relu", "pooling"]) {
+    draw(`m-${name}`, found[name] ?? [], (cell, value, r, c) => {
+      written(cell, value);
+      cell.tabIndex = 0;
+      cell.onpointerenter = cell.onfocus = () => told[name](r, c, value);
+      cell.onpointerleave = cell.onblur = () => clear();
+    });
+  }
+  clear();
+});
+
+function clear() {
+  for (const cell of document.querySelectorAll("#operations td.seen")) cell.classList.remove("seen");
+  $("sum").textContent = "Point at a number to see where it comes from.";
+}
+
+function mark(id, rows, columns) {
+  rows.forEach((r) => columns.forEach((c) => $(id).rows[r]?.cells[c]?.classList.add("seen")));
+}
+
+const span = (start, size) => Array.from({ length: size }, (_, i) => start + i);
+
+const told = {
+  convolution(r, c, value) {
+    const stride = number("stride"), padding = number("padding"), size = sheet.weights.length;
+    const rows = span(r * stride - padding, size), columns = span(c * stride - padding, sheet.weights[0].length);
+    mark("m-image", rows, columns);
+    const terms = rows.flatMap((y, i) => columns.map((x, j) => [sheet.image[y]?.[x] ?? 0, sheet.kernel[i][j]]));
+    const divisor = number("divisor") || 1;
+    const sum = terms.map(([a, b]) => `${short(a)}·${short(b)}`).join(" + ");
+    $("sum").textContent = `${divisor === 1 ? sum : `(${sum}) / ${divisor}`} = ${short(value)}`;
+  },
+  relu(r, c, value) {
+    mark("m-convolution", [r], [c]);
+    $("sum").textContent = `max(0, ${short(sheet.found.convolution[r][c])}) = ${short(value)}`;
+  },
+  pooling(r, c, value) {
+    const rows = span(r * number("pool_stride"), number("window")), columns = span(c * number("pool_stride"), number("window"));
+    mark("m-relu", rows, columns);
+    const values = rows.flatMap((y) => columns.map((x) => short(sheet.found.relu[y][x])));
+    $("sum").textContent = `${$("pooling").value === "max" ? "max" : "mean"}(${values.join(", ")}) = ${short(value)}`;
+  },
+};
+
+function redraw() {
+  draw("m-image", sheet.image, (cell, value, r, c) => {
+    written(cell, value);
+    cell.onclick = () => { sheet.image[r][c] = -value; redraw(); };
+  });
+  draw("m-kernel", sheet.kernel, (cell, value, r, c) => {
+    const input = el("input", { value, ariaLabel: `weight ${r} ${c}` });
+    input.onchange = () => { sheet.kernel[r][c] = Number(input.value) || 0; redraw(); };
+    cell.append(input);
+  });
+  return compute();
+}
+
+const choose = () => busy($("play-panel"), async () => {
+  const name = (id) => $(id).selectedOptions[0].text;
+  const found = await ask("example", { picture: name("picture"), filter: name("filter") });
+  sheet.image = found.image; sheet.kernel = found.kernel; $("divisor").value = found.divisor;
+  await redraw();
+});
+
+export function start() {
+  fill($("picture"), state.model.pictures);
+  fill($("filter"), state.model.filters);
+  $("picture").onchange = choose;
+  $("filter").onchange = choose;
+  for (const id of ["divisor", "padding", "padding_mode", "stride", "pooling", "window", "pool_stride"]) {
+    $(id).onchange = compute;
+  }
+  return choose();
+}

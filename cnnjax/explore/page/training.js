@@ -1,0 +1,80 @@
+// A run as it learned: a slider over its checkpoints, with filters, maps and predictions of each.
+
+import { $, ask, bars, busy, chart, el, fill, legend, on, picture, short, sized, state, title } from "/dom.js";
+
+let run = null, playing = null;
+const kept = new Map();
+
+async function at(index) {
+  const step = run.steps[index].step, stage = $("watched").value;
+  const name = `${step}/${state.image.id}/${stage}`;
+  if (!kept.has(name)) kept.set(name, await ask("step", { step, id: state.image.id, stage }));
+  return kept.get(name);
+}
+
+function curves(step) {
+  const { loss, validation_loss: heldLoss, accuracy, validation_accuracy: held } = run.curves;
+  const draw = (rows, words, options) => {
+    const series = rows.filter((row) => row.points?.length);
+    return series.length ? [el("figure", {}, el("figcaption", {}, words),
+      chart(series, { x: "step", y: words, mark: step, choose: nearest, ...options }), legend(series))] : [];
+  };
+  const both = (a, b) => [{ name: "training", points: a, color: "var(--c1)" }, { name: "validation", points: b, color: "var(--c2)", dashed: true }];
+  $("runcurves").replaceChildren(...draw(both(loss, heldLoss), "Loss", { low: 0 }),
+    ...draw(both(accuracy, held), "Accuracy", { low: 0, high: 1 }));
+}
+
+function nearest(step) {
+  const apart = run.steps.map((row) => Math.abs(row.step - step));
+  $("step").value = apart.indexOf(Math.min(...apart));
+  show();
+}
+
+const show = () => busy($("steppanel"), async (fresh) => {
+  if (!run || !state.image) return;
+  const index = Number($("step").value), found = await at(index);
+  if (!fresh()) return;
+  const { step, metrics } = run.steps[index];
+  const told = Object.entries(metrics).filter(([name]) => ["accuracy", "loss"].includes(name)).map(([name, value]) => `${name} ${short(value)}`);
+  $("steptext").textContent = [step ? `step ${step}` : "before training", ...told].join(", ");
+  $("stepfilters").replaceChildren(...(found.filters?.filters ?? []).map((address, i) => el("span", { className: "tile" }, picture(address, `filter ${i}`))));
+  $("stepmaps").replaceChildren(...found.maps.maps.slice(0, 32).map((address, i) => el("span", { className: "tile" }, picture(address, `map ${i}`))));
+  $("steppredictions").replaceChildren(...bars(found.predictions));
+  curves(step);
+});
+
+const open = () => busy($("training"), async () => {
+  if ($("training").hidden || !state.image) return;
+  if (!run) {
+    run = await ask("training");
+    const slider = $("step");
+    slider.max = run.steps.length - 1;
+    slider.value = slider.max;
+    const maps = state.model.stages.map((row, i) => [row, i]).filter(([row]) => row.shape.length === 3);
+    fill($("watched"), maps.map(([row, i]) => `${i} ${title(row)}, ${sized(row.shape)}`), maps.map(([, i]) => i));
+    $("fewsteps").hidden = run.steps.length > 5;
+    $("run").hidden = false;
+  }
+  await show();
+});
+
+function play() {
+  if (playing) { clearInterval(playing); playing = null; $("play").textContent = "▶ Play"; return; }
+  const slider = $("step");
+  if (slider.value === slider.max) slider.value = 0;
+  $("play").textContent = "❚❚ Pause";
+  playing = setInterval(async () => {
+    if ($("steppanel").hasAttribute("aria-busy")) return;
+    if (slider.value === slider.max) return play();
+    slider.value = Number(slider.value) + 1;
+    await show();
+  }, 350);
+}
+
+export function start() {
+  $("step").oninput = show;
+  $("watched").onchange = show;
+  $("play").onclick = play;
+  on("tab", open);
+  on("image", open);
+}

@@ -1,0 +1,79 @@
+"""The checkpoints of a run as the network learned: filters, maps and predictions of each."""
+
+import functools
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.errors import UserError, by_name
+from cnnjax.explore.layers import Variables
+from cnnjax.explore.page.operations import Answer
+from cnnjax.explore.page.views import Views, filters_of
+from cnnjax.models import init_variables
+from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.folder import Run
+
+CURVE_POINTS = 400  # rows of metrics.jsonl that are drawn
+CURVES = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+
+
+class Training:
+    """The answers about the run that the network comes from; without one they are a UserError."""
+
+    def __init__(self, views: Views):
+        self.views, self.trained, self._lock = views, views.trained, threading.Lock()
+
+    @functools.cached_property
+    def _run(self) -> Run:
+        if self.trained.config is None or not self.trained.step:
+            raise UserError("these weights come without checkpoints; start with --workdir=DIR of a run")
+        return Run.open(self.trained.name)
+
+    def _steps(self) -> dict[str, int]:
+        """The steps of the checkpoints, and 0 if the start can be drawn again."""
+        steps = Checkpoints(self._run.path / "checkpoints").steps()
+        config = self.trained.config
+        drawn = config is not None and not config.init_from and 0 not in steps
+        return {str(step): step for step in ([0] if drawn else []) + steps}
+
+    def run(self) -> Answer:
+        """The checkpoints, and the curves of the run."""
+        checkpoints = Checkpoints(self._run.path / "checkpoints")
+        rows = [row for row in self._run.metrics() if {*CURVES} & row.keys()]
+        rows = rows[:: -(-len(rows) // CURVE_POINTS) or 1]
+        curves = {
+            name: [[row["step"], row[name]] for row in rows if np.isfinite(row.get(name, np.nan))]
+            for name in CURVES
+        }
+        steps = [{"step": step, "metrics": checkpoints.metrics(step)} for step in self._steps().values()]
+        return {"steps": steps, "curves": {name: points for name, points in curves.items() if points}}
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019, one object lives as long as its process
+    def _variables(self, step: int) -> Variables:
+        """Those of a checkpoint, or of the seed for the start."""
+        if step == 0 and (config := self.trained.config) is not None:
+            key, shape = jax.random.key(config.seed), self.trained.input_shape
+            return jax.jit(init_variables, static_argnums=(0, 2))(self.trained.model, key, shape)
+        state = Checkpoints(self._run.path / "checkpoints").read(step)["state"]
+        tree = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+        return jax.tree.map(jnp.asarray, tree)
+
+    def step(self, step: int, token: str, stage: int) -> Answer:
+        """At a checkpoint: the first filters, the maps of a stage, and the prediction for an image."""
+        by_name("step", str(step), self._steps())
+        network, views = self.views.network, self.views
+        network.stage(stage)
+        with self._lock:
+            variables = self._variables(step)
+        with network.lock:
+            seen = network.pass_forward(network.image(token), variables)
+        answer = {
+            "step": step,
+            "predictions": views.top(seen.probabilities),
+            "maps": views.maps_of(seen, stage),
+        }
+        first = next((row for row in network.rows if row.kernel is not None and row.window), None)
+        kernel = first and network.stages.kernel(first, variables)
+        return answer | {"filters": None if kernel is None else filters_of(np.asarray(kernel), 0, 0)}
