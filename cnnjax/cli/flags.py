@@ -86,8 +86,8 @@ def command(
 
 def _is_switch(parameter: inspect.Parameter) -> bool:
     """Whether a flag needs no value."""
-    kind = typing.get_args(parameter.annotation)[0]
-    return bool in (kind, *typing.get_args(kind))
+    kinds = typing.get_args(parameter.annotation)[:1]
+    return bool in (*kinds, *(part for kind in kinds for part in typing.get_args(kind)))
 
 
 def _parameters(function: Callable[..., object]) -> list[inspect.Parameter]:

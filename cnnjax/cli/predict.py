@@ -73,7 +73,7 @@ def predict(
         if others:
             say(f"{word}: left out {others}", error=True)
     explainer = None
-    if explain not in (False, "false"):
+    if explain and explain != "false":
         from cnnjax.explore import explain as explain_lib
 
         method = "grad_cam" if explain == "true" else str(explain)
