@@ -131,6 +131,7 @@ FIELDS: dict[str, Field] = {
         "stop", "before a non-finite update; 'skip(limit=10)' skips up to that many steps", resumable=True
     ),  # resumable, as it acts only where the run would have ended
     "log_every_steps": Field(20, "steps per row of metrics.jsonl", _POSITIVE),
+    "trackers": Field("", "each row goes to these too: 'wandb,mlflow,tensorboard,trackio'", resumable=True),
     "eval_every_epochs": Field(1.0, "epochs between evaluations; each also saves a checkpoint", _POSITIVE),
     "checkpoint_every_steps": Field(0, "further checkpoints; 0 is off", _FROM_0, True),
     "keep_checkpoints": Field(2, "newest checkpoints kept, beside the best", _POSITIVE, True),
@@ -150,7 +151,7 @@ LATER = {
     *("eval_protocol", "mesh", "sharding", "batch_norm", "accumulate_steps", "init_from", "init_head"),
     *("freeze", "cpu_kernels", "on_nonfinite", "optimizer.learning_rate_scales", "data.size"),
     *("data.num_workers", "data.on_bad_image", "data.max_bad_images", "data.test_split"),
-    *("loss.distill", "optimizer.sam_rho", "swa_start"),
+    *("loss.distill", "optimizer.sam_rho", "swa_start", "trackers"),
 }
 
 

@@ -113,4 +113,5 @@ def test_scores(
         scores |= {f"{prefix}{name}": value for name, value in metrics_of.items()}
     run.write_arrays("predictions.npz", predictions)
     run.write_json("test.json", scores)
+    run.track({"step": step, **{f"test_{name}": scores[name] for name in ("accuracy", "loss")}})
     return plain(scores)

@@ -12,10 +12,11 @@ import json
 import math
 import os
 import re
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import IO, Any, NotRequired, TypedDict
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -33,9 +34,7 @@ from cnnjax.data.files import (
 from cnnjax.errors import UserError
 from cnnjax.runs import processes
 from cnnjax.runs.record import Record
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+from cnnjax.runs.trackers import Place, Trackers
 
 Json = dict[str, Any]  # an object of a JSON file
 PATTERN = re.compile(r"[*?[\\]|:/")  # orbax looks for parts of a save by glob, and for schemes of addresses
@@ -91,7 +90,7 @@ class Run:
         self.path = check_utf8(Path(path))  # the library of checkpoints takes no other
         self._lock: IO[str] | None = None
         self._folder: int | None = None  # open while it is locked, so that it can be told from another
-        self._events: SummaryWriter | None = None
+        self.trackers: Trackers | None = None  # while it is trained
 
     @classmethod
     def create(cls, path: str | Path, config: ConfigDict, fingerprint: str) -> "Run":
@@ -181,7 +180,7 @@ class Run:
 
     def close(self) -> None:
         """Lets another process train in this folder."""
-        for file in (self._events, self._lock):
+        for file in (self.trackers, self._lock):
             if file:
                 file.close()
         if self._folder is not None:
@@ -251,23 +250,32 @@ class Run:
         """Drops the rows after a step, which a resumed run writes again; returns the others."""
         rows = [row for row in self.metrics() if row["step"] <= step]
         self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        if processes.is_first():
-            with contextlib.suppress(ImportError):  # an extra
-                from tensorboardX import SummaryWriter
-
-                self._events = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        if processes.is_first() and (config := self.config()).trackers:
+            place = Place(self.path, self._id(), config_lib.flatten(config), step)
+            self.trackers = Trackers(config.trackers, place)
         return rows
 
+    def _id(self) -> str:
+        """What tells the run from all others, wherever its folder is moved; older records have none."""
+        record = self.read_json("record.json")
+        if "id" not in record:
+            record["id"] = uuid.uuid4().hex[:16]
+            self.write_json("record.json", record)
+        return record["id"]
+
     def append_metrics(self, row: Mapping[str, float]) -> None:
-        """Adds one row to metrics.jsonl, and to TensorBoard's event files if the extra is installed."""
+        """Adds one row to metrics.jsonl, and passes it to the trackers."""
         if not processes.is_first():
             return
         self.check_there()
         with open_to_append(self.path / "metrics.jsonl") as file:
             file.write(json.dumps(row) + "\n")
-        if self._events:
-            for name in row.keys() - {"step"}:
-                self._events.add_scalar(name, row[name], row["step"])
+        self.track(row)
+
+    def track(self, row: Mapping[str, float]) -> None:
+        """Passes a row to the trackers alone."""
+        if self.trackers:
+            self.trackers.log(row)
 
 
 def _row(line: bytes) -> Json:

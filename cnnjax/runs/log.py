@@ -71,6 +71,8 @@ class Log:
         rest = step % experiment.config.log_every_steps if step < experiment.total_steps else 0
         self.since = step - rest  # where the interval began
         rows = run.start_metrics(step)
+        for line in run.trackers.where if run.trackers else ():
+            progress.note(line)
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
         self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from cnnjax.config import FIELDS, warmup_epochs
 from cnnjax.errors import UserError, by_name, parse_call
 from cnnjax.models import variant
+from cnnjax.runs import trackers
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 
 # Arguments below that the config holds in fields of their own.
@@ -31,6 +32,7 @@ _FIELDS = {
 def check_names(config: ConfigDict) -> None:
     """Raises a UserError for a name that needs no data, before data are read or downloaded."""
     variant(config.model)
+    trackers.parse(config.trackers)
     with errors_name_fields("sharding"):
         parallel.rules_of(config.sharding)
     for field, table in (("schedule", schedules.SCHEDULES), ("name", optimizers.OPTIMIZERS)):

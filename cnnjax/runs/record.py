@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import TypedDict
 
@@ -64,6 +65,7 @@ class Machine(TypedDict, total=False):
 class Record(TypedDict, total=False):
     """What is read of record.json, of what `make_record` and the experiment put there; old runs lack some."""
 
+    id: str  # by which trackers know the run
     command: list[str]
     started: str
     commit: str
@@ -81,6 +83,7 @@ class Record(TypedDict, total=False):
 def make_record(**facts: object) -> dict[str, object]:
     """What is needed to judge or repeat a run, and `facts`."""
     return {
+        "id": uuid.uuid4().hex[:16],
         "command": [Path(sys.argv[0]).name.replace("__main__.py", "cnnjax"), *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),

@@ -37,7 +37,8 @@ def trained(tiny_data, tmp_path_factory) -> Path:
 
 def test_train_prints_the_test_metrics_and_leaves_a_run_folder(tiny_data, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert main.run(["train", f"--workdir={workdir}", f"--config.data.name={tiny_data}", *TINY]) == 0
+    flags = [f"--config.data.name={tiny_data}", "--config.trackers=tensorboard"]
+    assert main.run(["train", f"--workdir={workdir}", *flags, *TINY]) == 0
     printed = capsys.readouterr().out
     for words in ("test, 37 images", "accuracy", "top-5 accuracy", "macro", "weighted", "F1"):
         assert words in printed

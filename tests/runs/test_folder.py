@@ -1,4 +1,4 @@
-"""The run folder: whole files or none, rows that survive a cut, events for TensorBoard."""
+"""The run folder: whole files or none, rows that survive a cut."""
 
 import json
 
@@ -42,16 +42,6 @@ def test_rows_after_the_checkpoint_and_a_cut_line_are_dropped(run):
     run.append_metrics({"step": 3, "loss": 0.25})
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.5, 0.25]
-
-
-def test_scalars_reach_tensorboard(run):
-    tensorboard = pytest.importorskip("tensorboardX")
-    del tensorboard
-    run.start_metrics(0)
-    run.append_metrics({"step": 7, "loss": 0.125})
-    run.close()
-    (events,) = (run.path / "tensorboard").glob("events*")
-    assert b"loss" in events.read_bytes()
 
 
 def test_metrics_become_json(run):
