@@ -19,7 +19,7 @@ SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
 HANDLERS = (
     *("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm"),
-    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum"),
+    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum", "CnnjaxProgram"),
 )
 # OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
 # share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.

@@ -1,0 +1,169 @@
+"""A trained network as one call of the CPU kernels: BatchNorm folded, activations and additions fused.
+
+Its graph becomes layers, a layer that scales or activates what only one other writes becomes part of that,
+and the rest are the steps of a program. A network with something that no step computes has none.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from cnnjax.inference.layers import Finder, Layer, Unknown
+from cnnjax.inference.trace import trace
+from cnnjax.ops.cpu import Program, has_programs
+
+_PRODUCTS = ("conv", "dense")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fused:
+    """A program that holds a network's weights, and its number, which `ops.cpu.run_program` takes."""
+
+    program: Program
+    number: jax.Array
+    features: int
+
+
+def fuse(
+    apply: Callable[[jax.Array], jax.Array], shape: Sequence[int], dtype: jax.typing.DTypeLike
+) -> Fused | None:
+    """The network `apply`, images float32 [B, H, W, C] -> logits, on values of `dtype`; None if it has none.
+
+    `shape` is [H, W, C]. Logits are those of `apply` within 1e-5 of the largest in float32.
+    """
+    if not has_programs():
+        return None
+    try:
+        last = Finder().find(trace(apply, shape))
+        layers = _fuse(last)
+    except Unknown:
+        return None
+    return _build(layers, dtype)
+
+
+def _fuse(last: Layer) -> list[Layer]:
+    """The layers in order, as few as possible."""
+    layers = _order(last)
+    uses = Counter(id(x) for layer in layers for x in layer.inputs)
+    uses[id(last)] += 1
+    now: dict[int, Layer] = {}
+    alone: set[int] = set()  # results that one layer alone reads
+    for layer in layers:
+        inputs = [now[id(x)] for x in layer.inputs]
+        single = [uses[id(x)] == 1 and id(now[id(x)]) in alone for x in layer.inputs]
+        fused = _into(layer, inputs, single)
+        now[id(layer)] = fused
+        alone.add(id(fused))
+        if fused is inputs[0] if inputs else False:
+            alone.discard(id(fused))
+    return _order(now[id(last)])
+
+
+def _order(last: Layer) -> list[Layer]:
+    seen: dict[int, Layer] = {}
+    stack = [last]
+    while stack:
+        layer = stack.pop()
+        if id(layer) not in seen:
+            seen[id(layer)] = layer
+            stack += layer.inputs
+    return sorted(seen.values(), key=lambda layer: layer.place)
+
+
+def _into(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
+    """The layer, as part of the one that it reads where that is possible."""
+    x = inputs[0] if inputs else None
+    if layer.kind == "flat":
+        assert x is not None
+        return Layer("flat", [x], layer.shape, layer.place)
+    if layer.kind == "affine" and x is not None:
+        return _scale(layer, x, single[0])
+    if layer.kind == "act" and x is not None:
+        if single[0] and not x.act[0] and x.kind in (*_PRODUCTS, "pointwise"):
+            return dataclasses.replace(x, act=layer.act, place=layer.place)
+        return _pointwise(x, layer, 0, act=layer.act)
+    if layer.kind in ("add", "mul"):
+        return _join(layer, inputs, single)
+    return dataclasses.replace(layer, inputs=inputs)
+
+
+def _scale(layer: Layer, x: Layer, single: bool) -> Layer:
+    a, b = layer.weights, layer.bias
+    assert a is not None and b is not None
+    if single and x.kind in _PRODUCTS and not x.act[0] and len(x.inputs) == 1:
+        bias = b if x.bias is None else x.bias * a + b
+        return dataclasses.replace(x, weights=x.weights * a, bias=bias, place=layer.place)
+    if single and x.kind == "sum_pool" and not b.any() and (a == a[0]).all():
+        assert x.weights is not None
+        return dataclasses.replace(x, weights=x.weights * a[0], place=layer.place)
+    if single and x.kind == "pointwise" and not x.act[0] and len(x.inputs) == 1 and x.weights is not None:
+        assert x.bias is not None
+        return dataclasses.replace(x, weights=x.weights * a, bias=x.bias * a + b, place=layer.place)
+    return _pointwise(x, layer, 0, weights=a, bias=b)
+
+
+def _pointwise(x: Layer, layer: Layer, times: int, **fields: object) -> Layer:
+    made = Layer("pointwise", [x], layer.shape, layer.place, (times,))
+    return dataclasses.replace(made, **fields)  # type: ignore[arg-type]
+
+
+def _join(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
+    if layer.kind == "add" and inputs[0].shape == inputs[1].shape:
+        for i in sorted((0, 1), key=lambda i: -inputs[i].place):
+            x, other = inputs[i], inputs[1 - i]
+            fits = x.kind in _PRODUCTS and not x.act[0] and len(x.inputs) == 1
+            if single[i] and fits and other.kind not in ("flat", "images"):
+                return dataclasses.replace(x, inputs=[*x.inputs, other], place=layer.place)
+    x, other = inputs
+    if single[0] and x.kind == "pointwise" and not x.act[0] and len(x.inputs) == 1:
+        numbers = (int(layer.kind == "mul"),)
+        return dataclasses.replace(x, inputs=[*x.inputs, other], numbers=numbers, place=layer.place)
+    return _pointwise(x, layer, int(layer.kind == "mul"), inputs=[x, other])
+
+
+def _build(layers: list[Layer], dtype: jax.typing.DTypeLike) -> Fused:
+    program = Program(dtype)
+    last = layers[-1]
+    uses = {id(x): i for i, layer in enumerate(layers) for x in layer.inputs}  # the last one
+    values: dict[int, int] = {}
+    for i, layer in enumerate(layers):
+        ends = layer is last and layer.kind == "dense"
+        if layer.kind == "images":
+            values[id(layer)] = program.value(layer.shape)
+            continue
+        inputs = [values[id(x)] for x in layer.inputs]
+        if layer.kind == "flat":
+            values[id(layer)] = inputs[0]
+            continue
+        if layer.kind in _PRODUCTS and len(inputs) == 2 and _dies(layer, i, layers, uses):
+            values[id(layer)] = y = inputs[1]  # adds to what is there
+        else:
+            values[id(layer)] = y = program.value(layer.shape, wide=ends)
+        if layer.kind == "concat":
+            _concatenate(program, layer, inputs, y)
+            continue
+        act = ("", layer.act[1], 0.0) if layer.kind == "layer_norm" else layer.act
+        other = inputs[1] if len(inputs) == 2 else -1
+        arrays = {"weights": layer.weights, "bias": layer.bias}
+        program.step(layer.kind, inputs[0], y, other=other, act=act, numbers=layer.numbers, **arrays)
+    if last.kind != "dense":
+        y = program.value(last.shape, wide=True)
+        program.step("pointwise", values[id(last)], y, numbers=(0,))
+    return Fused(program, program.finish(), int(np.prod(last.shape)))
+
+
+def _dies(layer: Layer, at: int, layers: list[Layer], uses: dict[int, int]) -> bool:
+    """Whether nothing reads the second input of a layer after it, under any name."""
+    other = layer.inputs[1]
+    same = [x for x in layers if x.kind == "flat" and x.inputs[0] is other]
+    return uses[id(other)] == at and not same and layer is not layers[-1] and layer.inputs[0] is not other
+
+
+def _concatenate(program: Program, layer: Layer, inputs: list[int], y: int) -> None:
+    begin = 0
+    for x, value in zip(layer.inputs, inputs, strict=True):
+        program.step("copy", value, y, numbers=(0, 0, 0, 1, 1, *x.shape, 0, 0, begin, 0))
+        begin += x.shape[2]

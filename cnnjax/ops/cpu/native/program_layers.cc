@@ -1,0 +1,91 @@
+// Convolutions and dense layers of a network in use, with bias, addition and activation in one primitive of oneDNN.
+#include "program.h"
+
+namespace cnnjax {
+namespace {
+
+using dnnl::memory;
+using Tag = memory::format_tag;
+
+dnnl::primitive_attr attributes(const Step& step) {
+  using dnnl::algorithm;
+  dnnl::post_ops after;
+  if (step.other >= 0) after.append_sum(1.0f);
+  switch (step.act) {
+    case kNone: break;
+    case kRelu: after.append_eltwise(algorithm::eltwise_relu, 0, 0); break;
+    case kClip: after.append_eltwise(algorithm::eltwise_clip, step.alpha, step.beta); break;
+    case kSwish: after.append_eltwise(algorithm::eltwise_swish, 1, 0); break;
+    case kGelu: after.append_eltwise(algorithm::eltwise_gelu_erf, 0, 0); break;
+    case kGeluTanh: after.append_eltwise(algorithm::eltwise_gelu_tanh, 0, 0); break;
+    case kHardSwish: after.append_eltwise(algorithm::eltwise_hardswish, 1.0f / 6, 0.5f); break;
+    case kLogistic: after.append_eltwise(algorithm::eltwise_logistic, 0, 0); break;
+    case kHardSigmoid: after.append_eltwise(algorithm::eltwise_hardsigmoid, 1.0f / 6, 0.5f); break;
+    case kTanh: after.append_eltwise(algorithm::eltwise_tanh, 0, 0); break;
+  }
+  dnnl::primitive_attr attr;
+  attr.set_post_ops(after);
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return attr;
+}
+
+memory::desc images(const Value& value, memory::data_type type, int64_t count) {
+  if (value.wide) type = memory::data_type::f32;
+  return {{count, value.channels, value.height, value.width}, type, Tag::nhwc};
+}
+
+}  // namespace
+
+FusedLayer::FusedLayer(const Step& step, const std::vector<Value>& values, memory::data_type type, int64_t count) {
+  const Value &in = values[step.x], &out = values[step.y];
+  const auto kind = dnnl::prop_kind::forward_inference;
+  dnnl::primitive_attr attr = attributes(step);
+  auto keep = [&](const auto& desc, dnnl::primitive primitive) {
+    primitive_ = std::move(primitive);
+    weights_ = desc.weights_desc(), scratch_ = desc.scratchpad_desc(), name_ = desc.impl_info_str();
+  };
+  if (step.bias) bias_ = memory::desc({out.channels}, memory::data_type::f32, Tag::x);
+  if (step.kind == kDense && out.height * out.width == 1) {  // of all pixels of an image
+    int64_t c = in.size(), k = out.channels;
+    x_ = memory::desc({count, c}, type, Tag::nc);
+    y_ = memory::desc({count, k}, out.wide ? memory::data_type::f32 : type, Tag::nc);
+    callers_ = memory::desc({k, c}, memory::data_type::f32, memory::dims{1, k});
+    memory::desc any({k, c}, type, Tag::any);
+    dnnl::inner_product_forward::primitive_desc desc(cpu(), kind, x_, any, bias_, y_, attr);
+    keep(desc, dnnl::inner_product_forward(desc));
+    return;
+  }
+  static const Dims plain = {1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1};
+  const Dims& n = step.kind == kDense ? plain : step.numbers;
+  int64_t g = n[10], c = in.channels / g, k = out.channels / g, all = out.channels;
+  x_ = images(in, type, count), y_ = images(out, type, count);
+  memory::dims shape = {k, c, n[0], n[1]}, strides = {1, all, n[1] * c * all, c * all};
+  if (g > 1) shape.insert(shape.begin(), g), strides.insert(strides.begin(), k);
+  callers_ = memory::desc(shape, memory::data_type::f32, strides);
+  dnnl::convolution_forward::primitive_desc desc(
+      cpu(), kind, dnnl::algorithm::convolution_direct, x_, memory::desc(shape, type, Tag::any), bias_, y_,
+      memory::dims{n[2], n[3]}, memory::dims{n[8] - 1, n[9] - 1}, memory::dims{n[4], n[6]}, memory::dims{n[5], n[7]},
+      attr);
+  keep(desc, dnnl::convolution_forward(desc));
+}
+
+std::shared_ptr<memory> FusedLayer::pack(const Step& step) const {
+  auto packed = std::make_shared<memory>(weights_, cpu());
+  memory callers(callers_, cpu(), const_cast<float*>(step.weights));
+  dnnl::stream stream(cpu());
+  dnnl::reorder(callers, *packed).execute(stream, callers, *packed);
+  stream.wait();
+  return packed;
+}
+
+void FusedLayer::run(dnnl::stream& stream, const memory& weights, const float* bias, void* x, void* y,
+                void* scratch) const {
+  std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, memory(x_, cpu(), x)},
+                                               {DNNL_ARG_WEIGHTS, weights},
+                                               {DNNL_ARG_DST, memory(y_, cpu(), y)},
+                                               {DNNL_ARG_SCRATCHPAD, memory(scratch_, cpu(), scratch)}};
+  if (bias) arguments.insert({DNNL_ARG_BIAS, memory(bias_, cpu(), const_cast<float*>(bias))});
+  primitive_.execute(stream, arguments);
+}
+
+}  // namespace cnnjax

@@ -1,0 +1,99 @@
+"""A network's steps as one call of the kernels: `Program` builds them, `run_program` runs them in a `jit`."""
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.ops.cpu.library import library, takes
+
+KINDS = ("conv", "dense", "max_pool", "sum_pool", "pointwise", "copy", "layer_norm")
+ACTS = ("", "relu", "clip", "swish", "gelu", "gelu_tanh", "hard_swish", "logistic", "hard_sigmoid", "tanh")
+Shape = tuple[int, int, int]  # [H, W, C] of one image; a vector is [1, 1, C]
+_ROOM = 400  # characters of an error
+
+
+class Program:
+    """The steps of a network on values of one dtype, float32 or bfloat16.
+
+    Value 0 is the images; the last one added is the result [1, 1, K], float32. Steps and their numbers are
+    those of `native/program.h`. Weights stay here as they are given, and packed in the library.
+    """
+
+    def __init__(self, dtype: jax.typing.DTypeLike) -> None:
+        self.dtype = jnp.dtype(dtype)
+        self._arrays: list[np.ndarray] = []
+        self._values = 0
+        loaded = _library()
+        self._number = loaded.cnnjax_program_new(ctypes.c_int(self.dtype == jnp.bfloat16))
+        weakref.finalize(self, loaded.cnnjax_program_free, self._number)
+
+    def value(self, shape: Shape, wide: bool = False) -> int:
+        """A value of that shape; `wide` makes it float32."""
+        _call("cnnjax_program_value", self._number, (ctypes.c_int64 * 3)(*shape), ctypes.c_int(wide))
+        self._values += 1
+        return self._values - 1
+
+    def step(
+        self,
+        kind: str,
+        x: int,
+        y: int,
+        *,
+        other: int = -1,
+        act: tuple[str, float, float] = ("", 0.0, 0.0),
+        numbers: Sequence[int] = (),
+        weights: np.ndarray | None = None,
+        bias: np.ndarray | None = None,
+    ) -> None:
+        """Writes value y from value x and, if it takes one, `other`."""
+        head = (ctypes.c_int64 * 5)(KINDS.index(kind), x, other, y, ACTS.index(act[0]))
+        arrays = []
+        for array in (weights, bias):
+            array = None if array is None else np.ascontiguousarray(array, np.float32)
+            pointer = None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+            arrays += [pointer, ctypes.c_int64(0 if array is None else array.size)]
+            if array is not None:
+                self._arrays.append(array)
+        numbers = [int(number) for number in numbers]
+        listed = (ctypes.c_int64 * max(1, len(numbers)))(*numbers), ctypes.c_int64(len(numbers))
+        alpha, beta = map(ctypes.c_float, act[1:])
+        _call("cnnjax_program_step", self._number, head, *listed, alpha, beta, *arrays)
+
+    def finish(self) -> jax.Array:
+        """Checks the steps; the number of the program, uint32 [1], which `run_program` takes."""
+        _call("cnnjax_program_finish", self._number)
+        return jnp.asarray([self._number], jnp.uint32)
+
+
+def has_programs() -> bool:
+    """Whether programs run here, now."""
+    return takes() and hasattr(library(), "CnnjaxProgram")
+
+
+def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Array:
+    """The logits float32 [B, K] of images [B, H, W, C] of the program's dtype, for any B.
+
+    The number has to be an argument of the `jit` around, not a constant: compiled programs are kept on disk,
+    and numbers mean nothing in another process.
+    """
+    result = jax.ShapeDtypeStruct((images.shape[0], features), jnp.float32)
+    return jax.ffi.ffi_call("cnnjax_program", result)(images, number)
+
+
+def _library() -> ctypes.CDLL:
+    loaded = library()
+    if loaded is None:
+        raise RuntimeError("programs need the CPU kernels")
+    loaded.cnnjax_program_new.restype = ctypes.c_uint32
+    loaded.cnnjax_program_free.argtypes = [ctypes.c_uint32]
+    return loaded
+
+
+def _call(name: str, number: int, *arguments: object) -> None:
+    error = ctypes.create_string_buffer(_ROOM)
+    if getattr(_library(), name)(ctypes.c_uint32(number), *arguments, error, ctypes.c_int64(_ROOM)):
+        raise ValueError(error.value.decode())
