@@ -1,65 +1,26 @@
-// Networks in use: building them step by step, and running them as one call of the FFI.
+// Networks in use: dividing them into stages, placing their values, and running them.
 #include "program.h"
 
 #include <algorithm>
-#include <map>
 
 namespace cnnjax {
-namespace {
 
 using dnnl::memory;
+
+namespace {
+
 constexpr int64_t kSliceBytes = 2 << 20;   // of what a step reads and writes, to stay near the cores
-constexpr int64_t kMostImages = 8;                 // of a slice
+constexpr int64_t kMostImages = 8;         // of a slice
 constexpr int64_t kLargeWeights = 1 << 20;  // of a dense layer: read once for all images, not for each slice
-constexpr size_t kPlans = 8;
 
-// Steps that slices of `images` go through one after the other; with 0 the whole batch goes at once.
-struct Stage {
-  size_t begin, end;
-  int64_t images;
-};
+// What a value takes: a page's end and some lines beside it, so that values do not begin at one line of the cache.
+int64_t room(int64_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64 * 5; }
 
-// Where the values of a batch lie: in memory for all images, or, those of one stage alone, in each thread's own.
-struct Plan {
-  std::vector<int64_t> offsets;
-  std::vector<bool> shared;
-  int64_t shared_bytes = 0, own_bytes = 0;
-};
+char* aligned(std::vector<char>& bytes) {
+  return bytes.data() + 64 - reinterpret_cast<uintptr_t>(bytes.data()) % 64;
+}
 
-class Program {
- public:
-  explicit Program(bool bfloat16) : type_(bfloat16 ? memory::data_type::bf16 : memory::data_type::f32) {}
-  memory::data_type type() const { return type_; }
-  const std::vector<Value>& values() const { return values_; }
-  int64_t add_value(const Value& value);
-  void add_step(const Step& step);
-  void finish(int64_t result);
-  void run(Turn& turn, const void* x, void* y, int64_t count);
-
- private:
-  int64_t bytes(int64_t value) const {
-    return values_[value].size() * (values_[value].wide || type_ == memory::data_type::f32 ? 4 : 2);
-  }
-  bool is_layer(const Step& step) const { return step.kind == kConvolve || step.kind == kDense; }
-  void divide();
-  Plan plan(int64_t count, int64_t threads) const;
-  void place(Plan& plan, size_t begin, size_t end, int64_t images, bool shared) const;
-  FusedLayer& layer(size_t step, int64_t images, bool single);
-  void prepare(int64_t count, int64_t threads);
-  void run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count, int64_t threads);
-  void run_step(size_t index, int64_t images, bool single, const std::function<char*(int64_t)>& where, char* scratch);
-
-  memory::data_type type_;
-  std::vector<Value> values_;
-  std::vector<Step> steps_;
-  std::vector<Stage> stages_;
-  std::vector<size_t> first_, last_;  // the steps that write a value first and read it last
-  int64_t result_ = -1, scratch_ = 0;
-  std::map<std::tuple<size_t, int64_t, bool>, std::pair<FusedLayer, std::shared_ptr<memory>>> layers_;
-  std::vector<std::vector<std::pair<memory::desc, std::shared_ptr<memory>>>> packed_;
-  std::vector<char> shared_;
-  std::vector<std::vector<char>> own_;
-};
+}  // namespace
 
 int64_t Program::add_value(const Value& value) {
   int64_t size = 1;
@@ -99,6 +60,8 @@ void Program::finish(int64_t result) {
   result_ = result;
   packed_.resize(steps_.size());
   divide();
+  Turn turn;
+  prepare(1, omp_get_max_threads());  // packs the weights, or throws where this processor has not such layers
 }
 
 // Consecutive steps that take slices of one size.
@@ -116,6 +79,19 @@ void Program::divide() {
   }
 }
 
+// The steps, from and to, in which a value has to be kept. The slices of a stage run past each other, in threads and
+// one after the other: while one writes the stage's last value, another may still have to read its first, so that what
+// all slices share is kept for whole stages.
+std::pair<size_t, size_t> Program::life(int64_t value, bool shared) const {
+  std::pair<size_t, size_t> life = {first_[value], last_[value]};
+  if (!shared) return life;
+  for (const Stage& stage : stages_) {
+    if (stage.begin <= first_[value] && first_[value] < stage.end) life.first = stage.begin;
+    if (stage.begin <= last_[value] && last_[value] < stage.end) life.second = stage.end - 1;
+  }
+  return life;
+}
+
 // Gives the values that steps [begin, end) write places: each the first gap that is free as long as it lives.
 void Program::place(Plan& plan, size_t begin, size_t end, int64_t images, bool shared) const {
   std::vector<int64_t> placed;
@@ -123,11 +99,12 @@ void Program::place(Plan& plan, size_t begin, size_t end, int64_t images, bool s
   for (size_t i = begin; i < end; ++i) {
     int64_t value = steps_[i].y;
     if (plan.shared[value] != shared || plan.offsets[value] >= 0 || value == result_) continue;
-    int64_t size = (images * bytes(value) + 4095) / 4096 * 4096 + 64 * 5, at = 0;
+    int64_t size = room(images * bytes(value)), at = 0;
+    auto [from, to] = life(value, shared);
     std::vector<std::pair<int64_t, int64_t>> taken;
     for (int64_t other : placed)
-      if (last_[other] >= first_[value] && first_[other] <= last_[value])
-        taken.push_back({plan.offsets[other], plan.offsets[other] + (images * bytes(other) + 4095) / 4096 * 4096 + 64 * 5});
+      if (auto [begins, ends] = life(other, shared); ends >= from && begins <= to)
+        taken.push_back({plan.offsets[other], plan.offsets[other] + room(images * bytes(other))});
     std::sort(taken.begin(), taken.end());
     for (auto [from, to] : taken) {
       if (at + size <= from) break;
@@ -138,7 +115,7 @@ void Program::place(Plan& plan, size_t begin, size_t end, int64_t images, bool s
   }
 }
 
-Plan Program::plan(int64_t count, int64_t threads) const {
+Plan Program::plan(int64_t count) const {
   Plan plan;
   plan.offsets.assign(values_.size(), -1), plan.shared.assign(values_.size(), true);
   for (const Stage& stage : stages_)
@@ -217,13 +194,12 @@ void Program::run_step(size_t index, int64_t images, bool single, const std::fun
 void Program::run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count,
                         int64_t threads) {
   auto slice = [&](int64_t first, int64_t images, bool single, std::vector<char>& own) {
-    char* scratch = own.data() + (64 - reinterpret_cast<uintptr_t>(own.data()) % 64);
+    char* scratch = aligned(own);
     char* mine = scratch + (scratch_ + 4095) / 4096 * 4096;
     auto where = [&](int64_t value) -> char* {
       if (value == 0) return const_cast<char*>(x) + first * bytes(0);
       if (value == result_) return y + first * bytes(value);
-      if (plan.shared[value]) return shared_.data() + 64 - reinterpret_cast<uintptr_t>(shared_.data()) % 64 +
-                                     plan.offsets[value] + first * bytes(value);
+      if (plan.shared[value]) return aligned(shared_) + plan.offsets[value] + first * bytes(value);
       return mine + plan.offsets[value];
     };
     for (size_t i = stage.begin; i < stage.end; ++i) run_step(i, images, single, where, scratch);
@@ -246,7 +222,7 @@ void Program::run(Turn&, const void* x, void* y, int64_t count) {
   check(result_ > 0, "an unfinished program");
   int64_t threads = omp_get_max_threads();
   prepare(count, threads);
-  Plan where = plan(count, threads);
+  Plan where = plan(count);
   if (static_cast<int64_t>(shared_.size()) < where.shared_bytes + 64) shared_.resize(where.shared_bytes + 64);
   own_.resize(std::max<size_t>(own_.size(), threads));
   size_t own = where.own_bytes + scratch_ + 4096 + 64;
@@ -256,98 +232,4 @@ void Program::run(Turn&, const void* x, void* y, int64_t count) {
     run_stage(stage, where, static_cast<const char*>(x), static_cast<char*>(y), count, threads);
 }
 
-// Programs by number. Numbers are not used again, so that a stale one is an error.
-struct Shelf {
-  std::mutex mutex;
-  uint32_t last = 0;
-  std::map<uint32_t, std::shared_ptr<Program>> programs;
-};
-
-Shelf& shelf() {
-  static Shelf* shelf = new Shelf;
-  return *shelf;
-}
-
-std::shared_ptr<Program> find(uint32_t number) {
-  std::lock_guard<std::mutex> lock(shelf().mutex);
-  auto found = shelf().programs.find(number);
-  check(found != shelf().programs.end(), "no network number ", number, " in this process");
-  return found->second;
-}
-
-ffi::Error Run(ffi::AnyBuffer x, ffi::AnyBuffer number, ffi::Result<ffi::AnyBuffer> y) {
-  return guarded([&] {
-    check_type("number", number.element_type(), ffi::DataType::U32);
-    check_shape("number", shape("number", number, 1), {1});
-    auto program = find(*static_cast<const uint32_t*>(number.untyped_data()));
-    Dims in = shape("x", x, 4), out = shape("y", *y, 2);
-    const Value &first = program->values().front(), &last = program->values().back();
-    check(compute_type("x", x.element_type()) == program->type(), "x is not of the network's type");
-    check_type("y", y->element_type(), ffi::DataType::F32);
-    check_shape("x", in, {in[0], first.height, first.width, first.channels});
-    check_shape("y", out, {in[0], last.size()});
-    Turn turn;
-    program->run(turn, x.untyped_data(), y->untyped_data(), in[0]);
-  });
-}
-
-// Runs a call of C and writes down what it throws; 0 on success.
-template <class Call>
-int guarded_call(char* error, int64_t room, Call&& call) {
-  try {
-    call();
-    return 0;
-  } catch (const std::exception& exception) {
-    std::strncpy(error, exception.what(), room - 1);
-    error[room - 1] = 0;
-    return 1;
-  }
-}
-
-}  // namespace
 }  // namespace cnnjax
-
-#pragma GCC visibility push(default)
-extern "C" uint32_t cnnjax_program_new(int bfloat16) {
-  auto& shelf = cnnjax::shelf();
-  std::lock_guard<std::mutex> lock(shelf.mutex);
-  shelf.programs[++shelf.last] = std::make_shared<cnnjax::Program>(bfloat16 != 0);
-  return shelf.last;
-}
-
-extern "C" void cnnjax_program_free(uint32_t number) {
-  auto& shelf = cnnjax::shelf();
-  std::lock_guard<std::mutex> lock(shelf.mutex);
-  shelf.programs.erase(number);
-}
-
-// Adds a value [h, w, c]; the last of all is the result, float32.
-extern "C" int cnnjax_program_value(uint32_t number, const int64_t* shape, int wide, char* error, int64_t room) {
-  return cnnjax::guarded_call(error, room,
-                              [&] { cnnjax::find(number)->add_value({shape[0], shape[1], shape[2], wide != 0}); });
-}
-
-// Adds a step: kind, x, other, y, act and its numbers.
-extern "C" int cnnjax_program_step(uint32_t number, const int64_t* head, const int64_t* numbers, int64_t count,
-                                   float alpha, float beta, const float* weights, int64_t weight_count,
-                                   const float* bias, int64_t bias_count, char* error, int64_t room) {
-  return cnnjax::guarded_call(error, room, [&] {
-    cnnjax::find(number)->add_step({static_cast<cnnjax::Kind>(head[0]), head[1], head[2], head[3],
-                                    static_cast<cnnjax::Act>(head[4]), alpha, beta,
-                                    cnnjax::Dims(numbers, numbers + count), weights, bias, weight_count, bias_count});
-  });
-}
-
-extern "C" int cnnjax_program_finish(uint32_t number, char* error, int64_t room) {
-  return cnnjax::guarded_call(error, room, [&] {
-    auto program = cnnjax::find(number);
-    program->finish(static_cast<int64_t>(program->values().size()) - 1);
-  });
-}
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(CnnjaxProgram, cnnjax::Run,
-                              xla::ffi::Ffi::Bind()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>());
-#pragma GCC visibility pop

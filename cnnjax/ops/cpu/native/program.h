@@ -2,6 +2,8 @@
 // that what one step writes is still in the cache when the next one reads it.
 #pragma once
 
+#include <map>
+
 #include "engine.h"
 
 namespace cnnjax {
@@ -64,6 +66,56 @@ class FusedLayer {
   dnnl::primitive primitive_;
   dnnl::memory::desc x_, y_, weights_, callers_, bias_, scratch_;
   std::string name_;
+};
+
+// Steps that slices of `images` go through one after the other; with 0 the whole batch goes at once.
+struct Stage {
+  size_t begin, end;
+  int64_t images;
+};
+
+// Where the values of a batch lie: in memory for all images, or, those of one stage alone, in each thread's own.
+struct Plan {
+  std::vector<int64_t> offsets;
+  std::vector<bool> shared;
+  int64_t shared_bytes = 0, own_bytes = 0;
+};
+
+class Program {
+ public:
+  explicit Program(bool bfloat16)
+      : type_(bfloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32) {}
+  dnnl::memory::data_type type() const { return type_; }
+  const std::vector<Value>& values() const { return values_; }
+  int64_t add_value(const Value& value);
+  void add_step(const Step& step);
+  void finish(int64_t result);
+  void run(Turn& turn, const void* x, void* y, int64_t count);
+
+ private:
+  int64_t bytes(int64_t value) const {
+    return values_[value].size() * (values_[value].wide || type_ == dnnl::memory::data_type::f32 ? 4 : 2);
+  }
+  bool is_layer(const Step& step) const { return step.kind == kConvolve || step.kind == kDense; }
+  void divide();
+  Plan plan(int64_t count) const;
+  std::pair<size_t, size_t> life(int64_t value, bool shared) const;
+  void place(Plan& plan, size_t begin, size_t end, int64_t images, bool shared) const;
+  FusedLayer& layer(size_t step, int64_t images, bool single);
+  void prepare(int64_t count, int64_t threads);
+  void run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count, int64_t threads);
+  void run_step(size_t index, int64_t images, bool single, const std::function<char*(int64_t)>& where, char* scratch);
+
+  dnnl::memory::data_type type_;
+  std::vector<Value> values_;
+  std::vector<Step> steps_;
+  std::vector<Stage> stages_;
+  std::vector<size_t> first_, last_;  // the steps that write a value first and read it last
+  int64_t result_ = -1, scratch_ = 0;
+  std::map<std::tuple<size_t, int64_t, bool>, std::pair<FusedLayer, std::shared_ptr<dnnl::memory>>> layers_;
+  std::vector<std::vector<std::pair<dnnl::memory::desc, std::shared_ptr<dnnl::memory>>>> packed_;
+  std::vector<char> shared_;
+  std::vector<std::vector<char>> own_;
 };
 
 }  // namespace cnnjax

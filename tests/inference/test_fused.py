@@ -1,0 +1,77 @@
+"""Networks as one call of the CPU kernels against the plain path."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax.inference.fused import fuse
+from cnnjax.models import create_model
+from cnnjax.ops import cpu
+
+pytestmark = pytest.mark.skipif(not cpu.has_programs(), reason=f"CPU kernels {cpu.status()}")
+# Of the largest logit. bfloat16 has 8 bits: 0.4 % a number, which deep networks add up.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+SIDES = {
+    "simple_cnn": 32,
+    "resnet20_cifar": 32,
+    "alexnet_torchvision": 96,
+    "vgg11": 64,
+    "googlenet_torchvision": 64,
+    "inception_v3": 139,
+    "resnet18": 64,
+    "resnet50": 64,
+    "resnext50_32x4d": 64,
+    "densenet121": 64,
+    "mobilenet_v2": 96,
+    "efficientnet_b0": 64,
+    "convnext_tiny": 64,
+    "mobilenet_v3_large": 64,
+}
+
+
+def variables_of(model, shape):
+    """Random ones of a size that keeps the values of all layers near 1, BatchNorm's statistics too."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    rng = np.random.default_rng(0)
+
+    def leaf(path, array):
+        name = path[-1].key
+        if name == "kernel":
+            return (rng.standard_normal(array.shape) * (1.5 / np.prod(array.shape[:-1])) ** 0.5).astype("f")
+        low, high = {"var": (0.5, 2), "scale": (0.5, 1.5)}.get(name, (-0.2, 0.2))
+        return rng.uniform(low, high, array.shape).astype("f")
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def errors(name, dtype, counts=(1, 2, 3, 4, 5)):
+    """Of batches of all those sizes, twice each, relative to the largest logit.
+
+    Images a million times as large go first, so that what a program keeps from before is no good value.
+    """
+    model, shape = create_model(name), (SIDES[name], SIDES[name], 3)
+    variables = variables_of(model, shape)
+    images = np.random.default_rng(1).standard_normal((max(counts), *shape), np.float32)
+    with cpu.paused():
+        wanted = np.asarray(jax.jit(lambda x: model.apply(variables, x))(images))
+    network = fuse(lambda x: model.apply(variables, x), shape, dtype)
+    assert network is not None
+    run = jax.jit(lambda number, x: cpu.run_program(number, x.astype(dtype), network.features))
+    for count in (*counts, *counts):
+        run(network.number, np.float32(1e6) * np.tile(images, (2, 1, 1, 1)))
+        found = np.asarray(run(network.number, images[:count]))
+        yield abs(found - wanted[:count]).max() / abs(wanted).max()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenet_v2"])
+def test_logits_are_those_of_the_plain_network(name, dtype):
+    assert max(errors(name, dtype)) < TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", SIDES)
+def test_logits_of_all_networks_are_those_of_the_plain_ones(name, dtype):
+    assert max(errors(name, dtype)) < TOLERANCE[dtype]
