@@ -9,22 +9,30 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.inference.layers import Finder, Layer, Unknown
 from cnnjax.inference.trace import trace
-from cnnjax.ops.cpu import Program, has_programs
+from cnnjax.ops.cpu import Program, has_programs, run_program
 
 _PRODUCTS = ("conv", "dense")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fused:
-    """A program that holds a network's weights, and its number, which `ops.cpu.run_program` takes."""
+    """A program that holds a network's weights: `fused(fused.number, images)` gives logits, in a `jit` too.
+
+    There the number has to be an argument, see `ops.cpu.run_program`.
+    """
 
     program: Program
     number: jax.Array
     features: int
+
+    def __call__(self, number: jax.Array, images: jax.Array) -> jax.Array:
+        """Logits float32 [B, K] of images [B, H, W, C]."""
+        return run_program(number, images.astype(self.program.dtype), self.features)
 
 
 def fuse(
@@ -34,14 +42,13 @@ def fuse(
 
     `shape` is [H, W, C]. Logits are those of `apply` within 1e-5 of the largest in float32.
     """
-    if not has_programs():
+    if not has_programs() or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return None
     try:
-        last = Finder().find(trace(apply, shape))
-        layers = _fuse(last)
-    except Unknown:
+        last = trace(apply, shape)
+        return _build(_fuse(Finder(last).find(last)), dtype)
+    except (Unknown, ValueError):  # ValueError: this processor has no such layers
         return None
-    return _build(layers, dtype)
 
 
 def _fuse(last: Layer) -> list[Layer]:
@@ -125,12 +132,13 @@ def _join(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
 
 
 def _build(layers: list[Layer], dtype: jax.typing.DTypeLike) -> Fused:
-    program = Program(dtype)
-    last = layers[-1]
+    if any(x.kind == "flat" and layer.kind != "dense" for layer in layers for x in layer.inputs):
+        raise Unknown("a map that something else than a dense layer takes as a vector")
+    program, last = Program(dtype), layers[-1]
     uses = {id(x): i for i, layer in enumerate(layers) for x in layer.inputs}  # the last one
     values: dict[int, int] = {}
     for i, layer in enumerate(layers):
-        ends = layer is last and layer.kind == "dense"
+        ends = layer is last and _ends(layer)
         if layer.kind == "images":
             values[id(layer)] = program.value(layer.shape)
             continue
@@ -149,10 +157,15 @@ def _build(layers: list[Layer], dtype: jax.typing.DTypeLike) -> Fused:
         other = inputs[1] if len(inputs) == 2 else -1
         arrays = {"weights": layer.weights, "bias": layer.bias}
         program.step(layer.kind, inputs[0], y, other=other, act=act, numbers=layer.numbers, **arrays)
-    if last.kind != "dense":
+    if not _ends(last):
         y = program.value(last.shape, wide=True)
         program.step("pointwise", values[id(last)], y, numbers=(0,))
     return Fused(program, program.finish(), int(np.prod(last.shape)))
+
+
+def _ends(last: Layer) -> bool:
+    """Whether the step itself writes the result, which is float32."""
+    return last.kind == "dense" and len(last.inputs) == 1
 
 
 def _dies(layer: Layer, at: int, layers: list[Layer], uses: dict[int, int]) -> bool:

@@ -32,22 +32,29 @@ class Layer:
 class Finder:
     """`find(node)` is the layer that computes a node; Unknown if none does."""
 
-    def __init__(self) -> None:
-        self._found: dict[Node, Layer] = {}
+    def __init__(self, last: Node) -> None:
+        self._found: dict[Node, Layer | None] = {}
+        nodes, stack = {last}, [last]
+        while stack:
+            inputs = {x for x in stack.pop().inputs if isinstance(x, Node)} - nodes
+            nodes |= inputs
+            stack += inputs
+        for node in sorted(nodes, key=lambda node: (node.place, node.index)):  # so that no search goes deep
+            self._found[node] = self._search(node)
 
     def find(self, node: Known) -> Layer:
         """See above; the same layer for the same node."""
-        if not isinstance(node, Node):
-            raise Unknown("a constant")
-        if node not in self._found:
-            rules = (_gelu, _gelu_tanh, _swish, _hard, _norm, _windows, _affine, _simple, _moved, _product)
-            for rule in rules:
-                if layer := rule(node, self.find):
-                    break
-            else:
-                raise Unknown(f"{node.op} {node.shape}")
-            self._found[node] = layer
-        return self._found[node]
+        layer = self._found[node] if isinstance(node, Node) else None
+        if layer is None:
+            raise Unknown(f"{node.op} {node.shape}" if isinstance(node, Node) else "a constant")
+        return layer
+
+    def _search(self, node: Node) -> Layer | None:
+        rules = (_gelu, _gelu_tanh, _swish, _hard, _norm, _windows, _affine, _simple, _moved, _product)
+        try:
+            return next((layer for rule in rules if (layer := rule(node, self.find))), None)
+        except Unknown:
+            return None
 
 
 Find = Callable[[Known], Layer]
@@ -66,7 +73,7 @@ def _plain(node: Known) -> Known:
     """The node behind changes of shape that move no number."""
     while isinstance(node, Node) and (
         node.op in ("reshape", "copy", "copy_p", "stop_gradient", "squeeze", "expand_dims")
-        or (node.op == "convert_element_type" and node.params["new_dtype"] == np.float32)
+        or (node.op == "convert_element_type" and node.params.new_dtype == np.float32)
         or (node.op == "broadcast_in_dim" and np.prod(node.shape) == np.prod(_sizes(node.inputs[0])))
     ):
         node = node.inputs[0]
@@ -106,11 +113,10 @@ def _acted(name: str, x: Known, node: Node, find: Find, alpha: float = 0.0, beta
 
 def _gelu(node: Node, find: Find) -> Layer | None:
     for a, b in _pairs(node, "mul"):
-        if (x := _scaled(a, "mul", 0.5)) is not None and (inner := _parts(b, "erfc")):
-            if (negative := _scaled(inner[0], "mul", 0.5**0.5)) is not None and _parts(negative, "neg") == (
-                x,
-            ):
-                return _acted("gelu", x, node, find)
+        x, inner = _scaled(a, "mul", 0.5), _parts(b, "erfc")
+        negative = _scaled(inner[0], "mul", 0.5**0.5) if inner else None
+        if x is not None and negative is not None and _parts(negative, "neg") == (x,):
+            return _acted("gelu", x, node, find)
     return None
 
 
@@ -120,7 +126,7 @@ def _gelu_tanh(node: Node, find: Find) -> Layer | None:
         inner = _scaled(tanh[0], "mul", (2 / np.pi) ** 0.5) if tanh else None
         for same, cubed in _pairs(inner, "add") if isinstance(inner, Node) else ():
             cube = _scaled(cubed, "mul", 0.044715)
-            if same is x and _parts(cube, "integer_pow") == (x,) and cube.params["y"] == 3:  # type: ignore
+            if same is x and _parts(cube, "integer_pow") == (x,) and cube.params.y == 3:  # type: ignore
                 return _acted("gelu_tanh", x, node, find)
     return None
 
@@ -144,9 +150,10 @@ def _hard(node: Node, find: Find) -> Layer | None:
         return _acted("hard_sigmoid", x, node, find)
     if (x := _scaled(node, "max", 0.0)) is not None:
         return _acted("relu", x, node, find)
-    if node.op == "min" and isinstance(high := _parts(node, "min")[1], np.ndarray) and high.size == 1:
-        if (x := _scaled(_parts(node, "min")[0], "max", 0.0)) is not None:
-            return _acted("clip", x, node, find, 0.0, float(high.reshape(())))
+    low, high = _parts(node, "min") or (None, None)
+    x = _scaled(low, "max", 0.0) if isinstance(low, Node) else None
+    if x is not None and isinstance(high, np.ndarray) and high.size == 1:
+        return _acted("clip", x, node, find, 0.0, float(high.reshape(())))
     if node.op in ("logistic", "tanh"):
         return _acted(node.op, node.inputs[0], node, find)
     return None
@@ -179,7 +186,7 @@ def _mean(node: Known) -> Known | None:
     node = _plain(node)
     if isinstance(node, Node) and node.op == "div" and isinstance(total := node.inputs[0], Node):
         x = total.inputs[0] if total.op == "reduce_sum" else None
-        if isinstance(x, Node) and total.params["axes"] == (len(x.shape) - 1,):
+        if isinstance(x, Node) and total.params.axes == (len(x.shape) - 1,):
             return x if _scaled(node, "div", x.shape[-1]) is total else None
     return None
 
@@ -188,49 +195,50 @@ def _windows(node: Node, find: Find) -> Layer | None:
     """Maxima and sums of windows."""
     if node.op in ("reduce_sum", "reduce_max") and len(_sizes(node.inputs[0])) == 4:
         x = find(node.inputs[0])
-        if node.params["axes"] != (1, 2):
+        if node.params.axes != (1, 2):
             return None
         kind = "sum_pool" if node.op == "reduce_sum" else "max_pool"
         weights = np.ones(1, np.float32) if kind == "sum_pool" else None
         return Layer(kind, [x], _shape(node), node.place, (*x.shape[:2], 1, 1, 0, 0), weights)
     if node.op == "reduce_window_max":
         p = node.params
-        if set(p["base_dilation"]) | set(p["window_dilation"]) != {1}:
+        if set(p.base_dilation) | set(p.window_dilation) != {1}:
             return None
-        (_, *window, one), (_, *strides, _) = p["window_dimensions"], p["window_strides"]
-        x, sides = _padded(node.inputs[0], -np.inf, p["padding"][1:3])
+        (_, *window, one), (_, *strides, _) = p.window_dimensions, p.window_strides
+        source, sides = _padded(node.inputs[0], -np.inf, p.padding[1:3])
         if (
             one != 1
-            or p["window_dimensions"][0] != 1
+            or p.window_dimensions[0] != 1
             or any(side[0] >= w for side, w in zip(sides, window, strict=True))
         ):
             return None
         numbers = (*window, *strides, sides[0][0], sides[1][0])
-        return Layer("max_pool", [find(x)], _shape(node), node.place, numbers)
+        return Layer("max_pool", [find(source)], _shape(node), node.place, numbers)
     if node.op in ("div", "mul") and isinstance(divisor := _parts(node, node.op)[1], np.ndarray):
         total = _parts(node, node.op)[0]
-        if isinstance(total, Node) and divisor.shape == (1, *node.shape[1:3], 1):
-            if (layer := find(total)).kind == "sum_pool" and layer.weights is not None:
-                factor = divisor.reshape(-1) if node.op == "mul" else 1 / divisor.reshape(-1)
-                return dataclasses.replace(layer, weights=layer.weights * factor, place=node.place)
+        if not isinstance(total, Node) or divisor.shape != (1, *node.shape[1:3], 1):
+            return None
+        if (layer := find(total)).kind == "sum_pool" and layer.weights is not None:
+            factor = divisor.reshape(-1) if node.op == "mul" else 1 / divisor.reshape(-1)
+            return dataclasses.replace(layer, weights=layer.weights * factor, place=node.place)
     return None
 
 
 def _padded(x: Known, value: float, sides: Sequence[Sequence[int]]) -> tuple[Known, list[tuple[int, int]]]:
     """What is padded with that value, and the sides together with those given."""
-    sides = [(int(before), int(after)) for before, after in sides]
+    given = [(int(before), int(after)) for before, after in sides]
     if isinstance(x, Node) and x.op == "pad" and isinstance(x.inputs[1], np.ndarray):
-        (images, *rows, channels), filler = x.params["padding_config"], float(x.inputs[1].reshape(()))
+        (images, *rows, channels), filler = x.params.padding_config, float(x.inputs[1].reshape(()))
         plain = all(tuple(axis) == (0, 0, 0) for axis in (images, channels))
         if filler == value and plain and all(b >= 0 and a >= 0 and i == 0 for b, a, i in rows):
-            both = zip(sides, rows, strict=True)
+            both = zip(given, rows, strict=True)
             return x.inputs[0], [(side[0] + row[0], side[1] + row[1]) for side, row in both]
-    return x, sides
+    return x, given
 
 
 def _affine(node: Node, find: Find) -> Layer | None:
     """x * weights + bias by constants of the channels."""
-    shape, one = _shape(node) if len(node.shape) in (2, 4) else (0, 0, 0), np.float32(1)
+    shape, one = _shape(node) if len(node.shape) in (2, 4) else (0, 0, 0), np.ones(1, np.float32)
     if node.op == "neg":
         x, pair = node.inputs[0], (-one, 0 * one)
     elif node.op in ("add", "sub", "mul", "div") and any(isinstance(v, np.ndarray) for v in node.inputs):
@@ -266,7 +274,7 @@ def _simple(node: Node, find: Find) -> Layer | None:
         if layers[0].shape != _shape(node) or layers[1].shape not in (_shape(node), (1, 1, _shape(node)[2])):
             return None
         return Layer(node.op, layers, _shape(node), node.place)
-    if node.op == "concatenate" and node.params["dimension"] == len(node.shape) - 1:
+    if node.op == "concatenate" and node.params.dimension == len(node.shape) - 1:
         return Layer("concat", list(map(find, node.inputs)), _shape(node), node.place)
     return None
 
@@ -274,17 +282,17 @@ def _simple(node: Node, find: Find) -> Layer | None:
 def _moved(node: Node, find: Find) -> Layer | None:
     """Pieces of an array, every so many pixels, and more channels of zeros."""
     if node.op == "slice" and len(node.shape) == 4:
-        begin, steps = node.params["start_indices"], node.params["strides"] or (1,) * 4
+        begin, steps = node.params.start_indices, node.params.strides or (1,) * 4
         if begin[0] or node.shape[0] != _sizes(node.inputs[0])[0] or steps[0] != 1 or steps[3] != 1:
             return None
         numbers = (*begin[1:], *steps[1:3], *node.shape[1:], 0, 0, 0, 0)
         return Layer("copy", [find(node.inputs[0])], _shape(node), node.place, numbers)
-    if node.op == "split" and node.params["axis"] == len(node.shape) - 1 and len(node.shape) == 4:
-        begin = sum(node.params["sizes"][: node.index])
+    if node.op == "split" and node.params.axis == len(node.shape) - 1 and len(node.shape) == 4:
+        begin = sum(node.params.sizes[: node.index])
         numbers = (0, 0, begin, 1, 1, *node.shape[1:], 0, 0, 0, 0)
         return Layer("copy", [find(node.inputs[0])], _shape(node), node.place, numbers)
     if node.op == "pad" and len(node.shape) == 4 and isinstance(node.inputs[1], np.ndarray):
-        config = node.params["padding_config"]
+        config = node.params.padding_config
         if (
             node.inputs[1].any()
             or any(low < 0 or high < 0 or inner for low, high, inner in config)
@@ -302,25 +310,27 @@ def _product(node: Node, find: Find) -> Layer | None:
     if node.op == "dot_general":
         x, kernel = node.inputs
         last = (len(_sizes(x)) - 1,)
-        if node.params["dimension_numbers"] != ((last, (0,)), ((), ())) or not isinstance(kernel, np.ndarray):
+        if node.params.dimension_numbers != ((last, (0,)), ((), ())) or not isinstance(kernel, np.ndarray):
             return None
         return Layer("dense", [find(x)], _shape(node), node.place, weights=kernel)
     if node.op != "conv_general_dilated" or not isinstance(kernel := node.inputs[1], np.ndarray):
         return None
     p = node.params
-    layout = p["dimension_numbers"]
+    layout = p.dimension_numbers
     specs = tuple(map(tuple, (layout.lhs_spec, layout.rhs_spec, layout.out_spec)))
-    if specs != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) or tuple(p["lhs_dilation"]) != (1, 1):
+    if specs != ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)) or tuple(p.lhs_dilation) != (1, 1):
         return None
-    x, sides = _padded(node.inputs[0], 0.0, p["padding"])
-    if min(map(min, sides)) < 0 or p["batch_group_count"] != 1:
+    x, sides = _padded(node.inputs[0], 0.0, p.padding)
+    if min(map(min, sides)) < 0 or p.batch_group_count != 1:
         return None
-    groups, strides, dilation = p["feature_group_count"], p["window_strides"], p["rhs_dilation"]
+    groups, strides, dilation = p.feature_group_count, p.window_strides, p.rhs_dilation
     window, channels = kernel.shape[:2], kernel.shape[3]
-    if kernel.shape[2] == 1 and groups == channels > 1 and tuple(dilation) == (1, 1) and (kernel == 1).all():
-        if all(side[0] < w for side, w in zip(sides, window, strict=True)):
-            ones = np.ones(_shape(node)[0] * _shape(node)[1], np.float32)
-            numbers = (*window, *strides, sides[0][0], sides[1][0])
-            return Layer("sum_pool", [find(x)], _shape(node), node.place, numbers, ones)
+    sums = (
+        kernel.shape[2] == 1 and groups == channels > 1 and tuple(dilation) == (1, 1) and (kernel == 1).all()
+    )
+    if sums and all(side[0] < w for side, w in zip(sides, window, strict=True)):
+        ones = np.ones(_shape(node)[0] * _shape(node)[1], np.float32)
+        numbers = (*window, *strides, sides[0][0], sides[1][0])
+        return Layer("sum_pool", [find(x)], _shape(node), node.place, numbers, ones)
     numbers = (*window, *strides, *sides[0], *sides[1], *dilation, groups)
     return Layer("conv", [find(x)], _shape(node), node.place, numbers, kernel)

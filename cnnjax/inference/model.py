@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,17 @@ from cnnjax.data.recipe import Recipe, covering
 from cnnjax.data.sources.source import numbered_names
 from cnnjax.errors import UserError
 from cnnjax.inference import images as image_files
+from cnnjax.inference.fused import Fused, fuse
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model, variant
 from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
+from cnnjax.ops.cpu import has_programs
 from cnnjax.runs import loaded
 from cnnjax.runs.facts import Facts, read_names
 from cnnjax.runs.loaded import Loaded
+
+Weights = TypeVar("Weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +135,27 @@ class TrainedModel:
 
     @functools.cached_property
     def _apply(self) -> Callable[[Variables, np.ndarray], jax.Array]:
-        def probabilities(variables: Variables, images: jax.Array) -> jax.Array:
-            logits = self.protocol(lambda image: jnp.asarray(self.model.apply(variables, image)), images)
-            return jax.nn.softmax(logits)
+        return self._classifier(lambda variables, image: jnp.asarray(self.model.apply(variables, image)))
+
+    @functools.cached_property
+    def _fused(self) -> Fused | None:
+        """The network as one call of the CPU kernels, if it can be that; in the model's dtype."""
+        if jax.device_count() > 1 or self.protocol.input_shapes != {self.input_shape}:
+            return None
+        dtype = jnp.dtype(getattr(self.model, "dtype", jnp.float32))
+        model = self.model if dtype == jnp.float32 else self.model.clone(dtype=jnp.dtype(jnp.float32))
+        return fuse(lambda image: jnp.asarray(model.apply(self.variables, image)), self.input_shape, dtype)
+
+    @functools.cached_property
+    def _apply_fused(self) -> Callable[[jax.Array, np.ndarray], jax.Array]:
+        assert self._fused is not None
+        return self._classifier(self._fused)
+
+    def _classifier(
+        self, network: Callable[[Weights, jax.Array], jax.Array]
+    ) -> Callable[[Weights, np.ndarray], jax.Array]:
+        def probabilities(weights: Weights, images: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.protocol(lambda image: network(weights, image), images))
 
         return jax.jit(probabilities)
 
@@ -140,11 +163,25 @@ class TrainedModel:
         """float32 [B, K]."""
         if not images:
             return np.zeros((0, len(self.class_names)), np.float32)
-        return np.asarray(self._apply(self.variables, self._filled(images, batch_size)))[: len(images)]
+        # A third more images than asked at most; few sizes, as each is compiled.
+        sizes = (2**i * (2 + j) // 2 for i in range(batch_size.bit_length()) for j in (0, 1))
+        size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
+        if has_programs() and (fused := self._fused):
+            found = self._apply_fused(fused.number, self._filled(images, size))
+        else:  # compiling takes longer than a few images more
+            size = min((known for known in self._sizes if size <= known <= batch_size), default=size)
+            self._sizes.add(size)
+            found = self._apply(self.variables, self._filled(images, size))
+        return np.asarray(found)[: len(images)]
 
-    def _filled(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-        """A short batch filled up with its first image, so that one size is compiled."""
-        return np.stack([*images, *[images[0]] * (batch_size - len(images))])
+    @functools.cached_property
+    def _sizes(self) -> set[int]:
+        """The sizes of batches that `_apply` is compiled for."""
+        return set()
+
+    def _filled(self, images: Sequence[np.ndarray], size: int) -> np.ndarray:
+        """A short batch filled up with its first image, so that few sizes are compiled."""
+        return np.stack([*images, *[images[0]] * (size - len(images))])
 
     def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[:top]

@@ -19,8 +19,9 @@ SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
 HANDLERS = (
     *("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm"),
-    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum", "CnnjaxProgram"),
+    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum"),
 )
+PROGRAM = "CnnjaxProgram"  # which kernels compiled from older source have not
 # OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
 # share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
 SPIN = ("GOMP_SPINCOUNT", "2000")
@@ -96,7 +97,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             raise Missing(f"{SWITCH}={switch}")
         if (loaded := _open()).cnnjax_interface() > _interface():
             raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
-        for symbol in HANDLERS:
+        for symbol in (*HANDLERS, *[PROGRAM] * hasattr(loaded, PROGRAM)):
             target = re.sub(r"(?<=.)([A-Z])", r"_\1", symbol).lower()  # "cnnjax_batch_norm"
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
         version = loaded.cnnjax_start(thread_count())

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.ops.cpu.library import library, takes
+from cnnjax.ops.cpu.library import PROGRAM, library, takes
 
 KINDS = ("conv", "dense", "max_pool", "sum_pool", "pointwise", "copy", "layer_norm")
 ACTS = ("", "relu", "clip", "swish", "gelu", "gelu_tanh", "hard_swish", "logistic", "hard_sigmoid", "tanh")
@@ -71,7 +71,7 @@ class Program:
 
 def has_programs() -> bool:
     """Whether programs run here, now."""
-    return takes() and hasattr(library(), "CnnjaxProgram")
+    return takes() and hasattr(library(), PROGRAM)
 
 
 def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Array:
