@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cnnjax
+from cnnjax.data import datasets
 from cnnjax.inference.fused import fuse
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
@@ -68,6 +70,35 @@ def errors(name, dtype, counts=(1, 2, 3, 4, 5)):
 @pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenet_v2"])
 def test_logits_are_those_of_the_plain_network(name, dtype):
     assert max(errors(name, dtype)) < TOLERANCE[dtype]
+
+
+def test_predictions_are_those_of_the_plain_network(tiny_run, tiny_data):
+    images = datasets.load(tiny_data, "test").images
+    fast, plain = cnnjax.load_run(tiny_run), cnnjax.load_run(tiny_run)
+    assert fast._fused is not None
+    for count, batch_size in ((1, 64), (2, 64), (5, 64), (5, 4), (37, 16), (1, 1)):
+        found = fast.predict(images[:count], batch_size=batch_size)
+        with cpu.paused():
+            wanted = plain.predict(images[:count], batch_size=batch_size)
+        assert [p.name for p in found] == [p.name for p in wanted]
+        both = ([p.probabilities for p in x] for x in (found, wanted))
+        np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-6)
+    assert "_fused" not in vars(plain)
+
+
+def test_views_of_several_sizes_go_through_the_plain_network(tiny_run):
+    assert cnnjax.load_run(tiny_run, protocol="mirror")._fused is not None
+    with cpu.paused():
+        assert fuse(lambda x: x.mean((1, 2)), (8, 8, 3), jnp.float32) is None
+
+
+@pytest.mark.parametrize("operation", [jnp.sin, lambda x: x[:, ::-1], lambda x: x.transpose(0, 2, 1, 3)])
+def test_a_network_with_other_operations_has_no_program(operation):
+    def network(x):
+        return operation(x).reshape(x.shape[0], -1) @ np.ones((8 * 8 * 3, 5), np.float32)
+
+    assert fuse(network, (8, 8, 3), jnp.float32) is None
+    assert fuse(lambda x: network(jax.nn.relu(operation(x))), (8, 8, 3), jnp.float32) is None
 
 
 @pytest.mark.slow
