@@ -52,6 +52,7 @@ def predict(
     *,
     top: Flag[int, "classes per image", 1] = 5,
     batch_size: Flag[int, "images per batch", 1] = 64,
+    dtype: Flag[str | None, "float32 or bfloat16, to compute in (default: the run's)"] = None,
     json: Json = False,
     explain: Flag[str | bool, "METHOD: draw a heat map beside each image (alone: grad_cam)"] = False,
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
@@ -64,6 +65,7 @@ def predict(
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):
         raise UserError(f"{missing} is neither a file nor a folder")
     trained = load(**run)
+    trained = trained.with_dtype(dtype) if dtype else trained
     from cnnjax.inference.images import list_folder
 
     images: list[str | Path] = []

@@ -18,7 +18,7 @@ from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.data.recipe import Recipe, covering
 from cnnjax.data.sources.source import numbered_names
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, unknown
 from cnnjax.inference import images as image_files
 from cnnjax.inference.fused import Fused, fuse
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
@@ -31,6 +31,7 @@ from cnnjax.runs.facts import Facts, read_names
 from cnnjax.runs.loaded import Loaded
 
 Weights = TypeVar("Weights")
+DTYPES = ("float32", "bfloat16")  # that a network computes in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,12 @@ class TrainedModel:
         names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
+    def with_dtype(self, dtype: str) -> "TrainedModel":
+        """The same that computes in float32 or bfloat16; its variables and probabilities stay float32."""
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        return dataclasses.replace(self, model=self.model.clone(dtype=jnp.dtype(dtype)))
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """[H, W, C] of what the network takes."""
@@ -190,7 +197,12 @@ class TrainedModel:
 
 
 def load_run(
-    workdir: str | Path, *, checkpoint: str = "last", weights: str = "raw", protocol: str | None = None
+    workdir: str | Path,
+    *,
+    checkpoint: str = "last",
+    weights: str = "raw",
+    protocol: str | None = None,
+    dtype: str | None = None,
 ) -> TrainedModel:
     """The trained network of a run folder, of `cnnjax train` or of `cnnjax weights import`.
 
@@ -198,8 +210,10 @@ def load_run(
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
       protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
+      dtype: "float32" or "bfloat16", that it computes in; None is the run's own.
     """
-    return usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
+    found = usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
+    return found.with_dtype(dtype) if dtype else found
 
 
 def load_model(
@@ -208,6 +222,7 @@ def load_model(
     *,
     protocol: str | None = None,
     class_names: str | Path | None = None,
+    dtype: str | None = None,
 ) -> TrainedModel:
     """A trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.
 
@@ -217,8 +232,10 @@ def load_model(
         file, or a run folder; see docs/pretrained.md.
       protocol: views of an image that `predict` averages, see `data.augment.views`.
       class_names: a text file with one class name per line, for weights whose classes nobody names.
+      dtype: "float32" or "bfloat16", that it computes in; None is float32, or a run's own.
     """
-    return usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
+    found = usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
+    return found.with_dtype(dtype) if dtype else found
 
 
 def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:

@@ -61,7 +61,9 @@ void Program::finish(int64_t result) {
   packed_.resize(steps_.size());
   divide();
   Turn turn;
-  prepare(1, omp_get_max_threads());  // packs the weights, or throws where this processor has not such layers
+  prepare(1, omp_get_max_threads());  // packs the weights, or throws where oneDNN has no such layers for the processor
+  for (const auto& [key, made] : layers_)
+    check(made.first.name().rfind("ref", 0) != 0, "step ", std::get<0>(key), " has only oneDNN's reference loop");
 }
 
 // Consecutive steps that take slices of one size.
