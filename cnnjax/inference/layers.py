@@ -251,7 +251,7 @@ def _affine(node: Node, find: Find) -> Layer | None:
         ):
             return None
         c = c.reshape(-1).astype(np.float32)
-        scale = 1 / c if node.op == "div" else c
+        scale = np.reciprocal(c) if node.op == "div" else c
         pairs = {"add": (one, c), "mul": (scale, 0 * one), "div": (scale, 0 * one), "sub": (one, -c)}
         pair = (-one, c) if first and node.op == "sub" else pairs[node.op]
     else:
