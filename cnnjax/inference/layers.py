@@ -183,11 +183,12 @@ def _norm(node: Node, find: Find) -> Layer | None:
 
 def _mean(node: Known) -> Known | None:
     """x if the node is its mean over channels."""
-    node = _plain(node)
-    if isinstance(node, Node) and node.op == "div" and isinstance(total := node.inputs[0], Node):
-        x = total.inputs[0] if total.op == "reduce_sum" else None
-        if isinstance(x, Node) and total.params.axes == (len(x.shape) - 1,):
-            return x if _scaled(node, "div", x.shape[-1]) is total else None
+    divided = _parts(_plain(node), "div")
+    total = _plain(divided[0]) if divided else None
+    if isinstance(total, Node) and total.op == "reduce_sum" and isinstance(x := total.inputs[0], Node):
+        count = x.shape[-1]
+        same = total.params.axes == (len(x.shape) - 1,) and _scaled(_plain(node), "div", count) is divided[0]
+        return x if same else None
     return None
 
 

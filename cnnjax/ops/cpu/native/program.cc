@@ -63,7 +63,7 @@ void Program::finish(int64_t result) {
   Turn turn;
   prepare(1, omp_get_max_threads());  // packs the weights, or throws where oneDNN has no such layers for the processor
   for (const auto& [key, made] : layers_)
-    check(made.first.name().rfind("ref", 0) != 0, "step ", std::get<0>(key), " has only oneDNN's reference loop");
+    check(!made.first->is_slow(), "step ", std::get<0>(key), " has only oneDNN's reference loop");
 }
 
 // Consecutive steps that take slices of one size.
@@ -134,20 +134,20 @@ Plan Program::plan(int64_t count) const {
 FusedLayer& Program::layer(size_t step, int64_t images, bool single) {
   auto key = std::make_tuple(step, images, single);
   auto found = layers_.find(key);
-  if (found != layers_.end()) return found->second.first;
+  if (found != layers_.end()) return *found->second.first;
   int before = omp_get_max_threads();
   if (single) omp_set_num_threads(1);
-  FusedLayer layer(steps_[step], values_, type_, images);
+  std::unique_ptr<FusedLayer> layer = make_layer(steps_[step], values_, type_, images);
   omp_set_num_threads(before);
   std::shared_ptr<memory> weights;
   for (auto& [desc, some] : packed_[step])
-    if (desc == layer.weights()) weights = some;
+    if (desc == layer->weights()) weights = some;
   if (!weights) {
-    weights = layer.pack(steps_[step]);
-    packed_[step].push_back({layer.weights(), weights});
+    weights = layer->pack(steps_[step]);
+    packed_[step].push_back({layer->weights(), weights});
   }
-  scratch_ = std::max<int64_t>(scratch_, layer.scratch_bytes());
-  return layers_.emplace(key, std::make_pair(std::move(layer), weights)).first->second.first;
+  scratch_ = std::max<int64_t>(scratch_, layer->scratch_bytes());
+  return *layers_.emplace(key, std::make_pair(std::move(layer), weights)).first->second.first;
 }
 
 // Makes all that a batch of that size needs, so that threads only look it up.
@@ -179,7 +179,7 @@ void Program::run_step(size_t index, int64_t images, bool single, const std::fun
     thread_local dnnl::stream stream(cpu());
     auto& [layer, weights] = layers_.at(std::make_tuple(index, images, single));
     if (other && other != y) std::memcpy(y, other, images * bytes(step.y));
-    layer.run(stream, *weights, step.bias, x, y, scratch);
+    layer->run(stream, *weights, step.bias, x, y, scratch);
     return;
   }
   auto plain = [&](int64_t part, int64_t parts) {

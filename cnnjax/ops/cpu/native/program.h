@@ -51,22 +51,25 @@ struct Part {
 template <class T>
 void run_plain(const Step& step, const std::vector<Value>& values, const T* x, const T* other, void* y, Part part);
 
-// A step by oneDNN for slices of `count` images, made for the threads that are set.
+// A convolution or dense layer for slices of some images, made for the threads that are set.
 class FusedLayer {
  public:
-  FusedLayer(const Step& step, const std::vector<Value>& values, dnnl::memory::data_type type, int64_t count);
-  size_t scratch_bytes() const { return scratch_.get_size(); }
-  const dnnl::memory::desc& weights() const { return weights_; }
-  const std::string& name() const { return name_; }
-  std::shared_ptr<dnnl::memory> pack(const Step& step) const;
-  void run(dnnl::stream& stream, const dnnl::memory& weights, const float* bias, void* x, void* y,
-           void* scratch) const;
-
- private:
-  dnnl::primitive primitive_;
-  dnnl::memory::desc x_, y_, weights_, callers_, bias_, scratch_;
-  std::string name_;
+  virtual ~FusedLayer() = default;
+  virtual bool is_slow() const { return false; }
+  virtual size_t scratch_bytes() const = 0;
+  virtual dnnl::memory::desc weights() const = 0;  // packed
+  virtual std::shared_ptr<dnnl::memory> pack(const Step& step) const = 0;
+  virtual void run(dnnl::stream& stream, const dnnl::memory& weights, const float* bias, void* x, void* y,
+                   void* scratch) const = 0;
 };
+
+// By the fastest there is: oneDNN, or else what `winograd_layer` makes.
+std::unique_ptr<FusedLayer> make_layer(const Step& step, const std::vector<Value>& values,
+                                       dnnl::memory::data_type type, int64_t count);
+
+// Null where oneDNN is as fast.
+std::unique_ptr<FusedLayer> winograd_layer(const Step& step, const std::vector<Value>& values,
+                                           dnnl::memory::data_type type, int64_t count);
 
 // Steps that slices of `images` go through one after the other; with 0 the whole batch goes at once.
 struct Stage {
@@ -112,7 +115,7 @@ class Program {
   std::vector<Stage> stages_;
   std::vector<size_t> first_, last_;  // the steps that write a value first and read it last
   int64_t result_ = -1, scratch_ = 0;
-  std::map<std::tuple<size_t, int64_t, bool>, std::pair<FusedLayer, std::shared_ptr<dnnl::memory>>> layers_;
+  std::map<std::tuple<size_t, int64_t, bool>, std::pair<std::unique_ptr<FusedLayer>, std::shared_ptr<dnnl::memory>>> layers_;
   std::vector<std::vector<std::pair<dnnl::memory::desc, std::shared_ptr<dnnl::memory>>>> packed_;
   std::vector<char> shared_;
   std::vector<std::vector<char>> own_;

@@ -34,9 +34,23 @@ memory::desc images(const Value& value, memory::data_type type, int64_t count) {
   return {{count, value.channels, value.height, value.width}, type, Tag::nhwc};
 }
 
-}  // namespace
+class OneDnnLayer : public FusedLayer {
+ public:
+  OneDnnLayer(const Step& step, const std::vector<Value>& values, memory::data_type type, int64_t count);
+  bool is_slow() const override { return name_.rfind("ref", 0) == 0; }
+  size_t scratch_bytes() const override { return scratch_.get_size(); }
+  memory::desc weights() const override { return weights_; }
+  std::shared_ptr<memory> pack(const Step& step) const override;
+  void run(dnnl::stream& stream, const memory& weights, const float* bias, void* x, void* y,
+           void* scratch) const override;
 
-FusedLayer::FusedLayer(const Step& step, const std::vector<Value>& values, memory::data_type type, int64_t count) {
+ private:
+  dnnl::primitive primitive_;
+  memory::desc x_, y_, weights_, callers_, bias_, scratch_;
+  std::string name_;
+};
+
+OneDnnLayer::OneDnnLayer(const Step& step, const std::vector<Value>& values, memory::data_type type, int64_t count) {
   const Value &in = values[step.x], &out = values[step.y];
   const auto kind = dnnl::prop_kind::forward_inference;
   dnnl::primitive_attr attr = attributes(step);
@@ -69,7 +83,7 @@ FusedLayer::FusedLayer(const Step& step, const std::vector<Value>& values, memor
   keep(desc, dnnl::convolution_forward(desc));
 }
 
-std::shared_ptr<memory> FusedLayer::pack(const Step& step) const {
+std::shared_ptr<memory> OneDnnLayer::pack(const Step& step) const {
   auto packed = std::make_shared<memory>(weights_, cpu());
   memory callers(callers_, cpu(), const_cast<float*>(step.weights));
   dnnl::stream stream(cpu());
@@ -78,7 +92,7 @@ std::shared_ptr<memory> FusedLayer::pack(const Step& step) const {
   return packed;
 }
 
-void FusedLayer::run(dnnl::stream& stream, const memory& weights, const float* bias, void* x, void* y,
+void OneDnnLayer::run(dnnl::stream& stream, const memory& weights, const float* bias, void* x, void* y,
                 void* scratch) const {
   std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, memory(x_, cpu(), x)},
                                                {DNNL_ARG_WEIGHTS, weights},
@@ -86,6 +100,14 @@ void FusedLayer::run(dnnl::stream& stream, const memory& weights, const float* b
                                                {DNNL_ARG_SCRATCHPAD, memory(scratch_, cpu(), scratch)}};
   if (bias) arguments.insert({DNNL_ARG_BIAS, memory(bias_, cpu(), const_cast<float*>(bias))});
   primitive_.execute(stream, arguments);
+}
+
+}  // namespace
+
+std::unique_ptr<FusedLayer> make_layer(const Step& step, const std::vector<Value>& values, memory::data_type type,
+                                       int64_t count) {
+  if (auto layer = winograd_layer(step, values, type, count)) return layer;
+  return std::make_unique<OneDnnLayer>(step, values, type, count);
 }
 
 }  // namespace cnnjax

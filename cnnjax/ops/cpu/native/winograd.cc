@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kSaved = 4000;           // products saved by a weight, at least
 constexpr int64_t kLeastOfPairs = 32, kPixelsOfPairs = 900;  // channels or filters, and pixels, in bfloat16
+constexpr int64_t kLeastTiles = 24;        // with weights that are transformed already
 constexpr int64_t kMostWeights = 1 << 20;  // of a tap: transformed they take up to 36 times as much memory
 
 // The kernels on the widest vectors that the processor has, or null. Channels and filters have to fill them: narrower
@@ -51,6 +52,21 @@ bool has_winograd(const Problem& p) {
   // Of few channels the kernel's gradient would spend its time on transforming both x and dy.
   int64_t least = window == 3 && p.mode == kKernelGradient ? 2 * on->lanes : 16;
   return std::min(channels, filters) >= least && saved >= kSaved && channels * filters <= kMostWeights;
+}
+
+template <>
+const Packed<float>* packed_winograd(const Layer& l) {
+  int64_t c = l.in.channels, k = l.out.channels, tiles = ((l.out.height + 3) / kOut) * ((l.out.width + 3) / kOut);
+  const Winograd* on = kernels(c, k);
+  return on && std::min(c, k) >= 16 && c * k <= kMostWeights && l.count * tiles >= kLeastTiles ? &on->squares.packed
+                                                                                                : nullptr;
+}
+
+template <>
+const Packed<uint16_t>* packed_winograd(const Layer& l) {
+  int64_t c = l.in.channels, k = l.out.channels;
+  bool fits = std::min(c, k) >= kLeastOfPairs && c % 16 == 0 && k % 16 == 0 && c * k <= kMostWeights;
+  return fits && l.count * l.out.height * l.out.width >= kPixelsOfPairs && has_pairs() ? &kWinogradPairs.packed : nullptr;
 }
 
 template <class T>

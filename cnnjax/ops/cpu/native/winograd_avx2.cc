@@ -6,6 +6,8 @@
 namespace cnnjax {
 
 const Winograd kWinogradAvx2 = {
-    kLanes, {squares::convolve, squares::kernel_gradient}, {rows::convolve, rows::kernel_gradient}};
+    kLanes,
+    {convolve<squares::Method>, squares::kernel_gradient, packed<squares::Method>()},
+    {rows::convolve, rows::kernel_gradient, {}}};
 
 }  // namespace cnnjax

@@ -5,6 +5,7 @@
 
 namespace cnnjax {
 
-const Passes<uint16_t> kWinogradPairs = {pairs::convolve, pairs::kernel_gradient};
+const Passes<uint16_t> kWinogradPairs = {convolve<pairs::Method>, pairs::kernel_gradient,
+                                        packed<pairs::Method>()};
 
 }  // namespace cnnjax

@@ -7,7 +7,7 @@
 // channels, or of two tiles for the gradient of the kernel.
 #pragma once
 
-#include "winograd_tiles.h"
+#include "winograd_convolution.h"
 
 namespace cnnjax {
 namespace {
@@ -132,13 +132,12 @@ CNNJAX_VECTORS void transform_tiles(const Half* data, const Images& images, Plac
   }
 }
 
-// The transformed weights of two input channels, `next` apart, and 16 output channels.
-CNNJAX_VECTORS void transform_kernel(const Layer& l, const Half* kernel, int64_t next, int64_t outputs, float* to,
-                                     int64_t apart) {
+// The transformed weights of two input channels and 16 output channels.
+CNNJAX_VECTORS void transform_kernel(const Layer& l, const Half* kernel, int64_t outputs, float* to, int64_t apart) {
   Vector done[2][kPoints];
   for (int channel = 0; channel < 2; ++channel) {
     float packed[kWindow * kWindow][kWide];
-    pack_kernel<kWindow * kWindow, kWindow * kWindow>(l, kernel + channel * next, 0, outputs, packed);
+    pack_kernel<kWindow * kWindow, kWindow * kWindow>(l, kernel + channel * l.input, 0, outputs, packed);
     Vector from[kWindow * kWindow];
     for (int t = 0; t < kWindow * kWindow; ++t) from[t] = load(packed[t]);
     both<kWindow, kSide, kernel_step>(from, done[channel]);
@@ -146,7 +145,7 @@ CNNJAX_VECTORS void transform_kernel(const Layer& l, const Half* kernel, int64_t
   for (int i = 0; i < kPoints; ++i) store(to + i * apart, pair_of(done[0][i], done[1][i]));
 }
 
-CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* m, int64_t apart, const Half* bias,
+CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* m, int64_t apart, const Ends& ends,
                                       int64_t channels, Half* y) {
   int64_t rows = std::min(kStep, l.out.height - first.row), columns = std::min(kStep, l.out.width - first.column);
   Half* to = y + ((first.image * l.out.height + first.row) * l.out.width + first.column) * l.out.all;
@@ -155,70 +154,34 @@ CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* 
 #pragma GCC unroll 16
     for (int i = 0; i < kPoints; ++i) from[i] = load(m + i * apart + k);
     both<kSide, kStep, output_step>(from, done);
-    Vector more = bias ? load_halves(bias + k) : all(0);
+    Vector more = ends.bias ? load(ends.bias + k) : all(0);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j)
-        store_halves(to + (i * l.out.width + j) * l.out.all + k, done[i * kStep + j] + more);
+      for (int64_t j = 0; j < columns; ++j) {
+        Half* at = to + (i * l.out.width + j) * l.out.all + k;
+        Vector sum = done[i * kStep + j] + more;
+        store_halves(at, bounded(ends.adds ? sum + load_halves(at) : sum, ends));
+      }
   }
 }
 
-// Each thread takes some tiles of all channels and filters.
-void convolve(const Layer& l, Turn& turn, const Half* x, const Half* kernel, const Half* bias, Half* y) {
-  int64_t depth = l.in.channels, couples = depth / 2, threads = omp_get_max_threads(), tiles = tiles_of(l);
-  int64_t m_row = std::min(kGroup, panels(l) * kWide);
-  int64_t u_point = odd_lines(couples * kWide), panel = kPoints * u_point, u_size = l.groups * panels(l) * panel;
-  int64_t cached = 4 * panels(l) * panel > kManyWeights ? 3 * kCached : kCached;
-  int64_t fitting = std::max<int64_t>(2, cached / (kPoints * 4 * (couples + m_row)) / kTall) * kTall;
-  int64_t blocks = parts_of(parts_of(tiles, fitting), threads) * threads, most = parts_of(tiles, blocks);
-  int64_t v_point = odd_lines(most * couples), v_size = kPoints * v_point;
-  int64_t m_point = odd_lines(most * m_row), m_size = kPoints * m_point;
-  int64_t size = u_size + odd_lines(depth) + threads * (v_size + m_size);
-  float* u = reinterpret_cast<float*>(turn.scratch(size * sizeof(float)));
-  float* zeros = u + u_size;
-  std::fill_n(zeros, depth, 0.0f);
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t index = 0; index < l.groups * panels(l) * couples; ++index) {
-      int64_t c = index % couples * 2, k = index / couples % panels(l) * kWide, group = index / couples / panels(l);
-      const Half* from = kernel + c * l.input + (group * l.out.channels + k) * l.output;
-      if (l.flipped) from = kernel + (group * depth + c) * l.input + k * l.output;
-      float* to = u + index / couples * panel + c / 2 * kWide;
-      transform_kernel(l, from, l.input, std::min(kWide, l.out.channels - k), to, u_point);
-    }
-    float* v = zeros + odd_lines(depth) + omp_get_thread_num() * (v_size + m_size);
-    float* m = v + v_size;
-#pragma omp for schedule(dynamic)
-    for (int64_t index = 0; index < l.groups * blocks; ++index) {
-      int64_t group = index / blocks, block = index % blocks, begin = tiles * block / blocks;
-      int64_t count = tiles * (block + 1) / blocks - begin;
-      for (int64_t t = 0; t < count; ++t) {
-        Place first = place_of(l, begin + t);
-        first.row -= l.top, first.column -= l.left;
-        transform_pixels(x + group * depth, l.in, first, depth, reinterpret_cast<const Half*>(zeros), v + t * couples,
-                         v_point);
-      }
-      for (int64_t filter = 0; filter < l.out.channels; filter += kGroup) {
-        int64_t filters = std::min(kGroup, l.out.channels - filter);
-        for (int64_t point = 0; point < kPoints; ++point) {
-          split(parts_of(filters, kWide), kPanels, [&](int64_t k, int64_t wide) {
-            const float* some = u + (group * panels(l) + filter / kWide + k) * panel + point * u_point;
-            split(count, kTall, [&](int64_t t, int64_t tall) {
-              const float* from = v + point * v_point + t * couples;
-              float* to = m + point * m_point + t * m_row + k * kWide;
-              Versions<Multiply, Product>::run(tall, wide,
-                                               {from, couples, 0, 1, some, panel, couples, false, to, m_row});
-            });
-          });
-        }
-        int64_t first = group * l.out.channels + filter;
-        for (int64_t t = 0; t < count; ++t)
-          transform_outputs(l, place_of(l, begin + t), m + t * m_row, m_point, bias ? bias + first : nullptr, filters,
-                            y + first);
-      }
-    }
+struct Method {
+  using Number = Half;
+  static constexpr int64_t kPoints = pairs::kPoints, kCoupled = 2;
+  static int64_t tiles_of(const Layer& l) { return pairs::tiles_of(l); }
+  static int64_t most_tiles(const Layer& l) {
+    int64_t couples = l.in.channels / 2, row = std::min(kGroup, panels(l) * kWide);
+    int64_t weights = 4 * panels(l) * kPoints * couples * kWide;
+    int64_t cached = weights > kManyWeights ? 3 * kCached : kCached;
+    return std::max<int64_t>(2, cached / (kPoints * 4 * (couples + row)) / kTall) * kTall;
   }
-}
+  static Place place_of(const Layer& l, int64_t tile) { return pairs::place_of(l, tile); }
+  static void transform_inputs(const Half* x, const Images& in, Place first, const float* zeros, float* v,
+                               int64_t apart) {
+    transform_pixels(x, in, first, in.channels, reinterpret_cast<const Half*>(zeros), v, apart);
+  }
+  static constexpr auto transform_kernel = pairs::transform_kernel;
+  static constexpr auto transform_outputs = pairs::transform_outputs;
+};
 
 CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t filters, Half* dkernel, int64_t tap) {
   for (int64_t k = 0; k < filters; k += kLanes) {

@@ -5,7 +5,7 @@
 // of the kernel); the sums are transformed to the result. The points are 0, 3/4, -3/4, 3/2, -3/2 and infinity.
 #pragma once
 
-#include "winograd_tiles.h"
+#include "winograd_convolution.h"
 
 namespace cnnjax {
 namespace {
@@ -125,7 +125,7 @@ CNNJAX_VECTORS void transform_kernel(const Layer& l, const float* kernel, int64_
 }
 
 // The outputs of one tile from its sums, `channels` numbers at each of 36 points `apart` from each other.
-CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* m, int64_t apart, const float* bias,
+CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* m, int64_t apart, const Ends& ends,
                                       int64_t channels, float* y) {
   int64_t rows = std::min(kOut, l.out.height - first.row), columns = std::min(kOut, l.out.width - first.column);
   float* to = y + ((first.image * l.out.height + first.row) * l.out.width + first.column) * l.out.all;
@@ -134,66 +134,29 @@ CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, const float* 
 #pragma GCC unroll 36
     for (int i = 0; i < kPoints; ++i) from[i] = load(m + i * apart + k);
     both<kSide, kOut, output_step>(from, done);
-    Vector more = bias ? load(bias + k) : all(0);
+    Vector more = ends.bias ? load(ends.bias + k) : all(0);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j)
-        store(to + (i * l.out.width + j) * l.out.all + k, done[i * kOut + j] + more);
+      for (int64_t j = 0; j < columns; ++j) {
+        float* at = to + (i * l.out.width + j) * l.out.all + k;
+        Vector sum = done[i * kOut + j] + more;
+        store(at, bounded(ends.adds ? sum + load(at) : sum, ends));
+      }
   }
 }
 
-// Each thread takes some tiles of all channels and filters.
-void convolve(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y) {
-  int64_t depth = l.in.channels, threads = omp_get_max_threads(), tiles = tiles_of(l);
-  int64_t blocks = parts_of(parts_of(tiles, most_tiles(l)), threads) * threads, most = parts_of(tiles, blocks);
-  int64_t u_point = odd_lines(depth * kWide), panel = kPoints * u_point, u_size = l.groups * panels(l) * panel;
-  int64_t v_point = odd_lines(most * depth), v_size = kPoints * v_point;
-  int64_t m_row = std::min(kGroup, panels(l) * kWide), m_point = odd_lines(most * m_row), m_size = kPoints * m_point;
-  int64_t size = u_size + odd_lines(depth) + threads * (v_size + m_size);
-  float* u = reinterpret_cast<float*>(turn.scratch(size * sizeof(float)));
-  float* zeros = u + u_size;
-  std::fill_n(zeros, depth, 0.0f);
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t index = 0; index < l.groups * panels(l) * depth; ++index) {
-      int64_t c = index % depth, k = index / depth % panels(l) * kWide, group = index / depth / panels(l);
-      const float* from = kernel + c * l.input + (group * l.out.channels + k) * l.output;
-      if (l.flipped) from = kernel + (group * depth + c) * l.input + k * l.output;
-      float* to = u + index / depth * panel + c * kWide;
-      transform_kernel(l, from, std::min(kWide, l.out.channels - k), to, u_point);
-    }
-    float* v = zeros + odd_lines(depth) + omp_get_thread_num() * (v_size + m_size);
-    float* m = v + v_size;
-#pragma omp for schedule(dynamic)
-    for (int64_t index = 0; index < l.groups * blocks; ++index) {
-      int64_t group = index / blocks, block = index % blocks, begin = tiles * block / blocks;
-      int64_t count = tiles * (block + 1) / blocks - begin;
-      for (int64_t t = 0; t < count; ++t) {
-        Place first = place_of(l, begin + t);
-        first.row -= l.top, first.column -= l.left;
-        transform_pixels<kSide, input_step>(x + group * depth, l.in, first, depth, zeros, v + t * depth, v_point);
-      }
-      for (int64_t filter = 0; filter < l.out.channels; filter += kGroup) {
-        int64_t filters = std::min(kGroup, l.out.channels - filter);
-        for (int64_t point = 0; point < kPoints; ++point) {
-          split(parts_of(filters, kWide), kPanels, [&](int64_t k, int64_t wide) {
-            const float* some = u + (group * panels(l) + filter / kWide + k) * panel + point * u_point;
-            split(count, kTall, [&](int64_t t, int64_t tall) {
-              const float* from = v + point * v_point + t * depth;
-              float* to = m + point * m_point + t * m_row + k * kWide;
-              Versions<Multiply, Product>::run(tall, wide,
-                                               {from, depth, 0, 1, some, panel, depth, false, to, m_row});
-            });
-          });
-        }
-        int64_t first = group * l.out.channels + filter;
-        for (int64_t t = 0; t < count; ++t)
-          transform_outputs(l, place_of(l, begin + t), m + t * m_row, m_point, bias ? bias + first : nullptr, filters,
-                            y + first);
-      }
-    }
+struct Method {
+  using Number = float;
+  static constexpr int64_t kPoints = squares::kPoints, kCoupled = 1;
+  static int64_t tiles_of(const Layer& l) { return squares::tiles_of(l); }
+  static int64_t most_tiles(const Layer& l) { return squares::most_tiles(l); }
+  static Place place_of(const Layer& l, int64_t tile) { return squares::place_of(l, tile); }
+  static void transform_inputs(const float* x, const Images& in, Place first, const float* zeros, float* v,
+                               int64_t apart) {
+    transform_pixels<kSide, input_step>(x, in, first, in.channels, zeros, v, apart);
   }
-}
+  static constexpr auto transform_kernel = squares::transform_kernel;
+  static constexpr auto transform_outputs = squares::transform_outputs;
+};
 
 // The taps of one channel from the sums of all tiles, a vector of filters at a time.
 CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t filters, float* dkernel, int64_t tap) {
