@@ -12,10 +12,10 @@ from cnnjax.ops.cpu.library import chosen, paused, status, takes, turns_unrolled
 from cnnjax.ops.cpu.program import Program, has_programs, run_program
 
 __all__ = [
-    "SETTLING_STEPS", "Program", "channel_sums", "chosen", "has_programs", "keep_freed_memory", "make_activation",
-    "make_batch_norm", "make_convolution", "make_layer_norm", "make_max_pool", "make_response_norm",
-    "max_windows_and_places", "paused", "run_program", "scale_rows", "settled", "status", "takes",
-    "turns_unrolled",
+    "SETTLING_STEPS", "Program", "channel_sums", "chosen", "has_programs", "keep_freed_memory",
+    "make_activation", "make_batch_norm", "make_convolution", "make_layer_norm", "make_max_pool",
+    "make_response_norm", "max_windows_and_places", "paused", "run_program", "scale_rows", "settled",
+    "status", "takes", "turns_unrolled",
 ]  # fmt: skip
 
 keep_freed_memory()  # here, as XLA starts its threads later
