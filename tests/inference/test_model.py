@@ -202,7 +202,7 @@ PREDICT_MISTAKES = {
     "predict": "no image; name files or folders",
     "predict {image} --workdir=nowhere": "nowhere is not a run folder",
     "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",
-    "predict {image} --workdir={run} --dtype=float16": "unknown dtype \'float16\'",
+    "predict {image} --workdir={run} --dtype=float16": "unknown dtype 'float16'",
     "predict {image} --workdir={run} --explain=cam": "unknown method 'cam'",
     "predict {image} --workdir={run} --explain=occlusion --layer=conv1": "occlusion has no layer",
     "predict {image} --workdir={run} --explain --layer=conv9": "unknown layer 'conv9'",
