@@ -1,7 +1,6 @@
 """`cnnjax data`: the list of data sets, `prepare` and `inspect`."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated as Flag
@@ -129,9 +128,7 @@ def draw_dataset(
 
 
 def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
-    splits = datasets.official_splits(name, folder)
-    load = functools.partial(datasets.load, name, data_dir=folder, size=short_side, any_size=True)
-    return {split: load(split) for split in splits}
+    return datasets.load_official(name, folder, size=short_side, any_size=True)
 
 
 @contextlib.contextmanager

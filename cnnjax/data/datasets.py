@@ -3,7 +3,8 @@
 A registered name (`DATASETS`) is looked for in this order: the `data_dir` argument,
 `$CNNJAX_DATA_DIR`, Debian's folder, a prepared TFDS folder, the cache of earlier downloads, a
 download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zip or .tar), `npz:FILE`,
-`parquet:FOLDER` (of the Hugging Face Hub), `records:FOLDER` (of `cnnjax data prepare`) or `tfds:NAME`.
+`parquet:FOLDER` (of the Hugging Face Hub), `tar:FOLDER` (of WebDataset), `records:FOLDER` (of `cnnjax data
+prepare`) or `tfds:NAME`.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from cnnjax.data import fetch, files
 from cnnjax.data import recipe as recipes
 from cnnjax.data.catalog import DATASETS, MINI, DatasetInfo
 from cnnjax.data.recipe import Recipe
-from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds
+from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds, webdataset
 from cnnjax.data.sources import source as sources
 from cnnjax.data.sources.classes import with_classes
 from cnnjax.data.sources.source import ArraySource, DataDir, FileSource, Opened, Place, Shape, Source, listed
@@ -30,6 +31,7 @@ FORMS: dict[str, tuple[str, Callable[[Place], Opened]]] = {
     "folder": ("PATH", folder.open_folder),
     "parquet": ("FOLDER", parquet.open_parquet),
     "records": ("FOLDER", records.open_records),
+    "tar": ("FOLDER", webdataset.open_tars),
     "npz": ("FILE", npz.open_npz),
     "tfds": ("NAME", tfds.open_tfds),
 }
@@ -157,6 +159,13 @@ def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -
     return []
 
 
+def load_official(name: str, data_dir: DataDir = None, **arguments: Any) -> dict[str, Source]:
+    """The splits that a data set comes with, nothing held out; a folder is listed once for all of them."""
+    listed: dict[tuple[object, ...], object] = {}
+    splits = _open(name, data_dir, None, True, listed=listed).splits
+    return {split: load(name, split, data_dir=data_dir, listed=listed, **arguments) for split in splits}
+
+
 def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
     """The splits that a data set comes with, nothing held out."""
     return _open(name, data_dir, None, True).splits
@@ -185,6 +194,7 @@ def load(
     class_names: Sequence[str] = (),
     image_shape: Shape | None = None,
     download: bool = True,
+    listed: dict[tuple[object, ...], object] | None = None,
 ) -> Source:
     """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
 
@@ -193,11 +203,12 @@ def load(
     `validation` is the set's own; if it has none, or that is the test split, `num_validation` examples or the
     part `validation_fraction` in [0, 1) of `train` are held out, drawn by `seed` alone: an equal share of
     every class (of any examples if labels are not known without reading all, as in tfds:NAME).
-    `size`, for image folders, parquet and tfds:NAME, brings the short side to it and cuts the middle square
+    `size`, for image files and tfds:NAME, brings the short side to it and cuts the middle square
     (`recipe.covering`, of the train split `recipe.fast`), or `recipe` says how images are brought to size;
     without them all must have one size, or `any_size`: then those of other sizes than most are bad.
     `class_names` and `image_shape` are those of a network: labels are the places of their names in it, files
     are decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
+    `listed` keeps what a folder's listing gave, for the next split.
     Raises: UserError naming what does not exist and what does, and images of different sizes.
     """
     _check_arguments(data_dir, seed)
@@ -205,7 +216,7 @@ def load(
     held_out = num_validation or validation_fraction
     only = (test_split if split == "test" else split) if class_names and not held_out else None
     known = {"class_names": tuple(class_names), "channels": image_shape and image_shape[2], "only": only}
-    official, read, notes = _open(name, data_dir, recipe, download, **known)
+    official, read, notes = _open(name, data_dir, recipe, download, listed=listed, **known)
     if test_split not in ("test", *official) and not only:
         allowed = ", ".join([*official, *notes])
         raise UserError(f"test_split={test_split!r} is no split of {name}; allowed: {allowed}")

@@ -16,7 +16,7 @@ from PIL import Image
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.archive import Files
-from cnnjax.data.sources.layout import is_image, other_files
+from cnnjax.data.sources.layout import find_images, other_files
 from cnnjax.errors import UserError
 
 DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
@@ -87,7 +87,8 @@ def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
 def list_folder(folder: str | Path) -> tuple[list[Path], str]:
     """The images in a folder and below it, and what else is there; a folder without any is a UserError."""
     files = Files(Path(folder))
-    images, others = [m.name for m in files.members if is_image(m.name)], other_files(files)
+    chosen = find_images(files)
+    images, others = sorted(files.members.names(np.flatnonzero(chosen))), other_files(files, chosen)
     if not images:
         found, allowed = f" but {others}" if others else "", f"allowed: *{', *'.join(IMAGE_SUFFIXES)}"
         raise UserError(f"{folder}: a folder without images{found}; {allowed}")

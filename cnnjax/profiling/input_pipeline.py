@@ -79,7 +79,8 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
     if form != "folder":
         raise bad
     images = ImageFolder(Path(path).expanduser())
-    source, members = images.source("train", Place(name, path, fast(SIDE), None)), images.members("train")
+    source = images.source("train", Place(name, path, fast(SIDE), None))
+    members = [images.files.members[place] for place in images.places("train").tolist()]
     if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
         raise bad
     return source, [images.files.read(member) for member in members]

@@ -1,20 +1,24 @@
 """Files of a folder, a zip or a tar archive, read at random and never unpacked to disk."""
 
 import contextlib
-import dataclasses
 import errno
+import functools
 import gzip
 import itertools
 import os
 import stat
-import tarfile
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from isal import isal_zlib  # as zlib, with the processor's instructions for it
 
 from cnnjax.data.files import open_file, read_file
+from cnnjax.data.sources.members import Member, Members
+from cnnjax.data.sources.tars import read_entries
+from cnnjax.data.sources.zips import read_directory
 from cnnjax.errors import BadImage, UserError
 
 LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
@@ -47,19 +51,6 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error}); copy or download it again") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One file: its name below the root with /, its size in bytes, and what is needed to find it."""
-
-    name: str
-    size: int
-    offset: int = 0
-    stored: int = 0  # bytes in the archive
-    method: int = zipfile.ZIP_STORED
-    crc: int | None = None
-    own: str = ""  # the name in a zip, as it stands there
-
-
 class Files:
     """The files below a folder, .zip or plain .tar, by name; a copy opens it anew.
 
@@ -69,6 +60,7 @@ class Files:
     def __init__(self, root: Path):
         self.root = root
         self._archive: int | None = None
+        members: Iterable[Member]
         if root.is_dir():
             members = _walk(root)
         elif not root.is_file():
@@ -77,19 +69,11 @@ class Files:
         else:
             members = _zip_members(root) if _is_zip(root) else _tar_members(root)
             self._archive = self._opened()
-        own, folders = {}, set()
-        for member in members:
-            parts = PurePosixPath(member.name).parts
-            kept = [*itertools.takewhile(lambda part: not is_junk(part), parts)]
-            if len(kept) < len(parts) or member.name.endswith("/"):
-                folders.add("/".join(kept))
-            else:
-                own[member.name] = member  # of two of one name the last one counts, as in unpacking
-        if deep := next((name for name in (*own, *folders) if name.count("/") > MOST_DEEP), None):
-            raise UserError(f"{root}/{deep[:80]}...: folders more than {MOST_DEEP} deep; move them up")
-        self.folders = sorted(folders)
-        self.members = sorted((m for m in own.values() if m.size != NO_FILE), key=lambda m: m.name)
-        self.num_special = len(own) - len(self.members)  # pipes, devices and links that lead back
+        folders: set[str] = set()
+        special: set[str] = set()
+        self.members = Members(_kept(root, members, folders, special), distinct=self._archive is None)
+        _check_places(root, [(m.name, m.own, m.offset) for m in self.members.twins if m.crc is not None])
+        self.folders, self.num_special = sorted(folders), len(special)
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "members": self.members}
@@ -142,16 +126,42 @@ class Files:
             os.close(self._archive)
 
 
+def _kept(root: Path, members: Iterable[Member], folders: set[str], special: set[str]) -> Iterator[Member]:
+    """The files that are no junk; adds the folders, and pipes, devices and links that lead back."""
+    looked: dict[str, tuple[str, bool]] = {}  # folder -> what of it is no junk, whether that is all
+    for member in members:
+        folder, _, name = member.name.rpartition("/")
+        if folder not in looked:
+            parts = PurePosixPath(folder).parts
+            kept = "/".join(itertools.takewhile(lambda part: not is_junk(part), parts))
+            looked[folder] = kept, kept.count("/") + bool(kept) == len(parts)
+            if kept.count("/") > MOST_DEEP - 1:
+                raise UserError(f"{root}/{kept[:80]}...: folders more than {MOST_DEEP} deep; move them up")
+        kept, whole = looked[folder]
+        if not (whole and name) or is_junk(name):
+            folders.add(kept)
+        elif member.size == NO_FILE:
+            special.add(member.name)
+        else:
+            yield member
+
+
 def is_junk(name: str) -> bool:
     """Whether a file or folder is hidden, or one that a system leaves behind."""
     return name.startswith(".") or name.lower() in JUNK
 
 
-def _walk(root: Path) -> list[Member]:
+@functools.lru_cache
+def _in_junk(folder: str) -> bool:
+    return any(map(is_junk, folder.split("/")))
+
+
+def _walk(root: Path) -> Iterator[Member]:
+    """Files and folders, those of a folder by name."""
+
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
-    members = []
     above = {str(root): [os.path.realpath(root)]}  # folder -> where it and those above it really are
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         below = os.path.relpath(folder, root).replace(os.sep, "/")
@@ -161,12 +171,12 @@ def _walk(root: Path) -> list[Member]:
             real = os.path.realpath(path) if os.path.islink(path) else os.path.join(above[folder][-1], name)
             above[path] = [*above[folder], real]
             if leads_back := real in above[folder]:
-                members.append(Member(f"{start}{name}", NO_FILE))
+                yield Member(f"{start}{name}", NO_FILE)
             if leads_back or is_junk(name):
                 folders.remove(name)
-        members += [Member(f"{start}{name}/", 0) for name in folders]
-        members += [Member(f"{start}{name}", _size(os.path.join(folder, name))) for name in files]
-    return members
+        folders.sort()
+        yield from (Member(f"{start}{name}/", 0) for name in folders)
+        yield from (Member(f"{start}{name}", _size(f"{folder}/{name}")) for name in sorted(files))
 
 
 def _size(path: str) -> int:
@@ -180,6 +190,8 @@ def _size(path: str) -> int:
 
 def _check_name(root: Path, name: str) -> None:
     """Refuses names that point outside the archive: it is not unpacked, but not to be trusted either."""
+    if ".." not in name and "\\" not in name and not name.startswith("/"):
+        return
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{root}: member {name!r} points outside the archive; allowed: names below its root")
@@ -190,38 +202,45 @@ def _is_zip(root: Path) -> bool:
         return file.read(262)[257:] != b"ustar" and zipfile.is_zipfile(file)
 
 
-def _zip_members(root: Path) -> list[Member]:
+def _zip_members(root: Path) -> Iterator[Member]:
+    doubtful, whole = [], root.stat().st_size  # of what is left out
     try:
-        with zipfile.ZipFile(root) as archive:
-            infos = archive.infolist()
-    except Exception as error:  # zipfile raises many kinds for a damaged directory
+        with open_file(root) as file:
+            for info in read_directory(file):
+                _check_name(root, info.filename)
+                name = info.filename.replace("\\", "/")  # as some programs on Windows write them
+                if info.header_offset + info.compress_size > whole:
+                    reaches = f"{root}: member {info.filename!r} reaches beyond the archive"
+                    raise UserError(f"{reaches}; copy it again")
+                folder, _, last = name.rpartition("/")
+                if not last or _in_junk(folder) or is_junk(last):
+                    doubtful.append((info.filename, info.orig_filename, info.header_offset))
+                if not last:
+                    yield from (Member(each, 0) for each in [name] if each)
+                    continue
+                if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                    raise UserError(f"{root}: member {name!r} is a link; allowed: files and folders")
+                if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    allowed = "allowed: stored or deflated, not encrypted"
+                    raise UserError(f"{root}: member {name!r}; {allowed}")
+                sizes = min(info.file_size, 2**62), info.header_offset, info.compress_size
+                yield Member(name, *sizes, info.compress_type, info.CRC, info.orig_filename)
+    except UserError:
+        raise
+    except (ValueError, struct.error) as error:
         raise UserError(f"{root}: cannot be read as zip ({error}); copy or download it again") from None
-    members: dict[str, Member] = {}
-    whole, doubtful = root.stat().st_size, []
-    for info in infos:
-        _check_name(root, info.filename)
-        name = info.filename.replace("\\", "/")  # as some programs on Windows write them
-        if info.header_offset + info.compress_size > whole:
-            raise UserError(f"{root}: member {info.filename!r} reaches beyond the archive; copy it again")
-        if name in members or not name or name.endswith("/") or any(map(is_junk, name.split("/"))):
-            doubtful.append(info)
-        if not name or name.endswith("/"):
-            members |= {name: Member(name, 0)} if name else {}
-            continue
-        if (info.external_attr >> 16) & 0o170000 == 0o120000:
-            raise UserError(f"{root}: member {info.filename!r} is a link; allowed: files and folders")
-        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{root}: member {info.filename!r}; allowed: stored or deflated, not encrypted")
-        sizes = (info.file_size, info.header_offset, info.compress_size)
-        members[name] = Member(name, *sizes, info.compress_type, info.CRC, info.orig_filename)
-    with open_file(root) as file:  # what is left out is never read, where a damaged name would show
-        for info in doubtful:
-            if not _data_offset(file.fileno(), info.header_offset, info.orig_filename):
+    _check_places(root, doubtful)
+
+
+def _check_places(root: Path, places: Iterable[tuple[str, str, int]]) -> None:
+    """Refuses a zip if its directory names what is left out, and so never read, unlike its own headers."""
+    with open_file(root) if places else contextlib.nullcontext() as file:
+        for name, own, offset in places:
+            if file and not _data_offset(file.fileno(), offset, own):
                 raise UserError(
-                    f"{root}: member {info.filename!r} has another name at its own place, so one "
+                    f"{root}: member {name!r} has another name at its own place, so one "
                     "of them is damaged; copy or download it again"
                 )
-    return [*members.values()]
 
 
 def _data_offset(archive: int, offset: int, name: str) -> int:
@@ -233,23 +252,12 @@ def _data_offset(archive: int, offset: int, name: str) -> int:
     return offset + LOCAL_HEADER + length + extra if known else 0
 
 
-def _tar_members(root: Path) -> list[Member]:
-    members = []
+def _tar_members(root: Path) -> Iterator[Member]:
     try:
-        with tarfile.open(root, "r:") as archive:
-            for info in archive:
-                _check_name(root, info.name)
-                name = PurePosixPath(info.name).as_posix()
-                if info.isdir():
-                    members.append(Member(f"{name}/", 0))
-                    continue
-                if not info.isfile() or info.issparse():
-                    raise UserError(f"{root}: member {info.name!r} is a link; allowed: files and folders")
-                members.append(Member(name, info.size, info.offset_data, info.size))
-            with open_file(root) as file:  # tarfile takes a damaged header for the end, a block of zeros
-                file.seek(archive.offset)
-                if file.read(512) != bytes(512):
-                    raise UserError(f"{root}: truncated or damaged; copy or download it again")
+        for name, size, offset in read_entries(root):
+            _check_name(root, name)
+            clean = PurePosixPath(name).as_posix() if "./" in name or "//" in name else name
+            yield Member(f"{clean}/" if name[-1:] == "/" != clean[-1:] else clean, size, offset, size)
     except UserError:
         raise
     except Exception as error:  # tarfile raises many kinds for damaged headers
@@ -259,6 +267,3 @@ def _tar_members(root: Path) -> list[Member]:
                 reason = "a compressed tar can only be read from its start; unpack it once "
                 reason += f"(tar -xf {root.name}) and name the folder, or take a .zip"
         raise UserError(f"{root}: {reason}") from None
-    if max((m.offset + m.stored for m in members), default=0) > root.stat().st_size:
-        raise UserError(f"{root}: truncated; copy or download it again")
-    return members

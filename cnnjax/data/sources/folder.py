@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
-from cnnjax.data.sources.archive import Files, Member
+from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.layout import read_layout
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
 
@@ -24,9 +24,9 @@ class ImageFolder:
         layout = read_layout(self.files, class_names, only)
         self.splits, self.class_names, self.notes = layout.splits, layout.class_names, layout.notes
 
-    def members(self, split: str) -> list[Member]:
-        """The images of a split in the order of its source."""
-        return [member for images in self.splits[split][1].values() for member in images]
+    def places(self, split: str) -> np.ndarray:
+        """int64 [N]: the images of a split in `files.members`, in the order of its source."""
+        return np.concatenate([*self.splits[split][1].values()])
 
     def source(self, split: str, place: Place) -> FileSource:
         """The images of one split, read on access, RGB unless other channels are asked for.
@@ -34,32 +34,37 @@ class ImageFolder:
         The fingerprint is over the files' names and sizes (in a zip also their checksums), not their bytes.
         """
         folder, by_class = self.splits[split]
-        members, counts = self.members(split), list(map(len, by_class.values()))
+        places, counts = self.places(split), list(map(len, by_class.values()))
         labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        listing = [(m.name.removeprefix(f"{folder}/"), m.size, m.crc) for m in members]
         channels = place.channels or 3
         decode = functools.partial(decode_image, channels=channels, recipe=place.recipe)
-        read = functools.partial(_read, self.files, members, labels, decode)
-        contents = digest(listing, place.size)
-        total, shape = len(members), place.shape(channels)
+        read = functools.partial(_read, self.files, places, labels, decode)
+        contents = digest(self.files.members.listing(places, f"{folder}/"), place.size)
+        total, shape = len(places), place.shape(channels)
         rest = contents, labels, self.class_names, place.name, split, shape, self.notes
-        header = functools.partial(_header, self.files, members)
+        header = functools.partial(_header, self.files, places)
         return FileSource(read, total, np.arange(total), *rest, header=header)
 
 
 def open_folder(place: Place) -> Opened:
     """See `ImageFolder`."""
-    images = ImageFolder(place.path, place.class_names, place.only)
+    key = place.path, place.class_names, place.only
+    images = place.listed.get(key) if place.listed else None
+    if not isinstance(images, ImageFolder):
+        images = ImageFolder(*key)
+        if place.listed is not None:
+            place.listed[key] = images
     return Opened(tuple(images.splits), lambda split: images.source(split, place), images.notes)
 
 
-def _header(files: Files, members: list[Member], position: int) -> Shape:
-    member = members[position]
+def _header(files: Files, places: np.ndarray, position: int) -> Shape:
+    member = files.members[int(places[position])]
     return *read_header(files.read(member), files.where(member))[:2], 3
 
 
 def _read(
-    files: Files, members: list[Member], labels: np.ndarray, decode: Callable[..., np.ndarray], position: int
+    files: Files, places: np.ndarray, labels: np.ndarray, decode: Callable[..., np.ndarray], position: int
 ) -> tuple[np.ndarray, int, str]:
-    what, data = files.where(members[position]), files.read(members[position])
+    member = files.members[int(places[position])]
+    what, data = files.where(member), files.read(member)
     return decode(data, what), int(labels[position]), what

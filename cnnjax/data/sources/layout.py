@@ -14,9 +14,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from cnnjax.data.decode import IMAGE_SUFFIXES
-from cnnjax.data.sources.archive import Files, Member
+from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.classes import known_as, same, unknown_classes
+from cnnjax.data.sources.members import Members
 from cnnjax.data.sources.source import listed
 from cnnjax.errors import UserError
 
@@ -30,17 +33,26 @@ AFFIXES = {"", "seg", "image", "images", "img", "imgs", "picture", "pictures", "
 AFFIXES |= {"split", "folder", "files", "unknown", "unlabeled", "unlabelled"}
 AS_TRAIN = "if they are classes put all of them into one folder train/, else move one away"
 SPLITS = ("train", "validation", "test")
+NONE = np.zeros(0, np.int64)  # no images
 
 
 def is_image(name: str) -> bool:
     """Whether a file is one by its name, and not drawn by an earlier `predict --explain`."""
     stem, _, suffix = name.rpartition(".")
-    return f".{suffix.lower()}" in IMAGE_SUFFIXES and not re.search(r"\.gradcam(-\d+)?$", stem)
+    if f".{suffix.lower()}" not in IMAGE_SUFFIXES:
+        return False
+    return ".gradcam" not in stem or not re.search(r"\.gradcam(-\d+)?$", stem)
 
 
-def other_files(files: Files) -> str:
-    """'7 .heic, 2 without suffix': how many files are no images by their name, by suffix; '' without any."""
-    suffixes = (PurePosixPath(m.name).suffix.lower() for m in files.members if not is_image(m.name))
+def find_images(files: Files) -> np.ndarray:
+    """bool [N]: which files are images by their name."""
+    return np.fromiter(map(is_image, files.members.names()), bool, len(files.members))
+
+
+def other_files(files: Files, images: np.ndarray) -> str:
+    """'7 .heic, 2 without suffix': how many files are no images, by suffix; '' without any."""
+    others = sorted(files.members.names(np.flatnonzero(~images)))
+    suffixes = (PurePosixPath(name).suffix.lower() for name in others)
     counts = Counter(suffix or "without suffix" for suffix in suffixes)
     drawn = {"pictures of --explain": sum(counts.pop(suffix, 0) for suffix in IMAGE_SUFFIXES)}
     special = {"pipes, devices or links that lead back": files.num_special}
@@ -49,10 +61,10 @@ def other_files(files: Files) -> str:
 
 @dataclasses.dataclass(eq=False)
 class Folder:
-    """The images of a folder, its folders, and how many images and other files lie in it and below."""
+    """The images of a folder by position, its folders, and how many images and others it holds with these."""
 
     path: str  # below the root; "" is the root
-    images: list[Member] = dataclasses.field(default_factory=list)
+    images: np.ndarray = dataclasses.field(default_factory=lambda: NONE)
     folders: list["Folder"] = dataclasses.field(default_factory=list)
     count: int = 0
     others: int = 0
@@ -61,11 +73,9 @@ class Folder:
     def name(self) -> str:
         return PurePosixPath(self.path).name
 
-    def below(self) -> Iterator[Member]:
+    def below(self) -> np.ndarray:
         """All images in it and below it."""
-        yield from self.images
-        for folder in self.folders:
-            yield from folder.below()
+        return np.concatenate([self.images, *(folder.below() for folder in self.folders)])
 
     def filled(self) -> list["Folder"]:
         """Its folders with images, by name."""
@@ -76,16 +86,18 @@ class Folder:
         for folder in self.folders:
             yield from folder.empty() if folder.count else (folder,)
 
-    def outside(self, used: Collection[str]) -> Iterator[str]:
-        """The images that are not used, those of a whole folder as '7 images in FOLDER'."""
-        places = [(self.path, [m.name for m in self.images if m.name not in used])]
+    def outside(self, used: np.ndarray, members: Members) -> Iterator[str]:
+        """The images that are not used, bool [N], those of a whole folder as '7 images in FOLDER'."""
+        places = [(self.path, self.images[~used[self.images]])]
         for folder in self.folders:
-            names = [member.name for member in folder.below()]
-            if any(name in used for name in names):
-                yield from folder.outside(used)
+            inside = folder.below()
+            if used[inside].any():
+                yield from folder.outside(used, members)
             else:
-                places.append((folder.path, names))
-        yield from (f"{len(n)} images in {p or '.'}" if len(n) > 1 else n[0] for p, n in places if n)
+                places.append((folder.path, inside))
+        for path, rest in places:
+            if len(rest):
+                yield f"{len(rest)} images in {path or '.'}" if len(rest) > 1 else members[int(rest[0])].name
 
     def only(self) -> "Folder | None":
         """The one folder that may hold images; an empty one is a class that is not yet filled."""
@@ -93,7 +105,7 @@ class Folder:
         return folders[0] if len(folders) == 1 and folders[0].count > len(self.images) else None
 
 
-def read_tree(files: Files) -> Folder:
+def read_tree(files: Files, images: np.ndarray) -> Folder:
     """The folders below a root, from their files' names."""
     by_path = {"": Folder("")}
 
@@ -107,16 +119,18 @@ def read_tree(files: Files) -> Folder:
             above[0].folders.append(by_path[str(path)])
         return [by_path[str(path)], *above]
 
-    in_folder: dict[str, list[Member]] = {name: [] for name in files.folders}
-    for member in files.members:
-        in_folder.setdefault(member.name.rpartition("/")[0], []).append(member)
-    for name, members in sorted(in_folder.items()):
+    numbers = {name: number for number, name in enumerate(files.folders)}
+    above_each = (name.rpartition("/")[0] for name in files.members.names())
+    number_of = np.fromiter((numbers.setdefault(name, len(numbers)) for name in above_each), np.int32)
+    order = np.argsort(number_of, kind="stable")
+    groups = np.split(order, np.searchsorted(number_of[order], range(1, len(numbers))))
+    for name, number in sorted(numbers.items()):
         folder, *above = at(PurePosixPath(name))
-        images = [m for m in members if is_image(m.name)]
-        folder.images += images
+        inside = groups[number][images[groups[number]]]
+        folder.images = np.concatenate([folder.images, inside])
         for each in (folder, *above):
-            each.count += len(images)
-            each.others += len(members) - len(images)
+            each.count += len(inside)
+            each.others += len(groups[number]) - len(inside)
     return by_path[""]
 
 
@@ -139,7 +153,7 @@ def _where(root: Path, folder: Folder) -> str:
     return f"{root}/{folder.path}" if folder.path else str(root)
 
 
-ByClass = Mapping[str, Sequence[Member]]  # class -> images
+ByClass = Mapping[str, np.ndarray]  # class -> images by position
 Splits = Mapping[str, tuple[str, ByClass]]  # split -> its folder ("" is the root), and its images
 
 
@@ -157,7 +171,8 @@ def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | Non
 
     With the `class_names` of a network only one split is looked at, which may have fewer of them.
     """
-    tree, others = read_tree(files), other_files(files)
+    images = find_images(files)
+    tree, others = read_tree(files, images), other_files(files, images)
     if not tree.count:
         allowed = f"class/*{', class/*'.join(IMAGE_SUFFIXES)}"
         raise UserError(f"{files.root}: no images{f' but {others}' if others else ''}; allowed: {allowed}")
@@ -165,21 +180,19 @@ def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | Non
     if other := bool(class_names) and only != "train" and only in folders:
         folders = {only: folders[only]}
     with_names = [] if other else ["train"] if "train" in folders else list(folders)
-    classes = {split: _name_classes(files.root, folders[split]) for split in with_names}
+    classes = {split: _name_classes(files, folders[split]) for split in with_names}
     names = tuple(sorted({name for by_class in classes.values() for name in by_class}))
     _check_distinct(files.root, names)
     names = class_names if other else names
     for split in [each for each in folders if each not in classes]:
         folders[split] = _inner(folders[split], names)
-        classes[split] = _match_classes(
-            files.root, folders[split], names, "the network" if other else "train"
-        )
+        classes[split] = _match_classes(files, folders[split], names, "the network" if other else "train")
     splits = {
-        split: (folder.path, {n: sorted(classes[split].get(n, ()), key=lambda m: m.name) for n in names})
+        split: (folder.path, {n: files.members.by_name(classes[split].get(n, NONE)) for n in names})
         for split, folder in folders.items()
         if classes[split]
     }
-    return Layout(splits, names, tuple(_notes(tree, folders, splits, others)))
+    return Layout(splits, names, tuple(_notes(files.members, tree, folders, splits, others)))
 
 
 def _find_splits(root: Path, tree: Folder) -> dict[str, Folder]:
@@ -241,34 +254,39 @@ def _class_folders(root: Path, folder: Folder) -> list[Folder]:
     return filled
 
 
-def _name_classes(root: Path, folder: Folder) -> ByClass:
+def _name_classes(files: Files, folder: Folder) -> ByClass:
     """Class -> images of the split that names the classes; each of loose files has its own before a `_`."""
+    root = files.root
     if filled := _class_folders(root, folder):
         if empty := [each for each in folder.folders if not each.count]:
             raise UserError(f"{_where(root, empty[0])}: a class without images; fill or remove it")
-        return {each.name: list(each.below()) for each in filled}
-    by_class: dict[str, list[Member]] = {}
-    for member in folder.images:
-        name, loose, _ = PurePosixPath(member.name).name.partition("_")
+        return {each.name: each.below() for each in filled}
+    by_class: dict[str, list[int]] = {}
+    for place, member in zip(folder.images.tolist(), files.members.names(folder.images), strict=True):
+        name, loose, _ = PurePosixPath(member).name.partition("_")
         if not (name and loose):
             allowed = "allowed: CLASS/NAME, or CLASS_NAME for loose files"
-            raise UserError(f"{root}/{member.name}: an image outside a class folder; {allowed}")
-        by_class.setdefault(name, []).append(member)
+            raise UserError(f"{root}/{member}: an image outside a class folder; {allowed}")
+        by_class.setdefault(name, []).append(place)
     if len({SPLIT_WORDS.get(name.lower()) for name in by_class} - {None}) > 1:
         begin = " and ".join(f"{name}_" for name in sorted(by_class))
         raise UserError(f"{_where(root, folder)}: files begin with {begin}; allowed: SPLIT/CLASS/images")
     if len(by_class) == 1 < folder.count:
         alike = f"all {folder.count} images begin with {next(iter(by_class))}_, which is one class"
         raise UserError(f"{_where(root, folder)}: {alike}; allowed: CLASS/NAME, or CLASS_NAME of several")
-    return by_class
+    return _as_arrays(by_class)
 
 
-def _match_classes(root: Path, folder: Folder, names: Sequence[str], whose: str) -> ByClass:
+def _as_arrays(by_class: Mapping[str, Sequence[int]]) -> ByClass:
+    return {name: np.array(places, np.int64) for name, places in by_class.items()}
+
+
+def _match_classes(files: Files, folder: Folder, names: Sequence[str], whose: str) -> ByClass:
     """Class of `names` -> images of another split; {} if no file tells its class."""
-    exact = set(names)
+    root, exact = files.root, set(names)
     alike = {key(name): name for key in (known_as, same) for name in names}
-    by_class: dict[str, list[Member]] = {}
-    strange: list[Member] = []
+    by_class: dict[str, list[int]] = {}
+    strange: list[str] = []
 
     def known(name: str) -> str | None:
         return name if name in exact else alike.get(same(name), alike.get(known_as(name)))
@@ -280,15 +298,19 @@ def _match_classes(root: Path, folder: Folder, names: Sequence[str], whose: str)
             raise unknown_classes(problem, [each.name for each in filled], names)
         if name in by_class:
             raise UserError(f"{_where(root, each)}: a second folder of class {name}; merge them")
-        by_class[name] = list(each.below())
-    for member in () if filled else folder.images:
-        words = PurePosixPath(member.name).name.split("_")
+        by_class[name] = each.below().tolist()
+    loose = NONE if filled else folder.images
+    for place, member in zip(loose.tolist(), files.members.names(loose), strict=True):
+        words = PurePosixPath(member).name.split("_")
         heads = (known("_".join(words[:end])) for end in range(len(words) - 1, 0, -1))
         name = next((head for head in heads if head is not None), None)
-        (strange if name is None else by_class.setdefault(name, [])).append(member)
+        if name is None:
+            strange.append(member)
+        else:
+            by_class.setdefault(name, []).append(place)
     if by_class and strange:
-        raise UserError(f"{root}/{strange[0].name}: begins with no class of train; others do; move it away")
-    return by_class
+        raise UserError(f"{root}/{strange[0]}: begins with no class of train; others do; move it away")
+    return _as_arrays(by_class)
 
 
 def _check_distinct(root: Path, names: Sequence[str]) -> None:
@@ -300,26 +322,30 @@ def _check_distinct(root: Path, names: Sequence[str]) -> None:
             raise UserError(f"{root}: are {other!r} and {name!r} one class or two? merge or rename them")
 
 
-def _notes(tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: str) -> Iterator[str]:
+def _notes(
+    members: Members, tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: str
+) -> Iterator[str]:
     """What a user should know: counts, what lacks labels or classes, what is left out."""
     counts = {split: sum(map(len, by_class.values())) for split, (_, by_class) in splits.items()}
     yield ", ".join(f"{split} {count}" for split, count in counts.items()) + " images"
-    members = [m for _, by_class in splits.values() for each in by_class.values() for m in each]
+    used = np.zeros(len(members), bool)
+    for places in (each for _, by_class in splits.values() for each in by_class.values()):
+        used[places] = True
     for split, folder in folders.items():
         if split not in splits:
             yield f"{split} has no labels: {folder.count} images outside class folders in {folder.path}"
-            members += folder.images
+            used[folder.images] = True
             continue
-        if missing := [each for each, used in splits[split][1].items() if not used]:
+        if missing := [name for name, places in splits[split][1].items() if not len(places)]:
             yield f"{split} has no images of {listed(missing)}"
         if deeper := [inner for each in folder.filled() for inner in each.filled()]:
             yield f"{deeper[0].path} and other folders inside a class folder count to its class"
         if split == "train" and not folder.filled():
-            names = (PurePosixPath(member.name).name for member in folder.images)
+            names = (PurePosixPath(name).name for name in members.names(folder.images))
             name = max(names, key=lambda name: name.count("_"))
             yield f"loose files are of the class before their first _: {name} of {name.partition('_')[0]}"
-    places = [*tree.outside({member.name for member in members})]
-    left_out = [f"{listed(places)}, outside class folders"] if places else []
+    outside = [*tree.outside(used, members)]
+    left_out = [f"{listed(outside)}, outside class folders"] if outside else []
     if left_out := [*left_out, *([others] if others else [])]:
         yield f"left out: {', '.join(left_out)}"
     if empty := [folder.path for folder in tree.empty()]:

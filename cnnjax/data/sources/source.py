@@ -73,6 +73,7 @@ class Place(NamedTuple):
     channels: int | None = None  # that image files are decoded to; None is what they have
     class_names: tuple[str, ...] = ()  # those of a network, if they are known before; else those of `train`
     only: str | None = None  # the one split that is looked at then, if it is there
+    listed: dict[tuple[object, ...], object] | None = None  # folders listed before, which are used again
 
     def chosen(self, splits: Sequence[str]) -> list[str]:
         """The splits that are looked at, of those that are there."""
@@ -102,14 +103,14 @@ def data_folders(data_dir: DataDir) -> list[Path]:
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 in hex of strings and arrays, each with its length or shape and type."""
+    """SHA-256 in hex of strings, or their bytes, and arrays, each with its length or shape and type."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype.str}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).data)
         else:
-            data = str(part).encode(errors="surrogatepass")  # of names that are not UTF-8
+            data = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
             sha.update(f"str{len(data)}:".encode() + data)
     return sha.hexdigest()
 

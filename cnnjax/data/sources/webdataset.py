@@ -1,0 +1,204 @@
+"""WebDataset: tars of samples, each an image beside its label, read at random without unpacking.
+
+A sample is the files that follow each other and share their name up to its first dot: `000123.jpg` and
+`000123.cls`, the label as digits, or `000123.json` with a field "label" or "cls"; other files are left out.
+A tar belongs to the split whose word its name or a folder of it has (`imagenet-train-0000.tar`,
+`test/0000.tar`); if no name has any, all are train. `classnames.txt` beside them has a class a line. The
+headers of all tars are read once, by threads; then each image is one read.
+"""
+
+import functools
+import itertools
+import os
+import re
+import reprlib
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
+from cnnjax.data.files import open_file, parse_json, read_file
+from cnnjax.data.sources import sets, tars
+from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
+from cnnjax.data.sources.layout import split_of
+from cnnjax.data.sources.members import Member, Members
+from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
+from cnnjax.errors import BadImage, UserError
+
+MOST_LABEL_BYTES = 2**20  # of a .json
+THREADS = 16  # that wait for a disk
+FIELDS = ("label", "cls")  # of a .json
+
+
+class TarFolder:
+    """The images of each split with their tars, and the labels; no image is read."""
+
+    def __init__(self, place: Place):
+        self.root = root = place.path
+        files = [root] if root.is_file() else sorted(root.rglob("*.tar"))
+        if not (files := [file for file in files if not is_junk(file.name)]):
+            raise UserError(f"{root}: no *.tar; allowed: a folder of WebDataset tars, or one of them")
+        by_split: dict[str, list[Path]] = {}
+        for file in files:
+            parts = (file.name, *file.relative_to(root).parts[-2::-1])
+            by_split.setdefault(next(filter(None, map(_split, parts)), ""), []).append(file)
+        if without := by_split.pop("", []):
+            if by_split:
+                told = "its name tells no split, those of others do"
+                raise UserError(f"{without[0]}: {told}; allowed: names with train, validation or test")
+            by_split = {"train": without}
+        self.files = {split: by_split[split] for split in place.chosen([*by_split])}
+        self.members, labels = {}, {}
+        for split, paths in self.files.items():
+            with ThreadPoolExecutor(
+                min(32, 4 * sets.num_cores())
+            ) as pool:  # most of it is waiting for a disk
+                read = [*pool.map(_read_tar, paths)]
+            self.members[split] = [members for members, _ in read]
+            labels[split] = np.concatenate([each for _, each in read])
+            self._check_labels(split, labels[split])
+        names = root / "classnames.txt"
+        classes = read_file(names, MOST_LABEL_BYTES).decode(errors="replace") if names.is_file() else ""
+        self.known = sets.read_labels(labels, classes.split("\n")[: classes.strip().count("\n") + 1], root)
+        self.place = place
+
+    def _check_labels(self, split: str, labels: np.ndarray) -> None:
+        """Refuses images without a label, unless no image of the split has one."""
+        (without,) = np.nonzero(labels == sets.UNLABELLED)
+        if 0 < len(without) < len(labels):
+            first = _Reader(self.files[split], self.members[split], labels, decode_image).find(without[0])[1]
+            others = f"others of {split} have; allowed: a .cls or .json beside each image"
+            raise UserError(f"{first}: no label; {others}")
+
+    def source(self, split: str) -> FileSource:
+        """One split, read on access, RGB unless other channels are asked for."""
+        place, labels = self.place, self.known.labels[split]
+        channels = place.channels or 3
+        decode = functools.partial(decode_image, channels=channels, recipe=place.recipe)
+        reader = _Reader(self.files[split], self.members[split], labels, decode)
+        listings = [members.listing(np.arange(len(members)), "") for members in reader.members]
+        contents = digest([path.name for path in reader.files], *listings, labels, place.size)
+        total, shape = len(labels), place.shape(channels)
+        rest = contents, labels, self.known.class_names, place.name, split, shape, self.known.notes
+        return FileSource(reader, total, np.arange(total), *rest, header=reader.header)
+
+
+def open_tars(place: Place) -> Opened:
+    """See `TarFolder`."""
+    folder = TarFolder(place)
+    return Opened(folder.known.splits, folder.source, folder.known.notes)
+
+
+def _split(name: str) -> str | None:
+    words = split_of(name)
+    return words[0] if words else None
+
+
+class _Reader:
+    """Tars are opened when first read, in each process anew."""
+
+    def __init__(
+        self,
+        files: list[Path],
+        members: list[Members],
+        labels: np.ndarray,
+        decode: Callable[..., np.ndarray],
+    ):
+        self.files, self.members, self.labels, self.decode = files, members, labels, decode
+        self.ends = np.cumsum([*map(len, members)])
+        self._open: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": {}}
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)
+
+    def find(self, position: int) -> tuple[int, str, Member]:
+        """The number of an image's tar, its name for messages, and where it is."""
+        tar = int(np.searchsorted(self.ends, position, side="right"))
+        member = self.members[tar][position - int(self.ends[tar - 1] if tar else 0)]
+        return tar, f"{self.files[tar]}/{member.name}", member
+
+    def _encoded(self, position: int) -> tuple[bytes, str]:
+        tar, what, member = self.find(position)
+        if member.size > MOST_IMAGE_BYTES:
+            raise BadImage(f"{what}: {member.size} bytes; allowed: at most {MOST_IMAGE_BYTES}")
+        try:
+            if tar not in self._open:
+                opened = os.open(self.files[tar], os.O_RDONLY)
+                if self._open.setdefault(tar, opened) != opened:  # another thread was first
+                    os.close(opened)
+            data = os.pread(self._open[tar], member.size, member.offset)
+        except OSError as error:
+            raise BadImage(f"{what}: cannot be read ({error.strerror})") from None
+        if len(data) != member.size:
+            raise BadImage(f"{what}: cut short; copy or download the tar again")
+        return data, what
+
+    def header(self, position: int) -> Shape:
+        """[H, W, 3] of an image, from its header."""
+        return *read_header(*self._encoded(position))[:2], 3
+
+    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
+        data, what = self._encoded(position)
+        return self.decode(data, what), int(self.labels[position]), what
+
+
+def _read_tar(path: Path) -> tuple[Members, np.ndarray]:
+    """The images of a tar and their labels, int64 [N], in its order."""
+    labels: list[int] = []
+    try:
+        members = Members(_images(path, labels), distinct=True)
+    except tarfile.TarError as error:
+        allowed = "allowed: tars that are not compressed; unpack a .tar.gz with gzip -d"
+        raise UserError(f"{path}: cannot be read as tar ({error}); {allowed}") from None
+    return members, np.array(labels, np.int64)
+
+
+def _images(path: Path, labels: list[int]) -> Iterator[Member]:
+    """One image for each sample, whose label is added to the list."""
+    with open_file(path) as file:
+        for key, entries in itertools.groupby(tars.read_entries(path), _key):
+            found = {entry.name[len(key) :].lower(): entry for entry in entries}
+            images = [suffix for suffix in found if suffix in IMAGE_SUFFIXES]
+            marks = [suffix for suffix in (".cls", ".json") if suffix in found]
+            if is_junk(key.rpartition("/")[2]) or not (images or ".cls" in found):
+                continue
+            if len(images) != 1:
+                given = f"sample {key!r} has {len(images)} images"
+                raise UserError(f"{path}: {given}; allowed: one, beside its .cls or .json")
+            image = found[images[0]]
+            labels.append(_label(path, file.fileno(), found[marks[0]]) if marks else sets.UNLABELLED)
+            yield Member(image.name, image.size, image.offset)
+
+
+def _key(entry: tars.Entry) -> str:
+    """The name up to its first dot; folders above may have some."""
+    folder, slash, name = entry.name.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _label(path: Path, file: int, entry: tars.Entry) -> int:
+    """The label that a .cls or .json states; a UserError names one that is no whole number."""
+    what = f"{path}/{entry.name}"
+    if entry.size > MOST_LABEL_BYTES:
+        raise UserError(f"{what}: {entry.size} bytes; allowed: at most {MOST_LABEL_BYTES} for a label")
+    data = os.pread(file, entry.size, entry.offset)
+    if entry.name.lower().endswith(".cls"):
+        if not re.fullmatch(rb"-?\d{1,9}", text := data.strip()):
+            raise UserError(f"{what}: label {reprlib.repr(data)}; allowed: digits, counted from 0")
+        return int(text)
+    try:
+        fields = parse_json(data)
+    except ValueError as error:
+        raise UserError(f"{what} is damaged: {error}") from None
+    label = next((fields[name] for name in FIELDS if name in fields), None)
+    if type(label) is not int:
+        allowed = f"a whole number as {' or '.join(map(repr, FIELDS))}"
+        raise UserError(f"{what}: label {reprlib.repr(label)}; allowed: {allowed}")
+    return label
