@@ -162,7 +162,9 @@ def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -
 def load_official(name: str, data_dir: DataDir = None, **arguments: Any) -> dict[str, Source]:
     """The splits that a data set comes with, nothing held out; a folder is listed once for all of them."""
     listed: dict[tuple[object, ...], object] = {}
-    splits = _open(name, data_dir, None, True, listed=listed).splits
+    splits, _, notes = _open(name, data_dir, None, True, listed=listed)
+    if not splits:
+        raise UserError("; ".join([f"{name} has no split with labels", *notes]))
     return {split: load(name, split, data_dir=data_dir, listed=listed, **arguments) for split in splits}
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.archive import Files
-from cnnjax.data.sources.layout import find_images, other_files
+from cnnjax.data.sources.tree import find_images, other_files
 from cnnjax.errors import UserError
 
 DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training

@@ -6,7 +6,6 @@ import functools
 import gzip
 import itertools
 import os
-import stat
 import struct
 import zipfile
 import zlib
@@ -182,8 +181,8 @@ def _walk(root: Path) -> Iterator[Member]:
 def _size(path: str) -> int:
     """Bytes of a file; 0 for a link to nothing, which is told when it is read."""
     try:
-        found = os.stat(path)
-        return found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
+        mode, *_, size, _, _, _ = os.stat(path)
+        return size if mode & 0o170000 == 0o100000 else NO_FILE
     except OSError as error:
         return NO_FILE if error.errno == errno.ELOOP else 0
 

@@ -21,6 +21,7 @@ from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.classes import known_as, same, unknown_classes
 from cnnjax.data.sources.members import Members
 from cnnjax.data.sources.source import listed
+from cnnjax.data.sources.tree import NONE, Folder, find_images, other_files, read_tree
 from cnnjax.errors import UserError
 
 SPLIT_WORDS = {
@@ -33,105 +34,6 @@ AFFIXES = {"", "seg", "image", "images", "img", "imgs", "picture", "pictures", "
 AFFIXES |= {"split", "folder", "files", "unknown", "unlabeled", "unlabelled"}
 AS_TRAIN = "if they are classes put all of them into one folder train/, else move one away"
 SPLITS = ("train", "validation", "test")
-NONE = np.zeros(0, np.int64)  # no images
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is one by its name, and not drawn by an earlier `predict --explain`."""
-    stem, _, suffix = name.rpartition(".")
-    if f".{suffix.lower()}" not in IMAGE_SUFFIXES:
-        return False
-    return ".gradcam" not in stem or not re.search(r"\.gradcam(-\d+)?$", stem)
-
-
-def find_images(files: Files) -> np.ndarray:
-    """bool [N]: which files are images by their name."""
-    return np.fromiter(map(is_image, files.members.names()), bool, len(files.members))
-
-
-def other_files(files: Files, images: np.ndarray) -> str:
-    """'7 .heic, 2 without suffix': how many files are no images, by suffix; '' without any."""
-    others = sorted(files.members.names(np.flatnonzero(~images)))
-    suffixes = (PurePosixPath(name).suffix.lower() for name in others)
-    counts = Counter(suffix or "without suffix" for suffix in suffixes)
-    drawn = {"pictures of --explain": sum(counts.pop(suffix, 0) for suffix in IMAGE_SUFFIXES)}
-    special = {"pipes, devices or links that lead back": files.num_special}
-    return ", ".join(f"{count} {what}" for what, count in (counts | drawn | special).items() if count)
-
-
-@dataclasses.dataclass(eq=False)
-class Folder:
-    """The images of a folder by position, its folders, and how many images and others it holds with these."""
-
-    path: str  # below the root; "" is the root
-    images: np.ndarray = dataclasses.field(default_factory=lambda: NONE)
-    folders: list["Folder"] = dataclasses.field(default_factory=list)
-    count: int = 0
-    others: int = 0
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
-
-    def below(self) -> np.ndarray:
-        """All images in it and below it."""
-        return np.concatenate([self.images, *(folder.below() for folder in self.folders)])
-
-    def filled(self) -> list["Folder"]:
-        """Its folders with images, by name."""
-        return sorted((f for f in self.folders if f.count), key=lambda f: f.name)
-
-    def empty(self) -> Iterator["Folder"]:
-        """The folders without images below it, none of those in another one."""
-        for folder in self.folders:
-            yield from folder.empty() if folder.count else (folder,)
-
-    def outside(self, used: np.ndarray, members: Members) -> Iterator[str]:
-        """The images that are not used, bool [N], those of a whole folder as '7 images in FOLDER'."""
-        places = [(self.path, self.images[~used[self.images]])]
-        for folder in self.folders:
-            inside = folder.below()
-            if used[inside].any():
-                yield from folder.outside(used, members)
-            else:
-                places.append((folder.path, inside))
-        for path, rest in places:
-            if len(rest):
-                yield f"{len(rest)} images in {path or '.'}" if len(rest) > 1 else members[int(rest[0])].name
-
-    def only(self) -> "Folder | None":
-        """The one folder that may hold images; an empty one is a class that is not yet filled."""
-        folders = [f for f in self.folders if f.count or not f.others]
-        return folders[0] if len(folders) == 1 and folders[0].count > len(self.images) else None
-
-
-def read_tree(files: Files, images: np.ndarray) -> Folder:
-    """The folders below a root, from their files' names."""
-    by_path = {"": Folder("")}
-
-    def at(path: PurePosixPath) -> list[Folder]:
-        """The folder and those above it, created if missing."""
-        if not path.parts:
-            return [by_path[""]]
-        above = at(path.parent)
-        if str(path) not in by_path:
-            by_path[str(path)] = Folder(str(path))
-            above[0].folders.append(by_path[str(path)])
-        return [by_path[str(path)], *above]
-
-    numbers = {name: number for number, name in enumerate(files.folders)}
-    above_each = (name.rpartition("/")[0] for name in files.members.names())
-    number_of = np.fromiter((numbers.setdefault(name, len(numbers)) for name in above_each), np.int32)
-    order = np.argsort(number_of, kind="stable")
-    groups = np.split(order, np.searchsorted(number_of[order], range(1, len(numbers))))
-    for name, number in sorted(numbers.items()):
-        folder, *above = at(PurePosixPath(name))
-        inside = groups[number][images[groups[number]]]
-        folder.images = np.concatenate([folder.images, inside])
-        for each in (folder, *above):
-            each.count += len(inside)
-            each.others += len(groups[number]) - len(inside)
-    return by_path[""]
 
 
 def words_of(name: str) -> list[str]:

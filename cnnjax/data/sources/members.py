@@ -41,24 +41,28 @@ class Members:
             table.extend((size, offset, stored, method, UNCHECKED if crc is None else crc))
             if written and written != name:
                 own[number] = written
-        self._text, self._bounds, self._own = bytes(text), np.frombuffer(bounds, np.int64), own
+        self._text, self._bounds, self._own = text, np.frombuffer(bounds, np.int64), own
         self._table = np.frombuffer(table, np.int64).reshape(-1, COLUMNS)
         self.twins: list[Member] = []  # those that share their name
         if not ascending and not distinct:
             self._sort()
 
     def _sort(self) -> None:
-        names = np.empty(len(self), object)
-        names[:] = [*self.names()]
+        names = np.fromiter(self.names(), object, len(self))
         order = np.argsort(names, kind="stable")
-        last = np.append(names[order[1:]] != names[order[:-1]], True)
+        last = np.ones(len(self), bool)
+        last[:-1] = names[order[1:]] != names[order[:-1]]
         (first,) = np.nonzero(~last)
         self.twins = [self[i] for i in order[np.union1d(first, first + 1)].tolist()]
         order = order[last]
-        encoded = [names[i].encode(*AS_IT_IS) for i in order]
-        self._text, self._bounds = b"".join(encoded), np.cumsum([0, *map(len, encoded)])
-        self._table = self._table[order]
-        self._own = {new: self._own[old] for new, old in enumerate(order.tolist()) if old in self._own}
+        if self._own:
+            self._own = {new: self._own[old] for new, old in enumerate(order.tolist()) if old in self._own}
+        self._text, bounds = bytearray(), array.array("q", [0])  # here, as the old text is a third of all
+        for name in names[order]:
+            self._text += name.encode(*AS_IT_IS)
+            bounds.append(len(self._text))
+        del names
+        self._bounds, self._table = np.frombuffer(bounds, np.int64), self._table[order]
 
     def __len__(self) -> int:
         return len(self._table)
@@ -73,19 +77,29 @@ class Members:
         """Those of some files, or of all in order."""
         for start in range(0, len(self) if indices is None else len(indices), CHUNK):
             few = slice(start, start + CHUNK)
-            at = np.arange(len(self))[few] if indices is None else indices[few]
-            bounds = zip(self._bounds[at].tolist(), self._bounds[at + 1].tolist(), strict=True)
-            yield from (self._text[begin:end].decode(*AS_IT_IS) for begin, end in bounds)
+            at = np.arange(start, min(start + CHUNK, len(self))) if indices is None else indices[few]
+            begin, end = self._bounds[at], self._bounds[at + 1]
+            follow = (begin[1:] == end[:-1]).all()
+            if follow and (text := self._text[begin[0] : end[-1]]).isascii():  # a byte is a letter
+                starts, ends = (begin - begin[0]).tolist(), (end - begin[0]).tolist()
+                yield from map(text.decode().__getitem__, map(slice, starts, ends))
+            else:
+                bounds = zip(begin.tolist(), end.tolist(), strict=True)
+                yield from (self._text[a:b].decode(*AS_IT_IS) for a, b in bounds)
 
     def by_name(self, indices: np.ndarray) -> np.ndarray:
         """Some files, by position, in the order of their names."""
         names = [*self.names(indices)]
         return indices[sorted(range(len(names)), key=names.__getitem__)]
 
-    def listing(self, indices: np.ndarray, folder: str) -> bytes:
+    def listing(self, indices: np.ndarray, folder: str) -> bytearray:
         """The text of [(name, size, checksum), ...] of some files, without a folder before their names."""
-        few = (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
-        return b"[" + b", ".join(self._listing(each, folder) for each in few) + b"]"
+        text = bytearray()
+        for start in range(0, len(indices), CHUNK):
+            text += b", " if text else b"["
+            text += self._listing(indices[start : start + CHUNK], folder)
+        text += b"]" if text else b"[]"
+        return text
 
     def _listing(self, indices: np.ndarray, folder: str) -> bytes:
         numbers = self._table[indices][:, [0, -1]].tolist()

@@ -103,14 +103,14 @@ def data_folders(data_dir: DataDir) -> list[Path]:
 
 
 def digest(*parts: object) -> str:
-    """SHA-256 in hex of strings, or their bytes, and arrays, each with its length or shape and type."""
+    """SHA-256 in hex of strings (or their UTF-8) and arrays, each with its length or shape and type."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype.str}{part.shape}".encode())
             sha.update(np.ascontiguousarray(part).data)
         else:
-            data = part if isinstance(part, bytes) else str(part).encode(errors="surrogatepass")
+            data = part if isinstance(part, bytearray) else str(part).encode(errors="surrogatepass")
             sha.update(f"str{len(data)}:".encode() + data)
     return sha.hexdigest()
 

@@ -60,9 +60,9 @@ class TarFolder:
             self.members[split] = [members for members, _ in read]
             labels[split] = np.concatenate([each for _, each in read])
             self._check_labels(split, labels[split])
-        names = root / "classnames.txt"
-        classes = read_file(names, MOST_LABEL_BYTES).decode(errors="replace") if names.is_file() else ""
-        self.known = sets.read_labels(labels, classes.split("\n")[: classes.strip().count("\n") + 1], root)
+        names = (root.parent if root.is_file() else root) / "classnames.txt"
+        text = read_file(names, MOST_LABEL_BYTES).decode(errors="replace") if names.is_file() else ""
+        self.known = sets.read_labels(labels, text.strip().splitlines(), root)
         self.place = place
 
     def _check_labels(self, split: str, labels: np.ndarray) -> None:

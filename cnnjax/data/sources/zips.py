@@ -34,12 +34,12 @@ def read_directory(file: IO[bytes]) -> Iterator[Entry]:
         mark, _, _, flags, method, _, _, crc, stored, whole, *lengths, _, _, attributes, offset = fields
         if mark != b"PK\1\2":
             raise ValueError(f"no entry of its directory at byte {at}")
-        name, extra, _ = (file.read(length) for length in lengths)
-        start = at + ENTRY.size + sum(lengths)
+        rest, length = file.read(sum(lengths)), lengths[0]
+        name, start = rest[:length], at + ENTRY.size + sum(lengths)
         if LARGE in (whole, stored, offset):
-            whole, stored, offset = _large(extra, whole, stored, offset)
+            whole, stored, offset = _large(rest[length : length + lengths[1]], whole, stored, offset)
         text = name.decode("utf-8" if flags & UTF8 or name.isascii() else "cp437")
-        own = text.partition("\0")[0]
+        own = text.partition("\0")[0] if "\0" in text else text
         yield Entry(own, text, flags, method, crc, stored, whole, offset + shift, attributes)
 
 
