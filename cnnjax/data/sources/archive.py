@@ -6,6 +6,7 @@ import functools
 import gzip
 import itertools
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from isal import isal_zlib  # as zlib, with the processor's instructions for it
 
 from cnnjax.data.files import open_file, read_file
-from cnnjax.data.sources.members import Member, Members
+from cnnjax.data.sources.members import FOLDER, Member, Members, Row
 from cnnjax.data.sources.tars import read_entries
 from cnnjax.data.sources.zips import read_directory
 from cnnjax.errors import BadImage, UserError
@@ -59,7 +60,7 @@ class Files:
     def __init__(self, root: Path):
         self.root = root
         self._archive: int | None = None
-        members: Iterable[Member]
+        members: Iterable[Row]
         if root.is_dir():
             members = _walk(root)
         elif not root.is_file():
@@ -125,11 +126,11 @@ class Files:
             os.close(self._archive)
 
 
-def _kept(root: Path, members: Iterable[Member], folders: set[str], special: set[str]) -> Iterator[Member]:
+def _kept(root: Path, members: Iterable[Row], folders: set[str], special: set[str]) -> Iterator[Row]:
     """The files that are no junk; adds the folders, and pipes, devices and links that lead back."""
     looked: dict[str, tuple[str, bool]] = {}  # folder -> what of it is no junk, whether that is all
     for member in members:
-        folder, _, name = member.name.rpartition("/")
+        folder, _, name = member[0].rpartition("/")
         if folder not in looked:
             parts = PurePosixPath(folder).parts
             kept = "/".join(itertools.takewhile(lambda part: not is_junk(part), parts))
@@ -139,8 +140,8 @@ def _kept(root: Path, members: Iterable[Member], folders: set[str], special: set
         kept, whole = looked[folder]
         if not (whole and name) or is_junk(name):
             folders.add(kept)
-        elif member.size == NO_FILE:
-            special.add(member.name)
+        elif member[1] == NO_FILE:
+            special.add(member[0])
         else:
             yield member
 
@@ -155,7 +156,7 @@ def _in_junk(folder: str) -> bool:
     return any(map(is_junk, folder.split("/")))
 
 
-def _walk(root: Path) -> Iterator[Member]:
+def _walk(root: Path) -> Iterator[Row]:
     """Files and folders, those of a folder by name."""
 
     def refuse(error: OSError) -> None:
@@ -170,19 +171,20 @@ def _walk(root: Path) -> Iterator[Member]:
             real = os.path.realpath(path) if os.path.islink(path) else os.path.join(above[folder][-1], name)
             above[path] = [*above[folder], real]
             if leads_back := real in above[folder]:
-                yield Member(f"{start}{name}", NO_FILE)
+                yield f"{start}{name}", NO_FILE, *FOLDER[1:]
             if leads_back or is_junk(name):
                 folders.remove(name)
         folders.sort()
-        yield from (Member(f"{start}{name}/", 0) for name in folders)
-        yield from (Member(f"{start}{name}", _size(f"{folder}/{name}")) for name in sorted(files))
+        yield from ((f"{start}{name}/", *FOLDER) for name in folders)
+        for name in sorted(files):
+            yield f"{start}{name}", _size(f"{folder}/{name}"), 0, 0, zipfile.ZIP_STORED, None, ""
 
 
 def _size(path: str) -> int:
     """Bytes of a file; 0 for a link to nothing, which is told when it is read."""
     try:
-        mode, *_, size, _, _, _ = os.stat(path)
-        return size if mode & 0o170000 == 0o100000 else NO_FILE
+        found = os.stat(path)
+        return found.st_size if stat.S_ISREG(found.st_mode) else NO_FILE
     except OSError as error:
         return NO_FILE if error.errno == errno.ELOOP else 0
 
@@ -201,7 +203,7 @@ def _is_zip(root: Path) -> bool:
         return file.read(262)[257:] != b"ustar" and zipfile.is_zipfile(file)
 
 
-def _zip_members(root: Path) -> Iterator[Member]:
+def _zip_members(root: Path) -> Iterator[Row]:
     doubtful, whole = [], root.stat().st_size  # of what is left out
     try:
         with open_file(root) as file:
@@ -215,7 +217,7 @@ def _zip_members(root: Path) -> Iterator[Member]:
                 if not last or _in_junk(folder) or is_junk(last):
                     doubtful.append((info.filename, info.orig_filename, info.header_offset))
                 if not last:
-                    yield from (Member(each, 0) for each in [name] if each)
+                    yield from ((each, *FOLDER) for each in [name] if each)
                     continue
                 if (info.external_attr >> 16) & 0o170000 == 0o120000:
                     raise UserError(f"{root}: member {name!r} is a link; allowed: files and folders")
@@ -223,7 +225,7 @@ def _zip_members(root: Path) -> Iterator[Member]:
                     allowed = "allowed: stored or deflated, not encrypted"
                     raise UserError(f"{root}: member {name!r}; {allowed}")
                 sizes = min(info.file_size, 2**62), info.header_offset, info.compress_size
-                yield Member(name, *sizes, info.compress_type, info.CRC, info.orig_filename)
+                yield name, *sizes, info.compress_type, info.CRC, info.orig_filename
     except UserError:
         raise
     except (ValueError, struct.error) as error:
@@ -251,12 +253,13 @@ def _data_offset(archive: int, offset: int, name: str) -> int:
     return offset + LOCAL_HEADER + length + extra if known else 0
 
 
-def _tar_members(root: Path) -> Iterator[Member]:
+def _tar_members(root: Path) -> Iterator[Row]:
     try:
         for name, size, offset in read_entries(root):
             _check_name(root, name)
             clean = PurePosixPath(name).as_posix() if "./" in name or "//" in name else name
-            yield Member(f"{clean}/" if name[-1:] == "/" != clean[-1:] else clean, size, offset, size)
+            clean += "/" * (name[-1:] == "/" != clean[-1:])
+            yield clean, size, offset, size, zipfile.ZIP_STORED, None, ""
     except UserError:
         raise
     except Exception as error:  # tarfile raises many kinds for damaged headers

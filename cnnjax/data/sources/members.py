@@ -24,13 +24,17 @@ class Member(NamedTuple):
     own: str = ""  # the name in a zip, as it stands there
 
 
+Row = tuple[str, int, int, int, int, int | None, str]  # as a Member, which takes as long to make as to read
+FOLDER = 0, 0, 0, zipfile.ZIP_STORED, None, ""  # after the name of a folder
+
+
 class Members:
     """Files by name, each at most once: of two of one name the last one counts, as in unpacking.
 
     `distinct` are those of a folder, which come by name in each folder.
     """
 
-    def __init__(self, members: Iterable[Member], distinct: bool = False):
+    def __init__(self, members: Iterable[Row], distinct: bool = False):
         text, bounds, table, own = bytearray(), array.array("q", [0]), array.array("q"), {}
         ascending, last = True, ""
         for number, (name, size, offset, stored, method, crc, written) in enumerate(members):
@@ -44,6 +48,7 @@ class Members:
         self._text, self._bounds, self._own = text, np.frombuffer(bounds, np.int64), own
         self._table = np.frombuffer(table, np.int64).reshape(-1, COLUMNS)
         self.twins: list[Member] = []  # those that share their name
+        del text, bounds, table
         if not ascending and not distinct:
             self._sort()
 
