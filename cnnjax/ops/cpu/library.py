@@ -22,9 +22,10 @@ HANDLERS = (
     *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum"),
 )
 PROGRAM = "CnnjaxProgram"  # which kernels compiled from older source have not
-# OpenMP's threads wait for the next kernel this many rounds (some microseconds) before they sleep. They
-# share the cores with XLA's own threads, which by default they would keep waiting for milliseconds.
-SPIN = ("GOMP_SPINCOUNT", "2000")
+# OpenMP's threads spin this many rounds (some microseconds) for the next kernel before they sleep. They share the
+# cores with XLA's own threads, which by default they would keep waiting for milliseconds. Without "active" it is a
+# hundred rounds once several of XLA's threads have called kernels, and waking them takes as long as a small layer.
+SPIN = {"GOMP_SPINCOUNT": "2000", "OMP_WAIT_POLICY": "active"}
 LONGEST_UNROLLED = 36  # turns of a loop; the longest stage of ResNet-152 has 35 equal blocks
 
 _paused = contextvars.ContextVar("paused", default=False)
@@ -111,15 +112,16 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 def _open() -> ctypes.CDLL:
     if not (spec := importlib.util.find_spec("cnnjax.ops.cpu._kernels")) or not spec.origin:
         raise Missing("cnnjax was installed without its compiled kernels")
-    before = os.environ.get(SPIN[0])
-    if before is None and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ[SPIN[0]] = SPIN[1]  # OpenMP reads it while it is loaded, here or never
+    chosen_by_user = SPIN.keys() & os.environ.keys()
+    if not chosen_by_user:
+        os.environ.update(SPIN)  # OpenMP reads them while it is loaded, here or never
     try:
         ctypes.CDLL(str(_onednn()))  # the kernels find it by its name once it is in the process
         return ctypes.CDLL(spec.origin)
     finally:
-        if before is None:
-            os.environ.pop(SPIN[0], None)
+        if not chosen_by_user:
+            for name in SPIN:
+                del os.environ[name]
 
 
 def _interface() -> int:
