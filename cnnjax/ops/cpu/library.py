@@ -22,9 +22,10 @@ HANDLERS = (
     *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum"),
 )
 PROGRAM = "CnnjaxProgram"  # which kernels compiled from older source have not
-# OpenMP's threads spin this many rounds (some microseconds) for the next kernel before they sleep. They share the
-# cores with XLA's own threads, which by default they would keep waiting for milliseconds. Without "active" it is a
-# hundred rounds once several of XLA's threads have called kernels, and waking them takes as long as a small layer.
+# OpenMP's threads spin this many rounds (some microseconds) for the next kernel before they sleep. They share
+# the cores with XLA's threads, which by default they would keep waiting for milliseconds. Without "active" it
+# is a hundred rounds once several of XLA's threads have called kernels, and waking them takes as long as a
+# small layer.
 SPIN = {"GOMP_SPINCOUNT": "2000", "OMP_WAIT_POLICY": "active"}
 LONGEST_UNROLLED = 36  # turns of a loop; the longest stage of ResNet-152 has 35 equal blocks
 
