@@ -1,22 +1,27 @@
 """Builds the site, and the parts of the pages that are made from code.
 
 python docs/make.py site               # build/site: all pages and the API, from `pip install -e '.[docs]'`
+python docs/make.py notebooks          # build/notebooks: the course with its outputs, for the site
 python docs/make.py configs            # docs/configs.md, from the table of fields in cnnjax/config.py
 python docs/make.py picture RUN        # docs/picture.png, from the report of a run folder (needs Chromium)
 """
 
+import base64
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 DOCS = ROOT / "docs"
+RUN = ROOT / "build" / "notebooks"  # the notebooks as they have run here
 CONFIGS = DOCS / "configs.md"
 PAGES = ("*.md", "*.cff", "docs/*.md", "docs/*.png", "experiments/**/README.md", "experiments/**/*.svg")
 FILES = ("examples/**/*.*", "notebooks/*.ipynb")  # that pages link to
@@ -30,6 +35,8 @@ def gather(folder: Path) -> None:
             place = folder / file.relative_to(ROOT)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        chapter(notebook, RUN / notebook.name, folder / "notebooks")
     for name, text in api().items():
         place = folder / "docs" / "api" / f"{name}.md"
         place.parent.mkdir(exist_ok=True)
@@ -47,6 +54,54 @@ def api() -> dict[str, str]:
         room: "\n\n".join([f"# {room}", *(f"::: {name}" for name in names), ""])
         for room, names in rooms.items()
     }
+
+
+def notebooks(names: list[str]) -> None:
+    """Runs the notebooks of these names, or all, and keeps them with their outputs in `RUN`."""
+    import nbclient
+    import nbformat
+
+    RUN.mkdir(parents=True, exist_ok=True)
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        if names and file.stem not in names:
+            continue
+        print(f"running {file.name}", flush=True)
+        book = nbformat.read(file, 4)
+        with tempfile.TemporaryDirectory() as folder:
+            resources = {"metadata": {"path": folder}}
+            client = nbclient.NotebookClient(book, timeout=600, kernel_name="python3", resources=resources)
+            client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+        nbformat.write(book, RUN / file.name)
+
+
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    return json.loads(notebook.read_text())["cells"]
+
+
+def chapter(notebook: Path, run: Path, folder: Path) -> None:
+    """Writes a notebook as a page, with the outputs and pictures of `run` if that has the same cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    book = cells(notebook)
+    if run.is_file() and [cell["source"] for cell in cells(run)] == [cell["source"] for cell in book]:
+        book = cells(run)
+    parts = []
+    for number, cell in enumerate(book):
+        source, printed = "".join(cell["source"]), ""
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace("<details>", '<details markdown="1">'))
+        elif "%pip" not in source:
+            parts.append(f"```python\n{source}\n```")
+            for place, output in enumerate(cell["outputs"]):
+                data = output.get("data", {})
+                if png := data.get("image/png"):
+                    picture = f"{notebook.stem}_{number}_{place}.png"
+                    (folder / picture).write_bytes(base64.b64decode(png))
+                    parts.append(f"![output of the code above]({picture})")
+                else:
+                    printed += "".join(output.get("text", data.get("text/plain", "")))
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
+    (folder / f"{notebook.stem}.md").write_text("\n\n".join(parts) + "\n")
 
 
 def site(out: Path) -> None:
@@ -95,6 +150,8 @@ def main(words: list[str]) -> None:
     match words:
         case ["site", *out]:
             site(Path(out[0] if out else ROOT / "build" / "site"))
+        case ["notebooks", *names]:
+            notebooks(names)
         case ["configs"]:
             CONFIGS.write_text(configs())
         case ["picture", run]:

@@ -1,6 +1,8 @@
 """The pages: links and anchors lead somewhere, the site is built strictly, generated parts are current."""
 
+import base64
 import importlib.util
+import json
 import re
 import runpy
 import subprocess
@@ -17,6 +19,7 @@ PAGES = [
     *(ROOT / "docs").glob("*.md"),
     *(ROOT / "experiments").rglob("README.md"),
 ]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -41,6 +44,31 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert target.is_file(), f"{link}: no such file"
         assert target.is_relative_to(ROOT), link
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_chapter_becomes_a_page_whose_links_lead_to_files(notebook, tmp_path):
+    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    make["chapter"](notebook, tmp_path / "never_run.ipynb", tmp_path)
+    text = prose(tmp_path / f"{notebook.stem}.md")
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert all((notebook.parent / link).is_file() for link in links), links
+    assert '<details markdown="1">' in text
+
+
+def test_a_chapter_that_has_run_shows_its_outputs_until_it_is_changed(tmp_path):
+    make, notebook = runpy.run_path(str(ROOT / "docs" / "make.py")), NOTEBOOKS[0]
+    book = json.loads(notebook.read_text())
+    pixels = base64.b64encode(b"pixels").decode()
+    book["cells"][2]["outputs"] = [{"text": ["one\n", "two\n"]}, {"data": {"image/png": pixels}}]
+    run = tmp_path / "run.ipynb"
+    for code, shown in (("lessons.style()", True), ("changed()", False)):
+        book["cells"][2]["source"][-1] = code
+        run.write_text(json.dumps(book))
+        make["chapter"](notebook, run, tmp_path / "pages")
+        text = (tmp_path / "pages" / f"{notebook.stem}.md").read_text()
+        assert ("```text\none\ntwo\n```" in text) == shown
+    assert (tmp_path / "pages" / f"{notebook.stem}_2_1.png").read_bytes() == b"pixels"
 
 
 def test_every_page_is_in_the_navigation_and_every_picture_is_small():
