@@ -88,10 +88,11 @@ def cascade_maps(
     find: Method, variables: Variables, image: AnyArray, label: AnyArray, key: Array, modules: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray, float]]:
     """`cascade` step by step: (module, maps [B, h, w], correlation), of find(variables, image, label)."""
-    own, done = np.asarray(find(variables, image, label)), []
+    own, params = np.asarray(find(variables, image, label)), dict(variables["params"])
+    drawn = jax.jit(randomized)(variables, key)["params"]
     for name in modules:
-        done.append(name)
-        changed = np.asarray(find(randomized(variables, key, done), image, label))
+        params[name] = drawn[name]
+        changed = np.asarray(find({**variables, "params": params}, image, label))
         yield name, changed, float(np.mean(list(map(_rank_correlation, own, changed))))
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 import cnnjax
 from cnnjax.data import datasets
+from cnnjax.models import create_model, init_variables
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
@@ -507,6 +508,17 @@ def test_names_in_answers_are_visible(trained, one):
     told = shown.upload(one)["predictions"]
     assert all(row["class"].isprintable() and len(row["class"]) < 3000 for row in told)
     assert [shown.model()["classes"][row["label"]] for row in told] == [row["class"] for row in told]
+
+
+@pytest.mark.parametrize("name", ["nin_cifar", "lenet5", "resnet20_cifar"])
+def test_what_the_page_is_told_of_a_network_is_json(trained, name):
+    """Numbers of shapes and borders may be NumPy's; nothing is computed here."""
+    model = create_model(name, num_classes=3)
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (8, 8, 1)))
+    shown = views.Views(dataclasses.replace(trained, model=model, variables=variables, spec=name))
+    told = json.loads(json.dumps(shown.model(), allow_nan=False))
+    assert {"convolution", "dense layer"} & {row["kind"] for row in told["stages"]}
+    assert any(row["rule"] for row in told["stages"])
 
 
 def test_the_script_makes_no_html_of_text():

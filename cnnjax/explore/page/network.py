@@ -51,6 +51,7 @@ class Network:
         self.uploads: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self.last = ""  # the image that was looked at last
         self.lock, self.slow = threading.Lock(), threading.Lock()  # of a forward pass; of what takes seconds
+        self._searching = threading.Lock()
         self._seen: collections.OrderedDict[str, Seen] = collections.OrderedDict()
         self._forward = jax.jit(self._values)
 
@@ -131,10 +132,10 @@ class Network:
         find = jax.jit(jax.vmap(peaks, in_axes=(None, 0)))
         images = self.tests.images
         whole = max(len(images) // BATCH, 1) * BATCH
-        found = [
-            jax.device_get(find(self.trained.variables, images[i : i + BATCH]))
-            for i in range(0, min(whole, len(images)), BATCH)
-        ]
+        found = []
+        for i in range(0, min(whole, len(images)), BATCH):
+            with self.slow:  # between batches others have their turn
+                found.append(jax.device_get(find(self.trained.variables, images[i : i + BATCH])))
         rows = []
         for number, stage in enumerate(self.rows):
             value, place = (np.concatenate([batch[number][i] for batch in found]) for i in range(2))
@@ -145,7 +146,7 @@ class Network:
 
     def peaks(self, number: int) -> Peaks:
         """Where each unit of a stage is highest on each test image."""
-        with self.slow:
+        with self._searching:
             return self._peaks[number]
 
     def warm(self, then: Sequence[Callable[[], object]] = ()) -> threading.Thread:

@@ -53,9 +53,9 @@ class Views:
         known = field is not None and size is not None and all(np.isfinite(size))
         axes = [
             {
-                "low": span.low,
-                "size": span.high - span.low + 1,
-                "step": sum(s for a, s in span.steps if a in (1, 2)),
+                "low": int(span.low),
+                "size": int(span.high - span.low + 1),
+                "step": int(sum(s for a, s in span.steps if a in (1, 2))),
             }
             for span in (field if known and field else ())
         ]
@@ -97,11 +97,11 @@ class Views:
         """The prediction for an image."""
         seen = self.network.seen(token)
         self.network.last = token
-        sample = token not in self.network.uploads
+        labelled = token not in self.network.uploads and self.network.tests.own
         return {
             "id": token,
             "image": png(seen.picture),
-            "truth": visible(self.network.tests.truth(token)) if sample else "",
+            "truth": visible(self.network.tests.truth(token)) if labelled else "",
             "predictions": self.top(seen.probabilities),
         }
 
