@@ -4,6 +4,7 @@ python docs/make.py site               # build/site: all pages and the API, from
 python docs/make.py notebooks          # build/notebooks: the course with its outputs, for the site
 python docs/make.py configs            # docs/configs.md, from the table of fields in cnnjax/config.py
 python docs/make.py picture RUN        # docs/picture.png, from the report of a run folder (needs Chromium)
+python docs/make.py page RUN           # docs/page.png, from `cnnjax explore` on a run folder (needs Chromium)
 """
 
 import base64
@@ -127,8 +128,25 @@ def configs() -> str:
     return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
 
 
-def picture(run: Path, width: int = 1000, height: int = 760) -> None:
-    """The top of a run's report as a PNG of at most 100 KB."""
+def picture(run: Path) -> None:
+    """The top of a run's report."""
+    photograph((run / "report.html").resolve().as_uri(), DOCS / "picture.png", 1000, 760)
+
+
+def page(run: Path) -> None:
+    """The page of `cnnjax explore` on a run, its first stages."""
+    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={run}", "--port=0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = next(line for line in process.stderr or () if line.startswith("open ")).split()[1]
+            ready = "document.body.dataset.ready === 'yes' && !document.querySelector('[aria-busy=true]')"
+            photograph(address, DOCS / "page.png", 1280, 960, ready)
+        finally:
+            process.terminate()
+
+
+def photograph(address: str, file: Path, width: int, height: int, ready: str = "true") -> None:
+    """The top of a page, once an expression is true, as a PNG of at most 100 KB."""
     from PIL import Image
 
     from tests.browser import Browser
@@ -136,14 +154,15 @@ def picture(run: Path, width: int = 1000, height: int = 760) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Browser(Path(folder), width, height)
         try:
-            page.open((run / "report.html").resolve().as_uri())
             page.show_as(width, dark=False)
+            page.open(address)
+            page.until(ready)
             page.screenshot(Path(folder) / "page.png")
         finally:
             page.close()
         data = io.BytesIO((Path(folder) / "page.png").read_bytes())
     top = Image.open(data).convert("RGB").crop((0, 0, width, height))
-    top.quantize(64).save(DOCS / "picture.png", optimize=True)
+    top.quantize(128).save(file, optimize=True)
 
 
 def main(words: list[str]) -> None:
@@ -156,6 +175,8 @@ def main(words: list[str]) -> None:
             CONFIGS.write_text(configs())
         case ["picture", run]:
             picture(Path(run))
+        case ["page", run]:
+            page(Path(run))
         case _:
             sys.exit(f"usage:\n{__doc__.partition(chr(10) * 2)[2]}")
 

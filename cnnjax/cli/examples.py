@@ -24,7 +24,7 @@ EXAMPLES = {
         "cnnjax checkpoint prune --workdir=runs/fm --keep=1",
     ),
     "predict": (
-        "cnnjax predict --workdir=runs/fm shoe.png --explain",
+        "cnnjax predict --workdir=runs/fm shoe.png --explain=layer_cam",
         "cnnjax predict --model=resnet50 --weights=torchvision photos/",
     ),
     "explore": (

@@ -29,8 +29,8 @@ USAGE = """usage: cnnjax COMMAND [--flag=value ...]
   study      one of the project's studies, here          NAME --size=hour | minute | paper
   launch     one training run in several processes       --processes=N --max_restarts=M -- train --workdir=DIR
   evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
-  predict    the classes of images                       --workdir=DIR IMAGE... --json --explain
-  explore    a local page of a trained network           --workdir=DIR
+  predict    the classes of images                       --workdir=DIR IMAGE... --json --explain=METHOD
+  explore    a local page that walks through a network   --workdir=DIR | --model=NAME
   report     the page of a run, a sweep or a comparison  DIR...
   probe      what its features tell of other classes     --model=NAME --weights=SOURCE --data=NAME
   export     a network for other programs                --workdir=DIR --format=onnx --out=FILE

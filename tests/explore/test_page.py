@@ -25,6 +25,7 @@ from tests import browser
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
 import uvicorn
 
+from cnnjax.cli import explore
 from cnnjax.explore.page import network, operations, server, views
 
 SCRIPT = "\n".join(path.read_text() for path in sorted(Path(server.__file__).parent.glob("*.js")))
@@ -508,6 +509,19 @@ def test_names_in_answers_are_visible(trained, one):
     told = shown.upload(one)["predictions"]
     assert all(row["class"].isprintable() and len(row["class"]) < 3000 for row in told)
     assert [shown.model()["classes"][row["label"]] for row in told] == [row["class"] for row in told]
+
+
+def test_a_model_alone_is_shown_with_random_weights_and_borrowed_images(capsys):
+    given = {"workdir": None, "weights": "raw"}
+    shown = views.Views(explore._untrained(model="lenet5", **given))
+    assert "random weights" in capsys.readouterr().err
+    assert explore._untrained(model="", **given) is None
+    assert not shown.model()["learned"]
+    samples = shown.samples()
+    assert (samples["own"], len(samples["images"])) == (False, 24)
+    seen = shown.look("s0")
+    assert seen["truth"] == ""
+    assert sum(row["probability"] for row in seen["predictions"]) == pytest.approx(0.5, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["nin_cifar", "lenet5", "resnet20_cifar"])
