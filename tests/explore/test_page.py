@@ -232,7 +232,7 @@ def served(trained, tmp_path):
     before = sorted(Path(trained.name).rglob("*"))
     command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.name}", "--port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    killer = threading.Timer(120, process.kill)
+    killer = threading.Timer(300, process.kill)
     killer.start()
     page = None
     try:

@@ -82,7 +82,7 @@ export function start() {
   const { stages, params, macs } = state.model;
   outline(stages);
   rail(stages);
-  $("totals").textContent = `${stages.length} stages, ${compact(params)} parameters, ${compact(macs)} MACs an image`;
+  $("totals").textContent = `${stages.length} stages, ${compact(params)} parameters, ${compact(macs)} MACs per image`;
   choose(0);
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, textarea, [data-keys]");

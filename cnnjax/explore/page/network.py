@@ -26,7 +26,7 @@ from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
 
 MAX_PIXELS = 40_000_000  # of an uploaded image
-KEPT_IMAGES, KEPT_VALUES = 16, 4  # uploads, and images of which all values are kept
+KEPT_IMAGES, KEPT_VALUES = 16, 3  # uploads, and images of which all values are kept
 SAMPLES, BATCH = 24, 32  # test images to click; images in a batch of `peaks`
 PEAK_IMAGES, PEAK_MACS = 512, 2e11  # test images among which a unit's best are searched, fewer of large nets
 STAND_IN = "fashion_mnist_mini"  # whose images are shown if the network names no data set
