@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from cnnjax.data.augment.register import Batch
 from cnnjax.data.sources.sets import num_cores
-from cnnjax.data.sources.source import ArraySource, Source, check_skipped
+from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped
 from cnnjax.errors import BadImage, UserError
 
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
@@ -189,14 +189,21 @@ class BatchReader:
         failed = []
         for row in rows:
             try:
-                example = self.source[int(index[row])]
+                label[row] = _read_into(self.source, int(index[row]), image[row])
             except BadImage as error:
                 if not self.skip:
                     raise
                 failed.append((row, str(error)))
-            else:
-                image[row], label[row] = example["image"], example["label"]
         return failed
+
+
+def _read_into(source: Source, index: int, out: np.ndarray) -> int:
+    """Fills an image, and returns its label."""
+    example = source.example(index, out) if isinstance(source, FileSource) else source[index]
+    image = example["image"]
+    if image.strides != out.strides or not np.may_share_memory(image, out):  # not decoded to it, or turned
+        out[...] = image
+    return example["label"]
 
 
 def _empty(shape: tuple[int, ...]) -> np.ndarray:

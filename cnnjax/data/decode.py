@@ -41,11 +41,14 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def decode_image(data: bytes, what: object, channels: int, recipe: Recipe | None = None) -> np.ndarray:
+def decode_image(
+    data: bytes, what: object, channels: int, recipe: Recipe | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
     """Decodes an encoded image to uint8 [H, W, channels], 1 (grey) or 3 (RGB), brought to size by a recipe.
 
     The pixels are Pillow's, turned as EXIF or XMP says: palettes become colours, 16 bits of colour their
     upper 8, and transparent pixels are laid over black. JPEG goes through simplejpeg, which decodes the same.
+    `out`, contiguous uint8, may hold what is returned, if that is of its shape.
     For a "square" it is decoded at 1/2, 1/4 or 1/8 as long as it stays twice that large: then the square is
     up to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty,
     broken, of several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
@@ -53,7 +56,7 @@ def decode_image(data: bytes, what: object, channels: int, recipe: Recipe | None
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")
     size = recipe.crop[0] if recipe and recipe.mode == "square" else None
-    image = _plain_jpeg(data, what, channels, size) if data.startswith(JPEG) else None
+    image = _plain_jpeg(data, what, channels, size, out) if data.startswith(JPEG) else None
     if image is None:
         image = _by_pillow(data, what, channels)
     if size is not None:
@@ -82,7 +85,9 @@ def read_header(data: bytes, what: object) -> tuple[int, int, int]:
     return height, width, 1 if grey else 3
 
 
-def _plain_jpeg(data: bytes, what: object, channels: int, size: int | None) -> np.ndarray | None:
+def _plain_jpeg(
+    data: bytes, what: object, channels: int, size: int | None, out: np.ndarray | None
+) -> np.ndarray | None:
     """A JPEG that simplejpeg reads without a warning; None if it does not, or has four colours."""
     start, only = _first_scan(data)
     # Each may take as long as the whole image. To count them takes a tenth of the time to decode one.
@@ -98,7 +103,8 @@ def _plain_jpeg(data: bytes, what: object, channels: int, size: int | None) -> n
     if space in ("CMYK", "YCCK"):
         return None
     colors = "gray" if channels == 1 and space == "Gray" else "rgb"
-    side, factor, buffer = min(height, width), 1, None
+    side, factor = min(height, width), 1
+    buffer = out if out is not None and out.size == height * width * (1 if colors == "gray" else 3) else None
     if size:
         least = max(2 * size, 32)  # twice, as for Pillow's thumbnail
         factor = next((f for f in (8, 4, 2) if side // f >= least), 1)

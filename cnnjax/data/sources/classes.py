@@ -87,6 +87,6 @@ def unknown_classes(problem: str, theirs: Sequence[str], class_names: Sequence[s
     return UserError(f"{problem}; allowed: {listed(class_names)}; here: {listed(theirs)}{hint}")
 
 
-def _relabel(read: Reader, table: np.ndarray, position: int) -> tuple[np.ndarray, int, str]:
-    image, label, what = read(position)
+def _relabel(read: Reader, table: np.ndarray, *position: object) -> tuple[np.ndarray, int, str]:
+    image, label, what = read(*position)
     return image, int(table[label]), what

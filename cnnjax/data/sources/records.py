@@ -80,8 +80,8 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
     shape = height, width, channels
     reader = _Reader(folder, shards, shape, facts["encoding"], labels)
     contents = digest([(s["file"], s["bytes"], s["sha256"]) for s in shards], facts["encoding"], labels)
-    everything = np.arange(len(labels))
-    return FileSource(reader, len(labels), everything, contents, labels, classes, name, split, shape)
+    rest = np.arange(len(labels)), contents, labels, classes, name, split, shape
+    return FileSource(reader, len(labels), *rest, into=True)
 
 
 def open_records(place: Place) -> Opened:
@@ -118,7 +118,7 @@ class _Reader:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 
-    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
+    def __call__(self, position: int, out: np.ndarray | None = None) -> tuple[np.ndarray, int, str]:
         shard = bisect.bisect_right(self.ends, position)
         before = self.ends[shard - 1] if shard else 0
         index = position - before
@@ -138,7 +138,7 @@ class _Reader:
         if label != (noted := self.labels[position]):
             raise BadImage(f"{what}: label {label}; allowed: {noted}, as in {FACTS}; prepare it again")
         if self.encoding == "jpeg":
-            return decode_image(record[4:], what, self.shape[2]), label, what
+            return decode_image(record[4:], what, self.shape[2], out=out), label, what
         if len(record) != 4 + int(np.prod(self.shape)):
             raise BadImage(f"{what}: {len(record)} bytes; allowed: 4 and an image of {self.shape}")
         return np.frombuffer(record, np.uint8, offset=4).reshape(self.shape), label, what

@@ -166,7 +166,7 @@ class ArraySource:
         return dataclasses.replace(self, images=images, labels=labels, split=split or self.split)
 
 
-Reader = Callable[[int], tuple[np.ndarray, int, str]]  # position -> image uint8 [H, W, C], label, its name
+Reader = Callable[..., tuple[np.ndarray, int, str]]  # position -> image uint8 [H, W, C], label, its name
 Header = Callable[[int], Shape]  # position -> what its image has, without reading the pixels
 
 
@@ -186,6 +186,7 @@ class FileSource:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     header: Header | None = None  # given if `shape` is not
+    into: bool = False  # whether `read` also takes an image's memory, to decode to if it can
 
     @property
     def num_classes(self) -> int:
@@ -207,7 +208,12 @@ class FileSource:
         return len(self.positions)
 
     def __getitem__(self, index: int) -> Example:
-        image, label, what = self.read(int(self.positions[index]))
+        return self.example(index)
+
+    def example(self, index: int, out: np.ndarray | None = None) -> Example:
+        """The image and its class; the image may be decoded to `out`, uint8 [H, W, C] and contiguous."""
+        position = int(self.positions[index])
+        image, label, what = self.read(position, out) if self.into else self.read(position)
         if image.shape != self.image_shape:
             here, others = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
             raise BadImage(f"{what}: {here} pixels, other images have {others}; give one size= for all")
