@@ -45,7 +45,10 @@ def pillows(data: bytes, channels: int) -> np.ndarray:
 
 def assert_is_pillows(data: bytes, name: str) -> None:
     for channels in (3, 1):
-        np.testing.assert_array_equal(decode_image(data, name, channels), pillows(data, channels), name)
+        expected = pillows(data, channels)
+        np.testing.assert_array_equal(decode_image(data, name, channels), expected, name)
+        out = np.empty(expected.shape, np.uint8)
+        np.testing.assert_array_equal(decode_image(data, name, channels, out=out), expected, name)
 
 
 PHOTO = photo(24, 37)
@@ -274,6 +277,12 @@ def test_a_jpeg_of_12_bits_is_refused_in_words():
     data[FRAME + 4] = 12
     with pytest.raises(BadImage, match=r"^x: JPEG that cannot be decoded \(.*of 8 bits a channel\)$"):
         decode_image(bytes(data), "x", 3)
+
+
+def test_scans_after_one_of_all_colours_are_refused():
+    scan = PLAIN[SCAN:-2]
+    with pytest.raises(BadImage, match="x: JPEG that cannot be decoded"):
+        decode_image(PLAIN[:-2] + scan * 20_000 + PLAIN[-2:], "x", 3)
 
 
 def test_a_jpeg_of_endless_scans_is_refused_at_once():
