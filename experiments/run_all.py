@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--estimate", action="store_true", help="print speeds and hours")
     parser.add_argument("--list", action="store_true", help="print what is still to run")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the run goes on alone
     os.chdir(HERE.parent)
     compile_cache.enable()
     if given.estimate:
