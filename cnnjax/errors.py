@@ -94,7 +94,8 @@ def listed(names: Iterable[str], near: object = "", separator: str = ", ") -> st
 
 def counted(count: float, noun: str) -> str:
     """'1 epoch', '0.5 epochs', '10,000 images'."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}{'s' * (count != 1)}"
 
 
 def scheme_of(text: object) -> str:

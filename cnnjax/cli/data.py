@@ -14,6 +14,7 @@ from cnnjax.cli.tables import Console, print_tables, say
 from cnnjax.data import datasets, prepare, statistics
 from cnnjax.data.files import replacing
 from cnnjax.data.sources import tfds
+from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Source, describe, listed
 from cnnjax.errors import UserError
 
@@ -27,7 +28,7 @@ def data(
     *,
     dir: Flag[str | None, "folder to search first"] = None,
     out: Flag[str | None, "prepare: folder to write; inspect: .png to draw"] = None,
-    short_side: Flag[int | None, "pixels of the square (default: prepare 256, inspect as it is)", 1] = None,
+    short_side: Flag[int | None, "pixels of the square (default: as it is, prepare at most 256)", 1] = None,
     augment: Flag[str, "inspect: augmentation to draw, or 'each'"] = "mirror|normalize",
     format: Flag[str, "prepare: raw or jpeg"] = "raw",
     on_bad_image: Flag[str, "prepare: error or skip"] = "error",
@@ -40,14 +41,14 @@ def data(
             prepare.prepare_tfds(name.removeprefix("tfds:"), tfds.tfds_folders(dir)[0])
         case ["prepare", name]:
             out = given("out", out, "name the folder that `cnnjax data prepare` writes")
-            prepare_dataset(_sources(name, dir, short_side or SHORT_SIDE), out, format, on_bad_image)
+            prepare_dataset(_sources(name, dir, short_side or _side(name, dir)), out, format, on_bad_image)
         case ["inspect", _] if out and not out.endswith(".png"):
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
             sources = _sources(name, dir, short_side)
             contents = inspect_dataset(sources)
             if out:
-                draw_dataset(_sources(name, dir, short_side or SHORT_SIDE), contents, out, augment)
+                draw_dataset(_sources(name, dir, short_side or _side(name, dir)), contents, out, augment)
         case _:
             writing = "cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
             raise UserError(f"usage: cnnjax data, or {writing}, or cnnjax data inspect NAME --out=FILE.png")
@@ -66,7 +67,9 @@ def list_datasets(folder: str | None) -> None:
 
 def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_image: str) -> None:
     """Says what a data set was understood as, and writes its splits as records of one size."""
-    say(describe(next(iter(sources.values()))))
+    source = next(iter(sources.values()))
+    say(describe(source))
+    say(f"stored as {source.image_shape[0]}x{source.image_shape[1]}; --short_side=N resizes to NxN")
     with _bar("preparing") as bar:
         facts = prepare.prepare(sources, Path(out), encoding=form, on_bad_image=on_bad_image, progress=bar)
     for split, shards in facts["splits"].items():
@@ -129,6 +132,17 @@ def draw_dataset(
 
 def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
     return datasets.load_official(name, folder, size=short_side, any_size=True)
+
+
+def _side(name: str, folder: str | None) -> int | None:
+    """SHORT_SIDE; of smaller images None, which keeps them, or if their sizes differ that of most."""
+    load = functools.partial(datasets.load, name, datasets.official_splits(name, folder)[0], data_dir=folder)
+    try:
+        shape, several = load().image_shape, False
+    except SeveralSizes:
+        shape, several = load(any_size=True).image_shape, True
+    side = min(shape[:2])
+    return SHORT_SIDE if side > SHORT_SIDE else side if several else None
 
 
 @contextlib.contextmanager

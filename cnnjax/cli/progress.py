@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.status import Status
 
 from cnnjax.cli.tables import Console
 from cnnjax.runs import log
@@ -23,15 +32,27 @@ class Lines(log.Progress):
 
 
 class Bar(Lines):
-    """A progress bar with the latest training loss beside it, and a line for each evaluation."""
+    """A word on what happens before the first step; then a bar, beside it the latest training loss."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, status: Status):
         super().__init__(console)
-        columns = TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._status = status
+        columns = (
+            SpinnerColumn(),
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, TextColumn("{task.description}"), console=console)
         self._task = TaskID(0)
 
+    def stage(self, text: str) -> None:
+        self._status.update(text)
+        self._status.start()
+
     def start(self, step: int, total_steps: int) -> None:
+        self._status.stop()
         self._bar.start()
         self._task = self._bar.add_task("compiling ...", completed=step, total=total_steps)
 
@@ -45,13 +66,8 @@ class Bar(Lines):
         self._bar.update(self._task, description=words)
 
     def stop(self) -> None:
+        self._status.stop()
         self._bar.stop()
-
-
-def terminal() -> Lines:
-    """A bar if the standard output is a terminal, else lines."""
-    console = Console()
-    return Bar(console) if console.is_terminal else Lines(console)
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from typing import Annotated as Flag
 
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import ANY_NUMBER, StopSeconds, command, given
-from cnnjax.cli.tables import metrics_tables, print_tables, say
+from cnnjax.cli.tables import Console, metrics_tables, print_tables, say
 from cnnjax.errors import UserError
 from cnnjax.runs import signals
+
+if TYPE_CHECKING:
+    from cnnjax.cli.progress import Lines
+    from cnnjax.runs.train import Result
 
 SHARED_FOLDER = "the processes of a run share one folder"
 # A restart would not help: a usage error, a non-finite loss, a signal.
@@ -47,37 +52,53 @@ def train(
     """Trains to the end, writes the report and prints the metrics of the test split."""
     if weights and not data:
         raise UserError("--weights belongs to --data; without it --config.init_from names them")
-    if data:
-        from cnnjax.runs.own_images import suited
+    console = Console()
+    status = console.status("importing JAX")
+    if console.is_terminal and not (print_config or distributed):
+        status.start()  # before what takes seconds
+    try:
+        if data:
+            from cnnjax.runs.own_images import suited
 
-        config, line = suited(config, data, weights or "")
-        say(line)
-    if print_config:
-        config_lib.validate(config)
-        print(config_lib.describe(config))
-        return
-    from cnnjax.cli.progress import terminal
+            config, line = suited(config, data, weights or "")
+            say(line)
+        if print_config:
+            config_lib.validate(config)
+            print(config_lib.describe(config))
+            return
+        from cnnjax.cli.progress import Bar, Lines
+        from cnnjax.runs import compile_cache, processes
+        from cnnjax.runs import train as loop
+        from cnnjax.runs.log import Progress
+
+        if distributed:
+            given("workdir", workdir, SHARED_FOLDER)
+            processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
+        compile_cache.enable()
+        workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
+        board = Bar(console, status) if console.is_terminal else Lines(console)
+        hang = hang_seconds if distributed else None
+        times = {"stop_seconds": stop_seconds, "hang_seconds": hang}
+        shown = board if processes.is_first() else Progress()
+        result = loop.train(config, workdir, shown, **times, profile_steps=profile_steps)
+        if processes.is_first():
+            _print_result(result, board)
+    finally:
+        status.stop()
+
+
+def _print_result(result: "Result", board: "Lines") -> None:
+    """The metrics of the test split, and where the report is."""
     from cnnjax.explore import report
-    from cnnjax.runs import compile_cache, processes
-    from cnnjax.runs import train as loop
-    from cnnjax.runs.log import Progress
 
-    if distributed:
-        given("workdir", workdir, SHARED_FOLDER)
-        processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
-    compile_cache.enable()
-    workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
-    board = terminal() if processes.is_first() else Progress()
-    hang = hang_seconds if distributed else None
-    times = {"stop_seconds": stop_seconds, "hang_seconds": hang}
-    result = loop.train(config, workdir, board, **times, profile_steps=profile_steps)
-    if processes.is_first():
-        page = report.write(result.path)
-        if result.test:
-            print_tables(*metrics_tables(result.test, result.class_names))
-        else:
-            say("no test score, as the data set has no labelled test split")
-        say(f"run folder {result.path}, report {page}")
+    board.stage("drawing the report")
+    page = report.write(result.path)
+    board.stop()
+    if result.test:
+        print_tables(*metrics_tables(result.test, result.class_names))
+    else:
+        say("no test score, as the data set has no labelled test split")
+    say(f"run folder {result.path}, report {page}")
 
 
 @command("launch", words=ANY_NUMBER)

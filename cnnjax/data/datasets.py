@@ -124,15 +124,16 @@ def _hold_out(
 ) -> ArraySource | FileSource:
     """What is left of train, or held out; UserError unless that is some, and not all of any class."""
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
-    given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
+    fraction = f"validation_fraction={validation_fraction}"
+    given = f"num_validation={num_validation}" if num_validation else fraction
     if num_validation and validation_fraction:
-        raise UserError(f"{given}; allowed: one of them, the other 0")
+        raise UserError(f"{given}, {fraction}; allowed: one of them, the other 0")
     if not 0 <= validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
     size, most = len(labels), len(labels) - len(np.unique(labels))
     if not 0 < (count := num_validation or round(validation_fraction * size)) <= most:
-        allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
-        raise UserError(f"{given}: {count} of {size} held out; allowed: {allowed}")
+        allowed = f"0 to {most}, so that each class keeps one" if most else "0, as each class has one image"
+        raise UserError(f"{given}: {count} of {size} training images cannot be held out; allowed: {allowed}")
     rest, drawn = sources.hold_out(labels, count, seed)
     notes = (*train.notes, f"{count} of train are held out as validation")
     if missing := np.setdiff1d(labels, labels[drawn]).tolist():

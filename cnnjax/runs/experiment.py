@@ -20,7 +20,7 @@ from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources.source import describe, sample_images
-from cnnjax.errors import UserError, one_line, parse_call
+from cnnjax.errors import UserError, counted, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.macs import count_macs
 from cnnjax.models.pyramid import module_layers
@@ -158,13 +158,16 @@ class Experiment(Network):
             f" (a tenth of the run, not {fields.warmup_epochs:g})" if warmup < fields.warmup_epochs else ""
         )
         kinds = Counter(device.device_kind for device in self.mesh.devices.flat)
-        devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+        names = {kind: "CPU" if kind == "cpu" else kind for kind in kinds}
+        devices = ", ".join(f"{f'{kinds[kind]} x ' * (kinds[kind] > 1)}{names[kind]}" for kind in kinds)
         kernels = f", kernels: {cpu.status()}" if "cpu" in kinds else ""
         return [
             f"{describe(source)}; images {'x'.join(map(str, source.image_shape))}",
             f"{config.model}: {count_params(self.abstract_state.params):,} parameters, {config.dtype}; "
-            f"{fields.name}, learning rate {fields.learning_rate:g}, warm-up {warmup:g} epochs{short}",
-            f"{self.total_steps:,} steps of {config.batch_size} images, {config.total_epochs:g} epochs, on "
+            f"{fields.name}, learning rate {fields.learning_rate:g}, "
+            f"warm-up {counted(warmup, 'epoch')}{short}",
+            f"{counted(self.total_steps, 'step')} of {counted(config.batch_size, 'image')}, "
+            f"{counted(config.total_epochs, 'epoch')}, on "
             f"{devices}{kernels}",
         ]
 

@@ -28,6 +28,9 @@ EVALUATED = ("loss", "accuracy", "top5_accuracy")  # what an evaluation adds to 
 class Progress:
     """What a run reports while it trains, here nothing: each method may be overridden."""
 
+    def stage(self, text: str) -> None:
+        """What a run does before its first step, "loading data"."""
+
     def start(self, step: int, total_steps: int) -> None:
         """A run begins, or resumes after `step` of `total_steps`."""
 

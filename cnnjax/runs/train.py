@@ -75,6 +75,7 @@ def train(
       Interrupted: SIGINT or SIGTERM came; the state was saved. A second signal ends the process at once.
     """
     progress, memory = progress or Progress(), 0
+    progress.stage("loading data and network")
     with (
         cpu.chosen(config.cpu_kernels),
         caught_signals() as caught,
@@ -186,6 +187,7 @@ def opened(
     source = experiment.train_source
     for line in (*experiment.header(), f"run folder {workdir}"):
         progress.note(line)
+    progress.stage("initializing")
     run = processes.first_then_others(
         lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
     )

@@ -1,8 +1,11 @@
 """The command line: what works, and what each mistake is told."""
 
+import contextlib
 import importlib.metadata
+import io
 import json
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -13,6 +16,8 @@ import pytest
 
 from cnnjax.cli import completion, main
 from cnnjax.cli.examples import EXAMPLES
+from cnnjax.cli.progress import Bar
+from cnnjax.cli.tables import Console
 from cnnjax.errors import unknown
 from cnnjax.models import list_models
 from cnnjax.runs.checkpoints import Checkpoints
@@ -109,7 +114,9 @@ MISTAKES = {
     "train --config.model=simple_cnn(pooling='mx')": "unknown pooling 'mx' (did you mean 'max'?)",
     "train --config.model=simple_cnn(widths=3)": "config.model='simple_cnn(widths=3)' cannot be built",
     "train --config.data.name=fashion_mnst": "(did you mean 'fashion_mnist'?)",
-    "train --config.data.num_validation=6000": "num_validation=6000",
+    "train --config.data.num_validation=6000": "config.data.num_validation=6000: 6000 of 6000 training "
+    "images cannot be held out; allowed: 0 to 5990",
+    "predict . --model=resnet5 --weights=torchvision": "(did you mean resnet50 or resnet152?); networks",
     "train --config.augment.train=miror|normalize": "unknown augmentation 'miror'",
     "train --config.augment.train=random_crop(40)|normalize": "larger than the image of 28x28",
     "train --config.augment.eval=mirror": "config.augment.eval: augmentation 'mirror' leaves uint8",
@@ -371,5 +378,45 @@ def test_a_run_shorter_than_its_warm_up_warms_up_for_a_tenth(tiny_data, tmp_path
     assert main.run(["train", *flags, "--config.total_epochs=1", "--config.optimizer.warmup_epochs=1"]) == 0
     printed = capsys.readouterr().out
     assert "warm-up 0.1 epochs (a tenth of the run, not 1)" in printed
-    for words in ("simple_cnn(", " parameters, float32", " steps of ", "run folder "):
+    for words in (
+        "simple_cnn(",
+        " parameters, float32",
+        " steps of 16 images, 1 epoch, on CPU",
+        "run folder ",
+    ):
         assert words in printed
+
+
+def on_a_terminal(*words: str) -> tuple[int, str]:
+    """The exit code of a command whose standard output is a terminal, and what it wrote there."""
+    process, terminal = pty.fork()
+    if not process:
+        os.environ["TERM"] = "xterm-256color"
+        os.execv(sys.executable, [sys.executable, "-m", "cnnjax", *words])
+    written = b""
+    with contextlib.suppress(OSError):  # Linux's end of a terminal
+        while part := os.read(terminal, 1 << 16):
+            written += part
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), written.decode()
+
+
+def test_on_a_terminal_something_moves_before_the_libraries_are_there(tmp_path):
+    code, written = on_a_terminal("train", f"--workdir={tmp_path / 'run'}", "--config.data.name=npz:nowhere")
+    assert code == 2
+    places = [written.index(words) for words in ("importing JAX", "loading data", "cnnjax: npz:nowhere")]
+    assert places == sorted(places)
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_the_bar_begins_where_the_words_on_the_start_end():
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True)
+    bar = Bar(console, console.status("importing JAX"))
+    bar.stage("initializing")
+    bar.start(0, 4)
+    bar.row({"step": 2, "epoch": 0.5, "loss": 0.25})
+    bar.advance(4)
+    bar.stop()
+    shown = written.getvalue()
+    assert shown.index("initializing") < shown.index("training") and "loss 0.250" in shown and "4/4" in shown

@@ -389,6 +389,21 @@ def test_prepare_says_the_same_and_needs_a_train_split(tmp_path, capsys):
     assert "only test is there to prepare; add a train split" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("sizes", "stored"),
+    [(["40x30"], (30, 40)), (["40x30", "9x8", "40x30"], (30, 30)), (["300x400"], (256, 256))],
+)
+def test_prepare_keeps_small_images_and_says_so(sizes, stored, tmp_path, capsys):
+    for i, size in enumerate(sizes):
+        for label in "ab":
+            file = tmp_path / "set" / label / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", tuple(map(int, size.split("x")))).save(file)
+    assert main.run(["data", "prepare", f"folder:{tmp_path / 'set'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert f"stored as {stored[0]}x{stored[1]}; --short_side=N resizes to NxN\n" in capsys.readouterr().out
+    assert datasets.load(f"records:{tmp_path / 'out'}", "train").image_shape == (*stored, 3)
+
+
 def test_train_says_the_same_in_one_line_before_the_first_step(tmp_path, tiny_config):
     path = write(tmp_path, "zip", NAMES)
     tiny_config.update({"data": {"name": f"folder:{path}", "num_validation": 2}, "total_epochs": 1.0})

@@ -235,7 +235,7 @@ def test_a_cache_open_to_others_is_refused(server, table, body, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("torchvision", "lenet5"), "lenet5 has no weights of torchvision; nor any others of a name"),
+        (("torchvision", "lenet5"), "lenet5 has no weights of torchvision; networks that have: "),
         (("torchvision:lenet5",), "networks that have: resnet18"),
         (("torchvision:V3", MODEL), "unknown weights of torchvision for resnet18 'V3'"),
         (("timm:a2", MODEL), "unknown weights of timm for resnet18 'a2'"),

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import difflib
 import functools
 from pathlib import Path
 
@@ -49,17 +50,20 @@ def find(source: str, model: str, tag: str = "") -> Published:
     own = [row for row in published() if name in (row.model, row.there)]
     rows = [row for row in own if row.source == source]
     if not rows:
-        others = f"it has {listed([row.name for row in own])}" if own else _without(name)
-        raise UserError(f"{name} has no weights of {source}; {others}")
+        if not own:
+            raise _without(name, source)
+        raise UserError(f"{name} has no weights of {source}; it has {listed([row.name for row in own])}")
     found = [row for row in rows if row.tag == tag or (row.default and not tag)] or rows[: not tag]
     if not found:
         raise unknown(f"weights of {source} for {name}", tag, [row.tag for row in rows])
     return found[0]
 
 
-def _without(name: str) -> str:
-    names = sorted({row.model for row in published()})
-    return f"nor any others of a name; networks that have: {listed(names, name)}"
+def _without(name: str, source: str) -> UserError:
+    names = sorted({row.model for row in published() if row.source == source})
+    near = difflib.get_close_matches(name, names, n=2)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return UserError(f"{name} has no weights of {source}{hint}; networks that have: {listed(names, name)}")
 
 
 def _rows(name: str) -> list[dict[str, str]]:
