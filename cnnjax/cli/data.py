@@ -41,14 +41,14 @@ def data(
             prepare.prepare_tfds(name.removeprefix("tfds:"), tfds.tfds_folders(dir)[0])
         case ["prepare", name]:
             out = given("out", out, "name the folder that `cnnjax data prepare` writes")
-            prepare_dataset(_sources(name, dir, short_side or _side(name, dir)), out, format, on_bad_image)
+            prepare_dataset(_of_one_size(name, dir, short_side), out, format, on_bad_image)
         case ["inspect", _] if out and not out.endswith(".png"):
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
             sources = _sources(name, dir, short_side)
             contents = inspect_dataset(sources)
             if out:
-                draw_dataset(_sources(name, dir, short_side or _side(name, dir)), contents, out, augment)
+                draw_dataset(_of_one_size(name, dir, short_side), contents, out, augment)
         case _:
             writing = "cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
             raise UserError(f"usage: cnnjax data, or {writing}, or cnnjax data inspect NAME --out=FILE.png")
@@ -134,15 +134,18 @@ def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str,
     return datasets.load_official(name, folder, size=short_side, any_size=True)
 
 
-def _side(name: str, folder: str | None) -> int | None:
-    """SHORT_SIDE; of smaller images None, which keeps them, or if their sizes differ that of most."""
-    load = functools.partial(datasets.load, name, datasets.official_splits(name, folder)[0], data_dir=folder)
+def _of_one_size(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
+    """By default at SHORT_SIDE; smaller images keep their size, or if it differs take that of most."""
+    if short_side:
+        return _sources(name, folder, short_side)
     try:
-        shape, several = load().image_shape, False
-    except SeveralSizes:
-        shape, several = load(any_size=True).image_shape, True
-    side = min(shape[:2])
-    return SHORT_SIDE if side > SHORT_SIDE else side if several else None
+        sources = datasets.load_official(name, folder)
+        side = min(next(iter(sources.values())).image_shape[:2])
+        if side <= SHORT_SIDE:
+            return sources
+    except SeveralSizes as error:
+        side = error.side
+    return _sources(name, folder, min(side, SHORT_SIDE))
 
 
 @contextlib.contextmanager

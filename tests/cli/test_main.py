@@ -404,7 +404,10 @@ def on_a_terminal(*words: str) -> tuple[int, str]:
 def test_on_a_terminal_something_moves_before_the_libraries_are_there(tmp_path):
     code, written = on_a_terminal("train", f"--workdir={tmp_path / 'run'}", "--config.data.name=npz:nowhere")
     assert code == 2
-    places = [written.index(words) for words in ("importing JAX", "loading data", "cnnjax: npz:nowhere")]
+    places = [
+        written.index(words)
+        for words in ("importing JAX", "loading data", "cnnjax: config.data.name: nowhere")
+    ]
     assert places == sorted(places)
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
 

@@ -18,7 +18,9 @@ _counted: dict[tuple[str, ...], Counter[Shape]] = {}  # in this process, by name
 
 
 class SeveralSizes(UserError):
-    """Images of several sizes, and nothing that brings them to one."""
+    """Images of several sizes, and nothing that brings them to one; most have the short side `side`."""
+
+    side = 0
 
 
 class Known(NamedTuple):
@@ -117,6 +119,9 @@ def shape_of(name: str, splits: Sequence[FileSource], any_size: bool) -> Shape |
         seen, total = counts.total(), sum(source.total for source in splits)
         given = listed([f"{in_words(shape[:2])} ({count})" for shape, count in (first, *others)], 5)
         among = f", among the first {seen} of {total}" if seen < total else ""
-        one = f"size={min(first[0][:2])} must be given, to which all images are brought"
-        raise SeveralSizes(f"{one}: {name} has sizes {given}{among}")
+        side = min(first[0][:2])
+        one = f"size={side} must be given, to which all images are brought"
+        error = SeveralSizes(f"{one}: {name} has sizes {given}{among}")
+        error.side = side
+        raise error
     return first[0]
