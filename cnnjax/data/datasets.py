@@ -132,7 +132,7 @@ def _hold_out(
         raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
     size, most = len(labels), len(labels) - len(np.unique(labels))
     if not 0 < (count := num_validation or round(validation_fraction * size)) <= most:
-        allowed = f"0 to {most}, so that each class keeps one" if most else "0, as each class has one image"
+        allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
         raise UserError(f"{given}: {count} of {size} training images cannot be held out; allowed: {allowed}")
     rest, drawn = sources.hold_out(labels, count, seed)
     notes = (*train.notes, f"{count} of train are held out as validation")

@@ -115,7 +115,7 @@ MISTAKES = {
     "train --config.model=simple_cnn(widths=3)": "config.model='simple_cnn(widths=3)' cannot be built",
     "train --config.data.name=fashion_mnst": "(did you mean 'fashion_mnist'?)",
     "train --config.data.num_validation=6000": "config.data.num_validation=6000: 6000 of 6000 training "
-    "images cannot be held out; allowed: 0 to 5990",
+    "images cannot be held out; allowed: 1 to 5990",
     "predict . --model=resnet5 --weights=torchvision": "(did you mean resnet50 or resnet152?); networks",
     "train --config.augment.train=miror|normalize": "unknown augmentation 'miror'",
     "train --config.augment.train=random_crop(40)|normalize": "larger than the image of 28x28",
