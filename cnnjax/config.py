@@ -52,89 +52,87 @@ def _below(bits: int, least: int) -> Allowed:
     return Allowed(f"{words} and below 2**{bits}", lambda v: least <= v < 2**bits)
 
 
-_POSITIVE = Allowed("greater than 0, in 32 bits", lambda v: 0 < v <= _most(v))
-_FROM_0 = Allowed("at least 0, in 32 bits", lambda v: 0 <= v <= _most(v))
+_POSITIVE = Allowed("greater than 0 (32-bit)", lambda v: 0 < v <= _most(v))
+_FROM_0 = Allowed("at least 0 (32-bit)", lambda v: 0 <= v <= _most(v))
 _FRACTION = Allowed("in [0, 1)", lambda v: 0 <= v < 1)
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(0, "of every random draw", _below(32, 0)),
-    "total_epochs": Field(10.0, "length of training; fractions are allowed", _POSITIVE),
-    "batch_size": Field(128, "global, over all devices", _below(20, 1)),
-    "eval_batch_size": Field(500, "global, of evaluations", _below(20, 1)),
+    "seed": Field(0, "seed of all random draws", _below(32, 0)),
+    "total_epochs": Field(10.0, "length of training; may be fractional", _POSITIVE),
+    "batch_size": Field(128, "images per step, over all devices", _below(20, 1)),
+    "eval_batch_size": Field(500, "images per evaluation batch, over all devices", _below(20, 1)),
     "eval_protocol": Field(
-        "center", "views averaged: center, mirror, mirror_translate, ten_crop, multi_scale"
+        "center", "views to average: center, mirror, mirror_translate, ten_crop, multi_scale"
     ),
-    "dtype": Field("float32", "of computation; parameters and loss: float32", _one_of("float32", "bfloat16")),
-    "mesh": Field("", "devices by axis: 'data:4,model:2'; '' puts all of them on data", resumable=True),
+    "dtype": Field("float32", "compute dtype; parameters and loss: float32", _one_of("float32", "bfloat16")),
+    "mesh": Field("", "device mesh: 'data:4,model:2'; '' puts all devices on data", resumable=True),
     "sharding": Field(
-        "replicated", "of parameters: 'fsdp' over data; 'model' or 'towers' over model", resumable=True
+        "replicated",
+        "parameters 'fsdp' over data, 'model' or 'towers' over model, or 'replicated'",
+        resumable=True,
     ),
-    "batch_norm": Field("global", "whose statistics: the 'global' batch's, each 'device's, or 'groups(32)'"),
-    "accumulate_steps": Field(1, "microbatches whose gradients make one step", _below(20, 1)),
-    "model": Field("simple_cnn", "a name from `cnnjax models`, or 'simple_cnn(activation=\"tanh\")'"),
-    "init_from": Field("", "weights to start from: a run folder, torchvision, timm, hf:USER/NAME, a file"),
-    "init_head": Field("keep", "'new' initializes the head afresh for other classes", _one_of("keep", "new")),
+    "batch_norm": Field("global", "statistics over the 'global' batch, each 'device', or 'groups(32)'"),
+    "accumulate_steps": Field(1, "microbatches per step (gradient accumulation)", _below(20, 1)),
+    "model": Field("simple_cnn", "a name from `cnnjax models`, as in 'simple_cnn(activation=\"tanh\")'"),
+    "init_from": Field("", "initial weights: a run folder, torchvision, timm, hf:USER/NAME or a file"),
+    "init_head": Field("keep", "'new' initializes a new head, for other classes", _one_of("keep", "new")),
     "freeze": Field(
         "",
-        "pattern of parameter paths that stay fixed: 'stem|stage[12]', 'until(2, all but head)' in epochs",
+        "pattern of parameters to freeze: 'stem|stage[12]'; for 2 epochs: 'until(2, all but head)'",
     ),
     "data.name": Field(
-        "fashion_mnist_mini", "a name from `cnnjax data`, or folder:, npz:, idx:, tfds: and a path"
+        "fashion_mnist_mini", "a name from `cnnjax data`, or folder:PATH, npz:FILE, idx:PATH, tfds:NAME ..."
     ),
-    "data.dir": Field("", "folder of the data set; '' searches those `cnnjax data` lists", resumable=True),
+    "data.dir": Field("", "folder of the data set; '' searches the usual places", resumable=True),
     "data.size": Field(
         0,
-        "short side that image files are resized to, the centre cropped; 0: as they are, or init_from's",
+        "resizes the short side of image files and crops the centre; 0: as stored, or as init_from",
         _below(14, 0),
     ),
     "data.num_validation": Field(
-        600, "held out of train by `seed` if the set has no validation split of its own; 0: none", _FROM_0
+        600, "images held out of train by `seed` if there is no validation split; 0: none", _FROM_0
     ),
-    "data.num_workers": Field(0, "processes that read streamed images; 0 uses threads", _below(10, 0), True),
+    "data.num_workers": Field(0, "processes that read streamed images; 0: threads", _below(10, 0), True),
     "data.on_bad_image": Field(
-        "error", "'skip' leaves out, counts and lists unreadable images", _one_of("error", "skip")
+        "error", "'skip' skips, counts and lists unreadable images", _one_of("error", "skip")
     ),
-    "data.max_bad_images": Field(100, "skipped images after which the run ends", _FROM_0),
+    "data.max_bad_images": Field(100, "the run ends if it has to skip more images", _FROM_0),
     "data.test_split": Field(
-        "test", "split of the final score; with 'validation' (ImageNet), choices need num_validation"
+        "test", "split of the final score; with 'validation' (ImageNet), set num_validation too"
     ),
     "data.download": Field(True, "download the data set if it is not found", resumable=True),
     "augment.train": Field("normalize", "joined by |: 'random_crop(28, padding=2)|mirror|normalize'"),
-    "augment.eval": Field("normalize", "the same for evaluation"),
+    "augment.eval": Field("normalize", "the same for evaluation and prediction"),
     "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", _FRACTION),
-    "loss.aux_weight": Field(0.3, "weight of each auxiliary head", _FROM_0),
+    "loss.aux_weight": Field(0.3, "loss weight of each auxiliary head", _FROM_0),
     "loss.distill": Field(
-        "", "a teacher and its share of the loss: 'distill(\"runs/big\", alpha=0.5, temperature=4.0)'"
+        "", "teacher and its share of the loss: 'distill(\"runs/big\", alpha=0.5, temperature=4.0)'"
     ),
-    "optimizer.name": Field("adamw", "its own values in the call: 'sgd(momentum=0.9)'"),
-    "optimizer.learning_rate": Field(0.003, "peak of the schedule", _POSITIVE),
-    "optimizer.schedule": Field("cosine", "values in the call: 'step(boundaries=(0.5, 0.75), factor=0.1)'"),
+    "optimizer.name": Field("adamw", "with options: 'sgd(momentum=0.9)'"),
+    "optimizer.learning_rate": Field(0.003, "peak learning rate", _POSITIVE),
+    "optimizer.schedule": Field("cosine", "with options: 'step(boundaries=(0.5, 0.75), factor=0.1)'"),
     "optimizer.warmup_epochs": Field(
-        1.0, "linear warm-up; at most a tenth of a run that it would outlast", _FROM_0
+        1.0, "linear warm-up; a tenth of the run if the run is shorter", _FROM_0
     ),
-    "optimizer.weight_decay": Field(0.05, "0 is off", _FROM_0),
-    "optimizer.decay": Field("kernels", "what decays: 'kernels', 'all', or a pattern of parameter paths"),
-    "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's own"),
-    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0 is off", _FROM_0),
+    "optimizer.weight_decay": Field(0.05, "of the parameters in `decay`; 0: off", _FROM_0),
+    "optimizer.decay": Field("kernels", "decayed parameters: 'kernels', 'all', or a pattern of paths"),
+    "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's default"),
+    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0: off", _FROM_0),
     "optimizer.learning_rate_scales": Field(
-        "", "by pattern of paths: 'stem|stage1: 0.1, head: 10', or by depth: 'layer_decay(0.75)'"
+        "", "factors by pattern: 'stem|stage1: 0.1, head: 10', or by depth: 'layer_decay(0.75)'"
     ),
-    "optimizer.sam_rho": Field(
-        0.0, "SAM: the gradient so far uphill; two gradients a step; 0 is off", _FROM_0
-    ),
-    "cpu_kernels": Field(True, "use oneDNN on a CPU if installed; False leaves everything to XLA"),
-    "ema_decay": Field(0.0, "of the moving average of parameters and statistics; 0 is off", _FRACTION),
-    "swa_start": Field(
-        0.0, "SWA: the share of training after which each epoch's weights are averaged; 0 is off", _FRACTION
-    ),
+    "optimizer.sam_rho": Field(0.0, "radius of SAM, which takes two gradients per step; 0: off", _FROM_0),
+    "cpu_kernels": Field(True, "use the CPU kernels if available; False: XLA only"),
+    "ema_decay": Field(0.0, "decay of the moving average of parameters and statistics; 0: off", _FRACTION),
+    "swa_start": Field(0.0, "SWA: averages the weights after this fraction of training; 0: off", _FRACTION),
     "on_nonfinite": Field(
-        "stop", "before a non-finite update; 'skip(limit=10)' skips up to that many steps", resumable=True
+        "stop", "'stop' before a non-finite update, or 'skip(limit=10)' up to 10 of them", resumable=True
     ),  # resumable, as it acts only where the run would have ended
     "log_every_steps": Field(20, "steps per row of metrics.jsonl", _POSITIVE),
     "trackers": Field("", "each row goes to these too: 'wandb,mlflow,tensorboard,trackio'", resumable=True),
-    "eval_every_epochs": Field(1.0, "epochs between evaluations; each also saves a checkpoint", _POSITIVE),
-    "checkpoint_every_steps": Field(0, "further checkpoints; 0 is off", _FROM_0, True),
-    "keep_checkpoints": Field(2, "newest checkpoints kept, beside the best", _POSITIVE, True),
+    "eval_every_epochs": Field(1.0, "epochs between evaluations, each with a checkpoint", _POSITIVE),
+    "checkpoint_every_steps": Field(0, "steps between additional checkpoints; 0: off", _FROM_0, True),
+    "keep_checkpoints": Field(2, "number of newest checkpoints to keep, besides the best", _POSITIVE, True),
 }
 
 
@@ -191,9 +189,9 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{name} is missing; start the config from cnnjax.config.default()")
         value, kind = flat[name], type(default)
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UserError(f"config.{name}={value!r} must be {kind.__name__}, as in its default {default!r}")
+            raise UserError(f"config.{name}={value!r} must be {kind.__name__}, like its default {default!r}")
         if "\0" in str(value):
-            raise UserError(f"config.{name}={value!r} must have no NUL character")
+            raise UserError(f"config.{name}={value!r} must not contain a NUL character")
         if allowed and not allowed.holds(value):
             raise UserError(f"config.{name}={value!r} must be {allowed.words}")
         check_local(f"config.{name}", value, web=not name.startswith("data."))
@@ -218,7 +216,9 @@ def skip_limit(on_nonfinite: str) -> int:
         return 0
     if name == "skip" and not args and values.keys() <= {"limit"} and type(limit) is int and limit > 0:
         return limit
-    raise UserError(f"config.on_nonfinite={on_nonfinite!r} must be 'stop' or 'skip(limit=10)', limit from 1")
+    raise UserError(
+        f"config.on_nonfinite={on_nonfinite!r} must be 'stop' or 'skip(limit=10)', limit at least 1"
+    )
 
 
 def examples() -> dict[str, Path]:
@@ -302,7 +302,7 @@ def parse_value(name: str, text: str) -> Value:
         return type(default)(text)
     except (KeyError, ValueError):
         words = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
-        raise UserError(f"config.{name}={text!r} must be {words}, as in its default {default!r}") from None
+        raise UserError(f"config.{name}={text!r} must be {words}, like its default {default!r}") from None
 
 
 def assign(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:

@@ -109,7 +109,7 @@ def check_local(what: str, value: object, *, web: bool = False) -> None:
     if (scheme := scheme_of(value)) and not (web and scheme in ("http", "https")):
         instead = INSTEAD.get(scheme, "mount it as a folder, or copy it")
         named = f"{what}={value}" if what else value
-        problem = f"{named}: {scheme}:// is no place that files are read from or written to"
+        problem = f"{named}: {scheme}:// addresses cannot be read from or written to"
         raise UserError(f"{problem}; allowed: a path on this machine, such as an NFS share; {instead}")
 
 
@@ -185,5 +185,5 @@ def own_values(field: str, name: str, build: Callable, values: dict[str, Any]) -
     for key, value in given.items():
         if key not in own:
             takes = ", ".join(own) or "no values"
-            raise UserError(f"{field}: {name} takes no {key} (given {value!r}); it takes: {takes}")
+            raise UserError(f"{field}: {name} takes no {key} (given {value!r}); allowed: {takes}")
     return given

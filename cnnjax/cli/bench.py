@@ -30,7 +30,7 @@ def bench(args: list[str]) -> int:
 def _data(
     *,
     data: Flag[str | None, "folder:PATH of JPEG files (default: synthetic ones)"] = None,
-    images: Flag[int, "images over which memory is watched", 1] = 50_000,
+    images: Flag[int, "images over which memory is measured", 1] = 50_000,
     model: Flag[str, "model whose step is compared"] = "alexnet",
     rounds: Flag[int, "number of measurements", 1] = 5,
     seconds: Flag[float, "seconds per measurement", 0.0] = 3.0,
@@ -50,7 +50,7 @@ def _train(
     rounds: Flag[int, "number of measurements", 1] = 5,
     seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
     against: Flag[str | None, f"other frameworks to alternate with: {_peers('train')}"] = None,
-    peer_seconds: Flag[float, "seconds for a peer to be ready", 1.0] = 180.0,
+    peer_seconds: Flag[float, "seconds that a peer may take to start", 1.0] = 180.0,
     json: Json = False,
 ) -> None:
     """Measures whole training steps."""
@@ -67,7 +67,7 @@ def _predict(
     rounds: Flag[int, "number of measurements", 1] = 5,
     seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
     against: Flag[str | None, f"other frameworks to alternate with: {_peers('predict')}"] = None,
-    peer_seconds: Flag[float, "seconds for a peer to be ready", 1.0] = 180.0,
+    peer_seconds: Flag[float, "seconds that a peer may take to start", 1.0] = 180.0,
     json: Json = False,
 ) -> None:
     """Measures prediction of uint8 images in memory, with random weights."""

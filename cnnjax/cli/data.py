@@ -28,7 +28,7 @@ def data(
     *,
     dir: Flag[str | None, "folder to search first"] = None,
     out: Flag[str | None, "prepare: folder to write; inspect: .png to draw"] = None,
-    short_side: Flag[int | None, "pixels of the square (default: as it is, prepare at most 256)", 1] = None,
+    short_side: Flag[int | None, "pixels of the square (default: as stored, prepare at most 256)", 1] = None,
     augment: Flag[str, "inspect: augmentation to draw, or 'each'"] = "mirror|normalize",
     format: Flag[str, "prepare: raw or jpeg"] = "raw",
     on_bad_image: Flag[str, "prepare: error or skip"] = "error",
@@ -74,9 +74,9 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
         facts = prepare.prepare(sources, Path(out), encoding=form, on_bad_image=on_bad_image, progress=bar)
     for split, shards in facts["splits"].items():
         skipped = [message for shard in shards for message in shard["skipped"]]
-        print(f"{split}: {sum(len(s['labels']) for s in shards)} images, {len(skipped)} left out")
+        print(f"{split}: {sum(len(s['labels']) for s in shards)} images, {len(skipped)} skipped")
         for message in skipped:
-            print(f"  left out: {message}")
+            print(f"  skipped: {message}")
     say(f"train with --config.data.name=records:{out}")
 
 
@@ -88,7 +88,7 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
     say(describe(source))
     colours = summaries[first].colours
     if colours is None:
-        raise UserError(f"no image of {first} can be read, the first: {summaries[first].unreadable[0]}")
+        raise UserError(f"no image of {first} can be read; the first error: {summaries[first].unreadable[0]}")
     columns = "split", "images", "classes", "min, max per class", "channels", "grey", "sizes"
     table = Table(*columns, "copies", "unreadable")
     for split, seen in summaries.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def explore(
     *,
     port: Flag[int, "port on 127.0.0.1; 0 takes a free one", 0, 65535] = 8000,
-    data: Flag[str | None, "data set whose images excite the units (default: the run's)"] = None,
+    data: Flag[str | None, "data set to take image patches from (default: the run's)"] = None,
     **run: str,
 ) -> None:
     """Serves a page to explore a network, on this machine only; --model alone has random weights."""

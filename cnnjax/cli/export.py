@@ -44,8 +44,8 @@ def weights(
     words: list[str],
     *,
     config: ConfigDict,
-    model: Flag[str, "the network of the weights, if they do not tell it"] = "",
-    workdir: Flag[str | None, "run folder to write or to read"] = None,
+    model: Flag[str, "network of the weights, if the file does not name it"] = "",
+    workdir: Flag[str | None, "run folder to write (import) or read (export)"] = None,
     class_names: Flag[str | None, "import: text file with one class name per line"] = None,
 ) -> None:
     """Makes a run folder from weights, or writes the weights of a run under torch's names."""

@@ -59,7 +59,7 @@ def command(
         @functools.wraps(function)
         def run(args: list[str]) -> int:
             if bad := next((word for word in args if "\0" in word), None):
-                raise UserError(f"{bad} holds a NUL character, which no name may")
+                raise UserError(f"{bad} contains a NUL character")
             for word in args:
                 flag, given, text = word.lstrip("-").partition("=")
                 folder = flag in FOLDERS or flag.startswith("config.data.")

@@ -103,8 +103,8 @@ def compile(
     topology: Flag[str, "v5e:2x4, v6e:16x16, h100:8, cpu:8 ..."] = "cpu:8",
     image: Flag[str | None, "HxWxC: blank images of this size instead of the data set"] = None,
     num_classes: Flag[int, "classes of the blank images", 1] = 1000,
-    num_examples: Flag[int, "images of an epoch, with --image (default: ImageNet's)", 1] = 1_281_167,
-    input_rate: Flag[float, "images per second that all hosts read, see `cnnjax bench data`", 0.0] = 0.0,
+    num_examples: Flag[int, "images per epoch, with --image (default: ImageNet's)", 1] = 1_281_167,
+    input_rate: Flag[float, "images per second read by all hosts (see `cnnjax bench data`)", 0.0] = 0.0,
     json: Json = False,
 ) -> None:
     """Compiles the training step of a config for other hardware, and prints what it needs there."""
@@ -122,7 +122,7 @@ def compile(
         hours = config.total_epochs * num_examples / config.batch_size * cost.slowest[1] / 3600
         facts["hours"] = hours
         tables[0].add_row(
-            f"{config.total_epochs:g} epochs of {num_examples:,}, hours at least", f"{hours:.2f}"
+            f"{config.total_epochs:g} epochs of {num_examples:,}, minimum hours", f"{hours:.2f}"
         )
     print_result(facts, json, *tables)
 
@@ -138,7 +138,7 @@ def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
     for kind, (count, wire) in program.by_kind().items():
         table.add_row(f"{count} x {kind}, bytes sent", in_units(wire))
     if not math.isnan(cost.compute):
-        table.add_row("computation, ms at least", f"{1e3 * cost.compute:.3f}")
+        table.add_row("computation, minimum ms", f"{1e3 * cost.compute:.3f}")
         table.add_row("network, ms", f"{1e3 * cost.network:.3f}")
         hidden, alone = cost.efficiency_hidden, cost.efficiency_alone
         table.add_row(f"efficiency on {cost.num_devices}", f"{100 * alone:.1f} % to {100 * hidden:.1f} %")
@@ -146,8 +146,8 @@ def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
         table.add_row("input, ms", f"{1e3 * cost.input:.3f}")
     if name := cost.slowest[0]:
         rate = cost.batch_size / cost.slowest[1]
-        table.add_row("slowest", f"{name}: {rate:,.0f} images/s at most")
-    table.add_row("compiled in, s", f"{cost.compile_seconds:.1f}")
+        table.add_row("slowest", f"{name}: at most {rate:,.0f} images/s")
+    table.add_row("compilation, s", f"{cost.compile_seconds:.1f}")
     layers = list(program.by_layer().items())
     if not layers:
         return [table]
@@ -156,5 +156,5 @@ def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
         moved.add_row(layer, str(count), in_units(wire))
     if rest := layers[SHOWN_LAYERS:]:
         count, wire = (sum(values) for values in zip(*(row for _, row in rest), strict=True))
-        moved.add_row(f"{len(rest)} further layers", str(count), in_units(wire))
+        moved.add_row(f"{len(rest)} more layers", str(count), in_units(wire))
     return [table, moved]

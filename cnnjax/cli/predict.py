@@ -24,7 +24,7 @@ Named = Sequence[tuple[str, Any]]  # a name, and an image or why it cannot be re
 def load(
     *,
     workdir: Workdir = None,
-    model: Flag[str, "without --workdir: the network of --weights, if they do not tell it"] = "",
+    model: Flag[str, "without --workdir: network of --weights, if the source does not name it"] = "",
     checkpoint: Flag[str, "last, best, or a step"] = "last",
     weights: Flag[str, "raw or ema of a run; or torchvision, timm, hf:USER/NAME, a file"] = "raw",
     protocol: Flag[str | None, "views to average: center, ten_crop ... (default: the run's)"] = None,
@@ -54,14 +54,14 @@ def predict(
     batch_size: Flag[int, "images per batch", 1] = 64,
     dtype: Flag[str | None, "float32 or bfloat16, to compute in (default: the run's)"] = None,
     json: Json = False,
-    explain: Flag[str | bool, "METHOD: draw a heat map beside each image (alone: grad_cam)"] = False,
+    explain: Flag[str | bool, "write a heat map next to each image; =METHOD chooses (alone: grad_cam)"] = False,
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
-    layer: Flag[str | None, "layer for --explain (default: the last map)"] = None,
+    layer: Flag[str | None, "layer for --explain (default: the last feature map)"] = None,
     **run: str,
 ) -> None:
     """Prints the most likely classes of images; --explain also draws what speaks for the first."""
     if not words:
-        raise UserError("no image; name files or folders, or - for an image on the standard input")
+        raise UserError("no image; name files or folders, or - to read one from standard input")
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):
         raise UserError(f"{missing} is neither a file nor a folder")
     trained = load(**run)
@@ -73,7 +73,7 @@ def predict(
         files, others = list_folder(word) if Path(word).is_dir() else ([word], "")
         images += files
         if others:
-            say(f"{word}: left out {others}", error=True)
+            say(f"{word}: skipped {others}", error=True)
     explainer = None
     if explain and explain != "false":
         from cnnjax.explore import explain as explain_lib

@@ -14,9 +14,9 @@ from cnnjax.cli.tables import print_result
 def probe(
     *,
     data: Flag[str | None, "data set with train and test splits (default: the run's own)"] = None,
-    layer: Flag[str | None, "a stage or layer (default: what the head reads)"] = None,
+    layer: Flag[str | None, "stage or layer (default: the input of the head)"] = None,
     batch_size: Flag[int, "images per batch", 1] = 64,
-    seed: Flag[int, "of the part of train that is held out for choices", 0] = 0,
+    seed: Flag[int, "seed for the images held out of train", 0] = 0,
     json: Json = False,
     **chosen: str,
 ) -> None:
@@ -24,7 +24,7 @@ def probe(
     from cnnjax.inference import probe as probe_lib
 
     found = probe_lib.probe(load(**chosen), data, layer=layer, batch_size=batch_size, seed=seed)
-    title = f"{found.width} features of {layer or 'what the head reads'}, {found.num_train} training images"
+    title = f"{found.width} features of {layer or 'the input of the head'}, {found.num_train} training images"
     table = Table("classifier", "accuracy", "95 % interval", "chosen", title=title)
     for name, what, score in (("linear", "C", found.linear), ("neighbours", "k", found.neighbours)):
         low, high = 100 * score.low, 100 * score.high

@@ -89,7 +89,7 @@ def speed(row: Mapping[str, float]) -> list[str]:
     if (rate := row.get("images_per_second")) is not None:
         words.append(f"{rate:.0f} images/s")
     if (each := row.get("images_per_second_per_device", rate)) != rate:
-        words.append(f"{each:.0f} a device")
+        words.append(f"{each:.0f} per device")
     if (mfu := row.get("mfu")) is not None:
         words.append(f"MFU {100 * mfu:.1f} %")
     if (goodput := row.get("goodput")) is not None:

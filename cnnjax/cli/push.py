@@ -12,9 +12,9 @@ from cnnjax.errors import UserError
 def push(
     words: list[str],
     *,
-    out: Flag[str | None, "folder to write in place of a repository"] = None,
-    license: Flag[str, "its identifier, such as apache-2.0 (default: that of the weights, if any)"] = "",
-    private: Flag[bool, "a new repository is private"] = False,
+    out: Flag[str | None, "folder to write instead of uploading"] = None,
+    license: Flag[str, "licence identifier, such as apache-2.0 (default: that of the weights, if any)"] = "",
+    private: Flag[bool, "create the repository as private"] = False,
     **run: str,
 ) -> None:
     """Writes a network as a repository of the Hub: safetensors, config.json, a card with its scores."""

@@ -18,11 +18,11 @@ def study(
     *,
     size: Flag[str, "hour, minute (two steps a run), or paper (the paper's epochs)"] = "hour",
     data: Flag[str | None, "another copy of the data set, as --config.data.name"] = None,
-    out: Flag[str | None, "folder of its runs (default: runs/studies/SIZE/NAME in the checkout)"] = None,
+    out: Flag[str | None, "folder of the runs (default: runs/studies/SIZE/NAME in the checkout)"] = None,
 ) -> int:
     """Trains the runs of a study at a size and draws its table and figure; alone it lists the studies."""
     if not (STUDIES / "studies.py").is_file():
-        raise UserError("cnnjax study needs a checkout of the project: its studies lie beside the package")
+        raise UserError("cnnjax study needs a checkout of the project, which contains the studies")
     files = {file.parent.name: file for file in sorted(STUDIES.glob("*/run.py")) if _is_study(file)}
     if not words:
         for name, file in files.items():

@@ -36,9 +36,9 @@ def train(
     *,
     config: ConfigDict,
     data: Flag[
-        str | None, "your images: a folder, or as config.data.name; the rest is chosen to suit"
+        str | None, "your images: a folder, or as config.data.name; other settings are chosen to suit"
     ] = None,
-    weights: Flag[str | None, "weights to start from, with --data: torchvision, hf:USER/NAME, a file"] = None,
+    weights: Flag[str | None, "pretrained weights for --data: torchvision, hf:USER/NAME, a file"] = None,
     workdir: Flag[str | None, "run folder (default: runs/TIME_MODEL)"] = None,
     print_config: Flag[bool, "print the config and exit"] = False,
     stop_seconds: StopSeconds = 60.0,
@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Trains to the end, writes the report and prints the metrics of the test split."""
     if weights and not data:
-        raise UserError("--weights belongs to --data; without it --config.init_from names them")
+        raise UserError("--weights needs --data; without it use --config.init_from")
     console = Console()
     status = console.status("importing JAX")
     if console.is_terminal and not (print_config or distributed):

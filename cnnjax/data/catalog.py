@@ -162,7 +162,7 @@ DATASETS: dict[str, DatasetInfo] = {
                 lambda folder: MINI if folder == MINI.parent else None,
                 npz.read_split,
             ),
-            description="a class-balanced sample of fashion_mnist that comes with the package",
+            description="a class-balanced sample of fashion_mnist that ships with the package",
             licence="MIT",
             source="https://github.com/zalandoresearch/fashion-mnist",
         ),

@@ -78,7 +78,7 @@ def _not_found(info: DatasetInfo, data_dir: DataDir, failure: str) -> UserError:
     tried = ", ".join(dict.fromkeys(str(place) for _, place in _places(info, data_dir)))
     system = f"apt-get install {info.system[1]}, or " if info.system else ""
     by_hand = f"put {', '.join(info.archives)} (from {info.source}) in a folder and name that as data_dir or"
-    missing = f"data set {info.name} is not here: tried {tried}, and {failure}"
+    missing = f"data set {info.name} was not found: tried {tried}, and {failure}"
     return UserError(f"{missing}; to get it: {system}{by_hand} CNNJAX_DATA_DIR")
 
 
@@ -86,7 +86,7 @@ def _read_registered(info: DatasetInfo, split: str, data_dir: DataDir, download:
     """One official split of a registered data set, in memory, its size checked."""
     if find(info.name, data_dir) is None:
         if not download:
-            raise _not_found(info, data_dir, "a download was not allowed")
+            raise _not_found(info, data_dir, "downloads are off")
         try:
             fetch.download(info.archives, files.make_cache_folder(info.name), info.mirrors)
         except (OSError, UserError) as error:
@@ -113,7 +113,7 @@ def _open(name: str, data_dir: DataDir, recipe: Recipe | None, download: bool, *
         info = DATASETS[name]
         return Opened(tuple(info.splits), lambda split: _read_registered(info, split, data_dir, download))
     if not rest:
-        raise UserError(f"data set {name!r} names no place; allowed: {', '.join(forms())}")
+        raise UserError(f"data set {name!r} is incomplete; allowed: {', '.join(forms())}")
     if form not in FORMS:
         raise unknown("form of data set", f"{form}:", [f"{form}:" for form in FORMS])
     return FORMS[form][1](Place(name, rest, recipe, data_dir, **known))
@@ -135,7 +135,7 @@ def _hold_out(
         allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
         raise UserError(f"{given}: {count} of {size} training images cannot be held out; allowed: {allowed}")
     rest, drawn = sources.hold_out(labels, count, seed)
-    notes = (*train.notes, f"{count} of train are held out as validation")
+    notes = (*train.notes, f"{count} of train held out for validation")
     if missing := np.setdiff1d(labels, labels[drawn]).tolist():
         notes += (f"which has no images of {listed([train.class_names[each] for each in missing])}",)
     part = train.subset(drawn if split == "validation" else rest, split)
@@ -156,7 +156,7 @@ def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -
     if recipe and recipe.mode == "square" and isinstance(source, FileSource) and source.header:
         return [f"{split} is decoded fast: the middle square first, large JPEGs at 1/2 to 1/8 of their size"]
     if recipe and source.image_shape[:2] != recipe.shape:
-        return [f"size={recipe.shape[0]} does nothing, as images are stored as arrays"]
+        return [f"size={recipe.shape[0]} has no effect, as images are stored as arrays"]
     return []
 
 
@@ -222,7 +222,7 @@ def load(
     official, read, notes = _open(name, data_dir, recipe, download, listed=listed, **known)
     if test_split not in ("test", *official) and not only:
         allowed = ", ".join([*official, *notes])
-        raise UserError(f"test_split={test_split!r} is no split of {name}; allowed: {allowed}")
+        raise UserError(f"test_split={test_split!r} is not a split of {name}; allowed: {allowed}")
     own = "validation" in official and test_split != "validation"
     places = {each: each for each in official if each not in ("validation", "test", test_split)}
     places |= {"test": test_split} if test_split in official else {}

@@ -158,9 +158,9 @@ def _by_pillow(data: bytes, what: object, channels: int) -> np.ndarray:
             # The further frames of a camera's MPO are previews and depths of the first.
             frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
             if frames > 1:
-                raise BadImage(f"{what}: {frames} frames; allowed: one image a file")
+                raise BadImage(f"{what}: {frames} frames; allowed: one image per file")
             if opened.mode.startswith(("I", "F")):
-                raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits a channel")
+                raise BadImage(f"{what}: pixels of mode {opened.mode}; allowed: 8 bits per channel")
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             if "A" in image.getbands() or "transparency" in image.info:
@@ -175,7 +175,7 @@ def _by_pillow(data: bytes, what: object, channels: int) -> np.ndarray:
         if isinstance(error, UnidentifiedImageError):
             kind, reason = (
                 "not an image of a known format",
-                f"allowed: {', '.join(FORMATS)}, of 8 bits a channel",
+                f"allowed: {', '.join(FORMATS)}, of 8 bits per channel",
             )
         kind = "JPEG that cannot be decoded" if data.startswith(JPEG) else kind
         raise BadImage(f"{what}: {kind} ({reason})") from None
@@ -202,7 +202,7 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     out = np.empty((size, size, channels), np.uint8)
     at = square.ctypes.data, square.strides[0], side, channels, out.ctypes.data, size
     if kernel(*at, *_weights(side, size)):
-        raise MemoryError(f"no memory to resize an image of {height}x{width}")
+        raise MemoryError(f"not enough memory to resize an image of {height}x{width}")
     return out
 
 

@@ -72,7 +72,7 @@ def fetch(remote: Remote, path: Path) -> None:
                 problem = _received(remote, file, part)
             if problem:
                 file.truncate(0)
-                raise UserError(f"{web.shown(remote.address)}: {problem}; it is not kept")
+                raise UserError(f"{web.shown(remote.address)}: {problem}; the file was discarded")
             os.fsync(file.fileno())
             os.chmod(part, 0o644)
             os.replace(part, path)
@@ -112,7 +112,7 @@ def _alone(part: Path, path: Path) -> Iterator[FileIO | None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"waiting for another process that fetches {visible(path.name)}", file=sys.stderr)
+                print(f"waiting for another process that downloads {visible(path.name)}", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if part.is_file() and os.path.samestat(part.stat(), os.fstat(file.fileno())):
                 try:
@@ -191,7 +191,7 @@ def _start(response: "Response", begun: int, remote: Remote) -> tuple[int, int |
     if response.status_code == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("content-range", ""))
         if not span or int(span[1]) != begun:
-            raise UserError(f"{web.shown(remote.address)}: the server sends another part than was asked for")
+            raise UserError(f"{web.shown(remote.address)}: the server sent another part of the file")
         have, total = begun, int(span[2])
     if total is not None and remote.size not in (None, total):
         raise UserError(f"{web.shown(remote.address)}: it has {total:,} bytes, not {remote.size:,}")

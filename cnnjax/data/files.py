@@ -114,7 +114,7 @@ def open_file(path: str | os.PathLike[str], *, within: Path | None = None) -> io
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         reason = "it is a pipe or a device; put a regular file there"
     elif within and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(within)):
-        reason = f"it is a link out of {within}; copy the file there"
+        reason = f"it is a link to outside {within}; copy the file there"
     else:
         return file
     file.close()
@@ -188,7 +188,7 @@ def parse_json(data: bytes, kind: Any = dict[str, Any]) -> Any:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("a name occurs twice in one object")
     return values
 
 
@@ -221,7 +221,7 @@ def check_kind(value: Any, kind: Any, name: str = "it") -> None:
                 check_kind(one, inner, f"{name}[{key!r}]")
     elif type(value) not in _types(kind):
         if name == "it" and kind is dict:
-            raise ValueError("it holds no JSON object")
+            raise ValueError("it is not a JSON object")
         allowed = " or ".join(sorted(WORDS[each] for each in _types(kind)))
         raise ValueError(f"{name} is {reprlib.repr(value)}; allowed: {allowed}")
 

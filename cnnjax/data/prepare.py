@@ -93,7 +93,7 @@ def prepare(
     if on_bad_image not in ("error", "skip"):
         raise unknown("on_bad_image", on_bad_image, ["error", "skip"])
     if "train" not in sources:
-        raise UserError(f"only {', '.join(sources)} is there to prepare; add a train split")
+        raise UserError(f"only {', '.join(sources)} can be prepared; add a train split")
     check_utf8(out).mkdir(parents=True, exist_ok=True)
     plan = {
         "class_names": list(sources["train"].class_names),
@@ -122,7 +122,7 @@ def prepare(
     parts = ((s["pixels"], np.asarray(s["total"]), np.asarray(s["products"])) for s in shards["train"])
     sums = sum(itertools.starmap(Moments, parts), Moments.empty(sources["train"].image_shape[2]))
     if not sums.pixels:
-        raise UserError("train has no image that can be read")
+        raise UserError("train has no readable image")
     facts = {**plan, **sums.statistics()._asdict(), "splits": shards}
     atomic_write(out / FACTS, json.dumps(facts))
     return read_facts(out)
@@ -132,7 +132,7 @@ def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
     """Raises a UserError if the folder holds shards of another plan."""
     file = out / "plan.json"
     if file.exists() and read_json(file) != plan:
-        raise UserError(f"out={out} holds images prepared from other data or in another way; choose another")
+        raise UserError(f"out={out} contains images of other data or settings; choose another")
     if not file.is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"out={out} is not empty; choose another")
     atomic_write(file, json.dumps(plan))

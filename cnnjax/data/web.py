@@ -41,7 +41,7 @@ def get_json(address: str, token: str = "") -> dict[str, object]:
     try:
         return parse_json(data, dict)
     except ValueError as error:
-        raise UserError(f"{shown(address)}: its answer is damaged: {error}") from None
+        raise UserError(f"{shown(address)}: invalid response: {error}") from None
 
 
 def send(
@@ -80,7 +80,7 @@ def send(
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{shown(address)}: its answer is damaged: {error}") from None
+        raise UserError(f"{shown(address)}: invalid response: {error}") from None
 
 
 def version(address: str) -> str:
@@ -120,12 +120,12 @@ def answer(address: str, headers: dict[str, str], token: str) -> Iterator["Respo
             except requests.RequestException as error:
                 raise NoNetwork(f"{shown(address)}: {cause(error)}") from None
             except ValueError:  # of the library, which reads the address to go on to
-                raise UserError(f"{shown(address)}: it is redirected to no address") from None
+                raise UserError(f"{shown(address)}: it redirects to no address") from None
             with response:
                 if response.is_redirect:
                     here = urljoin(here, response.headers["location"])
                     if _origin(here)[0] != own[0] and own[0] == "https":
-                        raise UserError(f"{shown(address)}: it is redirected to an address without https")
+                        raise UserError(f"{shown(address)}: it redirects to an address without https")
                 elif response.status_code in (429, 500, 502, 503, 504) and not attempt:
                     time.sleep(PAUSE)
                 elif response.status_code in (200, 206, *[416] * ("Range" in headers)):
@@ -133,13 +133,13 @@ def answer(address: str, headers: dict[str, str], token: str) -> Iterator["Respo
                     return
                 else:
                     raise UserError(f"{shown(address)}: {_refusal(response.status_code)}")
-    raise UserError(f"{shown(address)}: redirected more than {REDIRECTS} times")
+    raise UserError(f"{shown(address)}: it redirects more than {REDIRECTS} times")
 
 
 def _refusal(status: int) -> str:
     if status in (401, 403):
-        return f"{status}, not for everyone, or not there; a token that may read it goes into HF_TOKEN"
-    return "404, there is no such file" if status == 404 else f"the server answers {status}"
+        return f"{status}, private or missing; if it is private, set HF_TOKEN"
+    return "404, no such file" if status == 404 else f"the server answered {status}"
 
 
 def _origin(address: str) -> tuple[str, str, int | None]:
@@ -150,7 +150,9 @@ def _origin(address: str) -> tuple[str, str, int | None]:
     except ValueError:
         origin = "", "", None
     if origin[0] not in ("http", "https") or not origin[1] or "@" in parts.netloc:
-        raise UserError(f"{shown(address).rpartition('@')[2]} is no address of the form https://host/file")
+        raise UserError(
+            f"{shown(address).rpartition('@')[2]} is not an address of the form https://host/file"
+        )
     return origin
 
 
@@ -160,7 +162,7 @@ def chunks(response: "Response", most: int, address: str) -> Iterator[bytes]:
     ):  # what has come, where `iter_content` waits for more and loses it
         most -= len(chunk)
         if most < 0:
-            raise UserError(f"{shown(address)}: it is longer than its server says")
+            raise UserError(f"{shown(address)}: it is longer than its server announced")
         yield chunk
 
 

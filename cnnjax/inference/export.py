@@ -85,7 +85,7 @@ def export(
     path = Path(out)
     suffix, write, write_whole, read = FORMATS[form]
     if path.suffix != suffix:
-        raise UserError(f"out={out}: a file of format {form} ends in {suffix}")
+        raise UserError(f"out={out}: files of format {form} end in {suffix}")
     if not path.parent.is_dir():
         raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
     if with_preprocessing:
@@ -104,7 +104,7 @@ def export(
             difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
         if not difference <= limit:
             problem = f"the {what} differ by {difference:.1e}, more than {limit}"
-            raise UserError(f"format {form}: {problem}; nothing is kept")
+            raise UserError(f"format {form}: {problem}; nothing was written")
     facts = sidecar.description(trained, form, half, batch_size, with_preprocessing)
     atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference)
@@ -273,7 +273,7 @@ def _imported(saved: Saver, variables: Variables) -> bool:
     before, now = map(traverse_util.flatten_dict, (saved.read(sound[-1])["state"], variables))
     same = before.keys() == now.keys() and all(np.array_equal(before[path], now[path]) for path in now)
     if sound != [0] or not same:
-        problem = f"{saved.directory.parent} holds other weights or a trained run"
+        problem = f"{saved.directory.parent} contains other weights or a trained run"
         raise UserError(f"{problem}; choose another --workdir")
     return True
 

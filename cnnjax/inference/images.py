@@ -102,7 +102,7 @@ def _read_bytes(path: str | Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: more than {MAX_BYTES // 2**20} MiB; allowed is an image file")
+        raise UserError(f"{path}: more than {MAX_BYTES // 2**20} MiB; allowed: an image file")
     return data
 
 

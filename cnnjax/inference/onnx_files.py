@@ -38,7 +38,7 @@ def convert(function: Callable[..., jax.Array], inputs: Sequence[object], advice
         versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
         raise UserError(
             f"format onnx: {versions} cannot convert this network ({one_line(error, 160)}); {advice}"
-            "or versions that go together: pip install 'cnnjax[onnx]'"
+            "or compatible versions: pip install 'cnnjax[onnx]'"
         ) from None
     finally:
         logging.disable(logging.NOTSET)

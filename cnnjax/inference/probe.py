@@ -71,9 +71,7 @@ def probe(
     (features, labels), (others, wanted) = (pooled(trained, each, layer, batch_size) for each in sources)
     names = sources[0].class_names
     if (few := np.bincount(labels, minlength=len(names)).min()) < 2:
-        raise UserError(
-            f"{sources[0].name}: a class with {few} images to train with; a probe needs two of each"
-        )
+        raise UserError(f"{sources[0].name}: a class with {few} training images; a probe needs two of each")
     mean, deviation = features.mean(0), features.std(0)
     features, others = ((x - mean) / np.where(deviation > 0, deviation, 1.0) for x in (features, others))
     scores = [_score(kind, features, labels, others, wanted, seed) for kind in (_linear, _neighbours)]

@@ -29,7 +29,7 @@ def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
     check_local("out", folder)
     path = Path(folder)
     if path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - FILES):
-        raise UserError(f"out={folder} holds other files than a repository's; choose another")
+        raise UserError(f"out={folder} contains files that are not a repository's; choose another")
     path.mkdir(parents=True, exist_ok=True)
     record = Run.open(trained.name).read_json("record.json") if trained.config else {}
     license = license or trained.license or str(record.get("model", {}).get("license", ""))
@@ -42,7 +42,7 @@ def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
 def push(trained: Loaded, repository: str, license: str = "", *, private: bool = False) -> str:
     """Writes a repository of the Hub in one commit, made if missing; returns its address."""
     if not hub.NAME.fullmatch(repository):
-        raise UserError(f"hf:{repository} is no repository; allowed: hf:USER/NAME")
+        raise UserError(f"hf:{repository} is not a repository; allowed: hf:USER/NAME")
     with scratch_folder() as scratch:
         folder = write(trained, scratch / "repository", license)
         hub.upload(repository, folder, sorted(FILES), private=private)

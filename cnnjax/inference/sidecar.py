@@ -7,7 +7,7 @@ import jaxlib
 
 from cnnjax.inference.model import TrainedModel
 
-DECODING = "uint8 pixels, turned upright as EXIF says, transparent ones over black"
+DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
 
 # No jaxlib from these versions on was built before these days, which jax's sources name. jax.export promises
 # to load what a jaxlib wrote with any other that was built within six months of it.

@@ -73,7 +73,7 @@ class Checkpoints:
     def find(self, checkpoint: str) -> int:
         """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means."""
         if not (steps := self.steps()):
-            raise UserError(f"{self.directory} holds no checkpoint yet; train it with `cnnjax train`")
+            raise UserError(f"{self.directory} contains no checkpoint yet; run `cnnjax train`")
         if checkpoint == "last":
             return self._newest(lambda step: manifests.verify(self.folder(step)))[0]
         named = {"best": int(self.best_metrics().get("step", steps[-1])), "last": steps[-1]}
@@ -89,7 +89,7 @@ class Checkpoints:
             except Exception as error:  # orbax raises many kinds for a folder that does not fit
                 if os.path.lexists(self.folder(steps[-1])):  # else it was pruned meanwhile: looks again
                     problems[steps[-1]] = one_line(error)
-                    warnings.warn(f"checkpoint {steps[-1]}: {one_line(error)}; passed over", stacklevel=4)
+                    warnings.warn(f"checkpoint {steps[-1]}: {one_line(error)}; skipped", stacklevel=4)
         raise UserError(f"no checkpoint in {self.directory} can be read: {problems}")
 
     def restore(self, like: Tree, most: float = math.inf) -> tuple[int, Tree, dict[str, int | float]] | None:
@@ -137,7 +137,7 @@ class Checkpoints:
                 # It was pruned meanwhile by the process that trains: there is a newer one, or a better.
         if weights == "ema" and not state.get("ema"):
             run = self.directory.parent
-            raise UserError(f"weights=ema: {run} keeps no average (config.ema_decay and swa_start are 0)")
+            raise UserError(f"weights=ema: {run} has no average (config.ema_decay and swa_start are 0)")
         tree = state["ema"] if weights == "ema" else state
         return step, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
 

@@ -39,7 +39,7 @@ def enable() -> str:
         folder = make_cache_folder(key(), alone=True)
         _remove_unfinished(folder)
     except (OSError, RuntimeError) as error:
-        sys.stderr.write(f"cnnjax: compiled programs are not kept: {visible(error)}\n")
+        sys.stderr.write(f"cnnjax: compiled programs are not cached: {visible(error)}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

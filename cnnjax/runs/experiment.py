@@ -266,7 +266,7 @@ def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> Var
         init = functools.partial(model.init, train=False)
         return jax.eval_shape(init, jax.random.key(0), image)
     except UserError as error:
-        hint = "config.data.size brings folders of images to another size"
+        hint = "config.data.size resizes image folders"
         raise UserError(f"config.model={spec!r}: {error}; {hint}") from None
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         problem = f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}"

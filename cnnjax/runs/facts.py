@@ -79,7 +79,7 @@ def read_names(file: str | Path, count: int) -> tuple[str, ...]:
         raise UserError(f"class_names={file} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     names = tuple(name for line in lines if (name := line.strip()))
     if len(names) != count:
-        raise UserError(f"class_names={file} has {len(names)} names; allowed: {count}, one a line")
+        raise UserError(f"class_names={file} has {len(names)} names; allowed: {count}, one per line")
     return names
 
 
@@ -93,7 +93,7 @@ def _read(data: DataFacts, file: Path) -> Facts:
     """What `Facts.record` wrote; a UserError names the file if it is damaged."""
     shape = tuple(data.get("image_shape", ()))
     if len(shape) != 3 or min(shape) < 1 or not {"eval_augment", "class_names"} <= data.keys():
-        raise UserError(f"{file} is damaged: data has no whole image_shape, eval_augment, class_names")
+        raise UserError(f"{file} is damaged: data lacks a valid image_shape, eval_augment or class_names")
     with naming(file):
         augment = augment_lib.parse(data["eval_augment"], image_shape=shape)
         recipe = recipes.read(data["recipe"]) if "recipe" in data else _before_recipes(shape)
@@ -182,12 +182,12 @@ def of_weights(
     if class_names:
         names = read_names(class_names, num_classes)
     elif len(names) != num_classes:
-        counts = f"its head has {num_classes} classes, {len(names)} have names"
-        raise UserError(f"{found.source}: {counts}; give a file of all names as class_names, one a line")
+        counts = f"its head has {num_classes} classes but {len(names)} names"
+        raise UserError(f"{found.source}: {counts}; give all names in a file as class_names, one per line")
     if found.data:
         return dataclasses.replace(_read(found.data, Path(found.source)), class_names=names)
     if found.preset.mean is None and not augment:
-        problem = "nobody says by what mean and std its images are normalized"
+        problem = "the mean and std of its images are unknown"
         advice = "`cnnjax weights import` takes --config.augment.eval='normalize(mean=..., std=...)'"
         raise UserError(f"{found.source}: {problem}; {advice}")
     spec = augment or preset_augment(found.preset)
@@ -205,9 +205,9 @@ def check_head(config: ConfigDict, facts: Facts) -> None:
     if config.init_head == "new" or len(known) != len(names[1]) or any(map(numbered, names)):
         return
     if [*map(known_as, known)] != [*map(known_as, names[1])]:
-        problem = f"its head knows {listed(names[0])}; these images are of {listed(names[1])}"
+        problem = f"its head has the classes {listed(names[0])}; the images have {listed(names[1])}"
         raise UserError(
-            f"config.init_from={config.init_from}: {problem}; draw it anew with config.init_head=new"
+            f"config.init_from={config.init_from}: {problem}; initialize a new one with config.init_head=new"
         )
 
 

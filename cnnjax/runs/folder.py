@@ -125,7 +125,7 @@ class Run:
 
     def _check_same(self, config: ConfigDict, fingerprint: str) -> None:
         if differences := config_lib.differing(self.config(), config):
-            problem = f"{self.path} holds a run with another config ({'; '.join(differences)})"
+            problem = f"{self.path} contains a run with another config ({'; '.join(differences)})"
             raise UserError(f"{problem}; give the same values to resume it, or another --workdir")
         for name in KINDS:
             self.read_json(name)  # a damaged one is told before the first step
@@ -243,7 +243,7 @@ class Run:
                 damaged += [f"line {number} ({error})"] if number <= len(lines) else []
         if damaged and processes.is_first():
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-            warnings.warn(f"{file}: damaged, left out: {', '.join(damaged[:3])}{more}", stacklevel=1)
+            warnings.warn(f"{file}: damaged lines skipped: {', '.join(damaged[:3])}{more}", stacklevel=1)
         return rows
 
     def start_metrics(self, step: int) -> list[Json]:

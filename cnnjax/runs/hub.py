@@ -30,7 +30,7 @@ def token() -> str:
     """$HF_TOKEN; a UserError, without it, if no header can hold it."""
     value = os.environ.get("HF_TOKEN", "").strip()
     if not re.fullmatch(r"[!-~]*", value):
-        raise UserError("HF_TOKEN holds a blank or another character that no token has; copy it again")
+        raise UserError("HF_TOKEN contains a character that tokens do not have; copy it again")
     return value
 
 
@@ -50,7 +50,7 @@ def snapshot(repository: str, revision: str = "main") -> Path:
     """
     if not NAME.fullmatch(repository) or not REVISION.fullmatch(revision) or ".." in repository + revision:
         raise UserError(
-            f"hf:{repository}@{revision} is no repository; allowed: hf:USER/NAME, or with @REVISION"
+            f"hf:{repository}@{revision} is not a repository; allowed: hf:USER/NAME, or with @REVISION"
         )
     folder = f"models--{repository.replace('/', '--')}"
     places = make_cache_folder("weights") / folder, cache() / folder
@@ -62,7 +62,7 @@ def snapshot(repository: str, revision: str = "main") -> Path:
         if here := _known(places, revision):
             return here
         address = f"{endpoint()}/{repository}/resolve/{revision}"
-        by_hand = f"fetch {address}/{CONFIG} and {address}/{WEIGHTS} by hand"
+        by_hand = f"download {address}/{CONFIG} and {address}/{WEIGHTS} by hand"
         raise NoNetwork(
             f"{error}; {by_hand} and put them into {places[0] / 'snapshots' / revision}"
         ) from None
@@ -87,7 +87,7 @@ def shards(folder: Path) -> list[str]:
     names = read_json(folder / INDEX).get("weight_map")
     values = sorted(set(map(str, names.values()))) if isinstance(names, dict) else []
     if not values or not all(SHARD.fullmatch(name) for name in values):
-        raise UserError(f"{folder / INDEX} is damaged: its weight_map names no files beside it")
+        raise UserError(f"{folder / INDEX} is damaged: its weight_map does not name files next to it")
     return values
 
 
@@ -105,7 +105,7 @@ def _known(places: tuple[Path, ...], revision: str) -> Path | None:
         for name in names:  # a file is a link to one that is named by its sum, unless it was put here by hand
             digits = Path(os.path.realpath(here / name)).name
             if DIGITS.fullmatch(digits) and not is_whole(here / name, Remote("", None, digits)):
-                raise UserError(f"{os.path.realpath(here / name)} is damaged; remove it, and fetch it again")
+                raise UserError(f"{os.path.realpath(here / name)} is damaged; delete it and try again")
         return here
     return None
 
@@ -116,7 +116,7 @@ def _listing(repository: str, revision: str) -> tuple[str, dict[str, Remote]]:
     answer, files = get_json(address, token()), {}
     commit, siblings = str(answer.get("sha")), answer.get("siblings")
     if not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
-        raise UserError(f"{endpoint()} is no Hub: it names no commit of {repository}")
+        raise UserError(f"{endpoint()} is not a Hub: it names no commit of {repository}")
     for each in siblings:
         facts = each if isinstance(each, Mapping) else {}
         large = facts.get("lfs")
@@ -186,7 +186,7 @@ def upload(repository: str, folder: Path, names: Sequence[str], *, private: bool
     user, _, name = repository.partition("/")
     made = {"type": "model", "organization": user, "name": name, "private": private}
     _post("/api/repos/create", json.dumps(made), also=(409,))  # it is there
-    lines: list[dict[str, object]] = [{"key": "header", "value": {"summary": "A network of cnnjax"}}]
+    lines: list[dict[str, object]] = [{"key": "header", "value": {"summary": "A cnnjax network"}}]
     for each in names:
         if each == WEIGHTS:
             value = {"path": each, "algo": "sha256", **_put(repository, folder / each)}
@@ -207,7 +207,7 @@ def _put(repository: str, file: Path) -> dict[str, object]:
     try:
         check_kind(answer, Batch)
     except ValueError as error:
-        raise UserError(f"{endpoint()}{path}: its answer is damaged: {error}") from None
+        raise UserError(f"{endpoint()}{path}: invalid response: {error}") from None
     objects = cast(Batch, answer)["objects"]
     actions = objects[0].get("actions", {}) if objects else {}
     if action := actions.get("upload"):

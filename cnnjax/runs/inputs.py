@@ -94,7 +94,7 @@ def initial_variables(
     classes, ours = found.num_classes, getattr(model, "num_classes", None)
     if head == "keep" and classes not in (None, ours):
         choice = (
-            f"draw the head anew with config.init_head=new, or build the model with num_classes={classes}"
+            f"initialize a new head with config.init_head=new, or build the model with num_classes={classes}"
         )
         raise UserError(f"{source} has {classes} classes, the model {ours}; {choice}")
     try:
@@ -126,7 +126,7 @@ def _fitting(
         given, wanted = ({p: x for p, x in flat.items() if HEAD not in p} for flat in (given, wanted))
     problems = misfits(*({"/".join(p[1:]): x.shape for p, x in flat.items()} for flat in (given, wanted)))
     if problems:
-        hint = "; for other classes draw the head anew with config.init_head=new"
+        hint = "; for other classes initialize a new head with config.init_head=new"
         only_head = all(HEAD in problem for problem in problems)
         problem = f"{path} does not fit the model: {first(problems, '; ')}"
         raise UserError(f"{problem}{hint if only_head else ''}")

@@ -66,7 +66,7 @@ def load(
     if weights not in IN_A_RUN or model:
         given = f"--model={model}" if model else f"--weights={weights}"
         allowed = f"allowed with --workdir: --weights={' or '.join(IN_A_RUN)}"
-        raise UserError(f"{given} names a network from elsewhere, --workdir={workdir} a run; {allowed}")
+        raise UserError(f"{given} cannot be combined with --workdir={workdir}; {allowed}")
     run = Run.open(workdir)
     config, facts = run.config(), of_run(run).named(class_names)
     config.eval_protocol = protocol or config.eval_protocol

@@ -123,7 +123,7 @@ class Log:
         more = f" ({count} such steps, {limit} may be skipped)" if limit else ""
         raise NonFiniteLoss(
             f"the loss or its gradient was not finite at step {bad}{more}; training stopped before that "
-            f"update, and {kept} in {self.run.path}; look with `cnnjax replay`, lower "
+            f"update, and {kept} in {self.run.path}; inspect it with `cnnjax replay`, lower "
             "config.optimizer.learning_rate, or set config.optimizer.gradient_clip"
         )
 
@@ -168,7 +168,7 @@ class Log:
         if not (skipped := self.batches.skipped):
             return {}
         for message in skipped[self.images_reported :]:
-            self.progress.note(f"left out: {message}")
+            self.progress.note(f"skipped: {message}")
         if len(skipped) > self.images_reported:
             self.run.write_json("skipped_images.json", {"skipped": list(skipped)})
         self.images_reported = len(skipped)

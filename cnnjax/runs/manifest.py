@@ -66,7 +66,7 @@ def read(folder: Path) -> Manifest:
     for name in manifest["files"]:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable():
-            reason = f"{name!r} is no file of the checkpoint"
+            reason = f"{name!r} is not a file of the checkpoint"
     if reason:
         raise UserError(f"{file} is damaged: {reason}")
     return cast(Manifest, {"position": {}, "metrics": {}, **manifest})
@@ -80,7 +80,7 @@ def verify(folder: Path) -> Manifest:
             if (size := os.fstat(file.fileno()).st_size) != facts["bytes"]:
                 raise UserError(f"{name} has {size} bytes, not {facts['bytes']}")
             if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                raise UserError(f"{name} has another SHA-256 than when it was saved")
+                raise UserError(f"{name} has a different SHA-256 than when it was saved")
     return manifest
 
 

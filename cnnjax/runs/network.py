@@ -67,7 +67,7 @@ def trained(
     try:
         jax.eval_shape(model.apply, variables, image)
     except (FlaxError, TypeError, ValueError) as error:
-        problem = f"{run.path} holds a network that does not fit its data set {config.data.name!r}"
+        problem = f"{run.path} contains a network that does not fit its data set {config.data.name!r}"
         advice = "name the data set when the weights are imported, as in --config.data.name=cifar10"
         raise UserError(f"{problem}: {one_line(error)}; {advice}") from None
     looks = views.parse(protocol or config.eval_protocol, facts.eval_augment, facts.image_shape)

@@ -152,7 +152,7 @@ def _fetched(remote: Remote, path: Path) -> Path:
     try:
         fetch(remote, path)
     except NoNetwork as error:
-        raise NoNetwork(f"{error}; fetch {shown(remote.address)} by hand and put it at {path}") from None
+        raise NoNetwork(f"{error}; download {shown(remote.address)} by hand and save it as {path}") from None
     return path
 
 
@@ -225,7 +225,7 @@ def _architecture(name: str, file: Path) -> str:
     known = {row.there: row.model for row in published() if row.source == "timm"}
     known |= {row.timm or own: own for own, row in variants().items()}
     if name not in known:
-        raise UserError(f"{file}: architecture {name!r} is none of `cnnjax models`; name one with --model")
+        raise UserError(f"{file}: architecture {name!r} is not in `cnnjax models`; name one with --model")
     return known[name]
 
 

@@ -38,7 +38,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     for twice `hang_seconds` (see `Stop`), or for 100, counts as dead.
     """
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
-        raise UserError("--coordinator, --process_count and --process_index are given together, or none")
+        raise UserError("--coordinator, --process_count and --process_index must be given together")
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(f"--process_index={index} must be at least 0 and less than --process_count={count}")
     faulthandler.enable(2)  # whatever stands for sys.stderr
@@ -70,7 +70,7 @@ def _detection(coordinator: str | None) -> str | None:
         advice = (
             "pip install 'cnnjax[kubernetes]', or give --coordinator, --process_count and --process_index"
         )
-        raise UserError(f"--distributed: a pod of Kubernetes without the package kubernetes; {advice}")
+        raise UserError(f"--distributed: this Kubernetes pod lacks the package kubernetes; {advice}")
     return None
 
 
@@ -134,7 +134,7 @@ class Stop:
         `caught` fills with the signals of this process. The limits, None for none: `seconds` from a signal to
         the end of the process, and `hang_seconds` from one call of `at` to the next.
         """
-        self.kept: Callable[[], str] = lambda: "no step was done yet; the same command begins again"
+        self.kept: Callable[[], str] = lambda: "no step was completed; the same command starts again"
         self._caught, self._seconds, self._hang_seconds = caught, seconds, hang_seconds
         self._frozen, self._decided, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -179,7 +179,7 @@ class Stop:
         while not self._over.wait(0.1):
             if self._hang_seconds and time.monotonic() - self._last_call > self._hang_seconds:
                 limit = f"{self._hang_seconds:g} s (--hang_seconds)"
-                _abort(f"{name()}no step for {limit}: this process hangs, or one that it waits for")
+                _abort(f"{name()}no step for {limit}: this process hangs, or waits for one that does")
             if (number := read()) is not None:
                 return number
         raise _Over
@@ -217,7 +217,7 @@ class Stop:
         prefix = f"{name()}{signal.Signals(signum).name}: "
         if not kept:
             line = f"{prefix}no step ended within {self._seconds:g} s (--stop_seconds)"
-            _abort(f"{line}; what was saved before is unharmed, later steps are lost")
+            _abort(f"{line}; earlier checkpoints are intact, later steps are lost")
         signals.leave(128 + signum, f"cnnjax: {prefix}{visible(kept)}\n")
 
 
@@ -227,7 +227,7 @@ class _Over(Exception):
 
 def _abort(message: str) -> NoReturn:
     """Ends a process that hangs, with the stacks of its threads; `faulthandler`'s own timer exits with 1."""
-    line = f"cnnjax: {message}; the stacks of the threads follow\n"
+    line = f"cnnjax: {message}; stack traces follow\n"
     signals.leave(HUNG, line, lambda: faulthandler.dump_traceback(2, all_threads=True))
 
 

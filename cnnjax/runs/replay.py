@@ -35,7 +35,7 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
     run = Run.open(workdir)
     recorded = run.read_json("nonfinite.json")
     if step is None and not recorded:
-        raise UserError(f"{run.path} has no step whose loss was not finite; name one with --step=N")
+        raise UserError(f"{run.path} has no step with a non-finite loss; name one with --step=N")
     step = max(each["step"] for each in recorded.values()) if step is None else step
     config = run.config()
     experiment = build(config, workdir=run.path)

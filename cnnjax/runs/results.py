@@ -34,7 +34,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
     ended = metrics and metrics[-1]["step"] >= record.get("total_steps", 0)
     if outcome == "finished" and not ended:
         file, advice = run.path / "metrics.jsonl", f"restore it, or remove {run.path} to train the run again"
-        raise UserError(f"{file} lacks the last row of a run that is finished; {advice}")
+        raise UserError(f"{file} lacks the last row of a finished run; {advice}")
     last = metrics[-1] if outcome == "finished" else {}
     scores = {
         **{name: last.get(name) for name in SCORES[:3]},
@@ -96,7 +96,7 @@ class Results:
         columns = _table(self.file)[0]
         if columns and columns != self.columns:
             there = [name for name in columns if name in config_lib.FIELDS and name != "seed"]
-            problem = f"{self.file} is of a sweep that sets {', '.join(there) or 'other columns'}"
+            problem = f"{self.file} belongs to a sweep that sets {', '.join(there) or 'other columns'}"
             raise UserError(f"{problem}; set the same fields, or choose another --out")
         try:
             (self.out / "runs").mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Results:
         kept = {f"config.{field}" for field in (*self.fields, "seed")}
         changed = [d for d in config_lib.differing(before, config) if d.partition(":")[0] not in kept]
         if changed:
-            problem = f"{self.out} holds a sweep of another config ({'; '.join(changed)})"
+            problem = f"{self.out} contains a sweep of another config ({'; '.join(changed)})"
             raise UserError(f"{problem}; choose another --out")
 
     def append(self, row: Mapping[str, object]) -> None:

@@ -49,7 +49,7 @@ def train_together(
     pairs = zip(configs, workdirs, strict=True)
     experiments = [build(config, workdir=workdir) for config, workdir in pairs]
     if experiments[0].frozen_steps < experiments[0].total_steps:
-        raise UserError(f"config.freeze={first.freeze!r} thaws midway; train such runs one after the other")
+        raise UserError(f"config.freeze={first.freeze!r} unfreezes midway; train such runs one by one")
     if experiments[0].mesh.size > 1:
         raise UserError(f"runs are trained together on one device, not on {experiments[0].mesh.size}")
     if len({explicit_spec(experiment.augment) for experiment in experiments}) > 1:

@@ -27,7 +27,7 @@ class Interrupted(RuntimeError):
 def end_at_once() -> None:
     """From now on SIGINT and SIGTERM end this process in one line, but for `caught_signals`."""
     if not _acts:
-        _watch(lambda signum: end(signum, "interrupted; there was nothing to save"))
+        _watch(lambda signum: end(signum, "interrupted; nothing to save"))
 
 
 def ignore() -> None:
@@ -46,7 +46,7 @@ def caught_signals() -> Iterator[list[int]]:
 
     def catch(signum: int) -> None:
         if caught:
-            end(signum, "ended by a second signal; what was saved is unharmed")
+            end(signum, "ended by a second signal; earlier checkpoints are intact")
         caught.append(signum)
 
     if threading.current_thread() is not threading.main_thread():

@@ -189,11 +189,11 @@ def out_of_memory(where: str, model: str, batch_size: int, needed: Callable[[], 
             raise
         reported = re.search(r"[Uu]sed [\d.]+\w* of [\d.]+\w*|allocating [\d.]+ ?\w*", str(error))
         size = f" ({reported[0]})" if reported else ""
-        step = f"; the compiled step needs {needed() / 2**30:.1f} GiB a device" if needed() else ""
+        step = f"; the compiled step needs {needed() / 2**30:.1f} GiB per device" if needed() else ""
     else:
         return
     raise UserError(
         f"out of memory on {where}{size}: config.model={model!r}, batch_size={batch_size}{step}; lower "
         "the batch, raise config.accumulate_steps, take config.dtype='bfloat16', config.sharding='fsdp' on "
-        "more devices, or remat=True of a residual net; `cnnjax models NAME --memory` tells beforehand"
+        "more devices, or remat=True in a residual net; `cnnjax models NAME --memory` predicts it"
     )

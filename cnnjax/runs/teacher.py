@@ -64,7 +64,7 @@ def make_teacher(
     known = it.facts
     given, wanted = augment.output_shape, known.eval_augment.output_shape
     if given[2] != wanted[2]:
-        raise UserError(f"{FIELD}: {source} takes images of {wanted[2]} channels, these have {given[2]}")
+        raise UserError(f"{FIELD}: {source} takes images with {wanted[2]} channels, these have {given[2]}")
     (mean, std), (own_mean, own_std) = (_pixels(each, given[2]) for each in (augment, known.eval_augment))
     affine = jnp.asarray(std / own_std), jnp.asarray((mean - own_mean) / own_std)
     columns = _columns(source, known.class_names, facts.class_names)
@@ -115,7 +115,7 @@ def _pixels(augment: Augmentation, channels: int) -> tuple[np.ndarray, np.ndarra
     steps = dict(augment.steps)
     if not {"normalize", "scale"} & steps.keys():
         raise UserError(
-            f"{FIELD}: {augment.spec!r} must have normalize or scale, so that a teacher can see it"
+            f"{FIELD}: {augment.spec!r} must have normalize or scale, so that a teacher can see the images"
         )
     values = dict(steps["normalize"]) if "normalize" in steps else {"mean": 0.0, "std": 1.0}
     rows = (np.broadcast_to(np.asarray(values[name], np.float32), (channels,)) for name in ("mean", "std"))
@@ -128,6 +128,6 @@ def _columns(source: str, known: tuple[str, ...], wanted: tuple[str, ...]) -> tu
     if len(known) == len(wanted) and (numbered(known) or numbered(wanted)):
         return tuple(range(len(known)))
     if missing := [name for name in wanted if name not in known]:
-        problem = f"{source} knows no {listed(missing)}, of {len(known)} classes"
-        raise UserError(f"{FIELD}: {problem}; a teacher knows all classes of the student, by name")
+        problem = f"{source} lacks {listed(missing)} among its {len(known)} classes"
+        raise UserError(f"{FIELD}: {problem}; a teacher needs all classes of the student, by name")
     return tuple(map(known.index, wanted))

@@ -131,7 +131,7 @@ def live(
     def kept() -> str:
         """What is kept if the run ends now; '' if a step would be lost."""
         if step == 0:
-            return "no step was done yet; the same command begins again"
+            return "no step was completed; the same command starts again"
         if step != saved or not checkpoints.settled():
             return ""
         return f"saved step {step} of {total} in {run.path}; the same command resumes there"

@@ -51,7 +51,7 @@ def make_optimizer(
     if (decay_mode := decay_mode or rule.decay_mode) not in ("coupled", "decoupled"):
         raise unknown("decay_mode", decay_mode, ("coupled", "decoupled"))
     if name == "adamw" and decay_mode == "coupled":
-        raise UserError("decay_mode='coupled' must be 'decoupled' with adamw; take adam for coupled decay")
+        raise UserError("decay_mode='coupled' must be 'decoupled' with adamw; use adam for coupled decay")
     direction = rule.build(**own_values("optimizer", name, rule.build, values))
     if freeze and until < math.inf:
         direction = partitioned(freeze, direction, held(direction, until))

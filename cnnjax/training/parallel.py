@@ -65,7 +65,7 @@ def make_mesh(mesh: str = "", devices: Sequence[jax.Device] | None = None) -> Me
         seen.add(axis)
         sizes[axis] = int(size)
     if (count := math.prod(sizes.values())) > len(devices):
-        raise UserError(f"mesh={mesh!r} takes {count} devices, but there are {len(devices)}; '' takes all")
+        raise UserError(f"mesh={mesh!r} takes {count} devices, but there are {len(devices)}; '' uses all")
     if count < len(devices) and len({device.process_index for device in devices}) > 1:
         raise UserError(f"mesh={mesh!r} takes {count} of {len(devices)} devices; several processes use all")
     return Mesh(np.asarray(devices[:count]).reshape([sizes[axis] for axis in AXES]), AXES)
@@ -86,7 +86,7 @@ def check_divides(argument: str, batch_size: int, mesh: Mesh) -> None:
     if rest := batch_size % (devices := mesh.shape["data"]):
         lower = batch_size - rest
         problem = f"{argument}={batch_size} is not divisible by the {devices} devices on 'data'"
-        raise UserError(f"{problem}; take {lower or devices} or {lower + devices}")
+        raise UserError(f"{problem}; use {lower or devices} or {lower + devices}")
 
 
 def rules_of(sharding: str) -> tuple[Rule, ...]:
@@ -150,7 +150,7 @@ def norm_groups(batch_norm: str, batch_size: int, mesh: Mesh) -> int:
     if batch_norm in ("global", "device"):
         return mesh.shape["data"] if batch_norm == "device" else 1
     if not (groups := re.fullmatch(r"groups\((\d+)\)", batch_norm.replace(" ", ""))):
-        raise UserError(f"batch_norm={batch_norm!r} must be 'global', 'device' or as 'groups(32)'")
+        raise UserError(f"batch_norm={batch_norm!r} must be 'global', 'device' or 'groups(32)'")
     if (size := int(groups[1])) < 1 or batch_size % size:
-        raise UserError(f"batch_norm={batch_norm!r}: groups must divide the {batch_size} examples of a pass")
+        raise UserError(f"batch_norm={batch_norm!r}: groups must divide {batch_size} examples")
     return batch_size // size

@@ -39,7 +39,7 @@ def check_pattern(argument: str, pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(f"{argument}={pattern!r} is no regular expression: {error}") from None
+        raise UserError(f"{argument}={pattern!r} is not a regular expression: {error}") from None
 
 
 def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:

@@ -64,7 +64,7 @@ def make_schedule(
     if warmup_steps >= total_steps:
         raise UserError(f"warmup_steps={warmup_steps} must be less than the run's {total_steps} steps")
     if name == "one_cycle" and warmup_steps:
-        reason = "which rises over its own rise_fraction of the run"
+        reason = "which has its own warm-up, rise_fraction"
         raise UserError(f"warmup_steps={warmup_steps} must be 0 with one_cycle, {reason}")
     length = Length(total_steps, warmup_steps, steps_per_epoch)
     schedule = build(learning_rate, length, **own_values("schedule", name, build, values))

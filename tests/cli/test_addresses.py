@@ -66,7 +66,7 @@ def test_every_door_of_the_command_refuses_an_address_in_one_line(words, empty, 
     assert main.run(words) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1
-    assert "is no place that files are read from or written to; allowed: a path on this machine" in err
+    assert "addresses cannot be read from or written to; allowed: a path on this machine" in err
 
 
 FUNCTIONS = {
@@ -86,7 +86,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("place", [BUCKET, Path(BUCKET), "s3://bucket/place"], ids=repr)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_that_takes_a_place_refuses_an_address(name, place, empty):
-    with pytest.raises(UserError, match="is no place that files are read from or written to"):
+    with pytest.raises(UserError, match="addresses cannot be read from or written to"):
         FUNCTIONS[name](place)
 
 

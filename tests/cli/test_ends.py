@@ -46,7 +46,7 @@ def test_a_signal_ends_every_command_in_one_line_while_it_imports(command, modul
     line = [sys.executable, "-c", AT_IMPORT, module, str(int(signum)), *command.split()]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 128 + signum
-    assert done.stderr == f"cnnjax: {signum.name}: interrupted; there was nothing to save\n"
+    assert done.stderr == f"cnnjax: {signum.name}: interrupted; nothing to save\n"
     assert not list(tmp_path.iterdir())
 
 

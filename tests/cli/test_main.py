@@ -139,7 +139,7 @@ MISTAKES = {
     "train --config.batch_size=99999999999": "config.batch_size=99999999999 must be greater than 0 and below",
     "train --config.data.num_workers=99999": "config.data.num_workers=99999 must be at least 0 and below",
     "train --config.total_epochs=1e9": "config.total_epochs: total_steps=43000000000 must be an integer",
-    "train --config.log_every_steps=9999999999": "must be greater than 0, in 32 bits",
+    "train --config.log_every_steps=9999999999": "must be greater than 0 (32-bit)",
     "train --config.model=simple_cnn(widths=(99999999999,))": "an integer beyond 32 bits; allowed: below",
     "train --config.augment.train=random_crop(99999)|normalize": "size = 99999",
     "predict --batch_size=99999999999": "--batch_size=99999999999",
@@ -192,7 +192,7 @@ CONFIG = "from cnnjax.config import default\n{}\ndef get_config():\n    c = defa
         ("import sys", "sys.exit(3)", "x.py, x.py line 5: SystemExit: 3"),
         ("def f(:", "pass", "x.py, x.py line 2: SyntaxError"),
         ("import nowhere", "pass", "x.py, x.py line 2: ModuleNotFoundError"),
-        ("", "c.data.dir = 'a\\0b'", "config.data.dir='a\\x00b' must have no NUL"),
+        ("", "c.data.dir = 'a\\0b'", "config.data.dir='a\\x00b' must not contain a NUL"),
     ],
 )
 def test_an_error_of_a_config_file_names_its_line(head, body, words, tmp_path, capsys):
@@ -233,7 +233,7 @@ def test_a_damaged_run_folder_is_told(trained, tmp_path, capsys):
     assert main.run(["evaluate", f"--workdir={tmp_path}"]) == 2
     assert "config.json cannot be read" in capsys.readouterr().err
     assert main.run(["evaluate", f"--workdir={trained}", "--weights=ema"]) == 2
-    assert "keeps no average" in capsys.readouterr().err
+    assert "has no average" in capsys.readouterr().err
     assert main.run(["evaluate", f"--workdir={trained}", "--split=tset"]) == 2
     assert "did you mean 'test'?" in capsys.readouterr().err
 

@@ -686,7 +686,7 @@ def test_the_order_of_places(tmp_path, toy, monkeypatch):
 
 
 def test_nothing_answers_is_one_line_with_places_and_ways(tmp_path, toy):
-    for kwargs, reason in (({}, "127.0.0.1:9"), ({"download": False}, "not allowed")):
+    for kwargs, reason in (({}, "127.0.0.1:9"), ({"download": False}, "downloads are off")):
         text = message(load, "toy", "train", data_dir=tmp_path, **kwargs)
         places = [tmp_path, tmp_path / "toy", tmp_path / "no_tfds", tmp_path / "cache/cnnjax/toy"]
         for word in (*map(str, places), reason, "train-images-idx3-ubyte.gz", "CNNJAX_DATA_DIR"):

@@ -184,7 +184,7 @@ def test_pngs_of_every_depth_and_kind():
         for color, channels in ((2, 3), (4, 2), (6, 4)):
             for depth in (8, 16):
                 assert_is_pillows(png(depth, color, channels, interlaced), f"kind {color} of {depth} bits")
-        with pytest.raises(BadImage, match="x: pixels of mode I;16; allowed: 8 bits a channel"):
+        with pytest.raises(BadImage, match="x: pixels of mode I;16; allowed: 8 bits per channel"):
             decode_image(png(16, 0, 1, interlaced), "x", 3)
 
 
@@ -275,7 +275,7 @@ def test_a_jpeg_of_a_few_bytes_that_claims_many_pixels_is_refused_before_it_is_d
 def test_a_jpeg_of_12_bits_is_refused_in_words():
     data = bytearray(PLAIN)
     data[FRAME + 4] = 12
-    with pytest.raises(BadImage, match=r"^x: JPEG that cannot be decoded \(.*of 8 bits a channel\)$"):
+    with pytest.raises(BadImage, match=r"^x: JPEG that cannot be decoded \(.*of 8 bits per channel\)$"):
         decode_image(bytes(data), "x", 3)
 
 

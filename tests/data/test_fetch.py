@@ -142,7 +142,7 @@ def test_git_names_are_checked(server, path):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(404, "no such file"), (401, "HF_TOKEN"), (403, "HF_TOKEN"), (418, "answers 418")]
+    ("status", "words"), [(404, "no such file"), (401, "HF_TOKEN"), (403, "HF_TOKEN"), (418, "answered 418")]
 )
 def test_a_refusal_is_told(server, path, status, words):
     server.files["/a.bin"] = status
@@ -181,7 +181,7 @@ def test_redirects_to_nowhere_end(server, path, goal):
 
 @pytest.mark.parametrize("address", ["http://", "http://u:p@127.0.0.1/a", "http://[::1/a", "x", "file:///a"])
 def test_other_addresses_are_refused(path, address):
-    assert "no address" in (text := fails(UserError, Remote(address), path)) and "u:p" not in text
+    assert "not an address" in (text := fails(UserError, Remote(address), path)) and "u:p" not in text
 
 
 def test_a_server_that_hangs_ends_in_time(server, path, monkeypatch):

@@ -73,7 +73,7 @@ def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):
         **{"pipe": "pipe or a device", "zero": "pipe or a device", "dangling": "No such file"},
         **{
             "loop": "symbolic links",
-            "out": "a link out of",
+            "out": "a link to outside",
             "sparse": "1,073,741,824 bytes; allowed: at most",
         },
         **{"": "Is a directory", "none": "No such file", "a\0b": "null byte", 300 * "a": "name too long"},
@@ -99,10 +99,10 @@ class Facts(TypedDict):
     ("text", "kind", "reason"),
     [
         ("", dict, "Expecting value"),
-        ("[]", dict, "it holds no JSON object"),
+        ("[]", dict, "it is not a JSON object"),
         ("{} {}", dict, "Extra data"),
-        ('{"a": 1, "a": 2}', dict, "a name stands twice"),
-        ('{"a": {"b": 1, "b": 2}}', dict, "a name stands twice"),
+        ('{"a": 1, "a": 2}', dict, "a name occurs twice"),
+        ('{"a": {"b": 1, "b": 2}}', dict, "a name occurs twice"),
         ("[" * 100_000, list, "recursion"),
         ("[" * 900 + "]" * 900, list, "nested more than 63 deep"),
         ("[[]," * 100 + "0" + "]" * 100, list, "nested more than 63 deep"),

@@ -386,7 +386,7 @@ def test_prepare_says_the_same_and_needs_a_train_split(tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"folder:{path}: {LINE}")
     path = write(tmp_path, "tar", several("test/a", "test/b"))
     assert main.run(["data", "prepare", f"folder:{path}", f"--out={tmp_path / 'other'}"]) == 2
-    assert "only test is there to prepare; add a train split" in capsys.readouterr().err
+    assert "only test can be prepared; add a train split" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_train_says_the_same_in_one_line_before_the_first_step(tmp_path, tiny_co
     shown = io.StringIO()
     train(tiny_config, tmp_path / "run", Lines(Console(file=shown)))
     line, *header, first_row = shown.getvalue().splitlines()[:5]
-    held = "2 of train are held out as validation"
+    held = "2 of train held out for validation"
     assert line == f"folder:{path}: {LINE}, outside class folders; {held}; images 4x4x3"
     assert header[-1] == f"run folder {tmp_path / 'run'}" and first_row.startswith("step ")
 
@@ -430,4 +430,4 @@ def test_predict_takes_the_files_that_training_takes_and_tells_the_others(tmp_pa
     printed = capsys.readouterr()
     found = [json.loads(line)["image"] for line in printed.out.splitlines()]
     assert sorted(found) == sorted(str(path / f"a/0{suffix}") for suffix in IMAGE_SUFFIXES)
-    assert printed.err == f"{path}: left out 1 .heic, 2 .csv, 1 pictures of --explain\n"
+    assert printed.err == f"{path}: skipped 1 .heic, 2 .csv, 1 pictures of --explain\n"

@@ -353,9 +353,9 @@ def test_the_sets_own_validation_split_is_used_unless_it_is_the_test(tmp_path):
     split = {"test_split": "validation", "num_validation": 3}
     assert [len(load(name, each, **split)) for each in ("train", "validation", "test")] == [3, 3, 2]
     assert load(name, "train", test_split="validation").splits == ("train", "test")
-    assert "test_split='tset' is no split" in message(load, name, "train", test_split="tset")
+    assert "test_split='tset' is not a split" in message(load, name, "train", test_split="tset")
 
 
 def test_a_size_that_arrays_are_not_brought_to_is_told(tmp_path):
     notes = load(npz(tmp_path, x=GREY, y=LABEL), "train", size=4).notes
-    assert "size=4 does nothing, as images are stored as arrays" in notes
+    assert "size=4 has no effect, as images are stored as arrays" in notes

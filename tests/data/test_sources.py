@@ -155,7 +155,7 @@ def test_kinds_of_images_that_are_read_as_they_look():
         (b"hello", "not an image of a known format"),
         (encoded(np.zeros((64, 64, 3), np.uint8) + 7, "JPEG")[:300], "JPEG that cannot be decoded"),
         (encoded(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))[:2000], "not an image"),
-        (encoded(np.zeros((4, 4), np.uint16)), "8 bits a channel"),
+        (encoded(np.zeros((4, 4), np.uint16)), "8 bits per channel"),
         (encoded(np.zeros((12000, 12000), bool)), "12000x12000 pixels"),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path)
     prepare.prepare(sources, out, shard_examples=4)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == whole
     assert (out / "train-00000.array_record").stat().st_mtime_ns == times
-    with pytest.raises(UserError, match="prepared from other data or in another way"):
+    with pytest.raises(UserError, match="images of other data or settings"):
         prepare.prepare(sources, out, shard_examples=5)
     before = load(f"records:{out}", "train").fingerprint
     facts = json.loads((out / "dataset.json").read_text())

@@ -208,7 +208,7 @@ def test_a_folder_that_is_no_run_has_no_report(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("record.json", "[]", "no JSON object"),
+        ("record.json", "[]", "not a JSON object"),
         ("test.json", '{"accuracy": 1}', "is damaged"),
         ("test.json", "{", "test.json is damaged"),
         ("predictions.npz", "x", "is damaged"),

@@ -60,7 +60,7 @@ def test_what_cannot_be_probed_is_told(trained, tmp_path):
     label = np.zeros(90, np.uint8)
     label[0] = 1
     data = save(tmp_path / "one.npz", train_label=label, test_label=np.zeros(37, np.uint8))
-    with pytest.raises(UserError, match="a class with 1 images to train with"):
+    with pytest.raises(UserError, match="a class with 1 training images"):
         probe(trained, data)
     with pytest.raises(UserError, match="unknown layer 'stage9'"):
         probe(trained, layer="stage9")

@@ -121,14 +121,14 @@ def test_weights_from_elsewhere_keep_their_names(server, tmp_path, capsys):
     assert again.input_shape == (224, 224, 3)
     (out / "other").write_text("")
     assert main.run(["push", *source, f"--out={out}"]) == 2
-    assert "holds other files than a repository's" in capsys.readouterr().err
+    assert "contains files that are not a repository's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["hf:me/other"], "403, not for everyone"),
-        (["hf:me"], "is no repository"),
+        (["hf:me/other"], "403, private or missing"),
+        (["hf:me"], "is not a repository"),
         (["me/net"], "usage"),
         ([], "usage"),
         (["hf:me/net", "--out=x"], "usage"),

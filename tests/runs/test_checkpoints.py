@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, the newest few and the best, a damaged one passed over."""
+"""Checkpoints: complete or absent, the newest few and the best, a damaged one skipped."""
 
 import shutil
 import time
@@ -61,7 +61,7 @@ def test_a_damaged_newest_one_is_passed_over_with_a_warning(saved, tmp_path):
     files = [f for f in (tmp_path / "checkpoints" / "5" / "tree").rglob("*") if f.is_file()]
     for file in files:
         file.write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"checkpoint 5: .*passed over"):
+    with pytest.warns(UserWarning, match=r"checkpoint 5: .*skipped"):
         step, restored, _ = saved.restore(tree(0))
     assert step == 4
     assert restored["count"] == 4
@@ -107,9 +107,9 @@ def test_any_damage_is_seen_and_the_one_before_used_and_kept(saved, tmp_path, ho
     damage(tmp_path / "checkpoints" / "5", how)
     assert saved.problem(5)
     assert not saved.problem(4)
-    with pytest.warns(UserWarning, match=r"checkpoint 5: .*passed over"):
+    with pytest.warns(UserWarning, match=r"checkpoint 5: .*skipped"):
         assert saved.restore(tree(0))[0] == 4
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         assert saved.find("last") == 4
     with pytest.raises(UserError, match="checkpoint 5 in .* cannot be read"):
         saved.read(5)

@@ -69,7 +69,7 @@ def test_a_finished_run_that_lost_its_last_metrics_gets_no_row(place, lines):
     file = f"runs/{run.name}/metrics.jsonl"
     ended, words = damage.trial(*place, "sweep", file, lambda path: path.write_text("".join(kept)))
     assert ended == "refused", words
-    assert "metrics.jsonl lacks the last row of a run that is finished; restore it, or remove" in words
+    assert "metrics.jsonl lacks the last row of a finished run; restore it, or remove" in words
 
 
 LINES = (
@@ -87,7 +87,7 @@ def test_a_damaged_line_of_metrics_is_told_and_later_rows_are_kept(tmp_path, bad
     file = run.path / "metrics.jsonl"
     first, *rest = file.read_text().splitlines()
     file.write_bytes("\n".join([first, bad, *rest, '{"step": 5, "lo']).encode("latin-1"))
-    with pytest.warns(UserWarning, match=r"metrics\.jsonl: damaged, left out: line 2 \("):
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: damaged lines skipped: line 2 \("):
         assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
     with pytest.warns(UserWarning, match="line 2"):
         run.start_metrics(3)

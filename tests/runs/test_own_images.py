@@ -69,4 +69,4 @@ def test_from_a_folder_to_a_prediction_in_two_commands(tmp_path, sizes, capsys, 
 
 def test_weights_need_data(capsys):
     assert main.run(["train", "--weights=torchvision"]) == 2
-    assert "--weights belongs to --data" in capsys.readouterr().err
+    assert "--weights needs --data" in capsys.readouterr().err

@@ -213,7 +213,7 @@ def test_without_a_network_one_line_says_what_to_do(server, table, body, monkeyp
     monkeypatch.setenv("CNNJAX_TORCHVISION_URL", "http://127.0.0.1:9/models")
     text = fails("torchvision", MODEL, kind=NoNetwork)
     address, path = f"http://127.0.0.1:9/models/{table}", text.rpartition(" ")[2]
-    assert f"fetch {address} by hand and put it at {path}" in text
+    assert f"fetch {address} by hand and save it as {path}" in text
     Path(path).write_bytes(body)
     assert resolve("torchvision", MODEL).file == Path(path)
 
@@ -243,10 +243,10 @@ def test_a_cache_open_to_others_is_refused(server, table, body, tmp_path):
             ("nowhere", MODEL),
             "nowhere is neither a run folder nor a weights file; allowed: a run",
         ),
-        (("hf:nobody",), "is no repository"),
-        (("hf:a/../b",), "is no repository"),
-        (("hf:a/b@../c",), "is no repository"),
-        (("https://u:p@host/a.pth", MODEL), "is no address"),
+        (("hf:nobody",), "is not a repository"),
+        (("hf:a/../b",), "is not a repository"),
+        (("hf:a/b@../c",), "is not a repository"),
+        (("https://u:p@host/a.pth", MODEL), "is not an address"),
     ],
 )
 def test_what_is_not_there_is_one_line(server, table, args, words):
@@ -300,7 +300,7 @@ def test_sharded_weights_are_all_fetched(server, table, body):
     assert found.file.name == hub.INDEX and (found.file.parent / shard).read_bytes() == body
     index["weight_map"]["b"] = "../../etc/passwd"
     serve_hub(server, "org/bad", contents | {hub.INDEX: json.dumps(index).encode()})
-    assert "names no files beside it" in fails("hf:org/bad")
+    assert "does not name files next to it" in fails("hf:org/bad")
 
 
 def test_the_hubs_own_cache_is_used_and_never_written(server, table, body, monkeypatch, tmp_path):
@@ -331,7 +331,7 @@ def test_the_hubs_own_cache_is_used_and_never_written(server, table, body, monke
     assert sorted(theirs.rglob("*")) == before
     shutil.rmtree(tmp_path / "xdg" / "cnnjax" / "weights")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "is damaged; remove it" in fails("hf:org/net")
+    assert "is damaged; delete it" in fails("hf:org/net")
 
 
 def test_the_hub_is_told_the_token_and_no_other_host(server, table, body, monkeypatch):
@@ -346,7 +346,7 @@ def test_the_hub_is_told_the_token_and_no_other_host(server, table, body, monkey
     server.files["/api/models/org/secret/revision/main"] = 401
     assert "HF_TOKEN" in (text := fails("hf:org/secret")) and "hf_secret" not in text
     monkeypatch.setenv("HF_TOKEN", "hf secret\n x")
-    assert "HF_TOKEN holds" in (text := fails("hf:org/net")) and "secret" not in text
+    assert "HF_TOKEN contains" in (text := fails("hf:org/net")) and "secret" not in text
 
 
 def test_a_repository_that_cannot_be_reached_says_what_to_fetch(server, table, body, monkeypatch):
@@ -384,7 +384,7 @@ def test_a_config_of_another_kind_is_one_line(server, table, body, tmp_path, cha
     ("answer", "words"),
     [
         (b"<html>", "damaged"),
-        (b"{}", "is no Hub"),
+        (b"{}", "is not a Hub"),
         (json.dumps({"sha": COMMIT, "siblings": [1, {"rfilename": "a.bin"}]}).encode(), "it has a.bin"),
         (404, "404"),
     ],
@@ -416,7 +416,7 @@ def test_an_address_is_fetched_again_if_its_file_changes(server, table, body, mo
     assert resolve(f"{address}?key=1", MODEL).file.read_bytes() == body + b" "
     monkeypatch.setenv("CNNJAX_OFFLINE", "1")
     assert resolve(f"{address}?key=1", MODEL).file == found.file
-    assert "put it at" in fails(f"{server.address}/b.pth", MODEL, kind=NoNetwork)
+    assert "save it as" in fails(f"{server.address}/b.pth", MODEL, kind=NoNetwork)
     assert "of which network" in fails(f"{address}?key=1")
 
 
@@ -542,7 +542,7 @@ def test_training_starts_from_weights_by_name(place, capsys):
         ("predict images --weights=ema", "--workdir is missing"),
         (f"predict images --model={MODEL}", "--model=resnet50 --weights=torchvision"),
         ("predict images --workdir=r --weights=torchvision", "allowed with --workdir: --weights=raw or ema"),
-        (f"predict images --workdir=r --model={MODEL}", "names a network from elsewhere"),
+        (f"predict images --workdir=r --model={MODEL}", "cannot be combined with --workdir"),
         ("predict images --weights=torchvision", "of which network"),
         ("predict images --model=lenet5 --weights=torchvision", "lenet5 has no weights of torchvision"),
         ("predict images --model=vgg11 --weights=hf:org/net", "does not fit VGG"),

@@ -250,7 +250,7 @@ def test_a_run_without_a_step_is_ended_with_its_stacks(seconds, code):
         (["launch", "--processes=2"], "usage: cnnjax launch"),
         (["launch", "--", "data"], "usage: cnnjax launch"),
         (["launch", "--", "train"], "--workdir is missing"),
-        (["train", "--distributed", "--workdir=x", "--process_count=2"], "are given together, or none"),
+        (["train", "--distributed", "--workdir=x", "--process_count=2"], "must be given together"),
     ],
 )
 def test_mistakes_are_told_before_any_process_starts(command, words, capsys):

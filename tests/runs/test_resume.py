@@ -151,5 +151,5 @@ def test_a_signal_ends_a_compilation(signals, tiny_data, tmp_path):
     code, output = end(process)
     assert code == 143, output
     assert time.monotonic() - began < (20 if signals == 1 else 5)
-    assert ("SIGTERM: no step was done yet" in output) == (signals == 1)
+    assert ("SIGTERM: no step was completed" in output) == (signals == 1)
     assert not Checkpoints(tmp_path / "run" / "checkpoints").steps()

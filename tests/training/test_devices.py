@@ -124,8 +124,8 @@ def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
         ({"mesh": "data:1,data:1"}, "must be an axis and a number"),
         ({"mesh": "data:4096"}, "config.mesh='data:4096' takes 4096 devices, but there are"),
         ({"sharding": "fdsp"}, "unknown config.sharding 'fdsp' .did you mean 'fsdp'"),
-        ({"batch_norm": "groups(3)"}, "groups must divide the 16 examples"),
-        ({"batch_norm": "local"}, "config.batch_norm='local' must be 'global', 'device' or as 'groups.32.'"),
+        ({"batch_norm": "groups(3)"}, "groups must divide 16 examples"),
+        ({"batch_norm": "local"}, "config.batch_norm='local' must be 'global', 'device' or 'groups.32.'"),
         ({"accumulate_steps": 3}, "accumulate_steps=3 must divide config.batch_size=16"),
     ],
 )
@@ -277,7 +277,7 @@ def test_out_of_memory_names_batch_model_estimate_and_remedies(tiny_config, tmp_
     tiny_config.model = "simple_cnn(widths=(4096, 4096))"  # hundreds of GiB of channels
     tiny_config.augment.train = "normalize"
     with pytest.raises(
-        UserError, match="out of memory on .*batch_size=1048575.*needs .* GiB a device"
+        UserError, match="out of memory on .*batch_size=1048575.*needs .* GiB per device"
     ) as said:
         train.train(tiny_config, tmp_path / "run")
     for word in ("simple_cnn", "accumulate_steps", "fsdp", "--memory"):

@@ -115,7 +115,7 @@ def parse(
             later = all(ANY.index(kind) < ANY.index(each) for each in step.takes)
             makes = [n for n, o in AUGMENTATIONS.items() if o.gives in (step.takes if later else [kind])]
             where = f"{'after' if later else 'before'} {' or '.join(makes)}"
-            raise UserError(f"{given}, and here they are {kind}; put it {where}, or remove it")
+            raise UserError(f"{given}; here they are {kind}; put it {where}, or remove it")
         full = _complete(name, arguments, facts)
         try:
             shape = step.output_shape(shape, full)
@@ -125,7 +125,7 @@ def parse(
         steps.append((name, tuple(full.items())))
         words.append(_write_call(name, arguments))
     if kind == "uint8":
-        allowed = "a model needs floating ones; end it with normalize or scale"
+        allowed = "a model needs floats; end it with normalize or scale"
         raise UserError(f"augmentation {spec!r} leaves uint8 pixels, and {allowed}")
     return Augmentation(tuple(steps), "|".join(words), shape)
 

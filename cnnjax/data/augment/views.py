@@ -77,7 +77,7 @@ def _at_crop(augment: Augmentation, name: str) -> tuple[Images, Images, tuple[in
     names = [step for step, _ in augment.steps]
     if "center_crop" not in names:
         allowed = "one with center_crop(SIZE), which the views replace"
-        raise UserError(f"protocol={name}: augmentation {augment.spec!r} cuts no window; allowed: {allowed}")
+        raise UserError(f"protocol={name}: augmentation {augment.spec!r} has no crop; allowed: {allowed}")
     at = names.index("center_crop")
     parts = augment.steps[:at], augment.steps[at + 1 :]
     before, after = (dataclasses.replace(augment, steps=steps).preprocess for steps in parts)
