@@ -240,7 +240,7 @@ def test_parquet_files_that_name_no_split_are_all_train(tmp_path):
         write_parquet(tmp_path / f"{i:04d}.parquet", map(png, COLOUR[:3]), [0, 1, 2])
     assert len(load(f"parquet:{tmp_path}", "train")) == 6
     write_parquet(tmp_path / "test.parquet", map(png, COLOUR[:3]), [0, 1, 2])
-    assert "0000.parquet: its name tells no split" in message(load, f"parquet:{tmp_path}", "train")
+    assert "0000.parquet: its name does not name a split" in message(load, f"parquet:{tmp_path}", "train")
 
 
 # Channels and sizes

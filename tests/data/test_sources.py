@@ -287,7 +287,7 @@ def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
     path = write(tmp_path, "zip", files)
     out = f"--out={tmp_path / 'out'}"
     assert main.run(["data", "prepare", f"folder:{path}", out, "--short_side=240"]) == 0
-    assert "train: 6 images, 0 left out" in capsys.readouterr().out
+    assert "train: 6 images, 0 skipped" in capsys.readouterr().out
     recipe = config.from_file(str(ROOT / "configs/imagenet_alexnet.py"))
     recipe.data.name = f"records:{tmp_path / 'out'}"
     with pytest.raises(UserError, match="num_validation=10000.* 1 to 4"):

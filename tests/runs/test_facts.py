@@ -216,7 +216,7 @@ def test_colour_becomes_grey_as_for_predict_and_numbers_need_names(form, grey, t
 @pytest.mark.parametrize("form", [npz, parquet])
 def test_data_without_names_fit_a_run_without_names(form, colour, grey, tmp_path):
     images, labels = pictures(NAMES, 9, seed=3)
-    with pytest.raises(UserError, match=r"data: .*images of 0, 1, 2, no class.*these have no names"):
+    with pytest.raises(UserError, match=r"data: .*images of 0, 1, 2, not classes.*these have no names"):
         cnnjax.evaluate(colour, data=form(tmp_path / "colour", (), test=(images, labels)))
     data = form(tmp_path / "grey", (), test=(as_grey(images)[:8:3], labels[:8:3]))  # blue alone
     scores, rows = cnnjax.evaluate(grey, data=data)

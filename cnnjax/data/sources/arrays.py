@@ -30,8 +30,8 @@ def to_bytes(images: BySplit, what: object) -> dict[str, np.ndarray]:
     unit = kind.kind == "b" or (kind.kind == "f" and high <= 1)
     # Fractions that end at 16, say, are on a scale of their own.
     if not (low >= 0 and (unit or high <= 255) and (unit or kind.kind != "f" or high > 127)):
-        allowed = "0 to 255, or fractions of 0 to 1, as they are before normalization"
-        raise UserError(f"{what}: images are {kind} of {low:.6g} to {high:.6g}; allowed: {allowed}")
+        allowed = "0 to 255, or 0 to 1, before normalization"
+        raise UserError(f"{what}: images are {kind} from {low:.6g} to {high:.6g}; allowed: {allowed}")
     scale = np.float32(255 if unit else 1)
     return {split: np.rint(each * scale).astype(np.uint8, order="C") for split, each in images.items()}
 
@@ -61,7 +61,7 @@ def to_numbers(labels: BySplit, names: list[str], what: object) -> tuple[dict[st
     }
     if texts and len(texts) < len(labels):
         raise UserError(
-            f"{what}: labels are names in {', '.join(texts)} alone; allowed: names or numbers in all"
+            f"{what}: labels are names in {', '.join(texts)} only; allowed: names or numbers in all splits"
         )
     if texts:
         names = names or sorted({name for each in texts.values() for name in each} - {""})

@@ -68,7 +68,7 @@ def with_classes(source: ArraySource | FileSource, class_names: Sequence[str]) -
     table = np.asarray(found, np.int32)
     occurring = range(len(table)) if source.labels is None else np.unique(source.labels)
     if strange := [source.class_names[i] for i in occurring if table[i] < 0]:
-        problem = f"{source.name} {source.split}: images of {listed(strange)}, no class of the network"
+        problem = f"{source.name} {source.split}: images of {listed(strange)}, not classes of the network"
         raise unknown_classes(problem, source.class_names, names)
     if isinstance(source, ArraySource):
         return dataclasses.replace(source, labels=table[source.labels], class_names=names)
@@ -83,7 +83,7 @@ def unknown_classes(problem: str, theirs: Sequence[str], class_names: Sequence[s
     if numbered(theirs) and not numbered(class_names):
         hint = "; these have no names: put them in folders by class, or into an npz as class_names"
     elif numbered(class_names) and not numbered(theirs):
-        hint = "; those have no names: give a file of them as class_names, one a line"
+        hint = "; those have no names: give a file of them as class_names, one per line"
     return UserError(f"{problem}; allowed: {listed(class_names)}; here: {listed(theirs)}{hint}")
 
 

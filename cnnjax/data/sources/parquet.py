@@ -45,12 +45,12 @@ class ParquetFolder:
             split = next((SPLIT_WORDS[match[1].lower()] for match in matches if match), None)
             self.files.setdefault(split or "", []).append(path)
         if not self.files:
-            raise UserError(f"{root}: no *.parquet; allowed: a folder of Parquet files of the Hub")
+            raise UserError(f"{root}: no *.parquet; allowed: a folder of Parquet files from the Hub")
         if without := self.files.pop("", []):  # as on the Hub, all is train if no name says more
             if self.files:
                 allowed = "names that begin with train, validation or test, or none that does"
                 raise UserError(
-                    f"{without[0]}: its name tells no split, those of others do; allowed: {allowed}"
+                    f"{without[0]}: its name does not name a split, others do; allowed: {allowed}"
                 )
             self.files = {"train": without}
         self.files = {split: self.files[split] for split in place.chosen([*self.files])}
@@ -164,7 +164,7 @@ class _Reader:
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         what = f"{path} row group {index} row {row}"
         if not isinstance(data, bytes):
-            raise BadImage(f"{what}: no bytes of an image in column {self.column}; allowed: embedded images")
+            raise BadImage(f"{what}: no image bytes in column {self.column}; allowed: embedded images")
         return data, what
 
     def header(self, position: int) -> Shape:

@@ -63,7 +63,7 @@ def read_facts(folder: Path) -> Facts:
     rows = facts["mean"], facts["std"], *facts["covariance"]
     sound = sound and all(len(row) == shape[2] and np.isfinite(row).all() for row in rows)
     if not sound or facts["encoding"] not in ENCODINGS or any(Path(name).name != name for name in names):
-        raise UserError(f"{file}: not the facts of prepared images; `cnnjax data prepare` writes them")
+        raise UserError(f"{file}: not the description of prepared images; `cnnjax data prepare` writes them")
     return facts
 
 

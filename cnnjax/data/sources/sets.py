@@ -120,7 +120,7 @@ def shape_of(name: str, splits: Sequence[FileSource], any_size: bool) -> Shape |
         given = listed([f"{in_words(shape[:2])} ({count})" for shape, count in (first, *others)], 5)
         among = f", among the first {seen} of {total}" if seen < total else ""
         side = min(first[0][:2])
-        one = f"size={side} must be given, to which all images are brought"
+        one = f"size={side} must be given, to resize all images"
         error = SeveralSizes(f"{one}: {name} has sizes {given}{among}")
         error.side = side
         raise error

@@ -53,7 +53,7 @@ def open_tfds(place: Place) -> Opened:
     if not NAME.fullmatch(name):
         raise UserError(f"data set 'tfds:{name}'; allowed: tfds:NAME[/CONFIG][:VERSION]")
     if not (path := next(filter(None, (find_prepared(name, root) for root in roots)), None)):
-        missing = f"data set tfds:{name} is not here as ArrayRecord: tried {', '.join(map(str, roots))}"
+        missing = f"data set tfds:{name} was not found as ArrayRecord: tried {', '.join(map(str, roots))}"
         make = f"`cnnjax data prepare tfds:{name}` makes it (file_format=array_record)"
         other = "name another folder as data_dir, CNNJAX_DATA_DIR or TFDS_DATA_DIR"
         raise UserError(f"{missing}; {make}; {other}")
