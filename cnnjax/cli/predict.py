@@ -54,12 +54,12 @@ def predict(
     batch_size: Flag[int, "images per batch", 1] = 64,
     dtype: Flag[str | None, "float32 or bfloat16, to compute in (default: the run's)"] = None,
     json: Json = False,
-    explain: Flag[str | bool, "write a heat map next to each image; =METHOD chooses (alone: grad_cam)"] = False,
+    explain: Flag[str | bool, "write heat maps next to the images; METHOD, or alone: grad_cam"] = False,
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
     layer: Flag[str | None, "layer for --explain (default: the last feature map)"] = None,
     **run: str,
 ) -> None:
-    """Prints the most likely classes of images; --explain also draws what speaks for the first."""
+    """Prints the most likely classes of images; --explain also draws the evidence for the first."""
     if not words:
         raise UserError("no image; name files or folders, or - to read one from standard input")
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):

@@ -92,7 +92,7 @@ def test_records_are_prepared_from_it(tmp_path):
     [
         (lambda d: (d / "train-00000-of-00002.parquet").write_bytes(b"PAR1"), "cannot be read as Parquet"),
         (lambda d: [f.unlink() for f in d.glob("train*")], "unknown split .* 'train'"),
-        (lambda d: (d / "test-00000-of-00001.parquet").rename(d / "more.parquet"), "its name does not name a split"),
+        (lambda d: (d / "test-00000-of-00001.parquet").rename(d / "more.parquet"), "does not name a split"),
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [None]), "without a label"),
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [3]), "label 3 of example 6"),
         (lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {"text": {}}), "columns"),
