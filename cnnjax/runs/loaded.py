@@ -60,7 +60,7 @@ def load(
         workdir, weights = weights, "raw"
     if not workdir:
         if weights in IN_A_RUN:
-            hint = "or weights from elsewhere, as in --model=resnet50 --weights=torchvision"
+            hint = "or pretrained weights, as in --model=resnet50 --weights=torchvision"
             raise UserError(f"--workdir is missing; name the run folder that `cnnjax train` wrote, {hint}")
         return _of_weights(resolve(weights, model), protocol, class_names)
     if weights not in IN_A_RUN or model:

@@ -294,7 +294,7 @@ def test_fine_tuning_keeps_the_normalization_of_the_weights_and_refuses_their_he
     names = ("green", "violet", "red")
     data = tree(tmp_path, names, train=pictures(names, 66, seed=1), test=pictures(names, 9, seed=1))
     config = recipe(data, init_from=str(colour))
-    with pytest.raises(UserError, match=r"knows blue, green, red; .* green, red, violet; .*init_head=new"):
+    with pytest.raises(UserError, match=r"classes blue, green, red; .* green, red, violet; .*init_head=new"):
         build(config)
     config.init_head = "new"
     experiment = build(config)

@@ -213,7 +213,7 @@ def test_without_a_network_one_line_says_what_to_do(server, table, body, monkeyp
     monkeypatch.setenv("CNNJAX_TORCHVISION_URL", "http://127.0.0.1:9/models")
     text = fails("torchvision", MODEL, kind=NoNetwork)
     address, path = f"http://127.0.0.1:9/models/{table}", text.rpartition(" ")[2]
-    assert f"fetch {address} by hand and save it as {path}" in text
+    assert f"download {address} by hand and save it as {path}" in text
     Path(path).write_bytes(body)
     assert resolve("torchvision", MODEL).file == Path(path)
 
@@ -363,7 +363,7 @@ def test_a_repository_that_cannot_be_reached_says_what_to_fetch(server, table, b
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"architecture": "vit"}, "architecture 'vit' is none"),
+        ({"architecture": "vit"}, "architecture 'vit' is not"),
         ({"architecture": 3}, "architecture is 3"),
         ({"pretrained_cfg": []}, "pretrained_cfg is"),
         ({"pretrained_cfg": {"input_size": [3]}}, "input_size=[3]"),
@@ -383,7 +383,7 @@ def test_a_config_of_another_kind_is_one_line(server, table, body, tmp_path, cha
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"<html>", "damaged"),
+        (b"<html>", "invalid response"),
         (b"{}", "is not a Hub"),
         (json.dumps({"sha": COMMIT, "siblings": [1, {"rfilename": "a.bin"}]}).encode(), "it has a.bin"),
         (404, "404"),
@@ -546,7 +546,7 @@ def test_training_starts_from_weights_by_name(place, capsys):
         ("predict images --weights=torchvision", "of which network"),
         ("predict images --model=lenet5 --weights=torchvision", "lenet5 has no weights of torchvision"),
         ("predict images --model=vgg11 --weights=hf:org/net", "does not fit VGG"),
-        (f"evaluate --model={SPEC} --weights=torchvision --data=folder:images", "3 classes, 1000 have names"),
+        (f"evaluate --model={SPEC} --weights=torchvision --data=folder:images", "3 classes but 1000 names"),
         ("predict images --offline --weights=hf:org/other", "--offline"),
         (f"train --offline --config.model={MODEL} --config.init_from=hf:org/other", "--offline"),
     ],
