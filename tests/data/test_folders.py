@@ -202,7 +202,7 @@ def test_what_could_mean_two_things_is_refused_in_one_line(tmp_path, kind, names
         (  # folders in class folders
             [*several("train/a/x", "train/a/y"), *several("train/b")],
             {"train": {"a": 4, "b": 2}},
-            ["train/a/x and other folders inside a class folder count to its class"],
+            ["train/a/x and other folders inside a class folder belong to its class"],
         ),
         (  # a class named like a split has its way out
             several("train/bus", "train/train", "train/test", "test/train"),

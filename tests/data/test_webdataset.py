@@ -70,7 +70,7 @@ def test_splits_are_those_of_the_names(tmp_path):
     assert [source[i]["image"][0, 0, 0] for i in range(3)] == [60, 70, 80]
     assert any("test has no labels: 2 images" in note for note in source.notes)
     write(tmp_path / "0000.tar", samples(0, 6))
-    with pytest.raises(UserError, match=r"/0000.tar: its name tells no split"):
+    with pytest.raises(UserError, match=r"/0000.tar: its name does not name a split"):
         load(f"tar:{tmp_path}", "train")
 
 

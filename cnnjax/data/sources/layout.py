@@ -32,7 +32,7 @@ SPLIT_WORDS = {
 }  # fmt: skip
 AFFIXES = {"", "seg", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "data"}
 AFFIXES |= {"split", "folder", "files", "unknown", "unlabeled", "unlabelled"}
-AS_TRAIN = "if they are classes put all of them into one folder train/, else move one away"
+AS_TRAIN = "if they are classes, put all of them into one folder train/; else move one away"
 SPLITS = ("train", "validation", "test")
 
 
@@ -211,7 +211,7 @@ def _match_classes(files: Files, folder: Folder, names: Sequence[str], whose: st
         else:
             by_class.setdefault(name, []).append(place)
     if by_class and strange:
-        raise UserError(f"{root}/{strange[0]}: begins with no class of train; others do; move it away")
+        raise UserError(f"{root}/{strange[0]}: does not begin with a class of train, others do; move it away")
     return _as_arrays(by_class)
 
 
@@ -241,11 +241,11 @@ def _notes(
         if missing := [name for name, places in splits[split][1].items() if not len(places)]:
             yield f"{split} has no images of {listed(missing)}"
         if deeper := [inner for each in folder.filled() for inner in each.filled()]:
-            yield f"{deeper[0].path} and other folders inside a class folder count to its class"
+            yield f"{deeper[0].path} and other folders inside a class folder belong to its class"
         if split == "train" and not folder.filled():
             names = (PurePosixPath(name).name for name in members.names(folder.images))
             name = max(names, key=lambda name: name.count("_"))
-            yield f"loose files are of the class before their first _: {name} of {name.partition('_')[0]}"
+            yield f"loose files belong to the class before their first _: {name} of {name.partition('_')[0]}"
     outside = [*tree.outside(used, members)]
     left_out = [f"{listed(outside)}, outside class folders"] if outside else []
     if left_out := [*left_out, *([others] if others else [])]:

@@ -47,7 +47,7 @@ class TarFolder:
             by_split.setdefault(next(filter(None, map(_split, parts)), ""), []).append(file)
         if without := by_split.pop("", []):
             if by_split:
-                told = "its name tells no split, those of others do"
+                told = "its name does not name a split, others do"
                 raise UserError(f"{without[0]}: {told}; allowed: names with train, validation or test")
             by_split = {"train": without}
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
