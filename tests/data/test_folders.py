@@ -137,7 +137,7 @@ def test_names_that_only_look_like_splits_are_classes(tmp_path, name):
         (several("train/a", "train/b", "test/a", "test/c"), ["test/c: not a class of train; allowed: a, b"]),
         (
             [*several("train/a", "train/b"), "test/a_1.png", "test/x.png"],
-            ["test/x.png: begins with no class"],
+            ["test/x.png: does not begin with a class"],
         ),
         (several("train/a", "train/b", "test/a", "test/A"), ["a second folder of class a; merge them"]),
         ([f"img_{n}.png" for n in range(4)], ["all 4 images begin with img_, which is one class"]),
@@ -231,7 +231,7 @@ def test_what_could_mean_two_things_is_refused_in_one_line(tmp_path, kind, names
         (
             ["n02_ray.png", "n01_tench_2.png"],
             {"train": {"n01": 1, "n02": 1}},
-            ["loose files are of the class before their first _: n01_tench_2.png of n01"],
+            ["loose files belong to the class before their first _: n01_tench_2.png of n01"],
         ),
         (  # folders that are left out are named as a whole
             several("x/train/a", "x/test/a", "x/x/train/a", "x/x/train/b", "x/x/test/a"),

@@ -203,7 +203,7 @@ def test_a_file_without_tensors_is_refused_and_nothing_runs(tmp_path, fake_torch
         save_zip(tmp_path / "evil.pth", value, {})
     else:
         save_legacy(tmp_path / "evil.pth", value, [])
-    with pytest.raises(UserError, match=r"evil\.pth: holds no dict of names to tensors"):
+    with pytest.raises(UserError, match=r"evil\.pth: contains no dict of names to tensors"):
         files.read(tmp_path / "evil.pth")
     assert not marker.exists()
 
@@ -307,12 +307,12 @@ def test_modules_and_names_without_end_are_refused_or_left_at_once(tmp_path, fak
     for _ in range(100):
         deep = {long: deep, "": {long: deep}}
     save_zip(tmp_path / "deep.pth", deep, storages)
-    with pytest.raises(UserError, match="holds no dict of names to tensors"):
+    with pytest.raises(UserError, match="contains no dict of names to tensors"):
         files.read(tmp_path / "deep.pth")
     circle = {"net": {"fc.weight": FakeTensor(stored, (4,), (1,))}}
     circle["net"]["again"] = circle
     save_zip(tmp_path / "circle.pth", circle, storages)
-    with pytest.warns(UserWarning, match="left out again, no tensors"):
+    with pytest.warns(UserWarning, match="left out again, not tensors"):
         assert list(files.read(tmp_path / "circle.pth")) == ["fc.weight"]
 
 
@@ -339,7 +339,7 @@ def test_every_way_in_which_torch_rebuilds_a_tensor_is_read(tmp_path, fake_torch
     save_zip(tmp_path / "net.pth", value, storages)
     save_legacy(tmp_path / "old.pth", value, [odd, stored, raw])
     for name in ("net.pth", "old.pth"):
-        with pytest.warns(UserWarning, match=rf"{name}: left out sparse, complex, bits, no tensors"):
+        with pytest.warns(UserWarning, match=rf"{name}: left out sparse, complex, bits, not tensors"):
             found = files.read(tmp_path / name)
         assert list(found) == list(calls)
         assert found["torch._utils._rebuild_tensor_v3"].dtype == np.uint16
@@ -392,7 +392,7 @@ def test_dicts_that_python_2_wrote_are_read(tmp_path, fake_torch):
 )
 def test_any_other_global_is_no_tensor(tmp_path, fake_torch, value):
     save_zip(tmp_path / "net.pth", {"x": value}, {})
-    with pytest.raises(UserError, match=r"net\.pth: holds no dict of names to tensors"):
+    with pytest.raises(UserError, match=r"net\.pth: contains no dict of names to tensors"):
         files.read(tmp_path / "net.pth")
 
 
@@ -434,7 +434,7 @@ def test_what_is_no_state_dict_is_told(tmp_path, fake_torch):
     for value in ({"a": 1}, [tensor], {}, {"optimizer": {"a": tensor}}):
         save_zip(tmp_path / "net.pth", value, storages)
         with pytest.raises(
-            UserError, match=r"holds no dict of names to tensors; in torch, save model\.state_dict"
+            UserError, match=r"contains no dict of names to tensors; in torch, save model\.state_dict"
         ):
             files.read(tmp_path / "net.pth")
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:

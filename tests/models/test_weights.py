@@ -328,7 +328,7 @@ SCALAR = '{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
         (b"[" * 100000, b"", None, "not a whole"),
         (b"[]", b"", None, "not a whole"),
         (b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":1}', b"1234", None, "not a whole"),
-        (f'{{"a":{SCALAR},"a":{SCALAR}}}'.encode(), b"1234", None, "a name stands twice"),
+        (f'{{"a":{SCALAR},"a":{SCALAR}}}'.encode(), b"1234", None, "a name occurs twice"),
         ({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12), None, "invalid offset for tensor `b`"),
         ({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20), None, "invalid offset for tensor `b`"),
         ({"a": entry(0, 8)}, bytes(6), None, "file not fully covered"),
@@ -353,17 +353,17 @@ def test_damaged_and_hostile_safetensors_are_refused_by_name(tmp_path, header, d
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "is no weights file; these are read: safetensors"),
+        (b"", "is not a weights file; allowed: safetensors"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
             "pointer of Git LFS; fetch the file with `git lfs pull`",
         ),
-        (b"<!DOCTYPE html>", "a page of the web"),
+        (b"<!DOCTYPE html>", "a web page"),
         (b"\x89HDF\r\n", "HDF5"),
         (b"\x1f\x8b\x08", "gzipped; unpack it"),
-        (b"{}", "no index of sharded weights: it has no weight_map"),
-        (b'{"weight_map": {"a": 1}}', "no index of sharded weights: it has no weight_map"),
-        (b"{" * 10**5, "no index of sharded weights"),
+        (b"{}", "not an index of sharded weights: it has no weight_map"),
+        (b'{"weight_map": {"a": 1}}', "not an index of sharded weights: it has no weight_map"),
+        (b"{" * 10**5, "not an index of sharded weights"),
     ],
 )
 def test_files_that_stand_in_the_place_of_weights_are_named(tmp_path, content, message):
@@ -414,7 +414,7 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
     with pytest.raises(UserError, match=r"index\.json: two\.safetensors lacks z; fetch the files again"):
         files.read(index)
     files.write(tmp_path / "two.safetensors", b | {"w": b["z"]})
-    with pytest.raises(UserError, match=r"two\.safetensors holds, unknown to the index, w; fetch"):
+    with pytest.raises(UserError, match=r"two\.safetensors contains, but the index lacks, w; download"):
         files.read(index)
     (tmp_path / "two.safetensors").write_bytes(b"\0" * 9)
     with pytest.raises(UserError, match=r"two\.safetensors is not a whole safetensors file"):
@@ -433,8 +433,8 @@ def test_an_index_leads_nowhere_else(tmp_path, place):
     files.write(tmp_path / "x.safetensors", {"a": np.zeros(1)})
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": place}}))
-    with pytest.raises(UserError, match="must lie beside it, without a folder"):
+    with pytest.raises(UserError, match="must be next to it, without a folder"):
         files.read(index)
     index.write_text(json.dumps({"weight_map": {"a": index.name}}))
-    with pytest.raises(UserError, match="which is no file of tensors"):
+    with pytest.raises(UserError, match="which is not a file of tensors"):
         files.read(index)

@@ -27,7 +27,7 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".th")
 MAX_INDEX_BYTES = 2**26
 OTHER_FILES = {  # how files begin that stand in the place of weights
     b"version https://git-lfs": "a pointer of Git LFS; fetch the file with `git lfs pull`",
-    b"<": "a page of the web; fetch the file itself",
+    b"<": "a web page; download the file itself",
     b"\x89HDF": "an HDF5 file, as Keras writes",
     b"\x1f\x8b": "gzipped; unpack it",
 }
@@ -59,7 +59,7 @@ def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if form == "torch":
         return _read_torch(path, entry)
     if entry:
-        raise UserError(f"{source}: only files of torch.save hold several state dicts; give the file alone")
+        raise UserError(f"{source}: only files of torch.save have several state dicts; give the file alone")
     return _read_safetensors(path) if form == "safetensors" else _read_sharded(path)
 
 
@@ -73,11 +73,11 @@ def _form(path: Path, head: bytes) -> str:
         return "index"
     for start, other in OTHER_FILES.items():
         if head.startswith(start):
-            raise UserError(f"{path} is no weights file but {other}")
+            raise UserError(f"{path} is not a weights file but {other}")
     if path.suffix in (*TORCH_SUFFIXES, ".safetensors"):
         return path.suffix.removeprefix(".") if path.suffix == ".safetensors" else "torch"
     formats = "safetensors, the index of a sharded one, and files of torch.save"
-    raise UserError(f"{path} is no weights file; these are read: {formats}")
+    raise UserError(f"{path} is not a weights file; allowed: {formats}")
 
 
 def _read_torch(path: Path, entry: str) -> dict[str, np.ndarray]:
@@ -90,7 +90,7 @@ def _read_torch(path: Path, entry: str) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged file may make Python raise almost anything
         reason = " ".join(str(error).split()) or "damaged"
         raise UserError(f"{path} is not a whole file of torch.save ({reason})") from None
-    notes = [f"left out {first(state_dict.others)}, no tensors"] if state_dict.others else []
+    notes = [f"left out {first(state_dict.others)}, not tensors"] if state_dict.others else []
     if like:
         here, *others = (each or "the outermost names" for each in (state_dict.path, *like))
         notes.append(f"read {here}, not {first(others)}; {path}#{like[-1]} reads that")
@@ -113,7 +113,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _unique(pairs: list[tuple[str, object]]) -> None:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name stands twice in the header")
+        raise ValueError("a name occurs twice in the header")
 
 
 def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
@@ -128,16 +128,16 @@ def _read_sharded(index: Path) -> dict[str, np.ndarray]:
     for name in dict.fromkeys(places.values()):
         shard = index.with_name(name)
         if not shard.is_file():
-            raise UserError(f"{index}: its file {name} is missing; put it beside the index")
+            raise UserError(f"{index}: its file {name} is missing; put it next to the index")
         with shard.open("rb") as file:
             if _form(shard, file.read(32)) == "index":
-                raise UserError(f"{index} names {name}, which is no file of tensors")
+                raise UserError(f"{index} names {name}, which is not a file of tensors")
         found = read(shard)
         wanted = {tensor for tensor, place in places.items() if place == name}
         if wrong := sorted(wanted ^ found.keys()):
-            which = "lacks" if wrong[0] in wanted else "holds, unknown to the index,"
+            which = "lacks" if wrong[0] in wanted else "contains, but the index lacks,"
             raise UserError(
-                f"{index}: {name} {which} {first(wrong)}; fetch the files again, all of one version"
+                f"{index}: {name} {which} {first(wrong)}; download the files again, all of one version"
             )
         tensors |= found
     return {name: tensors[name] for name in places}
@@ -149,12 +149,12 @@ def _weight_map(index: Path) -> dict[str, str]:
             raise ValueError(f"it is larger than {MAX_INDEX_BYTES} bytes")
         facts = json.loads(index.read_bytes())
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{index} is no index of sharded weights: {one_line(error)}") from None
+        raise UserError(f"{index} is not an index of sharded weights: {one_line(error)}") from None
     places = facts.get("weight_map") if isinstance(facts, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(p, str) for p in places.values()):
-        raise UserError(f"{index} is no index of sharded weights: it has no weight_map of names to files")
+        raise UserError(f"{index} is not an index of sharded weights: it has no weight_map of names to files")
     if bad := [place for place in places.values() if not re.fullmatch(r"[\w.-]*[\w-]", place, re.ASCII)]:
-        raise UserError(f"{index} names {bad[0]!r}; its files must lie beside it, without a folder")
+        raise UserError(f"{index} names {bad[0]!r}; its files must be next to it, without a folder")
     return places
 
 

@@ -38,7 +38,7 @@ def find(saved: Value, path: str = "") -> tuple[StateDict, list[str]]:
         raise unknown("state dict in it", path, (each.path for each in found))
     found = [each for each in found if not NO_WEIGHTS.search(each.path)]
     if not found:
-        raise UserError("holds no dict of names to tensors; in torch, save model.state_dict()")
+        raise UserError("contains no dict of names to tensors; in torch, save model.state_dict()")
     most = max(len(each.tensors) for each in found)
     large = [each for each in found if 2 * len(each.tensors) >= most]
     best = max(large, key=lambda each: (not AVERAGED.search(each.path), len(each.tensors)))
