@@ -41,8 +41,8 @@ def fine_tuning() -> tuple[str, str]:
     }
     images, seeds = rows[0]["images"], len({row["seed"] for row in rows})
     return (
-        f"Test accuracy after {images} training images, CIFAR-10 ResNet-20, {seeds} seeds",
-        f"fine-tuned {scores['all layers']} %, from scratch {scores['from scratch']} %",
+        f"Test accuracy with {images} Fashion-MNIST images, ResNet-20, {seeds} seeds",
+        f"pretrained on CIFAR-10 {scores['all layers']} %, from scratch {scores['from scratch']} %",
     )
 
 
