@@ -411,7 +411,7 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
     for name, value in (a | b).items():
         np.testing.assert_array_equal(found[name], value)
     files.write(tmp_path / "two.safetensors", {"y": b["y"]})
-    with pytest.raises(UserError, match=r"index\.json: two\.safetensors lacks z; fetch the files again"):
+    with pytest.raises(UserError, match=r"index\.json: two\.safetensors lacks z; download the files again"):
         files.read(index)
     files.write(tmp_path / "two.safetensors", b | {"w": b["z"]})
     with pytest.raises(UserError, match=r"two\.safetensors contains, but the index lacks, w; download"):
@@ -420,7 +420,7 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
     with pytest.raises(UserError, match=r"two\.safetensors is not a whole safetensors file"):
         files.read(index)
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(UserError, match=r"its file two\.safetensors is missing; put it beside"):
+    with pytest.raises(UserError, match=r"its file two\.safetensors is missing; put it next to"):
         files.read(index)
 
 
