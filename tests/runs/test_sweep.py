@@ -99,7 +99,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_leaves_one_row_a_run(tiny_data,
     assert main.run([*args, "--config.ema_decay=0.5"]) == 2
     assert "config.ema_decay: saved 0.0, now 0.5); choose another --out" in capsys.readouterr().err
     assert main.run([*args, "--set=ema_decay=0.5"]) == 2
-    assert "is of a sweep that sets optimizer.learning_rate" in capsys.readouterr().err
+    assert "belongs to a sweep that sets optimizer.learning_rate" in capsys.readouterr().err
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path):
