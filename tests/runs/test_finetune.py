@@ -282,7 +282,7 @@ def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tm
     files.write(again, {name: value + 1 for name, value in ours.items()})
     capsys.readouterr()
     assert main.run(["weights", "import", str(again), *flags]) == 2
-    assert "holds other weights or a trained run; choose another --workdir" in capsys.readouterr().err
+    assert "contains other weights or a trained run; choose another --workdir" in capsys.readouterr().err
     assert [path.name for path in saved.iterdir()] == ["0"] and manifest.read_bytes() == before
     manifest.write_text("{}")
     assert main.run(["weights", "import", str(file), *flags]) == 0

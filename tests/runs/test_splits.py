@@ -121,7 +121,7 @@ def test_validation_as_the_test_split_gives_choices_to_what_is_held_out(tmp_path
     assert "nothing is evaluated before the end" in capsys.readouterr().out
     code, *_ = train(tmp_path / "none", name, "--config.data.test_split=tset")
     assert code == 2 and not (tmp_path / "none").exists()
-    assert "config.data.test_split='tset' is no split" in capsys.readouterr().err
+    assert "config.data.test_split='tset' is not a split" in capsys.readouterr().err
 
 
 def test_a_run_that_was_trained_blind_resumes_with_its_own_validation(tmp_path):
