@@ -3,7 +3,6 @@
 python docs/make.py site               # build/site: all pages and the API, from `pip install -e '.[docs]'`
 python docs/make.py notebooks          # build/notebooks: the course with its outputs, for the site
 python docs/make.py configs            # docs/configs.md, from the table of fields in cnnjax/config.py
-python docs/make.py picture RUN        # docs/picture.png, from the report of a run folder (needs Chromium)
 python docs/make.py page RUN           # docs/page.png, from `cnnjax explore` on a run folder (needs Chromium)
 """
 
@@ -128,11 +127,6 @@ def configs() -> str:
     return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
 
 
-def picture(run: Path) -> None:
-    """The top of a run's report."""
-    photograph((run / "report.html").resolve().as_uri(), DOCS / "picture.png", 1000, 760)
-
-
 def page(run: Path) -> None:
     """The page of `cnnjax explore` on a run, its first stages."""
     command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={run}", "--port=0"]
@@ -173,8 +167,6 @@ def main(words: list[str]) -> None:
             notebooks(names)
         case ["configs"]:
             CONFIGS.write_text(configs())
-        case ["picture", run]:
-            picture(Path(run))
         case ["page", run]:
             page(Path(run))
         case _:
