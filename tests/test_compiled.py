@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jaxlib
 import pytest
 
 from tests import ROOT
@@ -14,7 +15,7 @@ FAULT = """
 import jax, jax.numpy as jnp
 rows = jnp.arange(32_769.0)[:, None] * jnp.asarray([[1.0, 0.0, 0.0]])
 norms = lambda x: jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(x)
-print(float(abs(jax.jit(norms)(rows)[-1] / norms(rows)[-1] - 1)))
+print(abs(jax.jit(norms)(rows)[-1] / norms(rows)[-1] - 1))
 """
 
 
@@ -27,18 +28,16 @@ def alone(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["ops", "augment", "steps"])
-def test_compiled_functions_agree_with_eager_ones_on_more_than_32768_rows(part):
-    """One wrong row of these random arrays would be off by about 1."""
+@pytest.mark.parametrize(("part", "tolerance"), [("ops", 2e-3), ("augment", 2e-3), ("steps", 0.1)])
+def test_compiled_functions_agree_with_eager_ones_on_more_than_32768_rows(part, tolerance):
+    """One wrong row of these random arrays would be off by about 1; rounding moves some steps by 0.08."""
     found = json.loads(alone("-m", "tests.eager_and_compiled", part))
     assert len(found) > 30
-    assert {name: apart for name, apart in found.items() if not apart < 2e-3} == {}
+    assert {name: apart for name, apart in found.items() if not apart < tolerance} == {}
 
 
 @pytest.mark.slow
 def test_the_fault_of_jaxlib_is_seen_where_it_is():
-    import jaxlib
-
     if jaxlib.__version__ != "0.10.2":
         pytest.skip("the fault is one of jaxlib 0.10.2")
     assert float(alone("-c", FAULT)) > 1e-3
