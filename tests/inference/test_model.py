@@ -214,7 +214,7 @@ PREDICT_MISTAKES = {
     "report {run} {run} --out=x.txt": "ends in .html",
     "export --workdir={run} --format=caffe --out=x": "unknown --format 'caffe'",
     "export --workdir={run}": "--out is missing; name a file, as in --out=model.safetensors",
-    "export --workdir={run} --format=stablehlo --out=x.onnx": "ends in .stablehlo",
+    "export --workdir={run} --format=stablehlo --out=x.onnx": "end in .stablehlo",
     "export --workdir={run} --out=nowhere/x.safetensors": "nowhere is not a folder",
 }
 

@@ -206,7 +206,7 @@ def test_a_vanished_folder_is_told_in_one_line(tiny_config, tmp_path, monkeypatc
     from cnnjax.cli import progress
 
     workdir = tmp_path / "run"
-    monkeypatch.setattr(progress, "terminal", lambda: Then(5, lambda: remove(workdir)))
+    monkeypatch.setattr(progress, "Lines", lambda console: Then(5, lambda: remove(workdir)))
     flags = [f"--config.{k}={v}" for k, v in config_lib.flatten(tiny_config).items()]
     assert main.run(["train", f"--workdir={workdir}", *flags]) == 1
     error = capsys.readouterr().err
