@@ -112,7 +112,7 @@ def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
         env=EIGHT,
     )
     assert done.returncode == 2
-    assert "config.batch_size=12 is not divisible by the 8 devices on 'data'; take 8 or 16" in done.stderr
+    assert "config.batch_size=12 is not divisible by the 8 devices on 'data'; use 8 or 16" in done.stderr
     assert json.dumps(done.stderr).count("\\n") == 1
 
 
