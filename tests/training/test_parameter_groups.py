@@ -158,7 +158,8 @@ def test_scales_that_cannot_be_read_are_told(text):
 
 
 @pytest.mark.parametrize(
-    ("freeze", "words"), [("nowhere", "matches no"), (".", "matches every"), ("(", "not a regular expression")]
+    ("freeze", "words"),
+    [("nowhere", "matches no"), (".", "matches every"), ("(", "not a regular expression")],
 )
 def test_a_pattern_that_freezes_nothing_or_all_is_told(tiny_config, freeze, words):
     tiny_config.freeze = freeze
