@@ -6,7 +6,7 @@ import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -46,8 +46,15 @@ def read_batches(images: Images, recipe: Recipe, channels: int, batch_size: int)
         except UserError as error:
             return name, Failure(name, str(error))
 
+    def begin(name: str, image: AnyImage) -> Future[tuple[str, np.ndarray | Failure]]:
+        if (ready := _ready(image, recipe, channels)) is None:
+            return pool.submit(read, name, image)
+        done: Future[tuple[str, np.ndarray | Failure]] = Future()  # takes less time than a thread
+        done.set_result((name, ready))
+        return done
+
     with ThreadPoolExecutor(DECODERS) as pool:
-        futures = (pool.submit(read, *named) for named in name_images(images))
+        futures = (begin(*named) for named in name_images(images))
         ahead = collections.deque(itertools.islice(futures, 2 * batch_size))
         while ahead:
             batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
@@ -55,11 +62,18 @@ def read_batches(images: Images, recipe: Recipe, channels: int, batch_size: int)
             yield batch
 
 
+def _ready(image: AnyImage, recipe: Recipe, channels: int) -> np.ndarray | None:
+    """The image if it is of that shape already."""
+    if isinstance(image, np.ndarray) and image.shape == (*recipe.shape, channels) and image.dtype == np.uint8:
+        return image
+    return None
+
+
 def fit(image: AnyImage, recipe: Recipe, channels: int, name: str = "image") -> np.ndarray:
     """One image of any kind and size as uint8 [*recipe.shape, channels]; arrays of that shape stay."""
+    if (ready := _ready(image, recipe, channels)) is not None:
+        return ready
     if isinstance(image, np.ndarray):
-        if image.shape == (*recipe.shape, channels) and image.dtype == np.uint8:
-            return image
         image = _encode(image, name)
     data = image if isinstance(image, bytes) else _read_bytes(image)
     return decode_image(data, name, channels, recipe)

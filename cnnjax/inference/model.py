@@ -29,6 +29,7 @@ from cnnjax.ops.cpu import has_programs
 from cnnjax.runs import loaded
 from cnnjax.runs.facts import Facts, read_names
 from cnnjax.runs.loaded import Loaded
+from cnnjax.training.steps import run_init
 
 Weights = TypeVar("Weights")
 DTYPES = ("float32", "bfloat16")  # that a network computes in
@@ -81,8 +82,17 @@ class TrainedModel:
     def classify(self, batch: Batch, *, top: int = 5, batch_size: int = 64) -> list[Prediction | Failure]:
         """One batch of `batches`, each image in its place."""
         images = [image for _, image in batch if not isinstance(image, Failure)]
-        rows = iter(self._probabilities(images, batch_size))
-        return [x if isinstance(x, Failure) else self._prediction(name, next(rows), top) for name, x in batch]
+        rows = self._probabilities(images, batch_size)
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
+        best = np.take_along_axis(rows, order, axis=1).tolist()
+        found = iter(zip(rows, order.tolist(), best, strict=True))
+
+        def prediction(name: str) -> Prediction:
+            row, places, values = next(found)
+            names = [self.class_names[place] for place in places]
+            return Prediction(name, row, tuple(zip(names, values, strict=True)))
+
+        return [image if isinstance(image, Failure) else prediction(name) for name, image in batch]
 
     def features(self, images: Images, layer: str | None = None, *, batch_size: int = 64) -> np.ndarray:
         """What the network makes of images, as `predict` takes them: float32 [B, H, W, C] or [B, C].
@@ -190,11 +200,6 @@ class TrainedModel:
         """A short batch filled up with its first image, so that few sizes are compiled."""
         return np.stack([*images, *[images[0]] * (size - len(images))])
 
-    def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        best = tuple((self.class_names[i], float(probabilities[i])) for i in order)
-        return Prediction(name, probabilities, best)
-
 
 def load_run(
     workdir: str | Path,
@@ -243,7 +248,7 @@ def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     preset, network = variant(spec).preset, create_model(spec, dtype=jnp.dtype(dtype))
     shape, names = preset.input_size, numbered_names(preset.num_classes)
     augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
-    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+    variables = run_init(functools.partial(network.init, jax.random.key(0), jnp.zeros((1, *shape))))
     facts = Facts(names, shape, augment, covering(*shape[:2]), None)
     looks = protocols.parse("center", augment, shape)
     return usable(Loaded(spec, spec, 0, None, facts, network, looks, variables))

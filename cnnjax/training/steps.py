@@ -60,9 +60,7 @@ def init_state(
     return TrainState(step=jnp.zeros((), jnp.int32), opt_state=opt_state, ema=average, **variables)
 
 
-def run_init(
-    init: Callable[[], TrainState], out_shardings: Sharding | TrainState | None = None
-) -> TrainState:
+def run_init(init: Callable[[], Results], out_shardings: Sharding | Results | None = None) -> Results:
     """What `init` returns, compiled for this one run: a CPU would take minutes to optimize it."""
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options, out_shardings=out_shardings)()

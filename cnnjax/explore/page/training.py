@@ -14,6 +14,7 @@ from cnnjax.explore.page.views import Views, filters_of
 from cnnjax.models import init_variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
+from cnnjax.training.steps import run_init
 
 CURVE_POINTS = 400  # rows of metrics.jsonl that are drawn
 CURVES = ("loss", "accuracy", "validation_loss", "validation_accuracy")
@@ -55,7 +56,7 @@ class Training:
         """Those of a checkpoint, or of the seed for the start."""
         if step == 0 and (config := self.trained.config) is not None:
             key, shape = jax.random.key(config.seed), self.trained.input_shape
-            return jax.jit(init_variables, static_argnums=(0, 2))(self.trained.model, key, shape)
+            return run_init(functools.partial(init_variables, self.trained.model, key, shape))
         state = Checkpoints(self._run.path / "checkpoints").read(step)["state"]
         tree = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
         return jax.tree.map(jnp.asarray, tree)
