@@ -49,7 +49,7 @@ def fine_tuning() -> tuple[str, str]:
 def training_speed() -> tuple[str, str]:
     """Against the fastest of the others, on the machine measured last."""
     rows = speed.read_rows()
-    machine = speed.newest(rows)
+    machine = speed.newest(rows, "train")
     found = [
         bench
         for (where, _, _, dtype), bench in speed.benches(rows, "train").items()

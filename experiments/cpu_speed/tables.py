@@ -59,9 +59,9 @@ def benches(rows: Sequence[Row], kind: str) -> dict[tuple[str, str, str, str], B
     return {key: found[key] for key in sorted(found, key=place)}
 
 
-def newest(rows: Sequence[Row]) -> str:
-    """The machine that was measured last."""
-    return max(rows, key=lambda row: row["date"])["machine"]
+def newest(rows: Sequence[Row], kind: str) -> str:
+    """The machine whose bench of that kind is the last one."""
+    return max((row for row in rows if row["kind"] == kind), key=lambda row: row["date"])["machine"]
 
 
 def best(rows: Sequence[Row]) -> Best | None:
@@ -90,17 +90,23 @@ def verdict(bench: Bench) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """What matters, on the machine that was measured last: the ratio to the best peer, by net."""
-    here = [row for row in rows if row["machine"] == newest(rows)]
-    columns = [("train", "", dtype) for dtype in DTYPES]
-    columns += [("predict", batch, dtype) for batch in PREDICT_TARGETS for dtype in DTYPES]
+    """What matters, a table a machine: the ratio to the best peer, by net."""
+    machines = dict.fromkeys(row["machine"] for row in rows)
+    return "\n\n".join(_table([row for row in rows if row["machine"] == machine]) for machine in machines)
+
+
+def _table(here: Sequence[Row]) -> str:
+    sizes = [("train", "", dtype) for dtype in DTYPES]
+    sizes += [("predict", batch, dtype) for batch in PREDICT_TARGETS for dtype in DTYPES]
+    measured = {(row["kind"], row["batch"] * (row["kind"] == "predict"), row["dtype"]) for row in here}
+    columns = [column for column in sizes if column in measured]
     found = {kind: benches(here, kind) for kind in ("train", "predict")}
     ratios: list[list[float]] = [[] for _ in columns]
     cells = []
     for net, batch in NETS.items():
         line = [f"{net}, {batch}"]
         for i, (kind, size, dtype) in enumerate(columns):
-            bench = found[kind].get((newest(rows), net, size or str(batch), dtype))
+            bench = found[kind].get((here[0]["machine"], net, size or str(batch), dtype))
             top = best([*bench.values()]) if bench else None
             if bench and top:
                 ratios[i].append(top[1])
@@ -108,12 +114,14 @@ def table(rows: Sequence[Row]) -> str:
                 line.append(f"{ratio} {top[0]}")
             else:
                 line.append("")
-        cells.append(line)
+        cells += [line] * any(line[1:])
     means = [f"{statistics.geometric_mean(values):.2f}" if values else "" for values in ratios]
     head = [
-        f"training {dtype}, target {TRAIN_TARGETS[dtype]} (mean {TRAIN_MEANS[dtype]})" for dtype in DTYPES
+        f"predict {size} {dtype}, target {PREDICT_TARGETS[size]}"
+        if kind == "predict"
+        else f"training {dtype}, target {TRAIN_TARGETS[dtype]} (mean {TRAIN_MEANS[dtype]})"
+        for kind, size, dtype in columns
     ]
-    head += [f"predict {size} {dtype}, target {PREDICT_TARGETS[size]}" for _, size, dtype in columns[2:]]
     lines = markdown(["model, batch in training", *head], [*cells, ["geometric mean", *means]])
     return f"{lines}\n\n{_caption(here)}"
 
@@ -193,7 +201,11 @@ def _latency(row: Row) -> str:
 
 def shares_table(rows: Sequence[Row]) -> str:
     """Where a step's time goes, on the machine that was measured last."""
-    here = {key: bench["cnnjax"] for key, bench in benches(rows, "train").items() if key[0] == newest(rows)}
+    here = {
+        key: bench["cnnjax"]
+        for key, bench in benches(rows, "train").items()
+        if key[0] == newest(rows, "train")
+    }
     shares = {key: json.loads(row["shares"]) for key, row in here.items() if row["shares"]}
     kinds = list(dict.fromkeys(kind for each in shares.values() for kind in each))
     cells = [
@@ -229,7 +241,7 @@ def panels(rows: Sequence[Row]) -> Iterator[tuple[str, dict[tuple[str, str], Ben
             {
                 (net, dtype): bench
                 for (machine, net, size, dtype), bench in benches(rows, kind).items()
-                if machine == newest(rows) and batch in ("", size)
+                if machine == newest(rows, kind) and batch in ("", size)
             },
         )
 
