@@ -14,7 +14,7 @@ import numpy as np
 
 from cnnjax.inference.layers import Finder, Layer, Unknown
 from cnnjax.inference.trace import trace
-from cnnjax.ops.cpu import Program, has_programs, run_program
+from cnnjax.ops.cpu import Program, run_program, takes
 
 _PRODUCTS = ("conv", "dense")
 
@@ -42,7 +42,7 @@ def fuse(
 
     `shape` is [H, W, C]. Logits are those of `apply` within 1e-5 of the largest in float32.
     """
-    if not has_programs() or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+    if not takes() or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return None
     try:
         last = trace(apply, shape)
@@ -57,15 +57,9 @@ def _fuse(last: Layer) -> list[Layer]:
     uses = Counter(id(x) for layer in layers for x in layer.inputs)
     uses[id(last)] += 1
     now: dict[int, Layer] = {}
-    alone: set[int] = set()  # results that one layer alone reads
     for layer in layers:
         inputs = [now[id(x)] for x in layer.inputs]
-        single = [uses[id(x)] == 1 and id(now[id(x)]) in alone for x in layer.inputs]
-        fused = _into(layer, inputs, single)
-        now[id(layer)] = fused
-        alone.add(id(fused))
-        if fused is inputs[0] if inputs else False:
-            alone.discard(id(fused))
+        now[id(layer)] = _into(layer, inputs, [uses[id(x)] == 1 for x in layer.inputs])
     return _order(now[id(last)])
 
 

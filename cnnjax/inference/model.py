@@ -25,7 +25,7 @@ from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model, variant
 from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
-from cnnjax.ops.cpu import has_programs
+from cnnjax.ops.cpu import takes
 from cnnjax.runs import loaded
 from cnnjax.runs.facts import Facts, read_names
 from cnnjax.runs.loaded import Loaded
@@ -183,7 +183,7 @@ class TrainedModel:
         # A third more images than asked at most; few sizes, as each is compiled.
         sizes = (2**i * (2 + j) // 2 for i in range(batch_size.bit_length()) for j in (0, 1))
         size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
-        if has_programs() and (fused := self._fused):
+        if takes() and (fused := self._fused):
             found = self._apply_fused(fused.number, self._filled(images, size))
         else:  # compiling takes longer than a few images more
             size = min((known for known in self._sizes if size <= known <= batch_size), default=size)

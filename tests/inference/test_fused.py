@@ -11,7 +11,7 @@ from cnnjax.inference.fused import fuse
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
 
-pytestmark = pytest.mark.skipif(not cpu.has_programs(), reason=f"CPU kernels {cpu.status()}")
+pytestmark = pytest.mark.skipif(not cpu.takes(), reason=f"CPU kernels {cpu.status()}")
 # Of the largest logit. bfloat16 has 8 bits: 0.4 % a number, which deep networks add up.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 SIDES = {

@@ -7,7 +7,7 @@ import pytest
 
 from cnnjax.ops import cpu
 
-pytestmark = pytest.mark.skipif(not cpu.has_programs(), reason=f"CPU kernels {cpu.status()}")
+pytestmark = pytest.mark.skipif(not cpu.takes(), reason=f"CPU kernels {cpu.status()}")
 
 
 def run(program, number, images, features):

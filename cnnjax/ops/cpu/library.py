@@ -19,9 +19,8 @@ SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
 HANDLERS = (
     *("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm"),
-    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum"),
+    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum", "CnnjaxProgram"),
 )
-PROGRAM = "CnnjaxProgram"  # which kernels compiled from older source have not
 # OpenMP's threads spin this many rounds (some microseconds) for the next kernel before they sleep. They share
 # the cores with XLA's threads, which by default they would keep waiting for milliseconds. Without "active" it
 # is a hundred rounds once several of XLA's threads have called kernels, and waking them takes as long as a
@@ -99,7 +98,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             raise Missing(f"{SWITCH}={switch}")
         if (loaded := _open()).cnnjax_interface() > _interface():
             raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
-        for symbol in (*HANDLERS, *[PROGRAM] * hasattr(loaded, PROGRAM)):
+        for symbol in HANDLERS:
             target = re.sub(r"(?<=.)([A-Z])", r"_\1", symbol).lower()  # "cnnjax_batch_norm"
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")
         version = loaded.cnnjax_start(thread_count())

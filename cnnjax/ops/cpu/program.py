@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.ops.cpu.library import PROGRAM, library, takes
+from cnnjax.ops.cpu.library import library
 
 KINDS = ("conv", "dense", "max_pool", "sum_pool", "pointwise", "copy", "layer_norm")
 ACTS = ("", "relu", "clip", "swish", "gelu", "gelu_tanh", "hard_swish", "logistic", "hard_sigmoid", "tanh")
@@ -67,11 +67,6 @@ class Program:
         """Checks the steps; the number of the program, uint32 [1], which `run_program` takes."""
         _call("cnnjax_program_finish", self._number)
         return jnp.asarray([self._number], jnp.uint32)
-
-
-def has_programs() -> bool:
-    """Whether programs run here, now."""
-    return takes() and hasattr(library(), PROGRAM)
 
 
 def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Array:
