@@ -6,18 +6,12 @@ name. Strings such as `model` or `augment.train` are names or calls of literals.
 
 import difflib
 import json
-import os
-import reprlib
-import runpy
-import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, listed, one_line, parse_call
+from cnnjax.errors import MOST_FLOAT, MOST_INT, UserError, check_local, parse_call
 
 Value = bool | int | float | str
 
@@ -27,13 +21,15 @@ class Allowed(NamedTuple):
 
     words: str
     holds: Callable[[Any], bool]
+    limit: str = ""  # of its type, which only errors mention
 
 
 class Field(NamedTuple):
     """One field of the config."""
 
     default: Value  # its value in `default()`, whose type is the field's
-    meaning: str  # what `--help`, `--print_config` and the pages say of it
+    meaning: str  # as shown by `--help`, `--print_config` and docs/configs.md, like its example
+    example: Value  # another valid value
     allowed: Allowed | None = None  # which values of that type; None if any will do, or others check it
     resumable: bool = False  # whether it may change between a run and its resumption: the numbers stay
 
@@ -52,87 +48,128 @@ def _below(bits: int, least: int) -> Allowed:
     return Allowed(f"{words} and below 2**{bits}", lambda v: least <= v < 2**bits)
 
 
-_POSITIVE = Allowed("greater than 0 (32-bit)", lambda v: 0 < v <= _most(v))
-_FROM_0 = Allowed("at least 0 (32-bit)", lambda v: 0 <= v <= _most(v))
+_POSITIVE = Allowed("greater than 0", lambda v: 0 < v <= _most(v), " (32-bit)")
+_FROM_0 = Allowed("at least 0", lambda v: 0 <= v <= _most(v), " (32-bit)")
 _FRACTION = Allowed("in [0, 1)", lambda v: 0 <= v < 1)
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(0, "seed of all random draws", _below(32, 0)),
-    "total_epochs": Field(10.0, "length of training; may be fractional", _POSITIVE),
-    "batch_size": Field(128, "images per step, over all devices", _below(20, 1)),
-    "eval_batch_size": Field(500, "images per evaluation batch, over all devices", _below(20, 1)),
+    "seed": Field(0, "seed of all random draws", 7, _below(32, 0)),
+    "total_epochs": Field(10.0, "length of training; may be fractional", 0.5, _POSITIVE),
+    "batch_size": Field(128, "images per step, over all devices", 256, _below(20, 1)),
+    "eval_batch_size": Field(500, "images per evaluation batch, over all devices", 1000, _below(20, 1)),
     "eval_protocol": Field(
-        "center", "views to average: center, mirror, mirror_translate, ten_crop, multi_scale"
+        "center", "views to average: center, mirror, mirror_translate, ten_crop, multi_scale", "ten_crop"
     ),
-    "dtype": Field("float32", "compute dtype; parameters and loss: float32", _one_of("float32", "bfloat16")),
-    "mesh": Field("", "device mesh: 'data:4,model:2'; '' puts all devices on data", resumable=True),
+    "dtype": Field(
+        "float32",
+        "dtype of computations; parameters and loss stay float32",
+        "bfloat16",
+        _one_of("float32", "bfloat16"),
+    ),
+    "mesh": Field("", "device mesh; '' puts all devices on data", "data:4,model:2", resumable=True),
     "sharding": Field(
         "replicated",
-        "parameters 'fsdp' over data, 'model' or 'towers' over model, or 'replicated'",
+        "parameters: 'replicated', 'fsdp' over data, 'model' or 'towers' over model",
+        "fsdp",
         resumable=True,
     ),
-    "batch_norm": Field("global", "statistics over the 'global' batch, each 'device', or 'groups(32)'"),
-    "accumulate_steps": Field(1, "microbatches per step (gradient accumulation)", _below(20, 1)),
-    "model": Field("simple_cnn", "a name from `cnnjax models`, as in 'simple_cnn(activation=\"tanh\")'"),
-    "init_from": Field("", "initial weights: a run folder, torchvision, timm, hf:USER/NAME or a file"),
-    "init_head": Field("keep", "'new' initializes a new head, for other classes", _one_of("keep", "new")),
+    "batch_norm": Field(
+        "global", "statistics over the 'global' batch, each 'device', or groups of images", "groups(32)"
+    ),
+    "accumulate_steps": Field(1, "microbatches per step (gradient accumulation)", 4, _below(20, 1)),
+    "model": Field("simple_cnn", "a name from `cnnjax models`", 'simple_cnn(activation="tanh")'),
+    "init_from": Field(
+        "", "initial weights: a run folder, torchvision, timm, hf:USER/NAME or a file", "torchvision"
+    ),
+    "init_head": Field(
+        "keep", "'new' initializes a new head, for other classes", "new", _one_of("keep", "new")
+    ),
     "freeze": Field(
-        "",
-        "pattern of parameters to freeze: 'stem|stage[12]'; for 2 epochs: 'until(2, all but head)'",
+        "", "pattern of parameters to freeze; for 2 epochs: 'until(2, all but head)'", "stem|stage[12]"
     ),
     "data.name": Field(
-        "fashion_mnist_mini", "a name from `cnnjax data`, or folder:PATH, npz:FILE, idx:PATH, tfds:NAME ..."
+        "fashion_mnist_mini",
+        "a name from `cnnjax data`, or folder:PATH, npz:FILE, idx:PATH, tfds:NAME ...",
+        "folder:photos",
     ),
-    "data.dir": Field("", "folder of the data set; '' searches the usual places", resumable=True),
+    "data.dir": Field("", "folder of the data set; '': the usual places", "/data/mnist", resumable=True),
     "data.size": Field(
         0,
         "resizes the short side of image files and crops the centre; 0: as stored, or as init_from",
+        224,
         _below(14, 0),
     ),
     "data.num_validation": Field(
-        600, "images held out of train by `seed` if there is no validation split; 0: none", _FROM_0
+        600, "images held out of train by `seed` if there is no validation split; 0: none", 1000, _FROM_0
     ),
-    "data.num_workers": Field(0, "processes that read streamed images; 0: threads", _below(10, 0), True),
+    "data.num_workers": Field(
+        0, "processes that read streamed images; 0: threads", 4, _below(10, 0), resumable=True
+    ),
     "data.on_bad_image": Field(
-        "error", "'skip' skips, counts and lists unreadable images", _one_of("error", "skip")
+        "error", "'skip' skips, counts and lists unreadable images", "skip", _one_of("error", "skip")
     ),
-    "data.max_bad_images": Field(100, "the run ends if it has to skip more images", _FROM_0),
+    "data.max_bad_images": Field(100, "the run ends if it has to skip more images", 10, _FROM_0),
     "data.test_split": Field(
-        "test", "split of the final score; with 'validation' (ImageNet), set num_validation too"
+        "test",
+        "split of the final score; with 'validation' (ImageNet), set data.num_validation too",
+        "validation",
     ),
-    "data.download": Field(True, "download the data set if it is not found", resumable=True),
-    "augment.train": Field("normalize", "joined by |: 'random_crop(28, padding=2)|mirror|normalize'"),
-    "augment.eval": Field("normalize", "the same for evaluation and prediction"),
-    "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", _FRACTION),
-    "loss.aux_weight": Field(0.3, "loss weight of each auxiliary head", _FROM_0),
-    "loss.distill": Field(
-        "", "teacher and its share of the loss: 'distill(\"runs/big\", alpha=0.5, temperature=4.0)'"
+    "data.download": Field(True, "download the data set if it is not found", False, resumable=True),
+    "augment.train": Field(
+        "normalize", "augmentations, joined by |", "random_crop(28, padding=2)|mirror|normalize"
     ),
-    "optimizer.name": Field("adamw", "with options: 'sgd(momentum=0.9)'"),
-    "optimizer.learning_rate": Field(0.003, "peak learning rate", _POSITIVE),
-    "optimizer.schedule": Field("cosine", "with options: 'step(boundaries=(0.5, 0.75), factor=0.1)'"),
+    "augment.eval": Field("normalize", "for evaluation and prediction", "center_crop(24)|normalize"),
+    "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", 0.1, _FRACTION),
+    "loss.aux_weight": Field(0.3, "loss weight of each auxiliary head", 0.4, _FROM_0),
+    "loss.distill": Field("", "teacher and its share of the loss", 'distill("runs/big", alpha=0.5)'),
+    "optimizer.name": Field(
+        "adamw", "sgd, nesterov, adam, adamw, rmsprop, lamb or muon, with options", "sgd(momentum=0.9)"
+    ),
+    "optimizer.learning_rate": Field(0.003, "peak learning rate", 0.01, _POSITIVE),
+    "optimizer.schedule": Field(
+        "cosine",
+        "constant, step, exponential, polynomial, cosine, one_cycle or plateau, with options",
+        "step(boundaries=(0.5, 0.75), factor=0.1)",
+    ),
     "optimizer.warmup_epochs": Field(
-        1.0, "linear warm-up; a tenth of the run if the run is shorter", _FROM_0
+        1.0, "linear warm-up; a tenth of the run if the run is shorter", 5.0, _FROM_0
     ),
-    "optimizer.weight_decay": Field(0.05, "of the parameters in `decay`; 0: off", _FROM_0),
-    "optimizer.decay": Field("kernels", "decayed parameters: 'kernels', 'all', or a pattern of paths"),
-    "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's default"),
-    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0: off", _FROM_0),
+    "optimizer.weight_decay": Field(
+        0.05, "weight decay of the parameters that optimizer.decay selects; 0: off", 1e-4, _FROM_0
+    ),
+    "optimizer.decay": Field("kernels", "decayed parameters: 'kernels', 'all', or a pattern of paths", "all"),
+    "optimizer.decay_mode": Field("", "'coupled', 'decoupled', or '' for the optimizer's default", "coupled"),
+    "optimizer.gradient_clip": Field(0.0, "maximum global gradient norm; 0: off", 1.0, _FROM_0),
     "optimizer.learning_rate_scales": Field(
-        "", "factors by pattern: 'stem|stage1: 0.1, head: 10', or by depth: 'layer_decay(0.75)'"
+        "", "factors by pattern, or by depth: 'layer_decay(0.75)'", "stem|stage1: 0.1, head: 10"
     ),
-    "optimizer.sam_rho": Field(0.0, "radius of SAM, which takes two gradients per step; 0: off", _FROM_0),
-    "cpu_kernels": Field(True, "use the CPU kernels if available; False: XLA only"),
-    "ema_decay": Field(0.0, "decay of the moving average of parameters and statistics; 0: off", _FRACTION),
-    "swa_start": Field(0.0, "SWA: averages the weights after this fraction of training; 0: off", _FRACTION),
+    "optimizer.sam_rho": Field(
+        0.0, "radius of SAM, which takes two gradients per step; 0: off", 0.05, _FROM_0
+    ),
+    "cpu_kernels": Field(True, "use the CPU kernels if available; False: XLA only", False),
+    "ema_decay": Field(
+        0.0, "decay of the moving average of parameters and statistics; 0: off", 0.999, _FRACTION
+    ),
+    "swa_start": Field(
+        0.0, "SWA: averages the weights after this fraction of training; 0: off", 0.75, _FRACTION
+    ),
     "on_nonfinite": Field(
-        "stop", "'stop' before a non-finite update, or 'skip(limit=10)' up to 10 of them", resumable=True
-    ),  # resumable, as it acts only where the run would have ended
-    "log_every_steps": Field(20, "steps per row of metrics.jsonl", _POSITIVE),
-    "trackers": Field("", "each row goes to these too: 'wandb,mlflow,tensorboard,trackio'", resumable=True),
-    "eval_every_epochs": Field(1.0, "epochs between evaluations, each with a checkpoint", _POSITIVE),
-    "checkpoint_every_steps": Field(0, "steps between additional checkpoints; 0: off", _FROM_0, True),
-    "keep_checkpoints": Field(2, "number of newest checkpoints to keep, besides the best", _POSITIVE, True),
+        "stop",
+        "'stop' before a non-finite update, or skip a number of them",
+        "skip(limit=10)",
+        resumable=True,  # as it acts only where the run would have ended
+    ),
+    "log_every_steps": Field(20, "steps per row of metrics.jsonl", 100, _POSITIVE),
+    "trackers": Field(
+        "", "sends each row to wandb, mlflow, tensorboard or trackio too", "wandb,mlflow", resumable=True
+    ),
+    "eval_every_epochs": Field(1.0, "epochs between evaluations, each with a checkpoint", 5.0, _POSITIVE),
+    "checkpoint_every_steps": Field(
+        0, "steps between additional checkpoints; 0: off", 500, _FROM_0, resumable=True
+    ),
+    "keep_checkpoints": Field(
+        2, "number of newest checkpoints to keep, besides the best", 10, _POSITIVE, resumable=True
+    ),
 }
 
 
@@ -171,15 +208,6 @@ def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def describe(config: ConfigDict) -> str:
-    """Every field with its value, meaning and range, a line each: what --print_config and --help print."""
-    values, lines = flatten(config), []
-    for name, row in FIELDS.items():
-        allowed = f" ({row.allowed.words})" if row.allowed else ""
-        lines.append(f"{f'{name}: {values[name]!r}':<50} # {row.meaning}{allowed}")
-    return "\n".join(lines)
-
-
 def validate(config: ConfigDict) -> None:
     """Raises a UserError for the first field that is unknown, of a wrong type or out of range."""
     flat = flatten(config)
@@ -193,7 +221,7 @@ def validate(config: ConfigDict) -> None:
         if "\0" in str(value):
             raise UserError(f"config.{name}={value!r} must not contain a NUL character")
         if allowed and not allowed.holds(value):
-            raise UserError(f"config.{name}={value!r} must be {allowed.words}")
+            raise UserError(f"config.{name}={value!r} must be {allowed.words}{allowed.limit}")
         check_local(f"config.{name}", value, web=not name.startswith("data."))
     skip_limit(config.on_nonfinite)
     if config.swa_start and config.ema_decay:
@@ -219,61 +247,6 @@ def skip_limit(on_nonfinite: str) -> int:
     raise UserError(
         f"config.on_nonfinite={on_nonfinite!r} must be 'stop' or 'skip(limit=10)', limit at least 1"
     )
-
-
-def examples() -> dict[str, Path]:
-    """The example configs by name: in an installed package, or in configs/ of a checkout."""
-    package = Path(__file__).parent
-    folder = next((each for each in (package, package.parent) if (each / "configs").is_dir()), package)
-    return {file.stem: file for file in sorted(folder.glob("configs/*.py"))}
-
-
-def _find(path: str) -> str:
-    """The file of a config, which may be named as an example with or without .py."""
-    if Path(path).is_file():
-        return path
-    known, name = examples(), path.removesuffix(".py")
-    if name in known:
-        return str(known[name])
-    near = difflib.get_close_matches(Path(name).name, known, n=2, cutoff=0.6)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise UserError(f"--config={path} is neither a file nor an example{hint}; examples: {listed(known)}")
-
-
-def from_file(path: str) -> ConfigDict:
-    """What `get_config()` of a Python file, or of an example by name, returns.
-
-    The file is executed, and may import what lies beside it.
-    """
-    path = _find(path)
-    folder, before = str(Path(path).resolve().parent), {*sys.modules}
-    sys.path.insert(0, folder)
-    try:
-        names = runpy.run_path(path)
-        config = names["get_config"]() if "get_config" in names else None
-    except (Exception, SystemExit) as error:  # whatever the file does
-        reason = one_line(error, 400).partition(" Other fields present")[0]
-        place = f"--config={path}{_line_of(error, folder)}"
-        raise UserError(f"{place}: {type(error).__name__}: {reason}") from None
-    finally:
-        sys.path.remove(folder)
-        for name in {*sys.modules} - before:  # beside another config there may be another of this name
-            if str(getattr(sys.modules[name], "__file__", None)).startswith(folder + os.sep):
-                del sys.modules[name]
-    if "get_config" not in names:
-        raise UserError(f"--config={path}: the file has no 'get_config'()")
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={path}: get_config() returned {reprlib.repr(config)}, not a ConfigDict")
-    return config
-
-
-def _line_of(error: BaseException, folder: str) -> str:
-    """', line 7', or ', shared.py line 7', of the last of a config's files that an error came through."""
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        frames.append((Path(error.filename), error.lineno))
-    own = [(file, line) for file, line in frames if file.is_file() and str(file.resolve().parent) == folder]
-    return f", {own[-1][0].name} line {own[-1][1]}" if own else ""
 
 
 def field(name: str) -> Field:

@@ -28,11 +28,11 @@ def test_an_installed_package_knows_the_example_configs_by_name(tmp_path):
     pytest.importorskip("setuptools", reason="setuptools builds the package")
     build = ["setup.py", "-q", "build_py", f"--build-lib={tmp_path}"]
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
-    code = "from cnnjax import config; print(config.__file__, *config.examples().values(), sep='\\n')"
+    code = "from cnnjax.runs import config_files as c; print(c.__file__, *c.examples().values(), sep='\\n')"
     run = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path)}}
     ran = subprocess.run([sys.executable, "-c", code], **run, check=True, capture_output=True, text=True)
     used, *found = map(Path, ran.stdout.splitlines())
-    assert used == tmp_path / "cnnjax/config.py"
+    assert used == tmp_path / "cnnjax/runs/config_files.py"
     assert found == [tmp_path / "cnnjax/configs" / file.name for file in sorted(ROOT.glob("configs/*.py"))]
 
 

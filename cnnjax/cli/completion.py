@@ -5,6 +5,7 @@ import importlib
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import FLAGS, command
 from cnnjax.errors import by_name
+from cnnjax.runs.config_files import examples
 
 BASH = """_cnnjax() {{
   local word=${{COMP_LINE:0:COMP_POINT}}
@@ -47,7 +48,7 @@ def flags_of_commands() -> dict[str, list[str]]:
     for name in COMMANDS:
         importlib.import_module(f"cnnjax.cli.{SHARED.get(name, name)}")
         own = [flag for known, flags in FLAGS.items() if known.split()[0] == name for flag in flags]
-        names = ["", *config_lib.examples()] if "--config=" in own else []
+        names = ["", *examples()] if "--config=" in own else []
         fields = [f"--config={name}" for name in names]
         fields += [f"--config.{field}=" for field in config_lib.FIELDS if names]
         found[name] = list(dict.fromkeys([*own, *fields]))

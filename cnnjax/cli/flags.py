@@ -16,8 +16,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.cli.examples import EXAMPLES
+from cnnjax.cli.help import print_help
 from cnnjax.errors import UserError, check_local, one_line, unknown
+from cnnjax.runs.config_files import from_file
 
 ANY_NUMBER = sys.maxsize  # of words beside the flags
 FOLDERS = ("workdir", "out", "dir", "data", "config")  # flags that take no address, not even of the web
@@ -70,7 +71,7 @@ def command(
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
             own = args[: args.index("--")] if "--" in args else args
             if {"--help", "-h"} & {*own}:
-                _print_help(name, function.__doc__, words, flags_only, keywords.get("config"))
+                print_help(name, function.__doc__, words, flags_only, keywords.get("config"))
                 return 0
             values, rest = _parse(name, args, flags_only, "config" in parameters)
             if len(rest) > words:
@@ -104,24 +105,6 @@ def given(flag: str, value: str | None, hint: str) -> str:
 def run_folder(workdir: str | None) -> str:
     """The value of --workdir in a command that needs a trained run."""
     return given("workdir", workdir, "name the run folder that `cnnjax train` wrote")
-
-
-def _print_help(
-    name: str, meaning: str | None, words: int, parameters: Parameters, config: ConfigDict | None
-) -> None:
-    """Usage, flags, two examples, and the fields of the config where the command takes one."""
-    fields = " [--config=NAME|FILE] [--config.FIELD=VALUE ...]" if config else ""
-    print(f"usage: cnnjax {name}{' [WORD ...]' if words else ''} [--FLAG=VALUE ...]{fields}\n\n{meaning}\n")
-    for parameter in parameters:
-        meaning = typing.get_args(parameter.annotation)[1]
-        plain = parameter.default in (None, [], "") or parameter.default is False
-        print(f"  --{parameter.name:<15} {meaning}{'' if plain else f' (default: {parameter.default})'}")
-    print(f"  --{'help':<15} show this")
-    if name in EXAMPLES:
-        print("\nexamples:", *EXAMPLES[name], sep="\n  ")
-    if config:
-        print(f"\nexample configs, as in --config=NAME: {', '.join(config_lib.examples())}")
-        print(f"\nfields of the config, as in --config.seed=1:\n{config_lib.describe(config)}")
 
 
 def _parse(
@@ -165,7 +148,7 @@ def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
         if not word.startswith("-") or not (name == "config" or name.startswith(("config.", "noconfig."))):
             rest.append(word)
         elif name == "config":
-            config = config_lib.from_file(text if given else next(words, ""))
+            config = from_file(text if given else next(words, ""))
         elif not given and isinstance(config_lib.field(field).default, bool):
             values[field] = not negated
         else:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import ANY_NUMBER, StopSeconds, command, given
+from cnnjax.cli.help import describe
 from cnnjax.cli.tables import Console, metrics_tables, print_tables, say
 from cnnjax.errors import UserError
 from cnnjax.runs import signals
@@ -64,7 +65,7 @@ def train(
             say(line)
         if print_config:
             config_lib.validate(config)
-            print(config_lib.describe(config))
+            print(describe(config))
             return
         from cnnjax.cli.progress import Bar, Lines
         from cnnjax.runs import compile_cache, processes

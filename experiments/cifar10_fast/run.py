@@ -14,6 +14,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
+from cnnjax.runs import config_files
 from cnnjax.runs.results import Row, spread
 from experiments import curves, studies, tables
 
@@ -22,7 +23,7 @@ LENGTH, SEEDS = 9.9, 5
 
 
 def make_config() -> config_lib.ConfigDict:
-    config = config_lib.from_file(RECIPE)
+    config = config_files.from_file(RECIPE)
     config.log_every_steps = 44
     return config
 

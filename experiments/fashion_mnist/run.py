@@ -14,6 +14,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
+from cnnjax.runs import config_files
 from cnnjax.runs.results import Row, spread
 from experiments import curves, studies, tables
 
@@ -29,13 +30,13 @@ COLUMNS = ("parameters", "epochs", "training error %", "validation %", "test %",
 
 
 def make_config() -> config_lib.ConfigDict:
-    config = config_lib.from_file(str(CONFIGS / "fashion_mnist_simple_cnn.py"))
+    config = config_files.from_file(str(CONFIGS / "fashion_mnist_simple_cnn.py"))
     config.log_every_steps = 430
     return config
 
 
 def make_hour_config() -> config_lib.ConfigDict:
-    config = config_lib.from_file(str(CONFIGS / "fashion_mnist_hour.py"))
+    config = config_files.from_file(str(CONFIGS / "fashion_mnist_hour.py"))
     config.log_every_steps = 430
     return config
 

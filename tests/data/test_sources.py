@@ -278,9 +278,8 @@ def test_the_real_archives():
 
 
 def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
-    from cnnjax import config
     from cnnjax.cli import main
-    from cnnjax.runs import experiment
+    from cnnjax.runs import config_files, experiment
     from cnnjax.runs.inputs import load_split
 
     files = {f"{s}/{n}": d for s in ("train", "val") for n, d in pictures(6).items()}
@@ -288,7 +287,7 @@ def test_alexnets_recipe_is_checked_on_a_prepared_archive(tmp_path, capsys):
     out = f"--out={tmp_path / 'out'}"
     assert main.run(["data", "prepare", f"folder:{path}", out, "--short_side=240"]) == 0
     assert "train: 6 images, 0 skipped" in capsys.readouterr().out
-    recipe = config.from_file(str(ROOT / "configs/imagenet_alexnet.py"))
+    recipe = config_files.from_file(str(ROOT / "configs/imagenet_alexnet.py"))
     recipe.data.name = f"records:{tmp_path / 'out'}"
     with pytest.raises(UserError, match="num_validation=10000.* 1 to 4"):
         experiment.build(recipe)

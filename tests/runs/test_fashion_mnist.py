@@ -4,7 +4,7 @@ import pytest
 
 from cnnjax import config as config_lib
 from cnnjax.data import datasets
-from cnnjax.runs import train
+from cnnjax.runs import config_files, train
 from tests import ROOT
 
 HERE = datasets.available("fashion_mnist")
@@ -15,7 +15,7 @@ needs_data = pytest.mark.skipif(
 
 @needs_data
 def test_a_tenth_of_an_epoch_learns_a_lot(tmp_path):
-    config = config_lib.from_file(str(ROOT / "configs/fashion_mnist_simple_cnn.py"))
+    config = config_files.from_file(str(ROOT / "configs/fashion_mnist_simple_cnn.py"))
     config.total_epochs, config.eval_every_epochs = 0.25, 0.25
     config.optimizer.warmup_epochs = 0.02
     result = train.train(config, tmp_path / "run")
@@ -28,5 +28,5 @@ def test_a_tenth_of_an_epoch_learns_a_lot(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda file: file.stem)
 def test_every_config_is_valid_and_says_what_it_is(file):
-    config_lib.validate(config_lib.from_file(str(file)))
+    config_lib.validate(config_files.from_file(str(file)))
     assert file.read_text().startswith('"""')

@@ -9,7 +9,7 @@ import pytest
 
 from cnnjax import config
 from cnnjax.cli import main
-from cnnjax.runs import train
+from cnnjax.runs import config_files, train
 from tests import ROOT
 from tests.data.test_sources import SHARED
 
@@ -50,7 +50,7 @@ def samples(path: Path, count: int) -> str:
 
 
 def recipe(name: str, prepared: Path, **fields) -> config.ConfigDict:
-    found = config.from_file(str(ROOT / "configs" / f"imagenet_{name}.py"))
+    found = config_files.from_file(str(ROOT / "configs" / f"imagenet_{name}.py"))
     found.data.name, found.data.num_validation = f"records:{prepared}", 0
     found.update(fields)
     return found

@@ -5,10 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from cnnjax import config
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.models.cifar_fast import whitening_kernel
-from cnnjax.runs import experiment, train
+from cnnjax.runs import config_files, experiment, train
 from tests import ROOT
 from tests.conftest import tiny_arrays
 
@@ -26,7 +25,7 @@ PARAMETERS = {
 def test_a_recipe_can_be_built(name):
     file = RECIPES / f"{name}.py"
     side = int(re.search(r"--short_side=(\d+)", file.read_text())[1])
-    recipe = config.from_file(str(file))
+    recipe = config_files.from_file(str(file))
     assert recipe.data.name == f"records:imagenet{side}"
     recipe.data.name = "folder:prepared"
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
@@ -41,7 +40,7 @@ def test_a_recipe_can_be_built(name):
 
 
 def test_the_speed_run_starts_from_whitened_training_images():
-    recipe = config.from_file(str(RECIPES / "cifar10_airbench.py"))
+    recipe = config_files.from_file(str(RECIPES / "cifar10_airbench.py"))
     recipe.data.num_validation = 0
     recipe.model = "airbench94(widths=(8, 8, 8))"
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
@@ -55,7 +54,7 @@ def test_the_speed_run_starts_from_whitened_training_images():
 
 
 def test_the_speed_run_trains(tmp_path):
-    recipe = config.from_file(str(RECIPES / "cifar10_airbench.py"))
+    recipe = config_files.from_file(str(RECIPES / "cifar10_airbench.py"))
     recipe.model, recipe.data.num_validation = "airbench94(widths=(8, 8, 8))", 0
     recipe.total_epochs, recipe.optimizer.warmup_epochs = 2.0, 0.5
     recipe.batch_size = recipe.eval_batch_size = 20
