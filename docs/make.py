@@ -119,10 +119,10 @@ def configs() -> str:
     """docs/configs.md with a new table of all fields."""
     from cnnjax import config
 
-    rows = ["| field | default | meaning | allowed |", "|---|---|---|---|"]
+    rows = ["| field | default | meaning and allowed values | example |", "|---|---|---|---|"]
     for name, field in config.FIELDS.items():
-        allowed = field.allowed.words if field.allowed else ""
-        cells = (f"`{name}`", f"`{field.default!r}`", field.meaning, allowed)
+        meaning = f"{field.meaning}{f'; {field.allowed.words}' if field.allowed else ''}"
+        cells = (f"`{name}`", f"`{field.default!r}`", meaning, f"`{field.example!r}`")
         rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
 

@@ -6,6 +6,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.cli.help import describe
 from cnnjax.runs import experiment
+from cnnjax.training import optimizers, schedules
 
 # Examples that need files, images of another size, or a network with stages.
 ELSEWHERE = {"init_from", "freeze", "loss.distill", "optimizer.learning_rate_scales", "mesh", "trackers"}
@@ -45,9 +46,13 @@ def test_fields_are_nested_as_in_a_config():
         if f"{leaf}:" in lines:  # nothing but a group's name
             group = f"{named.pop()}."
     assert named == list(config_lib.FIELDS)
-    assert (
-        "seed: 3                       seed of all random draws; at least 0 and below 2**32; e.g. 7" in lines
-    )
+    assert f"{'seed: 3':<30}seed of all random draws; at least 0 and below 2**32; e.g. 7" in lines
+
+
+def test_the_fields_of_the_optimizer_list_what_there_is():
+    for field, known in (("name", optimizers.OPTIMIZERS), ("schedule", schedules.SCHEDULES)):
+        listed = config_lib.FIELDS[f"optimizer.{field}"].meaning.removesuffix(", with options")
+        assert listed.replace(" or ", ", ").split(", ") == list(known)
 
 
 @pytest.mark.parametrize("columns", ["80", "100"])
