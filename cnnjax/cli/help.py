@@ -13,7 +13,7 @@ from cnnjax.cli.examples import EXAMPLES
 from cnnjax.runs import config_files
 
 WIDEST = 110
-FLAG_COLUMN, FIELD_COLUMN = 20, 30  # at which the meanings begin
+FLAG_COLUMN, FIELD_COLUMN = 23, 30  # at which the meanings begin
 
 
 def print_help(

@@ -323,7 +323,7 @@ def test_every_command_has_help(command, capsys):
     usage, meaning, rest = capsys.readouterr().out.split("\n\n", 2)
     assert usage.startswith(f"usage: cnnjax {command} ") and meaning.endswith(".")
     before, examples = rest.split("\n\nexamples:\n")
-    flags = [line for line in before.splitlines() if line[:20].strip()]  # the others continue a meaning
+    flags = [line for line in before.splitlines() if line[:23].strip()]  # the others continue a meaning
     assert len(examples.partition("\n\n")[0].splitlines()) == 2
     assert flags and all(len(flag.split()) > 1 and flag.startswith("  --") for flag in flags)
 
