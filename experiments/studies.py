@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
-from cnnjax.cli.sweep import Lines
+from cnnjax.cli.boards import Lines
 from cnnjax.data.datasets import load
 from cnnjax.data.files import read_json, replacing
 from cnnjax.errors import UserError

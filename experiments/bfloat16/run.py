@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from cnnjax import config as config_lib
-from cnnjax.cli.sweep import Lines
+from cnnjax.cli.boards import Lines
 from cnnjax.runs.results import Row, read_results, spread
 from cnnjax.runs.sweep import sweep
 from experiments import pages, studies

@@ -44,7 +44,7 @@ def prepare(folder: Path, *, run: bool = True) -> None:
     """Makes what the commands read: a small data set, with `run` also a run on it and a file of weights."""
     data = tiny_data(folder)
     for module in (
-        "cli.sweep",
+        "cli.boards",
         "cli.progress",
         "cli.data",
         "cli.export",

@@ -10,11 +10,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from rich.live import Live
 
 from cnnjax.cli import completion, main
+from cnnjax.cli.boards import LiveBoard
 from cnnjax.cli.examples import EXAMPLES
 from cnnjax.cli.progress import Bar
 from cnnjax.cli.tables import Console
@@ -411,6 +414,29 @@ def test_on_a_terminal_something_moves_before_the_libraries_are_there(tmp_path):
     ]
     assert places == sorted(places)
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_a_sweep_begins_with_its_runs_fields_and_folder(tmp_path):
+    words = ("--set=batch_size=4,8,8", "--seeds=3", f"--out={tmp_path / 'out'}", "--task=0/4")
+    code, written = on_a_terminal("sweep", *words, "--config.data.name=npz:nowhere")
+    heading = f"sweep of batch_size: 2 points x 3 seeds = 6 runs in {tmp_path / 'out'}, 2 of them"
+    assert code == 2 and written.startswith(heading)
+    assert written.index("importing JAX") < written.index("cnnjax: config.data.name: nowhere")
+
+
+def test_the_board_of_a_sweep_moves_and_names_the_run():
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=80)
+    with Live(console=console, auto_refresh=False) as live:
+        board = LiveBoard(live)
+        board.begin("batch_size_8_seed0", 1, 6)
+        board.stage("loading data")
+        live.refresh()
+        time.sleep(0.2)  # two frames
+        live.refresh()
+    shown = "1 of 6: batch_size_8_seed0  loading data"
+    frames = [line for line in written.getvalue().splitlines() if shown in line]
+    assert len(set(frames)) > 1
 
 
 def test_the_bar_begins_where_the_words_on_the_start_end():

@@ -42,9 +42,9 @@ def table(out: Path) -> list[dict[str, str]]:
 KILLED = """
 import os, signal, sys
 from cnnjax.cli import main
-from cnnjax.cli import sweep as sweep_command
+from cnnjax.cli import boards
 
-class Killed(sweep_command.Lines):
+class Killed(boards.Lines):
     def begin(self, name, number, count):
         self.number = number
 
@@ -52,7 +52,7 @@ class Killed(sweep_command.Lines):
         if self.number == 2 and row["step"] == 8:
             os.kill(os.getpid(), signal.SIGKILL)
 
-sweep_command.Lines = Killed
+boards.Lines = Killed
 main.run(sys.argv[1:])
 """
 
