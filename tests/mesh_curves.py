@@ -114,7 +114,9 @@ def train(experiment: Experiment, start: Any = None) -> tuple[list[float], dict,
     )
     facts = {"held": held, "arguments": program.arguments, "temporaries": program.temporaries}
     facts["kinds"] = {kind: count for kind, (count, _) in program.by_kind().items()}
-    facts["layers"] = sorted({c.layer for c in program.collectives if c.kind == "all-gather"})
+    facts["layers"] = sorted(
+        {layer for c in program.collectives if c.kind == "all-gather" for layer in c.layers}
+    )
     return losses, facts, state
 
 

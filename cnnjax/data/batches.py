@@ -22,6 +22,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from cnnjax.data.augment.register import Batch
+from cnnjax.data.memory import Memory
 from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped
 from cnnjax.errors import BadImage, UserError
@@ -162,6 +163,7 @@ class BatchReader:
     seed: int | None
     skip: bool
     rows: np.ndarray
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
     def __call__(self, step: int, pool: ThreadPoolExecutor | None = None, threads: int = 1) -> HostBatch:
         """The batch; the threads of a pool, if one is given, read its images side by side."""
@@ -169,7 +171,7 @@ class BatchReader:
         epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
         slots = step_of_epoch * self.batch_size + self.rows
         index = epoch_order(size, self.seed, epoch)[slots % size].astype(np.int32)
-        image = _empty((count, *self.source.image_shape))
+        image = self.memory.take((count, *self.source.image_shape))
         label, mask = np.zeros(count, np.int32), (slots < size).astype(np.float32)
         few = -(-count // (PARTS * threads))
         parts = [range(start, min(start + few, count)) for start in range(0, count, few)]
@@ -204,13 +206,6 @@ def _read_into(source: Source, index: int, out: np.ndarray) -> int:
     if image.strides != out.strides or not np.may_share_memory(image, out):  # not decoded to it, or turned
         out[...] = image
     return example["label"]
-
-
-def _empty(shape: tuple[int, ...]) -> np.ndarray:
-    """uint8, at an address that a CPU device takes as it is: 64 bytes are a line of its cache."""
-    raw = np.empty(math.prod(shape) + 63, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + math.prod(shape)].reshape(shape)
 
 
 @functools.lru_cache(maxsize=4)
@@ -315,6 +310,7 @@ class StreamBatches(Batches):
         if self._ahead is not None:
             self._ahead[1].close()
         self._ahead = None
+        self._read.memory.clear()
 
     def one_epoch(self) -> Iterator[Batch]:
         return map(self._put, self._stream(0, self.steps_per_epoch))

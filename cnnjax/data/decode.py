@@ -64,6 +64,28 @@ def decode_image(
     return image if recipe is None else recipe.apply(image)
 
 
+class Alike:
+    """Decodes JPEGs one after the other; what all begin with, up to the first scan, is looked at once."""
+
+    def __init__(self, channels: int):
+        self.channels = channels
+        self.space = "gray" if channels == 1 else "rgb"
+        self._head = b""  # of the last that was decoded to `out` without another colour or orientation
+
+    def __call__(self, record: bytes, start: int, what: object, out: np.ndarray | None) -> np.ndarray:
+        """The JPEG from byte `start` of a record; see `decode_image`."""
+        if out is not None and self._head and record.startswith(self._head, start):
+            try:
+                return simplejpeg.decode_jpeg(memoryview(record)[start:], self.space, buffer=out)
+            except ValueError:
+                pass  # `decode_image` says what is wrong
+        image = decode_image(data := record[start:], what, self.channels, out=out)
+        if out is not None and image.strides == out.strides and np.may_share_memory(image, out):
+            end, only = _first_scan(data)
+            self._head = data[: end + 5] if only else b""
+        return image
+
+
 def read_header(data: bytes, what: object) -> tuple[int, int, int]:
     """[H, W, C] of an encoded image, upright, C 1 if grey, else 3; BadImage if its header cannot be read."""
     turned = b"Exif\0\0" in data or b"tiff:Orientation" in data

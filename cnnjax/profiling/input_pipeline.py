@@ -43,17 +43,19 @@ def bench_data(
     """Measures the pipeline on this machine; the decoder alone in turn with it, on as many threads.
 
     `name` is JPEG files, as `folder:PATH`; None makes some up (500x375, of noise on a smooth picture). The
-    figures are jpeg_images_per_second (decoded to 256x256, on the device) and simplejpeg_images_per_second
-    (decoded at full size, thrown away), medians of jpeg_rounds, three to a round and a third as long;
-    jpeg_ratio, the median of their ratios, each to simplejpeg before and after it; raw_images_per_second,
-    from records of 256x256 onto the device; augment_milliseconds and step_milliseconds of 32 images in
-    `step_model`, and augment_share; memory_growth_bytes from a fifth of `images` to the last one.
+    figures are jpeg_images_per_second (decoded to 256x256, on the device) and jpeg_alone_images_per_second
+    (by simplejpeg at full size, thrown away), medians of jpeg_rounds, three to a round and a third as long;
+    jpeg_ratio, the median of their ratios, each to simplejpeg before and after it; the same as records_...
+    of the JPEG of 256x256 in records; raw_images_per_second, from raw records of 256x256 onto the device;
+    augment_milliseconds and step_milliseconds of 32 images in `step_model`, and augment_share;
+    memory_growth_bytes from a fifth of `images` to the last one.
     """
     with scratch_folder() as folder:
         source, encoded = _jpegs(name, folder)
         figures: Figures = {"images": Path(name).name if name else "made up", "cores": num_cores()}
-        figures |= _decoding(source, encoded, rounds, seconds)
+        figures |= _decoding("jpeg", source, encoded, rounds, seconds)
         repeated = source.subset(np.arange(RAW) % len(source))
+        figures |= _decoding("records", *_jpeg_records(repeated, folder / "records"), rounds, seconds)
         prepare.prepare({"train": repeated}, folder / "raw", encoding="raw")
         raw = records.read_split(folder / "raw", "train", "raw records")
         figures |= spread("raw_images_per_second", [_streamed(raw, seconds) for _ in range(rounds)], 1)
@@ -86,7 +88,19 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
     return source, [images.files.read(member) for member in members]
 
 
-def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: float) -> dict[str, float]:
+def _jpeg_records(source: FileSource, folder: Path) -> tuple[FileSource, list[bytes]]:
+    """The images as `prepare` writes them as JPEG: a source, and encoded."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    prepare.prepare({"train": source}, folder, encoding="jpeg")
+    shards = [ArrayRecordReader(str(file)) for file in sorted(folder.glob("*.array_record"))]
+    encoded = [record[records.LABEL_BYTES :] for shard in shards for record in shard.read_all()]
+    return records.read_split(folder, "train", "JPEG records"), encoded
+
+
+def _decoding(
+    name: str, source: FileSource, encoded: list[bytes], rounds: int, seconds: float
+) -> dict[str, float]:
     """The pipeline and simplejpeg alone in turn, on as many threads, from the same files."""
     with ThreadPoolExecutor(num_cores()) as pool:
         _alone(pool, encoded, 0.2)
@@ -96,10 +110,10 @@ def _decoding(source: FileSource, encoded: list[bytes], rounds: int, seconds: fl
             alone.append(_alone(pool, encoded, seconds / SLICES))
     beside = [(before + after) / 2 for before, after in itertools.pairwise(alone)]
     return {
-        "jpeg_images_per_second": round(statistics.median(ours), 1),
-        "simplejpeg_images_per_second": round(statistics.median(alone), 1),
-        **spread("jpeg_ratio", [a / b for a, b in zip(ours, beside, strict=True)], 3),
-        "jpeg_rounds": len(ours),
+        f"{name}_images_per_second": round(statistics.median(ours), 1),
+        f"{name}_alone_images_per_second": round(statistics.median(alone), 1),
+        **spread(f"{name}_ratio", [a / b for a, b in zip(ours, beside, strict=True)], 3),
+        f"{name}_rounds": len(ours),
     }
 
 

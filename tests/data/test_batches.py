@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.data import batches as pipeline
+from cnnjax.data.memory import Memory
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.errors import UserError
 
@@ -80,6 +82,34 @@ def test_restored_position_continues_at_the_next_example(kind):
     again.set_state(state)
     for row in expected:
         np.testing.assert_array_equal(numbers(next(again)), row)
+
+
+def test_memory_is_used_again_once_nothing_looks_at_it():
+    memory = Memory()
+    first = memory.take((2, 3, 4))
+    assert first.shape == (2, 3, 4) and first.ctypes.data % 64 == 0
+    place, row = first.ctypes.data, first[1]
+    row[:] = 7
+    del first
+    second = memory.take((2, 3, 4))  # a row of the first one still looks at it
+    assert second.ctypes.data != place
+    second[:] = 1
+    assert (row == 7).all()
+    del row
+    assert memory.take((4, 6)).ctypes.data == place
+    assert pickle.loads(pickle.dumps(memory)).take((0, 3)).size == 0
+    memory.clear()
+    assert (second == 1).all()
+
+
+def test_batches_that_are_kept_never_change():
+    batches = pipeline.StreamBatches(numbered(300), 8, seed=0)
+    kept = [next(batches) for _ in range(3)]
+    before = [numbers(batch).tolist() for batch in kept]
+    for _ in range(100):
+        next(batches)
+    batches.close()
+    assert [numbers(batch).tolist() for batch in kept] == before
 
 
 def test_small_sources_are_resident_and_others_stream():

@@ -1,6 +1,7 @@
 """Every decode is Pillow's with EXIF applied, pixel by pixel, or a refusal in one line."""
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
-from cnnjax.data.decode import FORMATS, decode_image, read_header
+from cnnjax.data.decode import FORMATS, Alike, decode_image, read_header
 from cnnjax.data.recipe import fast
 from cnnjax.errors import BadImage
 
@@ -237,6 +238,35 @@ def test_damaged_jpegs_are_read_as_pillow_reads_them_or_refused(channels, size):
             assert decode_image(bytes(data), "x", channels, fast(size)).shape == (size, size, channels)
             read += 1
     assert 10 < read < 40
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpegs_that_begin_alike_are_read_as_each_alone(channels):
+    mode = "L" if channels == 1 else "RGB"
+    first, second = (encoded(photo(24, 37), "JPEG", mode, quality=90) for _ in range(2))
+    turned = first[:2] + segment(0xE1, exif(3)) + first[2:]
+    others = {
+        "other": second,
+        "turned": turned,
+        "turned too": second[:2] + segment(0xE1, exif(3)) + second[2:],
+        "progressive": encoded(PHOTO, "JPEG", mode, progressive=True),
+        "other colours": encoded(PHOTO, "JPEG", "RGB" if channels == 1 else "L", quality=90),
+        "larger": encoded(photo(25, 37), "JPEG", mode, quality=90),
+        "cut short": second[:-200],
+        "of bytes": second[: second.index(b"\xff\xda") + 14] + bytes(range(256)) * 4,
+        "empty": b"",
+    }
+    decode = Alike(channels)
+    for name, data in others.items():
+        for each in (first, first, data, data, second):
+            out = np.empty((24, 37, channels), np.uint8)
+            try:
+                expected = decode_image(each, name, channels)
+            except BadImage as error:
+                with pytest.raises(BadImage, match=re.escape(str(error))):
+                    decode(b"1234" + each, 4, name, out)
+            else:
+                np.testing.assert_array_equal(decode(b"1234" + each, 4, name, out), expected, name)
 
 
 @pytest.mark.parametrize(

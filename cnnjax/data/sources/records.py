@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from cnnjax.data.decode import decode_image
+from cnnjax.data.decode import Alike
 from cnnjax.data.files import check_utf8, read_json
 from cnnjax.data.sources import sets
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, as_labels, digest
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FACTS = "dataset.json"
 ENCODINGS = ("raw", "jpeg")
+LABEL_BYTES = 4  # before the image
 
 
 class Shard(TypedDict):
@@ -113,6 +114,7 @@ class _Reader:
         self.files = [str(folder / shard["file"]) for shard in shards]
         self.ends = np.cumsum([len(shard["labels"]) for shard in shards]).tolist()
         self.shape, self.encoding, self.labels = shape, encoding, labels
+        self._decode = Alike(shape[2])
         self._open: dict[int, ArrayRecordReader] = {}
 
     def __getstate__(self) -> dict[str, object]:
@@ -134,11 +136,12 @@ class _Reader:
             record = self._open[shard].read([index])[0]
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise BadImage(f"{what}: cannot be read ({error}); prepare it again") from None
-        label = int.from_bytes(record[:4], "little", signed=True)
+        label = int.from_bytes(record[:LABEL_BYTES], "little", signed=True)
         if label != (noted := self.labels[position]):
             raise BadImage(f"{what}: label {label}; allowed: {noted}, as in {FACTS}; prepare it again")
         if self.encoding == "jpeg":
-            return decode_image(record[4:], what, self.shape[2], out=out), label, what
-        if len(record) != 4 + int(np.prod(self.shape)):
-            raise BadImage(f"{what}: {len(record)} bytes; allowed: 4 and an image of {self.shape}")
-        return np.frombuffer(record, np.uint8, offset=4).reshape(self.shape), label, what
+            return self._decode(record, LABEL_BYTES, what, out), label, what
+        if len(record) != LABEL_BYTES + int(np.prod(self.shape)):
+            allowed = f"{LABEL_BYTES} and an image of {self.shape}"
+            raise BadImage(f"{what}: {len(record)} bytes; allowed: {allowed}")
+        return np.frombuffer(record, np.uint8, offset=LABEL_BYTES).reshape(self.shape), label, what
