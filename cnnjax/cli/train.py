@@ -22,6 +22,7 @@ from cnnjax.runs import signals
 
 if TYPE_CHECKING:
     from cnnjax.cli.progress import Lines
+    from cnnjax.data.sources.source import Listed
     from cnnjax.runs.train import Result
 
 SHARED_FOLDER = "the processes of a run share one folder"
@@ -54,6 +55,7 @@ def train(
     if weights and not data:
         raise UserError("--weights needs --data; without it use --config.init_from")
     console = Console()
+    listed: Listed = {}
     status = console.status("importing JAX")
     if console.is_terminal and not (print_config or distributed):
         status.start()  # before what takes seconds
@@ -61,7 +63,7 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "")
+            config, line = suited(config, data, weights or "", listed)
             say(line)
         if print_config:
             config_lib.validate(config)
@@ -81,19 +83,19 @@ def train(
         hang = hang_seconds if distributed else None
         times = {"stop_seconds": stop_seconds, "hang_seconds": hang}
         shown = board if processes.is_first() else Progress()
-        result = loop.train(config, workdir, shown, **times, profile_steps=profile_steps)
+        result = loop.train(config, workdir, shown, **times, profile_steps=profile_steps, listed=listed)
         if processes.is_first():
-            _print_result(result, board)
+            _print_result(result, board, listed)
     finally:
         status.stop()
 
 
-def _print_result(result: "Result", board: "Lines") -> None:
+def _print_result(result: "Result", board: "Lines", listed: "Listed") -> None:
     """The metrics of the test split, and where the report is."""
     from cnnjax.explore import report
 
     board.stage("drawing the report")
-    page = report.write(result.path)
+    page = report.write(result.path, listed)
     board.stop()
     if result.test:
         print_tables(*metrics_tables(result.test, result.class_names))

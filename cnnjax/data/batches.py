@@ -177,9 +177,10 @@ class BatchReader:
         parts = [range(start, min(start + few, count)) for start in range(0, count, few)]
         read = functools.partial(self._read_rows, index, image, label)
         bad = dict(failure for failures in (pool.map if pool else map)(read, parts) for failure in failures)
-        good = np.setdiff1d(np.arange(count), failed := [*bad])
-        mask[failed] = 0
-        image[failed] = image[good[-1]] if good.size else 0  # BatchNorm sees real images, if there are any
+        if failed := [*bad]:
+            good = np.setdiff1d(np.arange(count), failed)
+            mask[failed] = 0
+            image[failed] = image[good[-1]] if good.size else 0  # BatchNorm sees real images
         epochs = np.full(count, epoch, np.int32)
         batch = {"image": image, "label": label, "mask": mask, "index": index, "epoch": epochs}
         return batch, [(int(index[row]), message) for row, message in bad.items()]

@@ -22,7 +22,17 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import folder, idx, npz, parquet, records, sets, tfds, webdataset
 from cnnjax.data.sources import source as sources
 from cnnjax.data.sources.classes import with_classes
-from cnnjax.data.sources.source import ArraySource, DataDir, FileSource, Opened, Place, Shape, Source, listed
+from cnnjax.data.sources.source import (
+    ArraySource,
+    DataDir,
+    FileSource,
+    Listed,
+    Opened,
+    Place,
+    Shape,
+    Source,
+    listed,
+)
 from cnnjax.errors import UserError, check_local, unknown
 
 # What a name may begin with: what follows the colon, and how that is opened.
@@ -162,7 +172,7 @@ def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -
 
 def load_official(name: str, data_dir: DataDir = None, **arguments: Any) -> dict[str, Source]:
     """The splits that a data set comes with, nothing held out; a folder is listed once for all of them."""
-    listed: dict[tuple[object, ...], object] = {}
+    listed: Listed = {}
     splits, _, notes = _open(name, data_dir, None, True, listed=listed)
     if not splits:
         raise UserError("; ".join([f"{name} has no split with labels", *notes]))
@@ -197,7 +207,7 @@ def load(
     class_names: Sequence[str] = (),
     image_shape: Shape | None = None,
     download: bool = True,
-    listed: dict[tuple[object, ...], object] | None = None,
+    listed: Listed | None = None,
 ) -> Source:
     """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
 
@@ -211,7 +221,7 @@ def load(
     without them all must have one size, or `any_size`: then those of other sizes than most are bad.
     `class_names` and `image_shape` are those of a network: labels are the places of their names in it, files
     are decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
-    `listed` keeps what a folder's listing gave, for the next split.
+    `listed` keeps a folder's files, for the next split.
     Raises: UserError naming what does not exist and what does, and images of different sizes.
     """
     _check_arguments(data_dir, seed)

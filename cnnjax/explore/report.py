@@ -1,5 +1,6 @@
 """The page of one run: curves, confusion matrix, classes, worst mistakes, config and record."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 from cnnjax import config as config_lib
 from cnnjax.data.files import atomic_write
 from cnnjax.data.sources.npz import read_npz
+from cnnjax.data.sources.source import Listed
 from cnnjax.errors import UserError, counted
 from cnnjax.explore import plots
 from cnnjax.explore.markup import BREAK, Markup, element, image, join, page, svg, table
@@ -36,14 +38,14 @@ CLASSES = ("label", "prediction")
 COLUMNS = {**dict.fromkeys(CLASSES, "iu"), "confidence": "f", "loss": "f"}  # of predictions.npz: kinds
 
 
-def write(path: str | Path) -> Path:
-    """Writes `report.html` of a run and returns its path."""
+def write(path: str | Path, listed: Listed | None = None) -> Path:
+    """Writes `report.html` of a run and returns its path; `listed` is of `datasets.load`."""
     run = Run.open(path)
-    atomic_write(run.path / "report.html", _page(run))
+    atomic_write(run.path / "report.html", _page(run, listed))
     return run.path / "report.html"
 
 
-def _page(run: Run) -> str:
+def _page(run: Run, listed: Listed | None) -> str:
     config = run.config()
     record, test = run.read_json("record.json"), test_scores(run)
     metrics = run.metrics()
@@ -51,7 +53,7 @@ def _page(run: Run) -> str:
     if test:
         names = run.class_names()
         confusion = _confusion(np.asarray(test["confusion_matrix"]), names)
-        parts += [_classes(test, names), confusion, _mistakes(run, names)]
+        parts += [_classes(test, names), confusion, _mistakes(run, names, listed)]
     for title, text in (("Config", config_lib.to_json(config)), ("Record", json.dumps(record, indent=2))):
         parts.append(element("details", element("summary", title), element("pre", text)))
     return page(f"{config.model} on {config.data.name}", *parts)
@@ -133,7 +135,7 @@ def _confusion(matrix: np.ndarray, names: Sequence[str]) -> Markup:
     return join(element("h2", "Confusion matrix"), element("p", "Rows: label. Columns: prediction."), shown)
 
 
-def _mistakes(run: Run, names: Sequence[str]) -> Markup:
+def _mistakes(run: Run, names: Sequence[str], listed: Listed | None) -> Markup:
     """The misclassified test images with the highest loss."""
     rows = predictions(run)
     if rows is None:
@@ -145,13 +147,15 @@ def _mistakes(run: Run, names: Sequence[str]) -> Markup:
         predicted = join("predicted ", element("b", names[prediction]), f" {percent(confidence)}")
         true = join("true ", element("b", names[label]), f" {percent(math.exp(-max(loss, 0)))}")
         captions.append(join(predicted, BREAK, true))
-    return join(element("h2", "Worst mistakes"), gallery(run, worst, captions))
+    return join(element("h2", "Worst mistakes"), gallery(run, worst, captions, listed))
 
 
-def gallery(run: Run, indices: np.ndarray, captions: Iterable[Markup]) -> Markup:
+def gallery(
+    run: Run, indices: np.ndarray, captions: Iterable[Markup], listed: Listed | None = None
+) -> Markup:
     """Test images of a run with their captions, or why they cannot be shown."""
     try:
-        facts = of_run(run)
+        facts = dataclasses.replace(of_run(run), listed={} if listed is None else listed)
         source = facts.load(run.config(), "test")
         run.check_images("test", source.fingerprint, "and write the page again")
         pictures = [image(source[int(i)]["image"]) for i in indices]

@@ -19,7 +19,7 @@ from cnnjax.data import batches as batches_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.recipe import fast
-from cnnjax.data.sources.source import describe, sample_images
+from cnnjax.data.sources.source import Listed, describe, sample_images
 from cnnjax.errors import UserError, counted, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
 from cnnjax.models.macs import count_macs
@@ -212,22 +212,24 @@ def build(
     devices: Sequence[jax.Device] | None = None,
     source: Any = None,
     workdir: str | Path | None = None,
+    listed: Listed | None = None,
 ) -> Experiment:
     """Checks a config against its data, its model and the devices, all there are by default.
 
     Errors name the field and what is allowed. `source` stands in place of the images that the config names;
-    the facts of a run that is resumed in the folder `workdir` are loaded from there.
+    the facts of a run that is resumed in the folder `workdir` are loaded from there. `listed` is of
+    `datasets.load`: a folder is listed once for all splits.
     """
     config_lib.validate(config)
     with errors_name_fields("mesh"):
         mesh = parallel.make_mesh(config.mesh, devices)
     groups = _norm_groups(config, mesh)
     check_names(config)
-    recipe = None
+    recipe, listed = None, {} if listed is None else listed
     if source is None:
-        source, config, recipe = open_train(config)
+        source, config, recipe = open_train(config, listed)
     before = resumed(config, workdir) if workdir else None
-    facts = before or of_images(config, source, recipe)
+    facts = dataclasses.replace(before or of_images(config, source, recipe), listed=listed)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics
     augment = parse_augment(config, "train", shape, classes, known)

@@ -23,7 +23,7 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
 from cnnjax.data.sources.classes import known_as, numbered
 from cnnjax.data.sources.sets import SeveralSizes
-from cnnjax.data.sources.source import Shape, Source, listed, numbered_names
+from cnnjax.data.sources.source import Listed, Shape, Source, listed, numbered_names
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
 from cnnjax.models import Preset
@@ -45,6 +45,7 @@ class Facts:
     eval_augment: Augmentation  # of evaluation and prediction
     recipe: Recipe  # how image files are brought to that shape, for evaluation and prediction
     statistics: Statistics | None  # None in records from before they were written
+    listed: Listed = dataclasses.field(default_factory=dict, repr=False, compare=False)  # for its next split
 
     @property
     def images(self) -> tuple[tuple[str, ...], Shape, Recipe]:
@@ -53,7 +54,7 @@ class Facts:
 
     def load(self, config: ConfigDict, split: str) -> Source:
         """A split as evaluation sees it, in memory if its images are few."""
-        return load_split(config, split, *self.images)
+        return load_split(config, split, *self.images, listed=self.listed)
 
     def named(self, file: str | Path | None) -> "Facts":
         """The same with the class names of a text file, one a line; None changes nothing."""
@@ -117,7 +118,7 @@ def of_run(run: Run) -> Facts:
     return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 
 
-def open_train(config: ConfigDict) -> tuple[Source, ConfigDict, Recipe | None]:
+def open_train(config: ConfigDict, listed: Listed) -> tuple[Source, ConfigDict, Recipe | None]:
     """The train split, and the config and recipe that it is opened with.
 
     Images of several sizes, for which config.data.size names none, are brought to size as the weights that
@@ -125,12 +126,12 @@ def open_train(config: ConfigDict) -> tuple[Source, ConfigDict, Recipe | None]:
     """
     weights = weights_recipe(config)
     try:
-        return load_split(config, "train", one_size=weights is not None), config, None
+        return load_split(config, "train", one_size=weights is not None, listed=listed), config, None
     except SeveralSizes:
         if weights is None or len(set(weights.shape)) > 1:
             raise
     config = config_lib.assign(config, {"data.size": weights.shape[0]})
-    return load_split(config, "train"), config, weights
+    return load_split(config, "train", listed=listed), config, weights
 
 
 def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) -> Facts:

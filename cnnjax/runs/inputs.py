@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from cnnjax.data import datasets
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
-from cnnjax.data.sources.source import Shape, Source, to_memory
+from cnnjax.data.sources.source import Listed, Shape, Source, to_memory
 from cnnjax.errors import UserError
 from cnnjax.models import init_variables
 from cnnjax.models.weights import files
@@ -27,9 +27,11 @@ from cnnjax.runs.optimizer import errors_name_fields
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
-def load_split(config: ConfigDict, split: str, *known: Any, one_size: bool = False) -> Source:
+def load_split(
+    config: ConfigDict, split: str, *known: Any, one_size: bool = False, listed: Listed | None = None
+) -> Source:
     """The source that a config names for a split, in memory if it is small; `known` is of `open_split`."""
-    source = open_split(config, split, *known, one_size=one_size)
+    source = open_split(config, split, *known, one_size=one_size, listed=listed)
     if len(source) * math.prod(source.image_shape) <= SMALL_BYTES:
         return to_memory(source, max_bad_images(config))
     return source
@@ -43,19 +45,20 @@ def open_split(
     recipe: Recipe | None = None,
     *,
     one_size: bool = False,
+    listed: Listed | None = None,
 ) -> Source:
     """The same, its images not read as long as they are in files.
 
     With a run's classes, the shape of its stored images and its recipe for files, which are those that
     evaluation sees, labels are the run's and files are decoded to its channels; a UserError tells of unknown
     classes and of another shape. Images of several sizes are an error (SeveralSizes), or with `on_bad_image`
-    bad ones unless `one_size`.
+    bad ones unless `one_size`. `listed` is of `datasets.load`.
     """
     data = config.data
     place: dict[str, Any] = {"data_dir": data.dir or None, "download": data.download}
     place |= {"size": data.size or None, "recipe": recipe if data.size else None}
     splits = {"num_validation": data.num_validation, "seed": config.seed, "test_split": data.test_split}
-    known: dict[str, Any] = {"class_names": class_names, "image_shape": image_shape}
+    known: dict[str, Any] = {"class_names": class_names, "image_shape": image_shape, "listed": listed}
     with errors_name_fields("data.name"):
         bad = max_bad_images(config) is not None and not one_size
         source = datasets.load(data.name, split, any_size=bad, **place, **splits, **known)

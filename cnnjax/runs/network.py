@@ -48,7 +48,7 @@ class Network:
 
     def open(self, split: str) -> Any:
         """The same, its images not read as long as they are in files."""
-        return open_split(self.config, split, *self.known.images)
+        return open_split(self.config, split, *self.known.images, listed=self.known.listed)
 
     def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
         """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""

@@ -1,5 +1,6 @@
 """Somebody's own images: what a config leaves open is chosen from their size and number."""
 
+import functools
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -7,22 +8,26 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.data import datasets
 from cnnjax.data.sources.sets import SeveralSizes
+from cnnjax.data.sources.source import Listed
 
 SIDE = 64  # pixels that larger images are brought to
 STEPS = 1500  # of training, as far as MOST_EPOCHS allow
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 
 
-def suited(config: ConfigDict, data: str, weights: str = "") -> tuple[ConfigDict, str]:
+def suited(
+    config: ConfigDict, data: str, weights: str = "", listed: Listed | None = None
+) -> tuple[ConfigDict, str]:
     """The config with a data set, and in place of defaults what suits it; and one line that says what.
 
     Args:
       data: a name as in config.data.name, or a folder of images.
       weights: to start from, as in config.init_from; their head is drawn anew.
+      listed: of `datasets.load`.
     """
     data = f"folder:{data}" if ":" not in data and Path(data).expanduser().is_dir() else data
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
-    fields = _fields(config)
+    fields = _fields(config, {} if listed is None else listed)
     default = config_lib.flatten(config_lib.default())
     given = config_lib.flatten(config)
     chosen = {name: value for name, value in fields.items() if given[name] == default[name] != value}
@@ -31,13 +36,14 @@ def suited(config: ConfigDict, data: str, weights: str = "") -> tuple[ConfigDict
     return config_lib.assign(config, chosen), line
 
 
-def _fields(config: ConfigDict) -> dict[str, config_lib.Value]:
+def _fields(config: ConfigDict, listed: Listed) -> dict[str, config_lib.Value]:
+    load = functools.partial(datasets.load, data_dir=config.data.dir or None, listed=listed)
     try:
-        source = datasets.load(config.data.name, "train", data_dir=config.data.dir or None)
+        source = load(config.data.name, "train")
         side = min(source.image_shape[:2])
         resized = side > SIDE or source.image_shape[0] != source.image_shape[1]
     except SeveralSizes:
-        source = datasets.load(config.data.name, "train", data_dir=config.data.dir or None, size=SIDE)
+        source = load(config.data.name, "train", size=SIDE)
         resized = True
     side, count, classes = SIDE if resized else side, len(source), source.num_classes
     batch = 32 if count < 5000 else 128

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cnnjax.data.batches import Batches
+from cnnjax.data.sources.source import Listed
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
@@ -59,6 +60,7 @@ def train(
     stop_seconds: float | None = None,
     hang_seconds: float | None = None,
     profile_steps: str = "",
+    listed: Listed | None = None,
 ) -> Result:
     """Trains to the end of the config, from the newest checkpoint of the folder if there is one.
 
@@ -68,6 +70,7 @@ def train(
         waits for the end of the step, of the evaluation's batch or of the compilation.
       hang_seconds: the longest without a step until the process is ended (exit code 4); None sets no limit.
       profile_steps: the steps of which `profile/` in the folder gets a trace for xprof, as "100:105".
+      listed: folders that were listed before, of `datasets.load`.
 
     Raises:
       UserError: before anything compiles, for a mistake in the config, the data or the folder.
@@ -80,7 +83,7 @@ def train(
         cpu.chosen(config.cpu_kernels),
         caught_signals() as caught,
         processes.Stop(caught, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
-        contextlib.nullcontext(build(config, workdir=workdir)) as experiment,
+        contextlib.nullcontext(build(config, workdir=workdir, listed=listed)) as experiment,
         contextlib.nullcontext(parse_steps(profile_steps, experiment.total_steps)) as window,
         opened(experiment, workdir, progress) as (_, run, checkpoints),
         out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),

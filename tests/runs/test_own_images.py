@@ -1,5 +1,7 @@
 """`cnnjax train --data=FOLDER`: what is chosen for images of which nothing is known."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,6 +67,31 @@ def test_from_a_folder_to_a_prediction_in_two_commands(tmp_path, sizes, capsys, 
     assert "chosen for folder:photos: " in capsys.readouterr().out
     assert main.run(["predict", "--workdir=run", "photos/cat/0.png", "--explain"]) == 0
     assert "cat" in capsys.readouterr().out
+
+
+@pytest.fixture
+def scanned():
+    """Folders in the order in which they are listed, from now to the end of the test."""
+    folders, on = [], [True]
+
+    def hook(event, arguments):
+        if on and event in ("os.scandir", "os.listdir"):
+            folders.append(str(arguments[0]))
+
+    sys.addaudithook(hook)  # which cannot be taken back
+    yield folders
+    on.clear()
+
+
+@pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "test")])
+def test_training_lists_each_folder_once(tmp_path, splits, scanned):
+    for split in splits:
+        write(tmp_path / "photos" / split, [(32, 32)] * 5)
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    assert main.run(["train", f"--data={tmp_path / 'photos'}", f"--workdir={tmp_path / 'run'}", *small]) == 0
+    assert (tmp_path / "run" / "test.json").is_file()
+    ours = [folder for folder in scanned if folder.startswith(str(tmp_path / "photos"))]
+    assert len(ours) == len(set(ours)) == 1 + 3 * len(splits)
 
 
 def test_weights_need_data(capsys):

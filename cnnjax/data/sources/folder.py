@@ -19,8 +19,8 @@ class ImageFolder:
     their first `_` (`n01440764_tench.JPEG`).
     """
 
-    def __init__(self, root: Path, class_names: tuple[str, ...] = (), only: str | None = None):
-        self.files = Files(root)
+    def __init__(self, root: Path | Files, class_names: tuple[str, ...] = (), only: str | None = None):
+        self.files = root if isinstance(root, Files) else Files(root)
         layout = read_layout(self.files, class_names, only)
         self.splits, self.class_names, self.notes = layout.splits, layout.class_names, layout.notes
 
@@ -48,12 +48,12 @@ class ImageFolder:
 
 def open_folder(place: Place) -> Opened:
     """See `ImageFolder`."""
-    key = place.path, place.class_names, place.only
-    images = place.listed.get(key) if place.listed else None
+    known = {} if place.listed is None else place.listed
+    files, images = known.get((place.path,)), known.get(key := (place.path, place.class_names, place.only))
+    if not isinstance(files, Files):
+        known[(place.path,)] = files = Files(place.path)
     if not isinstance(images, ImageFolder):
-        images = ImageFolder(*key)
-        if place.listed is not None:
-            place.listed[key] = images
+        known[key] = images = ImageFolder(files, place.class_names, place.only)
     return Opened(tuple(images.splits), lambda split: images.source(split, place), images.notes)
 
 

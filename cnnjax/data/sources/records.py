@@ -133,7 +133,7 @@ class _Reader:
                 if (count := opened.num_records()) != self.ends[shard] - before:
                     raise ValueError(f"it has {count} records; allowed: {self.ends[shard] - before}")
                 self._open[shard] = opened
-            record = self._open[shard].read([index])[0]
+            record = self._open[shard].read(index, index + 1)[0]  # quicker than of a list
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise BadImage(f"{what}: cannot be read ({error}); prepare it again") from None
         label = int.from_bytes(record[:LABEL_BYTES], "little", signed=True)

@@ -18,6 +18,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels i
 Indices = Sequence[int] | np.ndarray
 Shape = tuple[int, int, int]  # [H, W, C]
 DataDir = str | os.PathLike | None
+Listed = dict[tuple[object, ...], object]  # folders and archives that were listed, to be used again
 MAX_CLASSES = 2**20
 
 
@@ -73,7 +74,7 @@ class Place(NamedTuple):
     channels: int | None = None  # that image files are decoded to; None is what they have
     class_names: tuple[str, ...] = ()  # those of a network, if they are known before; else those of `train`
     only: str | None = None  # the one split that is looked at then, if it is there
-    listed: dict[tuple[object, ...], object] | None = None  # folders listed before, which are used again
+    listed: Listed | None = None  # what was listed before; what is listed now is added
 
     def chosen(self, splits: Sequence[str]) -> list[str]:
         """The splits that are looked at, of those that are there."""
