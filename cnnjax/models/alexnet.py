@@ -81,7 +81,7 @@ class AlexNet(Net):
         norm = partial(across_towers, response_norm)
         pool = partial(ops.max_pool, window=self.pool_window, strides=2)
         first, second = (norm, pool) if self.order[0] == "norm" else (pool, norm)
-        init, bias_init, relu = normal(self.std), nn.initializers.constant(self.bias), jax.nn.relu
+        init, bias_init, relu = normal(self.std), nn.initializers.constant(self.bias), ops.relu
         conv = partial(Conv, kernel_init=init, dtype=self.dtype)
         grouped = partial(conv, groups=self.groups, bias_init=bias_init)
         dense = partial(Dense, kernel_init=init, bias_init=bias_init, dtype=self.dtype)
@@ -114,7 +114,7 @@ class AlexNetTorchvision(Net):
             raise UserError(f"image {image.shape[1:3]}: AlexNet takes at least 63x63 pixels")
         conv = partial(Conv, kernel_init=torch_uniform, dtype=self.dtype)
         dense = partial(Dense, kernel_init=torch_uniform, dtype=self.dtype)
-        relu, widths = jax.nn.relu, self.widths
+        relu, widths = ops.relu, self.widths
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
         x = relu(conv(widths[0], 11, strides=4, padding=2, name="conv1")(image))  # 224 224 3 to 55 55 64
@@ -152,7 +152,7 @@ class ZFNet(Net):
         conv = partial(Conv, kernel_init=normal(0.01), dtype=self.dtype)
         dense = partial(Dense, kernel_init=normal(0.01), dtype=self.dtype)
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
-        relu, widths = jax.nn.relu, self.widths
+        relu, widths = ops.relu, self.widths
 
         x = relu(conv(widths[0], 7, strides=2, padding=1, name="conv1")(image))  # 224 224 3 to 110 110 96
         x = norm(ops.max_pool(x, 3, 2, ceil=True))  # 55 55 96
@@ -235,7 +235,7 @@ class AlexNetCifarLocal(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         norm = partial(ops.local_response_norm_caffe, n=9, alpha=0.001) if self.response_norm else lambda x: x
         pool = partial(ops.max_pool, window=self.pool_window, strides=2, ceil=True)
-        w, inits, relu = self.widths, [normal(std) for std in self.stds], jax.nn.relu
+        w, inits, relu = self.widths, [normal(std) for std in self.stds], ops.relu
         conv = partial(Conv, kernel_size=5, padding=2, dtype=self.dtype)
         local = partial(LocalConv, dtype=self.dtype)
 

@@ -131,7 +131,7 @@ class GhostNet(Net):
                 x = block(squeeze_excite if gate else None, name=f"stage{i}_block{j}")(x)
         x = unit(divisible(self.stages[-1][-1][2] * self.width, 4), name="last")(x)  # 7 7 960
         x = ops.global_avg_pool(x)  # 960
-        x = nn.relu(Dense(1280, kernel_init=he_fan_out, dtype=self.dtype, name="dense")(x))  # 1280
+        x = ops.relu(Dense(1280, kernel_init=he_fan_out, dtype=self.dtype, name="dense")(x))  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return logits(x, self.num_classes, self.dtype)
 

@@ -115,7 +115,7 @@ class AuxiliaryHead(nn.Module):
         x = self.pool(x)  # 4 4 512
         x = self.unit(128, name="conv")(x)  # 4 4 128
         x = x.reshape(x.shape[0], -1)  # 2048
-        x = jax.nn.relu(self.dense(1024, name="dense")(x))  # 1024
+        x = ops.relu(self.dense(1024, name="dense")(x))  # 1024
         x = nn.Dropout(0.7, deterministic=not train)(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=xavier_caffe)
 

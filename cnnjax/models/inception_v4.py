@@ -163,7 +163,7 @@ class ResidualCell(Part):
     branches: tuple[tuple[tuple, ...], ...]
     project: Constructor
     scale: float
-    act: Activation = nn.relu
+    act: Activation = ops.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

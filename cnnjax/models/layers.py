@@ -141,7 +141,7 @@ class Relu(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return jax.nn.relu(x)
+        return ops.relu(x)
 
 
 class ConvNorm(nn.Module):
@@ -178,7 +178,7 @@ class SqueezeExcite(nn.Module):
     """
 
     squeeze_features: int  # C / r there, r = 16
-    act: Activation = jax.nn.relu
+    act: Activation = ops.relu
     gate: Activation = jax.nn.sigmoid
     kernel_init: Initializer = he_normal
     dtype: Dtype = jnp.float32

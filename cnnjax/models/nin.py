@@ -30,14 +30,14 @@ class MLPConv(nn.Module):
         for i, width in enumerate(self.widths, 1):
             normal = nn.initializers.normal(self.std if i == 1 else 0.05)
             window = (self.kernel_size, self.strides, self.padding) if i == 1 else (1, 1, 0)
-            x = jax.nn.relu(Conv(width, *window, kernel_init=normal, dtype=self.dtype, name=f"conv{i}")(x))
+            x = ops.relu(Conv(width, *window, kernel_init=normal, dtype=self.dtype, name=f"conv{i}")(x))
         return x
 
 
 def class_means(x: jax.Array, num_classes: int, std: float, dtype: Dtype) -> jax.Array:
     """`head`, a 1x1 convolution to one map a class, ReLU, and each map's mean: float32 [B, K]."""
     normal = nn.initializers.normal(std)
-    x = jax.nn.relu(Conv(num_classes, 1, kernel_init=normal, dtype=dtype, name="head")(x))
+    x = ops.relu(Conv(num_classes, 1, kernel_init=normal, dtype=dtype, name="head")(x))
     return ops.global_avg_pool(x.astype(jnp.float32))
 
 

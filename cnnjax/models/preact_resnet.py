@@ -56,7 +56,7 @@ def activate(x: jax.Array, steps: str, norm: Constructor, norm_relu: Constructor
         return norm_relu(name=name)(x)
     if steps == "norm":
         return norm(name=name)(x)
-    return nn.relu(x) if steps == "relu" else x
+    return ops.relu(x) if steps == "relu" else x
 
 
 class Unit(nn.Module):

@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
         y = self.linear(self.features, name="conv3")(self.gate(y, x.shape[-1] / 4))
         if self.strides != 1 or x.shape[-1] != self.features:
             x = self.linear(self.features, 1, self.strides, name="shortcut")(x)
-        return nn.relu(x + y)
+        return ops.relu(x + y)
 
     def gate(self, y: jax.Array, width: float) -> jax.Array:
         """What the group convolution's output goes through."""

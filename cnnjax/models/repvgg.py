@@ -35,7 +35,7 @@ class RepBlock(nn.Module):
         unit = partial(ConvNorm, self.features, strides=self.strides, groups=self.groups)
         unit = partial(unit, conv=partial(self.conv, use_bias=False), norm=self.norm)
         y = unit(kernel_size=3, name="conv3x3")(x) + unit(kernel_size=1, name="conv1x1")(x)
-        return nn.relu(y + self.norm(name="identity")(x) if y.shape == x.shape else y)
+        return ops.relu(y + self.norm(name="identity")(x) if y.shape == x.shape else y)
 
 
 class FusedBlock(RepBlock):
@@ -44,7 +44,7 @@ class FusedBlock(RepBlock):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(self.conv, strides=self.strides, padding=1, groups=self.groups)
-        return nn.relu(conv(self.features, 3, name="conv3x3")(x))
+        return ops.relu(conv(self.features, 3, name="conv3x3")(x))
 
 
 BLOCKS = {"training": RepBlock, "deployed": FusedBlock}

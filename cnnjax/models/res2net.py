@@ -49,7 +49,7 @@ class MultiScaleBlock(nn.Module):
         if changes_shape:
             last = ops.avg_pool(last, 3, self.stride, padding=1, count_padding=True)
         y = self.conv(features, 1, name="conv3")(jnp.concatenate([*done, last], axis=-1))
-        return nn.relu(self.last_norm(name="norm3")(y) + self.shortcut(x, features, self.stride))
+        return ops.relu(self.last_norm(name="norm3")(y) + self.shortcut(x, features, self.stride))
 
 
 class Res2Net(ResNet):

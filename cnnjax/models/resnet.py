@@ -98,7 +98,7 @@ class BasicBlock(nn.Module):
         y = self.conv(self.width, 3, self.stride, padding=1, name="conv1")(x)
         y = self.norm_relu(name="norm1")(y)
         y = self.last_norm(name="norm2")(self.conv(self.width, 3, padding=1, name="conv2")(y))
-        return nn.relu(self.gate(y) + self.shortcut(x, self.width, self.stride))
+        return ops.relu(self.gate(y) + self.shortcut(x, self.width, self.stride))
 
     def gate(self, y: jax.Array) -> jax.Array:
         """What the residual goes through before the addition."""
@@ -127,7 +127,7 @@ class Bottleneck(nn.Module):
         y = self.conv(inner, 3, strides[1], padding=1, groups=self.groups, name="conv2")(y)
         y = self.norm_relu(name="norm2")(y)
         y = self.gate(self.last_norm(name="norm3")(self.conv(features, 1, name="conv3")(y)))
-        return nn.relu(y + self.shortcut(x, features, self.stride))
+        return ops.relu(y + self.shortcut(x, features, self.stride))
 
     def gate(self, y: jax.Array) -> jax.Array:
         """What the residual goes through before the addition."""

@@ -28,10 +28,10 @@ class Fire(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(Conv, kernel_init=he_uniform, dtype=self.dtype)
-        x = jax.nn.relu(conv(self.squeeze, 1, name="squeeze")(x))
+        x = ops.relu(conv(self.squeeze, 1, name="squeeze")(x))
         expand1x1 = conv(4 * self.squeeze, 1, name="expand1x1")(x)
         expand3x3 = conv(4 * self.squeeze, 3, padding=1, name="expand3x3")(x)
-        return jax.nn.relu(jnp.concatenate([expand1x1, expand3x3], axis=-1))
+        return ops.relu(jnp.concatenate([expand1x1, expand3x3], axis=-1))
 
 
 class SqueezeNet(Net):
@@ -57,7 +57,7 @@ class SqueezeNet(Net):
             for i, squeeze in enumerate(squeezes, 1):
                 x = Fire(squeeze, dtype=self.dtype, name=f"stage{stage}_fire{i}")(x)  # 13 13 512
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
-        x = jax.nn.relu(conv(self.num_classes, 1, kernel_init=normal, name="head")(x))  # 13 13 1000
+        x = ops.relu(conv(self.num_classes, 1, kernel_init=normal, name="head")(x))  # 13 13 1000
         return ops.global_avg_pool(x.astype(jnp.float32))  # 1000
 
 

@@ -44,7 +44,7 @@ class VGG(Net):
         x = ops.adaptive_avg_pool(x, 7)  # 7 7 512
         x = x.reshape(x.shape[0], -1)  # 25088
         for i, width in enumerate(self.dense_widths, 1):  # 4096, twice
-            x = jax.nn.relu(Dense(width, kernel_init=normal, dtype=self.dtype, name=f"dense{i}")(x))
+            x = ops.relu(Dense(width, kernel_init=normal, dtype=self.dtype, name=f"dense{i}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{i}")(x)
         return logits(x, self.num_classes, self.dtype, kernel_init=normal)
 

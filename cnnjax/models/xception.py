@@ -43,13 +43,13 @@ class Block(nn.Module):
     strides: int
     conv: Constructor
     norm: Constructor
-    first_act: Activation = nn.relu
+    first_act: Activation = ops.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y, shortcut = self.first_act(x), x
         for i, width in enumerate(self.widths, 1):
-            y = nn.relu(y) if i > 1 else y
+            y = ops.relu(y) if i > 1 else y
             y = self.norm(name=f"norm{i}")(Separable(width, self.conv, name=f"conv{i}")(y))
         if self.strides == 1:
             return y + shortcut
@@ -120,7 +120,7 @@ class AlignedBlock(nn.Module):
         y = x
         for i, width in enumerate(self.widths, 1):
             strides = self.strides if i == 3 else 1
-            y = NormedSeparable(width, self.conv, self.norm, strides, name=f"conv{i}")(nn.relu(y))
+            y = NormedSeparable(width, self.conv, self.norm, strides, name=f"conv{i}")(ops.relu(y))
         if y.shape != x.shape:
             unit = partial(ConvNorm, conv=self.conv, norm=self.norm, name="shortcut")
             x = unit(y.shape[-1], 1, self.strides)(x)
@@ -160,7 +160,7 @@ class PreactEnd(PreactBlock):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.relu(self._branch(x)[1])
+        return ops.relu(self._branch(x)[1])
 
 
 # The widths and stride of each block before the middle flow.

@@ -1,6 +1,6 @@
 """What a CNN computes: pure functions of arrays, with one numerical contract on every platform."""
 
-from cnnjax.ops.activations import ACTIVATIONS, activation, gelu, silu
+from cnnjax.ops.activations import ACTIVATIONS, activation, gelu, relu, silu
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.dense import dense
 from cnnjax.ops.normalization import (
@@ -27,9 +27,9 @@ from cnnjax.ops.pooling import (
 from cnnjax.ops.shapes import conv_output_size, pool_output_size, receptive_field, resolve_padding
 
 __all__ = [
-    "ACTIVATIONS", "activation", "adaptive_avg_pool", "adaptive_max_pool", "adaptive_windows", "avg_pool",
-    "batch_norm_inference", "batch_norm_train", "center_weighted_pool", "conv2d", "conv_output_size", "dense",
-    "gelu", "global_avg_pool", "global_max_pool", "l2_pool", "layer_norm", "local_response_norm",
-    "local_response_norm_caffe", "max_pool", "min_pool", "pool_output_size", "receptive_field",
-    "resolve_padding", "scale_channels", "silu", "subsample",
+    "ACTIVATIONS", "activation", "adaptive_avg_pool", "adaptive_max_pool", "adaptive_windows",
+    "avg_pool", "batch_norm_inference", "batch_norm_train", "center_weighted_pool", "conv2d",
+    "conv_output_size", "dense", "gelu", "global_avg_pool", "global_max_pool", "l2_pool", "layer_norm",
+    "local_response_norm", "local_response_norm_caffe", "max_pool", "min_pool", "pool_output_size",
+    "receptive_field", "relu", "resolve_padding", "scale_channels", "silu", "subsample",
 ]  # fmt: skip

@@ -3,14 +3,30 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from cnnjax.errors import by_name
-from cnnjax.ops.cpu import make_activation, takes
+from cnnjax.ops.cpu import make_activation, materialized, takes
 
 
 def identity(x: jax.Array) -> jax.Array:
     """x itself: a linear layer."""
     return x
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), float [...] (Nair, Hinton 2010).
+
+    The derivative, 0 at 0, reads the result, which the next layer keeps for its own: x is kept by nobody.
+    """
+    return materialized(jax.nn.relu(x))
+
+
+@relu.defjvp
+def _relu_tangent(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = relu(*primals)
+    return y, jnp.where(y > 0, *tangents, jnp.zeros((), y.dtype))
 
 
 def softmax(x: jax.Array) -> jax.Array:
@@ -41,7 +57,7 @@ def silu(x: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,  # the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2)
     "identity": identity,
-    "relu": jax.nn.relu,
+    "relu": relu,
     "sigmoid": jax.nn.sigmoid,
     "silu": silu,
     "softmax": softmax,

@@ -1,4 +1,4 @@
-"""Activations, LayerNorm, and sums and products of channels, with their gradients."""
+"""Activations, LayerNorm, sums and products of channels, with their gradients, and arrays computed once."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
+from cnnjax.ops.cpu.library import takes
 from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
 
 
@@ -85,6 +86,25 @@ ad.defbilinear(_dots, lambda dy, x, by: _scales.bind(by, dy), lambda dy, x, by: 
 ad.defbilinear(
     _scales, lambda dy, x, factor: _scales.bind(dy, factor), lambda dy, x, factor: _dots.bind(x, dy)
 )
+
+
+_materialized = make_primitive(
+    "materialized",
+    lambda x: x,
+    "cnnjax_materialized",
+    lambda inputs, _: {} if inputs[0].ndim else None,
+    aliases={0: 0},
+)
+ad.deflinear2(_materialized, lambda dx, x: [dx])
+
+
+def materialized(x: jax.Array) -> jax.Array:
+    """x, computed once and kept in memory for all that read it.
+
+    XLA:CPU computes a sum again in whatever reads it: in a chain of residual blocks each block, and each
+    gradient, adds up all branches before it, and all of them stay in memory.
+    """
+    return _materialized.bind(x) if takes(x) else x
 
 
 def channel_sums(x: jax.Array) -> jax.Array:

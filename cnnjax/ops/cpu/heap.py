@@ -43,11 +43,11 @@ def keep_freed_memory() -> bool:
 
 
 def settled(step: Callable[_Args, _Results]) -> Callable[_Args, _Results]:
-    """`step`, which takes what its last call returned; the first calls' workspaces go back to the system."""
+    """`step`, which takes what its last call returned; before its first calls free memory goes back."""
     libc, calls = _glibc(), itertools.count()
 
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:
-        if libc is not None and 0 < next(calls) <= SETTLING_STEPS:
+        if libc is not None and next(calls) <= SETTLING_STEPS:
             jax.block_until_ready(args)
             time.sleep(0.005)  # XLA frees a workspace a moment after its results are there
             libc.malloc_trim(0)

@@ -19,7 +19,7 @@ SWITCH = "CNNJAX_CPU_KERNELS"
 ONEDNN = "onednn-cpu-gomp"
 HANDLERS = (
     *("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm"),
-    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum", "CnnjaxProgram"),
+    *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum", "CnnjaxMaterialized", "CnnjaxProgram"),
 )
 # OpenMP's threads spin this many rounds (some microseconds) for the next kernel before they sleep. They share
 # the cores with XLA's threads, which by default they would keep waiting for milliseconds. Without "active" it

@@ -1,7 +1,7 @@
 """A JAX primitive with two bodies: an XLA reference everywhere, a call of the kernels on one CPU."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ def make_primitive(
     attributes: Callable[..., Attributes | None] = lambda *_, **__: None,
     multiple_results: bool = False,
     alike: Callable[..., Sequence[ShapedArray]] | None = None,
+    aliases: Mapping[int, int] | None = None,
 ) -> Primitive:
     """A primitive that computes `reference`, and on a CPU through the FFI call `target`.
 
@@ -30,14 +31,16 @@ def make_primitive(
     devices keep the reference, which is portable and which the partitioner understands.
     `reference` is (*arrays, **hashable parameters) -> array, or a tuple of them with `multiple_results`;
     `attributes` (avals of arrays, avals of results, **parameters) -> those of the call, or None for XLA;
-    `alike` (*avals of arrays, **parameters) -> those that the results are like, if known without tracing.
+    `alike` (*avals of arrays, **parameters) -> those that the results are like, if known without tracing;
+    `aliases` are the arrays, by number, whose memory a result of the call may take.
     """
     primitive = Primitive(f"cnnjax_{name}")
     primitive.multiple_results = multiple_results
     primitive.def_impl(functools.partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(_abstract_eval(reference, multiple_results, alike))
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=multiple_results))
-    mlir.register_lowering(primitive, _on_cpu(primitive, reference, target, attributes), platform="cpu")
+    on_cpu = _on_cpu(primitive, reference, target, attributes, aliases or {})
+    mlir.register_lowering(primitive, on_cpu, platform="cpu")
 
     def jvp(primals, tangents, **parameters):
         tangents = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)
@@ -70,7 +73,11 @@ def _abstract_eval(
 
 
 def _on_cpu(
-    primitive: Primitive, reference: Reference, target: str, attributes: Callable[..., Attributes | None]
+    primitive: Primitive,
+    reference: Reference,
+    target: str,
+    attributes: Callable[..., Attributes | None],
+    aliases: Mapping[int, int],
 ) -> mlir.LoweringRule:
     def widened(*arrays, **parameters):
         results = primitive.bind(*(array.astype(jnp.float32) for array in arrays), **parameters)
@@ -84,7 +91,7 @@ def _on_cpu(
         if not runs_on_one_device(context):
             return in_xla(context, *arrays, **parameters)
         if (call := attributes(inputs, results, **parameters)) is not None:
-            return jax.ffi.ffi_lowering(target)(context, *arrays, **call)
+            return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *arrays, **call)
         # Processors without bfloat16 of their own: the call in float32 is several times as fast as XLA.
         if all(aval.dtype == jnp.bfloat16 for aval in (*inputs, *results)):
             wide = ([aval.update(dtype=jnp.float32) for aval in avals] for avals in (inputs, results))
