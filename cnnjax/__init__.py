@@ -3,13 +3,13 @@
     import cnnjax
 
     model = cnnjax.create_model("resnet18", num_classes=10)        # a linen module: init, apply
-    source = cnnjax.load_dataset("fashion_mnist_mini", "train")    # random access: len, [i]
+    source = cnnjax.load_dataset("fashion_mnist_mini", "train")    # len(source), source[i]
     result = cnnjax.train(cnnjax.default_config(), "runs/first")   # as `cnnjax train`
     scores, predictions = cnnjax.evaluate("runs/first")            # as `cnnjax evaluate`
     cnnjax.load_run("runs/first").predict("images/")               # as `cnnjax predict`
-    cnnjax.load_model("resnet50").predict("cat.jpg")               # of torchvision, timm, the Hub, a file
+    cnnjax.load_model("resnet50").predict("cat.jpg")               # torchvision, timm, the Hub or a file
 
-What a network has learned is shown by `cnnjax.explore`; all else lies in the modules by name.
+`cnnjax.explore` shows what a network has learned. All other functions are imported from their modules.
 """
 
 import importlib
@@ -41,7 +41,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    """Imports what is asked for, so that `import cnnjax` itself stays quick."""
+    """Imports a public name when it is first used, so that `import cnnjax` is fast."""
     if name not in _PLACES:
         raise AttributeError(f"module 'cnnjax' has no attribute {name!r}; it has {', '.join(__all__)}")
     module, attribute = _PLACES[name]

@@ -191,7 +191,7 @@ LATER = {
 
 
 def default() -> ConfigDict:
-    """Every field with its default: SimpleCNN on the embedded sample of Fashion-MNIST."""
+    """Returns a config with every field at its default: SimpleCNN on the sample of Fashion-MNIST."""
     nested: dict[str, Any] = {}
     for name, row in FIELDS.items():
         group, _, leaf = name.rpartition(".")

@@ -109,7 +109,7 @@ def footer(out: Path) -> str:
     machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
     return (
         f"\n\nMean ± standard deviation over seeds; {len(rows)} runs. Training error: over the steps of the "
-        f"last epoch. Minutes: steps x batch / images a second of a quiet machine. Data: {data}. "
+        f"last epoch. Minutes: steps x batch / images per second of an idle machine. Data: {data}. "
         f"{ceiling() if copies else ''} {machines}; CPU kernels: {last['cpu_kernels']}, {config.dtype}, jax "
         f"{versions['jax']}, flax {versions['flax']}. Written by `python experiments/{out.name}/run.py` from "
         "`results.csv` and `curves.csv`."

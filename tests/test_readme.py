@@ -65,6 +65,7 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
         ("bfloat16", "experiments/bfloat16/README.md"),
         ("scaling", "experiments/scaling/README.md"),
         ("gpu", "experiments/gpu/README.md"),
+        ("explore_speed", "experiments/explore_speed/README.md"),
     ],
 )
 def test_tables_are_those_of_the_csv(study, page):

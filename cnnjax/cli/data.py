@@ -28,12 +28,12 @@ def data(
     *,
     dir: Flag[str | None, "folder to search first"] = None,
     out: Flag[str | None, "prepare: folder to write; inspect: .png to draw"] = None,
-    short_side: Flag[int | None, "pixels of the square (default: as stored, prepare at most 256)", 1] = None,
+    short_side: Flag[int | None, "short side in pixels (default: as stored; prepare: at most 256)", 1] = None,
     augment: Flag[str, "inspect: augmentation to draw, or 'each'"] = "mirror|normalize",
     format: Flag[str, "prepare: raw or jpeg"] = "raw",
     on_bad_image: Flag[str, "prepare: error or skip"] = "error",
 ) -> None:
-    """Lists the data sets, prepares one, or describes what is in it."""
+    """Lists data sets, prepares one, or describes its contents."""
     match words:
         case []:
             list_datasets(dir)

@@ -53,7 +53,7 @@ def _untrained(*, workdir: str | None, model: str, weights: str, **others: str) 
 def report(
     words: list[str],
     *,
-    out: Flag[str | None, "file of the page (default: report.html of the folder; comparison.html)"] = None,
+    out: Flag[str | None, "file to write (default: report.html in the folder, or comparison.html)"] = None,
 ) -> None:
     """Writes the page of one run or of a sweep, or one page that compares several runs."""
     if not words:

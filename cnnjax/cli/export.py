@@ -48,7 +48,7 @@ def weights(
     workdir: Flag[str | None, "run folder to write (import) or read (export)"] = None,
     class_names: Flag[str | None, "import: text file with one class name per line"] = None,
 ) -> None:
-    """Makes a run folder from weights, or writes the weights of a run under torch's names."""
+    """Converts weights into a run folder, or writes the weights of a run under torch's names."""
     if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
         reading = "cnnjax weights import FILE --model=NAME --workdir=DIR (or torchvision, hf:USER/NAME ...)"
         raise UserError(f"usage: {reading}, or cnnjax weights export FILE --workdir=DIR")

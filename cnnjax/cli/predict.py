@@ -24,7 +24,7 @@ Named = Sequence[tuple[str, Any]]  # a name, and an image or why it cannot be re
 def load(
     *,
     workdir: Workdir = None,
-    model: Flag[str, "without --workdir: network of --weights, if the source does not name it"] = "",
+    model: Flag[str, "network, in place of --workdir; optional if --weights names it"] = "",
     checkpoint: Flag[str, "last, best, or a step"] = "last",
     weights: Flag[str, "raw or ema of a run; or torchvision, timm, hf:USER/NAME, a file"] = "raw",
     protocol: Flag[str | None, "views to average: center, ten_crop ... (default: the run's)"] = None,

@@ -33,7 +33,7 @@ def sweep(
     out: Flag[str | None, "folder of the table and the runs"] = None,
     stop_seconds: StopSeconds = 60.0,
 ) -> None:
-    """Trains the points of a sweep that are not done yet, and prints the table."""
+    """Trains the remaining points of a sweep and prints its table."""
     out, points = given("out", out, "name the folder of the table and the runs"), parse_sets(set)
     part = _parse_task(task)
     if random or not any(isinstance(values, str) for values in points.values()):  # else the range is refused

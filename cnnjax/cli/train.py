@@ -38,7 +38,7 @@ def train(
     *,
     config: ConfigDict,
     data: Flag[
-        str | None, "your images: a folder, or as config.data.name; other settings are chosen to suit"
+        str | None, "your images: a folder, or as config.data.name; other defaults are chosen to suit"
     ] = None,
     weights: Flag[str | None, "pretrained weights for --data: torchvision, hf:USER/NAME, a file"] = None,
     workdir: Flag[str | None, "run folder (default: runs/TIME_MODEL)"] = None,

@@ -1,8 +1,8 @@
 """Data sets by name: where they are found, and `load`.
 
-A registered name (`DATASETS`) is looked for in this order: the `data_dir` argument,
-`$CNNJAX_DATA_DIR`, Debian's folder, a prepared TFDS folder, the cache of earlier downloads, a
-download. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zip or .tar), `npz:FILE`,
+A registered name (`DATASETS`) is searched for in this order: the `data_dir` argument,
+`$CNNJAX_DATA_DIR`, Debian's folder, a prepared TFDS folder, the cache of earlier downloads; then it is
+downloaded. Other data is written as `idx:FOLDER`, `folder:PATH` (of a folder, .zip or .tar), `npz:FILE`,
 `parquet:FOLDER` (of the Hugging Face Hub), `tar:FOLDER` (of WebDataset), `records:FOLDER` (of `cnnjax data
 prepare`) or `tfds:NAME`.
 """
@@ -171,7 +171,7 @@ def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -
 
 
 def load_official(name: str, data_dir: DataDir = None, **arguments: Any) -> dict[str, Source]:
-    """The splits that a data set comes with, nothing held out; a folder is listed once for all of them."""
+    """Opens all official splits of a data set, nothing held out; a folder is listed only once."""
     listed: Listed = {}
     splits, _, notes = _open(name, data_dir, None, True, listed=listed)
     if not splits:
@@ -180,7 +180,7 @@ def load_official(name: str, data_dir: DataDir = None, **arguments: Any) -> dict
 
 
 def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
-    """The splits that a data set comes with, nothing held out."""
+    """The names of the official splits of a data set."""
     return _open(name, data_dir, None, True).splits
 
 
@@ -211,18 +211,18 @@ def load(
 ) -> Source:
     """Opens one split of a data set: an `ArraySource` for registered names, idx and npz, else a `FileSource`.
 
-    `name` is of `DATASETS` or as in `forms()`; `split` is "train", "validation", "test", or another one of a
-    TFDS folder; `data_dir` is where to look first. `test_split` names the official split that is `test`.
-    `validation` is the set's own; if it has none, or that is the test split, `num_validation` examples or the
-    part `validation_fraction` in [0, 1) of `train` are held out, drawn by `seed` alone: an equal share of
-    every class (of any examples if labels are not known without reading all, as in tfds:NAME).
-    `size`, for image files and tfds:NAME, brings the short side to it and cuts the middle square
-    (`recipe.covering`, of the train split `recipe.fast`), or `recipe` says how images are brought to size;
-    without them all must have one size, or `any_size`: then those of other sizes than most are bad.
-    `class_names` and `image_shape` are those of a network: labels are the places of their names in it, files
-    are decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
+    `name` is in `DATASETS` or one of `forms()`; `split` is "train", "validation", "test", or another one of a
+    TFDS folder; `data_dir` is searched first. `test_split` names the official split to use as `test`.
+    If there is no validation split, or it is the test split, `num_validation` examples or the fraction
+    `validation_fraction` in [0, 1) of train are held out, drawn by `seed` alone: an equal share of every
+    class (of all examples if labels cannot be read alone, as in tfds:NAME).
+    `size` resizes the short side of image files and of tfds:NAME and crops the centre (`recipe.covering`, for
+    the train split `recipe.fast`); `recipe` replaces it. Without either all images must have the same size,
+    or with `any_size` images of another size than most are bad.
+    `class_names` and `image_shape` are those of a network: labels become indices into its classes, files are
+    decoded to its channels, images of other shapes are bad; if none are held out, only `split` is read.
     `listed` keeps a folder's files, for the next split.
-    Raises: UserError naming what does not exist and what does, and images of different sizes.
+    Raises UserError for unknown names, listing the known ones, and for images of different sizes.
     """
     _check_arguments(data_dir, seed)
     recipe = recipe or _recipe_of(size, split)

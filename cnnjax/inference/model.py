@@ -61,11 +61,11 @@ class TrainedModel:
     recipe: Recipe  # how image files are brought to that shape
 
     def predict(self, images: Images, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Classifies images, `batch_size` at a time; `Prediction.top` lists so many classes.
+        """Classifies images, `batch_size` at a time; `Prediction.top` has the `top` most likely classes.
 
-        They are a path, an image uint8 [H, W, C], a batch of them, or a list of paths and images; a folder
-        stands for the images in it. Any size: the recipe brings them to the run's; arrays of that stay. The
-        first image that cannot be read is a UserError.
+        `images` is a path, an image uint8 [H, W, C], a batch, or a list of paths and images; a folder
+        means all images in it. Images of any size are resized as recorded with the network; arrays of its
+        size are used unchanged. The first unreadable image raises UserError.
         """
         predictions = []
         for item in self.stream(images, top=top, batch_size=batch_size):
@@ -75,12 +75,12 @@ class TrainedModel:
         return predictions
 
     def stream(self, images: Images, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
-        """`predict` as a stream in the order of the images, of any number; failures are passed on."""
+        """Yields the prediction of each image in order, a `Failure` for an unreadable one."""
         for batch in self.batches(images, batch_size):
             yield from self.classify(batch, top=top, batch_size=batch_size)
 
     def classify(self, batch: Batch, *, top: int = 5, batch_size: int = 64) -> list[Prediction | Failure]:
-        """One batch of `batches`, each image in its place."""
+        """Classifies one batch of `batches`, in order."""
         images = [image for _, image in batch if not isinstance(image, Failure)]
         rows = self._probabilities(images, batch_size)
         order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
@@ -95,10 +95,10 @@ class TrainedModel:
         return [image if isinstance(image, Failure) else prediction(name) for name, image in batch]
 
     def features(self, images: Images, layer: str | None = None, *, batch_size: int = 64) -> np.ndarray:
-        """What the network makes of images, as `predict` takes them: float32 [B, H, W, C] or [B, C].
+        """The output of a layer for images, given as in `predict`: float32 [B, H, W, C] or [B, C].
 
-        `layer` is a stage ("stage4"), or another value by name (see `models.pyramid.layer_values`); None is
-        what the head reads, [B, C]. In the middle of the image, whatever the protocol.
+        `layer` is a stage ("stage4") or any other name that `models.pyramid.layer_values` knows; None is the
+        input of the head, [B, C]. Images are cropped at the centre, whatever the protocol.
         """
         if layer not in self._values:
             values = functools.partial(layer_values, self.model, layer=layer)
@@ -112,37 +112,37 @@ class TrainedModel:
         return np.concatenate(rows[1:] or rows)
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
-        """(name, uint8 `image_shape` or Failure), `batch_size` at a time, decoded ahead by threads."""
+        """Yields lists of (name, uint8 `image_shape` or Failure); threads decode ahead."""
         return image_files.read_batches(images, self.recipe, self.image_shape[2], batch_size)
 
     def fit(self, image: AnyImage, name: str = "image") -> np.ndarray:
-        """One image, a path, encoded bytes or uint8 [H, W, C], as uint8 of `image_shape`."""
+        """Resizes one image, a path, encoded bytes or uint8 [H, W, C], to uint8 of `image_shape`."""
         return image_files.fit(image, self.recipe, self.image_shape[2], name)
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """uint8 [B, *image_shape] as the network takes it: float32 [B, H, W, C]."""
+        """Crops and normalizes uint8 [B, *image_shape] for the network: float32 [B, H, W, C]."""
         return self.augment.preprocess(jnp.asarray(images))
 
     def picture(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [B, *image_shape] cut as the network sees it, before normalization: uint8 [B, H, W, C]."""
+        """Crops uint8 [B, *image_shape] as `prepare` does, without normalization: uint8 [B, H, W, C]."""
         steps = tuple(step for step in self.augment.steps if AUGMENTATIONS[step[0]].gives is None)
         cut = dataclasses.replace(self.augment, steps=steps)
         return np.asarray(cut.preprocess(jnp.asarray(images)))
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
-        """The same with the class names of a text file, one a line."""
+        """A copy with the class names of a text file, one per line."""
         names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
     def with_dtype(self, dtype: str) -> "TrainedModel":
-        """The same that computes in float32 or bfloat16; its variables and probabilities stay float32."""
+        """A copy that computes in float32 or bfloat16; variables and probabilities stay float32."""
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         return dataclasses.replace(self, model=self.model.clone(dtype=jnp.dtype(dtype)))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """[H, W, C] of what the network takes."""
+        """[H, W, C] of the network's input."""
         return self.augment.output_shape
 
     @functools.cached_property
@@ -209,13 +209,13 @@ def load_run(
     protocol: str | None = None,
     dtype: str | None = None,
 ) -> TrainedModel:
-    """The trained network of a run folder, of `cnnjax train` or of `cnnjax weights import`.
+    """Loads the trained network of a run folder, written by `cnnjax train` or `cnnjax weights import`.
 
     Args:
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
-      protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
-      dtype: "float32" or "bfloat16", that it computes in; None is the run's own.
+      protocol: the views of an image that `predict` averages, see `data.augment.views` (default: the run's).
+      dtype: "float32" or "bfloat16" to compute in (default: the run's).
     """
     found = usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
     return found.with_dtype(dtype) if dtype else found
@@ -229,22 +229,22 @@ def load_model(
     class_names: str | Path | None = None,
     dtype: str | None = None,
 ) -> TrainedModel:
-    """A trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.
+    """Loads a trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.
 
     Args:
-      model: a name of `list_models()` or a spec; "" if the weights tell it.
+      model: a name in `list_models()` or a spec; "" if the weights name the network.
       weights: "torchvision", "timm" or "hf:USER/NAME", each also with a tag or revision, an https address, a
         file, or a run folder; see docs/pretrained.md.
-      protocol: views of an image that `predict` averages, see `data.augment.views`.
-      class_names: a text file with one class name per line, for weights whose classes nobody names.
-      dtype: "float32" or "bfloat16", that it computes in; None is float32, or a run's own.
+      protocol: the views of an image that `predict` averages, see `data.augment.views`.
+      class_names: a text file with one class name per line, for weights without class names.
+      dtype: "float32" or "bfloat16" to compute in (default: float32, or the run's).
     """
     found = usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
     return found.with_dtype(dtype) if dtype else found
 
 
 def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
-    """A network of random weights that takes images of its preset's size, for measurements."""
+    """A network with random weights, for images of its preset's size."""
     preset, network = variant(spec).preset, create_model(spec, dtype=jnp.dtype(dtype))
     shape, names = preset.input_size, numbered_names(preset.num_classes)
     augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)

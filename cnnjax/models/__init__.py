@@ -20,7 +20,7 @@ __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "varia
 
 @functools.cache
 def family_table(table: str) -> dict:
-    """A table of all family files in this folder, merged; a key that two of them claim is an error."""
+    """Merges the tables of this name in all family files; duplicate keys are an error."""
     merged: dict = {}
     for info in pkgutil.iter_modules(__path__):
         if info.ispkg:  # weights/ is no family
@@ -39,19 +39,19 @@ def variants() -> dict[str, Variant]:
 
 
 def names_in_torch(model: nn.Module) -> tuple[TorchNames, ...]:
-    """How torch spells a model's family, in the order of its `TORCH_NAMES`; UserError if it has none."""
+    """The `TORCH_NAMES` of a model's family; UserError if it has none."""
     families = {family.__name__: names for family, names in family_table("TORCH_NAMES").items()}
     names = by_name("family with torch names", type(model).__name__, families)
     return names if isinstance(names, tuple) else (names,)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the variants that match a glob such as 'resnet*', sorted."""
+    """The names of all networks that match a glob such as 'resnet*', sorted."""
     return sorted(fnmatch.filter(variants(), pattern))
 
 
 def variant(spec: str) -> Variant:
-    """The table row that a model spec (`name` or `name(field=literal)`) refers to."""
+    """The row of `variants()` that a model spec, `name` or `name(field=literal)`, refers to."""
     if (name := parse_call(spec, "model")[0]) not in variants():
         raise unknown_model(name, variants())
     return variants()[name]
@@ -60,7 +60,7 @@ def variant(spec: str) -> Variant:
 def create_model(spec: str, **fields: object) -> nn.Module:
     """Builds a linen module from a name of `list_models()`, or a call of literals: 'lenet5(pooling="max")'.
 
-    The spec's own fields win over `fields` (num_classes, dtype, ...). UserError for an unknown name or field.
+    Fields in the spec override `fields` (num_classes, dtype, ...). UserError for an unknown name or field.
     """
     name, args, given = parse_call(spec, "model")
     if args:
@@ -79,11 +79,11 @@ def stream_key(key: jax.Array, stream: str, step: jax.Array | int) -> jax.Array:
 
 
 def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> VariableDict:
-    """Fresh `params` and `batch_stats` for images of [H, W, C]; `batch_stats` is {} where there are none."""
+    """Fresh `params` and `batch_stats` for images of [H, W, C]; `batch_stats` is {} if the model has none."""
     variables = model.init(stream_key(key, "params", 0), jnp.zeros((1, *image_shape), jnp.float32))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def count_params(params: Collection) -> int:
-    """The number of trained scalars in a tree of arrays or of shapes."""
+    """The number of scalars in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

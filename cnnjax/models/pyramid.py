@@ -1,6 +1,6 @@
-"""The stages of any network: what they are called, where they halve the image, which parameters are theirs.
+"""The stages of any network: their names, strides and parameters.
 
-One rule for all families. A stage is a run of modules at the top of a model that are named alike but for the
+One rule for all families. A stage is a sequence of top-level modules whose names differ only in the
 block ('stage2_block1', 'stage2_block2'), or a module with a name of its own ('mixed6e', 'conv5'); one
 without kernels, a normalization, belongs to the module before it. Its value is the last map before the next
 stage that is not smaller: after an activation, before a pooling. The pyramid has one stage at each
@@ -42,7 +42,7 @@ NUMBERED = re.compile(r"stage\d+(?=_|$)")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage and its value [H, W, width]: one step on it is `stride` pixels of the image."""
+    """A stage and the shape of its output [H, W, width]; one step on it is `stride` pixels of the image."""
 
     name: str
     stride: int
@@ -59,7 +59,7 @@ class Features:
 
     @property
     def strides(self) -> dict[str, int]:
-        """Pixels of the image that one step on each map is, in height."""
+        """The vertical stride of each map in pixels of the image."""
         return {name: stage.stride for name, stage in self.stages.items()}
 
     @property
@@ -78,10 +78,10 @@ class Features:
 def model_features(
     model: nn.Module | str, names: Sequence[str] | None = None, image_shape: Sequence[int] | None = None
 ) -> Features:
-    """The pyramid of a network, or the stages of these names; nothing is computed.
+    """The feature pyramid of a network, or the named stages of it; nothing is computed.
 
-    `model` is a name or a spec as `create_model` takes it, or a module; `image_shape` [H, W, C] is the
-    preset's unless given, which a module needs. UserError for a name that is no stage, which lists them.
+    `model` is a name or spec as in `create_model`, or a module, which needs `image_shape` [H, W, C]; the
+    default is the preset's. UserError for an unknown stage, with the names of all.
     """
     if isinstance(model, str):
         image_shape = image_shape or variant(model).preset.input_size

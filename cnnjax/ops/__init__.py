@@ -1,4 +1,4 @@
-"""What a CNN computes: pure functions of arrays, with one numerical contract on every platform."""
+"""The operations of a CNN: pure functions of arrays, with one numerical contract on every platform."""
 
 from cnnjax.ops.activations import ACTIVATIONS, activation, gelu, relu, silu
 from cnnjax.ops.convolution import conv2d

@@ -1,4 +1,4 @@
-"""Activations by name: what a neuron makes of its sum."""
+"""Activation functions by name."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from cnnjax.ops.cpu import make_activation, materialized, takes
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """x itself: a linear layer."""
+    """Returns x, for a linear layer."""
     return x
 
 
@@ -66,5 +66,5 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The function of that name, float [...] -> float [...] of the same shape and dtype."""
+    """The activation function of a name, float [...] -> float [...] of the same shape and dtype."""
     return by_name("activation", name, ACTIVATIONS)

@@ -29,12 +29,12 @@ def conv2d(
 ) -> Array:
     """Cross-correlates images with a bank of filters (the kernel is not flipped).
 
-    On CPUs with AVX2 or AVX-512, float32 windows of 3x3 and 5x5 and their gradients go by Winograd's method
-    where that pays: within 1e-5 of the plain sums, as all kernels for CPUs are, but what is exactly zero in
-    those (the gradient of a pixel that an output does not see) may be some 1e-7 instead.
+    On CPUs with AVX2 or AVX-512, float32 windows of 3x3 and 5x5 and their gradients use Winograd's method if
+    it is faster. Results are within 1e-5 of direct sums, as with all CPU kernels, but an exact zero (the
+    gradient of a pixel that an output does not see) may be about 1e-7 instead.
 
-    x is float [B, H, W, C], kernel [kh, kw, C / groups, K] of its dtype, bias [K]; [B, H', W', K] of that
-    dtype comes out, summed in float32. strides and dilation (pixels between two taps of a filter) are an int
+    x is float [B, H, W, C], kernel [kh, kw, C / groups, K] of its dtype, bias [K]; the result is [B, H', W',
+    K] of that dtype, summed in float32. strides and dilation (pixels between two taps of a filter) are an int
     or (height, width); padding is as in `shapes.resolve_padding`; padding_mode is "zero" or "reflect"
     (mirrored at the border pixel, which is not repeated; needs less padding on a side than the axis has
     pixels). Each of the groups of channels has its own K / groups filters.

@@ -1,4 +1,4 @@
-"""A matrix product whose gradient is of products as narrow as its own."""
+"""A matrix product whose gradient uses products of the same dtype."""
 
 from collections.abc import Sequence
 

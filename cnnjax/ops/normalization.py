@@ -103,9 +103,9 @@ def batch_norm_train(
     x is float [..., C], scale and bias float32 [C]; y is of the dtype of x; mean and biased variance over all
     axes but the last are float32 [C], averaged over groups (the variance within them, not between them).
     `relu` makes y max(y, 0), and `pool`, of [B, H, W, C], then takes `max_pool` with windows of `pool` pixels
-    a side, gradient in reverse mode only; on a CPU this, with windows of 2, is cheaper here than after it.
-    `groups` of equal size, of consecutive examples, are each normalized by statistics of their own ("ghost
-    batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
+    a side, gradient in reverse mode only; on a CPU, with windows of 2, pooling is cheaper here than
+    afterwards. `groups` of equal size, of consecutive examples, are each normalized by statistics of their
+    own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
     Raises: UserError if x holds no values, scale and bias are not [C], or x has no such groups.
     """
     _check_channels(x, scale=scale, bias=bias)
@@ -224,7 +224,7 @@ def batch_norm_inference(
     relu: bool = False,
     pool: int = 1,
 ) -> jax.Array:
-    """`batch_norm_train` by running statistics, float32 [C], in float32 (arXiv:1502.03167, algorithm 2)."""
+    """Batch normalization with running statistics, in float32, all [C] (arXiv:1502.03167, algorithm 2)."""
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
     factor = lax.rsqrt(var + epsilon) * scale
     y = (_widen(x) - _like(x, mean)) * _like(x, factor) + _like(x, bias)
@@ -233,7 +233,7 @@ def batch_norm_inference(
 
 
 def scale_channels(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Each channel of [B, H, W, C] times a factor, float [C], or [B, C] of its own for each image."""
+    """Multiplies each channel of [B, H, W, C] by a factor: float [C], or [B, C] for each image."""
     batch, channels = x.shape[0], x.shape[-1]
     groups = batch if factor.ndim == 2 else 1
     if factor.shape not in ((channels,), (batch, channels)):

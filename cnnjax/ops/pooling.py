@@ -1,8 +1,8 @@
 """Pooling: one number for each window of each channel.
 
-XLA:CPU needs tens of milliseconds for the gradient of `lax.reduce_window`. Here the forward pass of a maximum
-notes which place won (a byte an axis), and the backward pass compares that with the place of each pixel:
-element-wise loops, 5 to 30 times faster, one contract on ties.
+XLA:CPU needs tens of milliseconds for the gradient of `lax.reduce_window`. Here the forward pass of max
+pooling records the position of each maximum (one byte per axis), and the backward pass compares it with the
+position of each pixel: element-wise loops, 5 to 30 times faster, with one rule for ties.
 """
 
 import functools
@@ -67,7 +67,7 @@ def avg_pool(
 ) -> Array:
     """The mean of each window, over the pixels of the image that it covers; arguments as for `max_pool`.
 
-    `count_padding` divides by the pixels of image and padding together (never by what hangs over because of
+    `count_padding` divides by the pixels of image and padding together (never pixels beyond them because of
     `ceil`), as torch and Caffe do by default. Sums are in float32.
     """
     shape, steps, sides, asked = _windows(x, window, strides, padding, ceil)

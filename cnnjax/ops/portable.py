@@ -1,4 +1,4 @@
-"""Pooling in one operation, for exports: a converter would write down each slice that `pooling` takes."""
+"""Pooling as one operation, for exports: converters would write out every slice that `pooling` takes."""
 
 import contextlib
 import contextvars
@@ -29,12 +29,12 @@ def portable() -> Iterator[None]:
 
 
 def is_portable() -> bool:
-    """Whether what is traced now is for another program."""
+    """Whether the current trace is for an export."""
     return _portable.get()
 
 
 def pad(x: jax.Array, sides: Sides, value: float) -> jax.Array:
-    """[B, H, W, C] with a border of one value; a negative side is cut off."""
+    """Pads [B, H, W, C] with one value; negative padding crops."""
     for axis, (before, after) in enumerate(sides, 1):
         if min(before, after) < 0:
             x = lax.slice_in_dim(x, max(0, -before), x.shape[axis] - max(0, -after), axis=axis)

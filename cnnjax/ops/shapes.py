@@ -1,4 +1,4 @@
-"""Sizes: what a window, a stride and a padding make of an image, computed before any array exists."""
+"""Output sizes, padding and receptive fields of windows, computed from numbers alone."""
 
 import operator
 from collections.abc import Sequence
@@ -44,8 +44,8 @@ def conv_output_size(
 def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0), ceil: bool = False) -> int:
     """Length of one axis after pooling: (W - F + 2P) / S + 1 as in `conv_output_size`, or rounded up.
 
-    With `ceil`, as in Caffe and torch, a last window may hang over the end, but starts inside the image or
-    the padding before it. UserError if none fits, one sees padding only, or a number is out of range.
+    With `ceil`, as in Caffe and torch, the last window may extend beyond the end, but starts inside the image
+    or the padding before it. UserError if no window fits, one sees only padding, or a number is out of range.
     """
     before, after = pair(padding, "padding", 0)
     if max(before, after) >= window:
@@ -103,7 +103,7 @@ class ReceptiveField(NamedTuple):
 def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
     """The receptive field of a stack of convolutions and poolings along one axis.
 
-    `layers` holds (window, stride[, padding before[, dilation]]) of each, the one nearest to the image first.
+    `layers` has (window, stride[, padding before[, dilation]]) for each layer, starting at the image.
     """
     size, jump, start = 1, 1, 0
     for index, layer in enumerate(layers):

@@ -1,4 +1,4 @@
-"""Speed of whole training steps and of prediction, alone or beside other frameworks, and where time goes."""
+"""Speed of training steps and of prediction, alone or next to other frameworks, and where the time goes."""
 
 import functools
 import re
@@ -43,7 +43,7 @@ KINDS = {
 
 
 class TrainBench:
-    """A compiled training step of one model, SGD with momentum, on uint8 images that lie on the device."""
+    """A compiled training step of one model, SGD with momentum, on uint8 images in device memory."""
 
     def __init__(self, spec: str, batch_size: int, dtype: str, image_size: int | None = None):
         check(batch_size, dtype)
@@ -71,7 +71,7 @@ class TrainBench:
         self.first_step_seconds = time.perf_counter() - start
 
     def step(self) -> None:
-        """One step, done when it returns."""
+        """Runs one step to its end."""
         self.state, metrics = self._step(self.state)
         jax.block_until_ready((self.state, metrics))
 
@@ -117,12 +117,12 @@ def bench_train(
     limit: float = 180.0,
     tell: Tell = lambda text: None,
 ) -> Figures:
-    """Measures a training step, in turn with those of other frameworks, in the same minutes.
+    """Measures a training step, alternating with those of other frameworks.
 
     Args:
-      against: names of `peers.process.FRAMEWORKS` with commas between them; each must be installed.
-      limit: seconds for a peer to be ready, and to answer.
-      tell: is called with a line on each peer as it ends.
+      against: comma-separated names of `peers.process.FRAMEWORKS`; each must be installed.
+      limit: seconds for a peer to start, and to answer.
+      tell: called with one line about each peer when it ends.
 
     Returns:
       model, dtype, batch, images_per_second (median of the rounds, with _min and _max), peak_memory_bytes,
@@ -157,7 +157,7 @@ def bench_train(
 
 
 class Predicting(Protocol):
-    """What is measured of `inference.model.TrainedModel`."""
+    """The part of `inference.model.TrainedModel` that is measured."""
 
     @property
     def spec(self) -> str: ...
@@ -183,11 +183,11 @@ def bench_predict(
     limit: float = 180.0,
     tell: Tell = lambda text: None,
 ) -> Figures:
-    """Measures `predict` of a network of this dtype on uint8 images in memory, in turn with other frameworks.
+    """Measures `predict` on uint8 images in memory, alternating with other frameworks.
 
-    Ours gives `Prediction`s with the five likeliest classes, theirs the bare array of probabilities.
-    Arguments and figures are those of `bench_train`, and p50_ms and p99_ms, the milliseconds of the median
-    call and of the slowest in a hundred; first_call_seconds has the compilation in it.
+    Ours returns `Prediction`s with the five most likely classes, theirs only the array of probabilities.
+    Arguments and figures are those of `bench_train`, plus p50_ms and p99_ms, the median and the 99th
+    percentile of a call in milliseconds; first_call_seconds includes compilation.
     """
     names = process.named(against, "predict")
     check(batch_size, dtype)
@@ -211,7 +211,7 @@ def bench_predict(
 
 
 def compared(rows: Mapping[str, process.Row]) -> Figures:
-    """The figures that peers add."""
+    """The figures of the comparison with peers."""
     return {**dict(process.best(rows)), "peers": dict(rows)} if rows else {}
 
 

@@ -1,4 +1,4 @@
-"""What a program that XLA has compiled holds and moves on one device: memory, FLOPs, collectives by layer."""
+"""Memory, FLOPs and collectives by layer of a program compiled by XLA, for one device."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ OTHER = "step"  # where a collective belongs to no layer: gradients combined, me
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of communication, `count` times a step.
+    """One kind of communication, `count` times per step.
 
     `layers` are the bytes of its result on a device by layer, of several if XLA has combined `tensors`
     arrays; `wire` are the bytes that each of `devices` sends in a ring.
@@ -50,7 +50,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Of one device: bytes of its arguments, results, temporaries and those that share a place (donated)."""
+    """Bytes of the arguments, results, temporaries and donated arguments of a program on one device."""
 
     arguments: int
     results: int
@@ -62,15 +62,15 @@ class Program:
 
     @property
     def memory(self) -> int:
-        """Bytes that a device holds while the program runs."""
+        """Bytes of device memory in use while the program runs."""
         return self.arguments + self.results + self.temporaries - self.aliased
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
-        """(how many, bytes sent) of each kind of collective."""
+        """(count, bytes sent) of each kind of collective."""
         return self._sums(lambda each: {each.kind: each.size})
 
     def by_layer(self) -> dict[str, tuple[int, float]]:
-        """(how many it takes part in, bytes sent) by layer, the most bytes first."""
+        """(count, bytes sent) by layer, most bytes first."""
         return dict(sorted(self._sums(lambda each: each.layers).items(), key=lambda item: -item[1][1]))
 
     def _sums(self, parts: Callable[[Collective], dict[str, int]]) -> dict[str, tuple[int, float]]:
@@ -84,7 +84,7 @@ class Program:
 
 
 def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Program:
-    """Reads a compiled program; `layers` are the module paths that collectives are told apart by."""
+    """Reads a compiled program; `layers` are the module paths by which collectives are grouped."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     assert memory, "the backend tells the memory of what it compiles"
     return Program(

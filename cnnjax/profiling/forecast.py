@@ -1,4 +1,4 @@
-"""What a training step would need on devices that are not here: compiled for them, run nowhere.
+"""Predicts what a training step needs on other hardware, by compiling it without running it.
 
 XLA's own compiler for TPUs comes with `pip install 'cnnjax[tpu]'` and compiles on any Linux machine.
 """
@@ -36,11 +36,11 @@ DEEP_STACKS = f"--xla_internal_thread_stack_size_bytes={2**30} --default_thread_
 class Forecast:
     """A compiled step and, for a chip with known figures, the seconds that it should take (else NaN).
 
-    `compute` is the larger of FLOPs over peak and of XLA's count of bytes over memory bandwidth, for a GPU of
-    the FLOPs alone, as the program is one for CPUs; `network` the time of all collectives one after the
-    other, at the published rate; `input` that of reading a batch. The efficiency of many chips
-    against one is predicted from `efficiency_alone` (nothing is hidden behind the computation) to
-    `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
+    `compute` is the larger of FLOPs over peak and XLA's count of bytes over memory bandwidth; for a GPU it is
+    the FLOPs alone, as the program was compiled for CPUs. `network` is the time of all collectives in
+    sequence, at the published rate, `input` the time to read a batch. The efficiency of many chips relative
+    to one ranges from `efficiency_alone` (nothing is hidden behind the computation) to `efficiency_hidden`
+    (all that fits is). A real computation takes longer, which hides more.
     """
 
     program: Program
@@ -70,7 +70,7 @@ class Forecast:
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, ...]]:
     """The devices, the chip and the shape that a name such as 'v5e:2x4', 'h100:8' or 'cpu:8' means.
 
-    For GPUs that are not here there is no compiler: their step is partitioned for as many CPU devices.
+    GPUs that are absent have no compiler: their step is partitioned for as many CPU devices.
     """
     kind, _, shape = name.partition(":")
     if kind not in (*TPUS, *GPUS, "cpu"):
@@ -112,7 +112,7 @@ def forecast(
 ) -> Forecast:
     """Compiles the training step of a config, with images like `source`'s, for a topology it must fit.
 
-    `input_rate` is the images per second that the pipelines of all hosts bring; 0 if it is not known.
+    `input_rate` is the images per second that the pipelines of all hosts deliver; 0 if unknown.
     """
     devices, chip, sides = topology(name)
     if source is not None:  # which has statistics of its own
@@ -143,7 +143,7 @@ def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> 
 
 
 def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_examples: int = 64) -> ArraySource:
-    """One image of noise again and again, to compile a step without the data set."""
+    """A source that repeats one noise image, to compile a step without the data set."""
     noise = np.random.default_rng(0).integers(0, 256, image_shape, np.uint8)
     image = np.broadcast_to(noise, (num_examples, *image_shape))
     names = numbered_names(num_classes)
@@ -160,7 +160,7 @@ def model_memory(spec: str, batch_size: int, *, dtype: str = "float32") -> Forec
 
 
 def facts(found: Forecast) -> dict[str, object]:
-    """A forecast as plain numbers, for JSON and CSV; None for those of a chip that has no figures."""
+    """A forecast as plain numbers, for JSON and CSV; None if the chip has no figures."""
     program = found.program
     predicted = {"compute_seconds": found.compute, "network_seconds": found.network}
     slowest, at_least = found.slowest

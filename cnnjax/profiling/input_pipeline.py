@@ -1,4 +1,4 @@
-"""Speed of the input pipeline: JPEG beside the decoder alone, raw records, augmentation, and memory."""
+"""Speed of the input pipeline: JPEG next to the decoder alone, raw records, augmentation, and memory."""
 
 import contextlib
 import functools
@@ -40,9 +40,9 @@ def bench_data(
     images: int = 50_000,
     step_model: str = "alexnet",
 ) -> Figures:
-    """Measures the pipeline on this machine; the decoder alone in turn with it, on as many threads.
+    """Measures the pipeline on this machine, alternating with the decoder alone on as many threads.
 
-    `name` is JPEG files, as `folder:PATH`; None makes some up (500x375, of noise on a smooth picture). The
+    `name` is `folder:PATH` with JPEG files; None generates some (500x375, noise on a smooth picture). The
     figures are jpeg_images_per_second (decoded to 256x256, on the device) and jpeg_alone_images_per_second
     (by simplejpeg at full size, thrown away), medians of jpeg_rounds, three to a round and a third as long;
     jpeg_ratio, the median of their ratios, each to simplejpeg before and after it; the same as records_...

@@ -1,7 +1,7 @@
-"""What a network is made of: shape, parameters, multiply-adds and receptive field of every layer.
+"""The shape, parameters, multiply-adds and receptive field of every layer of a network.
 
-All of it is read from the jaxpr of one forward pass, in which nothing is computed: an interpreter counts the
-multiply-adds of convolutions and dot products by module, and carries along the pixels a value depends on.
+All are read from the jaxpr of one forward pass without computing it: an interpreter counts the multiply-adds
+of convolutions and dot products by module, and tracks the pixels that each value depends on.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Layer:
     """One row of the table: the module `name`, the shape of its output [H, W, C] or [C], and its scalars.
 
     `macs` are the multiply-adds for one image; None where a primitive cannot be counted. `receptive_field` is
-    the pixels (height, width) of the image that one output depends on, those in the padding included; inf for
+    the pixels (height, width) of the image that one output depends on, including padding; inf for
     one that depends on the whole image through unlike paths, as a channel's gate does; None if unknown.
     """
 

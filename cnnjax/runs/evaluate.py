@@ -67,11 +67,11 @@ def evaluate(
 
     Args:
       split: "test", "validation" or "train" (without held-out images).
-      data: another data set by name, prepared like the network's own, with labels matched by class name; it
-        may lack classes and other splits. None: the run's own, refused if its images have changed.
+      data: another data set by name, prepared in the same way, with labels matched by class name; it may lack
+        classes and splits. By default the run's own, which is refused if its images have changed.
 
-    The other arguments are those of `loaded.load`. Returns the scores of `training.metrics.compute` with step
-    and protocol; and the predictions, one row per image in the order of the split.
+    The other arguments are those of `loaded.load`. Returns the scores of `training.metrics.compute` with
+    step and protocol, and the predictions, one row per image in the order of the split.
     """
     which = {"model": model, "weights": weights, "checkpoint": checkpoint}
     network = load(workdir, **which, protocol=protocol, class_names=class_names)
@@ -81,7 +81,7 @@ def evaluate(
 def evaluate_loaded(
     trained: Loaded, *, split: str = "test", data: str | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The same of a network that is loaded."""
+    """As `evaluate`, for a loaded network."""
     facts = trained.facts
     config = with_data(trained.config, data, facts.image_shape)
     if not config:
@@ -103,7 +103,7 @@ def evaluate_loaded(
 def test_scores(
     experiment: Network, run: Run, step: int, weights: Mapping[str, Any], after_each: Callable[[], None]
 ) -> dict[str, Any]:
-    """The scores of a finished run on the test split, evaluated once: they stay in test.json."""
+    """The test scores of a finished run, evaluated once and kept in test.json."""
     if (scores := run.read_json("test.json")).get("step") == step:
         return scores
     evaluator = Evaluator(experiment, "test", run)

@@ -1,4 +1,4 @@
-"""Somebody's own images: what a config leaves open is chosen from their size and number."""
+"""Own images: fields at their defaults are chosen from the size and number of the images."""
 
 import functools
 from pathlib import Path
@@ -10,20 +10,21 @@ from cnnjax.data import datasets
 from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Listed
 
-SIDE = 64  # pixels that larger images are brought to
+SIDE = 64  # pixels to which larger images are resized
 STEPS = 1500  # of training, as far as MOST_EPOCHS allow
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
+EVALUATIONS = 12  # about, of a run; each writes a checkpoint
 
 
 def suited(
     config: ConfigDict, data: str, weights: str = "", listed: Listed | None = None
 ) -> tuple[ConfigDict, str]:
-    """The config with a data set, and in place of defaults what suits it; and one line that says what.
+    """The config with a data set, defaults replaced by what suits it, and a line that lists the choices.
 
     Args:
       data: a name as in config.data.name, or a folder of images.
-      weights: to start from, as in config.init_from; their head is drawn anew.
-      listed: of `datasets.load`.
+      weights: to start from, as in config.init_from; the head is initialized anew.
+      listed: see `datasets.load`.
     """
     data = f"folder:{data}" if ":" not in data and Path(data).expanduser().is_dir() else data
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
@@ -47,11 +48,13 @@ def _fields(config: ConfigDict, listed: Listed) -> dict[str, config_lib.Value]:
         resized = True
     side, count, classes = SIDE if resized else side, len(source), source.num_classes
     batch = 32 if count < 5000 else 128
+    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))
     own = "validation" in source.splits
     fields: dict[str, config_lib.Value] = {
         "data.num_validation": 0 if own else max(0, min(max(count // 10, classes), count - classes)),
         "batch_size": batch,
-        "total_epochs": float(min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))),
+        "total_epochs": float(epochs),
+        "eval_every_epochs": float(max(1, epochs // EVALUATIONS)),
     }
     if config.init_from:
         fields |= {"optimizer.learning_rate": 0.0003, "init_head": "new", "eval_batch_size": 100}

@@ -35,7 +35,7 @@ from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished run leaves: its last state, the folder, and the metrics of the test split."""
+    """A finished run: its last state, its folder, and the metrics of the test split."""
 
     state: TrainState
     path: Path
@@ -62,20 +62,20 @@ def train(
     profile_steps: str = "",
     listed: Listed | None = None,
 ) -> Result:
-    """Trains to the end of the config, from the newest checkpoint of the folder if there is one.
+    """Trains as the config says, resuming from the newest checkpoint in the folder.
 
     Args:
       workdir: the run folder, created if missing.
-      stop_seconds: the longest from a signal to the end of the process, which is then forced; None
-        waits for the end of the step, of the evaluation's batch or of the compilation.
-      hang_seconds: the longest without a step until the process is ended (exit code 4); None sets no limit.
-      profile_steps: the steps of which `profile/` in the folder gets a trace for xprof, as "100:105".
-      listed: folders that were listed before, of `datasets.load`.
+      stop_seconds: seconds to shut down after a signal, then the process is ended; None waits for the end of
+        the step, of the evaluation's batch or of the compilation.
+      hang_seconds: seconds without a step until the process is ended (exit code 4); None sets no limit.
+      profile_steps: "FIRST:END", the steps to write an xprof trace of into `profile/` in the folder.
+      listed: folders that have been listed before, see `datasets.load`.
 
     Raises:
-      UserError: before anything compiles, for a mistake in the config, the data or the folder.
-      NonFiniteLoss: training stopped before a non-finite update; nothing was overwritten.
-      Interrupted: SIGINT or SIGTERM came; the state was saved. A second signal ends the process at once.
+      UserError: a mistake in the config, the data or the folder; raised before anything compiles.
+      NonFiniteLoss: the loss or gradient was not finite; the state before that step was kept.
+      Interrupted: SIGINT or SIGTERM; the state was saved. A second signal ends the process at once.
     """
     progress, memory = progress or Progress(), 0
     progress.stage("loading data and network")

@@ -1,1 +1,1 @@
-"""How a network learns: losses, metrics, optimizers, arrays-only state, pure steps and saving."""
+"""How a network learns: losses, metrics, optimizers, schedules, the training state and its steps."""

@@ -1,4 +1,4 @@
-"""Chips: their published figures, by the name that a device says, and the memory that a device has held."""
+"""Published figures of chips, by the name that a device reports, and the peak memory of a device."""
 
 import dataclasses
 import re
@@ -12,9 +12,9 @@ import jax
 class Chip:
     """A chip's published figures: FLOP/s in bfloat16, bytes of memory, bytes/s of memory and of the network.
 
-    FLOP/s are of dense products. `network` is what one chip sends: of a TPU its share of a 256-chip pod's
-    all-reduce bandwidth (slices without wrap-around links have less), of a GPU its NVLinks one way, inside
-    a node. `hop` is the latency of one link, in seconds.
+    FLOP/s are for dense products. `network` is the rate at which one chip sends: for a TPU its share of a
+    256-chip pod's all-reduce bandwidth (slices without wrap-around links have less), for a GPU its NVLinks in
+    one direction, within a node. `hop` is the latency of one link, in seconds.
     """
 
     flops: float
@@ -57,10 +57,10 @@ def chip_of(kind: str) -> Chip | None:
 
 
 def memory_peak(device: jax.Device) -> int:
-    """Bytes that a device has held at most; of a CPU what this process has."""
+    """Peak memory of a device in bytes; for a CPU that of this process."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
 
 
 def peak_resident() -> int:
-    """Bytes: the largest resident size of this process so far."""
+    """The largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

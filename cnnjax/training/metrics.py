@@ -1,6 +1,6 @@
-"""Scores of a classifier: plain functions of one row an example.
+"""Scores of a classifier: pure functions of one row per example.
 
-The rows (`Predictions`) are those of `eval_step`, of `evaluate`, or of a run's predictions.npz: label and
+The rows (`Predictions`) come from `eval_step`, `evaluate` or a run's predictions.npz: label and
 prediction int [N], confidence (the highest probability) and loss (in nats) float [N], and top5 bool [N],
 whether the label is among the five highest logits (older files lack it).
 """
@@ -24,7 +24,7 @@ Scores = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """By bins of confidence, [M]: mean confidence and accuracy (NaN in an empty bin), and images."""
+    """Per bin of confidence, [M]: mean confidence, accuracy (NaN in an empty bin), and number of images."""
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -32,7 +32,7 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """The expected calibration error; NaN without any image."""
+        """The expected calibration error; NaN without images."""
         used = self.count > 0
         gap = np.abs(self.confidence[used] - self.accuracy[used])
         return float(_ratio((gap * self.count[used]).sum(), self.count.sum(), np.nan))
@@ -57,14 +57,13 @@ def of_logits(logits: Array, label: Array, loss: Array) -> dict[str, Array]:
 
 
 def compute(predictions: Predictions, num_classes: int) -> Scores:
-    """Every score of an evaluation, in float64; all NaN without any example.
+    """All scores of an evaluation, in float64; NaN without examples.
 
     Precision, recall and F1, float64 [K] in `per_class` beside `support` int64 [K], are 0 where their
-    denominator is 0 (scikit-learn's zero_division=0). Of these `macro` is the plain mean over all K classes,
-    those that never occur included, `occurring` over those that do, `weighted` the mean weighted by how
-    often a class occurs; `micro` counts all decisions together and so equals the accuracy. For K <= 5 the
-    top-5 accuracy is 1; `ece` is that of `calibration`. A label outside 0..K-1 raises UserError, see
-    `confusion_matrix`.
+    denominator is 0 (scikit-learn's zero_division=0). Of these, `macro` is the mean over all K classes,
+    including those that never occur, `occurring` over those that do, `weighted` the mean weighted by class
+    frequency; `micro` pools all decisions and so equals the accuracy. For K <= 5 the top-5 accuracy is 1;
+    `ece` is that of `calibration`. A label outside 0..K-1 raises UserError, see `confusion_matrix`.
     """
     confusion = confusion_matrix(predictions, num_classes)
     count = int(confusion.sum())
@@ -101,7 +100,7 @@ def averages(scores: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str,
 
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Examples by (label, prediction): int64 [K, K]; UserError if a label is outside 0..K-1."""
+    """Number of examples by (label, prediction): int64 [K, K]; UserError if a label is outside 0..K-1."""
     label = predictions["label"]
     if outside := int(np.sum((label < 0) | (label >= num_classes))):
         given = f"label: {outside} of {len(label)} labels lie outside 0..{num_classes - 1}"
@@ -129,7 +128,7 @@ def worst_mistakes(predictions: Predictions, count: int = 24) -> np.ndarray:
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927)."""
+    """Wilson's 95 % interval of a proportion (Wilson 1927)."""
     z, share = 1.959964, hits / count
     middle, scale = share + z * z / (2 * count), 1 + z * z / count
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -34,16 +34,16 @@ def make_optimizer(
     until: float = math.inf,
     **values: Value,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer `name` of `OPTIMIZERS` with this schedule, weight decay and clipping.
+    """Builds the optimizer `name` of `OPTIMIZERS` with a schedule, weight decay and clipping.
 
     Coupled decay adds weight_decay * w to the (clipped) gradient, before momentum and scaling: the L2 penalty
-    of AlexNet, Caffe and torch.optim.SGD. Decoupled decay adds it to the direction found, so that w shrinks
-    by learning_rate * weight_decay a step (Loshchilov, Hutter 2017, arXiv 1711.05101; here times the full
-    learning rate, as in torch.optim.AdamW). `decay_mode` '' is the optimizer's own, see `OPTIMIZERS`; `decay`
-    is as in `decay_mask`; `gradient_clip` is the largest global L2 norm of the gradient, 0 for none; the
-    averages of leaves that match `freeze` begin after `until` updates, if it is finite; `values` are keyword
-    arguments of the optimizer's own function below, None its default. `update` takes `params`, and
-    `value=loss`, which all but the schedule `plateau` ignore.
+    of AlexNet, Caffe and torch.optim.SGD. Decoupled decay adds it to the update direction, so that w shrinks
+    by learning_rate * weight_decay per step (Loshchilov, Hutter 2017, arXiv 1711.05101; here times the full
+    learning rate, as in torch.optim.AdamW). `decay_mode` '' is the optimizer's default, see `OPTIMIZERS`;
+    `decay` is as in `decay_mask`; `gradient_clip` is the maximum global L2 norm of the gradient, 0 for none;
+    the averages of leaves that match `freeze` begin after `until` updates, if that is finite; `values` are
+    keyword arguments of the optimizer's function below, None its default. `update` takes `params` and
+    `value=loss`, which only the schedule `plateau` uses.
     """
     rule = by_name("optimizer", name, OPTIMIZERS)
     check("weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
@@ -165,7 +165,7 @@ def _muon(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How an optimizer finds a direction, how its weights decay, what it does to the sum."""
+    """How an optimizer computes its direction, its default decay mode, and what it does to their sum."""
 
     build: Callable[..., optax.GradientTransformation]
     decay_mode: str

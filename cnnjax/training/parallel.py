@@ -1,7 +1,7 @@
 """Devices: the mesh, and how batches and states are sharded over it.
 
 A mesh has the axes `data` (over which the batch is sharded) and `model`. The rules in `SHARDINGS` place each
-parameter; its moving average and the optimizer's state of it lie with it.
+parameter; its moving average and optimizer state are placed with it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class Rule:
     """Leaves whose path matches `pattern` are sharded over the mesh axis `axis`.
 
     `dim` is the sharded dimension, -1 the last one; None is the largest that the devices divide. Leaves
-    smaller than `at_least` scalars, or with a dimension that they do not divide, stay whole.
+    smaller than `at_least` scalars, or with a dimension that they do not divide, are replicated.
     """
 
     pattern: str
@@ -72,12 +72,12 @@ def make_mesh(mesh: str = "", devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """The sharding that keeps a full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis sharded over `data`."""
+    """The sharding of the leading axis over `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -115,16 +115,16 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -
 
 
 def put(tree: Tree, places: Tree) -> Tree:
-    """A tree of host arrays, the same in every process, on the devices; `places` is a sharding, or a tree."""
+    """Puts a tree of host arrays, equal in all processes, on devices; `places` is a sharding or a tree."""
     if isinstance(places, Sharding):
         return jax.tree.map(lambda x: batches.put(x, places), tree)
     return jax.tree.map(batches.put, tree, places)
 
 
 def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[optax.Params], optax.Params] | None:
-    """A function that gathers parameters sharded over `data` for a step; None if none are sharded so.
+    """A function that gathers parameters sharded over `data` for a step; None if there are none.
 
-    Its gradient is a reduce-scatter: each device receives the sum of its own part. `model` shards stay so.
+    Its gradient is a reduce-scatter: each device receives the sum of its own part. Shards over `model` stay.
     """
     if not any(rule.axis == "data" for rule in rules):
         return None
@@ -142,10 +142,10 @@ def gatherer(mesh: Mesh, rules: Sequence[Rule]) -> Callable[[optax.Params], opta
 
 
 def norm_groups(batch_norm: str, batch_size: int, mesh: Mesh) -> int:
-    """How many groups of a batch have BatchNorm statistics of their own; 1 if all of it shares them.
+    """How many groups of a batch have separate BatchNorm statistics; 1 if the whole batch shares them.
 
     `batch_norm` is 'global', 'device', or a number of examples that divides the batch: 'groups(32)';
-    `batch_size` is what goes through the network at once, over all devices.
+    `batch_size` is the number of examples in one forward pass, over all devices.
     """
     if batch_norm in ("global", "device"):
         return mesh.shape["data"] if batch_norm == "device" else 1

@@ -1,4 +1,4 @@
-"""Which parameters move, how fast, and which decay, by patterns found in their paths ('stem/conv/kernel')."""
+"""Freezing, learning rate factors and weight decay, by patterns in parameter paths ('stem/conv/kernel')."""
 
 import math
 import re
@@ -19,13 +19,13 @@ DECAYS: dict[str, Callable[[str], str]] = {"layer_decay": str, "stage_decay": st
 
 
 class Freeze(NamedTuple):
-    """The pattern of the paths that do not move, "" for none, and for how many epochs."""
+    """A pattern of the paths to freeze, "" for none, and for how many epochs."""
 
     pattern: str = ""
     epochs: float = math.inf
 
     def steps(self, steps_per_epoch: float) -> float:
-        """The same time in whole steps, or infinity."""
+        """The time in whole steps, or infinity."""
         return math.ceil(self.epochs * steps_per_epoch) if self.epochs < math.inf else math.inf
 
 
@@ -43,10 +43,10 @@ def check_pattern(argument: str, pattern: str) -> None:
 
 
 def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
-    """Which leaves decay, as a tree of bools of the structure of `params`.
+    """Which leaves have weight decay: a tree of bools with the structure of `params`.
 
     `decay` is 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a pattern;
-    one that is no regular expression or matches no path raises UserError.
+    an invalid regular expression, or one that matches no path, raises UserError.
     """
     check_pattern("decay", decay)
     pattern = {"kernels": r"(^|/)kernel$", "all": ""}.get(decay, decay)
@@ -58,7 +58,7 @@ def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
 
 
 def decayed_paths(params: optax.Params, decay: str = "kernels") -> list[str]:
-    """The paths of the leaves that decay, for the run record; the arguments of `decay_mask`."""
+    """The paths of the leaves with weight decay, for the run record; arguments as for `decay_mask`."""
     mask = jax.tree.leaves_with_path(decay_mask(params, decay))
     return [path_name(path) for path, decays in mask if decays]
 
@@ -69,7 +69,7 @@ def is_frozen(path: str, freeze: str) -> bool:
 
 
 def frozen_paths(params: Collection, freeze: str) -> list[str]:
-    """The paths that do not move, for the run record; UserError if the pattern freezes none or all."""
+    """The frozen paths, for the run record; UserError if the pattern freezes none or all."""
     paths = list(traverse_util.flatten_dict(params, sep="/"))
     frozen = [path for path in paths if is_frozen(path, freeze)]
     if freeze and len(frozen) in (0, len(paths)):
@@ -87,7 +87,7 @@ def frozen_collection(batch_stats: Collection, freeze: str) -> Collection:
 
 
 def stop_frozen(params: Collection, freeze: str) -> Collection:
-    """The parameters with the frozen ones behind `stop_gradient`, so that their gradient is not computed."""
+    """Puts frozen parameters behind `stop_gradient`, so that their gradients are not computed."""
     return jax.tree.map_with_path(
         lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path_name(path), freeze) else x, params
     )
@@ -113,9 +113,9 @@ def parse_freeze(freeze: str) -> Freeze:
 def parse_scales(learning_rate_scales: str, layers: Mapping[str, str] | None = None) -> Scales:
     """Reads 'layer_decay(0.75), head: 10' as pairs of a pattern and a factor of the learning rate.
 
-    A part is a pattern with its factor, or `layer_decay(d)`: the last layer has 1, each before it d times the
-    factor of the next; with `stage_decay(d)` the layers of a stage have one. `layers` is of
-    `pyramid.module_layers`.
+    A part is a pattern with its factor, or `layer_decay(d)`: the last layer has factor 1, each earlier one d
+    times the factor of the next; with `stage_decay(d)` all layers of a stage have the same factor. `layers`
+    comes from `pyramid.module_layers`.
     """
     scales: list[tuple[str, float]] = []
     for part in filter(None, (part.strip() for part in learning_rate_scales.split(","))):
@@ -155,9 +155,9 @@ def with_groups(
     scales: Scales = (),
     until: float = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with frozen leaves and scales: the first pattern that matches a path scales it.
+    """Adds freezing and learning rate factors to an optimizer; of several patterns the first match counts.
 
-    Frozen leaves have no state; with `until`, a number of updates, they have, and move from then on.
+    Frozen leaves have no optimizer state, unless they train after `until` updates.
     """
     check_pattern("freeze", freeze)
 

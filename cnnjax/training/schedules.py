@@ -20,7 +20,7 @@ Boundaries = float | Sequence[float]
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The learning rate of each step (int or int32 []), but for a plateau's scale."""
+    """The learning rate of each step (int or int32 []), except for a plateau's scale."""
 
     learning_rate: optax.Schedule
     # Of the schedule `plateau` alone: its state holds the scale; `make_optimizer` puts it last in the chain.
@@ -50,11 +50,11 @@ def make_schedule(
 ) -> Schedule:
     """The schedule `name` of `SCHEDULES`, after a linear warm-up.
 
-    In warm-up, step t has (t + 1) / (warmup_steps + 1) of the rate that holds at step `warmup_steps` (after
+    In warm-up, step t has (t + 1) / (warmup_steps + 1) of the rate at step `warmup_steps` (after
     Goyal et al. 2017, arXiv 1706.02677, section 2.2), so that no update is spent at 0. Cosine and polynomial
     run from the end of warm-up to `total_steps`; step, exponential and one-cycle count from step 0.
     `learning_rate` is the highest value; `steps_per_epoch` the unit of values in epochs, 1 makes them steps;
-    `values` are keyword arguments of the schedule's own function below, None its default.
+    `values` are keyword arguments of the schedule's function below, None its default.
     """
     build = by_name("schedule", name, SCHEDULES)
     check("learning_rate", learning_rate, "at least 0", lambda v: v >= 0)

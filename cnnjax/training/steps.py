@@ -1,4 +1,4 @@
-"""The training state, arrays only, losses, and a step of training and of evaluation: all pure functions."""
+"""The training state (arrays only), the losses, and the training and evaluation steps: pure functions."""
 
 import functools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ NEVER = jnp.iinfo(jnp.int32).max
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a training step changes."""
+    """Everything that a training step changes."""
 
     step: jax.Array  # int32 [], the number of batches seen
     params: Collection
@@ -37,11 +37,11 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> VariableDict:
-        """What `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def weights(self) -> dict[str, VariableDict]:
-        """What is evaluated, by the prefix of its scores: the raw variables and any moving average."""
+        """The variables to evaluate, by the prefix of their scores: the raw ones and any moving average."""
         return {"": self.variables, **({"ema_": self.ema} if self.ema else {})}
 
 
@@ -67,7 +67,7 @@ def run_init(init: Callable[[], Results], out_shardings: Sharding | Results | No
 
 
 class Gradient(NamedTuple):
-    """What a batch tells a step: its mean loss, number of hits, new batch statistics, and gradient."""
+    """The result of one batch: mean loss, number of hits, new batch statistics, and gradient."""
 
     loss: jax.Array
     correct: jax.Array
@@ -78,8 +78,8 @@ class Gradient(NamedTuple):
 class TrainMetrics(flax.struct.PyTreeNode):
     """Sums over the steps of one log interval; they merge and leave the device together.
 
-    `weight`, `loss`, `correct` are sums over examples, `gradient_norm` and `num_steps` over steps, without
-    those steps whose loss or gradient was not finite; `nonfinite_step` is the first of them, or `NEVER`.
+    `weight`, `loss`, `correct` are sums over examples, `gradient_norm` and `num_steps` over steps, except
+    steps with a non-finite loss or gradient; `nonfinite_step` is the first of them, or `NEVER`.
     """
 
     weight: jax.Array
@@ -100,7 +100,7 @@ class TrainMetrics(flax.struct.PyTreeNode):
 
 
 def device_memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a device holds while a compiled program runs; 0 if they are not known."""
+    """Bytes of device memory in use while a compiled program runs; 0 if unknown."""
     if (memory := compiled.memory_analysis()) is None:
         return 0
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
@@ -108,7 +108,7 @@ def device_memory(compiled: jax.stages.Compiled) -> int:
 
 
 def in_turn_on_cpu(results: Results, memory: int) -> Results:
-    """`results`, on a CPU waited for if the step holds more than 1 GiB: two never hold theirs at once."""
+    """Returns `results`; on a CPU waits for steps of more than 1 GiB, so that no two hold memory at once."""
     device = next(iter(jax.tree.leaves(results)[0].devices()))
     return jax.block_until_ready(results) if device.platform == "cpu" and memory > 2**30 else results
 
@@ -123,12 +123,12 @@ def train_step(
     average: Average | None = None,
     halted: jax.Array | bool = False,
 ) -> tuple[TrainState, TrainMetrics]:
-    """Descends once along the gradient of a batch and returns the new state with its metrics.
+    """Updates the state with the gradient of one batch; returns the new state and its metrics.
 
-    If the loss or the gradient is not finite, or `halted` (bool []) is True, nothing but `step` changes, and
-    the metrics hold nothing but the number of the step. `gradient` is `batch_gradient` with the model and its
-    other arguments bound; `tx` sees the loss as `value`; `average` is `ema_update` or `swa_update` with its
-    values bound, for a state that holds one.
+    If the loss or the gradient is not finite, or `halted` (bool []) is True, only `step` changes, and the
+    metrics hold only the number of the step. `gradient` is `batch_gradient` with the model and its other
+    arguments bound; `tx` sees the loss as `value`; `average` is `ema_update` or `swa_update` with its values
+    bound, for a state that holds one.
     """
     loss, correct, batch_stats, grads = gradient(state, batch, key)
     gradient_norm = optax.tree.norm(grads)
@@ -163,12 +163,12 @@ def batch_gradient(
 
     The batch is image uint8 [B, H, W, C], label int32 [B], mask float32 [B]; index and epoch int32 [B] for
     augmentations that draw by example. Every draw is folded from the run's key by stream and step. `augment`
-    gives image float [B, H', W', C], see `data.augment.chain`; `aux_weight` is that of each sown
-    `aux_logits`; `freeze` matches the paths that do not move, see `parameter_groups`; `teach` changes the
-    losses [B], given image and logits, see `distilled`; `gather` is a `parallel.gatherer`. `microbatches` are
-    equal shares of the batch that pass through the model in turn, so that memory holds one. The gradient is
-    that of the whole batch, but for BatchNorm, which sees (and moves its averages by) one microbatch at a
-    time, and for dropout, which draws other masks.
+    gives image float [B, H', W', C], see `data.augment.chain`; `aux_weight` is the loss weight of each sown
+    `aux_logits`; `freeze` matches the frozen paths, see `parameter_groups`; `teach` changes the losses [B],
+    given image and logits, see `distilled`; `gather` is a `parallel.gatherer`. `microbatches` is the number
+    of equal parts of the batch that pass through the model one after another, to save memory. The gradient is
+    that of the whole batch, except that BatchNorm sees (and updates its averages by) one microbatch at a
+    time, and dropout draws other masks.
     """
     run_key = stream_key(key, "augment by example", 0)
     augmented = augment(stream_key(key, "augment", state.step), batch | {"run_key": run_key})
@@ -200,7 +200,7 @@ def sharpness_aware(
     gradient: Callable[[TrainState, Batch, jax.Array], Gradient],
     rho: float,
 ) -> Gradient:
-    """The gradient where the loss of the batch is about highest within `rho` of the parameters.
+    """The gradient at about the highest loss of the batch within `rho` of the parameters.
 
     SAM (Foret et al. 2020, arXiv 2010.01412, algorithm 1, p = 2): at w + rho * g / |g|, with the same
     augmentation and dropout; loss, hits and batch statistics are those at w. Of the whole batch, not of each
@@ -217,8 +217,8 @@ def batch_statistics(
 ) -> Collection:
     """The statistics of one batch, augmented as in training, in place of running ones.
 
-    A normalization moves its running value as m * old + (1 - m) * new: new is found from old = 0, m is the
-    derivative by old. One that does not move keeps its own.
+    A normalization updates its running value to m * old + (1 - m) * new: new follows from old = 0, m is the
+    derivative with respect to old. Frozen normalizations keep theirs.
     """
     batch = augment(stream_key(key, "augment", 0), batch | {"run_key": stream_key(key, "example", 0)})
     old = variables["batch_stats"]

@@ -132,9 +132,9 @@ def _caption(rows: Sequence[Row]) -> str:
     counts = sorted({int(row["rounds"]) for row in rows if row["framework"] == "cnnjax"})
     rounds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     return (
-        "Images/s of ours over those of the fastest framework beside it, which is named; bold where the "
+        "Our images/s over those of the fastest framework, which is named; bold if the "
         f"target is met. {rows[0]['machine']}, two cores; median of {rounds} alternations. Ours: "
-        f"{versions.get('cnnjax', '')}; beside: {named}. Written by `python experiments/cpu_speed/run.py`."
+        f"{versions.get('cnnjax', '')}; others: {named}. Written by `python experiments/cpu_speed/run.py`."
     )
 
 

@@ -64,7 +64,7 @@ def table(measured: list[dict[str, str]]) -> str:
             "|---|---|---|---|---|",
             *(line for lines in measures.values() for line in lines),
             "",
-            f"Medians, of five unless said; JPEG files: {last['images']}. {last['cores']} cores, "
+            f"Medians, of five unless stated; JPEG files: {last['images']}. {last['cores']} cores, "
             f"jax {last['jax']}, grain {last['grain']}, simplejpeg {last['simplejpeg']}. Written by "
             "`python experiments/data_speed/run.py` from `experiments/data_speed/results.csv`.",
         ]

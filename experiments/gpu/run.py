@@ -48,8 +48,8 @@ DATA = (*STEP, "grain", "isal", "simplejpeg", "PIL")
 RUNS = (*DATA, "ml_collections", "absl", "rich", "orbax.checkpoint", "matplotlib")
 PARTS = {
     "device": Part(25, 20, ("jax",), "versions, and the peaks that shares are of"),
-    "parity": Part(75, 30, STEP, "forward and gradients beside float32 on the CPU"),
-    "resnet50": Part(90, 30, (*STEP, "torch"), "a training step in turn with PyTorch's"),
+    "parity": Part(75, 30, STEP, "forward and gradients, against float32 on the CPU"),
+    "resnet50": Part(90, 30, (*STEP, "torch"), "a training step, alternating with PyTorch's"),
     "nets": Part(140, 20, (*STEP, "torch"), "the same of five more nets"),
     "airbench": Part(70, 45, RUNS, "94 % on CIFAR-10"),
     "input": Part(45, 20, DATA, "the input pipeline"),

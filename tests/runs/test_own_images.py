@@ -32,6 +32,7 @@ def test_photographs_of_all_sizes_are_brought_to_one(tmp_path):
     values, line = chosen(write(tmp_path / "photos", [(90, 70), (80, 120), (64, 200)] * 10))
     assert values["data.size"] == 64 and values["augment.train"].startswith("random_crop(64, padding=8)")
     assert values["data.num_validation"] == 6  # a tenth
+    assert (values["total_epochs"], values["eval_every_epochs"]) == (60.0, 5.0)  # twelve evaluations
     assert values["data.name"] == f"folder:{tmp_path / 'photos'}" and "data.size=64" in line
 
 

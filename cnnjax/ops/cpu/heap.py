@@ -34,7 +34,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> bool:
-    """Makes this process keep freed memory for its next blocks; whether it can.
+    """Lets this process reuse freed memory for later allocations; returns whether it can.
 
     Call it before a device is used: threads that have allocated keep heaps of their own, of 64 MiB pieces.
     """

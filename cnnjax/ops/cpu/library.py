@@ -32,7 +32,7 @@ _paused = contextvars.ContextVar("paused", default=False)
 
 
 class Missing(Exception):
-    """Why there are no kernels, in a few words."""
+    """Why the kernels are unavailable, in a few words."""
 
 
 def status() -> str:

@@ -1,4 +1,4 @@
-"""Peers from outside: which there are, and one as a process that measures when asked."""
+"""The available peers, and a peer as a process that measures on request."""
 
 import dataclasses
 import importlib.util
@@ -46,11 +46,11 @@ FRAMEWORKS = {
 
 
 class Failed(Exception):
-    """Why a peer gives no figures."""
+    """Why a peer has no figures."""
 
 
 class Peer:
-    """A process that does the work; `limit` is the seconds in which it must be ready, and answer."""
+    """A process that does the work; it must start, and answer, within `limit` seconds."""
 
     def __init__(self, framework: Framework, work: Work, limit: float):
         command = [sys.executable, "-m", framework.module, json.dumps(dataclasses.asdict(work))]
@@ -105,7 +105,7 @@ class Peer:
 
 
 def named(against: str | None, kind: str) -> list[str]:
-    """The peers of a list with commas; each must be installed."""
+    """The peers of a comma-separated list; each must be installed."""
     names = list(dict.fromkeys(against.split(","))) if against else []
     allowed = [name for name, framework in FRAMEWORKS.items() if kind in framework.kinds]
     for name in names:
@@ -174,7 +174,7 @@ def _ratio(ours: Round, theirs: Round) -> float:
 
 
 def summary(rounds: Sequence[Round]) -> Row:
-    """Medians of the rounds; of the images per second with the range, of memory the most."""
+    """Medians of the rounds, images per second with their range, and peak memory."""
     values = {name: [each[name] for each in rounds] for name in rounds[0]}
     times = [name for name in values if name.endswith("_ms")]
     medians = {name: round(statistics.median(values[name]), 3) for name in times}
@@ -189,7 +189,7 @@ def spread(name: str, values: Sequence[float], digits: int) -> dict[str, float]:
 
 
 def best(rows: Mapping[str, Row]) -> Iterator[tuple[str, float | str]]:
-    """The peer that we are slowest beside, and the ratio to it; nothing if none gave figures."""
+    """The fastest peer next to ours, and our ratio to it; empty if none has figures."""
     measured = {name: row for name, row in rows.items() if "ratio" in row}
     if measured:
         name = min(measured, key=lambda each: measured[each]["ratio"])

@@ -1,4 +1,4 @@
-"""The inside of a peer's process: builds what it is asked for, then measures when a line says how long."""
+"""Inside a peer's process: builds the requested work, then measures as long as each input line says."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ Round = dict[str, float]  # what one measurement gives
 
 
 class Unable(Exception):
-    """A framework has no such net, or cannot compute in such a dtype."""
+    """The framework lacks the network or the dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def measure(call: Callable[[], object], seconds: float, batch_size: int) -> Roun
 
 
 def peak_resident() -> int:
-    """Bytes: the largest resident size of this process so far."""
+    """The largest resident size of this process so far, in bytes."""
     try:
         with open("/proc/self/status") as lines:  # getrusage counts what the process was forked from
             return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
