@@ -95,6 +95,11 @@ class Study:
         """The folder of its run.py and README.md."""
         return ROOT / "experiments" / self.name.partition("/")[0]
 
+    @property
+    def side(self) -> int:
+        """Of its images, in pixels."""
+        return int(speeds.net(self.config())[-1])
+
     def rows(self, out: Path | None = None) -> list[Row]:
         """The rows so far, with those of scores.csv where the study measures something."""
         rows = read_results(out or self.here)
@@ -160,7 +165,7 @@ class Study:
         """How long a run takes on this machine, by its net's rate, which is measured if it is unknown."""
         held_out = run.values.get("data.num_validation", self.config().data.num_validation)
         images = self.images - int(held_out)
-        return run.epochs * images / speeds.rate(self.net(run), measure=True)
+        return run.epochs * images / speeds.rate(self.net(run))
 
     def factor(self, size: str) -> float:
         """What epochs are multiplied by so that all runs end within the size."""

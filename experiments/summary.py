@@ -60,7 +60,7 @@ def costs() -> str:
         rows, least = study.rows(), [run for run in study.planned() if not run.later]
         ended = sum(any(map(run.is_row, rows)) for run in least)
         hours = sum(value for row in rows if (value := tables.quiet_seconds(row, study.here)) == value) / 3600
-        machines = "; ".join(dict.fromkeys(row["machine"].rpartition(", ")[0] for row in rows))
+        machines = "; ".join(dict.fromkeys(map(tables.processor, rows)))
         epochs = sum(float(row["epochs"]) for row in rows)
         cells.append((study.name, f"{ended} of {len(least)}", f"{epochs:g}", f"{hours:.1f}", machines))
     return tables.markdown(("study", "runs at the least", "epochs run", "hours", "machine"), cells)

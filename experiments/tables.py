@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,10 +52,14 @@ def quiet_seconds(row: Row, out: Path) -> float:
     fields = itertools.takewhile(lambda name: name != "seed", list(row)[1:])  # after the run's name
     values = {name: config_lib.parse_value(name, row[name]) for name in fields}
     config = config_lib.assign(config_lib.from_dict(read_json(out / "sweep.json")), values)
-    there = row["machine"].rpartition(", ")[0]  # without the devices
-    rate = speeds.rate(speeds.net(config), on=there)
+    rate = speeds.published(speeds.net(config), on=processor(row))
     images = 60_000 if "fashion" in config.data.name else 50_000
     return float(row["epochs"]) * (images - config.data.num_validation) / rate
+
+
+def processor(row: Row) -> str:
+    """Of a run, without its cores and devices: 'AMD EPYC (family 25, model 17), AVX-512 with bfloat16'."""
+    return re.sub(r", \d+ cores.*", "", row["machine"])
 
 
 COLUMNS: dict[str, Column] = {
@@ -87,7 +92,7 @@ def score_table(
         (label, *(cells_of[column](members, out) for column in columns), len(members))
         for label, members in groups.items()
     ]
-    return markdown((what, *columns, "seeds"), cells) + footer(out)
+    return f"{markdown((what, *columns, 'seeds'), cells)}\n\n{footer(out, columns)}"
 
 
 def ceiling() -> str:
@@ -99,20 +104,27 @@ def ceiling() -> str:
     return f"Ceiling of these copies (`experiments/ceiling`): {found}."
 
 
-def footer(out: Path) -> str:
+NOTES = {
+    "training error %": "Training error: over the steps of the last epoch. ",
+    "minutes a run": "Minutes: steps x batch / images per second of two otherwise idle cores (`speeds.csv`). ",
+}
+
+
+def footer(out: Path, columns: Sequence[str]) -> str:
     """What the runs have in common: data, machine, versions and the command."""
     rows = sorted(read_results(out), key=lambda row: row["started"])
     config = config_lib.from_dict(read_json(out / "sweep.json"))
     name, copies = config.data.name, ":" in config.data.name
-    data = "JPEG copies of CIFAR-10 (quality 75)" if copies else name
+    data = f"JPEG copies of CIFAR-10 (quality 75). {ceiling()}" if copies else f"{name}."
     last, versions = rows[-1], json.loads(rows[-1]["versions"])
-    machines = "; ".join(dict.fromkeys(row["machine"] for row in rows))
+    machines = "; ".join(dict.fromkeys(map(processor, rows)))
+    folder = out.name if (Path(__file__).parent / out.name).is_dir() else out.parent.name
     return (
-        f"\n\nMean ± standard deviation over seeds; {len(rows)} runs. Training error: over the steps of the "
-        f"last epoch. Minutes: steps x batch / images per second of an idle machine. Data: {data}. "
-        f"{ceiling() if copies else ''} {machines}; CPU kernels: {last['cpu_kernels']}, {config.dtype}, jax "
-        f"{versions['jax']}, flax {versions['flax']}. Written by `python experiments/{out.name}/run.py` from "
-        "`results.csv` and `curves.csv`."
+        f"Mean ± standard deviation over seeds; {len(rows)} runs. "
+        f"{''.join(words for column, words in NOTES.items() if column in columns)}Data: {data} "
+        f"{machines}; CPU kernels: {last['cpu_kernels']}, {config.dtype}, jax {versions['jax']}, flax "
+        f"{versions['flax']}. Written by `python experiments/{folder}/run.py` from `results.csv` and "
+        "`curves.csv`."
     )
 
 

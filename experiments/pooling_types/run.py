@@ -84,7 +84,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = by_test(study, out)
     first, *_, last = groups
     apart = tables.difference(*(tables.scores(groups[kind]) for kind in (first, last)))
-    size = tables.size(*groups.values(), pixels=28)
+    size = tables.size(*groups.values(), pixels=study.side)
     return studies.Claim(
         "kinds of pooling: max, average, L2, min, adaptive, strided",
         "none given",

@@ -127,7 +127,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     dense = max((net for net in test if not net.startswith("CNN")), key=means.__getitem__)
     ahead = {n: tables.difference(test[n], test[dense]) for n in test if n.startswith("CNN")}
     better = [net for net, found in ahead.items() if found.decided and found.value > 0]
-    size = tables.size(*groups.values(), pixels=28)
+    size = tables.size(*groups.values(), pixels=study.side)
     ours = f"best dense net: {params[dense]:,} weights, {100 * means[dense]:.1f} %"
     if not better:
         verdict = f"not decided at this size ({size})"
