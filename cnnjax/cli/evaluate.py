@@ -1,13 +1,14 @@
 """`cnnjax evaluate`, `replay` and `checkpoint`: questions to a run folder."""
 
 import dataclasses
+import functools
 from typing import Annotated as Flag
 from typing import Any
 
 from rich.table import Table
 
 from cnnjax.cli.flags import Json, Workdir, command, run_folder
-from cnnjax.cli.predict import load
+from cnnjax.cli.predict import CALIBRATION, load
 from cnnjax.cli.tables import metrics_tables, print_result, print_tables, say
 from cnnjax.errors import UserError
 
@@ -17,18 +18,53 @@ def evaluate(
     *,
     split: Flag[str, "train, validation or test"] = "test",
     data: Flag[str | None, "another data set, its labels matched by class name"] = None,
+    dtype: Flag[
+        str | None, "float32, bfloat16 or int8; the last two beside float32 (default: the run's)"
+    ] = None,
+    calibration: Flag[str | None, CALIBRATION] = None,
     json: Json = False,
     **chosen: Any,
 ) -> None:
-    """Prints the metrics of a trained network on one split."""
+    """Prints the metrics of a trained network on one split; of --dtype=int8 beside those of float32."""
+    from cnnjax.inference.model import usable
     from cnnjax.runs import compile_cache, loaded
     from cnnjax.runs.evaluate import evaluate_loaded
     from cnnjax.runs.folder import plain
 
     compile_cache.enable()
     trained = loaded.load(**chosen)
-    metrics = plain(evaluate_loaded(trained, split=split, data=data)[0])
-    print_result(metrics, json, *metrics_tables(metrics, trained.facts.class_names))
+    score = functools.partial(evaluate_loaded, split=split, data=data)
+    if dtype is None:
+        if calibration:
+            raise UserError("--calibration is of --dtype=int8")
+        metrics = plain(score(trained)[0])
+        print_result(metrics, json, *metrics_tables(metrics, trained.facts.class_names))
+        return
+
+    def in_dtype(dtype: str, calibration: str | None = None) -> loaded.Loaded:
+        network = usable(trained).with_dtype(dtype, calibration)
+        return dataclasses.replace(trained, model=network.model, variables=network.variables)
+
+    if dtype == "int8" and not trained.config:
+        calibration = calibration or data
+    network = in_dtype(dtype, calibration)  # its errors come before the first evaluation
+    (own, rows), (other, others) = score(in_dtype("float32")), score(network)
+    metrics = plain(other) | {"dtype": dtype, "float32": plain(own)}
+    metrics |= {"agreement": float((rows["prediction"] == others["prediction"]).mean())}
+    print_result(
+        metrics, json, _beside(metrics, dtype), *metrics_tables(metrics, trained.facts.class_names)[1:]
+    )
+
+
+def _beside(metrics: dict[str, Any], dtype: str) -> Table:
+    title = f"{metrics['split']}, {metrics['count']} images"
+    table = Table("metric", "float32", dtype, "difference", title=title)
+    for name, words in (("accuracy", "accuracy %"), ("top5_accuracy", "top-5 accuracy %"), ("loss", "loss")):
+        factor, digits = (1, 4) if name == "loss" else (100, 2)
+        own, other = factor * metrics["float32"][name], factor * metrics[name]
+        table.add_row(words, *(f"{x:.{digits}f}" for x in (own, other)), f"{other - own:+.{digits}f}")
+    table.add_row("same class %", "", f"{100 * metrics['agreement']:.2f}", "")
+    return table
 
 
 @command("replay")

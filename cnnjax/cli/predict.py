@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # What is printed of one image: its classes or its error, and the picture that was written.
 Row = dict[str, Any]
+CALIBRATION = "int8: images, or a data set, to find ranges on (default: the run's validation split)"
 Named = Sequence[tuple[str, Any]]  # a name, and an image or why it cannot be read
 
 
@@ -52,7 +53,8 @@ def predict(
     *,
     top: Flag[int, "classes per image", 1] = 5,
     batch_size: Flag[int, "images per batch", 1] = 64,
-    dtype: Flag[str | None, "float32 or bfloat16, to compute in (default: the run's)"] = None,
+    dtype: Flag[str | None, "float32, bfloat16 or int8, to compute in (default: the run's)"] = None,
+    calibration: Flag[str | None, CALIBRATION] = None,
     json: Json = False,
     explain: Flag[str | bool, "write heat maps next to the images; METHOD, or alone: grad_cam"] = False,
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
@@ -65,7 +67,9 @@ def predict(
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):
         raise UserError(f"{missing} is neither a file nor a folder")
     trained = load(**run)
-    trained = trained.with_dtype(dtype) if dtype else trained
+    network = trained.with_dtype(dtype, calibration) if dtype else trained
+    if dtype == "int8":
+        say(network.agreement(), error=True)
     from cnnjax.inference.images import list_folder
 
     images: list[str | Path] = []
@@ -79,10 +83,11 @@ def predict(
         from cnnjax.explore import explain as explain_lib
 
         method = "grad_cam" if explain == "true" else str(explain)
-        explainer = explain_lib.explainer(trained, layer, method)
+        # Integers have no gradients.
+        explainer = explain_lib.explainer(trained if dtype == "int8" else network, layer, method)
     good, errors = [], []
-    for batch in trained.batches(images, batch_size):
-        for row in _predict_batch(trained, batch, top, batch_size, explainer, out):
+    for batch in network.batches(images, batch_size):
+        for row in _predict_batch(network, batch, top, batch_size, explainer, out):
             if json:
                 print_json(row)
             if "error" in row:

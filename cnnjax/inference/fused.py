@@ -16,7 +16,7 @@ from cnnjax.inference.layers import Finder, Layer, Unknown
 from cnnjax.inference.trace import trace
 from cnnjax.ops.cpu import Program, run_program, takes
 
-_PRODUCTS = ("conv", "dense")
+PRODUCTS = ("conv", "dense")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Fused:
     program: Program
     number: jax.Array
     features: int
+    steps: tuple[Layer, ...]  # of the program
 
     def __call__(self, number: jax.Array, images: jax.Array) -> jax.Array:
         """Logits float32 [B, K] of images [B, H, W, C]."""
@@ -45,14 +46,15 @@ def fuse(
     if not takes() or jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         return None
     try:
-        last = trace(apply, shape)
-        return _build(_fuse(Finder(last).find(last)), dtype)
+        return build(layers_of(apply, shape), dtype)
     except (Unknown, ValueError):  # ValueError: this processor has no such layers
         return None
 
 
-def _fuse(last: Layer) -> list[Layer]:
-    """The layers in order, as few as possible."""
+def layers_of(apply: Callable[[jax.Array], jax.Array], shape: Sequence[int]) -> list[Layer]:
+    """The layers of a network in order, as few as possible; Unknown if something is no layer."""
+    result = trace(apply, shape)
+    last = Finder(result).find(result)
     layers = _order(last)
     uses = Counter(id(x) for layer in layers for x in layer.inputs)
     uses[id(last)] += 1
@@ -83,7 +85,7 @@ def _into(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
     if layer.kind == "affine" and x is not None:
         return _scale(layer, x, single[0])
     if layer.kind == "act" and x is not None:
-        if single[0] and not x.act[0] and x.kind in (*_PRODUCTS, "pointwise"):
+        if single[0] and not x.act[0] and x.kind in (*PRODUCTS, "pointwise"):
             return dataclasses.replace(x, act=layer.act, place=layer.place)
         return _pointwise(x, layer, 0, act=layer.act)
     if layer.kind in ("add", "mul"):
@@ -94,7 +96,7 @@ def _into(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
 def _scale(layer: Layer, x: Layer, single: bool) -> Layer:
     a, b = layer.weights, layer.bias
     assert a is not None and b is not None
-    if single and x.kind in _PRODUCTS and not x.act[0] and len(x.inputs) == 1:
+    if single and x.kind in PRODUCTS and not x.act[0] and len(x.inputs) == 1:
         bias = b if x.bias is None else x.bias * a + b
         return dataclasses.replace(x, weights=x.weights * a, bias=bias, place=layer.place)
     if single and x.kind == "sum_pool" and not b.any() and (a == a[0]).all():
@@ -115,7 +117,7 @@ def _join(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
     if layer.kind == "add" and inputs[0].shape == inputs[1].shape:
         for i in sorted((0, 1), key=lambda i: -inputs[i].place):
             x, other = inputs[i], inputs[1 - i]
-            fits = x.kind in _PRODUCTS and not x.act[0] and len(x.inputs) == 1
+            fits = x.kind in PRODUCTS and not x.act[0] and len(x.inputs) == 1
             if single[i] and fits and other.kind not in ("flat", "images"):
                 return dataclasses.replace(x, inputs=[*x.inputs, other], place=layer.place)
     x, other = inputs
@@ -125,10 +127,11 @@ def _join(layer: Layer, inputs: list[Layer], single: list[bool]) -> Layer:
     return _pointwise(x, layer, int(layer.kind == "mul"), inputs=[x, other])
 
 
-def _build(layers: list[Layer], dtype: jax.typing.DTypeLike) -> Fused:
+def build(layers: Sequence[Layer], dtype: jax.typing.DTypeLike) -> Fused:
+    """The program of those layers."""
     if any(x.kind == "flat" and layer.kind != "dense" for layer in layers for x in layer.inputs):
         raise Unknown("a map that something else than a dense layer takes as a vector")
-    program, last = Program(dtype), layers[-1]
+    program, last, steps = Program(dtype), layers[-1], list[Layer]()
     uses = {id(x): i for i, layer in enumerate(layers) for x in layer.inputs}  # the last one
     values: dict[int, int] = {}
     for i, layer in enumerate(layers):
@@ -140,21 +143,26 @@ def _build(layers: list[Layer], dtype: jax.typing.DTypeLike) -> Fused:
         if layer.kind == "flat":
             values[id(layer)] = inputs[0]
             continue
-        if layer.kind in _PRODUCTS and len(inputs) == 2 and _dies(layer, i, layers, uses):
+        if layer.kind in PRODUCTS and len(inputs) == 2 and _dies(layer, i, layers, uses):
             values[id(layer)] = y = inputs[1]  # adds to what is there
         else:
-            values[id(layer)] = y = program.value(layer.shape, wide=ends)
+            values[id(layer)] = y = program.value(layer.shape, wide=ends, coded=layer.code is not None)
         if layer.kind == "concat":
             _concatenate(program, layer, inputs, y)
+            steps += [layer] * len(inputs)
             continue
         act = ("", layer.act[1], 0.0) if layer.kind == "layer_norm" else layer.act
         other = inputs[1] if len(inputs) == 2 else -1
-        arrays = {"weights": layer.weights, "bias": layer.bias}
-        program.step(layer.kind, inputs[0], y, other=other, act=act, numbers=layer.numbers, **arrays)
+        arrays = {"weights": layer.weights, "bias": layer.bias, "scales": layer.scales}
+        codes = (layer.inputs[0].code, layer.inputs[1].code if len(inputs) == 2 else None, layer.code)
+        numbers = layer.numbers
+        program.step(layer.kind, inputs[0], y, other=other, act=act, numbers=numbers, codes=codes, **arrays)
+        steps.append(layer)
     if not _ends(last):
         y = program.value(last.shape, wide=True)
-        program.step("pointwise", values[id(last)], y, numbers=(0,))
-    return Fused(program, program.finish(), int(np.prod(last.shape)))
+        program.step("pointwise", values[id(last)], y, numbers=(0,), codes=(last.code, None, None))
+        steps.append(last)
+    return Fused(program, program.finish(), int(np.prod(last.shape)), tuple(steps))
 
 
 def _ends(last: Layer) -> bool:
@@ -162,9 +170,11 @@ def _ends(last: Layer) -> bool:
     return last.kind == "dense" and len(last.inputs) == 1
 
 
-def _dies(layer: Layer, at: int, layers: list[Layer], uses: dict[int, int]) -> bool:
-    """Whether nothing reads the second input of a layer after it, under any name."""
+def _dies(layer: Layer, at: int, layers: Sequence[Layer], uses: dict[int, int]) -> bool:
+    """Whether nothing reads a layer's second input after it, under any name, and it has as many bytes."""
     other = layer.inputs[1]
+    if (other.code is None) != (layer.code is None):
+        return False
     same = [x for x in layers if x.kind == "flat" and x.inputs[0] is other]
     return uses[id(other)] == at and not same and layer is not layers[-1] and layer.inputs[0] is not other
 
@@ -172,5 +182,6 @@ def _dies(layer: Layer, at: int, layers: list[Layer], uses: dict[int, int]) -> b
 def _concatenate(program: Program, layer: Layer, inputs: list[int], y: int) -> None:
     begin = 0
     for x, value in zip(layer.inputs, inputs, strict=True):
-        program.step("copy", value, y, numbers=(0, 0, 0, 1, 1, *x.shape, 0, 0, begin, 0))
+        numbers = (0, 0, 0, 1, 1, *x.shape, 0, 0, begin, 0)
+        program.step("copy", value, y, numbers=numbers, codes=(x.code, None, layer.code))
         begin += x.shape[2]

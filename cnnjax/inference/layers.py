@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cnnjax.inference.trace import Known, Node
+from cnnjax.ops.cpu import Code
 
 Act = tuple[str, float, float]  # name and its two numbers
 Shape = tuple[int, int, int]  # [H, W, C] of one image; a vector is [1, 1, C]
@@ -27,6 +28,8 @@ class Layer:
     weights: np.ndarray | None = None
     bias: np.ndarray | None = None
     act: Act = ("", 0.0, 0.0)
+    code: Code | None = None  # of its values, if they are 8-bit integers
+    scales: np.ndarray | None = None  # of integer weights, for each channel
 
 
 class Finder:

@@ -19,7 +19,9 @@ from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.data.recipe import Recipe, covering
 from cnnjax.data.sources.source import numbered_names
 from cnnjax.errors import UserError, unknown
+from cnnjax.inference import calibration as calibration_lib
 from cnnjax.inference import images as image_files
+from cnnjax.inference import int8
 from cnnjax.inference.fused import Fused, fuse
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model, variant
@@ -32,7 +34,7 @@ from cnnjax.runs.loaded import Loaded
 from cnnjax.training.steps import run_init
 
 Weights = TypeVar("Weights")
-DTYPES = ("float32", "bfloat16")  # that a network computes in
+DTYPES = ("float32", "bfloat16", "int8")  # that a network computes in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,8 @@ class TrainedModel:
         `layer` is a stage ("stage4") or any other name that `models.pyramid.layer_values` knows; None is the
         input of the head, [B, C]. Images are cropped at the centre, whatever the protocol.
         """
+        if isinstance(self.model, int8.Int8):
+            raise UserError("dtype=int8 gives classes, not features; use float32")
         if layer not in self._values:
             values = functools.partial(layer_values, self.model, layer=layer)
             self._values[layer] = jax.jit(lambda v, images: values(v, self.augment.preprocess(images)))
@@ -134,11 +138,51 @@ class TrainedModel:
         names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
-    def with_dtype(self, dtype: str) -> "TrainedModel":
-        """A copy that computes in float32 or bfloat16; variables and probabilities stay float32."""
+    def with_dtype(self, dtype: str, calibration: Images | None = None) -> "TrainedModel":
+        """A copy that computes in float32, bfloat16 or int8; probabilities stay float32.
+
+        int8 is calibrated on images, see `calibration.choose`; it gives classes only, no features.
+        """
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
+        if isinstance(self.model, int8.Int8):
+            raise UserError(f"dtype={dtype}: this network computes in int8 already; load it again")
+        if dtype == "int8":
+            return self._in_integers(calibration)
+        if calibration is not None:
+            raise UserError(f"calibration is of dtype=int8, not {dtype}; leave it out")
         return dataclasses.replace(self, model=self.model.clone(dtype=jnp.dtype(dtype)))
+
+    def agreement(self) -> str:
+        """How often int8 gives the class of float32, in words; of an int8 network."""
+        assert isinstance(self.model, int8.Int8)
+        share, count = 100 * self.model.agreement, self.model.count
+        return f"int8: the class of float32 on {share:.1f} % of {count} calibration images"
+
+    def calibration_images(self, given: Images | None = None) -> np.ndarray:
+        """Those of `calibration.choose` as the network takes them: float32 [N, H, W, C]."""
+        chosen = calibration_lib.choose(given, self.config, self.image_shape, self.recipe, self.name)
+        batches = []
+        for batch in self.batches(chosen, 32):
+            if failures := [image for _, image in batch if isinstance(image, Failure)]:
+                raise UserError(f"calibration: {failures[0].reason}")
+            batches.append(np.asarray(self.prepare(np.stack([np.asarray(image) for _, image in batch]))))
+        return np.concatenate(batches)
+
+    def _in_integers(self, calibration: Images | None) -> "TrainedModel":
+        int8.check()
+        if self.protocol.input_shapes != {self.input_shape}:
+            problem = f"protocol {self.protocol.spec} looks at several sizes of image"
+            raise UserError(f"dtype=int8: {problem}; allowed: those of one size, as center")
+        images, apply = self.calibration_images(calibration), self._in_float32()
+        model, variables = int8.calibrated(apply, images)
+        return dataclasses.replace(self, model=model, variables=variables)
+
+    def _in_float32(self) -> Callable[[jax.Array], jax.Array]:
+        dtype = jnp.dtype(jnp.float32)
+        same = getattr(self.model, "dtype", dtype) == dtype
+        model = self.model if same else self.model.clone(dtype=dtype)
+        return lambda image: jnp.asarray(model.apply(self.variables, image))
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -157,11 +201,12 @@ class TrainedModel:
     @functools.cached_property
     def _fused(self) -> Fused | None:
         """The network as one call of the CPU kernels, if it can be that; in the model's dtype."""
+        if isinstance(self.model, int8.Int8):
+            return self.model.fused
         if jax.device_count() > 1 or self.protocol.input_shapes != {self.input_shape}:
             return None
         dtype = jnp.dtype(getattr(self.model, "dtype", jnp.float32))
-        model = self.model if dtype == jnp.float32 else self.model.clone(dtype=jnp.dtype(jnp.float32))
-        return fuse(lambda image: jnp.asarray(model.apply(self.variables, image)), self.input_shape, dtype)
+        return fuse(self._in_float32(), self.input_shape, dtype)
 
     @functools.cached_property
     def _apply_fused(self) -> Callable[[jax.Array, np.ndarray], jax.Array]:
@@ -208,17 +253,24 @@ def load_run(
     weights: str = "raw",
     protocol: str | None = None,
     dtype: str | None = None,
+    calibration: Images | None = None,
 ) -> TrainedModel:
     """Loads the trained network of a run folder, written by `cnnjax train` or `cnnjax weights import`.
 
     Args:
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
+<<<<<<< HEAD
       protocol: the views of an image that `predict` averages, see `data.augment.views` (default: the run's).
       dtype: "float32" or "bfloat16" to compute in (default: the run's).
+=======
+      protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
+      dtype: "float32", "bfloat16" or "int8", that it computes in; None is the run's own.
+      calibration: images that int8 finds its ranges on, or a data set; None is the run's, validation split.
+>>>>>>> 57f53f7 (Prediction in 8-bit integers: load_model(dtype="int8"), predict and evaluate --dtype=int8)
     """
     found = usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
-    return found.with_dtype(dtype) if dtype else found
+    return found.with_dtype(dtype, calibration) if dtype else found
 
 
 def load_model(
@@ -228,6 +280,7 @@ def load_model(
     protocol: str | None = None,
     class_names: str | Path | None = None,
     dtype: str | None = None,
+    calibration: Images | None = None,
 ) -> TrainedModel:
     """Loads a trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.
 
@@ -235,12 +288,20 @@ def load_model(
       model: a name in `list_models()` or a spec; "" if the weights name the network.
       weights: "torchvision", "timm" or "hf:USER/NAME", each also with a tag or revision, an https address, a
         file, or a run folder; see docs/pretrained.md.
+<<<<<<< HEAD
       protocol: the views of an image that `predict` averages, see `data.augment.views`.
       class_names: a text file with one class name per line, for weights without class names.
       dtype: "float32" or "bfloat16" to compute in (default: float32, or the run's).
+=======
+      protocol: views of an image that `predict` averages, see `data.augment.views`.
+      class_names: a text file with one class name per line, for weights whose classes nobody names.
+      dtype: "float32", "bfloat16" or "int8", that it computes in; None is float32, or a run's own.
+      calibration: images that int8 finds its ranges on: as `predict` takes them, or a data set by name; see
+        `calibration.choose`.
+>>>>>>> 57f53f7 (Prediction in 8-bit integers: load_model(dtype="int8"), predict and evaluate --dtype=int8)
     """
     found = usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
-    return found.with_dtype(dtype) if dtype else found
+    return found.with_dtype(dtype, calibration) if dtype else found
 
 
 def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:

@@ -3,6 +3,7 @@
 import ctypes
 import weakref
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,15 @@ from cnnjax.ops.cpu.library import library
 KINDS = ("conv", "dense", "max_pool", "sum_pool", "pointwise", "copy", "layer_norm")
 ACTS = ("", "relu", "clip", "swish", "gelu", "gelu_tanh", "hard_swish", "logistic", "hard_sigmoid", "tanh")
 Shape = tuple[int, int, int]  # [H, W, C] of one image; a vector is [1, 1, C]
+
+
+class Code(NamedTuple):
+    """What an 8-bit integer of a value stands for: integer * scale; -128 to 127 if signed, else 0 to 255."""
+
+    scale: float
+    signed: bool
+
+
 _ROOM = 400  # characters of an error
 
 
@@ -26,14 +36,15 @@ class Program:
     def __init__(self, dtype: jax.typing.DTypeLike) -> None:
         self.dtype = jnp.dtype(dtype)
         self._arrays: list[np.ndarray] = []
-        self._values = 0
+        self._values = self._steps = 0
         loaded = _library()
         self._number = loaded.cnnjax_program_new(ctypes.c_int(self.dtype == jnp.bfloat16))
         weakref.finalize(self, loaded.cnnjax_program_free, self._number)
 
-    def value(self, shape: Shape, wide: bool = False) -> int:
-        """A value of that shape; `wide` makes it float32."""
-        _call("cnnjax_program_value", self._number, (ctypes.c_int64 * 3)(*shape), ctypes.c_int(wide))
+    def value(self, shape: Shape, wide: bool = False, coded: bool = False) -> int:
+        """A value of that shape; `wide` makes it float32, `coded` 8-bit integers."""
+        form = ctypes.c_int64(2 if coded else int(wide))
+        _call("cnnjax_program_value", self._number, (ctypes.c_int64 * 3)(*shape), form)
         self._values += 1
         return self._values - 1
 
@@ -48,11 +59,15 @@ class Program:
         numbers: Sequence[int] = (),
         weights: np.ndarray | None = None,
         bias: np.ndarray | None = None,
+        scales: np.ndarray | None = None,
+        codes: Sequence[Code | None] = (None, None, None),
     ) -> None:
-        """Writes value y from value x and, if it takes one, `other`."""
-        head = (ctypes.c_int64 * 5)(KINDS.index(kind), x, other, y, ACTS.index(act[0]))
+        """Writes value y from value x and, if it takes one, `other`; `codes` are those of x, other and y."""
+        signed = [bool(code and code.signed) for code in codes]
+        head = (ctypes.c_int64 * 8)(KINDS.index(kind), x, other, y, ACTS.index(act[0]), *signed)
+        codings = (ctypes.c_float * 3)(*(code.scale if code else 1.0 for code in codes))
         arrays = []
-        for array in (weights, bias):
+        for array in (weights, bias, scales):
             array = None if array is None else np.ascontiguousarray(array, np.float32)
             pointer = None if array is None else array.ctypes.data_as(ctypes.c_void_p)
             arrays += [pointer, ctypes.c_int64(0 if array is None else array.size)]
@@ -61,7 +76,18 @@ class Program:
         numbers = [int(number) for number in numbers]
         listed = (ctypes.c_int64 * max(1, len(numbers)))(*numbers), ctypes.c_int64(len(numbers))
         alpha, beta = map(ctypes.c_float, act[1:])
-        _call("cnnjax_program_step", self._number, head, *listed, alpha, beta, *arrays)
+        _call("cnnjax_program_step", self._number, head, *listed, alpha, beta, *arrays, codings)
+        self._steps += 1
+
+    def ranges(self) -> np.ndarray:
+        """The least and largest number that each step wrote since the last call, the first of which counts.
+
+        float32 [2, steps], those of copies infinite; of a float32 program.
+        """
+        found = np.zeros((2, self._steps), np.float32)
+        low, high = (row.ctypes.data_as(ctypes.c_void_p) for row in found)
+        _call("cnnjax_program_ranges", self._number, low, high, ctypes.c_int64(self._steps))
+        return found
 
     def finish(self) -> jax.Array:
         """Checks the steps; the number of the program, uint32 [1], which `run_program` takes."""
@@ -77,6 +103,12 @@ def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Arra
     """
     result = jax.ShapeDtypeStruct((images.shape[0], features), jnp.float32)
     return jax.ffi.ffi_call("cnnjax_program", result)(images, number)
+
+
+def has_int8() -> bool:
+    """Whether the processor multiplies 8-bit integers by VNNI or AMX, and the kernels are there."""
+    loaded = library()
+    return loaded is not None and bool(loaded.cnnjax_has_int8())
 
 
 def _library() -> ctypes.CDLL:

@@ -29,6 +29,10 @@ CNNJAX_INLINE float widen(BFloat16 value) {
   return wide;
 }
 
+CNNJAX_INLINE float widen(uint8_t value) { return value; }
+
+CNNJAX_INLINE float widen(int8_t value) { return value; }
+
 // The nearest number of that type, ties to even, still as a float32; NaN stays one.
 CNNJAX_INLINE float round_as(float wide, const float*) { return wide; }
 

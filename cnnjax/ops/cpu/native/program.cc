@@ -2,6 +2,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace cnnjax {
 
@@ -28,6 +29,7 @@ int64_t Program::add_value(const Value& value) {
     check(axis > 0 && axis <= kLargestAxis, "a value of ", axis, " numbers along an axis");
     check((size *= axis) <= kLargestAxis, "a value of more than 2^30 numbers");
   }
+  check(value.form >= kOwn && value.form <= kCoded && (!values_.empty() || value.form == kOwn), "form ", value.form);
   values_.push_back(value);
   return static_cast<int64_t>(values_.size()) - 1;
 }
@@ -41,7 +43,7 @@ void Program::add_step(const Step& step) {
 
 // Notes when each value is written and read, and checks that it is written before.
 void Program::finish(int64_t result) {
-  check(result_ < 0 && result > 0 && result < static_cast<int64_t>(values_.size()) && values_[result].wide,
+  check(result_ < 0 && result > 0 && result < static_cast<int64_t>(values_.size()) && values_[result].form == kWide,
         "result ", result);
   const size_t never = steps_.size();
   first_.assign(values_.size(), never), last_.assign(values_.size(), 0);
@@ -179,18 +181,37 @@ void Program::run_step(size_t index, int64_t images, bool single, const std::fun
     thread_local dnnl::stream stream(cpu());
     auto& [layer, weights] = layers_.at(std::make_tuple(index, images, single));
     if (other && other != y) std::memcpy(y, other, images * bytes(step.y));
-    layer->run(stream, *weights, step.bias, x, y, scratch);
-    return;
+    layer->run(stream, *weights, step, x, y, scratch);
+    return record(index, images, reinterpret_cast<float*>(y));
   }
   auto plain = [&](int64_t part, int64_t parts) {
     Part some = {images, part, parts};
-    if (type_ == memory::data_type::f32)
-      return run_plain(step, values_, reinterpret_cast<float*>(x), reinterpret_cast<float*>(other), y, some);
-    run_plain(step, values_, reinterpret_cast<uint16_t*>(x), reinterpret_cast<uint16_t*>(other), y, some);
+    (type_ == memory::data_type::f32 ? run_plain<float> : run_plain<uint16_t>)(step, values_, x, other, y, some);
   };
-  if (single) return plain(0, 1);
+  if (single) {
+    plain(0, 1);
+  } else {
 #pragma omp parallel
-  plain(omp_get_thread_num(), omp_get_num_threads());
+    plain(omp_get_thread_num(), omp_get_num_threads());
+  }
+  record(index, images, reinterpret_cast<float*>(y));
+}
+
+void Program::ranges(float* low, float* high, int64_t steps) {
+  check(steps == static_cast<int64_t>(steps_.size()) && type_ == memory::data_type::f32, "ranges of ", steps, " steps");
+  Turn turn;
+  for (size_t i = 0; i < ranges_.size(); ++i) low[i] = ranges_[i].first, high[i] = ranges_[i].second;
+  ranges_.assign(steps_.size(), {INFINITY, -INFINITY});
+}
+
+void Program::record(size_t step, int64_t images, const float* y) {
+  if (ranges_.empty() || steps_[step].kind == kCopy) return;  // a copy writes part of y, of numbers known from x
+  const int64_t count = images * values_[steps_[step].y].size();
+  float low = y[0], high = y[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
+  for (int64_t i = 0; i < count; ++i) low = std::min(low, y[i]), high = std::max(high, y[i]);
+  std::lock_guard<std::mutex> lock(recording_);
+  ranges_[step] = {std::min(ranges_[step].first, low), std::max(ranges_[step].second, high)};
 }
 
 void Program::run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count,

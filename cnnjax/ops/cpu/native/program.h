@@ -11,11 +11,23 @@ namespace cnnjax {
 enum Kind : int64_t { kConvolve, kDense, kMaxPool, kSumPool, kPointwise, kCopy, kLayerNorm };
 enum Act : int64_t { kNone, kRelu, kClip, kSwish, kGelu, kGeluTanh, kHardSwish, kLogistic, kHardSigmoid, kTanh };
 
+// The numbers of a value: of the program's type; float32 whatever that is, as the logits; or codes of 8 bits.
+enum Form : int64_t { kOwn, kWide, kCoded };
+
 // What one image has of a value; a vector has height and width 1.
 struct Value {
   int64_t height, width, channels;
-  bool wide;  // float32 whatever the others are: the logits
+  Form form;
   int64_t size() const { return height * width * channels; }
+};
+
+// A code stands for code * scale, from -128 to 127 if signed, else from 0 to 255.
+struct Coding {
+  bool is_signed;
+  float scale;
+  dnnl::memory::data_type type() const {
+    return is_signed ? dnnl::memory::data_type::s8 : dnnl::memory::data_type::u8;
+  }
 };
 
 // What a step reads and writes: indices of values, -1 for none. `numbers` and the vectors belong to its kind:
@@ -25,14 +37,17 @@ struct Value {
 // pointwise: act(x * weights + bias + other), or with 1 act((x * weights + bias) * other), other of one pixel or all
 // copy: begin h w c, strides h w, extent h w c, place in y h w c, and whether y is cleared before
 // layer norm: weights and bias [C]; alpha is epsilon
+// A convolution or dense layer with scales reads codes: y is sum(codes * weights) * scales [K] + bias, and its weights
+// are integers from -127 to 127.
 struct Step {
   Kind kind;
   int64_t x, other, y;
   Act act;
   float alpha, beta;
   Dims numbers;
-  const float *weights, *bias;  // the caller keeps them
-  int64_t weight_count, bias_count;
+  const float *weights, *bias, *scales;  // the caller keeps them
+  int64_t weight_count, bias_count, scale_count;
+  Coding x_as, other_as, y_as;
 };
 
 // Throws BadCall unless a step fits its values.
@@ -49,7 +64,8 @@ struct Part {
 
 // The steps without a primitive of oneDNN; T is float, or uint16_t for bfloat16.
 template <class T>
-void run_plain(const Step& step, const std::vector<Value>& values, const T* x, const T* other, void* y, Part part);
+void run_plain(const Step& step, const std::vector<Value>& values, const void* x, const void* other, void* y,
+               Part part);
 
 // A convolution or dense layer for slices of some images, made for the threads that are set.
 class FusedLayer {
@@ -59,7 +75,7 @@ class FusedLayer {
   virtual size_t scratch_bytes() const = 0;
   virtual dnnl::memory::desc weights() const = 0;  // packed
   virtual std::shared_ptr<dnnl::memory> pack(const Step& step) const = 0;
-  virtual void run(dnnl::stream& stream, const dnnl::memory& weights, const float* bias, void* x, void* y,
+  virtual void run(dnnl::stream& stream, const dnnl::memory& weights, const Step& step, void* x, void* y,
                    void* scratch) const = 0;
 };
 
@@ -94,10 +110,14 @@ class Program {
   void add_step(const Step& step);
   void finish(int64_t result);
   void run(Turn& turn, const void* x, void* y, int64_t count);
+  // The least and largest number that each step has written since the last call; the first one starts the record.
+  void ranges(float* low, float* high, int64_t steps);
 
  private:
   int64_t bytes(int64_t value) const {
-    return values_[value].size() * (values_[value].wide || type_ == dnnl::memory::data_type::f32 ? 4 : 2);
+    Form form = values_[value].form;
+    return values_[value].size() *
+           (form == kCoded ? 1 : form == kWide || type_ == dnnl::memory::data_type::f32 ? 4 : 2);
   }
   bool is_layer(const Step& step) const { return step.kind == kConvolve || step.kind == kDense; }
   void divide();
@@ -107,6 +127,7 @@ class Program {
   FusedLayer& layer(size_t step, int64_t images, bool single);
   void prepare(int64_t count, int64_t threads);
   void run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count, int64_t threads);
+  void record(size_t step, int64_t images, const float* y);
   void run_step(size_t index, int64_t images, bool single, const std::function<char*(int64_t)>& where, char* scratch);
 
   dnnl::memory::data_type type_;
@@ -119,6 +140,8 @@ class Program {
   std::vector<std::vector<std::pair<dnnl::memory::desc, std::shared_ptr<dnnl::memory>>>> packed_;
   std::vector<char> shared_;
   std::vector<std::vector<char>> own_;
+  std::mutex recording_;
+  std::vector<std::pair<float, float>> ranges_;  // of each step; empty unless asked for
 };
 
 }  // namespace cnnjax

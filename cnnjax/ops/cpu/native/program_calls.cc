@@ -70,20 +70,39 @@ extern "C" void cnnjax_program_free(uint32_t number) {
 }
 
 // Adds a value [h, w, c]; the last of all is the result, float32.
-extern "C" int cnnjax_program_value(uint32_t number, const int64_t* shape, int wide, char* error, int64_t room) {
-  return cnnjax::guarded_call(error, room,
-                              [&] { cnnjax::find(number)->add_value({shape[0], shape[1], shape[2], wide != 0}); });
+extern "C" int cnnjax_program_value(uint32_t number, const int64_t* shape, int64_t form, char* error, int64_t room) {
+  return cnnjax::guarded_call(error, room, [&] {
+    cnnjax::find(number)->add_value({shape[0], shape[1], shape[2], static_cast<cnnjax::Form>(form)});
+  });
 }
 
-// Adds a step: kind, x, other, y, act and its numbers.
+// Adds a step: kind, x, other, y, act, whether codes of x, other and y are signed, and its numbers; `codings` are the
+// scales of those three.
 extern "C" int cnnjax_program_step(uint32_t number, const int64_t* head, const int64_t* numbers, int64_t count,
                                    float alpha, float beta, const float* weights, int64_t weight_count,
-                                   const float* bias, int64_t bias_count, char* error, int64_t room) {
+                                   const float* bias, int64_t bias_count, const float* scales, int64_t scale_count,
+                                   const float* codings, char* error, int64_t room) {
   return cnnjax::guarded_call(error, room, [&] {
+    auto coding = [&](int i) { return cnnjax::Coding{head[5 + i] != 0, codings[i]}; };
     cnnjax::find(number)->add_step({static_cast<cnnjax::Kind>(head[0]), head[1], head[2], head[3],
                                     static_cast<cnnjax::Act>(head[4]), alpha, beta,
-                                    cnnjax::Dims(numbers, numbers + count), weights, bias, weight_count, bias_count});
+                                    cnnjax::Dims(numbers, numbers + count), weights, bias, scales, weight_count,
+                                    bias_count, scale_count, coding(0), coding(1), coding(2)});
   });
+}
+
+// See Program::ranges.
+extern "C" int cnnjax_program_ranges(uint32_t number, float* low, float* high, int64_t steps, char* error,
+                                     int64_t room) {
+  return cnnjax::guarded_call(error, room, [&] { cnnjax::find(number)->ranges(low, high, steps); });
+}
+
+// Whether oneDNN has instructions here that multiply and add 8-bit integers, VNNI or AMX; ONEDNN_MAX_CPU_ISA limits it.
+extern "C" int cnnjax_has_int8() {
+  auto has = [](dnnl::cpu_isa set) {
+    return (static_cast<int>(dnnl::get_effective_cpu_isa()) & static_cast<int>(set)) == static_cast<int>(set);
+  };
+  return has(dnnl::cpu_isa::avx512_core_vnni) || has(dnnl::cpu_isa::avx2_vnni);
 }
 
 extern "C" int cnnjax_program_finish(uint32_t number, char* error, int64_t room) {

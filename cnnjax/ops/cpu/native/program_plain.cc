@@ -1,6 +1,7 @@
-// The steps of a network that move and scale numbers, and the check of every step.
+// The steps of a network that move and scale numbers.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "loops.h"
 #include "program.h"
@@ -47,9 +48,9 @@ CNNJAX_ROW(float, float)
 CNNJAX_ROW(BFloat16, BFloat16)
 CNNJAX_ROW(BFloat16, float)
 
-template <class T, bool kMax>
+template <class T, class U, bool kMax>
 CNNJAX_INLINE void window_body(const T* x, int64_t rows, int64_t columns, int64_t across, int64_t channels,
-                               float scale, float* sums, T* y) {
+                               float scale, float* sums, U* y) {
   for (int64_t c = 0; c < channels; ++c) sums[c] = kMax ? widen(x[c]) : 0.0f;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) {
@@ -67,14 +68,42 @@ CNNJAX_INLINE void window_body(const T* x, int64_t rows, int64_t columns, int64_
 #define CNNJAX_WINDOW(T)                                                                                       \
   CNNJAX_VECTORIZED void window(bool max, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c, \
                                 float scale, float* sums, T* y) {                                              \
-    if (max) window_body<T, true>(x, rows, columns, across, c, scale, sums, y);                                \
-    else window_body<T, false>(x, rows, columns, across, c, scale, sums, y);                                   \
+    if (max) window_body<T, T, true>(x, rows, columns, across, c, scale, sums, y);                             \
+    else window_body<T, T, false>(x, rows, columns, across, c, scale, sums, y);                                \
   }
 CNNJAX_WINDOW(float)
 CNNJAX_WINDOW(BFloat16)
 
+// The largest code is that of the largest number.
 template <class T>
-void pool(const Step& step, const Value& in, const Value& out, const T* x, T* y, Part part) {
+CNNJAX_INLINE void largest_body(const T* x, int64_t rows, int64_t columns, int64_t across, int64_t channels, T* y) {
+  std::memcpy(y, x, channels);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) {
+      const T* from = x + (i * across + j) * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) y[c] = from[c] > y[c] ? from[c] : y[c];
+    }
+}
+
+#define CNNJAX_CODED_WINDOW(T)                                                                                   \
+  CNNJAX_VECTORIZED void window(bool, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c, float, \
+                                float*, T* y) {                                                                  \
+    largest_body(x, rows, columns, across, c, y);                                                                \
+  }                                                                                                              \
+  CNNJAX_VECTORIZED void window(bool, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c,       \
+                                float scale, float* sums, float* y) {                                            \
+    window_body<T, float, false>(x, rows, columns, across, c, scale, sums, y);                                   \
+  }                                                                                                              \
+  CNNJAX_VECTORIZED void window(bool, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c,       \
+                                float scale, float* sums, BFloat16* y) {                                         \
+    window_body<T, BFloat16, false>(x, rows, columns, across, c, scale, sums, y);                                \
+  }
+CNNJAX_CODED_WINDOW(uint8_t)
+CNNJAX_CODED_WINDOW(int8_t)
+
+template <class T, class U>
+void pool(const Step& step, const Value& in, const Value& out, const T* x, U* y, Part part) {
   const Dims& n = step.numbers;
   std::vector<float> sums(in.channels);
   auto [begin, end] = part.of(out.height * out.width);
@@ -84,7 +113,7 @@ void pool(const Step& step, const Value& in, const Value& out, const T* x, T* y,
     int64_t i = std::max<int64_t>(top, 0), j = std::max<int64_t>(left, 0);
     int64_t rows = std::min(top + n[0], in.height) - i, columns = std::min(left + n[1], in.width) - j;
     const T* from = x + image * in.size() + (i * in.width + j) * in.channels;
-    float scale = step.kind == kSumPool ? step.weights[pixel] : 0;
+    float scale = step.kind == kSumPool ? step.weights[pixel] * (in.form == kCoded ? step.x_as.scale : 1) : 0;
     window(step.kind == kMaxPool, from, rows, columns, in.width, in.channels, scale, sums.data(),
            y + index * in.channels);
   }
@@ -145,11 +174,76 @@ CNNJAX_INLINE void norm_body(const T* x, const float* weights, const float* bias
 CNNJAX_NORM(float)
 CNNJAX_NORM(BFloat16)
 
+#define CNNJAX_CODE(T)                                                                            \
+  CNNJAX_VECTORIZED void decode(const T* from, float scale, int64_t count, float* to) {           \
+    for (int64_t c = 0; c < count; ++c) to[c] = widen(from[c]) * scale;                           \
+  }                                                                                               \
+  CNNJAX_VECTORIZED void encode(const float* from, float factor, int64_t count, T* to) {          \
+    constexpr float low = std::numeric_limits<T>::min(), high = std::numeric_limits<T>::max();    \
+    constexpr float kWhole = 3 << 22; /* beside it a float32 has no fraction: ties go to even */  \
+    for (int64_t c = 0; c < count; ++c) {                                                         \
+      float value = std::min(std::max(from[c] * factor, low), high);                              \
+      to[c] = static_cast<T>(static_cast<int32_t>(value + kWhole - kWhole));                      \
+    }                                                                                             \
+  }
+CNNJAX_CODE(uint8_t)
+CNNJAX_CODE(int8_t)
+
+#define CNNJAX_NUMBERS(T)                                                          \
+  CNNJAX_VECTORIZED void decode(const T* from, float, int64_t count, float* to) {  \
+    for (int64_t c = 0; c < count; ++c) to[c] = widen(from[c]);                    \
+  }                                                                                \
+  CNNJAX_VECTORIZED void encode(const float* from, float, int64_t count, T* to) {  \
+    for (int64_t c = 0; c < count; ++c) narrow(from[c], to[c]);                    \
+  }
+CNNJAX_NUMBERS(float)
+CNNJAX_NUMBERS(BFloat16)
+
+// Calls `call` with the array as what a value consists of.
+template <class T, class Array, class Call>
+void with_type(const Value& value, const Coding& as, Array array, Call&& call) {
+  if (value.form == kWide) return call(float(), array);
+  if (value.form == kOwn) return call(T(), array);
+  if (as.is_signed) return call(int8_t(), array);
+  call(uint8_t(), array);
+}
+
 template <class T>
-void run(const Step& step, const std::vector<Value>& values, const T* x, const T* other, void* result, Part part) {
+void read(const Value& value, const Coding& as, const void* from, int64_t at, int64_t count, float* to) {
+  with_type<T>(value, as, from, [&](auto one, const void* array) {
+    decode(static_cast<const decltype(one)*>(array) + at, as.scale, count, to);
+  });
+}
+
+// pointwise of codes or to codes, through float32.
+template <class T>
+void coded(const Step& step, const std::vector<Value>& values, const void* x, const void* other, void* y, Part part) {
+  const Value &in = values[step.x], &out = values[step.y];
+  bool bare = !step.weights && step.other < 0, times = step.numbers[0] == 1;
+  int64_t c = bare ? in.width * in.channels : in.channels, pixels = in.size() / c;
+  bool pixel = step.other >= 0 && values[step.other].size() == in.channels;
+  float low = step.act == kRelu ? 0 : step.act == kClip ? step.alpha : -INFINITY;
+  float high = step.act == kClip ? step.beta : INFINITY;
+  std::vector<float> one(c), two(other ? c : 0);
+  auto [begin, end] = part.of(pixels);
+  for (int64_t index = begin; index < end; ++index) {
+    read<T>(in, step.x_as, x, index * c, c, one.data());
+    if (other) read<T>(values[step.other], step.other_as, other, (pixel ? index / pixels : index) * c, c, two.data());
+    const float* beside = other ? two.data() : nullptr;
+    row(one.data(), step.weights, step.bias, times ? nullptr : beside, times ? beside : nullptr, low, high, c,
+        one.data());
+    if (step.act > kClip)
+      for (float& value : one) value = activated(step.act, value, 0, 0);
+    with_type<T>(out, step.y_as, y, [&](auto number, void* array) {
+      encode(one.data(), 1 / step.y_as.scale, c, static_cast<decltype(number)*>(array) + index * c);
+    });
+  }
+}
+
+template <class T>
+void numbers(const Step& step, const std::vector<Value>& values, const T* x, const T* other, void* result, Part part) {
   const Value &in = values[step.x], &out = values[step.y];
   T* y = static_cast<T*>(result);
-  if (step.kind == kMaxPool || step.kind == kSumPool) return pool(step, in, out, x, y, part);
   if (step.kind == kCopy) return copy(step, in, out, x, y, part);
   if (step.kind == kLayerNorm) {
     auto [begin, end] = part.of(in.height * in.width);
@@ -157,88 +251,41 @@ void run(const Step& step, const std::vector<Value>& values, const T* x, const T
     return norm(x + begin * c, step.weights, step.bias, step.alpha, end - begin, c, y + begin * c);
   }
   bool pixel = step.other >= 0 && values[step.other].size() == in.channels;
-  if (out.wide) return pointwise(step, in, pixel, x, other, static_cast<float*>(result), part);
+  if (out.form == kWide) return pointwise(step, in, pixel, x, other, static_cast<float*>(result), part);
   pointwise(step, in, pixel, x, other, y, part);
 }
 
-void check_convolution(const Step& step, const Value& in, const Value& out) {
-  const Dims& n = step.numbers;
-  check(n.size() == 11, "convolution of ", n.size(), " numbers");
-  for (int64_t number : n) check(number >= 0 && number < kLargestAxis, "convolution ", show(n));
-  check(n[0] > 0 && n[1] > 0 && n[2] > 0 && n[3] > 0 && n[8] > 0 && n[9] > 0 && n[10] > 0, "convolution ", show(n));
-  check(in.channels % n[10] == 0 && out.channels % n[10] == 0, "groups ", n[10]);
-  check(step.weight_count == n[0] * n[1] * (in.channels / n[10]) * out.channels, "weights ", step.weight_count);
-  int64_t rows = in.height + n[4] + n[5] - (n[0] - 1) * n[8] - 1;
-  int64_t columns = in.width + n[6] + n[7] - (n[1] - 1) * n[9] - 1;
-  check(rows >= 0 && columns >= 0 && rows / n[2] + 1 == out.height && columns / n[3] + 1 == out.width,
-        "convolution ", show(n), " to ", out.height, " x ", out.width);
-}
-
-void check_copy(const Dims& n, const Value& in, const Value& out) {
-  check(n.size() == 12, "copy of ", n.size(), " numbers");
-  for (int64_t number : n) check(number >= 0 && number < kLargestAxis, "copy ", show(n));
-  check(n[5] > 0 && n[6] > 0 && n[7] > 0 && n[0] + (n[5] - 1) * n[3] < in.height &&
-            n[1] + (n[6] - 1) * n[4] < in.width && n[2] + n[7] <= in.channels && n[8] + n[5] <= out.height &&
-            n[9] + n[6] <= out.width && n[10] + n[7] <= out.channels,
-        "copy ", show(n), " leaves its arrays");
-}
-
-void check_pool(const Step& step, const Value& in, const Value& out) {
-  const Dims& n = step.numbers;
-  check(n.size() == 6, "pooling of ", n.size(), " numbers");
-  for (int i = 0; i < 6; ++i) check(n[i] >= (i < 4) && n[i] < kLargestAxis, "pooling ", show(n));
-  check(n[4] < n[0] && n[5] < n[1] && in.channels == out.channels && (out.height - 1) * n[2] - n[4] < in.height &&
-            (out.width - 1) * n[3] - n[5] < in.width,
-        "pooling ", show(n), ": a window without pixels");
-  check(step.kind == kMaxPool || step.weight_count == out.height * out.width, "weights ", step.weight_count);
+template <class T>
+void run(const Step& step, const std::vector<Value>& values, const void* x, const void* other, void* result,
+         Part part) {
+  const Value &in = values[step.x], &out = values[step.y];
+  bool codes = in.form == kCoded || out.form == kCoded || (step.other >= 0 && values[step.other].form == kCoded);
+  if (step.kind == kCopy && codes)
+    return copy(step, in, out, static_cast<const uint8_t*>(x), static_cast<uint8_t*>(result), part);
+  if (step.kind == kPointwise && codes) return coded<T>(step, values, x, other, result, part);
+  if (step.kind == kMaxPool || step.kind == kSumPool)
+    return with_type<T>(in, step.x_as, x, [&](auto one, const void* array) {
+      using X = decltype(one);
+      using Y = std::conditional_t<std::is_integral_v<X>, T, X>;
+      const X* from = static_cast<const X*>(array);
+      if (step.kind == kMaxPool) return pool(step, in, out, from, static_cast<X*>(result), part);
+      pool(step, in, out, from, static_cast<Y*>(result), part);
+    });
+  numbers(step, values, static_cast<const T*>(x), static_cast<const T*>(other), result, part);
 }
 
 }  // namespace
 
-void check_step(const Step& step, const std::vector<Value>& values) {
-  int64_t count = static_cast<int64_t>(values.size());
-  check(step.x >= 0 && step.x < count && step.y >= 0 && step.y < count && step.x != step.y && step.other < count &&
-            (step.other != step.y || step.kind <= kDense),
-        "values ", step.x, ", ", step.other, ", ", step.y, " of ", count);
-  const Value &in = values[step.x], &out = values[step.y];
-  bool pointwise = step.kind == kPointwise, dense = step.kind == kDense, convolve = step.kind == kConvolve;
-  check(step.kind >= kConvolve && step.kind <= kLayerNorm && step.act >= kNone && step.act <= kTanh, "kind ", step.kind);
-  check(!in.wide && (!out.wide || pointwise || dense), "values between the steps are all of one type");
-  bool alike = in.height == out.height && in.width == out.width;
-  if (convolve) check_convolution(step, in, out);
-  if (dense) {
-    bool vector = out.height * out.width == 1;
-    check((vector || alike) && step.weight_count == (vector ? in.size() : in.channels) * out.channels, "weights ",
-          step.weight_count);
-  }
-  if (step.kind == kMaxPool || step.kind == kSumPool) check_pool(step, in, out);
-  if (step.kind == kCopy) check_copy(step.numbers, in, out);
-  if (pointwise || step.kind == kLayerNorm) {
-    bool bare = pointwise && !step.weights && step.other < 0;  // takes values of another shape
-    check(bare ? in.size() == out.size() : alike && in.channels == out.channels, "x and y differ");
-    bool vectors = step.weight_count == in.channels && step.bias_count == in.channels;
-    check(vectors || (pointwise && !step.weights && !step.bias), "weights ", step.weight_count, ", bias ",
-          step.bias_count);
-    check(!pointwise || step.numbers.size() == 1, "pointwise of ", step.numbers.size(), " numbers");
-  }
-  if ((dense || convolve) && step.bias) check(step.bias_count == out.channels, "bias ", step.bias_count);
-  if (step.other >= 0) {
-    const Value& other = values[step.other];
-    bool fits = other.size() == out.size() || (pointwise && other.size() == in.channels);
-    check(fits && !other.wide && !out.wide && (pointwise || dense || convolve), "values that are added differ");
-  }
+template <>
+void run_plain<float>(const Step& step, const std::vector<Value>& values, const void* x, const void* other, void* y,
+                      Part part) {
+  run<float>(step, values, x, other, y, part);
 }
 
 template <>
-void run_plain(const Step& step, const std::vector<Value>& values, const float* x, const float* other, void* y,
-               Part part) {
-  run(step, values, x, other, y, part);
-}
-
-template <>
-void run_plain(const Step& step, const std::vector<Value>& values, const uint16_t* x, const uint16_t* other, void* y,
-               Part part) {
-  run(step, values, reinterpret_cast<const BFloat16*>(x), reinterpret_cast<const BFloat16*>(other), y, part);
+void run_plain<uint16_t>(const Step& step, const std::vector<Value>& values, const void* x, const void* other,
+                         void* y, Part part) {
+  run<BFloat16>(step, values, x, other, y, part);
 }
 
 }  // namespace cnnjax

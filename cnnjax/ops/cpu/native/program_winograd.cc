@@ -31,9 +31,9 @@ class WinogradLayer : public FusedLayer {
     return packed;
   }
 
-  void run(dnnl::stream&, const memory& weights, const float* bias, void* x, void* y, void* scratch) const override {
+  void run(dnnl::stream&, const memory& weights, const Step& step, void* x, void* y, void* scratch) const override {
     Ends ends = ends_;
-    ends.bias = bias;
+    ends.bias = step.bias;
     by_.convolve(layer_, static_cast<const float*>(weights.get_data_handle()), static_cast<const T*>(x), ends,
                  static_cast<T*>(y), static_cast<float*>(scratch), threads_);
   }
@@ -58,7 +58,7 @@ std::unique_ptr<FusedLayer> winograd_layer(const Step& step, const std::vector<V
                                            int64_t count) {
   const Value &in = values[step.x], &out = values[step.y];
   const Dims& n = step.numbers;
-  if (step.kind != kConvolve || step.act > kClip || out.wide) return nullptr;
+  if (step.kind != kConvolve || step.act > kClip || out.form != kOwn || step.scales) return nullptr;
   if (n[0] != 3 || n[1] != 3 || n[2] != 1 || n[3] != 1 || n[8] != 1 || n[9] != 1) return nullptr;
   int64_t groups = n[10], c = in.channels / groups, all = out.channels;
   Layer layer = {count, groups, {in.height, in.width, c, in.channels}, {out.height, out.width, all / groups, all},
