@@ -63,7 +63,7 @@ def _predict(
     *,
     model: Flag[str, "a name or spec"] = "resnet50",
     batch_size: Flag[int, "images per call"] = 32,
-    dtype: Flag[str, "float32 or bfloat16"] = "float32",
+    dtype: Flag[str, "float32, bfloat16 or int8"] = "float32",
     rounds: Flag[int, "number of measurements", 1] = 5,
     seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
     against: Flag[str | None, f"other frameworks to alternate with: {_peers('predict')}"] = None,
@@ -71,9 +71,9 @@ def _predict(
     json: Json = False,
 ) -> None:
     """Measures prediction of uint8 images in memory, with random weights."""
-    from cnnjax.inference.model import untrained
+    from cnnjax.inference.model import DTYPES, untrained
 
-    check(batch_size, dtype)
+    check(batch_size, dtype, DTYPES)
     call = functools.partial(bench_predict, untrained(model, dtype), batch_size=batch_size, dtype=dtype)
     _print(call(rounds=rounds, seconds=seconds, against=against, limit=peer_seconds, tell=_tell), json)
 

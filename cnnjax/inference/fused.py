@@ -29,7 +29,9 @@ class Fused:
     program: Program
     number: jax.Array
     features: int
-    steps: tuple[Layer, ...]  # of the program
+    steps: tuple[Layer, ...] = dataclasses.field(
+        repr=False
+    )  # of the program; jit asks for the name of all else
 
     def __call__(self, number: jax.Array, images: jax.Array) -> jax.Array:
         """Logits float32 [B, K] of images [B, H, W, C]."""

@@ -21,7 +21,7 @@ from cnnjax.ops import cpu
 from cnnjax.ops.cpu import Code
 
 PROCESSORS = "AVX512_VNNI, AVX_VNNI or AMX (Intel from Cascade Lake and Alder Lake on, AMD from Zen 4 on)"
-BATCH = 8  # images at a time in the calibration
+BATCH = 8  # images; ranges are means over batches, so that a single image does not widen them
 _MOVE = ("max_pool", "copy", "concat", "flat")  # write numbers that they read: the same integers
 Ranges = Mapping[Layer, tuple[float, float]]
 
@@ -45,8 +45,10 @@ def calibrated(apply: Callable[[jax.Array], jax.Array], images: np.ndarray) -> t
         layers = layers_of(apply, images.shape[1:])
         wide = build(layers, jnp.float32)
         wide.program.ranges()
-        own, ranges = _run(wide, images), _ranges(wide)
-        ranges |= {layers[0]: (float(images.min()), float(images.max()))}  # the images
+        found: list[np.ndarray] = []
+        own = _run(wide, images, lambda: found.append(wide.program.ranges()))
+        ranges = {layer: (low, high) for layer, low, high in zip(wide.steps, *np.mean(found, 0), strict=True)}
+        ranges[layers[0]] = images.min(), images.max()  # of the images
         fused = build(quantized(layers, ranges), jnp.float32)
     except (Unknown, ValueError) as error:
         raise UserError(f"dtype=int8: no kernels for this network ({one_line(error)}); use float32") from None
@@ -65,18 +67,13 @@ def check() -> None:
         raise UserError(f"dtype=int8 needs a processor with {PROCESSORS}, which this one is not; {advice}")
 
 
-def _run(fused: Fused, images: np.ndarray) -> np.ndarray:
-    """The likeliest classes [N]."""
-    run, starts = jax.jit(fused), range(0, len(images), BATCH)
-    logits = [np.asarray(run(fused.number, images[start : start + BATCH])) for start in starts]
-    return np.concatenate(logits).argmax(1)
-
-
-def _ranges(wide: Fused) -> dict[Layer, tuple[float, float]]:
-    """What the steps of a program have written since it began to record, copies aside."""
-    low, high = wide.program.ranges().tolist()
-    rows = zip(wide.steps, low, high, strict=True)
-    return {layer: (least, most) for layer, least, most in rows if least <= most}
+def _run(fused: Fused, images: np.ndarray, after_each: Callable[[], None] = lambda: None) -> np.ndarray:
+    """The likeliest classes [N], `BATCH` images at a time."""
+    run, classes = jax.jit(fused), []
+    for start in range(0, len(images), BATCH):
+        classes.append(np.asarray(run(fused.number, images[start : start + BATCH])).argmax(1))
+        after_each()
+    return np.concatenate(classes)
 
 
 def quantized(layers: Sequence[Layer], ranges: Ranges) -> list[Layer]:
@@ -154,6 +151,8 @@ def _codes(layers: Sequence[Layer], coded: set[Layer], ranges: Ranges) -> dict[L
                 above[top(x)] = top(layer)
     low, high = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for layer, (least, most) in ranges.items():
+        if layer.kind in ("copy", "concat"):  # not recorded: in the range of what they read
+            continue
         low[top(layer)] = min(low[top(layer)], least)
         high[top(layer)] = max(high[top(layer)], most)
 

@@ -260,14 +260,10 @@ def load_run(
     Args:
       checkpoint: "last", "best" (on validation), or a step.
       weights: "raw", or "ema" for the moving average.
-<<<<<<< HEAD
       protocol: the views of an image that `predict` averages, see `data.augment.views` (default: the run's).
-      dtype: "float32" or "bfloat16" to compute in (default: the run's).
-=======
-      protocol: views of an image that `predict` averages, see `data.augment.views`; None is the run's own.
-      dtype: "float32", "bfloat16" or "int8", that it computes in; None is the run's own.
-      calibration: images that int8 finds its ranges on, or a data set; None is the run's, validation split.
->>>>>>> 57f53f7 (Prediction in 8-bit integers: load_model(dtype="int8"), predict and evaluate --dtype=int8)
+      dtype: "float32", "bfloat16" or "int8" to compute in (default: the run's).
+      calibration: for int8: images as `predict` takes them, or the name of a data set, to calibrate on
+        (default: the validation split of the run), see `calibration.choose`.
     """
     found = usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
     return found.with_dtype(dtype, calibration) if dtype else found
@@ -288,17 +284,11 @@ def load_model(
       model: a name in `list_models()` or a spec; "" if the weights name the network.
       weights: "torchvision", "timm" or "hf:USER/NAME", each also with a tag or revision, an https address, a
         file, or a run folder; see docs/pretrained.md.
-<<<<<<< HEAD
       protocol: the views of an image that `predict` averages, see `data.augment.views`.
       class_names: a text file with one class name per line, for weights without class names.
-      dtype: "float32" or "bfloat16" to compute in (default: float32, or the run's).
-=======
-      protocol: views of an image that `predict` averages, see `data.augment.views`.
-      class_names: a text file with one class name per line, for weights whose classes nobody names.
-      dtype: "float32", "bfloat16" or "int8", that it computes in; None is float32, or a run's own.
-      calibration: images that int8 finds its ranges on: as `predict` takes them, or a data set by name; see
+      dtype: "float32", "bfloat16" or "int8" to compute in (default: float32, or the run's).
+      calibration: for int8: images as `predict` takes them, or the name of a data set, to calibrate on, see
         `calibration.choose`.
->>>>>>> 57f53f7 (Prediction in 8-bit integers: load_model(dtype="int8"), predict and evaluate --dtype=int8)
     """
     found = usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
     return found.with_dtype(dtype, calibration) if dtype else found
@@ -306,13 +296,18 @@ def load_model(
 
 def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     """A network with random weights, for images of its preset's size."""
-    preset, network = variant(spec).preset, create_model(spec, dtype=jnp.dtype(dtype))
+    whole = jnp.dtype(dtype) == jnp.int8
+    preset = variant(spec).preset
+    network = create_model(spec, dtype=jnp.dtype(jnp.float32 if whole else dtype))
     shape, names = preset.input_size, numbered_names(preset.num_classes)
     augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
     variables = run_init(functools.partial(network.init, jax.random.key(0), jnp.zeros((1, *shape))))
     facts = Facts(names, shape, augment, covering(*shape[:2]), None)
     looks = protocols.parse("center", augment, shape)
-    return usable(Loaded(spec, spec, 0, None, facts, network, looks, variables))
+    made = usable(Loaded(spec, spec, 0, None, facts, network, looks, variables))
+    if not whole:
+        return made
+    return made.with_dtype("int8", np.random.default_rng(0).integers(0, 256, (int8.BATCH, *shape), np.uint8))
 
 
 def usable(it: Loaded) -> TrainedModel:

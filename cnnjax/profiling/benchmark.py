@@ -14,7 +14,7 @@ import numpy as np
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
 from cnnjax.data.sources.source import Shape
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, listed, unknown
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.peers import process
@@ -189,8 +189,10 @@ def bench_predict(
     Arguments and figures are those of `bench_train`, plus p50_ms and p99_ms, the median and the 99th
     percentile of a call in milliseconds; first_call_seconds includes compilation.
     """
+    check(batch_size, dtype, (*DTYPES, "int8"))
+    if dtype == "int8" and against:
+        raise UserError(f"--against={against}: frameworks are measured in {listed(list(DTYPES))}, not int8")
     names = process.named(against, "predict")
-    check(batch_size, dtype)
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *trained.image_shape), np.uint8)
     call, start = functools.partial(trained.predict, images, batch_size=batch_size), time.perf_counter()
     call()
@@ -215,10 +217,10 @@ def compared(rows: Mapping[str, process.Row]) -> Figures:
     return {**dict(process.best(rows)), "peers": dict(rows)} if rows else {}
 
 
-def check(batch_size: int, dtype: str) -> None:
+def check(batch_size: int, dtype: str, dtypes: Sequence[str] = DTYPES) -> None:
     """Raises a UserError."""
-    if dtype not in DTYPES:
-        raise unknown("--dtype", dtype, DTYPES)
+    if dtype not in dtypes:
+        raise unknown("--dtype", dtype, dtypes)
     if batch_size < 1:
         raise UserError(f"--batch_size={batch_size} must be at least 1")
 

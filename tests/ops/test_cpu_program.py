@@ -57,3 +57,79 @@ def test_a_program_that_is_gone_is_an_error():
     del program
     with pytest.raises(jax.errors.JaxRuntimeError, match="no network number"):
         run(None, number, np.zeros((1, 1, 1, 8), np.float32), 8)
+
+
+@pytest.mark.skipif(not cpu.has_int8(), reason="a processor without VNNI and AMX")
+@pytest.mark.parametrize("groups", [1, 4, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_convolution_of_codes_is_that_of_integers(groups, signed):
+    """Images to codes, a convolution with bias, other codes added and ReLU, pooling: in numpy."""
+    rng = np.random.default_rng(0)
+    images = (
+        rng.standard_normal((3, 9, 9, 16), np.float32) if signed else rng.random((3, 9, 9, 16), np.float32)
+    )
+    weights = rng.integers(-127, 128, (3, 3, 16 // groups, 16)).astype(np.float32)
+    scales, bias = (rng.uniform(1e-5, 3e-5, 16).astype("f"), rng.standard_normal(16).astype("f"))
+    of_x, of_other, of_y = cpu.Code(0.02, signed), cpu.Code(0.05, True), cpu.Code(0.03, False)
+    program = cpu.Program(jnp.float32)
+    x, codes = program.value((9, 9, 16)), program.value((9, 9, 16), coded=True)
+    other, y = program.value((9, 9, 16), coded=True), program.value((9, 9, 16), coded=True)
+    most, means, logits = (
+        program.value((4, 4, 16), coded=True),
+        program.value((1, 1, 16)),
+        program.value((1, 1, 16), wide=True),
+    )
+    program.step("pointwise", x, codes, numbers=(0,), codes=(None, None, of_x))
+    program.step("pointwise", x, other, numbers=(0,), codes=(None, None, of_other))
+    ends = {"act": ("relu", 0.0, 0.0), "bias": bias, "scales": scales, "codes": (of_x, of_other, of_y)}
+    numbers = (3, 3, 1, 1, 1, 1, 1, 1, 1, 1, groups)
+    program.step("conv", codes, y, other=other, numbers=numbers, weights=weights, **ends)
+    program.step("max_pool", y, most, numbers=(2, 2, 2, 2, 0, 0), codes=(of_y, None, of_y))
+    mean = np.full(1, 1 / 16, np.float32)
+    program.step("sum_pool", most, means, numbers=(4, 4, 1, 1, 0, 0), weights=mean, codes=(of_y, None, None))
+    program.step("pointwise", means, logits, numbers=(0,))
+    found = run(program, program.finish(), images, 16)
+
+    def coded(values, code):
+        low, high = (-128, 127) if code.signed else (0, 255)
+        return np.clip(np.rint(values / np.float32(code.scale)), low, high)
+
+    whole, per = np.pad(coded(images, of_x), ((0, 0), (1, 1), (1, 1), (0, 0))), 16 // groups
+    sums = np.zeros((3, 9, 9, 16))
+    for i, j, k in np.ndindex(3, 3, 16):
+        inputs = whole[:, i : i + 9, j : j + 9, k // per * per : (k // per + 1) * per]
+        sums[..., k] += inputs @ weights[i, j, :, k]
+    wanted = coded(np.maximum(sums * scales + bias + coded(images, of_other) * 0.05, 0), of_y)
+    wanted = wanted[:, :8, :8].reshape(3, 4, 2, 4, 2, 16).max((2, 4))
+    assert (wanted > 0).mean() > 0.2 and len(np.unique(wanted)) > 50
+    np.testing.assert_allclose(found, wanted.mean((1, 2)) * 0.03, atol=0.03 / 16 * 1.01)  # one code of 16
+    assert (abs(found - wanted.mean((1, 2)) * 0.03) < 1e-5).mean() > 0.9
+
+
+def test_codes_where_numbers_belong_are_an_error():
+    code = cpu.Code(0.1, True)
+    program = cpu.Program(jnp.float32)
+    x, y, z = (
+        program.value((4, 4, 8)),
+        program.value((4, 4, 8), coded=True),
+        program.value((4, 4, 8), coded=True),
+    )
+    weights = np.zeros((1, 1, 8, 8), np.float32)
+    numbers = (1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1)
+    for step, words in (
+        (lambda: program.step("conv", x, y, numbers=numbers, weights=weights), "codes and 0 scales"),
+        (lambda: program.step("conv", y, x, numbers=numbers, weights=weights), "codes and 0 scales"),
+        (lambda: program.step("max_pool", y, x, numbers=(1, 1, 1, 1, 0, 0)), "codes in or out alone"),
+        (
+            lambda: program.step(
+                "copy", y, z, numbers=(0, 0, 0, 1, 1, 4, 4, 8, 0, 0, 0, 0), codes=(code, None, None)
+            ),
+            "become",
+        ),
+        (
+            lambda: program.step("pointwise", x, y, numbers=(0,), codes=(None, None, cpu.Code(0.0, True))),
+            "of scale 0",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            step()
