@@ -20,7 +20,6 @@ from cnnjax.models.weights.torch import Variables
 from cnnjax.ops import cpu
 from cnnjax.ops.cpu import Code
 
-PROCESSORS = "AVX512_VNNI, AVX_VNNI or AMX (Intel from Cascade Lake and Alder Lake on, AMD from Zen 4 on)"
 BATCH = 8  # images; ranges are means over batches, so that a single image does not widen them
 _MOVE = ("max_pool", "copy", "concat", "flat")  # write numbers that they read: the same integers
 Ranges = Mapping[Layer, tuple[float, float]]
@@ -59,12 +58,10 @@ def calibrated(apply: Callable[[jax.Array], jax.Array], images: np.ndarray) -> t
 def check() -> None:
     """Raises a UserError where nothing computes in integers."""
     advice = "use bfloat16 or float32"
-    if not cpu.takes():
-        raise UserError(f"dtype=int8 needs the CPU kernels, which are {cpu.status()}; {advice}")
-    if jax.device_count() > 1:
-        raise UserError(f"dtype=int8 runs on one device, not {jax.device_count()}; {advice}")
-    if not cpu.has_int8():
-        raise UserError(f"dtype=int8 needs a processor with {PROCESSORS}, which this one is not; {advice}")
+    if lack := cpu.lacks_int8():
+        raise UserError(f"dtype=int8: {lack}; {advice}")
+    if not cpu.takes() or jax.device_count() > 1:
+        raise UserError(f"dtype=int8 runs on one CPU device with the CPU kernels on; {advice}")
 
 
 def _run(fused: Fused, images: np.ndarray, after_each: Callable[[], None] = lambda: None) -> np.ndarray:

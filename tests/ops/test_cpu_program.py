@@ -59,7 +59,7 @@ def test_a_program_that_is_gone_is_an_error():
         run(None, number, np.zeros((1, 1, 1, 8), np.float32), 8)
 
 
-@pytest.mark.skipif(not cpu.has_int8(), reason="a processor without VNNI and AMX")
+@pytest.mark.skipif(bool(cpu.lacks_int8()), reason=cpu.lacks_int8())
 @pytest.mark.parametrize("groups", [1, 4, 16])
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_convolution_of_codes_is_that_of_integers(groups, signed):

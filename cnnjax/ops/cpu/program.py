@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.ops.cpu.library import library
+from cnnjax.ops.cpu.library import library, status
 
 KINDS = ("conv", "dense", "max_pool", "sum_pool", "pointwise", "copy", "layer_norm")
 ACTS = ("", "relu", "clip", "swish", "gelu", "gelu_tanh", "hard_swish", "logistic", "hard_sigmoid", "tanh")
@@ -23,6 +23,7 @@ class Code(NamedTuple):
     signed: bool
 
 
+INT8 = "AVX512_VNNI, AVX_VNNI and AMX (Intel from Cascade Lake and Alder Lake on, AMD from Zen 4 on)"
 _ROOM = 400  # characters of an error
 
 
@@ -43,7 +44,7 @@ class Program:
 
     def value(self, shape: Shape, wide: bool = False, coded: bool = False) -> int:
         """A value of that shape; `wide` makes it float32, `coded` 8-bit integers."""
-        form = ctypes.c_int64(2 if coded else int(wide))
+        form = ctypes.c_int(2 if coded else int(wide))
         _call("cnnjax_program_value", self._number, (ctypes.c_int64 * 3)(*shape), form)
         self._values += 1
         return self._values - 1
@@ -63,21 +64,23 @@ class Program:
         codes: Sequence[Code | None] = (None, None, None),
     ) -> None:
         """Writes value y from value x and, if it takes one, `other`; `codes` are those of x, other and y."""
-        signed = [bool(code and code.signed) for code in codes]
-        head = (ctypes.c_int64 * 8)(KINDS.index(kind), x, other, y, ACTS.index(act[0]), *signed)
-        codings = (ctypes.c_float * 3)(*(code.scale if code else 1.0 for code in codes))
-        arrays = []
-        for array in (weights, bias, scales):
-            array = None if array is None else np.ascontiguousarray(array, np.float32)
-            pointer = None if array is None else array.ctypes.data_as(ctypes.c_void_p)
-            arrays += [pointer, ctypes.c_int64(0 if array is None else array.size)]
-            if array is not None:
-                self._arrays.append(array)
+        head = (ctypes.c_int64 * 5)(KINDS.index(kind), x, other, y, ACTS.index(act[0]))
+        if any(codes):
+            signed = (ctypes.c_int64 * 3)(*(bool(code and code.signed) for code in codes))
+            units = (ctypes.c_float * 3)(*(code.scale if code else 1.0 for code in codes))
+            _call("cnnjax_program_codes", self._number, signed, units, *self._kept(scales))
+        arrays = [*self._kept(weights), *self._kept(bias)]
         numbers = [int(number) for number in numbers]
         listed = (ctypes.c_int64 * max(1, len(numbers)))(*numbers), ctypes.c_int64(len(numbers))
         alpha, beta = map(ctypes.c_float, act[1:])
-        _call("cnnjax_program_step", self._number, head, *listed, alpha, beta, *arrays, codings)
+        _call("cnnjax_program_step", self._number, head, *listed, alpha, beta, *arrays)
         self._steps += 1
+
+    def _kept(self, array: np.ndarray | None) -> tuple[ctypes.c_void_p | None, ctypes.c_int64]:
+        if array is None:
+            return None, ctypes.c_int64(0)
+        self._arrays.append(array := np.ascontiguousarray(array, np.float32))
+        return array.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(array.size)
 
     def ranges(self) -> np.ndarray:
         """The least and largest number that each step wrote since the last call, the first of which counts.
@@ -105,10 +108,13 @@ def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Arra
     return jax.ffi.ffi_call("cnnjax_program", result)(images, number)
 
 
-def has_int8() -> bool:
-    """Whether the processor multiplies 8-bit integers by VNNI or AMX, and the kernels are there."""
-    loaded = library()
-    return loaded is not None and bool(loaded.cnnjax_has_int8())
+def lacks_int8() -> str:
+    """Why no program multiplies 8-bit integers here, or ""."""
+    if (loaded := library()) is None:
+        return f"the CPU kernels are {status()}"
+    if not hasattr(loaded, "cnnjax_has_int8"):
+        return "the CPU kernels are of an older cnnjax; install it again"
+    return "" if loaded.cnnjax_has_int8() else f"this processor has none of {INT8}"
 
 
 def _library() -> ctypes.CDLL:

@@ -34,7 +34,8 @@ int64_t Program::add_value(const Value& value) {
   return static_cast<int64_t>(values_.size()) - 1;
 }
 
-void Program::add_step(const Step& step) {
+void Program::add_step(Step step) {
+  std::swap(step.codes, codes_), codes_ = {};
   check(result_ < 0, "a finished program takes no steps");
   check_step(step, values_);
   check(step.y > 0, "a step writes the images");

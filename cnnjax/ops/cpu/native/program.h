@@ -23,11 +23,19 @@ struct Value {
 
 // A code stands for code * scale, from -128 to 127 if signed, else from 0 to 255.
 struct Coding {
-  bool is_signed;
-  float scale;
+  bool is_signed = false;
+  float scale = 1;
   dnnl::memory::data_type type() const {
     return is_signed ? dnnl::memory::data_type::s8 : dnnl::memory::data_type::u8;
   }
+};
+
+// What the codes of a step stand for. A convolution or dense layer with scales reads codes: y is sum(codes * weights) *
+// scales [K] + bias, and its weights are integers from -127 to 127.
+struct Codes {
+  const float* scales = nullptr;  // the caller keeps them
+  int64_t scale_count = 0;
+  Coding x = {}, other = {}, y = {};
 };
 
 // What a step reads and writes: indices of values, -1 for none. `numbers` and the vectors belong to its kind:
@@ -37,17 +45,15 @@ struct Coding {
 // pointwise: act(x * weights + bias + other), or with 1 act((x * weights + bias) * other), other of one pixel or all
 // copy: begin h w c, strides h w, extent h w c, place in y h w c, and whether y is cleared before
 // layer norm: weights and bias [C]; alpha is epsilon
-// A convolution or dense layer with scales reads codes: y is sum(codes * weights) * scales [K] + bias, and its weights
-// are integers from -127 to 127.
 struct Step {
   Kind kind;
   int64_t x, other, y;
   Act act;
   float alpha, beta;
   Dims numbers;
-  const float *weights, *bias, *scales;  // the caller keeps them
-  int64_t weight_count, bias_count, scale_count;
-  Coding x_as, other_as, y_as;
+  const float *weights, *bias;  // the caller keeps them
+  int64_t weight_count, bias_count;
+  Codes codes;
 };
 
 // Throws BadCall unless a step fits its values.
@@ -107,7 +113,9 @@ class Program {
   dnnl::memory::data_type type() const { return type_; }
   const std::vector<Value>& values() const { return values_; }
   int64_t add_value(const Value& value);
-  void add_step(const Step& step);
+  // Of the step that is added next.
+  Codes& codes() { return codes_; }
+  void add_step(Step step);
   void finish(int64_t result);
   void run(Turn& turn, const void* x, void* y, int64_t count);
   // The least and largest number that each step has written since the last call; the first one starts the record.
@@ -131,6 +139,7 @@ class Program {
   void run_step(size_t index, int64_t images, bool single, const std::function<char*(int64_t)>& where, char* scratch);
 
   dnnl::memory::data_type type_;
+  Codes codes_;
   std::vector<Value> values_;
   std::vector<Step> steps_;
   std::vector<Stage> stages_;

@@ -70,24 +70,29 @@ extern "C" void cnnjax_program_free(uint32_t number) {
 }
 
 // Adds a value [h, w, c]; the last of all is the result, float32.
-extern "C" int cnnjax_program_value(uint32_t number, const int64_t* shape, int64_t form, char* error, int64_t room) {
+extern "C" int cnnjax_program_value(uint32_t number, const int64_t* shape, int form, char* error, int64_t room) {
   return cnnjax::guarded_call(error, room, [&] {
     cnnjax::find(number)->add_value({shape[0], shape[1], shape[2], static_cast<cnnjax::Form>(form)});
   });
 }
 
-// Adds a step: kind, x, other, y, act, whether codes of x, other and y are signed, and its numbers; `codings` are the
-// scales of those three.
+// What the codes of the next step stand for: those of x, other and y, and the scales of a product.
+extern "C" int cnnjax_program_codes(uint32_t number, const int64_t* is_signed, const float* codings, const float* scales,
+                                    int64_t count, char* error, int64_t room) {
+  return cnnjax::guarded_call(error, room, [&] {
+    auto coding = [&](int i) { return cnnjax::Coding{is_signed[i] != 0, codings[i]}; };
+    cnnjax::find(number)->codes() = {scales, count, coding(0), coding(1), coding(2)};
+  });
+}
+
+// Adds a step: kind, x, other, y, act and its numbers.
 extern "C" int cnnjax_program_step(uint32_t number, const int64_t* head, const int64_t* numbers, int64_t count,
                                    float alpha, float beta, const float* weights, int64_t weight_count,
-                                   const float* bias, int64_t bias_count, const float* scales, int64_t scale_count,
-                                   const float* codings, char* error, int64_t room) {
+                                   const float* bias, int64_t bias_count, char* error, int64_t room) {
   return cnnjax::guarded_call(error, room, [&] {
-    auto coding = [&](int i) { return cnnjax::Coding{head[5 + i] != 0, codings[i]}; };
     cnnjax::find(number)->add_step({static_cast<cnnjax::Kind>(head[0]), head[1], head[2], head[3],
                                     static_cast<cnnjax::Act>(head[4]), alpha, beta,
-                                    cnnjax::Dims(numbers, numbers + count), weights, bias, scales, weight_count,
-                                    bias_count, scale_count, coding(0), coding(1), coding(2)});
+                                    cnnjax::Dims(numbers, numbers + count), weights, bias, weight_count, bias_count});
   });
 }
 

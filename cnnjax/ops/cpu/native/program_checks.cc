@@ -47,17 +47,17 @@ void check_forms(const Step& step, const Value& in, const Value& out, const Valu
   bool product = step.kind == kConvolve || step.kind == kDense, pointwise = step.kind == kPointwise;
   check(in.form != kWide && (!other || other->form != kWide) && (out.form != kWide || pointwise || step.kind == kDense),
         "values between the steps are all of one type");
-  check_coding(in, step.x_as), check_coding(out, step.y_as);
-  if (other) check_coding(*other, step.other_as);
+  check_coding(in, step.codes.x), check_coding(out, step.codes.y);
+  if (other) check_coding(*other, step.codes.other);
   if (pointwise) return;
   if (step.kind == kSumPool) return check(out.form == kOwn, "sums are no codes");
   if (!product) {
     check(in.form == out.form && (in.form == kOwn || step.kind != kLayerNorm), "codes in or out alone");
-    bool same = step.x_as.is_signed == step.y_as.is_signed && step.x_as.scale == step.y_as.scale;
+    bool same = step.codes.x.is_signed == step.codes.y.is_signed && step.codes.x.scale == step.codes.y.scale;
     return check(in.form == kOwn || same, "codes that become others");
   }
-  check(step.scales ? in.form == kCoded && step.scale_count == out.channels : in.form == kOwn && out.form != kCoded,
-        "codes and ", step.scale_count, " scales");
+  check(step.codes.scales ? in.form == kCoded && step.codes.scale_count == out.channels : in.form == kOwn && out.form != kCoded,
+        "codes and ", step.codes.scale_count, " scales");
   check(!other || other->form == out.form, "numbers added to codes");
 }
 

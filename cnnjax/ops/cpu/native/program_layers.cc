@@ -11,7 +11,7 @@ dnnl::primitive_attr attributes(const Step& step, const std::vector<Value>& valu
   using dnnl::algorithm;
   dnnl::post_ops after;
   const bool coded = values[step.y].form == kCoded;
-  if (step.other >= 0 && coded) after.append_sum(step.other_as.scale, 0, step.other_as.type());
+  if (step.other >= 0 && coded) after.append_sum(step.codes.other.scale, 0, step.codes.other.type());
   if (step.other >= 0 && !coded) after.append_sum(1.0f);
   switch (step.act) {
     case kNone: break;
@@ -29,7 +29,7 @@ dnnl::primitive_attr attributes(const Step& step, const std::vector<Value>& valu
   attr.set_post_ops(after);
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   const bool grouped = step.kind == kConvolve && step.numbers[10] > 1;
-  if (step.scales) attr.set_scales_mask(DNNL_ARG_WEIGHTS, grouped ? 3 : 1);
+  if (step.codes.scales) attr.set_scales_mask(DNNL_ARG_WEIGHTS, grouped ? 3 : 1);
   if (coded) attr.set_scales_mask(DNNL_ARG_DST, 0);
   return attr;
 }
@@ -61,8 +61,8 @@ class OneDnnLayer : public FusedLayer {
 OneDnnLayer::OneDnnLayer(const Step& step, const std::vector<Value>& values, memory::data_type type, int64_t count) {
   const Value &in = values[step.x], &out = values[step.y];
   const auto kind = dnnl::prop_kind::forward_inference;
-  const memory::data_type of_x = type_of(in, step.x_as, type), of_y = type_of(out, step.y_as, type);
-  const memory::data_type of_weights = step.scales ? memory::data_type::s8 : type;
+  const memory::data_type of_x = type_of(in, step.codes.x, type), of_y = type_of(out, step.codes.y, type);
+  const memory::data_type of_weights = step.codes.scales ? memory::data_type::s8 : type;
   dnnl::primitive_attr attr = attributes(step, values);
   auto keep = [&](const auto& desc, dnnl::primitive primitive) {
     primitive_ = std::move(primitive);
@@ -113,9 +113,9 @@ void OneDnnLayer::run(dnnl::stream& stream, const memory& weights, const Step& s
                                                {DNNL_ARG_DST, memory(y_, cpu(), y)},
                                                {DNNL_ARG_SCRATCHPAD, memory(scratch_, cpu(), scratch)}};
   if (step.bias) arguments.insert({DNNL_ARG_BIAS, vector(step.bias_count, step.bias)});
-  if (step.scales) arguments.insert({DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, vector(step.scale_count, step.scales)});
+  if (step.codes.scales) arguments.insert({DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, vector(step.codes.scale_count, step.codes.scales)});
   if (y_.get_data_type() != memory::data_type::f32 && y_.get_data_type() != memory::data_type::bf16)
-    arguments.insert({DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, vector(1, &step.y_as.scale)});
+    arguments.insert({DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, vector(1, &step.codes.y.scale)});
   primitive_.execute(stream, arguments);
 }
 

@@ -113,7 +113,7 @@ void pool(const Step& step, const Value& in, const Value& out, const T* x, U* y,
     int64_t i = std::max<int64_t>(top, 0), j = std::max<int64_t>(left, 0);
     int64_t rows = std::min(top + n[0], in.height) - i, columns = std::min(left + n[1], in.width) - j;
     const T* from = x + image * in.size() + (i * in.width + j) * in.channels;
-    float scale = step.kind == kSumPool ? step.weights[pixel] * (in.form == kCoded ? step.x_as.scale : 1) : 0;
+    float scale = step.kind == kSumPool ? step.weights[pixel] * (in.form == kCoded ? step.codes.x.scale : 1) : 0;
     window(step.kind == kMaxPool, from, rows, columns, in.width, in.channels, scale, sums.data(),
            y + index * in.channels);
   }
@@ -227,15 +227,15 @@ void coded(const Step& step, const std::vector<Value>& values, const void* x, co
   std::vector<float> one(c), two(other ? c : 0);
   auto [begin, end] = part.of(pixels);
   for (int64_t index = begin; index < end; ++index) {
-    read<T>(in, step.x_as, x, index * c, c, one.data());
-    if (other) read<T>(values[step.other], step.other_as, other, (pixel ? index / pixels : index) * c, c, two.data());
+    read<T>(in, step.codes.x, x, index * c, c, one.data());
+    if (other) read<T>(values[step.other], step.codes.other, other, (pixel ? index / pixels : index) * c, c, two.data());
     const float* beside = other ? two.data() : nullptr;
     row(one.data(), step.weights, step.bias, times ? nullptr : beside, times ? beside : nullptr, low, high, c,
         one.data());
     if (step.act > kClip)
       for (float& value : one) value = activated(step.act, value, 0, 0);
-    with_type<T>(out, step.y_as, y, [&](auto number, void* array) {
-      encode(one.data(), 1 / step.y_as.scale, c, static_cast<decltype(number)*>(array) + index * c);
+    with_type<T>(out, step.codes.y, y, [&](auto number, void* array) {
+      encode(one.data(), 1 / step.codes.y.scale, c, static_cast<decltype(number)*>(array) + index * c);
     });
   }
 }
@@ -264,7 +264,7 @@ void run(const Step& step, const std::vector<Value>& values, const void* x, cons
     return copy(step, in, out, static_cast<const uint8_t*>(x), static_cast<uint8_t*>(result), part);
   if (step.kind == kPointwise && codes) return coded<T>(step, values, x, other, result, part);
   if (step.kind == kMaxPool || step.kind == kSumPool)
-    return with_type<T>(in, step.x_as, x, [&](auto one, const void* array) {
+    return with_type<T>(in, step.codes.x, x, [&](auto one, const void* array) {
       using X = decltype(one);
       using Y = std::conditional_t<std::is_integral_v<X>, T, X>;
       const X* from = static_cast<const X*>(array);

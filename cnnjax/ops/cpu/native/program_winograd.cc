@@ -58,7 +58,7 @@ std::unique_ptr<FusedLayer> winograd_layer(const Step& step, const std::vector<V
                                            int64_t count) {
   const Value &in = values[step.x], &out = values[step.y];
   const Dims& n = step.numbers;
-  if (step.kind != kConvolve || step.act > kClip || out.form != kOwn || step.scales) return nullptr;
+  if (step.kind != kConvolve || step.act > kClip || out.form != kOwn || step.codes.scales) return nullptr;
   if (n[0] != 3 || n[1] != 3 || n[2] != 1 || n[3] != 1 || n[8] != 1 || n[9] != 1) return nullptr;
   int64_t groups = n[10], c = in.channels / groups, all = out.channels;
   Layer layer = {count, groups, {in.height, in.width, c, in.channels}, {out.height, out.width, all / groups, all},
