@@ -107,12 +107,13 @@ class Study:
 
     def planned(self, out: Path | None = None, size: str = "ours") -> list[Planned]:
         """The runs of a size; of equal ones the first."""
-        found: list[Planned] = []
+        found, first = list[Planned](), dict[str, int]()
         for run in self.plan(read_results(out or self.here)):
             run = dataclasses.replace(run, epochs=self.paper_epochs) if size == "paper" else run
             if size == "minute":  # of few images, and all the same ones
                 values = {k: v for k, v in run.values.items() if not k.startswith("data.")}
-                run = dataclasses.replace(run, values=values, later=run.later or run.seed > 0)
+                later = run.later or run.seed > first.setdefault(run.label, run.seed)
+                run = dataclasses.replace(run, values=values, later=later)
             if not any((run.fields(), run.seed) == (other.fields(), other.seed) for other in found):
                 found.append(run)
         return found
@@ -197,28 +198,23 @@ def tuned(
     rows: Sequence[Row],
     runs: Mapping[str, Mapping[str, config_lib.Value]],
     rates: Sequence[float],
+    short: float,
     epochs: float,
     count: int,
 ) -> list[Planned]:
-    """Each label at each learning rate with the first seed; then the other seeds at its best rate.
+    """Each label at each learning rate for `short` epochs with seed 0; then other seeds at its best rate.
 
-    The best is best on validation. Runs at other rates are labelled "LABEL, rate RATE", in no table.
+    The best is best on validation. The short runs are labelled "LABEL, rate RATE", in no table.
     """
-    found: list[Planned] = []
+    tries, found = list[Planned](), list[Planned]()
     for label, values in runs.items():
-        tried = [Planned(label, {**values, RATE: rate}, epochs) for rate in rates]
-        scores = {run.values[RATE]: row for run in tried for row in rows if _is_of(run, row)}
-        best = max(scores, key=lambda rate: float(scores[rate]["validation_accuracy"] or 0), default=None)
-        known = len(scores) == len(rates)
-        found += [
-            run
-            if known and run.values[RATE] == best
-            else dataclasses.replace(run, label=f"{label}, rate {run.values[RATE]:g}")
-            for run in tried
-        ]
-        if known:
-            found += [Planned(label, {**values, RATE: best}, epochs, seed) for seed in range(1, count)]
-    return sorted(found, key=lambda run: run.seed)
+        of = [Planned(f"{label}, rate {rate:g}", {**values, RATE: rate}, short) for rate in rates]
+        scores = {run.values[RATE]: row for run in of for row in rows if _is_of(run, row)}
+        tries += of
+        if len(scores) == len(rates):
+            best = max(scores, key=lambda rate: float(scores[rate]["validation_accuracy"] or 0))
+            found += [Planned(label, {**values, RATE: best}, epochs, 1 + i) for i in range(count)]
+    return tries + sorted(found, key=lambda run: run.seed)
 
 
 def cifar10() -> config_lib.ConfigDict:

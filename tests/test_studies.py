@@ -46,19 +46,21 @@ def test_a_claim_is_decided_by_twice_the_standard_error():
     assert not tables.difference([], [0.1, 0.2]).decided
 
 
-def test_the_best_rate_is_chosen_on_validation_of_the_first_seed():
+def test_the_best_rate_is_chosen_on_validation_of_a_seed_of_its_own():
     nets = {"a": {"model": "simple_cnn"}}
-    first = studies.tuned([], nets, (0.1, 0.2), 5.0, 3)
-    assert [(run.label, run.seed) for run in first] == [("a, rate 0.1", 0), ("a, rate 0.2", 0)]
-    row = {"model": "simple_cnn", "seed": "0", "total_epochs": "5.0"}
+    first = studies.tuned([], nets, (0.1, 0.2), 2.0, 5.0, 3)
+    assert [(run.label, run.seed, run.epochs) for run in first] == [
+        *(("a, rate 0.1", 0, 2.0), ("a, rate 0.2", 0, 2.0))
+    ]
+    row = {"model": "simple_cnn", "seed": "0", "total_epochs": "2.0"}
     rows = [
         {**row, studies.RATE: "0.1", "validation_accuracy": "0.7"},
         {**row, studies.RATE: "0.2", "validation_accuracy": ""},  # its loss was not finite
     ]
-    runs = studies.tuned(rows, nets, (0.1, 0.2), 5.0, 3)
-    assert [(run.label, run.seed, run.values[studies.RATE]) for run in runs] == [
-        *(("a", 0, 0.1), ("a, rate 0.2", 0, 0.2)),
-        *(("a", 1, 0.1), ("a", 2, 0.1)),
+    runs = studies.tuned(rows, nets, (0.1, 0.2), 2.0, 5.0, 3)
+    assert runs[:2] == first
+    assert [(run.label, run.seed, run.values[studies.RATE], run.epochs) for run in runs[2:]] == [
+        *(("a", 1, 0.1, 5.0), ("a", 2, 0.1, 5.0), ("a", 3, 0.1, 5.0))
     ]
 
 

@@ -22,7 +22,7 @@ from experiments import curves, studies, tables
 STDS = "response_norm='none', stds=(0.1, 0.05, 0.05, 0.03)"
 NETS = {a: {"model": f"alexnet_cifar(activation='{a}', {STDS})"} for a in ("relu", "tanh", "sigmoid")}
 RATES = (0.003, 0.01, 0.03, 0.1)
-LENGTH, SEEDS, GOAL = 40.0, 3, 0.25
+SHORT, LENGTH, SEEDS, GOAL = 10.0, 40.0, 3, 0.25
 
 
 def make_config() -> config_lib.ConfigDict:
@@ -36,8 +36,8 @@ def make_config() -> config_lib.ConfigDict:
 
 
 def plan(rows: Sequence[Row]) -> list[studies.Planned]:
-    """All rates with the first seed, then all seeds at the best rate of each activation."""
-    return studies.tuned(rows, NETS, RATES, LENGTH, SEEDS)
+    """All rates for ten epochs, then all seeds at the best rate of each activation."""
+    return studies.tuned(rows, NETS, RATES, SHORT, LENGTH, SEEDS)
 
 
 def chosen(study: studies.Study, out: Path) -> dict[str, list[Row]]:
