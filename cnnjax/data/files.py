@@ -9,6 +9,7 @@ import io
 import json
 import os
 import reprlib
+import resource
 import shutil
 import stat
 import tempfile
@@ -24,10 +25,23 @@ PART = ".cnnjax-part-"  # how the names of unfinished files begin; they are igno
 _unfinished: set[Path] = set()
 MOST_BYTES = 2**29  # of a file that is read whole
 MOST_NESTED = 64
+OTHER_FILES = 64  # that a process has open beside its data
 WORDS: dict[type, str] = {
     **{dict: "an object", list: "a list", str: "a text", bool: "true or false"},
     **{int: "an integer", float: "a number", types.NoneType: "null"},
 }
+
+
+def allow_open(count: int, what: object) -> None:
+    """Raises the soft limit of open files to the hard one; a UserError if `what` has more files than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # a system with a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and count + OTHER_FILES > most:
+        given = f"{what}: {count} files are read at once, this process may open {most}"
+        raise UserError(f"{given}; raise its limit to {count + OTHER_FILES} or more (ulimit -n)")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

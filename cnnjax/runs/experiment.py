@@ -19,6 +19,7 @@ from cnnjax.data import batches as batches_lib
 from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.recipe import fast
+from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, describe, sample_images
 from cnnjax.errors import UserError, counted, one_line, parse_call
 from cnnjax.models import count_params, create_model, variant
@@ -238,8 +239,13 @@ def build(
     fields = {"norm_groups": groups} if groups > 1 else {}
     dtype = jnp.dtype(config.dtype)
     model = create_model(config.model, num_classes=classes, dtype=dtype, **fields)
-    for augmentation in (augment, eval_augment):
-        variables = _shapes_of(config.model, model, augmentation.output_shape)
+    trained, variables = (
+        _shapes_of(config.model, model, each.output_shape) for each in (augment, eval_augment)
+    )
+    if jax.tree.map(jnp.shape, trained) != jax.tree.map(jnp.shape, variables):
+        given = f"config.augment.train gives images of {in_words(augment.output_shape)}"
+        others = f"config.augment.eval of {in_words(eval_augment.output_shape)}"
+        raise UserError(f"{given}, {others}; config.model={config.model!r} takes one size: crop both to it")
     check_protocol(config.model, model, protocol, variables)
     per_epoch = batches_lib.steps_per_epoch(len(source), config.batch_size)
     total_steps = max(1, round(config.total_epochs * per_epoch))

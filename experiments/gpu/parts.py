@@ -162,17 +162,17 @@ def airbench(*, toy: bool, data: str) -> None:
     """Several seeds of the speed run, one compiled step for all: accuracy and seconds of each."""
     with scratch_folder() as folder:
         seeds, values = SEEDS, {"data.name": data}
-        config = "configs/cifar10_airbench.py"
         if toy:
-            seeds, config = 2, "configs/fashion_mnist_airbench.py"
-            values = {
+            seeds, values = 2, {
                 "data.name": "fashion_mnist_mini",
                 **{"batch_size": 128, "eval_batch_size": 300, "total_epochs": 0.15},
                 **{"eval_every_epochs": 0.15, "data.num_validation": 600, "optimizer.warmup_epochs": 0.0},
-                "model": "simple_cnn", "freeze": "", "optimizer.learning_rate_scales": "",
+                "augment.train": "random_crop(28, padding=2)|alternating_flip|normalize",
+                "model": "simple_cnn", "dtype": "float32", "freeze": "", "optimizer.learning_rate_scales": "",
             }  # fmt: skip
-        command = [sys.executable, "-m", "cnnjax", "sweep", f"--config={config}", f"--seeds={seeds}"]
+        command = [sys.executable, "-m", "cnnjax", "sweep", "--config=configs/cifar10_airbench.py"]
         command += [
+            f"--seeds={seeds}",
             f"--out={folder / 'runs'}",
             *(f"--config.{name}={value}" for name, value in values.items()),
         ]

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import resource
 import tarfile
 import zipfile
 from pathlib import Path
@@ -16,7 +18,7 @@ from cnnjax.data.datasets import load
 from cnnjax.data.decode import decode_image
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
-from cnnjax.data.sources.source import to_memory
+from cnnjax.data.sources.source import ArraySource, to_memory
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import BadImage, UserError
 from tests import ROOT
@@ -238,6 +240,53 @@ def test_prepared_records_hold_the_images_labels_classes_and_statistics(tmp_path
         np.testing.assert_array_equal(again.images, expected.images)
     else:
         assert np.abs(again.images.astype(int) - expected.images).mean() < 8
+
+
+@pytest.fixture
+def few_files():
+    """A soft limit of open files that is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux does")
+@pytest.mark.parametrize("form", ["records", "tar"])
+def test_more_shards_than_files_may_be_open(tmp_path, few_files, form, monkeypatch):
+    images = RNG.integers(0, 256, (60, 8, 8, 3), np.uint8)
+    out = tmp_path / "out"
+    if form == "records":
+        source = ArraySource(images, np.arange(60, dtype=np.int32) % 2, ("a", "b"), "x", "train")
+        prepare.prepare({"train": source}, out, shard_examples=1)
+    else:
+        out.mkdir()
+        for number, image in enumerate(images):
+            files = {f"{number}.png": encoded(image), f"{number}.cls": b"%d" % (number % 2)}
+            write(out, "tar", files).rename(out / f"{number:03d}.tar")
+    found = to_memory(load(f"{form}:{out}", "train"))
+    np.testing.assert_array_equal(found.images, images)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (50, 50))
+    allowed = "60 files are read at once, this process may open 50; raise its limit to 124 or more"
+    with pytest.raises(UserError, match=allowed):
+        load(f"{form}:{out}", "train")
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_a_record_that_is_damaged_while_it_is_read_is_named(tmp_path, encoding):
+    images = RNG.integers(0, 256, (41, 64, 64, 3), np.uint8)
+    source = ArraySource(images, np.arange(41, dtype=np.int32) % 2, ("a", "b"), "x", "train")
+    prepare.prepare({"train": source}, tmp_path / "out", encoding=encoding)
+    found = load(f"records:{tmp_path / 'out'}", "train")
+    assert found[0]["label"] == 0  # it is open
+    (shard,) = (tmp_path / "out").glob("*.array_record")
+    data = bytearray(shard.read_bytes())
+    data = data[: len(data) // 2] + bytes(40) + data[len(data) // 2 + 40 :]
+    shard.write_bytes(data)
+    kept = to_memory(found, max_bad=2)
+    assert kept.skipped and all("prepare it again" in message for message in kept.skipped)
+    assert all("array_record record 2" in message for message in kept.skipped)  # 20 is in the middle
+    assert len(kept) + len(kept.skipped) == 41
 
 
 def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path):

@@ -275,6 +275,14 @@ def test_batch_and_devices_must_agree(tiny_config):
         parallel.check_divides("config.batch_size", 7, fake)
 
 
+def test_a_net_of_one_size_wants_the_images_of_training_and_evaluation_alike(tiny_config):
+    tiny_config.augment.train = "random_crop(16, padding=4)|normalize"
+    with pytest.raises(UserError, match="train gives images of 16x16x1, .*eval of 8x8x1; .* crop both to it"):
+        build(tiny_config)
+    tiny_config.model = "resnet20_cifar"  # ends in a global average
+    assert build(tiny_config).augment.output_shape == (16, 16, 1)
+
+
 def test_a_folder_in_use_or_of_something_else_is_refused(tiny_config, tmp_path):
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(UserError, match="neither empty nor a run folder"):

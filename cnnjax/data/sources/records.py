@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from cnnjax.data.decode import Alike
-from cnnjax.data.files import check_utf8, read_json
+from cnnjax.data.files import allow_open, check_utf8, read_json
 from cnnjax.data.sources import sets
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, as_labels, digest
 from cnnjax.data.statistics import Statistics
@@ -111,6 +111,7 @@ class _Reader:
     """Shards are opened when first read, in each process anew."""
 
     def __init__(self, folder: Path, shards: list[Shard], shape: Shape, encoding: str, labels: np.ndarray):
+        allow_open(len(shards), folder)
         self.files = [str(folder / shard["file"]) for shard in shards]
         self.ends = np.cumsum([len(shard["labels"]) for shard in shards]).tolist()
         self.shape, self.encoding, self.labels = shape, encoding, labels
@@ -134,6 +135,8 @@ class _Reader:
                     raise ValueError(f"it has {count} records; allowed: {self.ends[shard] - before}")
                 self._open[shard] = opened
             record = self._open[shard].read(index, index + 1)[0]  # quicker than of a list
+            if len(record) <= LABEL_BYTES:
+                raise ValueError("it is damaged")
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             raise BadImage(f"{what}: cannot be read ({error}); prepare it again") from None
         label = int.from_bytes(record[:LABEL_BYTES], "little", signed=True)

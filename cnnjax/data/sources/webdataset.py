@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
-from cnnjax.data.files import open_file, parse_json, read_file
+from cnnjax.data.files import allow_open, open_file, parse_json, read_file
 from cnnjax.data.sources import sets, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
@@ -110,6 +110,7 @@ class _Reader:
         self.files, self.members, self.labels, self.decode = files, members, labels, decode
         self.ends = np.cumsum([*map(len, members)])
         self._open: dict[int, int] = {}
+        allow_open(len(files), files[0].parent)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
