@@ -56,7 +56,7 @@ def sweep(
             live.update("")
     print_tables(boards.as_table(rows, sorted(points)))
     if rows:
-        say(f"chosen by validation alone; rows {Path(out) / RESULTS}, page {comparison.sweep(out)}")
+        say(f"sorted by validation accuracy; table {Path(out) / RESULTS}, page {comparison.sweep(out)}")
 
 
 def _heading(points: Points, random: int, seeds: int, task: tuple[int, int], out: str) -> str:

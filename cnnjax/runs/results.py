@@ -52,7 +52,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
         "seconds": f"{metrics[-1].get('seconds', 0):.1f}" if metrics else "",
         "compile_seconds": record.get("compile_seconds", ""),
         **{name: record.get(name, "") for name in ("cpu_kernels", "commit", "started")},
-        "machine": f"{machine.get('processor')}, {machine.get('cores')} cores, "
+        "machine": f"{machine.get('processor')}, {machine.get('cores')} core{'s' * (machine.get('cores') != 1)}, "
         f"{', '.join(record.get('devices', ()))}",
         "versions": json.dumps({"python": record.get("python"), **record.get("versions", {})}),
         "command": json.dumps(record.get("command")),
