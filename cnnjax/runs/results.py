@@ -31,6 +31,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
     """What a run folder says of itself, as a row."""
     config, record, test = run.config(), run.read_json("record.json"), run.read_json("test.json")
     metrics, machine = run.metrics(), record.get("machine", {})
+    cores = machine.get("cores")
     ended = metrics and metrics[-1]["step"] >= record.get("total_steps", 0)
     if outcome == "finished" and not ended:
         file, advice = run.path / "metrics.jsonl", f"restore it, or remove {run.path} to train the run again"
@@ -52,7 +53,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
         "seconds": f"{metrics[-1].get('seconds', 0):.1f}" if metrics else "",
         "compile_seconds": record.get("compile_seconds", ""),
         **{name: record.get(name, "") for name in ("cpu_kernels", "commit", "started")},
-        "machine": f"{machine.get('processor')}, {machine.get('cores')} core{'s' * (machine.get('cores') != 1)}, "
+        "machine": f"{machine.get('processor')}, {cores} core{'s' * (cores != 1)}, "
         f"{', '.join(record.get('devices', ()))}",
         "versions": json.dumps({"python": record.get("python"), **record.get("versions", {})}),
         "command": json.dumps(record.get("command")),
