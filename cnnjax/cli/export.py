@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.cli.flags import command, given
-from cnnjax.cli.predict import load
+from cnnjax.cli.predict import CALIBRATION, load
 from cnnjax.cli.tables import say
 from cnnjax.errors import UserError, by_name
 
@@ -21,6 +21,8 @@ def export(
     with_preprocessing: Flag[
         bool, "onnx, stablehlo: a uint8 image of any size in, probabilities out"
     ] = False,
+    dtype: Flag[str, "float32, or int8: onnx with quantized layers"] = "float32",
+    calibration: Flag[str | None, CALIBRATION] = None,
     **run: str,
 ) -> None:
     """Writes a trained network for other programs, reads it back and compares."""
@@ -31,10 +33,21 @@ def export(
     out = given("out", out, f"name a file, as in --out=model{suffix}")
     whole = with_preprocessing
     trained = load(**run)
-    done = export_lib.export(trained, format, out, half=half, batch_size=batch_size, with_preprocessing=whole)
+    done = export_lib.export(
+        trained,
+        format,
+        out,
+        half=half,
+        batch_size=batch_size,
+        with_preprocessing=whole,
+        dtype=dtype,
+        calibration=calibration,
+    )
     size, difference = f"{done.num_bytes:,} bytes", f"{done.difference:.1e}"
     what = "probabilities" if whole else "logits"
     say(f"wrote {out} ({size}); read back, its {what} differ by at most {difference}")
+    if dtype == "int8" and done.agreement is not None:
+        say(f"int8 and float32 agree on {100 * done.agreement:.1f} % of {done.count} calibration images")
     if format == "stablehlo" and (day := sidecar.loads_until()):
         say(f"any jaxlib built until {day} loads it; for longer, export with a newer jaxlib")
 

@@ -25,8 +25,10 @@ from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write, read_json, replacing
-from cnnjax.errors import UserError, listed, one_line
-from cnnjax.inference import onnx_files, pixels, sidecar
+from cnnjax.errors import UserError, listed, one_line, unknown
+from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
+from cnnjax.inference.images import Images
+from cnnjax.inference.int8 import BATCH, Int8
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models import count_params, create_model
 from cnnjax.models.variants import preset_augment
@@ -42,6 +44,7 @@ from cnnjax.runs.record import make_record
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
+INT8_TOLERANCE = 0.25  # likewise, in 8-bit integers, on the images of the calibration
 PIXEL_TOLERANCE = 5e-2  # of probabilities, by the largest: resized pixels differ by a level here and there
 PLATFORMS = ("cpu", "cuda", "tpu")  # that StableHLO is lowered for
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -62,6 +65,8 @@ class Exported:
 
     num_bytes: int
     difference: float
+    agreement: float | None = None  # the share of compared images whose likeliest class is the same
+    count: int = 0  # of them
 
 
 def export(
@@ -72,8 +77,10 @@ def export(
     half: bool = False,
     batch_size: int | None = None,
     with_preprocessing: bool = False,
+    dtype: str = "float32",
+    calibration: Images | None = None,
 ) -> Exported:
-    """Writes a network that computes in float32, reads it back and compares its logits.
+    """Writes a network that computes in float32 or int8, reads it back and compares its logits.
 
     Args:
       form: a name of `FORMATS`; FILE.json beside `out` says how to prepare images. An error leaves no file.
@@ -81,6 +88,8 @@ def export(
       batch_size: the only one that the StableHLO or ONNX file accepts; None is any.
       with_preprocessing: the graph takes one image, uint8 [H, W, C] of any size, and gives the probabilities
         [K] of `predict`, which are compared in place of logits.
+      dtype: "float32", or "int8" for ONNX with 8-bit integers (QDQ) and ranges from `calibration`, which is
+        that of `load_run`; compared on its images.
     """
     path = Path(out)
     suffix, write, write_whole, read = FORMATS[form]
@@ -90,24 +99,49 @@ def export(
         raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
     if with_preprocessing:
         _check_whole(trained, form, batch_size)
+    images = _images(trained, form, dtype, calibration, half or with_preprocessing, batch_size or BATCH)
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
-    dtype, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
-    stored = dataclasses.replace(trained, variables=_cast(trained.variables, dtype))
+    kept, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
+    stored = dataclasses.replace(trained, variables=_cast(trained.variables, kept))
     with replacing(path) as written:
         if with_preprocessing and write_whole:
             what, limit = "probabilities", PIXEL_TOLERANCE
             write_whole(stored, written)
-            difference = _compare_whole(trained, read(trained, written))
+            difference, *same = (_compare_whole(trained, read(trained, written)),)
         else:
             what = "logits"
             write(stored, written, batch_size)
-            difference = _compare(trained, read(trained, written), [batch_size] if batch_size else [1, 3])
+            if images is None:
+                batches = _drawn(trained, [batch_size] if batch_size else [1, 3])
+            else:
+                onnx_int8.quantize(written, images, batch_size or BATCH)
+                batches, limit = np.split(images, len(images) // (batch_size or BATCH)), INT8_TOLERANCE
+            difference, *same = _compare(trained, read(trained, written), batches)
         if not difference <= limit:
             problem = f"the {what} differ by {difference:.1e}, more than {limit}"
             raise UserError(f"format {form}: {problem}; nothing was written")
-    facts = sidecar.description(trained, form, half, batch_size, with_preprocessing)
+    stored_as = "int8" if images is not None else jnp.dtype(kept).name
+    facts = sidecar.description(trained, form, stored_as, batch_size, with_preprocessing)
     atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
-    return Exported(path.stat().st_size, difference)
+    return Exported(path.stat().st_size, difference, *same)
+
+
+def _images(
+    trained: TrainedModel, form: str, dtype: str, calibration: Images | None, others: bool, size: int
+) -> np.ndarray | None:
+    """Those of the calibration in whole batches, the first ones again at the end; None in float32."""
+    if isinstance(trained.model, Int8):
+        raise UserError("an int8 network cannot be exported; load it in float32 and export with dtype=int8")
+    if dtype not in ("float32", "int8"):
+        raise unknown("dtype", dtype, ("float32", "int8"))
+    if dtype == "float32":
+        if calibration is not None:
+            raise UserError("calibration is of dtype=int8; leave it out")
+        return None
+    if form != "onnx" or others:
+        raise UserError("dtype=int8: allowed with format onnx, without half and with_preprocessing")
+    images = trained.calibration_images(calibration)
+    return np.resize(images, (-(-len(images) // size) * size, *images.shape[1:]))
 
 
 def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> None:
@@ -145,15 +179,23 @@ def _cast(variables: Variables, dtype: jax.typing.DTypeLike) -> Variables:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, variables)
 
 
-def _compare(trained: TrainedModel, logits: Logits, sizes: Sequence[int]) -> float:
-    """The largest difference from the run's own logits, over the largest logit where that is above 1."""
-    differences = []
-    for size in sizes:
-        raw = np.random.default_rng(size).integers(0, 256, (size, *trained.image_shape), dtype=np.uint8)
-        image = np.asarray(trained.prepare(raw), np.float32)
-        own = np.asarray(jax.jit(trained.model.apply)(trained.variables, image))
-        differences.append(np.abs(logits(image) - own).max() / max(1.0, np.abs(own).max()))
-    return float(np.max(differences))
+def _drawn(trained: TrainedModel, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Batches of noise, prepared."""
+    raw = (np.random.default_rng(n).integers(0, 256, (n, *trained.image_shape), np.uint8) for n in sizes)
+    return [np.asarray(trained.prepare(each), np.float32) for each in raw]
+
+
+def _compare(
+    trained: TrainedModel, logits: Logits, batches: Sequence[np.ndarray]
+) -> tuple[float, float, int]:
+    """How far logits are from the run's own, over the largest if above 1; how often classes agree; images."""
+    apply, differences, same = jax.jit(trained.model.apply), list[float](), list[np.ndarray]()
+    for image in batches:
+        own, other = np.asarray(apply(trained.variables, image)), logits(image)
+        differences.append(np.abs(other - own).max() / max(1.0, np.abs(own).max()))
+        same.append(other.argmax(1) == own.argmax(1))
+    hits = np.concatenate(same)
+    return float(np.max(differences)), float(hits.mean()), len(hits)
 
 
 def _compare_whole(trained: TrainedModel, probabilities: Logits) -> float:

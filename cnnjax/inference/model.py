@@ -157,7 +157,7 @@ class TrainedModel:
         """How often int8 gives the class of float32, in words; of an int8 network."""
         assert isinstance(self.model, int8.Int8)
         share, count = 100 * self.model.agreement, self.model.count
-        return f"int8: the class of float32 on {share:.1f} % of {count} calibration images"
+        return f"int8 and float32 agree on {share:.1f} % of {count} calibration images"
 
     def calibration_images(self, given: Images | None = None) -> np.ndarray:
         """Those of `calibration.choose` as the network takes them: float32 [N, H, W, C]."""

@@ -43,7 +43,7 @@ def loads_until(version: str = jaxlib.__version__) -> str:
 
 
 def description(
-    trained: TrainedModel, form: str, half: bool, batch_size: int | None, whole: bool = False
+    trained: TrainedModel, form: str, weights: str, batch_size: int | None, whole: bool = False
 ) -> dict[str, object]:
     """What another program must know: preprocessing, classes, and the run's whole config."""
     batch, classes = batch_size or "batch", len(trained.class_names)
@@ -57,7 +57,7 @@ def description(
     return {
         "format": form,
         **promise,
-        "weights": "float16" if half else "float32",
+        "weights": weights,
         "model": trained.spec,
         "input": {**given, "channel_order": "RGB" if trained.image_shape[2] == 3 else "grey"},
         "output": returned,

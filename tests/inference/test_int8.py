@@ -1,5 +1,6 @@
 """Networks in 8-bit integers against the same in float32."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import cnnjax
 from cnnjax.cli import main
@@ -97,7 +99,7 @@ def test_the_command_tells_agreement_and_takes_a_folder_for_calibration(
         assert main.run([*command, *words]) == 0
         said = capsys.readouterr()
         rows[words[0]] = [json.loads(line)["classes"][0] for line in said.out.splitlines()]
-    assert "int8: the class of float32 on " in said.err and " of 12 calibration images" in said.err
+    assert "int8 and float32 agree on " in said.err and " of 12 calibration images" in said.err
     own, whole = rows.values()
     assert [x["class"] for x in own] == [x["class"] for x in whole]
     assert 0 < max(abs(a["probability"] - b["probability"]) for a, b in zip(own, whole, strict=True)) < 0.05
@@ -155,3 +157,49 @@ def test_a_processor_without_integers_is_told_which_have_them(tiny_run, tmp_path
     assert done.returncode == 2
     assert "this processor has none of AVX512_VNNI, AVX_VNNI and AMX" in done.stderr
     assert "use bfloat16 or float32" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_export_to_onnx_has_integers_around_its_layers(sample_run, tmp_path, capsys):
+    """Weights of each channel in 8 bits, the last dense layer in float32, batches of any size."""
+    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not here")
+    pytest.importorskip("jax2onnx", reason="the converter is not here: the extra `onnx`")
+    runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not here")
+    for asked in map(Requirement, importlib.metadata.requires("cnnjax")):
+        if asked.name == "jax" and "onnx" in str(asked.marker) and jax.__version__ not in asked.specifier:
+            pytest.skip(f"the extra `onnx` asks for jax{asked.specifier}, here is {jax.__version__}")
+    file = tmp_path / "net.onnx"
+    words = [f"--workdir={sample_run}", "--format=onnx", f"--out={file}", "--dtype=int8"]
+    assert main.run(["export", *words]) == 0
+    assert "int8 and float32 agree on " in capsys.readouterr().out
+    assert json.loads((tmp_path / "net.onnx.json").read_text())["weights"] == "int8"
+    graph = onnx.load(file).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Conv") == 2 and not {"Sub", "Mul", "Sqrt"} & set(kinds)  # BatchNorm is folded
+    read = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            x, kernel = (read[name] for name in node.input[:2])
+            assert weights[kernel.input[0]].dtype == np.int8 and weights[x.input[1]].shape == ()
+            assert weights[kernel.input[1]].shape == weights[kernel.input[0]].shape[:1]
+    trained, source = cnnjax.load_run(sample_run), datasets.load("fashion_mnist_mini", "test")
+    session = runtime.InferenceSession(file)
+    for count in (1, 100):
+        images = np.asarray(trained.prepare(source.images[:count]))
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+        wanted = trained.model.apply(trained.variables, images)
+        assert (logits.argmax(1) == wanted.argmax(1)).mean() >= 0.97
+        assert 0 < abs(logits - wanted).max() < 0.05 * abs(wanted).max()
+
+
+def test_mistakes_of_an_export_in_integers_are_told_in_one_line(tiny_run, tmp_path, capsys):
+    for flags, wanted in {
+        "--format=stablehlo --dtype=int8": "dtype=int8: allowed with format onnx",
+        "--format=onnx --dtype=int8 --half": "without half and with_preprocessing",
+        "--format=onnx --dtype=bfloat16": "unknown dtype 'bfloat16'",
+        "--format=onnx --calibration=x": "calibration is of dtype=int8",
+    }.items():
+        out = tmp_path / f"net.{flags[9:].split(' ')[0]}"
+        assert main.run(["export", f"--workdir={tiny_run}", *flags.split(" "), f"--out={out}"]) == 2
+        error = capsys.readouterr().err
+        assert wanted in error and error.count("\n") == 1
