@@ -103,11 +103,12 @@ def export(
     trained = dataclasses.replace(trained, model=trained.model.clone(dtype=jnp.float32))
     kept, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
     stored = dataclasses.replace(trained, variables=_cast(trained.variables, kept))
+    agreement, count = None, 0
     with replacing(path) as written:
         if with_preprocessing and write_whole:
             what, limit = "probabilities", PIXEL_TOLERANCE
             write_whole(stored, written)
-            difference, *same = (_compare_whole(trained, read(trained, written)),)
+            difference = _compare_whole(trained, read(trained, written))
         else:
             what = "logits"
             write(stored, written, batch_size)
@@ -116,14 +117,14 @@ def export(
             else:
                 onnx_int8.quantize(written, images, batch_size or BATCH)
                 batches, limit = np.split(images, len(images) // (batch_size or BATCH)), INT8_TOLERANCE
-            difference, *same = _compare(trained, read(trained, written), batches)
+            difference, agreement, count = _compare(trained, read(trained, written), batches)
         if not difference <= limit:
             problem = f"the {what} differ by {difference:.1e}, more than {limit}"
             raise UserError(f"format {form}: {problem}; nothing was written")
     stored_as = "int8" if images is not None else jnp.dtype(kept).name
     facts = sidecar.description(trained, form, stored_as, batch_size, with_preprocessing)
     atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
-    return Exported(path.stat().st_size, difference, *same)
+    return Exported(path.stat().st_size, difference, agreement, count)
 
 
 def _images(
