@@ -42,7 +42,8 @@ def quantize(file: Path, images: np.ndarray, batch_size: int) -> None:
     onnxruntime.set_default_logger_severity(3)  # errors: of each constant that folding leaves it warns
     logging.disable(logging.WARNING)
     try:
-        with scratch_folder() as folder:
+        # Padding by -inf before a pooling has no finite range, which is computed and not used.
+        with scratch_folder() as folder, np.errstate(invalid="ignore"):
             onnx.save(_foldable(onnx.load(file)), folder / "plain.onnx")
             quant_pre_process(folder / "plain.onnx", folder / "folded.onnx", skip_symbolic_shape=True)
             folded = onnx.load(folder / "folded.onnx")

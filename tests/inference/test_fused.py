@@ -138,6 +138,7 @@ def test_a_network_with_other_operations_has_no_program(operation):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the ImageNet stem leaves little")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", SIDES)
 def test_logits_of_all_networks_are_those_of_the_plain_ones(name, dtype):

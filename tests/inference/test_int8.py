@@ -56,6 +56,7 @@ def test_logits_are_near_those_of_float32(name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the ImageNet stem leaves little")
 @vnni
 @pytest.mark.parametrize("name", SIDES)
 def test_each_network_has_integers_for_its_convolutions(name):
