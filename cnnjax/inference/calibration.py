@@ -27,7 +27,10 @@ def choose(
         if (known := with_data(config, given, image_shape)) is None:
             wanted = "name a folder of images or a data set, as in --calibration=FOLDER (calibration=...)"
             raise UserError(f"dtype=int8 is calibrated on images, and weights {name} come without; {wanted}")
-        source = _held_out(known, recipe)
+        try:
+            source = _held_out(known, recipe)
+        except UserError as error:
+            raise UserError(str(error).replace("config.data.name", "calibration", bool(given))) from None
         return [np.asarray(source[i]["image"]) for i in _spread(len(source))]
     images = [image for _, image in name_images(given)]
     if not images:

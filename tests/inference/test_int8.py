@@ -16,6 +16,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
 from cnnjax.inference import int8
+from cnnjax.inference.model import untrained
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
 from tests.inference.test_fused import SIDES, variables_of
@@ -127,7 +128,7 @@ def test_mistakes_are_told_in_one_line(tiny_run, tmp_path, capsys):
     image.write_bytes(b"no image")
     words = {
         "--dtype=bfloat16 --calibration=x": "calibration is of dtype=int8, not bfloat16",
-        "--dtype=int8 --calibration=nowhere": "nowhere",
+        "--dtype=int8 --calibration=nowhere": "calibration: unknown data set 'nowhere'",
         f"--dtype=int8 --calibration={tmp_path}": "calibration: ",
         "--dtype=int4": "unknown dtype 'int4'",
     }
@@ -135,6 +136,8 @@ def test_mistakes_are_told_in_one_line(tiny_run, tmp_path, capsys):
         assert main.run(["predict", str(image), f"--workdir={tiny_run}", *flags.split(" ")]) == 2
         error = capsys.readouterr().err
         assert wanted in error and error.count("\n") == 1
+    with pytest.raises(UserError, match="weights simple_cnn come without; name a folder of images or a data"):
+        untrained("simple_cnn").with_dtype("int8")
     whole = cnnjax.load_run(tiny_run, dtype="int8")
     with pytest.raises(UserError, match="classes, not features"):
         whole.features(np.zeros(whole.image_shape, np.uint8))
