@@ -48,9 +48,8 @@ def differences(name):
 
 
 @vnni
-@pytest.mark.parametrize("name", ["resnet20_cifar", "mobilenet_v2"])
-def test_logits_are_near_those_of_float32(name):
-    difference, steps = differences(name)
+def test_logits_are_near_those_of_float32():
+    difference, steps = differences("resnet20_cifar")
     products = [step for step in steps if step.kind in ("conv", "dense")]
     assert [step.scales is None for step in products] == [False] * (len(products) - 1) + [True]
     assert 0 < difference < 0.1
