@@ -181,8 +181,9 @@ def airbench(*, toy: bool, data: str) -> None:
             raise SystemExit((done.stderr.strip().splitlines() or ["no words"])[-1])
         for row in results.read(folder / "runs" / "results.csv"):
             score = row.get("test_ema_accuracy") or row["test_accuracy"]
-            say(case=f"{data}, seed {row['seed']}", measure="test accuracy", value=score)
-            say(case=f"{data}, seed {row['seed']}", measure="trained in, s", value=row["seconds"])
+            case = f"{values['data.name']}, seed {row['seed']}"
+            say(case=case, measure="test accuracy", value=score)
+            say(case=case, measure="trained in, s", value=row["seconds"])
 
 
 def feed(*, toy: bool) -> None:
