@@ -122,7 +122,8 @@ def configs() -> str:
     rows = ["| field | default | meaning and allowed values | example |", "|---|---|---|---|"]
     for name, field in config.FIELDS.items():
         meaning = f"{field.meaning}{f'; {field.allowed.words}' if field.allowed else ''}"
-        cells = (f"`{name}`", f"`{field.default!r}`", meaning, f"`{field.example!r}`")
+        example = f"<code>{field.example!r}</code>"  # in backticks &#124; would not be |
+        cells = (f"`{name}`", f"`{field.default!r}`", meaning, example)
         rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
 
