@@ -32,7 +32,7 @@ RUNS_CODE = {"eval", "exec", "compile", "__import__", "system", "popen", "extrac
 MAY = {
     ("__init__.py", "import_module"),
     ("models/__init__.py", "import_module"),
-    ("config.py", "run_path"),
+    ("runs/config_files.py", "run_path"),
     ("cli/completion.py", "import_module"),
     ("cli/main.py", "import_module"),
     ("profiling/peers/keras.py", "import_module"),
