@@ -19,7 +19,7 @@ def evaluate(
     split: Flag[str, "train, validation or test"] = "test",
     data: Flag[str | None, "another data set, its labels matched by class name"] = None,
     dtype: Flag[
-        str | None, "float32, bfloat16 or int8; the last two beside float32 (default: the run's)"
+        str | None, "float32, bfloat16 or int8; the last two are compared with float32 (default: the run's)"
     ] = None,
     calibration: Flag[str | None, CALIBRATION] = None,
     json: Json = False,
@@ -36,7 +36,7 @@ def evaluate(
     score = functools.partial(evaluate_loaded, split=split, data=data)
     if dtype is None:
         if calibration:
-            raise UserError("--calibration is of --dtype=int8")
+            raise UserError("--calibration needs --dtype=int8; add it, or leave --calibration out")
         metrics = plain(score(trained)[0])
         print_result(metrics, json, *metrics_tables(metrics, trained.facts.class_names))
         return

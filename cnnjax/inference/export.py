@@ -137,7 +137,7 @@ def _images(
         raise unknown("dtype", dtype, ("float32", "int8"))
     if dtype == "float32":
         if calibration is not None:
-            raise UserError("calibration is of dtype=int8; leave it out")
+            raise UserError("calibration needs dtype=int8; leave it out")
         return None
     if form != "onnx" or others:
         raise UserError("dtype=int8: allowed with format onnx, without half and with_preprocessing")

@@ -150,7 +150,7 @@ class TrainedModel:
         if dtype == "int8":
             return self._in_integers(calibration)
         if calibration is not None:
-            raise UserError(f"calibration is of dtype=int8, not {dtype}; leave it out")
+            raise UserError(f"calibration needs dtype=int8, not {dtype}; leave it out")
         return dataclasses.replace(self, model=self.model.clone(dtype=jnp.dtype(dtype)))
 
     def agreement(self) -> str:

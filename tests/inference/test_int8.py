@@ -126,7 +126,7 @@ def test_mistakes_are_told_in_one_line(tiny_run, tmp_path, capsys):
     image = tmp_path / "x.png"
     image.write_bytes(b"no image")
     words = {
-        "--dtype=bfloat16 --calibration=x": "calibration is of dtype=int8, not bfloat16",
+        "--dtype=bfloat16 --calibration=x": "calibration needs dtype=int8, not bfloat16",
         "--dtype=int8 --calibration=nowhere": "calibration: unknown data set 'nowhere'",
         f"--dtype=int8 --calibration={tmp_path}": "calibration: ",
         "--dtype=int4": "unknown dtype 'int4'",
@@ -200,7 +200,7 @@ def test_mistakes_of_an_export_in_integers_are_told_in_one_line(tiny_run, tmp_pa
         "--format=stablehlo --dtype=int8": "dtype=int8: allowed with format onnx",
         "--format=onnx --dtype=int8 --half": "without half and with_preprocessing",
         "--format=onnx --dtype=bfloat16": "unknown dtype 'bfloat16'",
-        "--format=onnx --calibration=x": "calibration is of dtype=int8",
+        "--format=onnx --calibration=x": "calibration needs dtype=int8",
     }.items():
         out = tmp_path / f"net.{flags[9:].split(' ')[0]}"
         assert main.run(["export", f"--workdir={tiny_run}", *flags.split(" "), f"--out={out}"]) == 2
