@@ -118,7 +118,7 @@ FIELDS: dict[str, Field] = {
     "augment.train": Field(
         "normalize", "augmentations, joined by |", "random_crop(28, padding=2)|mirror|normalize"
     ),
-    "augment.eval": Field("normalize", "for evaluation and prediction", "center_crop(24)|normalize"),
+    "augment.eval": Field("normalize", "for evaluation and prediction", "center_crop(28)|normalize"),
     "loss.label_smoothing": Field(0.0, "epsilon, spread over all classes", 0.1, _FRACTION),
     "loss.aux_weight": Field(0.3, "loss weight of each auxiliary head", 0.4, _FROM_0),
     "loss.distill": Field("", "teacher and its share of the loss", 'distill("runs/big", alpha=0.5)'),
