@@ -104,5 +104,6 @@ def figure(groups: Mapping[str, Sequence[Row]], out: Path, columns: Mapping[str,
     for axes, (column, words) in zip(panels, columns.items(), strict=True):
         draw(axes, groups, out, column, error=True)
         axes.set(ylabel=f"{words} %", ylim=(0, None))
-    panels[-1].legend(fontsize=8)
+    if groups:
+        panels[-1].legend(fontsize=8)
     return drawn

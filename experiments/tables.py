@@ -140,7 +140,9 @@ class Difference:
         return abs(self.value) > 2 * self.error
 
     def points(self) -> str:
-        """'+0.42 ± 0.11 points'."""
+        """'+0.42 ± 0.11 points'; 'unknown' without runs."""
+        if math.isnan(self.value):
+            return "unknown"
         error = "" if math.isinf(self.error) else f" ± {100 * self.error:.2f}"
         return f"{100 * self.value:+.2f}{error} points"
 
@@ -160,8 +162,10 @@ def scores(rows: Sequence[Row], column: str = "test_accuracy") -> list[float]:
 
 
 def size(*groups: Sequence[Row], pixels: int = 32) -> str:
-    """'32x32, 20 epochs, 3 seeds': what a verdict is said of."""
+    """'32x32, 20 epochs, 3 seeds': what a verdict is said of; 'no run' before the first."""
     rows = [row for group in groups for row in group]
+    if not rows:
+        return "no run"
     epochs = sorted({float(row["epochs"]) for row in rows})
     between = f"{epochs[0]:g}" if len(epochs) == 1 else f"{epochs[0]:g} to {epochs[-1]:g}"
     count = min(map(len, groups))

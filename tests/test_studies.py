@@ -1,12 +1,16 @@
 """The studies: their queue, their verdicts, and a run of each cut down to two steps."""
 
+import csv
+import dataclasses
 import math
+import re
 import signal
 
 import pytest
 
 from cnnjax.cli import main
 from cnnjax.models import create_model
+from cnnjax.runs.results import read_results
 from cnnjax.runs.signals import Interrupted
 from experiments import run_all, studies, tables
 
@@ -22,6 +26,33 @@ def test_every_run_of_a_study_is_one_of_its_own(study):
     assert not planned[0].later
     for run in planned:
         create_model(str(run.values["model"]), num_classes=10)
+
+
+@pytest.mark.parametrize("study", ALL, ids=[study.name for study in ALL])
+def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
+    """The queue draws after each run, when most of what a verdict compares is not there."""
+    out = tmp_path / study.name
+    out.mkdir(parents=True)
+    (out / "sweep.json").write_text(study.config().to_json())
+    like = read_results(studies.ROOT / "experiments" / "why_convolution")[0]
+    run = study.planned()[0]
+    row = {"run": "one"} | run.fields() | {"seed": run.seed}
+    row |= {name: value for name, value in like.items() if name not in ("model", *row)}
+    measured: dict[str, float] = {}  # whatever columns the study asks for
+    while True:
+        with (out / "results.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*row, *measured])
+            writer.writeheader()
+            writer.writerow(row | measured)
+        unmeasured = dataclasses.replace(study, measure=None)
+        try:
+            page = unmeasured.text(out)
+            break
+        except KeyError as error:
+            assert error.args[0] not in measured
+            measured[error.args[0]] = 0.5
+    assert not re.search("holds|reverse|worse|nan", page.partition("**Verdict.**")[2])
+    unmeasured.figure(unmeasured, out)
 
 
 def test_the_queue_names_what_has_no_row(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
 
 def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = by_test(study, out)
-    first, *_, last = groups
+    first, last = next(iter(groups)), next(reversed(groups))
     apart = tables.difference(*(tables.scores(groups[kind]) for kind in (first, last)))
     size = tables.size(*groups.values(), pixels=study.side)
     return studies.Claim(
