@@ -106,7 +106,7 @@ def ceiling() -> str:
 
 NOTES = {
     "training error %": "Training error: over the steps of the last epoch. ",
-    "minutes a run": "Minutes: steps x batch / images per second of two idle cores (`speeds.csv`). ",
+    "minutes a run": "Minutes: steps x batch / images per second of an idle machine (`speeds.csv`). ",
 }
 
 
