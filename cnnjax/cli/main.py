@@ -24,29 +24,30 @@ from cnnjax.runs.signals import Interrupted, end_at_once
 _DEFAULT_FORMAT = warnings.formatwarning
 USAGE = """usage: cnnjax COMMAND [--flag=value ...]
 
-  train      train a network, or resume a run            --config=NAME|FILE --config.a.b=value --workdir=DIR
-  sweep      several configs and seeds, in one table     --set FIELD=A,B,C --seeds=N --random=M --out=DIR
-  study      repeat one of the project's studies         NAME --size=hour | minute | paper
-  launch     one training run in several processes       --processes=N --max_restarts=M -- train --workdir=DIR
-  evaluate   metrics of a run on one split               --workdir=DIR --split=test --checkpoint=last
-  predict    classify images                             --workdir=DIR IMAGE... --json --explain=METHOD
-  explore    a local page to look inside a network       --workdir=DIR | --model=NAME
-  report     report of a run or sweep, or a comparison   DIR...
-  probe      linear probe and nearest neighbours         --model=NAME --weights=SOURCE --data=NAME
-  export     a network for other programs                --workdir=DIR --format=onnx --out=FILE
-  data       list, prepare or inspect data sets          prepare NAME --out=DIR | inspect NAME --out=FILE.png
-  models     the networks, or the layers of one          [GLOB | NAME] --image_size=N --memory --batch_size=B
-  compile    predicted cost of a step on other hardware  --config=NAME --topology=v5e:2x4 | cpu:8
-  weights    import or export PyTorch weights            import FILE --model=NAME --workdir=DIR | export FILE
-  push       upload a network to the Hugging Face Hub    --workdir=DIR hf:USER/NAME | --out=DIR
-  checkpoint list, verify or prune checkpoints           list | verify | prune --workdir=DIR --keep=N
-  replay     repeat a non-finite step, layer by layer    --workdir=DIR --step=N
-  bench      speed of a step, predict or the input       train|predict --model=NAME --against=torch | data
-  completion tab completion for your shell               bash | zsh | fish
+  train       train a network, or resume a run: --config=NAME --workdir=DIR
+  sweep       train several configs and seeds, in one table: --set FIELD=A,B
+  study       repeat one of the project's studies: NAME --size=hour
+  launch      one training run in several processes: -- train --workdir=DIR
+  evaluate    metrics of a run on one split: --workdir=DIR --split=test
+  predict     classify images: --workdir=DIR IMAGE... --explain=METHOD
+  explore     a local page to look inside a network: --workdir=DIR
+  report      report of a run or sweep, or a comparison: DIR...
+  probe       linear probe and nearest neighbours: --model=NAME --data=NAME
+  export      a network for other programs: --format=onnx --out=FILE
+  data        list, prepare or inspect data sets: inspect NAME
+  models      the networks, or the layers of one: [GLOB | NAME]
+  compile     predicted cost of a step on other hardware: --topology=v5e:2x4
+  weights     import or export PyTorch weights: import FILE --model=NAME
+  push        upload a network to the Hugging Face Hub: hf:USER/NAME
+  checkpoint  list, verify or prune checkpoints: list --workdir=DIR
+  replay      repeat a non-finite step, layer by layer: --step=N
+  bench       speed of a step, predict or the input: train --model=NAME
+  completion  tab completion for your shell: bash | zsh | fish
 
---model=NAME --weights=torchvision uses pretrained weights instead of the run of --workdir=DIR.
-`cnnjax COMMAND --help` lists the flags of a command, with examples. Every command takes --offline to use
-no network. `cnnjax --version` prints the versions."""
+--model=NAME --weights=torchvision uses pretrained weights instead of the run
+of --workdir=DIR. `cnnjax COMMAND --help` lists all flags of a command, with
+examples. Every command takes --offline to use no network.
+`cnnjax --version` prints the versions."""
 COMMANDS = [line.split()[0] for line in USAGE.splitlines() if line.startswith("  ")]
 OFFLINE, VARIABLE = {"--offline", "-offline"}, "CNNJAX_OFFLINE"  # read in `data.web`
 # Files of the commands that share one. A command's libraries are imported when it runs, not before.

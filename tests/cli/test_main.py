@@ -77,6 +77,7 @@ def test_data_and_models_list_what_there_is(capsys):
 def test_the_help_names_every_command(capsys):
     assert main.run(["--help"]) == 0
     printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
     assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")] == main.COMMANDS
     files = {file.stem for file in Path(main.__file__).parent.glob("*.py") if "@command(" in file.read_text()}
     assert {main.SHARED.get(command, command) for command in main.COMMANDS} == files
