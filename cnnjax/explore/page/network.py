@@ -106,6 +106,11 @@ class Network:
             probabilities = self.trained.predict(image, batch_size=1)[0].probabilities
         return Seen(picture, inputs, probabilities, values)
 
+    def _compile(self) -> None:
+        """Passes a black image forward, so that the first upload waits for no test image to be read."""
+        with self.lock:
+            self.pass_forward(np.zeros(self.trained.image_shape, np.uint8), self.trained.variables)
+
     def _values(self, variables: Variables, images: Array) -> tuple[Array, Array, list[Array]]:
         inputs = self.trained.prepare(images)
         keep = [stage.layer for stage in self.rows]
@@ -153,7 +158,7 @@ class Network:
         """Compiles in the background what the first clicks need, most wanted first."""
 
         def work() -> None:
-            for step in (lambda: self.seen("s0"), *then, lambda: self.peaks(0)):
+            for step in (self._compile, lambda: self.seen("s0"), *then, lambda: self.peaks(0)):
                 try:
                     step()
                 except UserError:  # which the page tells beside the click that meets it

@@ -248,6 +248,6 @@ def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> 
         except OSError as error:
             raise UserError(f"port={port} cannot be opened ({error.strerror}); try port=0") from None
         opened.listen()
-        announce(f"http://{ADDRESS}:{opened.getsockname()[1]}")
         page.views.network.warm([page.reasons.warm])
+        announce(f"http://{ADDRESS}:{opened.getsockname()[1]}")
         Server(settings(app)).run(sockets=[opened])
