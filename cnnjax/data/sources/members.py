@@ -53,21 +53,26 @@ class Members:
             self._sort()
 
     def _sort(self) -> None:
-        names = np.fromiter(self.names(), object, len(self))
+        lengths = np.diff(self._bounds)
+        most = int(lengths.max())  # a name that is far longer than the others would widen the column of all
+        width = f"S{most}" if most * len(self) <= 3 * len(self._text) else object
+        names = np.fromiter((name.encode(*AS_IT_IS) for name in self.names()), width, len(self))
         order = np.argsort(names, kind="stable")
         last = np.ones(len(self), bool)
-        last[:-1] = names[order[1:]] != names[order[:-1]]
+        for start in range(0, len(self), CHUNK):
+            few = names[order[start : start + CHUNK + 1]]
+            last[start : start + len(few) - 1] = few[1:] != few[:-1]
         (first,) = np.nonzero(~last)
         self.twins = [self[i] for i in order[np.union1d(first, first + 1)].tolist()]
         order = order[last]
         if self._own:
             self._own = {new: self._own[old] for new, old in enumerate(order.tolist()) if old in self._own}
-        self._text, bounds = bytearray(), array.array("q", [0])  # here, as the old text is a third of all
-        for name in names[order]:
-            self._text += name.encode(*AS_IT_IS)
-            bounds.append(len(self._text))
+        self._text = bytearray()  # here, as the old text is a third of all
+        for start in range(0, len(order), CHUNK):
+            self._text += b"".join(names[order[start : start + CHUNK]].tolist())
         del names
-        self._bounds, self._table = np.frombuffer(bounds, np.int64), self._table[order]
+        self._bounds = np.concatenate([[0], np.cumsum(lengths[order])])
+        self._table = self._table[order]
 
     def __len__(self) -> int:
         return len(self._table)

@@ -112,7 +112,8 @@ def digest(*parts: object) -> str:
             sha.update(np.ascontiguousarray(part).data)
         else:
             data = part if isinstance(part, bytearray) else str(part).encode(errors="surrogatepass")
-            sha.update(f"str{len(data)}:".encode() + data)
+            sha.update(f"str{len(data)}:".encode())
+            sha.update(data)
     return sha.hexdigest()
 
 
