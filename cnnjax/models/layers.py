@@ -10,6 +10,7 @@ from jax import Array
 from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, Net, he_normal, scaled
+from cnnjax.ops.activations import identity
 from cnnjax.ops.shapes import Padding, Size, pair
 
 ones, zeros, lecun_normal = nn.initializers.ones, nn.initializers.zeros, nn.initializers.lecun_normal()
@@ -98,7 +99,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         return self._normalize(x)
 
-    def _normalize(self, x: Array, *, relu: bool = False, pool: int = 1) -> Array:
+    def _normalize(self, x: Array, *, act: Activation = identity, pool: int = 1) -> Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
@@ -106,9 +107,9 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x, epsilon = x.astype(self.dtype), self.epsilon
         if not self.train or self.has_variable("frozen", "statistics"):
-            norm = partial(ops.batch_norm_inference, epsilon=epsilon, relu=relu, pool=pool)
+            norm = partial(ops.batch_norm_inference, epsilon=epsilon, act=act, pool=pool)
             return norm(x, scale, bias, mean.value, var.value)
-        train = partial(ops.batch_norm_train, epsilon=epsilon, relu=relu, pool=pool, groups=self.groups)
+        train = partial(ops.batch_norm_train, epsilon=epsilon, act=act, pool=pool, groups=self.groups)
         y, batch_mean, batch_var = train(x, scale, bias)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
@@ -123,17 +124,17 @@ class BatchNormRelu(BatchNorm):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return self._normalize(x, relu=True, pool=self.pool)
+        return self._normalize(x, act=ops.relu, pool=self.pool)
 
 
 class BatchNormAct(BatchNorm):
-    """`BatchNorm`, then an activation other than ReLU."""
+    """`BatchNorm`, then an activation: one pass on a CPU for ReLU6, SiLU and hard swish."""
 
     act: Activation = ops.silu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return self.act(self._normalize(x))
+        return self._normalize(x, act=self.act)
 
 
 class Relu(nn.Module):

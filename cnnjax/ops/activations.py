@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from cnnjax.errors import by_name
 from cnnjax.ops.cpu import make_activation, materialized, takes
 
+Activation = Callable[[jax.Array], jax.Array]
+
 
 def identity(x: jax.Array) -> jax.Array:
     """Returns x, for a linear layer."""
@@ -54,7 +56,7 @@ def silu(x: jax.Array) -> jax.Array:
     return _silu_on_cpu(x) if takes(x) else jax.nn.silu(x)
 
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": jax.nn.gelu,  # the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2)
     "identity": identity,
     "relu": relu,
@@ -65,6 +67,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+def activation(name: str) -> Activation:
     """The activation function of a name, float [...] -> float [...] of the same shape and dtype."""
     return by_name("activation", name, ACTIVATIONS)

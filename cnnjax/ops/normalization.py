@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from cnnjax.errors import UserError
+from cnnjax.ops.activations import Activation, identity, relu, silu
 from cnnjax.ops.cpu import (
     make_batch_norm,
     make_layer_norm,
@@ -89,7 +90,7 @@ def batch_norm_train(
     bias: jax.Array,
     *,
     epsilon: float = 1e-5,
-    relu: bool = False,
+    act: Activation = identity,
     pool: int = 1,
     groups: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -102,17 +103,17 @@ def batch_norm_train(
     The gradient takes two sums over x (the paper's section 3, in closed form); all orders have one.
     x is float [..., C], scale and bias float32 [C]; y is of the dtype of x; mean and biased variance over all
     axes but the last are float32 [C], averaged over groups (the variance within them, not between them).
-    `relu` makes y max(y, 0), and `pool`, of [B, H, W, C], then takes `max_pool` with windows of `pool` pixels
-    a side, gradient in reverse mode only; on a CPU, with windows of 2, pooling is cheaper here than
-    afterwards. `groups` of equal size, of consecutive examples, are each normalized by statistics of their
-    own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
+    y ends with the activation `act`; `pool`, of [B, H, W, C], then takes `max_pool` with windows of `pool`
+    pixels a side, gradient in reverse mode only. On a CPU ReLU, ReLU6, SiLU, hard swish, and windows of 2
+    after ReLU are cheaper here than afterwards. `groups` of equal size, of consecutive examples, are each
+    normalized by statistics of their own ("ghost batches", Hoffer et al. 2017, 1705.08741, algorithm 1).
     Raises: UserError if x holds no values, scale and bias are not [C], or x has no such groups.
     """
     _check_channels(x, scale=scale, bias=bias)
     if x.size == 0:
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
     devices = axis_size("data")
-    in_groups = functools.partial(batch_norm_in_groups, x, scale, bias, epsilon=epsilon, relu=relu)
+    in_groups = functools.partial(batch_norm_in_groups, x, scale, bias, epsilon=epsilon)
     if groups > 1:
         y, mean, var = in_groups(groups=groups)
     elif devices > 1 and x.shape[0] % devices == 0:
@@ -120,19 +121,38 @@ def batch_norm_train(
         y, mean, var = in_groups(groups=devices, gather=together)
     elif takes(x) and scale.dtype == bias.dtype == jnp.float32:
         even = x.ndim == 4 and x.shape[1] % 2 == x.shape[2] % 2 == x.shape[3] % 16 == 0
-        inside = 2 if pool == 2 and even else 1
-        y, mean, var = _batch_norm_on_cpu(x, scale, bias, epsilon=epsilon, relu=relu, pool=inside)
-        pool //= inside
+        name = _FUSED.get(act, "identity")
+        inside = 2 if pool == 2 and even and act in (identity, relu) else 1
+        y, mean, var = _batch_norm_on_cpu(x, scale, bias, epsilon=epsilon, act=name, pool=inside)
+        pool, act = pool // inside, identity if act in _FUSED else act
     else:
-        y, mean, var = _batch_norm_in_xla(x, scale, bias, epsilon=epsilon, relu=relu)
+        y, mean, var = _batch_norm_in_xla(x, scale, bias, epsilon=epsilon)
+    y = _in_xla(act)(y)
     return (y if pool == 1 else max_pool(y, pool)), mean, var
 
 
+# The names that the kernels know activations by.
+_FUSED: dict[Activation, str] = {
+    identity: "identity", relu: "relu", jax.nn.relu6: "relu6", silu: "silu", jax.nn.hard_swish: "hard_swish"
+}  # fmt: skip
+
+
+def _in_xla(act: Activation) -> Activation:
+    """ReLU that XLA computes in the pass before it, which `relu` does not let it."""
+    return jax.nn.relu if act is relu else act
+
+
 def _batch_norm_in_xla(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool, pool: int = 1
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *,
+    epsilon: float,
+    act: str = "identity",
+    pool: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y, mean, var = _normalize(_widen(x), scale, bias, epsilon, tuple(range(x.ndim - 1)), None)
-    y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    y = (y if act == "identity" else getattr(jax.nn, act)(y)).astype(x.dtype)
     if pool > 1:
         window = (pool, pool)
         y, _ = max_windows_and_places(y, window=window, strides=window, sides=((0, 0), (0, 0)))
@@ -201,7 +221,6 @@ def batch_norm_in_groups(
     *,
     groups: int,
     epsilon: float = 1e-5,
-    relu: bool = False,
     gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`batch_norm_train` in groups; if `gather` brings their rows [2 C] together, by shared statistics."""
@@ -209,7 +228,7 @@ def batch_norm_in_groups(
         raise UserError(f"batch normalization of x {x.shape} in {groups} groups: they must divide the batch")
     wide = _widen(x).reshape(groups, x.shape[0] // groups, *x.shape[1:])
     y, mean, var = _normalize(wide, scale, bias, epsilon, tuple(range(1, wide.ndim - 1)), gather)
-    y = (jax.nn.relu(y) if relu else y).astype(x.dtype).reshape(x.shape)
+    y = y.astype(x.dtype).reshape(x.shape)
     return y, mean.reshape(-1, x.shape[-1]).mean(0), var.reshape(-1, x.shape[-1]).mean(0)
 
 
@@ -221,14 +240,14 @@ def batch_norm_inference(
     var: jax.Array,
     *,
     epsilon: float = 1e-5,
-    relu: bool = False,
+    act: Activation = identity,
     pool: int = 1,
 ) -> jax.Array:
     """Batch normalization with running statistics, in float32, all [C] (arXiv:1502.03167, algorithm 2)."""
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
     factor = lax.rsqrt(var + epsilon) * scale
     y = (_widen(x) - _like(x, mean)) * _like(x, factor) + _like(x, bias)
-    y = (jax.nn.relu(y) if relu else y).astype(x.dtype)
+    y = _in_xla(act)(y.astype(x.dtype))
     return y if pool == 1 else max_pool(y, pool)
 
 

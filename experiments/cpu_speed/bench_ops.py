@@ -34,7 +34,7 @@ def cases() -> dict[str, tuple[Callable[..., jax.Array], tuple[tuple[int, ...], 
 
     def norm(x: tuple[int, ...], pool: int = 1):
         def run(image: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-            return ops.batch_norm_train(image, scale, bias, relu=True, pool=pool)[0]
+            return ops.batch_norm_train(image, scale, bias, act=ops.relu, pool=pool)[0]
 
         name = "BatchNorm and ReLU" if pool == 1 else f"BatchNorm, ReLU and max pool {pool}x{pool}"
         return f"{name} of {_show(x)}", (run, (x, x[-1:], x[-1:]))

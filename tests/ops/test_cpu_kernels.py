@@ -165,33 +165,73 @@ def test_windows_of_three_in_bfloat16_are_those_of_xla(kernel, size, padding, th
         library().cnnjax_start(thread_count())
 
 
+IDENTITY = ops.activation("identity")
+FUSED = [IDENTITY, ops.relu, jax.nn.relu6, ops.silu, jax.nn.hard_swish]  # in the pass of batch normalization
+
+
 @settings(examples, max_examples=5)
-@given(st.integers(1, 90), st.integers(1, 3), st.integers(1, 70), st.booleans(), dtypes)
-def test_batch_norm_and_its_gradients_are_those_of_xla(rows, width, channels, relu, dtype):
+@given(st.integers(1, 90), st.integers(1, 3), st.integers(1, 70), st.sampled_from(FUSED), dtypes)
+def test_batch_norm_and_its_gradients_are_those_of_xla(rows, width, channels, act, dtype):
     x = normal(0, (rows, width, channels), dtype, mean=2.0)
     scale, bias = normal(1, (channels,)), normal(2, (channels,))
     assume(rows * width >= 8)  # a variance of almost nothing makes any rounding large
-    y, mean, var = jax.jit(functools.partial(ops.batch_norm_train, relu=relu))(x, scale, bias)
+    y, mean, var = jax.jit(functools.partial(ops.batch_norm_train, act=act))(x, scale, bias)
     exact = np.asarray(x, np.float64).reshape(-1, channels)
     assert mean.dtype == var.dtype == jnp.float32 and y.dtype == x.dtype
     assert distance(mean, exact.mean(0)) < 1e-6 and distance(var, exact.var(0)) < 1e-5
-    function = functools.partial(ops.batch_norm_train, relu=relu)
+    function = functools.partial(ops.batch_norm_train, act=act)
     compare(lambda *arrays: function(*arrays)[0], [x, scale, bias], dtype)
 
 
-def pooled(x, scale, bias, relu=True):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("act", FUSED, ids=["identity", "relu", "relu6", "silu", "hard_swish"])
+def test_batch_norm_and_its_activation_are_one_pass_with_the_derivatives_of_jax(act, dtype):
+    """Also where the activation's slope jumps: channels of scale 0 are their bias everywhere."""
+    plain = jax.nn.relu if act is ops.relu else act
+    bias = jnp.resize(jnp.float32([-3, -0.0, 0, 3, 6, 20, -20, 0.5]), 24)
+    scale = jnp.where(jnp.arange(24) < 8, 0, 2 + normal(1, (24,)))
+    arrays = 3 * normal(0, (37, 5, 24), dtype), scale, bias
+    dy = jnp.cos(jnp.arange(37 * 5 * 24.0)).reshape(37, 5, 24).astype(dtype)
+
+    def run(dy, *arrays):
+        y, pullback = jax.vjp(lambda *arrays: ops.batch_norm_train(*arrays, act=act)[0], *arrays)
+        return y, *pullback(dy)
+
+    def run_in_float32(*arrays):
+        y, pullback = jax.vjp(lambda *arrays: plain(ops.batch_norm_train(*arrays)[0]), *arrays[1:])
+        return y, *pullback(arrays[0])
+
+    lowered = jax.jit(run).lower(dy, *arrays)
+    with cpu.paused():
+        wanted = jax.jit(run_in_float32)(*(array.astype(jnp.float32) for array in (dy, *arrays)))
+    for got, exact in zip(lowered.compile()(dy, *arrays), wanted, strict=True):
+        for channels in (np.s_[..., :5], np.s_[..., 5:8], np.s_[..., 8:]):
+            assert distance(got[channels], exact[channels]) < TOLERANCE[dtype]
+    lines = [line.strip() for line in lowered.as_text().splitlines()]
+    of_x = [line for line in lines if line.startswith("%") and "tensor<37x5x24x" in line]
+    assert len(of_x) == 2 and all("custom_call @cnnjax_batch_norm" in line for line in of_x), of_x
+
+
+def pooled(x, scale, bias, act=ops.relu):
     """Normalization and pooling in one pass."""
-    return ops.batch_norm_train(x, scale, bias, relu=relu, pool=2)[0]
+    return ops.batch_norm_train(x, scale, bias, act=act, pool=2)[0]
 
 
-def pooled_after(x, scale, bias, relu=True):
+def pooled_after(x, scale, bias, act=ops.relu):
     """One after the other."""
-    return ops.max_pool(ops.batch_norm_train(x, scale, bias, relu=relu)[0], 2)
+    return ops.max_pool(ops.batch_norm_train(x, scale, bias, act=act)[0], 2)
 
 
 @settings(examples, max_examples=5)
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.booleans(), dtypes)
-def test_batch_norm_with_pooling_takes_the_same_pixels_as_pooling_after_it(b, h, w, blocks, relu, dtype):
+@given(
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 5),
+    st.sampled_from(FUSED[:2]),
+    dtypes,
+)
+def test_batch_norm_with_pooling_takes_the_same_pixels_as_pooling_after_it(b, h, w, blocks, act, dtype):
     channels = 16 * blocks
     x = jnp.round(normal(0, (b, 2 * h, 2 * w, channels)) * 2).astype(dtype)  # many ties
     x = x.at[0, 0, 0, ::5].set(jnp.nan)
@@ -199,7 +239,7 @@ def test_batch_norm_with_pooling_takes_the_same_pixels_as_pooling_after_it(b, h,
 
     def run(function):
         def both(*arrays):
-            y, pullback = jax.vjp(functools.partial(function, relu=relu), *arrays)
+            y, pullback = jax.vjp(functools.partial(function, act=act), *arrays)
             return y, *pullback(normal(3, y.shape, dtype))
 
         return jax.jit(both).lower(*arrays)
@@ -364,7 +404,7 @@ def test_gradients_of_gradients_through_layer_norm_and_activations():
 
 def net(x, kernel, bias):
     y = ops.conv2d(x, kernel, bias, padding=1)
-    y, _, _ = ops.batch_norm_train(y, bias + 1, bias, relu=True)
+    y, _, _ = ops.batch_norm_train(y, bias + 1, bias, act=ops.relu)
     return jnp.sum(jnp.tanh(ops.max_pool(y, 3, 2, 1)) ** 2)
 
 
@@ -623,7 +663,7 @@ def test_bad_convolutions_are_errors_with_the_numbers(change):
 def test_other_bad_calls_are_errors_with_the_numbers():
     f32, u8, x = "float32", "uint8", jnp.zeros((2, 6, 6, 4))
     norm, pool = (
-        {"epsilon": np.float32(1e-5), "relu": False, "pool": 1},
+        {"epsilon": np.float32(1e-5), "act": 0, "pool": 1},
         {"strides": [2, 2], "padding": [0] * 4},
     )
     statistics = [((4,), f32), ((4,), f32)]
@@ -639,6 +679,13 @@ def test_other_bad_calls_are_errors_with_the_numbers():
         ("cnnjax_batch_norm", [wide, *means], [jnp.zeros((2, 6, 6, 16)), *vectors], {**norm, "pool": 3}),
         ("cnnjax_batch_norm", [wide, *means], [jnp.zeros((2, 6, 7, 16)), *vectors], {**norm, "pool": 2}),
         ("cnnjax_batch_norm", [wide, *means], [jnp.zeros((2, 6, 6, 16)), *vectors], norm),
+        (
+            "cnnjax_batch_norm",
+            [wide, *means],
+            [jnp.zeros((2, 6, 6, 16)), *vectors],
+            {**norm, "act": 2, "pool": 2},
+        ),
+        ("cnnjax_batch_norm", [(x.shape, f32), *statistics], [x, *([jnp.zeros(4)] * 2)], {**norm, "act": 5}),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 4), f32)], [x], {"window": [2, 2], **pool}),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 3), u8)], [x], {"window": [2, 2], **pool}),
         ("cnnjax_max_pool", [y, ((2, 3, 3, 4), u8)], [x], {"window": [16, 17], **pool}),
@@ -689,7 +736,7 @@ def test_changing_shapes_do_not_fill_the_memory():
 @pytest.mark.slow
 def test_ten_thousand_steps_of_changing_shapes_leave_the_memory_alone():
     def loss(x, kernel, bias):
-        y, *_ = ops.batch_norm_train(ops.conv2d(x, kernel, bias, padding=1), bias, bias, relu=True)
+        y, *_ = ops.batch_norm_train(ops.conv2d(x, kernel, bias, padding=1), bias, bias, act=ops.relu)
         return ops.max_pool(ops.local_response_norm(y), 3, 2).sum()
 
     step = jax.jit(jax.grad(loss, (0, 1, 2)))

@@ -9,7 +9,7 @@ import pytest
 from cnnjax.errors import UserError
 from cnnjax.models import create_model
 from cnnjax.ops import cpu, dense
-from cnnjax.ops.activations import ACTIVATIONS, activation
+from cnnjax.ops.activations import ACTIVATIONS, activation, relu
 from cnnjax.ops.normalization import (
     batch_norm_inference,
     batch_norm_train,
@@ -157,7 +157,7 @@ def test_pooling_after_the_normalization(shape, pool):
     windows = cut.reshape(b, h // pool, pool, w // pool, pool, c).transpose(0, 1, 3, 2, 4, 5)
     flat = windows.reshape(b, h // pool, w // pool, pool**2, c)
     args = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias)]
-    got, back = jax.vjp(lambda *a: batch_norm_train(*a, relu=True, pool=pool)[0], *args)
+    got, back = jax.vjp(lambda *a: batch_norm_train(*a, act=relu, pool=pool)[0], *args)
     np.testing.assert_allclose(got, flat.max(3), rtol=1e-4, atol=1e-5)
     # The gradient at each maximum, zeros elsewhere, and through the normalization.
     g = np.float32(normal(got.shape, 3))

@@ -12,21 +12,30 @@ from jax.interpreters import ad
 from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
 from cnnjax.ops.shapes import Pair, Sides
 
+ACTS = (
+    "identity",
+    "relu",
+    "relu6",
+    "silu",
+    "hard_swish",
+)  # that batch normalization ends with, see batch_norm.cc
+
 
 def make_batch_norm(
     reference: Callable[..., tuple[jax.Array, ...]],
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """`reference`, or the kernels where they run.
 
-    `reference` is (x [..., C], scale [C], bias [C], epsilon=, relu=, pool=) -> y of the dtype of x, mean and
-    biased variance; all but x and y float32. `pool` is 1, or 2 for x [B, H, W, C] with H, W even and 16 | C.
+    `reference` is (x [..., C], scale [C], bias [C], epsilon=, act=, pool=) -> y of the dtype of x, mean and
+    biased variance; all but x and y float32. `act` is one of `ACTS`; `pool` is 1, or, after one of the first
+    two, 2 for x [B, H, W, C] with H, W even and 16 | C.
     """
 
     def gradient_reference(x, dy, mean, var, scale, bias, **parameters):
         return jax.vjp(lambda *arrays: reference(*arrays, **parameters)[0], x, scale, bias)[1](dy)
 
-    def attributes(inputs, results, *, epsilon, relu, pool):
-        return {"epsilon": np.float32(epsilon), "relu": np.bool_(relu), "pool": np.int64(pool)}
+    def attributes(inputs, results, *, epsilon, act, pool):
+        return {"epsilon": np.float32(epsilon), "act": np.int64(ACTS.index(act)), "pool": np.int64(pool)}
 
     def alike(x, dy, mean, var, scale, bias, **_):
         return x, scale, bias
@@ -49,8 +58,8 @@ def make_batch_norm(
 
     set_gradient(forward, reference, gradient)
 
-    def batch_norm(x, scale, bias, *, epsilon, relu, pool):
-        return tuple(forward.bind(x, scale, bias, epsilon=float(epsilon), relu=bool(relu), pool=pool))
+    def batch_norm(x, scale, bias, *, epsilon, act, pool):
+        return tuple(forward.bind(x, scale, bias, epsilon=float(epsilon), act=act, pool=pool))
 
     return batch_norm
 

@@ -1,5 +1,5 @@
-// Batch normalization of [..., channels] in training, with or without a ReLU, with or without 2x2 maximum pooling of
-// NHWC images after it, and its gradient.
+// Batch normalization of [..., channels] in training, an activation after it, 2x2 maximum pooling of NHWC images after
+// both if asked for, and the gradient. The gradient computes the normalized values again, from x.
 //
 // The rows are cut into blocks that fit into a core's cache. A block's mean and sum of squared distances from
 // it take two passes over the block but one over memory; the blocks' moments are merged in order (Chan, Golub,
@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "engine.h"
+#include "exponential.h"
 #include "loops.h"
 #include "norm_pool.h"
 
@@ -30,62 +32,105 @@ CNNJAX_INLINE void moments_of(const T* x, int64_t rows, int64_t width, float* __
     }
 }
 
-template <class T>
-CNNJAX_INLINE void normalize_of(const T* x, int64_t rows, int64_t width, const float* factor, const float* mean,
-                         const float* bias, float floor, T* __restrict y) {
+// As `ACTS` of layers.py has them.
+enum Activation : int64_t { kIdentity, kRelu, kRelu6, kSwish, kHardSwish };
+
+// Between two bounds, each NaN for none: ReLU, ReLU6 and no activation. The gradient is 0 at the bounds.
+struct Clip {
+  float floor, ceiling;
+  CNNJAX_INLINE float value(float x) const {
+    float raised = x < floor ? floor : x;  // NaN stays
+    return raised > ceiling ? ceiling : raised;
+  }
+  CNNJAX_INLINE float gradient(float x, float dy) const { return (x <= floor) | (x >= ceiling) ? 0.0f : dy; }
+};
+
+struct Swish : Silu {
+  CNNJAX_INLINE float gradient(float x, float dy) const { return slope(x) * dy; }
+};
+
+// x times ReLU6(x + 3) / 6.
+struct HardSwish {
+  static constexpr Clip kClip{0.0f, 6.0f};
+  CNNJAX_INLINE float value(float x) const { return x * (kClip.value(x + 3) * (1 / 6.0f)); }
+  CNNJAX_INLINE float gradient(float x, float dy) const {
+    return dy * ((kClip.value(x + 3) + kClip.gradient(x + 3, x)) * (1 / 6.0f));
+  }
+};
+
+// Whether the pass that sums keeps the gradient before the activation, in dx, for the next: in bfloat16 that is
+// less work than a second exponential.
+template <class Act, class T>
+constexpr bool kKept = std::is_same_v<Act, Swish> && sizeof(T) == 2;
+
+template <class Act, class T>
+CNNJAX_INLINE void normalize_of(Act act, const T* x, int64_t rows, int64_t width, const float* factor,
+                                const float* mean, const float* bias, T* __restrict y) {
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < width; ++c) {
-      float value = (widen(x[r * width + c]) - mean[c]) * factor[c] + bias[c];
-      narrow(value < floor ? floor : value, y[r * width + c]);  // NaN stays
-    }
+    for (int64_t c = 0; c < width; ++c)
+      narrow(act.value((widen(x[r * width + c]) - mean[c]) * factor[c] + bias[c]), y[r * width + c]);
 }
 
-// dy where the ReLU let the value pass; floor is -inf without a ReLU.
-template <class T>
-CNNJAX_INLINE void sums_of(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor, const float* mean,
-                    const float* bias, float floor, float* __restrict dscale, float* __restrict dbias) {
+template <class Act, class T>
+CNNJAX_INLINE void sums_of(Act act, const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,
+                           const float* mean, const float* bias, float* __restrict dscale, float* __restrict dbias,
+                           T* __restrict dx) {
   std::fill(dscale, dscale + width, 0.0f);
   std::fill(dbias, dbias + width, 0.0f);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < width; ++c) {
       float distance = widen(x[r * width + c]) - mean[c], all = widen(dy[r * width + c]);
-      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : all;  // a load that hangs on x is no vector's
+      float grad = act.gradient(distance * factor[c] + bias[c], all);  // a load that hangs on x is no vector's
+      if constexpr (kKept<Act, T>) narrow(grad, dx[r * width + c]);
       dscale[c] += grad * distance;
       dbias[c] += grad;
     }
 }
 
-template <class T>
-CNNJAX_INLINE void gradient_of(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor, const float* mean,
-                        const float* bias, float floor, const float* slope, const float* offset, T* __restrict dx) {
+template <class Act, class T>
+CNNJAX_INLINE void gradient_of(Act act, const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,
+                               const float* mean, const float* bias, const float* slope, const float* offset,
+                               T* __restrict dx) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < width; ++c) {
-      float distance = widen(x[r * width + c]) - mean[c], all = widen(dy[r * width + c]);
-      float grad = distance * factor[c] + bias[c] <= floor ? 0.0f : all;  // a load that hangs on x is no vector's
+      float distance = widen(x[r * width + c]) - mean[c], grad;
+      if constexpr (kKept<Act, T>) {
+        grad = widen(dx[r * width + c]);
+      } else {
+        float all = widen(dy[r * width + c]);
+        grad = act.gradient(distance * factor[c] + bias[c], all);
+      }
       narrow(factor[c] * grad - offset[c] - distance * slope[c], dx[r * width + c]);
     }
 }
 
-// Compiled for each type and each generation of processors.
-#define CNNJAX_FOR(T)                                                                                               \
+// Compiled for each type, activation and generation of processors.
+#define CNNJAX_MOMENTS(T)                                                                                           \
   CNNJAX_VECTORIZED void moments(const T* x, int64_t rows, int64_t width, float* mean, float* squares) {           \
     moments_of(x, rows, width, mean, squares);                                                                     \
-  }                                                                                                                \
-  CNNJAX_VECTORIZED void normalize(const T* x, int64_t rows, int64_t width, const float* factor,                   \
-                                   const float* mean, const float* bias, float floor, T* y) {                      \
-    normalize_of(x, rows, width, factor, mean, bias, floor, y);                                                    \
-  }                                                                                                                \
-  CNNJAX_VECTORIZED void sums(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,           \
-                              const float* mean, const float* bias, float floor, float* dscale, float* dbias) {    \
-    sums_of(x, dy, rows, width, factor, mean, bias, floor, dscale, dbias);                                         \
-  }                                                                                                                \
-  CNNJAX_VECTORIZED void gradient(const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,       \
-                                  const float* mean, const float* bias, float floor, const float* slope,           \
-                                  const float* offset, T* dx) {                                                    \
-    gradient_of(x, dy, rows, width, factor, mean, bias, floor, slope, offset, dx);                                 \
   }
-CNNJAX_FOR(float)
-CNNJAX_FOR(BFloat16)
+#define CNNJAX_FOR(Act, T)                                                                                          \
+  CNNJAX_VECTORIZED void normalize(Act act, const T* x, int64_t rows, int64_t width, const float* factor,          \
+                                   const float* mean, const float* bias, T* y) {                                   \
+    normalize_of(act, x, rows, width, factor, mean, bias, y);                                                      \
+  }                                                                                                                \
+  CNNJAX_VECTORIZED void sums(Act act, const T* x, const T* dy, int64_t rows, int64_t width, const float* factor,  \
+                              const float* mean, const float* bias, float* dscale, float* dbias, T* dx) {          \
+    sums_of(act, x, dy, rows, width, factor, mean, bias, dscale, dbias, dx);                                       \
+  }                                                                                                                \
+  CNNJAX_VECTORIZED void gradient(Act act, const T* x, const T* dy, int64_t rows, int64_t width,                   \
+                                  const float* factor, const float* mean, const float* bias, const float* slope,   \
+                                  const float* offset, T* dx) {                                                    \
+    gradient_of(act, x, dy, rows, width, factor, mean, bias, slope, offset, dx);                                   \
+  }
+CNNJAX_MOMENTS(float)
+CNNJAX_MOMENTS(BFloat16)
+CNNJAX_FOR(Clip, float)
+CNNJAX_FOR(Clip, BFloat16)
+CNNJAX_FOR(Swish, float)
+CNNJAX_FOR(Swish, BFloat16)
+CNNJAX_FOR(HardSwish, float)
+CNNJAX_FOR(HardSwish, BFloat16)
 
 // How [rows, channels] is walked: `fold` rows side by side make one row of `width` numbers, so that few channels
 // fill the vector registers too; the rows beyond the last whole one are the tail, a block of its own.
@@ -121,9 +166,9 @@ void merge(const float* mean, const float* squares, int64_t channels, double cou
   total = sum;
 }
 
-template <class T>
-void forward(const Plan& p, const T* x, const float* scale, const float* bias, float epsilon, float floor, T* y,
-             float* mean, float* var) {
+template <class Act, class T>
+void forward(const Plan& p, Act act, const T* x, const float* scale, const float* bias, float epsilon,
+             T* y, float* mean, float* var) {
   std::vector<float> block_mean((p.blocks + 1) * p.width), block_squares((p.blocks + 1) * p.width);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < p.blocks; ++b)
@@ -147,7 +192,7 @@ void forward(const Plan& p, const T* x, const float* scale, const float* bias, f
     factor[c] = scale[c] / std::sqrt(var[c] + epsilon);
   }
   if (p.windows.rows) {
-    p.windows.each(factor.data(), mean, bias, floor,
+    p.windows.each(factor.data(), mean, bias,
                    [&](int64_t, const WindowRow& row, int64_t from, int64_t to, int64_t) {
       normalize_windows(row, x + from, y + to);
     });
@@ -156,15 +201,13 @@ void forward(const Plan& p, const T* x, const float* scale, const float* bias, f
   std::vector<float> factors = p.repeat(factor.data()), means = p.repeat(mean), biases = p.repeat(bias);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < p.blocks; ++b)
-    normalize(x + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
-              y + p.begin(b));
-  if (p.tail)
-    normalize(rest, p.tail, p.channels, factor.data(), mean, bias, floor, y + p.wide_rows * p.width);
+    normalize(act, x + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), y + p.begin(b));
+  if (p.tail) normalize(act, rest, p.tail, p.channels, factor.data(), mean, bias, y + p.wide_rows * p.width);
 }
 
-template <class T>
-void backward(const Plan& p, const T* x, const T* dy, const float* mean, const float* var, const float* scale,
-              const float* bias, float epsilon, float floor, T* dx, float* dscale, float* dbias) {
+template <class Act, class T>
+void backward(const Plan& p, Act act, const T* x, const T* dy, const float* mean, const float* var,
+              const float* scale, const float* bias, float epsilon, T* dx, float* dscale, float* dbias) {
   std::vector<float> factor(p.channels), inverse(p.channels), slope(p.channels), offset(p.channels);
   for (int64_t c = 0; c < p.channels; ++c) {
     inverse[c] = 1 / std::sqrt(var[c] + epsilon);
@@ -175,18 +218,18 @@ void backward(const Plan& p, const T* x, const T* dy, const float* mean, const f
   std::vector<float> block_scale(parts), block_bias(parts);
   int64_t rest = p.wide_rows * p.width;
   if (p.windows.rows) {
-    p.windows.each(factor.data(), mean, bias, floor,
+    p.windows.each(factor.data(), mean, bias,
                    [&](int64_t b, const WindowRow& row, int64_t from, int64_t to, int64_t c) {
       sums_windows(row, x + from, dy + to, &block_scale[b * p.channels + c], &block_bias[b * p.channels + c]);
     });
   } else {
 #pragma omp parallel for schedule(dynamic)
     for (int64_t b = 0; b < p.blocks; ++b)
-      sums(x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
-           &block_scale[b * p.width], &block_bias[b * p.width]);
+      sums(act, x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(),
+           &block_scale[b * p.width], &block_bias[b * p.width], dx + p.begin(b));
     if (p.tail)
-      sums(x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, floor, &block_scale[p.blocks * p.width],
-           &block_bias[p.blocks * p.width]);
+      sums(act, x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, &block_scale[p.blocks * p.width],
+           &block_bias[p.blocks * p.width], dx + rest);
   }
   std::vector<double> sum_scale(p.channels), sum_bias(p.channels);
   for (int64_t i = 0; i < parts; ++i) {
@@ -200,7 +243,7 @@ void backward(const Plan& p, const T* x, const T* dy, const float* mean, const f
     slope[c] = static_cast<float>(factor[c] * (static_cast<double>(dscale[c]) * inverse[c] / p.rows));
   }
   if (p.windows.rows) {
-    p.windows.each(factor.data(), mean, bias, floor,
+    p.windows.each(factor.data(), mean, bias,
                    [&](int64_t, const WindowRow& row, int64_t from, int64_t to, int64_t c) {
       gradient_windows(row, x + from, dy + to, &slope[c], &offset[c], dx + from);
     });
@@ -209,29 +252,37 @@ void backward(const Plan& p, const T* x, const T* dy, const float* mean, const f
   std::vector<float> slopes = p.repeat(slope.data()), offsets = p.repeat(offset.data());
 #pragma omp parallel for schedule(dynamic)
   for (int64_t b = 0; b < p.blocks; ++b)
-    gradient(x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(), floor,
+    gradient(act, x + p.begin(b), dy + p.begin(b), p.count(b), p.width, factors.data(), means.data(), biases.data(),
              slopes.data(), offsets.data(), dx + p.begin(b));
   if (p.tail)
-    gradient(x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, floor, slope.data(), offset.data(),
+    gradient(act, x + rest, dy + rest, p.tail, p.channels, factor.data(), mean, bias, slope.data(), offset.data(),
              dx + rest);
 }
 
-template <class T>
-void dispatch(const Plan& plan, const std::vector<void*>& in, const std::vector<void*>& out, float epsilon,
-              float floor) {
+template <class Act, class T>
+void run(const Plan& plan, Act act, const std::vector<void*>& in, const std::vector<void*>& out, float epsilon) {
   auto vector = [](void* data) { return static_cast<float*>(data); };
   auto large = [](void* data) { return static_cast<T*>(data); };
   if (in.size() == 3) {
-    forward<T>(plan, large(in[0]), vector(in[1]), vector(in[2]), epsilon, floor, large(out[0]), vector(out[1]),
-               vector(out[2]));
+    forward<Act, T>(plan, act, large(in[0]), vector(in[1]), vector(in[2]), epsilon, large(out[0]),
+                    vector(out[1]), vector(out[2]));
   } else {
-    backward<T>(plan, large(in[0]), large(in[1]), vector(in[2]), vector(in[3]), vector(in[4]), vector(in[5]),
-                epsilon, floor, large(out[0]), vector(out[1]), vector(out[2]));
+    backward<Act, T>(plan, act, large(in[0]), large(in[1]), vector(in[2]), vector(in[3]), vector(in[4]),
+                     vector(in[5]), epsilon, large(out[0]), vector(out[1]), vector(out[2]));
   }
 }
 
+template <class T>
+void dispatch(const Plan& plan, int64_t act, const std::vector<void*>& in, const std::vector<void*>& out,
+              float epsilon) {
+  constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+  if (act == kSwish) return run<Swish, T>(plan, {}, in, out, epsilon);
+  if (act == kHardSwish) return run<HardSwish, T>(plan, {}, in, out, epsilon);
+  run<Clip, T>(plan, {act == kIdentity ? kNone : 0.0f, act == kRelu6 ? 6.0f : kNone}, in, out, epsilon);
+}
+
 // forward: x, scale, bias -> y, mean, var; backward: x, dy, mean, var, scale, bias -> dx, dscale, dbias.
-ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, float epsilon, bool relu,
+ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, float epsilon, int64_t act,
                      int64_t pool) {
   return guarded([&] {
     size_t large = arguments.size() == 6 ? 2 : 1;
@@ -244,11 +295,13 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
     for (size_t axis = 0; axis + 1 < dims.size(); ++axis) rows *= dims[axis];
     Dims pooled = dims;
     Plan plan(rows, channels);
+    check(act >= kIdentity && act <= kHardSwish, "activation ", act, ": must be from 0 to ", kHardSwish);
     if (pool != 1) {
+      check(act <= kRelu, "activation ", act, " before pooling: must be 0 or 1");
       check(pool == 2 && dims.size() == 4 && dims[1] % 2 == 0 && dims[2] % 2 == 0 && channels % kLanes == 0, "x ",
             show(dims), " pooled by ", pool, ": must be by 2, and even images of a multiple of ", kLanes, " channels");
       pooled = {dims[0], dims[1] / 2, dims[2] / 2, channels};
-      plan.windows = Windows(dims);
+      plan.windows = Windows(dims, act == kRelu ? 0.0f : -std::numeric_limits<float>::infinity());
     }
     std::vector<void*> in, out;
     auto take = [&](const char* name, ffi::AnyBuffer buffer, bool is_vector, const Dims& image,
@@ -261,12 +314,11 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
       take("argument", *arguments.get<ffi::AnyBuffer>(i), i >= large, i == 0 ? dims : pooled, in);
     for (size_t i = 0; i < 3; ++i)
       take("result", **results.get<ffi::AnyBuffer>(i), i > 0, large == 1 ? pooled : dims, out);
-    float floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
     Turn turn;
     if (type == dnnl::memory::data_type::f32) {
-      dispatch<float>(plan, in, out, epsilon, floor);
+      dispatch<float>(plan, act, in, out, epsilon);
     } else {
-      dispatch<BFloat16>(plan, in, out, epsilon, floor);
+      dispatch<BFloat16>(plan, act, in, out, epsilon);
     }
   });
 }
@@ -277,6 +329,6 @@ ffi::Error BatchNorm(ffi::RemainingArgs arguments, ffi::RemainingRets results, f
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     CnnjaxBatchNorm, cnnjax::BatchNorm,
-    xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<float>("epsilon").Attr<bool>("relu").Attr<int64_t>(
+    xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<float>("epsilon").Attr<int64_t>("act").Attr<int64_t>(
         "pool"));
 #pragma GCC visibility pop

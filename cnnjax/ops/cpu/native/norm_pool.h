@@ -115,15 +115,17 @@ CNNJAX_FOR_WINDOWS(BFloat16)
 // Images whose 2x2 windows are pooled; no windows without pooling.
 struct Windows {
   int64_t rows = 0, windows = 0, channels = 0, block_rows = 1, blocks = 0;
+  float floor = 0;  // as in WindowRow
 
   Windows() = default;
-  explicit Windows(const Dims& x) : rows(x[0] * (x[1] / 2)), windows(x[2] / 2), channels(x[3]) {
+  Windows(const Dims& x, float floor_)
+      : rows(x[0] * (x[1] / 2)), windows(x[2] / 2), channels(x[3]), floor(floor_) {
     block_rows = std::max<int64_t>({1, kBlockBytes / (16 * windows * channels), rows / 512});
     blocks = (rows + block_rows - 1) / block_rows;
   }
   // body(block, row of windows, first value in x, first value in y, first channel), in parallel over the blocks
   template <class Body>
-  void each(const float* factor, const float* mean, const float* bias, float floor, const Body& body) const {
+  void each(const float* factor, const float* mean, const float* bias, const Body& body) const {
     int64_t below = 2 * windows * channels;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t b = 0; b < blocks; ++b)
