@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.inference.layers import Finder, Layer, Unknown
-from cnnjax.inference.trace import trace
-from cnnjax.ops.cpu import Program, run_program, takes
+from cnnjax.inference.layers import Finder, Layer
+from cnnjax.inference.trace import Unknown, trace
+from cnnjax.ops.cpu import Program, Unsupported, run_program, takes
 
 PRODUCTS = ("conv", "dense")
 
@@ -49,7 +49,7 @@ def fuse(
         return None
     try:
         return build(layers_of(apply, shape), dtype)
-    except (Unknown, ValueError):  # ValueError: this processor has no such layers
+    except (Unknown, Unsupported):
         return None
 
 

@@ -62,6 +62,14 @@ def read_batches(images: Images, recipe: Recipe, channels: int, batch_size: int)
             yield batch
 
 
+def ready(images: Images, recipe: Recipe, channels: int) -> np.ndarray | None:
+    """uint8 [B, *recipe.shape, channels] if the images are one array of that shape already, or one image."""
+    shape = (*recipe.shape, channels)
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[-3:] == shape:
+        return images if images.ndim == 4 else images[None] if images.ndim == 3 else None
+    return None
+
+
 def _ready(image: AnyImage, recipe: Recipe, channels: int) -> np.ndarray | None:
     """The image if it is of that shape already."""
     if isinstance(image, np.ndarray) and image.shape == (*recipe.shape, channels) and image.dtype == np.uint8:

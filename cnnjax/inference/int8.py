@@ -15,10 +15,11 @@ from flax import linen as nn
 
 from cnnjax.errors import UserError, one_line
 from cnnjax.inference.fused import PRODUCTS, Fused, build, layers_of
-from cnnjax.inference.layers import Layer, Unknown
+from cnnjax.inference.layers import Layer
+from cnnjax.inference.trace import Unknown
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops import cpu
-from cnnjax.ops.cpu import Code
+from cnnjax.ops.cpu import Code, Unsupported
 
 BATCH = 8  # images; ranges are means over batches, so that a single image does not widen them
 _MOVE = ("max_pool", "copy", "concat", "flat")  # write numbers that they read: the same integers
@@ -49,7 +50,7 @@ def calibrated(apply: Callable[[jax.Array], jax.Array], images: np.ndarray) -> t
         ranges = {layer: (low, high) for layer, low, high in zip(wide.steps, *np.mean(found, 0), strict=True)}
         ranges[layers[0]] = images.min(), images.max()  # of the images
         fused = build(quantized(layers, ranges), jnp.float32)
-    except (Unknown, ValueError) as error:
+    except (Unknown, Unsupported) as error:
         raise UserError(f"dtype=int8: no kernels for this network ({one_line(error)}); use float32") from None
     same = _run(fused, images) == own
     return Int8(fused, float(same.mean()), len(images)), {"program": {"number": fused.number}}

@@ -5,15 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cnnjax.inference.trace import Known, Node
+from cnnjax.inference.trace import Known, Node, Unknown
 from cnnjax.ops.cpu import Code
 
 Act = tuple[str, float, float]  # name and its two numbers
 Shape = tuple[int, int, int]  # [H, W, C] of one image; a vector is [1, 1, C]
-
-
-class Unknown(Exception):
-    """A network with something that no step computes."""
 
 
 @dataclasses.dataclass(eq=False)

@@ -22,6 +22,7 @@ from cnnjax.errors import UserError, unknown
 from cnnjax.inference import calibration as calibration_lib
 from cnnjax.inference import images as image_files
 from cnnjax.inference import int8
+from cnnjax.inference.direct import Direct, direct
 from cnnjax.inference.fused import Fused, fuse
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model, variant
@@ -69,6 +70,13 @@ class TrainedModel:
         means all images in it. Images of any size are resized as recorded with the network; arrays of its
         size are used unchanged. The first unreadable image raises UserError.
         """
+        if (arrays := image_files.ready(images, self.recipe, self.image_shape[2])) is not None:
+            predictions = []
+            for start in range(0, len(arrays), batch_size):
+                batch = arrays[start : start + batch_size]
+                names = [f"image {start + i}" for i in range(len(batch))]
+                predictions += self._predictions(names, self._probabilities(batch, batch_size), top)
+            return predictions
         predictions = []
         for item in self.stream(images, top=top, batch_size=batch_size):
             if isinstance(item, Failure):
@@ -83,18 +91,21 @@ class TrainedModel:
 
     def classify(self, batch: Batch, *, top: int = 5, batch_size: int = 64) -> list[Prediction | Failure]:
         """Classifies one batch of `batches`, in order."""
-        images = [image for _, image in batch if not isinstance(image, Failure)]
-        rows = self._probabilities(images, batch_size)
-        order = np.argsort(-rows, axis=1, kind="stable")[:, :top]
-        best = np.take_along_axis(rows, order, axis=1).tolist()
-        found = iter(zip(rows, order.tolist(), best, strict=True))
+        good = [(name, image) for name, image in batch if not isinstance(image, Failure)]
+        if not good:
+            return [image for _, image in batch if isinstance(image, Failure)]
+        rows = self._probabilities(np.stack([image for _, image in good]), batch_size)
+        found = iter(self._predictions([name for name, _ in good], rows, top))
+        return [image if isinstance(image, Failure) else next(found) for _, image in batch]
 
-        def prediction(name: str) -> Prediction:
-            row, places, values = next(found)
-            names = [self.class_names[place] for place in places]
-            return Prediction(name, row, tuple(zip(names, values, strict=True)))
-
-        return [image if isinstance(image, Failure) else prediction(name) for name, image in batch]
+    def _predictions(self, names: Sequence[str], rows: np.ndarray, top: int) -> list[Prediction]:
+        """Of probabilities [B, K]."""
+        order, classes = most_likely(rows, top), self.class_names
+        best = rows[np.arange(len(rows))[:, None], order].tolist()
+        return [
+            Prediction(name, row, tuple(zip([classes[place] for place in places], values, strict=True)))
+            for name, row, places, values in zip(names, rows, order.tolist(), best, strict=True)
+        ]
 
     def features(self, images: Images, layer: str | None = None, *, batch_size: int = 64) -> np.ndarray:
         """The output of a layer for images, given as in `predict`: float32 [B, H, W, C] or [B, C].
@@ -111,7 +122,7 @@ class TrainedModel:
         for batch in self.batches(images, batch_size):
             if failures := [image for _, image in batch if isinstance(image, Failure)]:
                 raise UserError(failures[0].reason)
-            stacked = self._filled([np.asarray(image) for _, image in batch], batch_size)
+            stacked = _filled(np.stack([np.asarray(image) for _, image in batch]), batch_size)
             rows.append(np.asarray(self._values[layer](self.variables, stacked))[: len(batch)])
         return np.concatenate(rows[1:] or rows)
 
@@ -209,6 +220,11 @@ class TrainedModel:
         return fuse(self._in_float32(), self.input_shape, dtype)
 
     @functools.cached_property
+    def _direct(self) -> Direct | None:
+        assert self._fused is not None
+        return direct(self._fused.program, self.protocol, self.image_shape)
+
+    @functools.cached_property
     def _apply_fused(self) -> Callable[[jax.Array, np.ndarray], jax.Array]:
         assert self._fused is not None
         return self._classifier(self._fused)
@@ -221,19 +237,20 @@ class TrainedModel:
 
         return jax.jit(probabilities)
 
-    def _probabilities(self, images: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-        """float32 [B, K]."""
-        if not images:
-            return np.zeros((0, len(self.class_names)), np.float32)
+    def _probabilities(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """float32 [B, K] of uint8 [B, H, W, C], at least one."""
+        fused = self._fused if takes() else None
+        if fused and (whole := self._direct):
+            return whole(images)
         # A third more images than asked at most; few sizes, as each is compiled.
         sizes = (2**i * (2 + j) // 2 for i in range(batch_size.bit_length()) for j in (0, 1))
         size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
-        if takes() and (fused := self._fused):
-            found = self._apply_fused(fused.number, self._filled(images, size))
+        if fused:
+            found = self._apply_fused(fused.number, _filled(images, size))
         else:  # compiling takes longer than a few images more
             size = min((known for known in self._sizes if size <= known <= batch_size), default=size)
             self._sizes.add(size)
-            found = self._apply(self.variables, self._filled(images, size))
+            found = self._apply(self.variables, _filled(images, size))
         return np.asarray(found)[: len(images)]
 
     @functools.cached_property
@@ -241,9 +258,18 @@ class TrainedModel:
         """The sizes of batches that `_apply` is compiled for."""
         return set()
 
-    def _filled(self, images: Sequence[np.ndarray], size: int) -> np.ndarray:
-        """A short batch filled up with its first image, so that few sizes are compiled."""
-        return np.stack([*images, *[images[0]] * (size - len(images))])
+
+def _filled(images: np.ndarray, size: int) -> np.ndarray:
+    """A short batch filled up with its first image, so that few sizes are compiled."""
+    return np.concatenate([images, np.broadcast_to(images[:1], (size - len(images), *images.shape[1:]))])
+
+
+def most_likely(rows: np.ndarray, top: int) -> np.ndarray:
+    """The places of the `top` largest numbers of each row [B, K], the largest first."""
+    if top < rows.shape[1] / 4:  # sorts less
+        some = np.sort(np.argpartition(rows, -top, axis=1)[:, -top:], axis=1)
+        return np.take_along_axis(some, most_likely(np.take_along_axis(rows, some, axis=1), top), axis=1)
+    return np.argsort(-rows, axis=1, kind="stable")[:, :top]
 
 
 def load_run(

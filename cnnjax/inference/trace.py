@@ -26,6 +26,10 @@ _NUMPY: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+class Unknown(Exception):
+    """A network with something that no step computes."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """An array that depends on the images: an operation of JAX on nodes and constants."""
@@ -49,7 +53,7 @@ def trace(apply: Callable[[jax.Array], jax.Array], shape: Sequence[int]) -> Node
     order: list[Node] = [Node("images", (), SimpleNamespace(), images.shape, 0)]
     (result,) = _evaluate(closed, order[:1], order)
     if not isinstance(result, Node):
-        raise ValueError("the logits do not depend on the images")
+        raise Unknown("logits that do not depend on the images")
     return result
 
 

@@ -23,6 +23,10 @@ class Code(NamedTuple):
     signed: bool
 
 
+class Unsupported(Exception):
+    """Steps that are right, but that no kernel computes on this processor."""
+
+
 INT8 = "AVX512_VNNI, AVX_VNNI and AMX (Intel from Cascade Lake and Alder Lake on, AMD from Zen 4 on)"
 _ROOM = 400  # characters of an error
 
@@ -37,7 +41,8 @@ class Program:
     def __init__(self, dtype: jax.typing.DTypeLike) -> None:
         self.dtype = jnp.dtype(dtype)
         self._arrays: list[np.ndarray] = []
-        self._values = self._steps = 0
+        self._shapes: list[Shape] = []  # of the values
+        self._steps = 0
         loaded = _library()
         self._number = loaded.cnnjax_program_new(ctypes.c_int(self.dtype == jnp.bfloat16))
         weakref.finalize(self, loaded.cnnjax_program_free, self._number)
@@ -46,8 +51,8 @@ class Program:
         """A value of that shape; `wide` makes it float32, `coded` 8-bit integers."""
         form = ctypes.c_int(2 if coded else int(wide))
         _call("cnnjax_program_value", self._number, (ctypes.c_int64 * 3)(*shape), form)
-        self._values += 1
-        return self._values - 1
+        self._shapes.append((shape[0], shape[1], shape[2]))
+        return len(self._shapes) - 1
 
     def step(
         self,
@@ -97,6 +102,21 @@ class Program:
         _call("cnnjax_program_finish", self._number)
         return jnp.asarray([self._number], jnp.uint32)
 
+    def predict(self, pixels: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """Probabilities float32 [B, K] of uint8 [B, H, W, C], which the network takes as pixels * factor + shift.
+
+        One call of the library, without XLA; factor and shift are float32 [C].
+        """
+        shape = self._shapes[0]
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
+            raise ValueError(f"pixels {pixels.dtype} {pixels.shape}; the network takes uint8 [B, *{shape}]")
+        pixels = np.ascontiguousarray(pixels)
+        found = np.empty((len(pixels), self._shapes[-1][2]), np.float32)
+        places = (ctypes.c_void_p(array.ctypes.data) for array in (pixels, factor, shift))
+        count, result = ctypes.c_int64(len(pixels)), ctypes.c_void_p(found.ctypes.data)
+        _call("cnnjax_program_predict", self._number, *places, count, result)
+        return found
+
 
 def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Array:
     """The logits float32 [B, K] of images [B, H, W, C] of the program's dtype, for any B.
@@ -128,5 +148,6 @@ def _library() -> ctypes.CDLL:
 
 def _call(name: str, number: int, *arguments: object) -> None:
     error = ctypes.create_string_buffer(_ROOM)
-    if getattr(_library(), name)(ctypes.c_uint32(number), *arguments, error, ctypes.c_int64(_ROOM)):
-        raise ValueError(error.value.decode())
+    failed = getattr(_library(), name)(ctypes.c_uint32(number), *arguments, error, ctypes.c_int64(_ROOM))
+    if failed:
+        raise (Unsupported if failed == 2 else ValueError)(error.value.decode())

@@ -30,6 +30,11 @@ struct BadCall : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What is right, but has no kernel on this processor.
+struct Unsupported : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <class... Parts>
 void check(bool holds, const Parts&... parts) {
   if (holds) return;
@@ -90,23 +95,32 @@ inline dnnl::engine& cpu() {
 
 extern int thread_count;  // 0: not set, OpenMP's own default
 
+// So many threads for what is called meanwhile.
+class Threads {
+ public:
+  explicit Threads(int count) : before_(omp_get_max_threads()) {
+    if (count != before_) omp_set_num_threads(count);
+  }
+  ~Threads() {
+    if (omp_get_max_threads() != before_) omp_set_num_threads(before_);
+  }
+
+ private:
+  int before_;
+};
+
 // One kernel runs at a time, on `thread_count` threads: executions of several devices or of independent
 // operations take turns instead of putting more threads on the cores than there are.
 class Turn {
  public:
-  Turn() : lock_(mutex()), before_(omp_get_max_threads()) {
-    if (thread_count > 0 && thread_count != before_) omp_set_num_threads(thread_count);
-  }
-  ~Turn() {
-    if (thread_count > 0 && thread_count != before_) omp_set_num_threads(before_);
-  }
+  Turn() : lock_(mutex()), threads_(thread_count > 0 ? thread_count : omp_get_max_threads()) {}
   // At least that many bytes, aligned, until the next call; kept between turns up to a limit.
   char* scratch(size_t bytes);
 
  private:
   static std::mutex& mutex();
   std::lock_guard<std::mutex> lock_;
-  int before_;
+  Threads threads_;
 };
 
 // Remembers the most recently used entries. Only used inside a `Turn`.

@@ -13,6 +13,8 @@ namespace {
 constexpr int64_t kSliceBytes = 2 << 20;   // of what a step reads and writes, to stay near the cores
 constexpr int64_t kMostImages = 8;         // of a slice
 constexpr int64_t kLargeWeights = 1 << 20;  // of a dense layer: read once for all images, not for each slice
+constexpr int64_t kFewProducts = 4 << 20;   // of an image: waking a second thread takes longer
+constexpr size_t kPlans = 64;
 
 // What a value takes: a page's end and some lines beside it, so that values do not begin at one line of the cache.
 int64_t room(int64_t bytes) { return (bytes + 4095) / 4096 * 4096 + 64 * 5; }
@@ -62,11 +64,16 @@ void Program::finish(int64_t result) {
   last_[result] = never;
   result_ = result;
   packed_.resize(steps_.size());
+  for (const Step& step : steps_) {
+    const Value& y = values_[step.y];
+    if (is_layer(step)) products_ += y.height * y.width * step.weight_count;
+  }
   divide();
   Turn turn;
-  prepare(1, omp_get_max_threads());  // packs the weights, or throws where oneDNN has no such layers for the processor
+  prepare(1, threads_for(1));  // packs the weights, or throws where oneDNN has no such layers for the processor
   for (const auto& [key, made] : layers_)
-    check(!made.first->is_slow(), "step ", std::get<0>(key), " has only oneDNN's reference loop");
+    if (made.first->is_slow())
+      throw Unsupported("step " + std::to_string(std::get<0>(key)) + " has only oneDNN's reference loop");
 }
 
 // Consecutive steps that take slices of one size.
@@ -138,10 +145,8 @@ FusedLayer& Program::layer(size_t step, int64_t images, bool single) {
   auto key = std::make_tuple(step, images, single);
   auto found = layers_.find(key);
   if (found != layers_.end()) return *found->second.first;
-  int before = omp_get_max_threads();
-  if (single) omp_set_num_threads(1);
+  Threads some(single ? 1 : omp_get_max_threads());
   std::unique_ptr<FusedLayer> layer = make_layer(steps_[step], values_, type_, images);
-  omp_set_num_threads(before);
   std::shared_ptr<memory> weights;
   for (auto& [desc, some] : packed_[step])
     if (desc == layer->weights()) weights = some;
@@ -154,21 +159,18 @@ FusedLayer& Program::layer(size_t step, int64_t images, bool single) {
 }
 
 // Makes all that a batch of that size needs, so that threads only look it up.
-void Program::prepare(int64_t count, int64_t threads) {
+void Program::prepare(int64_t count, int threads) {
+  Threads some(threads);
   for (const Stage& stage : stages_) {
-    bool single = stage.images > 0 && count > 1 && threads > 1;
-    int64_t share = (count + threads - 1) / threads;
+    bool in_turn = stage.images == 0 || count == 1 || threads == 1;
     for (size_t i = stage.begin; i < stage.end; ++i) {
       if (!is_layer(steps_[i])) continue;
-      if (!single) {
-        layer(i, stage.images ? std::min(stage.images, count) : count, false);
-        if (stage.images && count > stage.images && count % stage.images) layer(i, count % stage.images, false);
-        continue;
-      }
-      for (int64_t thread = 0; thread < threads; ++thread) {
-        int64_t own = count * (thread + 1) / threads - count * thread / threads;
-        if (own >= stage.images) layer(i, stage.images, true);
-        if (own % stage.images) layer(i, own % stage.images, true);
+      for (int64_t thread = 0; thread < (in_turn ? 1 : threads); ++thread) {
+        int64_t own = in_turn ? count : count * (thread + 1) / threads - count * thread / threads;
+        int64_t each = stage.images ? stage.images : own;
+        bool single = !in_turn || threads == 1;
+        if (own >= each) layer(i, each, single);
+        if (own % each) layer(i, own % each, single);
       }
     }
   }
@@ -216,7 +218,7 @@ void Program::record(size_t step, int64_t images, const float* y) {
 }
 
 void Program::run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count,
-                        int64_t threads) {
+                        int threads) {
   auto slice = [&](int64_t first, int64_t images, bool single, std::vector<char>& own) {
     char* scratch = aligned(own);
     char* mine = scratch + (scratch_ + 4095) / 4096 * 4096;
@@ -228,10 +230,10 @@ void Program::run_stage(const Stage& stage, const Plan& plan, const char* x, cha
     };
     for (size_t i = stage.begin; i < stage.end; ++i) run_step(i, images, single, where, scratch);
   };
-  if (stage.images == 0) return slice(0, count, false, own_[0]);
+  if (stage.images == 0) return slice(0, count, threads == 1, own_[0]);
   if (count == 1 || threads == 1) {
     for (int64_t first = 0; first < count; first += stage.images)
-      slice(first, std::min(stage.images, count - first), false, own_[0]);
+      slice(first, std::min(stage.images, count - first), threads == 1, own_[0]);
     return;
   }
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -242,16 +244,26 @@ void Program::run_stage(const Stage& stage, const Plan& plan, const char* x, cha
   }
 }
 
+int Program::threads_for(int64_t count) const {
+  return count == 1 && products_ < kFewProducts ? 1 : omp_get_max_threads();
+}
+
 void Program::run(Turn&, const void* x, void* y, int64_t count) {
   check(result_ > 0, "an unfinished program");
-  int64_t threads = omp_get_max_threads();
-  prepare(count, threads);
-  Plan where = plan(count);
+  const int threads = threads_for(count);
+  auto found = plans_.find({count, threads});
+  if (found == plans_.end()) {
+    prepare(count, threads);
+    if (plans_.size() >= kPlans) plans_.clear();
+    found = plans_.emplace(std::make_pair(count, threads), plan(count)).first;
+  }
+  const Plan& where = found->second;
   if (static_cast<int64_t>(shared_.size()) < where.shared_bytes + 64) shared_.resize(where.shared_bytes + 64);
   own_.resize(std::max<size_t>(own_.size(), threads));
   size_t own = where.own_bytes + scratch_ + 4096 + 64;
   for (auto& some : own_)
     if (some.size() < own) some.resize(own);
+  Threads some(threads);
   for (const Stage& stage : stages_)
     run_stage(stage, where, static_cast<const char*>(x), static_cast<char*>(y), count, threads);
 }

@@ -118,6 +118,8 @@ class Program {
   void add_step(Step step);
   void finish(int64_t result);
   void run(Turn& turn, const void* x, void* y, int64_t count);
+  // The same from pixels: x is pixels * factor [C] + shift [C], and y becomes probabilities.
+  void predict(Turn& turn, const uint8_t* pixels, const float* factor, const float* shift, int64_t count, float* y);
   // The least and largest number that each step has written since the last call; the first one starts the record.
   void ranges(float* low, float* high, int64_t steps);
 
@@ -130,11 +132,12 @@ class Program {
   bool is_layer(const Step& step) const { return step.kind == kConvolve || step.kind == kDense; }
   void divide();
   Plan plan(int64_t count) const;
+  int threads_for(int64_t count) const;
   std::pair<size_t, size_t> life(int64_t value, bool shared) const;
   void place(Plan& plan, size_t begin, size_t end, int64_t images, bool shared) const;
   FusedLayer& layer(size_t step, int64_t images, bool single);
-  void prepare(int64_t count, int64_t threads);
-  void run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count, int64_t threads);
+  void prepare(int64_t count, int threads);
+  void run_stage(const Stage& stage, const Plan& plan, const char* x, char* y, int64_t count, int threads);
   void record(size_t step, int64_t images, const float* y);
   void run_step(size_t index, int64_t images, bool single, const std::function<char*(int64_t)>& where, char* scratch);
 
@@ -144,10 +147,11 @@ class Program {
   std::vector<Step> steps_;
   std::vector<Stage> stages_;
   std::vector<size_t> first_, last_;  // the steps that write a value first and read it last
-  int64_t result_ = -1, scratch_ = 0;
+  int64_t result_ = -1, scratch_ = 0, products_ = 0;
+  std::map<std::pair<int64_t, int>, Plan> plans_;  // by images and threads
   std::map<std::tuple<size_t, int64_t, bool>, std::pair<std::unique_ptr<FusedLayer>, std::shared_ptr<dnnl::memory>>> layers_;
   std::vector<std::vector<std::pair<dnnl::memory::desc, std::shared_ptr<dnnl::memory>>>> packed_;
-  std::vector<char> shared_;
+  std::vector<char> shared_, images_;
   std::vector<std::vector<char>> own_;
   std::mutex recording_;
   std::vector<std::pair<float, float>> ranges_;  // of each step; empty unless asked for

@@ -39,16 +39,23 @@ ffi::Error Run(ffi::AnyBuffer x, ffi::AnyBuffer number, ffi::Result<ffi::AnyBuff
   });
 }
 
-// Runs a call of C and writes down what it throws; 0 on success.
+// Runs a call of C and writes down what it throws; 0 on success, 2 where there is no kernel for it, else 1.
 template <class Call>
 int guarded_call(char* error, int64_t room, Call&& call) {
+  auto failed = [&](const std::exception& exception, int code) {
+    std::strncpy(error, exception.what(), room - 1);
+    error[room - 1] = 0;
+    return code;
+  };
   try {
     call();
     return 0;
+  } catch (const Unsupported& exception) {
+    return failed(exception, 2);
+  } catch (const dnnl::error& exception) {
+    return failed(exception, exception.status == dnnl_unimplemented ? 2 : 1);
   } catch (const std::exception& exception) {
-    std::strncpy(error, exception.what(), room - 1);
-    error[room - 1] = 0;
-    return 1;
+    return failed(exception, 1);
   }
 }
 
@@ -100,6 +107,16 @@ extern "C" int cnnjax_program_step(uint32_t number, const int64_t* head, const i
 extern "C" int cnnjax_program_ranges(uint32_t number, float* low, float* high, int64_t steps, char* error,
                                      int64_t room) {
   return cnnjax::guarded_call(error, room, [&] { cnnjax::find(number)->ranges(low, high, steps); });
+}
+
+// Probabilities float32 [count, K] of pixels [count, h, w, c], see Program::predict.
+extern "C" int cnnjax_program_predict(uint32_t number, const uint8_t* pixels, const float* factor, const float* shift,
+                                      int64_t count, float* y, char* error, int64_t room) {
+  return cnnjax::guarded_call(error, room, [&] {
+    auto program = cnnjax::find(number);
+    cnnjax::Turn turn;
+    program->predict(turn, pixels, factor, shift, count, y);
+  });
 }
 
 // Whether oneDNN has instructions here that multiply and add 8-bit integers, VNNI or AMX; ONEDNN_MAX_CPU_ISA limits it.
