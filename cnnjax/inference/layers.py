@@ -282,6 +282,10 @@ def _simple(node: Node, find: Find) -> Layer | None:
 
 def _moved(node: Node, find: Find) -> Layer | None:
     """Pieces of an array, every so many pixels, and more channels of zeros."""
+    if node.op == "slice" and node.shape == _sizes(node.inputs[0]):
+        return find(node.inputs[0])
+    if node.op == "pad" and not any(map(any, node.params.padding_config)):
+        return find(node.inputs[0])
     if node.op == "slice" and len(node.shape) == 4:
         begin, steps = node.params.start_indices, node.params.strides or (1,) * 4
         if begin[0] or node.shape[0] != _sizes(node.inputs[0])[0] or steps[0] != 1 or steps[3] != 1:

@@ -14,6 +14,7 @@ constexpr int64_t kSliceBytes = 2 << 20;   // of what a step reads and writes, t
 constexpr int64_t kMostImages = 8;         // of a slice
 constexpr int64_t kLargeWeights = 1 << 20;  // of a dense layer: read once for all images, not for each slice
 constexpr int64_t kFewProducts = 4 << 20;   // of an image: waking a second thread takes longer
+constexpr int64_t kFewBytes = 16 << 10;     // that a step without products reads: likewise
 constexpr size_t kPlans = 64;
 
 // What a value takes: a page's end and some lines beside it, so that values do not begin at one line of the cache.
@@ -191,7 +192,7 @@ void Program::run_step(size_t index, int64_t images, bool single, const std::fun
     Part some = {images, part, parts};
     (type_ == memory::data_type::f32 ? run_plain<float> : run_plain<uint16_t>)(step, values_, x, other, y, some);
   };
-  if (single) {
+  if (single || images * bytes(step.x) < kFewBytes) {
     plain(0, 1);
   } else {
 #pragma omp parallel

@@ -59,6 +59,9 @@ struct Step {
 // Throws BadCall unless a step fits its values.
 void check_step(const Step& step, const std::vector<Value>& values);
 
+// A number after the step's activation.
+float activated(const Step& step, float x);
+
 // What one of several threads does of a step for some images: an equal share of the pixels.
 struct Part {
   int64_t images, index, parts;
@@ -85,9 +88,13 @@ class FusedLayer {
                    void* scratch) const = 0;
 };
 
-// By the fastest there is: oneDNN, or else what `winograd_layer` makes.
+// By the fastest there is: one of those below, or else oneDNN.
 std::unique_ptr<FusedLayer> make_layer(const Step& step, const std::vector<Value>& values,
                                        dnnl::memory::data_type type, int64_t count);
+
+// Null unless it is a dense layer of one vector.
+std::unique_ptr<FusedLayer> vector_layer(const Step& step, const std::vector<Value>& values,
+                                         dnnl::memory::data_type type, int64_t count);
 
 // Null where oneDNN is as fast.
 std::unique_ptr<FusedLayer> winograd_layer(const Step& step, const std::vector<Value>& values,
@@ -152,6 +159,7 @@ class Program {
   std::map<std::tuple<size_t, int64_t, bool>, std::pair<std::unique_ptr<FusedLayer>, std::shared_ptr<dnnl::memory>>> layers_;
   std::vector<std::vector<std::pair<dnnl::memory::desc, std::shared_ptr<dnnl::memory>>>> packed_;
   std::vector<char> shared_, images_;
+  std::vector<float> factors_, shifts_;  // of a row of pixels
   std::vector<std::vector<char>> own_;
   std::mutex recording_;
   std::vector<std::pair<float, float>> ranges_;  // of each step; empty unless asked for

@@ -123,6 +123,12 @@ void OneDnnLayer::run(dnnl::stream& stream, const memory& weights, const Step& s
 
 std::unique_ptr<FusedLayer> make_layer(const Step& step, const std::vector<Value>& values, memory::data_type type,
                                        int64_t count) {
+  if (step.kind == kDense) {
+    auto layer = std::make_unique<OneDnnLayer>(step, values, type, count);  // throws where other counts have none
+    auto own = vector_layer(step, values, type, count);
+    if (own) return own;
+    return layer;
+  }
   if (auto layer = winograd_layer(step, values, type, count)) return layer;
   return std::make_unique<OneDnnLayer>(step, values, type, count);
 }

@@ -41,13 +41,13 @@ void Program::predict(Turn& turn, const uint8_t* pixels, const float* factor, co
   check(result_ > 0 && count > 0, "an unfinished program, or ", count, " images");
   const Value& image = values_.front();
   const int64_t width = image.width * image.channels, rows = count * image.height;
-  std::vector<float> factors(width), shifts(width);
-  for (int64_t i = 0; i < width; ++i) factors[i] = factor[i % image.channels], shifts[i] = shift[i % image.channels];
+  factors_.resize(width), shifts_.resize(width);
+  for (int64_t i = 0; i < width; ++i) factors_[i] = factor[i % image.channels], shifts_[i] = shift[i % image.channels];
   if (static_cast<int64_t>(images_.size()) < count * bytes(0)) images_.resize(count * bytes(0));
   if (type_ == dnnl::memory::data_type::f32)
-    convert(pixels, factors.data(), shifts.data(), rows, width, reinterpret_cast<float*>(images_.data()));
+    convert(pixels, factors_.data(), shifts_.data(), rows, width, reinterpret_cast<float*>(images_.data()));
   else
-    convert(pixels, factors.data(), shifts.data(), rows, width, reinterpret_cast<BFloat16*>(images_.data()));
+    convert(pixels, factors_.data(), shifts_.data(), rows, width, reinterpret_cast<BFloat16*>(images_.data()));
   run(turn, images_.data(), y, count);
   const int64_t classes = values_[result_].size();
   for (int64_t i = 0; i < count; ++i) softmax(y + i * classes, classes);

@@ -9,20 +9,9 @@
 namespace cnnjax {
 namespace {
 
-float activated(Act act, float x, float alpha, float beta) {
-  auto sigmoid = [](float v) { return 1 / (1 + std::exp(-v)); };
-  float hard = std::min(std::max(x / 6 + 0.5f, 0.0f), 1.0f);
-  switch (act) {
-    case kSwish: return x * sigmoid(x);
-    case kGelu: return 0.5f * x * std::erfc(-x * 0.70710678f);
-    case kGeluTanh: return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
-    case kHardSwish: return x * hard;
-    case kLogistic: return sigmoid(x);
-    case kHardSigmoid: return hard;
-    case kTanh: return std::tanh(x);
-    default: return x;
-  }
-}
+constexpr int64_t kBlock = 512;  // channels whose sums stay in the first-level cache
+
+int64_t parts_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 
 // A row of channels: (x * weights + bias) and what stands beside it, between low and high; NaN stays.
 template <class T, class U>
@@ -48,74 +37,102 @@ CNNJAX_ROW(float, float)
 CNNJAX_ROW(BFloat16, BFloat16)
 CNNJAX_ROW(BFloat16, float)
 
-template <class T, class U, bool kMax>
-CNNJAX_INLINE void window_body(const T* x, int64_t rows, int64_t columns, int64_t across, int64_t channels,
-                               float scale, float* sums, U* y) {
-  for (int64_t c = 0; c < channels; ++c) sums[c] = kMax ? widen(x[c]) : 0.0f;
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) {
-      const T* from = x + (i * across + j) * channels;
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        float value = widen(from[c]);
-        if (kMax) sums[c] = value > sums[c] || value != value ? value : sums[c];
-        else sums[c] += value;
-      }
-    }
-  for (int64_t c = 0; c < channels; ++c) narrow(kMax ? sums[c] : sums[c] * scale, y[c]);
-}
+// What one row of outputs reads: `rows` rows of an image, and of them windows of `window` pixels `stride` apart, the
+// first from column -left. Of `channels` of the `all` of a pixel.
+struct Windows {
+  int64_t rows, width, window, stride, left, outputs, channels, all;
 
-#define CNNJAX_WINDOW(T)                                                                                       \
-  CNNJAX_VECTORIZED void window(bool max, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c, \
-                                float scale, float* sums, T* y) {                                              \
-    if (max) window_body<T, T, true>(x, rows, columns, across, c, scale, sums, y);                             \
-    else window_body<T, T, false>(x, rows, columns, across, c, scale, sums, y);                                \
+  // The columns of a window.
+  std::pair<int64_t, int64_t> columns(int64_t output) const {
+    int64_t begin = output * stride - left;
+    return {std::max<int64_t>(begin, 0), std::min(begin + window, width)};
   }
-CNNJAX_WINDOW(float)
-CNNJAX_WINDOW(BFloat16)
+};
 
-// The largest code is that of the largest number.
+CNNJAX_INLINE void larger(float value, float& y) { y = value > y || value != value ? value : y; }
+CNNJAX_INLINE void larger(BFloat16 value, BFloat16& y) {
+  float wide = widen(value), best = widen(y);
+  cut(wide > best || wide != wide ? wide : best, y);
+}
 template <class T>
-CNNJAX_INLINE void largest_body(const T* x, int64_t rows, int64_t columns, int64_t across, int64_t channels, T* y) {
-  std::memcpy(y, x, channels);
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) {
-      const T* from = x + (i * across + j) * channels;
+CNNJAX_INLINE void larger(T value, T& y) { y = value > y ? value : y; }
+
+// NaN stays. The largest code is that of the largest number.
+template <class T>
+CNNJAX_INLINE void largest_body(const Windows& w, const T* x, T* y) {
+  for (int64_t output = 0; output < w.outputs; ++output, y += w.all) {
+    auto [begin, end] = w.columns(output);
+    std::memcpy(static_cast<void*>(y), x + begin * w.all, w.channels * sizeof(T));
+    for (int64_t i = 0; i < w.rows; ++i)
+      for (int64_t j = begin; j < end; ++j) {
+        const T* from = x + (i * w.width + j) * w.all;
 #pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) y[c] = from[c] > y[c] ? from[c] : y[c];
-    }
+        for (int64_t c = 0; c < w.channels; ++c) larger(from[c], y[c]);
+      }
+  }
 }
 
-#define CNNJAX_CODED_WINDOW(T)                                                                                   \
-  CNNJAX_VECTORIZED void window(bool, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c, float, \
-                                float*, T* y) {                                                                  \
-    largest_body(x, rows, columns, across, c, y);                                                                \
-  }                                                                                                              \
-  CNNJAX_VECTORIZED void window(bool, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c,       \
-                                float scale, float* sums, float* y) {                                            \
-    window_body<T, float, false>(x, rows, columns, across, c, scale, sums, y);                                   \
-  }                                                                                                              \
-  CNNJAX_VECTORIZED void window(bool, const T* x, int64_t rows, int64_t columns, int64_t across, int64_t c,       \
-                                float scale, float* sums, BFloat16* y) {                                         \
-    window_body<T, BFloat16, false>(x, rows, columns, across, c, scale, sums, y);                                \
+// The sum of each window times its scale.
+template <class T, class U>
+CNNJAX_INLINE void sum_body(const Windows& w, const T* x, const float* scales, float unit, U* y) {
+  float sums[kBlock];
+  for (int64_t output = 0; output < w.outputs; ++output, y += w.all) {
+    auto [begin, end] = w.columns(output);
+    for (int64_t c = 0; c < w.channels; ++c) sums[c] = 0;
+    for (int64_t i = 0; i < w.rows; ++i)
+      for (int64_t j = begin; j < end; ++j) {
+        const T* from = x + (i * w.width + j) * w.all;
+#pragma omp simd
+        for (int64_t c = 0; c < w.channels; ++c) sums[c] += widen(from[c]);
+      }
+    float scale = scales[output] * unit;
+    for (int64_t c = 0; c < w.channels; ++c) narrow(sums[c] * scale, y[c]);
   }
-CNNJAX_CODED_WINDOW(uint8_t)
-CNNJAX_CODED_WINDOW(int8_t)
+}
 
+#define CNNJAX_LARGEST(T) \
+  CNNJAX_VECTORIZED void largest(const Windows& w, const T* x, T* y) { largest_body(w, x, y); }
+#define CNNJAX_SUM(T, U)                                                                            \
+  CNNJAX_VECTORIZED void sum(const Windows& w, const T* x, const float* scales, float unit, U* y) { \
+    sum_body(w, x, scales, unit, y);                                                                \
+  }
+CNNJAX_LARGEST(float)
+CNNJAX_LARGEST(BFloat16)
+CNNJAX_LARGEST(uint8_t)
+CNNJAX_LARGEST(int8_t)
+CNNJAX_SUM(float, float)
+CNNJAX_SUM(BFloat16, BFloat16)
+CNNJAX_SUM(uint8_t, float)
+CNNJAX_SUM(int8_t, float)
+CNNJAX_SUM(uint8_t, BFloat16)
+CNNJAX_SUM(int8_t, BFloat16)
+
+// Rows of outputs are shared; of fewer rows than threads, channels.
 template <class T, class U>
 void pool(const Step& step, const Value& in, const Value& out, const T* x, U* y, Part part) {
   const Dims& n = step.numbers;
-  std::vector<float> sums(in.channels);
-  auto [begin, end] = part.of(out.height * out.width);
+  const int64_t lines = parts_of(in.channels, 16);
+  const bool by_channel = part.images * out.height < part.parts && lines >= part.parts;
+  int64_t first = 0, last = in.channels;
+  if (by_channel) {
+    first = lines * part.index / part.parts * 16;
+    last = std::min(lines * (part.index + 1) / part.parts * 16, in.channels);
+    part.index = 0, part.parts = 1;
+  }
+  float unit = in.form == kCoded ? step.codes.x.scale : 1;
+  auto [begin, end] = part.of(out.height);
   for (int64_t index = begin; index < end; ++index) {
-    int64_t pixel = index % (out.height * out.width), image = index / (out.height * out.width);
-    int64_t top = pixel / out.width * n[2] - n[4], left = pixel % out.width * n[3] - n[5];
-    int64_t i = std::max<int64_t>(top, 0), j = std::max<int64_t>(left, 0);
-    int64_t rows = std::min(top + n[0], in.height) - i, columns = std::min(left + n[1], in.width) - j;
-    const T* from = x + image * in.size() + (i * in.width + j) * in.channels;
-    float scale = step.kind == kSumPool ? step.weights[pixel] * (in.form == kCoded ? step.codes.x.scale : 1) : 0;
-    window(step.kind == kMaxPool, from, rows, columns, in.width, in.channels, scale, sums.data(),
-           y + index * in.channels);
+    int64_t row = index % out.height, top = row * n[2] - n[4], i = std::max<int64_t>(top, 0);
+    int64_t rows = std::min(top + n[0], in.height) - i;
+    const T* from = x + index / out.height * in.size() + i * in.width * in.channels;
+    U* to = y + index * out.width * in.channels;
+    for (int64_t c = first; c < last; c += kBlock) {
+      Windows windows = {rows, in.width, n[1], n[3], n[5], out.width, std::min(kBlock, last - c), in.channels};
+      if constexpr (std::is_same_v<T, U>)
+        if (step.kind == kMaxPool) largest(windows, from + c, to + c);
+      if constexpr (!std::is_integral_v<U>)
+        if (step.kind == kSumPool) sum(windows, from + c, step.weights + row * out.width, unit, to + c);
+    }
   }
 }
 
@@ -133,7 +150,7 @@ void pointwise(const Step& step, const Value& in, bool pixel, const T* x, const 
         y + index * c);
   }
   if (step.act <= kClip) return;
-  for (int64_t i = begin * c; i < end * c; ++i) narrow(activated(step.act, widen(y[i]), 0, 0), y[i]);
+  for (int64_t i = begin * c; i < end * c; ++i) narrow(activated(step, widen(y[i])), y[i]);
 }
 
 template <class T>
@@ -224,7 +241,8 @@ void coded(const Step& step, const std::vector<Value>& values, const void* x, co
   bool pixel = step.other >= 0 && values[step.other].size() == in.channels;
   float low = step.act == kRelu ? 0 : step.act == kClip ? step.alpha : -INFINITY;
   float high = step.act == kClip ? step.beta : INFINITY;
-  std::vector<float> one(c), two(other ? c : 0);
+  thread_local std::vector<float> one, two;  // allocating them took longer than small steps
+  one.resize(c), two.resize(c);
   auto [begin, end] = part.of(pixels);
   for (int64_t index = begin; index < end; ++index) {
     read<T>(in, step.codes.x, x, index * c, c, one.data());
@@ -233,7 +251,7 @@ void coded(const Step& step, const std::vector<Value>& values, const void* x, co
     row(one.data(), step.weights, step.bias, times ? nullptr : beside, times ? beside : nullptr, low, high, c,
         one.data());
     if (step.act > kClip)
-      for (float& value : one) value = activated(step.act, value, 0, 0);
+      for (float& value : one) value = activated(step, value);
     with_type<T>(out, step.codes.y, y, [&](auto number, void* array) {
       encode(one.data(), 1 / step.codes.y.scale, c, static_cast<decltype(number)*>(array) + index * c);
     });
@@ -275,6 +293,23 @@ void run(const Step& step, const std::vector<Value>& values, const void* x, cons
 }
 
 }  // namespace
+
+float activated(const Step& step, float x) {
+  auto sigmoid = [](float v) { return 1 / (1 + std::exp(-v)); };
+  float hard = std::min(std::max(x / 6 + 0.5f, 0.0f), 1.0f);
+  switch (step.act) {
+    case kRelu: return x < 0 ? 0 : x;
+    case kClip: return x < step.alpha ? step.alpha : x > step.beta ? step.beta : x;
+    case kSwish: return x * sigmoid(x);
+    case kGelu: return 0.5f * x * std::erfc(-x * 0.70710678f);
+    case kGeluTanh: return 0.5f * x * (1 + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+    case kHardSwish: return x * hard;
+    case kLogistic: return sigmoid(x);
+    case kHardSigmoid: return hard;
+    case kTanh: return std::tanh(x);
+    default: return x;
+  }
+}
 
 template <>
 void run_plain<float>(const Step& step, const std::vector<Value>& values, const void* x, const void* other, void* y,

@@ -47,8 +47,8 @@ class WinogradLayer : public FusedLayer {
 };
 
 template <class T>
-std::unique_ptr<FusedLayer> make(const Layer& layer, const Ends& ends, memory::data_type type) {
-  const Packed<T>* by = packed_winograd<T>(layer);
+std::unique_ptr<FusedLayer> make(const Layer& layer, int64_t window, const Ends& ends, memory::data_type type) {
+  const Packed<T>* by = packed_winograd<T>(layer, window);
   return by ? std::make_unique<WinogradLayer<T>>(*by, layer, ends, type) : nullptr;
 }
 
@@ -59,7 +59,7 @@ std::unique_ptr<FusedLayer> winograd_layer(const Step& step, const std::vector<V
   const Value &in = values[step.x], &out = values[step.y];
   const Dims& n = step.numbers;
   if (step.kind != kConvolve || step.act > kClip || out.form != kOwn || step.codes.scales) return nullptr;
-  if (n[0] != 3 || n[1] != 3 || n[2] != 1 || n[3] != 1 || n[8] != 1 || n[9] != 1) return nullptr;
+  if (n[0] != n[1] || n[2] != 1 || n[3] != 1 || n[8] != 1 || n[9] != 1) return nullptr;
   int64_t groups = n[10], c = in.channels / groups, all = out.channels;
   Layer layer = {count, groups, {in.height, in.width, c, in.channels}, {out.height, out.width, all / groups, all},
                  n[4], n[6], c * all, all, 1, false};
@@ -67,8 +67,8 @@ std::unique_ptr<FusedLayer> winograd_layer(const Step& step, const std::vector<V
   ends.adds = step.other >= 0;
   if (step.act == kRelu) ends.low = 0;
   if (step.act == kClip) ends.low = step.alpha, ends.high = step.beta;
-  if (type == memory::data_type::f32) return make<float>(layer, ends, type);
-  return make<uint16_t>(layer, ends, type);
+  if (type == memory::data_type::f32) return make<float>(layer, n[0], ends, type);
+  return make<uint16_t>(layer, n[0], ends, type);
 }
 
 }  // namespace cnnjax

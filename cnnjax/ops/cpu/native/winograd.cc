@@ -55,17 +55,19 @@ bool has_winograd(const Problem& p) {
 }
 
 template <>
-const Packed<float>* packed_winograd(const Layer& l) {
-  int64_t c = l.in.channels, k = l.out.channels, tiles = ((l.out.height + 3) / kOut) * ((l.out.width + 3) / kOut);
+const Packed<float>* packed_winograd(const Layer& l, int64_t window) {
+  int64_t c = l.in.channels, k = l.out.channels, across = (l.out.width + kOut - 1) / kOut;
+  int64_t tiles = (window == 3 ? (l.out.height + kOut - 1) / kOut : l.out.height) * across;
   const Winograd* on = kernels(c, k);
-  return on && std::min(c, k) >= 16 && c * k <= kMostWeights && l.count * tiles >= kLeastTiles ? &on->squares.packed
-                                                                                                : nullptr;
+  bool fits = (window == 3 || window == 5) && on && std::min(c, k) >= 16 && c * k <= kMostWeights;
+  if (!fits || l.count * tiles < kLeastTiles) return nullptr;
+  return window == 3 ? &on->squares.packed : &on->rows.packed;
 }
 
 template <>
-const Packed<uint16_t>* packed_winograd(const Layer& l) {
+const Packed<uint16_t>* packed_winograd(const Layer& l, int64_t window) {
   int64_t c = l.in.channels, k = l.out.channels;
-  bool fits = std::min(c, k) >= kLeastOfPairs && c % 16 == 0 && k % 16 == 0 && c * k <= kMostWeights;
+  bool fits = window == 3 && std::min(c, k) >= kLeastOfPairs && c % 16 == 0 && k % 16 == 0 && c * k <= kMostWeights;
   return fits && l.count * l.out.height * l.out.width >= kPixelsOfPairs && has_pairs() ? &kWinogradPairs.packed : nullptr;
 }
 

@@ -46,7 +46,7 @@ template <class T>
 struct Passes {
   void (*convolve)(const Layer& l, Turn& turn, const T* x, const T* kernel, const T* bias, T* y);
   void (*kernel_gradient)(const Layer& l, Turn& turn, const T* x, const T* dy, T* dkernel);
-  Packed<T> packed;  // nulls where a network in use has none
+  Packed<T> packed;
 };
 
 // The kernels on vectors of `lanes` numbers, for channels and filters that are multiples of that.
@@ -58,8 +58,9 @@ struct Winograd {
 extern const Winograd kWinogradAvx2, kWinogradAvx512;
 extern const Passes<uint16_t> kWinogradPairs;  // of 3x3 windows, on AVX-512 with products of bfloat16
 
-// What is faster than oneDNN's layers in a network in use, for 3x3 windows; else null. T is as in Passes.
+// What is faster than oneDNN's layers in a network in use, for windows of `window` x `window`; else null. T is as in
+// Passes.
 template <class T>
-const Packed<T>* packed_winograd(const Layer& l);
+const Packed<T>* packed_winograd(const Layer& l, int64_t window);
 
 }  // namespace cnnjax

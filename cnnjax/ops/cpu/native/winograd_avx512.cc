@@ -7,7 +7,7 @@ namespace cnnjax {
 
 const Winograd kWinogradAvx512 = {
     kLanes,
-    {convolve<squares::Method>, squares::kernel_gradient, packed<squares::Method>()},
-    {rows::convolve, rows::kernel_gradient, {}}};
+    {convolve<Convolution<squares::Method>>, squares::kernel_gradient, packed<Convolution<squares::Method>>()},
+    {convolve<rows::Convolution>, rows::kernel_gradient, packed<rows::Convolution>()}};
 
 }  // namespace cnnjax

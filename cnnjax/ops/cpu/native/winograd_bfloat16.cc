@@ -5,7 +5,7 @@
 
 namespace cnnjax {
 
-const Passes<uint16_t> kWinogradPairs = {convolve<pairs::Method>, pairs::kernel_gradient,
-                                        packed<pairs::Method>()};
+const Passes<uint16_t> kWinogradPairs = {convolve<Convolution<pairs::Method>>, pairs::kernel_gradient,
+                                        packed<Convolution<pairs::Method>>()};
 
 }  // namespace cnnjax

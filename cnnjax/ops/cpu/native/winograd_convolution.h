@@ -7,12 +7,6 @@
 namespace cnnjax {
 namespace {
 
-// y cut to [low, high]; NaN stays.
-CNNJAX_INLINE Vector bounded(Vector y, const Ends& ends) {
-  y = y < all(ends.low) ? all(ends.low) : y;
-  return y > all(ends.high) ? all(ends.high) : y;
-}
-
 // `Method` says what a tile is, how many there are and are taken at a time, and transforms pixels, weights and sums. Its
 // numbers are of type T, and what is called a float here holds kCoupled of them.
 template <class Method>
@@ -81,10 +75,10 @@ class Convolution {
   int64_t depth, tiles, blocks, m_row, u_point, panel, v_point, m_point;
 };
 
-// Each thread takes some blocks of tiles.
-template <class Method, class T = typename Method::Number>
+// Each thread takes some of the calls. `All` is a convolution as above.
+template <class All, class T = typename All::T>
 void convolve(const Layer& l, Turn& turn, const T* x, const T* kernel, const T* bias, T* y) {
-  Convolution<Method> all_of(l, omp_get_max_threads());
+  All all_of(l, omp_get_max_threads());
   int64_t filters = l.groups * l.out.channels, before = all_of.weights() + odd_lines(filters);
   int64_t size = before + all_of.zeros() + omp_get_max_threads() * all_of.each();
   float* u = reinterpret_cast<float*>(turn.scratch(size * sizeof(float)));
@@ -102,19 +96,19 @@ void convolve(const Layer& l, Turn& turn, const T* x, const T* kernel, const T* 
   }
 }
 
-template <class Method, class T = typename Method::Number>
+template <class All, class T = typename All::T>
 constexpr Packed<T> packed() {
-  return {[](const Layer& l) { return Convolution<Method>(l, 1).weights(); },
+  return {[](const Layer& l) { return All(l, 1).weights(); },
           [](const Layer& l, int64_t threads) {
-            Convolution<Method> all_of(l, threads);
+            All all_of(l, threads);
             return all_of.zeros() + threads * all_of.each();
           },
           [](const Layer& l, const T* kernel, float* u) {
-            Convolution<Method> all_of(l, 1);
+            All all_of(l, 1);
             for (int64_t index = 0; index < all_of.pack_calls(); ++index) all_of.pack(kernel, index, u);
           },
           [](const Layer& l, const float* u, const T* x, const Ends& ends, T* y, float* scratch, int64_t threads) {
-            Convolution<Method> all_of(l, threads);
+            All all_of(l, threads);
             std::fill_n(scratch, all_of.zeros(), 0.0f);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
             for (int64_t index = 0; index < all_of.run_calls(); ++index) all_of.run(u, x, ends, y, scratch, index);

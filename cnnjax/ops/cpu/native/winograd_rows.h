@@ -135,7 +135,7 @@ CNNJAX_VECTORS void transform_kernel(const Layer& l, const float* kernel, int64_
 
 // The outputs of `rows` rows of tiles from their sums.
 CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, int64_t rows, const float* m, int64_t m_row,
-                                      int64_t apart, const float* bias, int64_t channels, float* y) {
+                                      int64_t apart, const Ends& ends, int64_t channels, float* y) {
   for (int64_t row = 0; row < rows; ++row) {
     float* to = y + (first.image * l.out.height + first.row + row) * l.out.width * l.out.all;
     for (int64_t tile = 0; tile < across(l); ++tile, m += m_row, to += kOut * l.out.all) {
@@ -145,8 +145,11 @@ CNNJAX_VECTORS void transform_outputs(const Layer& l, Place first, int64_t rows,
 #pragma GCC unroll 8
         for (int i = 0; i < kSide; ++i) from[i] = load(m + i * apart + k);
         output_step(from, done);
-        Vector more = bias ? load(bias + k) : all(0);
-        for (int64_t i = 0; i < columns; ++i) store(to + i * l.out.all + k, done[i] + more);
+        Vector more = ends.bias ? load(ends.bias + k) : all(0);
+        for (int64_t i = 0; i < columns; ++i) {
+          float* at = to + i * l.out.all + k;
+          store(at, bounded(done[i] + (ends.adds ? more + load(at) : more), ends));
+        }
       }
     }
   }
@@ -179,60 +182,68 @@ struct Strips {
   int64_t rows_of(int64_t strip) const { return std::min(rows, height - strip * rows); }
 };
 
-// Each thread takes some strips of all channels and filters.
-void convolve(const Layer& l, Turn& turn, const float* x, const float* kernel, const float* bias, float* y) {
-  int64_t depth = l.in.channels, most = std::clamp<int64_t>(kStaying / depth, 1, kWindow);  // rows of the window
-  Strips strips(l, depth);
-  int64_t u_point = odd_lines(kWindow * depth * kWide), panel = kSide * u_point, u_size = l.groups * panels(l) * panel;
-  int64_t m_row = std::min(kGroup, panels(l) * kWide), m_point = strips.point(strips.rows, m_row);
-  int64_t v_point = strips.v_point(), v_size = kSide * v_point, m_size = kSide * m_point;
-  int64_t size = u_size + odd_lines(depth) + omp_get_max_threads() * (v_size + m_size);
-  float* u = reinterpret_cast<float*>(turn.scratch(size * sizeof(float)));
-  float* zeros = u + u_size;
-  std::fill_n(zeros, depth, 0.0f);
-#pragma omp parallel
-  {
-#pragma omp for schedule(static)
-    for (int64_t index = 0; index < l.groups * panels(l) * kWindow * depth; ++index) {
-      int64_t c = index % depth, row = index / depth % kWindow, block = index / depth / kWindow;
-      int64_t k = block % panels(l) * kWide, group = block / panels(l);
-      const float* from = kernel + c * l.input + (group * l.out.channels + k) * l.output;
-      if (l.flipped) from = kernel + (group * depth + c) * l.input + k * l.output;
-      float* to = u + block * panel + (row * depth + c) * kWide;
-      transform_kernel(l, from, row, std::min(kWide, l.out.channels - k), to, u_point);
-    }
-    float* v = zeros + odd_lines(depth) + omp_get_thread_num() * (v_size + m_size);
-    float* m = v + v_size;
-#pragma omp for schedule(dynamic)
-    for (int64_t index = 0; index < l.groups * l.count * strips.count; ++index) {
-      int64_t group = index / (l.count * strips.count), strip = index % strips.count;
-      int64_t rows = strips.rows_of(strip), tiles = rows * across(l);
-      Place first = {index / strips.count % l.count, strip * strips.rows, 0};
-      Place before = {first.image, first.row - l.top, -l.left};
-      transform_rows<kSide, input_step>(l, x + group * depth, l.in, before, rows + kWindow - 1, depth, zeros, v, depth,
-                                        v_point);
-      for (int64_t filter = 0; filter < l.out.channels; filter += kGroup) {
-        int64_t filters = std::min(kGroup, l.out.channels - filter);
-        for (int64_t point = 0; point < kSide; ++point) {
-          split(parts_of(filters, kWide), kPanels, [&](int64_t k, int64_t wide) {
-            const float* some = u + (group * panels(l) + filter / kWide + k) * panel + point * u_point;
-            for (int64_t row = 0; row < kWindow; row += most) {
-              split(tiles, kTall, [&](int64_t t, int64_t tall) {
-                const float* from = v + point * v_point + (row * across(l) + t) * depth;
-                float* to = m + point * m_point + t * m_row + k * kWide;
-                Versions<Multiply, Product>::run(
-                    tall, wide, {from, depth, across(l) * depth, std::min(most, kWindow - row),
-                                 some + row * depth * kWide, panel, depth, row > 0, to, m_row});
-              });
-            }
-          });
-        }
-        int64_t k = group * l.out.channels + filter;
-        transform_outputs(l, first, rows, m, m_row, m_point, bias ? bias + k : nullptr, filters, y + k);
+// What `winograd_convolution.h` wants of a convolution: the strips go through all channels and filters.
+class Convolution {
+ public:
+  using T = float;
+
+  Convolution(const Layer& layer, int64_t threads) : l(layer), depth(l.in.channels), strips(l, depth) {
+    most = std::clamp<int64_t>(kStaying / depth, 1, kWindow);
+    u_point = odd_lines(kWindow * depth * kWide), panel = kSide * u_point;
+    m_row = std::min(kGroup, panels(l) * kWide), m_point = strips.point(strips.rows, m_row), v_point = strips.v_point();
+  }
+  int64_t weights() const { return l.groups * panels(l) * panel; }
+  int64_t zeros() const { return odd_lines(depth); }
+  int64_t each() const { return kSide * (v_point + m_point); }
+  int64_t pack_calls() const { return l.groups * panels(l) * kWindow * depth; }
+  int64_t run_calls() const { return l.groups * l.count * strips.count; }
+
+  void pack(const float* kernel, int64_t index, float* u) const {
+    int64_t c = index % depth, row = index / depth % kWindow, block = index / depth / kWindow;
+    int64_t k = block % panels(l) * kWide, group = block / panels(l);
+    const float* from = kernel + c * l.input + (group * l.out.channels + k) * l.output;
+    if (l.flipped) from = kernel + (group * depth + c) * l.input + k * l.output;
+    float* to = u + block * panel + (row * depth + c) * kWide;
+    transform_kernel(l, from, row, std::min(kWide, l.out.channels - k), to, u_point);
+  }
+
+  void run(const float* u, const float* x, const Ends& ends, float* y, float* scratch, int64_t index) const {
+    float *v = scratch + zeros() + omp_get_thread_num() * each(), *m = v + kSide * v_point;
+    int64_t group = index / (l.count * strips.count), strip = index % strips.count;
+    int64_t rows = strips.rows_of(strip), tiles = rows * across(l);
+    Place first = {index / strips.count % l.count, strip * strips.rows, 0};
+    Place before = {first.image, first.row - l.top, -l.left};
+    transform_rows<kSide, input_step>(l, x + group * depth, l.in, before, rows + kWindow - 1, depth, scratch, v, depth,
+                                      v_point);
+    for (int64_t filter = 0; filter < l.out.channels; filter += kGroup) {
+      int64_t filters = std::min(kGroup, l.out.channels - filter);
+      for (int64_t point = 0; point < kSide; ++point) {
+        split(parts_of(filters, kWide), kPanels, [&](int64_t k, int64_t wide) {
+          const float* some = u + (group * panels(l) + filter / kWide + k) * panel + point * u_point;
+          for (int64_t row = 0; row < kWindow; row += most) {
+            split(tiles, kTall, [&](int64_t t, int64_t tall) {
+              const float* from = v + point * v_point + (row * across(l) + t) * depth;
+              float* to = m + point * m_point + t * m_row + k * kWide;
+              Versions<Multiply, Product>::run(
+                  tall, wide, {from, depth, across(l) * depth, std::min(most, kWindow - row),
+                               some + row * depth * kWide, panel, depth, row > 0, to, m_row});
+            });
+          }
+        });
       }
+      int64_t k = group * l.out.channels + filter;
+      Ends own = ends;
+      if (ends.bias) own.bias += k;
+      transform_outputs(l, first, rows, m, m_row, m_point, own, filters, y + k);
     }
   }
-}
+
+ private:
+  const Layer& l;
+  int64_t depth;
+  Strips strips;
+  int64_t most, u_point, panel, m_row, m_point, v_point;  // `most` rows of the window at a time
+};
 
 void kernel_gradient(const Layer& l, Turn& turn, const float* x, const float* dy, float* dkernel) {
   Division division(l);

@@ -46,6 +46,12 @@ inline void find_pixels(const T* data, const Images& images, Place first, const 
   }
 }
 
+// y cut to [low, high]; NaN stays.
+CNNJAX_INLINE Vector bounded(Vector y, const Ends& ends) {
+  y = y < all(ends.low) ? all(ends.low) : y;
+  return y > all(ends.high) ? all(ends.high) : y;
+}
+
 inline float widen(float number) { return number; }
 inline float widen(uint16_t bits) {
   uint32_t wide = uint32_t{bits} << 16;
