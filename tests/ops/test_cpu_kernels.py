@@ -557,6 +557,15 @@ with cpu.paused():
 for a, b in zip(found, wanted, strict=True):
     assert a.dtype == b.dtype == jnp.bfloat16
     assert jnp.abs(a / b - 1).max() < 1e-2
+network = cpu.Program(jnp.bfloat16)
+network.value((1, 1, 8)), network.value((1, 1, 4), wide=True)
+network.step("dense", 0, 1, weights=jnp.ones((8, 4)))
+try:
+    network.finish()
+except cpu.Unsupported:
+    pass
+else:
+    raise AssertionError("a dense layer in bfloat16")
 """
     run(program, ONEDNN_MAX_CPU_ISA="AVX2")
 

@@ -40,6 +40,93 @@ def test_slices_of_a_stage_do_not_write_on_what_the_next_ones_read(count):
     np.testing.assert_allclose(found, wanted, atol=1e-5 * abs(wanted).max())
 
 
+ACTS = {
+    "": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "clip": lambda x: np.clip(x, -0.5, 0.5),
+    "swish": lambda x: x / (1 + np.exp(-x)),
+    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
+    "tanh": np.tanh,
+    "gelu": lambda x: np.asarray(jax.nn.gelu(x, approximate=False)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("sizes", "acts"), [((7, 10), [""]), ((65, 70), ACTS), ((400, 1000), ["swish"])])
+def test_a_vector_goes_through_dense_layers_with_any_activation(dtype, sizes, acts):
+    """One image, whose layers are the kernels' own, and several, whose layers are oneDNN's."""
+    rng = np.random.default_rng(0)
+    inputs, outputs = sizes
+    first, second = (rng.standard_normal(s, np.float32) / s[0] ** 0.5 for s in (sizes, (outputs, 5)))
+    bias = rng.standard_normal(outputs, np.float32)
+    images = rng.standard_normal((3, 1, 1, inputs), np.float32)
+    for act in acts:
+        program = cpu.Program(dtype)
+        x, y = program.value((1, 1, inputs)), program.value((1, 1, outputs))
+        z = program.value((1, 1, 5), wide=True)
+        program.step("dense", x, y, weights=first, bias=bias, act=(act, -0.5, 0.5))
+        program.step("dense", y, z, weights=second)
+        try:
+            number = program.finish()
+        except cpu.Unsupported as error:
+            pytest.skip(str(error))
+        wanted = ACTS[act](images[:, 0, 0] @ first + bias) @ second
+        for count in (1, 3):
+            found = run(program, number, images[:count].astype(dtype), 5)
+            tolerance = (1e-5 if dtype == jnp.float32 else 3e-2) * abs(wanted).max()
+            np.testing.assert_allclose(found, wanted[:count], atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("channels", [3, 16, 40, 600])
+@pytest.mark.parametrize("count", [1, 3])
+def test_pooling_of_windows_and_of_whole_images(dtype, channels, count):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((count, 7, 6, channels), np.float32).astype(dtype)
+    program = cpu.Program(dtype)
+    x, most = program.value((7, 6, channels)), program.value((4, 3, channels))
+    sums, y = program.value((1, 1, channels)), program.value((1, 1, channels), wide=True)
+    program.step("max_pool", x, most, numbers=(3, 3, 2, 2, 1, 1))
+    weights = np.full(1, 1 / 12, np.float32)
+    program.step("sum_pool", most, sums, numbers=(4, 3, 1, 1, 0, 0), weights=weights)
+    program.step("pointwise", sums, y, numbers=(0,))
+    images[0, 0, 0, 0] = np.nan
+    found = run(program, program.finish(), images, channels)
+    padded = np.pad(images.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    wide = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::2, ::2].max((-1, -2))
+    wanted = wide[:, :4, :3].mean((1, 2))
+    np.testing.assert_allclose(found, wanted, atol=1e-5 if dtype == jnp.float32 else 2e-2)
+    assert np.isnan(found[0, 0]) and np.isfinite(found[:, 1:]).all()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("side", [7, 14, 27])
+def test_a_convolution_of_5x5_with_an_addition_and_bounds(count, side):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((count, side, side, 16), np.float32)
+    weights = rng.standard_normal((5, 5, 16, 32), np.float32) / 20
+    first, bias = rng.standard_normal((1, 1, 16, 32), np.float32) / 4, rng.standard_normal(32, np.float32)
+    program = cpu.Program(jnp.float32)
+    x, y = program.value((side, side, 16)), program.value((side, side, 32))
+    z = program.value((1, 1, side * side * 32), wide=True)
+    program.step("conv", x, y, numbers=(1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1), weights=first)
+    numbers, act = (5, 5, 1, 1, 2, 2, 2, 2, 1, 1, 1), ("clip", -0.7, 0.9)
+    program.step("conv", x, y, other=y, numbers=numbers, weights=weights, bias=bias, act=act)
+    program.step("pointwise", y, z, numbers=(0,))
+    found = run(program, program.finish(), images, side * side * 32).reshape(count, side, side, 32)
+
+    def convolve(kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return np.asarray(
+            jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=dims)
+        )
+
+    wanted = np.clip(convolve(weights) + convolve(first) + bias, -0.7, 0.9)
+    assert {-0.7, 0.9} <= {round(float(v), 4) for v in (wanted.min(), wanted.max())}
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 def test_a_step_that_reads_what_is_not_written_is_an_error():
     program = cpu.Program(jnp.float32)
     x, y, z = program.value((4, 4, 8)), program.value((4, 4, 8)), program.value((1, 1, 128), wide=True)

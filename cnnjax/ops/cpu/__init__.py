@@ -12,10 +12,10 @@ from cnnjax.ops.cpu.library import chosen, paused, status, takes, turns_unrolled
 from cnnjax.ops.cpu.program import Code, Program, Unsupported, lacks_int8, run_program
 
 __all__ = [
-    "SETTLING_STEPS", "Code", "Program", "Unsupported", "channel_sums", "chosen", "keep_freed_memory", "lacks_int8",
-    "make_activation", "make_batch_norm", "make_convolution", "make_layer_norm", "make_max_pool",
-    "make_response_norm", "materialized", "max_windows_and_places", "paused", "run_program", "scale_rows",
-    "settled", "status", "takes", "turns_unrolled",
+    "SETTLING_STEPS", "Code", "Program", "Unsupported", "channel_sums", "chosen", "keep_freed_memory",
+    "lacks_int8", "make_activation", "make_batch_norm", "make_convolution", "make_layer_norm",
+    "make_max_pool", "make_response_norm", "materialized", "max_windows_and_places", "paused",
+    "run_program", "scale_rows", "settled", "status", "takes", "turns_unrolled",
 ]  # fmt: skip
 
 keep_freed_memory()  # here, as XLA starts its threads later

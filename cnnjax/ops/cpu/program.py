@@ -1,6 +1,7 @@
 """A network's steps as one call of the kernels: `Program` builds them, `run_program` runs them in a `jit`."""
 
 import ctypes
+import functools
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -103,18 +104,17 @@ class Program:
         return jnp.asarray([self._number], jnp.uint32)
 
     def predict(self, pixels: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, K] of uint8 [B, H, W, C], which the network takes as pixels * factor + shift.
+        """Probabilities float32 [B, K] of uint8 [B, H, W, C] in one call of the library, without XLA.
 
-        One call of the library, without XLA; factor and shift are float32 [C].
+        The network takes pixels * factor + shift, each float32 [C].
         """
         shape = self._shapes[0]
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
             raise ValueError(f"pixels {pixels.dtype} {pixels.shape}; the network takes uint8 [B, *{shape}]")
         pixels = np.ascontiguousarray(pixels)
         found = np.empty((len(pixels), self._shapes[-1][2]), np.float32)
-        places = (ctypes.c_void_p(array.ctypes.data) for array in (pixels, factor, shift))
-        count, result = ctypes.c_int64(len(pixels)), ctypes.c_void_p(found.ctypes.data)
-        _call("cnnjax_program_predict", self._number, *places, count, result)
+        places = [array.__array_interface__["data"][0] for array in (pixels, factor, shift, found)]
+        _call("cnnjax_program_predict", self._number, *places[:3], len(pixels), places[3])
         return found
 
 
@@ -132,22 +132,22 @@ def lacks_int8() -> str:
     """Why no program multiplies 8-bit integers here, or ""."""
     if (loaded := library()) is None:
         return f"the CPU kernels are {status()}"
-    if not hasattr(loaded, "cnnjax_has_int8"):
-        return "the CPU kernels are of an older cnnjax; install it again"
     return "" if loaded.cnnjax_has_int8() else f"this processor has none of {INT8}"
 
 
+@functools.cache
 def _library() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
         raise RuntimeError("programs need the CPU kernels")
     loaded.cnnjax_program_new.restype = ctypes.c_uint32
     loaded.cnnjax_program_free.argtypes = [ctypes.c_uint32]
+    one, place, count = ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64
+    loaded.cnnjax_program_predict.argtypes = [one, *[place] * 3, count, place, place, count]
     return loaded
 
 
 def _call(name: str, number: int, *arguments: object) -> None:
     error = ctypes.create_string_buffer(_ROOM)
-    failed = getattr(_library(), name)(ctypes.c_uint32(number), *arguments, error, ctypes.c_int64(_ROOM))
-    if failed:
+    if failed := getattr(_library(), name)(number, *arguments, error, ctypes.c_int64(_ROOM)):
         raise (Unsupported if failed == 2 else ValueError)(error.value.decode())

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kSliceBytes = 2 << 20;   // of what a step reads and writes, to stay near the cores
 constexpr int64_t kMostImages = 8;         // of a slice
 constexpr int64_t kLargeWeights = 1 << 20;  // of a dense layer: read once for all images, not for each slice
-constexpr int64_t kFewProducts = 4 << 20;   // of an image: waking a second thread takes longer
+constexpr int64_t kFewProducts = 1 << 20;   // of an image: waking a second thread takes longer
 constexpr int64_t kFewBytes = 16 << 10;     // that a step without products reads: likewise
 constexpr size_t kPlans = 64;
 

@@ -126,7 +126,7 @@ std::unique_ptr<FusedLayer> make_layer(const Step& step, const std::vector<Value
   if (step.kind == kDense) {
     auto layer = std::make_unique<OneDnnLayer>(step, values, type, count);  // throws where other counts have none
     auto own = vector_layer(step, values, type, count);
-    if (own) return own;
+    if (own && !layer->is_slow()) return own;
     return layer;
   }
   if (auto layer = winograd_layer(step, values, type, count)) return layer;

@@ -10,12 +10,12 @@ namespace {
 
 using dnnl::memory;
 
-constexpr int64_t kWidth = 64;            // outputs of a block of weights [C, kWidth]
-constexpr int64_t kShared = 1 << 16;      // weights that are worth another thread
-constexpr int64_t kAtOnce = 4;            // inputs
+constexpr int64_t kMost = 64;         // outputs of a block of weights
+constexpr int64_t kShared = 1 << 16;  // weights that are worth another thread
+constexpr int64_t kAtOnce = 4;        // inputs
 
-// sums [kWidth] of x [C] times a block.
-template <class T>
+// sums [kWidth] of x [C] times a block [C, kWidth].
+template <int64_t kWidth, class T>
 CNNJAX_INLINE void block_body(const T* x, const T* weights, int64_t count, float* sums) {
   for (int64_t k = 0; k < kWidth; ++k) sums[k] = 0;
   int64_t c = 0;
@@ -31,9 +31,10 @@ CNNJAX_INLINE void block_body(const T* x, const T* weights, int64_t count, float
     for (int64_t k = 0; k < kWidth; ++k) sums[k] += widen(x[c]) * widen(weights[k]);
 }
 
-#define CNNJAX_BLOCK(T)                                                                         \
-  CNNJAX_VECTORIZED void block(const T* x, const T* weights, int64_t count, float* sums) {      \
-    block_body(x, weights, count, sums);                                                        \
+#define CNNJAX_BLOCK(T)                                                                                   \
+  CNNJAX_VECTORIZED void block(const T* x, const T* weights, int64_t count, int64_t width, float* sums) { \
+    if (width == kMost) return block_body<kMost>(x, weights, count, sums);                                \
+    block_body<16>(x, weights, count, sums);                                                              \
   }
 CNNJAX_BLOCK(float)
 CNNJAX_BLOCK(BFloat16)
@@ -46,12 +47,13 @@ template <class T>
 class VectorLayer : public FusedLayer {
  public:
   VectorLayer(const Step& step, int64_t inputs, int64_t outputs, bool wide)
-      : inputs_(inputs), outputs_(outputs), wide_(wide), threads_(inputs * outputs < kShared ? 1 : omp_get_max_threads()) {}
+      : inputs_(inputs), outputs_(outputs), width_(outputs > 16 ? kMost : 16), wide_(wide),
+        threads_(inputs * outputs < kShared ? 1 : omp_get_max_threads()) {}
 
   size_t scratch_bytes() const override { return 0; }
 
   memory::desc weights() const override {
-    return memory::desc({blocks() * inputs_ * kWidth * static_cast<int64_t>(sizeof(T))}, memory::data_type::u8,
+    return memory::desc({blocks() * inputs_ * width_ * static_cast<int64_t>(sizeof(T))}, memory::data_type::u8,
                         memory::format_tag::a);
   }
 
@@ -60,7 +62,7 @@ class VectorLayer : public FusedLayer {
     T* to = static_cast<T*>(packed->get_data_handle());
     for (int64_t block = 0; block < blocks(); ++block)
       for (int64_t c = 0; c < inputs_; ++c)
-        for (int64_t k = block * kWidth; k < (block + 1) * kWidth; ++k)
+        for (int64_t k = block * width_; k < (block + 1) * width_; ++k)
           narrow(k < outputs_ ? step.weights[c * outputs_ + k] : 0.0f, *to++);
     return packed;
   }
@@ -69,9 +71,9 @@ class VectorLayer : public FusedLayer {
     const T* blocks_of = static_cast<const T*>(weights.get_data_handle());
 #pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
     for (int64_t b = 0; b < blocks(); ++b) {
-      float sums[kWidth];
-      const int64_t first = b * kWidth, count = std::min(kWidth, outputs_ - first);
-      block(static_cast<const T*>(x), blocks_of + first * inputs_, inputs_, sums);
+      float sums[kMost];
+      const int64_t first = b * width_, count = std::min(width_, outputs_ - first);
+      block(static_cast<const T*>(x), blocks_of + first * inputs_, inputs_, width_, sums);
       for (int64_t k = 0; step.bias && k < count; ++k) sums[k] += step.bias[first + k];
       if (step.act == kLogistic || step.act == kSwish) sigmoid(sums, count, step.act == kSwish, sums);
       else for (int64_t k = 0; k < count; ++k) sums[k] = activated(step, sums[k]);
@@ -81,9 +83,9 @@ class VectorLayer : public FusedLayer {
   }
 
  private:
-  int64_t blocks() const { return (outputs_ + kWidth - 1) / kWidth; }
+  int64_t blocks() const { return (outputs_ + width_ - 1) / width_; }
 
-  int64_t inputs_, outputs_;
+  int64_t inputs_, outputs_, width_;
   bool wide_;
   int threads_;
 };

@@ -168,11 +168,12 @@ CNNJAX_VECTORS void transform_sums(const float* sums, int64_t apart, int64_t fil
 }
 
 // Nearly equal strips of rows of outputs, whose transformed pixels of `depth` channels stay in the second-level
-// cache where they can.
+// cache where they can. There are as many as threads, unless they would be too few rows.
 struct Strips {
-  Strips(const Layer& l, int64_t depth) : height(l.out.height), across(cnnjax::across(l)), depth(depth) {
-    int64_t row = kSide * across * depth * sizeof(float);
-    int64_t most = std::min(std::max(kStripBytes / row - (kWindow - 1), kFewest), height);
+  Strips(const Layer& l, int64_t depth, int64_t threads = 1)
+      : height(l.out.height), across(cnnjax::across(l)), depth(depth) {
+    int64_t row = kSide * across * depth * sizeof(float), share = parts_of(height, parts_of(threads, l.groups * l.count));
+    int64_t most = std::min(std::max(std::min(kStripBytes / row - (kWindow - 1), share), kFewest), height);
     count = parts_of(height, most);
     rows = parts_of(height, count);
   }
@@ -187,7 +188,7 @@ class Convolution {
  public:
   using T = float;
 
-  Convolution(const Layer& layer, int64_t threads) : l(layer), depth(l.in.channels), strips(l, depth) {
+  Convolution(const Layer& layer, int64_t threads) : l(layer), depth(l.in.channels), strips(l, depth, threads) {
     most = std::clamp<int64_t>(kStaying / depth, 1, kWindow);
     u_point = odd_lines(kWindow * depth * kWide), panel = kSide * u_point;
     m_row = std::min(kGroup, panels(l) * kWide), m_point = strips.point(strips.rows, m_row), v_point = strips.v_point();
