@@ -27,7 +27,8 @@ class Direct:
 def direct(program: Program, protocol: Protocol, image_shape: tuple[int, int, int]) -> Direct | None:
     """The program with what a protocol does before it; None if that is more."""
     steps, (height, width, channels) = protocol.augment.steps, protocol.augment.output_shape
-    if protocol.views or [name for name, _ in steps] not in (["normalize"], ["center_crop", "normalize"]):
+    alike = [name for name, _ in steps] in (["normalize"], ["center_crop", "normalize"])
+    if protocol.views or not alike or not program.predicts:
         return None
     mean, std = (np.broadcast_to(np.float32(value), channels) for _, value in sorted(steps[-1][1]))
     top, left = (image_shape[0] - height) // 2, (image_shape[1] - width) // 2

@@ -21,7 +21,6 @@ HANDLERS = (
     *("CnnjaxConvolution", "CnnjaxBatchNorm", "CnnjaxMaxPool", "CnnjaxResponseNorm"),
     *("CnnjaxActivation", "CnnjaxLayerNorm", "CnnjaxChannelSum", "CnnjaxMaterialized", "CnnjaxProgram"),
 )
-NEWEST = "cnnjax_program_predict"  # of the library's functions
 # OpenMP's threads spin this many rounds (some microseconds) for the next kernel before they sleep. They share
 # the cores with XLA's threads, which by default they would keep waiting for milliseconds. Without "active" it
 # is a hundred rounds once several of XLA's threads have called kernels, and waking them takes as long as a
@@ -99,8 +98,6 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             raise Missing(f"{SWITCH}={switch}")
         if (loaded := _open()).cnnjax_interface() > _interface():
             raise Missing("the kernels were compiled for a newer jaxlib; install cnnjax again")
-        if not hasattr(loaded, NEWEST):
-            raise Missing("the kernels were compiled from an older cnnjax; install it again")
         for symbol in HANDLERS:
             target = re.sub(r"(?<=.)([A-Z])", r"_\1", symbol).lower()  # "cnnjax_batch_norm"
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, symbol)), platform="cpu")

@@ -103,6 +103,11 @@ class Program:
         _call("cnnjax_program_finish", self._number)
         return jnp.asarray([self._number], jnp.uint32)
 
+    @property
+    def predicts(self) -> bool:
+        """Whether `predict` works: kernels compiled from an older cnnjax lack it."""
+        return hasattr(_library(), "cnnjax_program_predict")
+
     def predict(self, pixels: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
         """Probabilities float32 [B, K] of uint8 [B, H, W, C] in one call of the library, without XLA.
 
@@ -132,6 +137,8 @@ def lacks_int8() -> str:
     """Why no program multiplies 8-bit integers here, or ""."""
     if (loaded := library()) is None:
         return f"the CPU kernels are {status()}"
+    if not hasattr(loaded, "cnnjax_has_int8"):
+        return "the CPU kernels are of an older cnnjax; install it again"
     return "" if loaded.cnnjax_has_int8() else f"this processor has none of {INT8}"
 
 
@@ -143,7 +150,8 @@ def _library() -> ctypes.CDLL:
     loaded.cnnjax_program_new.restype = ctypes.c_uint32
     loaded.cnnjax_program_free.argtypes = [ctypes.c_uint32]
     one, place, count = ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64
-    loaded.cnnjax_program_predict.argtypes = [one, *[place] * 3, count, place, place, count]
+    if hasattr(loaded, "cnnjax_program_predict"):
+        loaded.cnnjax_program_predict.argtypes = [one, *[place] * 3, count, place, place, count]
     return loaded
 
 
