@@ -258,7 +258,7 @@ def scale_channels(x: jax.Array, factor: jax.Array) -> jax.Array:
     if factor.shape not in ((channels,), (batch, channels)):
         raise UserError(f"factor {factor.shape}: must be {(channels,)} or {(batch, channels)}, those of x")
     if takes(x, factor) and x.shape[:3] != (batch, 1, 1):
-        rows = x.reshape(groups, -1, channels)
+        rows = x if groups == batch else x[None]
         return scale_rows(rows, factor.reshape(groups, channels).astype(jnp.float32)).reshape(x.shape)
     return (_widen(x) * widen(factor).reshape(groups, 1, 1, channels)).astype(x.dtype)
 

@@ -141,8 +141,7 @@ def global_avg_pool(x: Array) -> Array:
     """The mean of each channel: float [B, H, W, C] -> [B, C] of the dtype of x, summed in float32."""
     _check_image(x)
     if takes(x) and (size := x.shape[1] * x.shape[2]) > 1:
-        sums = channel_sums(x.reshape(x.shape[0], size, x.shape[3]))
-        return (sums / size).astype(x.dtype)
+        return (channel_sums(x) / size).astype(x.dtype)
     return widen(x).mean((1, 2)).astype(x.dtype)
 
 

@@ -375,6 +375,16 @@ def test_layer_norm_activations_and_products_of_channels_are_those_of_xla(rows, 
     compare(lambda x: ops.global_avg_pool(ops.silu(x)), [x], dtype)
 
 
+def test_a_gate_of_channels_copies_no_bfloat16_image():
+    def gated(x, factor):
+        return ops.scale_channels(x, factor * ops.global_avg_pool(x))
+
+    x, factor = normal(0, (2, 5, 7, 9), "bfloat16"), normal(1, (2, 9), "bfloat16")
+    step = jax.jit(lambda x, factor, dy: jax.vjp(gated, x, factor)[1](dy)).lower(x, factor, x).compile()
+    assert 'custom_call_target="cnnjax_channel_sum' in step.as_text()
+    assert "bf16[2,35,9]" not in step.as_text()
+
+
 def test_activations_of_large_numbers_and_of_nan():
     x = jnp.float32([-1e30, -200, -90, -87, -14, -1e-3, 0, 1e-30, 14, 200, 1e30, jnp.inf, jnp.nan])
     for found, wanted in (
@@ -707,6 +717,7 @@ def test_other_bad_calls_are_errors_with_the_numbers():
         ("cnnjax_layer_norm", [(x.shape, f32)], [x, x, jnp.zeros(4)], {"epsilon": np.float32(1e-6)}),
         ("cnnjax_layer_norm", [(x.shape, f32), *statistics], [x] * 3, {"epsilon": np.float32(1e-6)}),
         ("cnnjax_channel_sum", [((2, 6), f32)], [x], {}),
+        ("cnnjax_channel_sum", [((2, 4), f32)], [jnp.zeros((2, 4))], {}),
         ("cnnjax_channel_sum", [((2, 4), f32)], [jnp.zeros((2, 9, 6))], {}),
         ("cnnjax_channel_sum", [((2, 6), f32)], [jnp.zeros((2, 9, 6)), jnp.zeros((2, 8, 6))], {}),
         ("cnnjax_response_norm", [(x.shape, f32)], [x], {"n": 4}),

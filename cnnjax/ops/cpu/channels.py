@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
@@ -59,16 +60,25 @@ def make_layer_norm(reference: Callable[..., jax.Array]) -> Callable[..., jax.Ar
     return lambda x, scale, bias, *, epsilon: forward.bind(x, scale, bias, epsilon=float(epsilon))[0]
 
 
+def _rows(x: jax.Array | ShapedArray) -> range:
+    """The axes of the rows: if a kernel read them as one, XLA would copy bfloat16 images for it."""
+    return range(1, x.ndim - 1)
+
+
 def _sum(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32).sum(1)
+    return x.astype(jnp.float32).sum(_rows(x))
 
 
 def _dot(x: jax.Array, by: jax.Array) -> jax.Array:
-    return (x.astype(jnp.float32) * by.astype(jnp.float32)).sum(1)
+    return (x.astype(jnp.float32) * by.astype(jnp.float32)).sum(_rows(x))
 
 
 def _scale(x: jax.Array, factor: jax.Array) -> jax.Array:
-    return (x.astype(jnp.float32) * factor[:, None]).astype(x.dtype)
+    return (x.astype(jnp.float32) * jnp.expand_dims(factor, _rows(x))).astype(x.dtype)
+
+
+def _spread(total: jax.Array, x: ad.UndefinedPrimal) -> list[jax.Array]:
+    return [jnp.broadcast_to(jnp.expand_dims(total, _rows(x.aval)), x.aval.shape).astype(x.aval.dtype)]
 
 
 def _make(name: str, reference: Callable[..., jax.Array]) -> Primitive:
@@ -80,7 +90,7 @@ _sums, _dots, _scales = (
     _make("channel_dot", _dot),
     make_primitive("scale", _scale),
 )
-ad.deflinear2(_sums, lambda total, x: [jnp.broadcast_to(total[:, None], x.aval.shape).astype(x.aval.dtype)])
+ad.deflinear2(_sums, _spread)
 # Products and their sums are bilinear, and each is the derivative of the other.
 ad.defbilinear(_dots, lambda dy, x, by: _scales.bind(by, dy), lambda dy, x, by: _scales.bind(x, dy))
 ad.defbilinear(
@@ -108,10 +118,10 @@ def materialized(x: jax.Array) -> jax.Array:
 
 
 def channel_sums(x: jax.Array) -> jax.Array:
-    """The sum over rows in float32: float [G, R, C] -> [G, C]."""
+    """The sum over rows in float32: float [G, R..., C] -> [G, C]."""
     return _sums.bind(x)
 
 
 def scale_rows(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """x [G, R, C] times a float32 factor [G, C], of the dtype of x; the factor's gradient in one pass."""
+    """x [G, R..., C] times a float32 factor [G, C], of the dtype of x; the factor's gradient in one pass."""
     return _scales.bind(x, factor)

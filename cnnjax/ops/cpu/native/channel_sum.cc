@@ -1,4 +1,4 @@
-// The sum over rows of [groups, rows, channels], of numbers or of the products of two arrays, in float32.
+// The sum over rows of [groups, rows..., channels], of numbers or of the products of two arrays, in float32.
 #include <algorithm>
 
 #include "engine.h"
@@ -48,13 +48,16 @@ void run(const void* x_, const void* by_, int64_t groups, int64_t rows, int64_t 
   }
 }
 
-// x (, by) of [groups, rows, channels] -> [groups, channels]
+// x (, by) of [groups, rows..., channels] -> [groups, channels]
 ffi::Error ChannelSum(ffi::RemainingArgs arguments, ffi::Result<ffi::AnyBuffer> sum) {
   return guarded([&] {
     check(arguments.size() == 1 || arguments.size() == 2, arguments.size(), " arguments of a sum");
     ffi::AnyBuffer x = *arguments.get<ffi::AnyBuffer>(0);
     bool wide = compute_type("x", x.element_type()) == dnnl::memory::data_type::f32;
-    Dims dims = shape("x", x, 3);
+    Dims dims = shape("x", x);
+    check(dims.size() >= 3, "x ", show(dims), ": must be of groups, rows and channels");
+    int64_t rows = 1;
+    for (size_t axis = 1; axis + 1 < dims.size(); ++axis) rows *= dims[axis];
     const void* by = nullptr;
     if (arguments.size() == 2) {
       ffi::AnyBuffer other = *arguments.get<ffi::AnyBuffer>(1);
@@ -63,9 +66,9 @@ ffi::Error ChannelSum(ffi::RemainingArgs arguments, ffi::Result<ffi::AnyBuffer> 
       by = other.untyped_data();
     }
     check_type("sum", sum->element_type(), ffi::DataType::F32);
-    check_shape("sum", shape("sum", *sum), {dims[0], dims[2]});
+    check_shape("sum", shape("sum", *sum), {dims[0], dims.back()});
     Turn turn;
-    (wide ? run<float> : run<BFloat16>)(x.untyped_data(), by, dims[0], dims[1], dims[2],
+    (wide ? run<float> : run<BFloat16>)(x.untyped_data(), by, dims[0], rows, dims.back(),
                                         static_cast<float*>(sum->untyped_data()));
   });
 }
