@@ -108,9 +108,9 @@ def device_memory(compiled: jax.stages.Compiled) -> int:
 
 
 def in_turn_on_cpu(results: Results, memory: int) -> Results:
-    """Returns `results`; on a CPU waits for steps of more than 1 GiB, so that no two hold memory at once."""
+    """Returns `results`; on a CPU waits for steps of over 512 MiB, so that no two hold memory at once."""
     device = next(iter(jax.tree.leaves(results)[0].devices()))
-    return jax.block_until_ready(results) if device.platform == "cpu" and memory > 2**30 else results
+    return jax.block_until_ready(results) if device.platform == "cpu" and memory > 2**29 else results
 
 
 def train_step(
