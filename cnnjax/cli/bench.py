@@ -1,16 +1,19 @@
 """The command `cnnjax bench`: what is fast and what is not."""
 
 import functools
+from pathlib import Path
 from typing import Annotated as Flag
 
+import numpy as np
 from rich.table import Table
 
 from cnnjax.cli.flags import Json, command
 from cnnjax.cli.tables import print_result, say
+from cnnjax.data.files import scratch_folder
 from cnnjax.errors import by_name
 from cnnjax.profiling.benchmark import Figures, bench_predict, bench_train, check
 from cnnjax.profiling.input_pipeline import bench_data
-from cnnjax.profiling.peers.process import FRAMEWORKS
+from cnnjax.profiling.peers.process import FRAMEWORKS, named
 
 
 def _peers(kind: str) -> str:
@@ -74,8 +77,27 @@ def _predict(
     from cnnjax.inference.model import DTYPES, untrained
 
     check(batch_size, dtype, DTYPES)
+    named(against, "predict")
     call = functools.partial(bench_predict, untrained(model, dtype), batch_size=batch_size, dtype=dtype)
-    _print(call(rounds=rounds, seconds=seconds, against=against, limit=peer_seconds, tell=_tell), json)
+    with scratch_folder() as folder:
+        file = _onnx_int8(model, batch_size, folder / "int8.onnx") if dtype == "int8" and against else ""
+        _print(
+            call(rounds=rounds, seconds=seconds, against=against, limit=peer_seconds, tell=_tell, file=file),
+            json,
+        )
+
+
+def _onnx_int8(model: str, batch_size: int, path: Path) -> str:
+    """Writes the file that frameworks run in int8: that of `cnnjax export --format=onnx --dtype=int8`."""
+    from cnnjax.inference import onnx_int8
+    from cnnjax.inference.export import FORMATS
+    from cnnjax.inference.model import untrained
+
+    trained = untrained(model)
+    raw = np.random.default_rng(0).integers(0, 256, (batch_size, *trained.image_shape), np.uint8)
+    FORMATS["onnx"].write(trained, path, batch_size)
+    onnx_int8.quantize(path, np.asarray(trained.prepare(raw)), batch_size)
+    return str(path)
 
 
 def _tell(text: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
 from cnnjax.data.sources.source import Shape
-from cnnjax.errors import UserError, listed, unknown
+from cnnjax.errors import UserError, unknown
 from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.peers import process
@@ -182,16 +182,16 @@ def bench_predict(
     against: str | None = None,
     limit: float = 180.0,
     tell: Tell = lambda text: None,
+    file: str = "",
 ) -> Figures:
     """Measures `predict` on uint8 images in memory, alternating with other frameworks.
 
-    Ours returns `Prediction`s with the five most likely classes, theirs only the array of probabilities.
+    Ours returns `Prediction`s with the five most likely classes, theirs only the array of probabilities. In
+    int8 they run `file`, the network in ONNX, from normalized images to logits.
     Arguments and figures are those of `bench_train`, plus p50_ms and p99_ms, the median and the 99th
     percentile of a call in milliseconds; first_call_seconds includes compilation.
     """
     check(batch_size, dtype, (*DTYPES, "int8"))
-    if dtype == "int8" and against:
-        raise UserError(f"--against={against}: frameworks are measured in {listed(list(DTYPES))}, not int8")
     names = process.named(against, "predict")
     images = np.random.default_rng(0).integers(0, 256, (batch_size, *trained.image_shape), np.uint8)
     call, start = functools.partial(trained.predict, images, batch_size=batch_size), time.perf_counter()
@@ -199,7 +199,9 @@ def bench_predict(
     first = time.perf_counter() - start
     for _ in range(WARM_UP):
         call()
-    work = Work("predict", trained.spec, batch_size, dtype, trained.image_shape, len(trained.class_names))
+    work = Work(
+        "predict", trained.spec, batch_size, dtype, trained.image_shape, len(trained.class_names), file=file
+    )
     measured = functools.partial(measure, call, batch_size=batch_size)
     ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
     return {

@@ -2,6 +2,7 @@
 
     python experiments/cpu_speed/run.py train            # measures what training.csv lacks of this machine
     python experiments/cpu_speed/run.py predict          # likewise inference.csv
+    python experiments/cpu_speed/run.py predict --dtypes=int8 --against=openvino,onnxruntime
     python experiments/cpu_speed/run.py ops              # likewise ops.csv: each kernel beside XLA
     python experiments/cpu_speed/run.py train --nets=resnet18,resnet50 --dtypes=float32 --rounds=3 --again
     python experiments/cpu_speed/run.py tables           # only rewrites tables and figure from the CSVs

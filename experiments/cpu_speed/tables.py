@@ -23,6 +23,7 @@ NETS = {
     "convnext_tiny": 32,
 }
 DTYPES = ("float32", "bfloat16")
+PREDICT_DTYPES = (*DTYPES, "int8")
 # The ratios to the best of the others that this project set itself, of each net.
 TRAIN_TARGETS, TRAIN_MEANS = {"float32": 1.5, "bfloat16": 1.3}, {"float32": 1.8, "bfloat16": 1.6}
 AVX2_TARGETS = {"float32": 1.3}
@@ -54,7 +55,7 @@ def benches(rows: Sequence[Row], kind: str) -> dict[tuple[str, str, str, str], B
 
     def place(key: tuple[str, str, str, str]) -> tuple[int, ...]:
         machine, net, batch, dtype = key
-        return machines.index(machine), [*NETS].index(net), -int(batch), DTYPES.index(dtype)
+        return machines.index(machine), [*NETS].index(net), -int(batch), PREDICT_DTYPES.index(dtype)
 
     return {key: found[key] for key in sorted(found, key=place)}
 
@@ -77,7 +78,7 @@ def best(rows: Sequence[Row]) -> Best | None:
 def target(row: Row) -> float | None:
     """Of our row of one bench."""
     if row["kind"] == "predict":
-        return PREDICT_TARGETS[row["batch"]]
+        return None if row["dtype"] == "int8" else PREDICT_TARGETS[row["batch"]]
     return (AVX2_TARGETS if row["machine"].endswith("AVX2") else TRAIN_TARGETS).get(row["dtype"])
 
 
@@ -97,7 +98,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _table(here: Sequence[Row]) -> str:
     sizes = [("train", "", dtype) for dtype in DTYPES]
-    sizes += [("predict", batch, dtype) for batch in PREDICT_TARGETS for dtype in DTYPES]
+    sizes += [("predict", batch, dtype) for batch in PREDICT_TARGETS for dtype in PREDICT_DTYPES]
     measured = {(row["kind"], row["batch"] * (row["kind"] == "predict"), row["dtype"]) for row in here}
     columns = [column for column in sizes if column in measured]
     found = {kind: benches(here, kind) for kind in ("train", "predict")}
@@ -117,7 +118,7 @@ def _table(here: Sequence[Row]) -> str:
         cells += [line] * any(line[1:])
     means = [f"{statistics.geometric_mean(values):.2f}" if values else "" for values in ratios]
     head = [
-        f"predict {size} {dtype}, target {PREDICT_TARGETS[size]}"
+        f"predict {size} {dtype}" + (f", target {PREDICT_TARGETS[size]}" if dtype in DTYPES else "")
         if kind == "predict"
         else f"training {dtype}, target {TRAIN_TARGETS[dtype]} (mean {TRAIN_MEANS[dtype]})"
         for kind, size, dtype in columns
@@ -241,7 +242,7 @@ def panels(rows: Sequence[Row]) -> Iterator[tuple[str, dict[tuple[str, str], Ben
             {
                 (net, dtype): bench
                 for (machine, net, size, dtype), bench in benches(rows, kind).items()
-                if machine == newest(rows, kind) and batch in ("", size)
+                if machine == newest(rows, kind) and batch in ("", size) and dtype in DTYPES
             },
         )
 

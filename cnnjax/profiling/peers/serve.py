@@ -24,10 +24,11 @@ class Work:
     kind: str  # "train" or "predict"
     model: str  # by its name here
     batch_size: int
-    dtype: str  # "float32" or "bfloat16", of what a net computes
+    dtype: str  # "float32", "bfloat16" or "int8", of what a net computes
     shape: tuple[int, int, int]  # [H, W, C] of an image
     num_classes: int
     mode: str = ""  # of the framework
+    file: str = ""  # of int8: the network as ONNX with QuantizeLinear, float32 [B, H, W, C] -> logits
 
 
 def serve(version: str, build: Callable[[Work], Callable[[], object]]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from cnnjax.profiling.peers import torch_nets
-from cnnjax.profiling.peers.serve import Work, serve
+from cnnjax.profiling.peers.serve import Unable, Work, serve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -28,6 +28,8 @@ class Whole(torch.nn.Module):
 
 
 def build(work: Work) -> Callable[[], object]:
+    if work.dtype == "int8":
+        raise Unable("no int8 here")
     torch.manual_seed(0)
     return {"train": step, "predict": predict}[work.kind](work)
 

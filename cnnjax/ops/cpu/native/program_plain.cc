@@ -232,7 +232,12 @@ void read(const Value& value, const Coding& as, const void* from, int64_t at, in
   });
 }
 
-// pointwise of codes or to codes, through float32.
+// The same channels for some pixels one after the other.
+void repeat(std::vector<float>& channels, int64_t count, int64_t times) {
+  for (int64_t i = 1; i < times; ++i) std::copy_n(channels.data(), count, channels.data() + i * count);
+}
+
+// pointwise of codes or to codes, through float32, some pixels at a time.
 template <class T>
 void coded(const Step& step, const std::vector<Value>& values, const void* x, const void* other, void* y, Part part) {
   const Value &in = values[step.x], &out = values[step.y];
@@ -241,19 +246,30 @@ void coded(const Step& step, const std::vector<Value>& values, const void* x, co
   bool pixel = step.other >= 0 && values[step.other].size() == in.channels;
   float low = step.act == kRelu ? 0 : step.act == kClip ? step.alpha : -INFINITY;
   float high = step.act == kClip ? step.beta : INFINITY;
-  thread_local std::vector<float> one, two;  // allocating them took longer than small steps
-  one.resize(c), two.resize(c);
+  const int64_t most = std::max<int64_t>(1, kBlock / c);
+  thread_local std::vector<float> one, two, weights, bias;  // allocating them took longer than small steps
+  one.resize(most * c), two.resize(most * c), weights.resize(most * c), bias.resize(most * c);
+  if (step.weights) {
+    std::copy_n(step.weights, c, weights.data()), std::copy_n(step.bias, c, bias.data());
+    repeat(weights, c, most), repeat(bias, c, most);
+  }
   auto [begin, end] = part.of(pixels);
-  for (int64_t index = begin; index < end; ++index) {
-    read<T>(in, step.codes.x, x, index * c, c, one.data());
-    if (other) read<T>(values[step.other], step.codes.other, other, (pixel ? index / pixels : index) * c, c, two.data());
+  for (int64_t index = begin, count; index < end; index += count) {
+    count = std::min(most, end - index);
+    if (pixel) count = std::min(count, pixels - index % pixels);
+    read<T>(in, step.codes.x, x, index * c, count * c, one.data());
+    if (other && !pixel) read<T>(values[step.other], step.codes.other, other, index * c, count * c, two.data());
+    if (pixel && (index == begin || index % pixels == 0)) {
+      read<T>(values[step.other], step.codes.other, other, index / pixels * c, c, two.data());
+      repeat(two, c, most);
+    }
     const float* beside = other ? two.data() : nullptr;
-    row(one.data(), step.weights, step.bias, times ? nullptr : beside, times ? beside : nullptr, low, high, c,
-        one.data());
+    row(one.data(), step.weights ? weights.data() : nullptr, bias.data(), times ? nullptr : beside,
+        times ? beside : nullptr, low, high, count * c, one.data());
     if (step.act > kClip)
-      for (float& value : one) value = activated(step, value);
+      for (int64_t i = 0; i < count * c; ++i) one[i] = activated(step, one[i]);
     with_type<T>(out, step.codes.y, y, [&](auto number, void* array) {
-      encode(one.data(), 1 / step.codes.y.scale, c, static_cast<decltype(number)*>(array) + index * c);
+      encode(one.data(), 1 / step.codes.y.scale, count * c, static_cast<decltype(number)*>(array) + index * c);
     });
   }
 }
