@@ -15,7 +15,7 @@ import cnnjax
 from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
-from cnnjax.inference import int8
+from cnnjax.inference import export, int8
 from cnnjax.inference.model import untrained
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
@@ -160,6 +160,17 @@ def test_a_processor_without_integers_is_told_which_have_them(tiny_run, tmp_path
     assert done.returncode == 2
     assert "this processor has none of AVX512_VNNI, AVX_VNNI and AMX" in done.stderr
     assert "use bfloat16 or float32" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_dense_layers_before_the_last_are_exported_in_integers(tmp_path):
+    for name in ("onnx", "jax2onnx", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra `onnx` is not here")
+    images = np.random.default_rng(1).integers(0, 256, (16, 28, 28, 1), np.uint8)
+    done = export.export(
+        untrained("lenet_300_100"), "onnx", tmp_path / "a.onnx", dtype="int8", calibration=images
+    )
+    assert done.agreement > 0.8
 
 
 def test_an_export_to_onnx_has_integers_around_its_layers(sample_run, tmp_path, capsys):
