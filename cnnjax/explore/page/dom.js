@@ -142,7 +142,8 @@ export function chart(series, { x = "", y = "", low = null, high = null, mark = 
     made.append(svg("line", { x1: left, x2: wide - 12, y1: place, y2: place, class: "rule" }),
       svg("text", { x: left - 6, y: place + 4, "text-anchor": "end" }, `${+value.toPrecision(2)}`));
   }
-  for (const value of [x0, (x0 + x1) / 2, x1]) {
+  const middle = (x0 + x1) / 2; // of stages and steps a whole one
+  for (const value of [x0, x1 - x0 > 2 ? Math.floor(middle) : middle, x1]) {
     const anchor = value === x0 ? "start" : value === x1 ? "end" : "middle";
     made.append(svg("text", { x: atX(value), y: tall - foot + 16, "text-anchor": anchor }, `${+value.toPrecision(4)}`));
   }
