@@ -46,6 +46,12 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_of_code_begin_on_a_line_of_their_own(page):
+    fences = re.findall(r"^ *```(.*)", page.read_text(), re.M)
+    assert len(fences) % 2 == 0 and all(re.fullmatch(r"\w*", words) for words in fences)
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_chapter_becomes_a_page_whose_links_lead_to_files(notebook, tmp_path):
     make = runpy.run_path(str(ROOT / "docs" / "make.py"))
