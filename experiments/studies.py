@@ -199,12 +199,13 @@ def tuned(
     runs: Mapping[str, Mapping[str, config_lib.Value]],
     rates: Sequence[float],
     short: float,
-    epochs: float,
+    epochs: Mapping[str, float],
     count: int,
 ) -> list[Planned]:
     """Each label at each learning rate for `short` epochs with seed 0; then other seeds at its best rate.
 
-    The best is best on validation. The short runs are labelled "LABEL, rate RATE", in no table.
+    `epochs` has those of each label. The best is best on validation. The short runs are labelled
+    "LABEL, rate RATE", in no table.
     """
     tries, found = list[Planned](), list[Planned]()
     for label, values in runs.items():
@@ -213,7 +214,7 @@ def tuned(
         tries += of
         if len(scores) == len(rates):
             best = max(scores, key=lambda rate: float(scores[rate]["validation_accuracy"] or 0))
-            found += [Planned(label, {**values, RATE: best}, epochs, 1 + i) for i in range(count)]
+            found += [Planned(label, {**values, RATE: best}, epochs[label], 1 + i) for i in range(count)]
     return tries + sorted(found, key=lambda run: run.seed)
 
 

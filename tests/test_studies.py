@@ -79,7 +79,7 @@ def test_a_claim_is_decided_by_twice_the_standard_error():
 
 def test_the_best_rate_is_chosen_on_validation_of_a_seed_of_its_own():
     nets = {"a": {"model": "simple_cnn"}}
-    first = studies.tuned([], nets, (0.1, 0.2), 2.0, 5.0, 3)
+    first = studies.tuned([], nets, (0.1, 0.2), 2.0, {"a": 5.0}, 3)
     assert [(run.label, run.seed, run.epochs) for run in first] == [
         *(("a, rate 0.1", 0, 2.0), ("a, rate 0.2", 0, 2.0))
     ]
@@ -88,7 +88,7 @@ def test_the_best_rate_is_chosen_on_validation_of_a_seed_of_its_own():
         {**row, studies.RATE: "0.1", "validation_accuracy": "0.7"},
         {**row, studies.RATE: "0.2", "validation_accuracy": ""},  # its loss was not finite
     ]
-    runs = studies.tuned(rows, nets, (0.1, 0.2), 2.0, 5.0, 3)
+    runs = studies.tuned(rows, nets, (0.1, 0.2), 2.0, {"a": 5.0}, 3)
     assert runs[:2] == first
     assert [(run.label, run.seed, run.values[studies.RATE], run.epochs) for run in runs[2:]] == [
         *(("a", 1, 0.1, 5.0), ("a", 2, 0.1, 5.0), ("a", 3, 0.1, 5.0))

@@ -23,6 +23,8 @@ STDS = "response_norm='none', stds=(0.1, 0.05, 0.05, 0.03)"
 NETS = {a: {"model": f"alexnet_cifar(activation='{a}', {STDS})"} for a in ("relu", "tanh", "sigmoid")}
 RATES = (0.003, 0.01, 0.03, 0.1)
 SHORT, LENGTH, SEEDS, GOAL = 10.0, 40.0, 3, 0.25
+# ReLU and tanh are there within ten epochs; as the rate is constant, nothing that follows changes when.
+EPOCHS = {"relu": 15.0, "tanh": 15.0, "sigmoid": LENGTH}
 
 
 def make_config() -> config_lib.ConfigDict:
@@ -37,7 +39,7 @@ def make_config() -> config_lib.ConfigDict:
 
 def plan(rows: Sequence[Row]) -> list[studies.Planned]:
     """All rates for ten epochs, then all seeds at the best rate of each activation."""
-    return studies.tuned(rows, NETS, RATES, SHORT, LENGTH, SEEDS)
+    return studies.tuned(rows, NETS, RATES, SHORT, EPOCHS, SEEDS)
 
 
 def chosen(study: studies.Study, out: Path) -> dict[str, list[Row]]:
@@ -99,7 +101,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
 def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = chosen(study, out)
     relu, tanh = (times(groups.get(name, ()), out) for name in ("relu", "tanh"))
-    longest = [LENGTH if value is None else value for value in tanh]  # at the least
+    longest = [EPOCHS["tanh"] if value is None else value for value in tanh]  # at the least
     sooner = tables.difference(longest, relu) if relu and None not in relu else tables.difference([], [])
     return studies.Claim(
         "ReLU reaches 25 % training error on CIFAR-10 about 6 times sooner than tanh",
