@@ -59,7 +59,7 @@ def quiet_seconds(row: Row, out: Path) -> float:
 
 def processor(row: Row) -> str:
     """Of a run, without its cores and devices: 'AMD EPYC (family 25, model 17), AVX-512 with bfloat16'."""
-    return re.sub(r", \d+ cores.*", "", row["machine"])
+    return re.sub(r", \d+ cores?\b.*", "", row["machine"])
 
 
 COLUMNS: dict[str, Column] = {
