@@ -2,11 +2,15 @@
 
 import importlib.metadata
 import importlib.util
+import itertools
+import os
 import platform
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCES = Path("cnnjax/ops/cpu/native")
@@ -76,4 +80,19 @@ class WithConfigs(build_py):
                 shutil.copy(file, folder)
 
 
-setup(ext_modules=extensions(), cmdclass={"build_py": WithConfigs})
+class SideBySide(build_ext):
+    """Compiles the files of an extension on all cores; setuptools takes one after the other."""
+
+    def build_extensions(self) -> None:
+        one_by_one = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: one_by_one([source], **options), sources)
+                return [*itertools.chain.from_iterable(objects)]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": SideBySide, "build_py": WithConfigs})
