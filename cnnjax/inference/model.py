@@ -18,7 +18,7 @@ from cnnjax.data.augment import views as protocols
 from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.data.recipe import Recipe, covering
 from cnnjax.data.sources.source import numbered_names
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, check_count, unknown
 from cnnjax.inference import calibration as calibration_lib
 from cnnjax.inference import images as image_files
 from cnnjax.inference import int8
@@ -70,6 +70,8 @@ class TrainedModel:
         means all images in it. Images of any size are resized as recorded with the network; arrays of its
         size are used unchanged. The first unreadable image raises UserError.
         """
+        check_count("top", top, 1)
+        check_count("batch_size", batch_size, 1)
         if (arrays := image_files.ready(images, self.recipe, self.image_shape[2])) is not None:
             predictions = []
             for start in range(0, len(arrays), batch_size):
@@ -86,6 +88,8 @@ class TrainedModel:
 
     def stream(self, images: Images, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
         """Yields the prediction of each image in order, a `Failure` for an unreadable one."""
+        check_count("top", top, 1)
+        check_count("batch_size", batch_size, 1)
         for batch in self.batches(images, batch_size):
             yield from self.classify(batch, top=top, batch_size=batch_size)
 
@@ -100,7 +104,7 @@ class TrainedModel:
 
     def _predictions(self, names: Sequence[str], rows: np.ndarray, top: int) -> list[Prediction]:
         """Of probabilities [B, K]."""
-        order, classes = most_likely(rows, top), self.class_names
+        order, classes = np.argsort(-rows, axis=1, kind="stable")[:, :top], self.class_names
         best = rows[np.arange(len(rows))[:, None], order].tolist()
         return [
             Prediction(name, row, tuple(zip([classes[place] for place in places], values, strict=True)))
@@ -262,14 +266,6 @@ class TrainedModel:
 def _filled(images: np.ndarray, size: int) -> np.ndarray:
     """A short batch filled up with its first image, so that few sizes are compiled."""
     return np.concatenate([images, np.broadcast_to(images[:1], (size - len(images), *images.shape[1:]))])
-
-
-def most_likely(rows: np.ndarray, top: int) -> np.ndarray:
-    """The places of the `top` largest numbers of each row [B, K], the largest first."""
-    if top < rows.shape[1] / 4:  # sorts less
-        some = np.sort(np.argpartition(rows, -top, axis=1)[:, -top:], axis=1)
-        return np.take_along_axis(some, most_likely(np.take_along_axis(rows, some, axis=1), top), axis=1)
-    return np.argsort(-rows, axis=1, kind="stable")[:, :top]
 
 
 def load_run(

@@ -1,14 +1,17 @@
 """Prediction from uint8 arrays in one call of the kernels against JAX and numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnnjax.data.augment import chain, views
+from cnnjax.errors import UserError
 from cnnjax.inference.direct import direct
 from cnnjax.inference.fused import fuse
-from cnnjax.inference.model import most_likely
+from cnnjax.inference.model import untrained
 from cnnjax.ops import cpu
 
 kernels = pytest.mark.skipif(not cpu.takes(), reason=f"CPU kernels {cpu.status()}")
@@ -44,12 +47,21 @@ def test_other_preprocessing_is_left_to_jax():
     assert direct(fused.program, views.parse("center", augment, (4, 4, 3)), (4, 4, 3)) is None
 
 
-@pytest.mark.parametrize(("classes", "top"), [(10, 5), (1000, 5), (1000, 1), (3, 5), (41, 10)])
-def test_the_most_likely_classes_come_in_order(classes, top):
-    rows = np.random.default_rng(0).random((7, classes), np.float32)
-    np.testing.assert_array_equal(most_likely(rows, top), np.argsort(-rows, axis=1)[:, :top])
+@pytest.mark.parametrize("top", [1, 2, 3, 5])
+def test_of_equal_probabilities_the_first_class_comes_first(top):
+    """Of a network whose last weights are 0."""
+    model = untrained("simple_cnn")
+    params = model.variables["params"]
+    zero = {**model.variables, "params": {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}}
+    images = np.zeros((2, *model.image_shape), np.uint8)
+    for found in dataclasses.replace(model, variables=zero).predict(images, top=top):
+        assert [name for name, _ in found.top] == list(model.class_names[:top])
 
 
-def test_of_equal_probabilities_the_first_class_comes_first():
-    rows = np.zeros((2, 3), np.float32)
-    np.testing.assert_array_equal(most_likely(rows, 2), [[0, 1], [0, 1]])
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"top": -1}, {"batch_size": 0}, {"batch_size": -1}])
+def test_counts_below_one_are_refused(wrong):
+    model = untrained("simple_cnn")
+    image = np.zeros(model.image_shape, np.uint8)
+    for call in (model.predict, lambda image, **given: [*model.stream([image], **given)]):
+        with pytest.raises(UserError, match=r"(top|batch_size)=(0|-1)"):
+            call(image, **wrong)

@@ -12,13 +12,7 @@ from jax.interpreters import ad
 from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
 from cnnjax.ops.shapes import Pair, Sides
 
-ACTS = (
-    "identity",
-    "relu",
-    "relu6",
-    "silu",
-    "hard_swish",
-)  # that batch normalization ends with, see batch_norm.cc
+ACTS = ("identity", "relu", "relu6", "silu", "hard_swish")  # batch_norm.cc ends with one, by its place
 
 
 def make_batch_norm(
