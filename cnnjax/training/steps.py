@@ -62,7 +62,11 @@ def init_state(
 
 def run_init(init: Callable[[], Results], out_shardings: Sharding | Results | None = None) -> Results:
     """What `init` returns, compiled for this one run: a CPU would take minutes to optimize it."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    options: dict[str, bool | int] = {}
+    if jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = 0
+        if jax.__version_info__ < (0, 12):  # which has no other emitters; these take half as long
+            options["xla_cpu_use_fusion_emitters"] = False
     return jax.jit(init, compiler_options=options, out_shardings=out_shardings)()
 
 
