@@ -59,7 +59,10 @@ def evaluate(
 def _beside(metrics: dict[str, Any], dtype: str) -> Table:
     title = f"{metrics['split']}, {metrics['count']} images"
     table = Table("metric", "float32", dtype, "difference", title=title)
-    for name, words in (("accuracy", "accuracy %"), ("top5_accuracy", "top-5 accuracy %"), ("loss", "loss")):
+    from cnnjax.training.metrics import has_top5
+
+    top5 = {"top5_accuracy": "top-5 accuracy %"} if has_top5(metrics) else {}
+    for name, words in {"accuracy": "accuracy %", **top5, "loss": "loss"}.items():
         factor, digits = (1, 4) if name == "loss" else (100, 2)
         own, other = factor * metrics["float32"][name], factor * metrics[name]
         table.add_row(words, *(f"{x:.{digits}f}" for x in (own, other)), f"{other - own:+.{digits}f}")

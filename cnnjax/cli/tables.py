@@ -88,6 +88,7 @@ def in_pixels(field: tuple[float, float] | None) -> str:
 def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> list[Table]:
     """The metrics of one split: of all images, averaged over classes, and by class for up to 20 classes."""
     from cnnjax.training.metrics import averages as averages_of
+    from cnnjax.training.metrics import has_top5
 
     whole = Table("metric", "value", title=f"{metrics['split']}, {metrics['count']} images")
     averages = Table("average", "precision", "recall", "F1")
@@ -95,7 +96,8 @@ def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> li
         if f"{prefix}accuracy" not in metrics:
             continue
         whole.add_row(f"{words}accuracy", f"{100 * metrics[f'{prefix}accuracy']:.2f} %")
-        whole.add_row(f"{words}top-5 accuracy", f"{100 * metrics[f'{prefix}top5_accuracy']:.2f} %")
+        if has_top5(metrics):
+            whole.add_row(f"{words}top-5 accuracy", f"{100 * metrics[f'{prefix}top5_accuracy']:.2f} %")
         whole.add_row(f"{words}loss", f"{metrics[f'{prefix}loss']:.4f}")
         for kind, means in averages_of(metrics, prefix).items():
             averages.add_row(words + kind, *(f"{means[name]:.4f}" for name in ("precision", "recall", "f1")))

@@ -15,6 +15,7 @@ from cnnjax.models.weights import files, to_torch
 from cnnjax.runs import hub
 from cnnjax.runs.folder import Json, Run
 from cnnjax.runs.loaded import Loaded
+from cnnjax.training.metrics import has_top5
 
 CARD = "README.md"
 FILES = {hub.CONFIG, hub.WEIGHTS, CARD}
@@ -102,8 +103,10 @@ def _scores(test: Json, step: int) -> dict[str, str]:
     """The scores on the test split, if they are of these weights."""
     if test.get("step") != step:
         return {"test accuracy": "not evaluated"}
-    names = {"accuracy": "test accuracy", "top5_accuracy": "test top-5 accuracy"}
-    scores = {words: f"{100 * test[name]:.2f} %" for name, words in names.items() if name in test}
+    names = {"accuracy": "test accuracy"}
+    if "top5_accuracy" in test and has_top5(test):
+        names["top5_accuracy"] = "test top-5 accuracy"
+    scores = {words: f"{100 * test[name]:.2f} %" for name, words in names.items()}
     return scores | {"test loss": f"{test['loss']:.4f}", "test images": f"{test['count']:,}"}
 
 

@@ -13,7 +13,7 @@ from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run
 from cnnjax.training import schedules
 from cnnjax.training.chips import chip_of, memory_peak
-from cnnjax.training.metrics import Scores
+from cnnjax.training.metrics import Scores, has_top5
 from cnnjax.training.steps import TrainMetrics, TrainState
 
 CAUSES = ("compile", "data", "evaluation", "checkpoint")  # of time that is not in steps
@@ -159,7 +159,8 @@ class Log:
     def evaluation(self, step: int, scores: Mapping[str, Scores]) -> None:
         """Writes the row of the scores of the raw weights, "", and of their moving average, "ema_"."""
         self.lap("evaluation")
-        names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in EVALUATED}
+        kept = [name for name in EVALUATED if name != "top5_accuracy" or has_top5(scores[""])]
+        names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in kept}
         self._write(step, {key: scores[prefix][name] for key, (prefix, name) in names.items()})
         self.evaluated[step] = max(each["accuracy"] for each in scores.values())
 

@@ -89,6 +89,11 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     }
 
 
+def has_top5(scores: Mapping[str, Any]) -> bool:
+    """Whether the top-5 accuracy of `compute` tells anything; of five classes or fewer it is 1."""
+    return len(scores["per_class"]["f1"]) > 5
+
+
 def averages(scores: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, float]]:
     """The averages of `compute` by what they are; those of `macro` say it if classes never occur."""
     rows = {kind: scores[f"{prefix}{kind}"] for kind in ("macro", "micro", "weighted")}

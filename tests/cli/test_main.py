@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.live import Live
 
@@ -48,10 +49,25 @@ def test_train_prints_the_test_metrics_and_leaves_a_run_folder(tiny_data, tmp_pa
     flags = [f"--config.data.name={tiny_data}", "--config.trackers=tensorboard"]
     assert main.run(["train", f"--workdir={workdir}", *flags, *TINY]) == 0
     printed = capsys.readouterr().out
-    for words in ("test, 37 images", "accuracy", "top-5 accuracy", "macro", "weighted", "F1"):
+    for words in ("test, 37 images", "accuracy", "macro", "weighted", "F1"):
         assert words in printed
     assert (workdir / "report.html").is_file()
     assert list((workdir / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(5, False), (6, True)])
+def test_top_5_of_at_most_five_classes_is_not_shown(classes, shown, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    label = np.arange(48) % classes
+    image = rng.integers(0, 256, (48, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "few.npz", train_image=image, train_label=label, test_image=image, test_label=label)
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.data.name=npz:{tmp_path / 'few.npz'}"]
+    assert main.run(["train", *flags, *TINY]) == 0
+    assert main.run(["push", flags[0], f"--out={tmp_path / 'out'}"]) == 0
+    printed = capsys.readouterr().out + (tmp_path / "out" / "README.md").read_text()
+    for words in ("validation top5 accuracy", "│ top-5 accuracy", "test top-5 accuracy"):
+        assert (words in printed) == shown, words
+    assert "test accuracy" in printed
 
 
 def test_evaluate_prints_the_same_as_train(trained, capsys):
