@@ -57,10 +57,10 @@ def evaluate(
 
 
 def _beside(metrics: dict[str, Any], dtype: str) -> Table:
-    title = f"{metrics['split']}, {metrics['count']} images"
-    table = Table("metric", "float32", dtype, "difference", title=title)
     from cnnjax.training.metrics import has_top5
 
+    title = f"{metrics['split']}, {metrics['count']} images"
+    table = Table("metric", "float32", dtype, "difference", title=title)
     top5 = {"top5_accuracy": "top-5 accuracy %"} if has_top5(metrics) else {}
     for name, words in {"accuracy": "accuracy %", **top5, "loss": "loss"}.items():
         factor, digits = (1, 4) if name == "loss" else (100, 2)

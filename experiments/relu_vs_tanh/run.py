@@ -116,7 +116,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     found = ratios(study, out, "tanh")
     fewer = tables.difference([PAPER] * len(found), found)
     ours = {name: f"{name} {words(rows, out)} epochs" for name, rows in groups.items()}
-    if found:
+    if "tanh" in ours:
         ours["tanh"] += f", {ratio(study, out, 'tanh')} times as many"
     compared = [groups[name] for name in ("relu", "tanh") if name in groups]
     return studies.Claim(

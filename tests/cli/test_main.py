@@ -64,8 +64,10 @@ def test_top_5_of_at_most_five_classes_is_not_shown(classes, shown, tmp_path, ca
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.data.name=npz:{tmp_path / 'few.npz'}"]
     assert main.run(["train", *flags, *TINY]) == 0
     assert main.run(["push", flags[0], f"--out={tmp_path / 'out'}"]) == 0
+    assert main.run(["evaluate", flags[0], "--dtype=bfloat16"]) == 0
     printed = capsys.readouterr().out + (tmp_path / "out" / "README.md").read_text()
-    for words in ("validation top5 accuracy", "│ top-5 accuracy", "test top-5 accuracy"):
+    tables = "│ top-5 accuracy │", "│ top-5 accuracy % │"
+    for words in ("validation top5 accuracy", *tables, "test top-5 accuracy"):
         assert (words in printed) == shown, words
     assert "test accuracy" in printed
 
