@@ -46,9 +46,11 @@ class Group:
 
 
 def compare(paths: Sequence[str | Path], out: str | Path) -> Path:
-    """Writes the comparison of run folders and returns its path."""
-    file = _page_file(out)
-    groups = make_groups([Run.open(path) for path in dict.fromkeys(map(str, paths))])
+    """Writes the comparison of run folders, each given once, and returns its path."""
+    file, folders = _page_file(out), [Path(path).resolve() for path in paths]
+    if twice := [path for i, path in enumerate(paths) if folders[i] in folders[:i]]:
+        raise UserError(f"{twice[0]}: this run folder is given twice; give each once")
+    groups = make_groups([Run.open(path) for path in paths])
     parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
     title = f"{counted(len(groups), 'config')}, {counted(sum(len(group.runs) for group in groups), 'run')}"
     atomic_write(file, page(title, *parts))

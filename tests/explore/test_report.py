@@ -191,6 +191,14 @@ def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     comparison.compare([copy, tiny_run], tmp_path / "both.html")
 
 
+@pytest.mark.parametrize("again", ["{}", "{}/", "{}/../{.name}"])
+def test_a_run_is_not_compared_with_itself(again, tiny_run, tmp_path):
+    """However its folder is spelled: nothing would differ, or a seed would count twice."""
+    again = again.format(*[tiny_run] * again.count("{"))
+    with pytest.raises(UserError, match=f"{re.escape(again)}: this run folder is given twice"):
+        comparison.compare([tiny_run, again], tmp_path / "both.html")
+
+
 def test_text_and_attributes_are_escaped_once_and_markup_is_not():
     bold = markup.element("b", '<i>"&')
     assert bold == "<b>&lt;i&gt;&quot;&amp;</b>"
