@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 RUN = ROOT / "build" / "notebooks"  # the notebooks as they have run here
 CONFIGS = DOCS / "configs.md"
 PAGES = ("*.md", "*.cff", "docs/*.md", "docs/*.png", "experiments/**/README.md", "experiments/**/*.svg")
-FILES = ("examples/**/*.*", "notebooks/*.ipynb")  # that pages link to
+FILES = ("examples/**/*.*", "notebooks/*.ipynb", "docs/*.css")  # that pages link to
 PRIVATE = ("cnnjax.__main__", "cnnjax.cli", "cnnjax.explore.page", "cnnjax.profiling.peers")
 
 
