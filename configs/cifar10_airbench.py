@@ -4,10 +4,10 @@ Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498
 0.85, batch 1024, label smoothing 0.2, rates and decay decoupled from momentum. The script's loss is a sum:
 its rate 11.5 / (1024 (1 + 1 / 0.15)) and decay 0.0153 / (1024 (1 + 1 / 0.15)) a step become 1.5 and 0.00133
 for the mean. Biases learn 64 times as fast and do not decay here. The rate rises over the first 23 % and
-falls in a straight line to 7 %. Every image is flipped in every other epoch. Views at the test are mirrored
-and moved by a pixel.
+falls linearly to 7 %. Every image is flipped in every other epoch. Views at test time are mirrored and
+shifted by a pixel.
 
-Other than in the script: an exponential average of the weights stands for its Lookahead, the rate starts at 0
+Deviations from the script: an exponential average of the weights replaces Lookahead, the rate starts at 0
 instead of 20 %, the bias of the whitening convolution trains to the end, and the last batch of an epoch is
 filled up from the next one.
 

@@ -4,7 +4,7 @@
 
 ResNet-20 of He et al. 2015 (arXiv:1512.03385, section 4.2) with random erasing (Zhong et al. 2017,
 arXiv:1708.04896: 95.98 % in 300 epochs, on an earlier release of the images), in bfloat16, with a cosine over
-fewer epochs. What it reached, beside two other nets, stands in experiments/fashion_mnist/README.md.
+fewer epochs. Not run yet; the result will be in experiments/fashion_mnist/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""SimpleCNN on the whole of Fashion-MNIST: the module's first design, trained with today's recipe.
+"""SimpleCNN, the baseline network, on the whole of Fashion-MNIST, with a current recipe.
 
     cnnjax train --config=configs/fashion_mnist_simple_cnn.py --workdir=runs/fm
 
 Muon (Jordan et al. 2024, as optax has it) turns the update of each kernel into an orthogonal one; at equal
 epochs this small net fits better than with AdamW or SGD. Images move by a pixel and are mirrored, in training
-and in the views that are averaged at the test. Measured over three seeds, with spread, minutes and machine:
+and in the views that are averaged at test time. Measured over three seeds, with spread, minutes and machine:
 experiments/fashion_mnist/README.md.
 """
 

@@ -9,7 +9,7 @@ images held out of train; the test images are the official validation images, te
   cnnjax data prepare folder:/data/imagenet --short_side=256 --out=/data/imagenet256
   cnnjax train --config=configs/imagenet_alexnet.py --config.data.name=records:/data/imagenet256
 
-Not yet trained to its end here.
+Not yet trained to completion here.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ Choices are made on 10,000 images held out of train, as the official validation 
   cnnjax data prepare folder:/data/imagenet --short_side=342 --format=jpeg --out=/data/imagenet342
   cnnjax train --config=configs/imagenet_inception_v3.py --config.data.name=records:/data/imagenet342
 
-Not yet trained to its end here. Evaluate the averaged weights with `cnnjax evaluate --weights=ema`.
+Not yet trained to completion here. Evaluate the averaged weights with `cnnjax evaluate --weights=ema`.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ Choices are made on 10,000 images held out of train, as the official validation 
   cnnjax data prepare folder:/data/imagenet --short_side=256 --out=/data/imagenet256
   cnnjax train --config=configs/imagenet_resnet50.py --config.data.name=records:/data/imagenet256
 
-Not yet trained to its end here.
+Not yet trained to completion here.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ The recipe of the weights IMAGENET1K_V2 (github.com/pytorch/vision, issue 3995; 
 State-Of-The-Art Models Using TorchVision's Latest Primitives"): SGD with momentum 0.9, batch 1024, rate 0.5,
 5 epochs of warm-up from 1 %, cosine; weight decay 0.00002, not on BatchNorm; label smoothing 0.1;
 TrivialAugment (wide), random erasing of a tenth of the images, then MixUp (0.2) or CutMix (1.0) of each
-batch; crops of 176 in training, one of 224 from 232 at the test; an average of the weights; BatchNorm
+batch; crops of 176 in training, one of 224 from 232 at test time; an average of the weights; BatchNorm
 statistics of 128 images. torchvision's average keeps 1 - 0.00002 * 8 * 128 * 32 / 600 every 32 steps, here
 the 32nd root of that every step. Expected: 80.674 % top-1 of the averaged weights; 80.858 % with repeated
 augmentation.
@@ -18,9 +18,9 @@ official validation images are the test.
   cnnjax train --config=configs/imagenet_resnet50_modern.py --config.data.name=records:/data/imagenet232
 
 Hours on 8 GPUs: at least 0.4, at the peak of H100s (`cnnjax compile --topology=h100:8 --image=232x232x3`);
-8.7 at the 24,479 images/s that PyTorch reaches on 8 H200 with 224 pixels (Lambda's logs), if the input brings
-as many; torchvision's own run on 8 GPUs took 42 (pull request 6433).
-Not yet trained to completion. Evaluate the averaged weights with `cnnjax evaluate --weights=ema`.
+8.7 at the 24,479 images/s that PyTorch reaches on 8 H200 with 224 pixels (Lambda's logs), if the input
+pipeline keeps up; torchvision's own run on 8 GPUs took 42 (pull request 6433). Not yet trained to completion.
+Evaluate the averaged weights with `cnnjax evaluate --weights=ema`.
 """
 
 from ml_collections import ConfigDict

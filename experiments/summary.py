@@ -63,7 +63,7 @@ def costs() -> str:
         machines = "; ".join(dict.fromkeys(map(tables.processor, rows)))
         epochs = sum(float(row["epochs"]) for row in rows)
         cells.append((study.name, f"{ended} of {len(least)}", f"{epochs:g}", f"{hours:.1f}", machines))
-    return tables.markdown(("study", "runs at the least", "epochs run", "hours", "machine"), cells)
+    return tables.markdown(("study", "required runs, finished", "epochs run", "hours", "machine"), cells)
 
 
 def at_paper_size() -> str:

@@ -25,7 +25,7 @@ def evaluate(
     json: Json = False,
     **chosen: Any,
 ) -> None:
-    """Prints the metrics of a trained network on one split; of --dtype=int8 beside those of float32."""
+    """Prints the metrics of a trained network on one split; with --dtype next to those of float32."""
     from cnnjax.inference.model import usable
     from cnnjax.runs import compile_cache, loaded
     from cnnjax.runs.evaluate import evaluate_loaded

@@ -41,7 +41,7 @@ EXAMPLES = {
         "cnnjax export --workdir=runs/fm --format=safetensors --out=fm.safetensors",
     ),
     "data": (
-        "cnnjax data prepare folder:photos --out=runs/photos --short_side=256",
+        "cnnjax data prepare folder:photos --out=photos256 --short_side=256",
         "cnnjax data inspect fashion_mnist_mini --out=sheet.png --augment=each",
     ),
     "models": ("cnnjax models 'resnet*'", "cnnjax models resnet50 --image_size=160"),

@@ -56,7 +56,7 @@ def predict(
     dtype: Flag[str | None, "float32, bfloat16 or int8, to compute in (default: the run's)"] = None,
     calibration: Flag[str | None, CALIBRATION] = None,
     json: Json = False,
-    explain: Flag[str | bool, "write heat maps next to the images; METHOD, or alone: grad_cam"] = False,
+    explain: Flag[str | bool, "write heat maps next to the images, by METHOD (alone: grad_cam)"] = False,
     out: Flag[str | None, "folder for the pictures of --explain"] = None,
     layer: Flag[str | None, "layer for --explain (default: the last feature map)"] = None,
     **run: str,

@@ -204,7 +204,9 @@ VARIANTS = {
     "preact_resnet50": _imagenet("bottleneck", 3, 4, 6, 3),
     "preact_resnet101": _imagenet("bottleneck", 3, 4, 23, 3),
     "preact_resnet152": _imagenet("bottleneck", 3, 8, 36, 3),
-    "preact_resnet200": Variant(PreactResNet, "He et al. 2016", Preset(), 78.34, 94.21, "ImageNet 1-crop"),
+    "preact_resnet200": Variant(
+        PreactResNet, "He et al. 2016", Preset(), 78.34, 94.21, "ImageNet 1-crop, fb.resnet.torch"
+    ),
     **{
         f"wrn_{depth}_{k}": _wide(depth, k, top1, published)
         for published, table in _TABLES.items()

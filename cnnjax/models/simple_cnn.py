@@ -1,4 +1,4 @@
-"""SimpleCNN, the module's first network, LeNet-5, its ancestor, and a net without convolutions beside them.
+"""SimpleCNN, the baseline network; LeNet-5, its ancestor; and a network without convolutions.
 
 LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition", fig. 2.
 Deviations of `lenet5`: C3 sees all six maps of S2 (the paper connects each to some of them), subsampling is
@@ -108,7 +108,7 @@ class LeNet5(Net):
 _PAPER, _32 = "LeCun et al. 1998", dataclasses.replace(MNIST, input_size=(32, 32, 1))
 _DENSE = f"{_PAPER}, the fully connected net"
 VARIANTS = {
-    "simple_cnn": Variant(SimpleCNN, "the module's own layout", MNIST),
+    "simple_cnn": Variant(SimpleCNN, "cnnjax's baseline network", MNIST),
     "lenet_300_100": Variant(FullyConnected, _DENSE, MNIST, 96.95, published="MNIST"),
     "lenet5": Variant(LeNet5, _PAPER, _32, 99.05, published="MNIST"),
 }

@@ -1,8 +1,8 @@
 #!/bin/bash
 # One run on all hosts of a TPU slice: `NFS=ADDRESS:/SHARE BUCKET=NAME examples/launch/tpu_vm.sh TPU ZONE`,
 # from a checkout and a machine with gcloud. The processes find each other by the metadata of the slice.
-# The run folder lies on a share that all hosts can write to (Filestore, by NFS), prepared images in a bucket
-# that is mounted to be read: a bucket has neither locks nor folders that are renamed in one step.
+# The run folder is on a share that all hosts can write to (Filestore, over NFS); prepared images are read from a
+# mounted bucket, because a bucket has neither locks nor atomic renames.
 set -euo pipefail
 
 TPU=${1:?name of the TPU VM} ZONE=${2:?its zone}

@@ -35,7 +35,7 @@ def count(names: list[str]) -> list[dict[str, object]]:
                 "classes": row.preset.num_classes,
                 "top1": row.top1 or "",
                 "top5": row.top5 or "",
-                "published": row.published,
+                "published": row.published if row.top1 else "",
                 "source": row.source,
             }
         )

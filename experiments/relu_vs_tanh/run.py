@@ -97,8 +97,8 @@ def table(study: studies.Study, out: Path) -> str:
     scores = tables.score_table(out, "activation", chosen(study, out), columns, {goal: words})
     others = [other for other in list(NETS)[1:] if other in chosen(study, out)]
     found = [f"{ratio(study, out, other)} times sooner than {other}" for other in others]
-    here = f"ReLU is there {', '.join(found) or 'alone'}"
-    return f"{here}; in the paper {PAPER:g} times sooner than tanh.\n\n{scores}"
+    here = f"ReLU gets there {' and '.join(found) or 'alone'}"
+    return f"{here}; the paper reports {PAPER:g} times sooner than tanh.\n\n{scores}"
 
 
 def figure(study: studies.Study, out: Path) -> Figure:
@@ -116,6 +116,8 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     found = ratios(study, out, "tanh")
     fewer = tables.difference([PAPER] * len(found), found)
     ours = {name: f"{name} {words(rows, out)} epochs" for name, rows in groups.items()}
+    if "sigmoid" in ours:
+        ours["sigmoid"] += f" ({tables.size(groups['sigmoid'])})"
     if "tanh" in ours:
         ours["tanh"] += f", {ratio(study, out, 'tanh')} times as many"
     compared = [groups[name] for name in ("relu", "tanh") if name in groups]
