@@ -16,8 +16,8 @@ as the official validation images are the test.
   cnnjax train --config=configs/imagenet_resnet50_90.py --config.data.name=records:/data/imagenet256
 
 Hours on 8 GPUs: at least 0.1, at the peak of H100s (`cnnjax compile --topology=h100:8 --image=256x256x3`);
-1.3 at the 24,479 images/s that PyTorch reaches on 8 H200 (Lambda's logs, mixed precision), if the input pipeline
-keeps up. Not yet trained to completion.
+1.3 at the 24,479 images/s that PyTorch reaches on 8 H200 (Lambda's logs, mixed precision), if the input
+pipeline keeps up. Not yet trained to completion.
 """
 
 from ml_collections import ConfigDict

@@ -142,7 +142,7 @@ def _caption(rows: Sequence[Row]) -> str:
     rounds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     what = "Our images/s over those of eager PyTorch, the only peer measured on this machine."
     if not only_eager(rows):
-        what = "Our images/s over those of the fastest framework, which is named; bold if the target (our own) is met."
+        what = "Our images/s over those of the fastest framework, which is named; bold if our target is met."
     return (
         f"{what} {rows[0]['machine']}, two cores; median of {rounds} alternations. Ours: "
         f"{versions.get('cnnjax', '')}; others: {named}. "
