@@ -25,7 +25,7 @@ from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.catalog import DATASETS
 from cnnjax.data.files import atomic_write, read_json, replacing
-from cnnjax.errors import UserError, listed, one_line, unknown
+from cnnjax.errors import UserError, check_count, listed, one_line, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
 from cnnjax.inference.int8 import BATCH, Int8
@@ -97,6 +97,8 @@ def export(
         raise UserError(f"out={out}: files of format {form} end in {suffix}")
     if not path.parent.is_dir():
         raise UserError(f"out={out}: {path.parent} is not a folder; make it first")
+    if batch_size is not None:
+        check_count("batch_size", batch_size, 1)
     if with_preprocessing:
         _check_whole(trained, form, batch_size)
     images = _images(trained, form, dtype, calibration, half or with_preprocessing, batch_size or BATCH)
@@ -104,7 +106,9 @@ def export(
     kept, limit = (jnp.float16, HALF_TOLERANCE) if half else (jnp.float32, TOLERANCE)
     stored = dataclasses.replace(trained, variables=_cast(trained.variables, kept))
     agreement, count = None, 0
-    with replacing(path) as written:
+    # ONNX Runtime's products are float32 in full, where those of GPUs and TPUs are rounded by default.
+    precise = jax.default_matmul_precision("highest") if form == "onnx" else contextlib.nullcontext()
+    with replacing(path) as written, precise:
         if with_preprocessing and write_whole:
             what, limit = "probabilities", PIXEL_TOLERANCE
             write_whole(stored, written)

@@ -130,8 +130,8 @@ def _read_bytes(path: str | Path) -> bytes:
 
 def _encode(image: np.ndarray, name: str) -> bytes:
     """An array as an encoded image, so that it takes the same way as a file."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        allowed = "allowed: uint8 [H, W, 1 or 3], one or a batch"
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+        allowed = "allowed: uint8 [H, W, 1 or 3] with a pixel at least, one or a batch"
         raise UserError(f"{name} is {image.dtype} {list(image.shape)}; {allowed}")
     data = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(data, format="png")

@@ -122,13 +122,17 @@ class TrainedModel:
         if layer not in self._values:
             values = functools.partial(layer_values, self.model, layer=layer)
             self._values[layer] = jax.jit(lambda v, images: values(v, self.augment.preprocess(images)))
-        rows = [np.zeros((0, *self.input_shape), np.float32)[:, :0]]
+        check_count("batch_size", batch_size, 1)
+        shape = jax.eval_shape(
+            self._values[layer], self.variables, np.zeros((1, *self.image_shape), np.uint8)
+        )
+        rows = [np.zeros((0, *shape.shape[1:]), np.float32)]
         for batch in self.batches(images, batch_size):
             if failures := [image for _, image in batch if isinstance(image, Failure)]:
                 raise UserError(failures[0].reason)
             stacked = _filled(np.stack([np.asarray(image) for _, image in batch]), batch_size)
             rows.append(np.asarray(self._values[layer](self.variables, stacked))[: len(batch)])
-        return np.concatenate(rows[1:] or rows)
+        return np.concatenate(rows)
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
         """Yields lists of (name, uint8 `image_shape` or Failure); threads decode ahead."""
@@ -251,8 +255,9 @@ class TrainedModel:
         size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
         if fused:
             found = self._apply_fused(fused.number, _filled(images, size))
-        else:  # compiling takes longer than a few images more
-            size = min((known for known in self._sizes if size <= known <= batch_size), default=size)
+        else:  # compiling takes longer than a few images more, at most as many again
+            most = min(2 * size, batch_size)
+            size = min((known for known in self._sizes if size <= known <= most), default=size)
             self._sizes.add(size)
             found = self._apply(self.variables, _filled(images, size))
         return np.asarray(found)[: len(images)]

@@ -7,8 +7,8 @@ first half of the channels of every layer is the first tower.
 Deviations and choices where the paper is silent or wrong:
 - the input is 227x227: with 224, as printed, no padding gives 55x55 maps;
 - response normalization sums over the neighbours in both towers (the paper's N counts all kernels);
-- `caffenet` is BVLC's reference model: pooling before normalization, in Caffe's form, biases of 0.1; fc6 and
-  fc7 start at a standard deviation of 0.01 as in the paper (0.005 there);
+- `caffenet` is BVLC's reference model: pooling before normalization, in Caffe's form; fc6 and fc7 start at
+  a standard deviation of 0.01 as in the paper (0.005 there);
 - `alexnet_torchvision` is the single-tower net of Krizhevsky 2014 (1404.5997) as torchvision has it; biases
   start at 0 (torch draws them).
 
@@ -252,7 +252,7 @@ CIFAR_PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW
 PAPER, ONE_CROP = "Krizhevsky et al. 2012", "ImageNet 1-crop"
 LOCAL_PRESET = dataclasses.replace(CIFAR_PRESET, input_size=(24, 24, 3), resize=32)
 TORCHVISION = ("Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, ONE_CROP)
-caffenet = partial(AlexNet, response_norm="caffe", order=("pool", "norm"), bias=0.1)
+caffenet = partial(AlexNet, response_norm="caffe", order=("pool", "norm"))
 
 VARIANTS = {
     "alexnet": Variant(AlexNet, PAPER, PRESET, 59.3, 81.8, "ImageNet 10-crop"),

@@ -76,6 +76,10 @@ class Experiment(Network):
         """The first step before which nothing that is frozen moves; infinity if it never does."""
         return self.freeze.steps(self.steps_per_epoch)
 
+    def frozen_at(self, step: int) -> str:
+        """The pattern of the paths that do not move in a step, or ""."""
+        return self.freeze.pattern if step < self.frozen_steps else ""
+
     def train_batches(self) -> batches_lib.Batches:
         """The batches of training, from its first step on."""
         return self.batches(self.train_source, self.config.batch_size, self.config.seed)

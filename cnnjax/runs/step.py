@@ -59,7 +59,7 @@ def gradient_values(experiment: Experiment, step: int = 0) -> dict[str, Any]:
         "augment": experiment.augment,
         "label_smoothing": config.loss.label_smoothing,
         "aux_weight": config.loss.aux_weight,
-        "freeze": experiment.freeze.pattern if step < experiment.frozen_steps else "",
+        "freeze": experiment.frozen_at(step),
         "microbatches": config.accumulate_steps,
         "teach": teacher and teacher.teaching(teacher.variables),
         "gather": parallel.gatherer(experiment.mesh, experiment.rules),
@@ -159,7 +159,10 @@ def average_statistics(experiment: Experiment, state: TrainState) -> TrainState:
     """The state after its last step: an average of stochastic weight averaging with statistics of its own."""
     if not experiment.config.swa_start or not state.batch_stats:
         return state
-    bound = functools.partial(batch_statistics, model=experiment.model, augment=experiment.augment)
+    freeze = experiment.frozen_at(experiment.total_steps - 1)
+    bound = functools.partial(
+        batch_statistics, model=experiment.model, augment=experiment.augment, freeze=freeze
+    )
     find = jax.jit(bound, out_shardings=experiment.replicated)
     average = experiment.named(state).ema
     batches, key, count = experiment.train_batches(), experiment.key(), experiment.steps_per_epoch

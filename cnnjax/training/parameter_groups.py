@@ -115,12 +115,12 @@ def parse_scales(learning_rate_scales: str, layers: Mapping[str, str] | None = N
 
     A part is a pattern with its factor, or `layer_decay(d)`: the last layer has factor 1, each earlier one d
     times the factor of the next; with `stage_decay(d)` all layers of a stage have the same factor. `layers`
-    comes from `pyramid.module_layers`.
+    comes from `pyramid.module_layers`. The patterns come first, as the first match counts.
     """
-    scales: list[tuple[str, float]] = []
+    scales, decaying = list[tuple[str, float]](), list[tuple[str, float]]()
     for part in filter(None, (part.strip() for part in learning_rate_scales.split(","))):
         if re.match(r"\w+\(", part) and ":" not in part:
-            scales += _decaying(part, layers or {})
+            decaying += _decaying(part, layers or {})
             continue
         pattern, _, factor = (word.strip() for word in part.rpartition(":"))
         try:
@@ -132,7 +132,7 @@ def parse_scales(learning_rate_scales: str, layers: Mapping[str, str] | None = N
             or_call = f"{must}, or layer_decay(0.75)"
             raise UserError(f"learning_rate_scales={learning_rate_scales!r}: {part!r} {or_call}")
         check_pattern("learning_rate_scales", pattern)
-    return scales
+    return scales + decaying
 
 
 def _decaying(call: str, layers: Mapping[str, str]) -> Scales:

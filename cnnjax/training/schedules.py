@@ -116,7 +116,8 @@ def _exponential(
     check("decay_rate", decay_rate, "in (0, 1]", lambda v: 0 < v <= 1)
     check("decay_epochs", decay_epochs, "greater than 0", lambda v: v > 0)
     _check_end(end_learning_rate, learning_rate)
-    steps, end = max(1, round(decay_epochs * length.steps_per_epoch)), end_learning_rate
+    steps = max(1, round(decay_epochs * length.steps_per_epoch))
+    end = end_learning_rate if decay_rate < 1 else None  # else it would be the highest rate, not the lowest
     return Schedule(optax.exponential_decay(learning_rate, steps, decay_rate, 0, staircase, end))
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax import traverse_util
 from flax.typing import Collection, VariableDict
 from jax.sharding import Sharding
 
@@ -217,24 +218,36 @@ def sharpness_aware(
 
 
 def batch_statistics(
-    variables: VariableDict, batch: Batch, key: jax.Array, *, model: nn.Module, augment: Augment
+    variables: VariableDict,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    augment: Augment,
+    freeze: str = "",
 ) -> Collection:
     """The statistics of one batch, augmented as in training, in place of running ones.
 
     A normalization updates its running value to m * old + (1 - m) * new: new follows from old = 0, m is the
-    derivative with respect to old. Frozen normalizations keep theirs.
+    derivative with respect to old. Normalizations that `freeze` matches keep theirs and normalize by them.
     """
     batch = augment(stream_key(key, "augment", 0), batch | {"run_key": stream_key(key, "example", 0)})
-    old = variables["batch_stats"]
+    frozen = frozen_collection(variables["batch_stats"], freeze)
+    marks = traverse_util.flatten_dict(frozen, sep="/")
+    old = traverse_util.flatten_dict(variables["batch_stats"], sep="/")
+    moving = {path: x for path, x in old.items() if f"{path.rpartition('/')[0]}/statistics" not in marks}
 
-    def moved(batch_stats: Collection) -> Collection:
-        given = {"params": variables["params"], "batch_stats": batch_stats}
+    def moved(some: Collection) -> Collection:
+        batch_stats = traverse_util.unflatten_dict({**old, **some}, sep="/")
+        given = {"params": variables["params"], "batch_stats": batch_stats, "frozen": frozen}
         mutable, rngs = ["batch_stats", "intermediates"], {"dropout": stream_key(key, "dropout", 0)}
-        return model.apply(given, batch["image"], train=True, rngs=rngs, mutable=mutable)[1]["batch_stats"]
+        new = model.apply(given, batch["image"], train=True, rngs=rngs, mutable=mutable)[1]["batch_stats"]
+        return {path: x for path, x in traverse_util.flatten_dict(new, sep="/").items() if path in some}
 
-    zeros, ones = (jax.tree.map(like, old) for like in (jnp.zeros_like, jnp.ones_like))
+    zeros, ones = (jax.tree.map(like, moving) for like in (jnp.zeros_like, jnp.ones_like))
     found, momentum = jax.jvp(moved, (zeros,), (ones,))
-    return jax.tree.map(lambda x, m, own: jnp.where(m == 1, own, x / (1 - m)), found, momentum, old)
+    found = jax.tree.map(lambda x, m, own: jnp.where(m == 1, own, x / (1 - m)), found, momentum, moving)
+    return traverse_util.unflatten_dict({**old, **found}, sep="/")
 
 
 def _accumulated(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pytest
+from flax import linen as nn
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -27,6 +28,7 @@ from cnnjax.explore.explain import explainer
 from cnnjax.inference import export, sidecar
 from cnnjax.inference.model import Failure
 from cnnjax.models import create_model
+from cnnjax.ops import cpu
 from cnnjax.runs.folder import Run
 
 
@@ -81,6 +83,32 @@ def test_features_are_values_of_the_forward_pass(trained, tiny_data, pictures, l
         trained.features(pictures)
 
 
+@pytest.mark.parametrize("layer", [None, "conv2"])
+def test_features_of_no_images_have_the_shape_of_others(layer, trained, tiny_data):
+    some = trained.features(datasets.load(tiny_data, "test").images[:2], layer)
+    assert trained.features([], layer).shape == (0, *some.shape[1:])
+
+
+@pytest.mark.parametrize("what", ["features", "predict", "export"])
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_an_image_at_least(what, batch_size, trained, tiny_data, tmp_path):
+    images = datasets.load(tiny_data, "test").images[:2]
+    with pytest.raises(UserError, match=f"batch_size={batch_size}"):
+        if what == "export":
+            export.export(trained, "stablehlo", tmp_path / "net.stablehlo", batch_size=batch_size)
+        else:
+            getattr(trained, what)(images, batch_size=batch_size)
+
+
+def test_one_image_after_a_whole_batch_costs_little_more_than_one(tiny_run):
+    """On the way through XLA, where each size of a batch is compiled."""
+    trained = cnnjax.load_run(tiny_run)
+    with cpu.paused():
+        for count in (64, 1, 1):
+            trained.predict(np.zeros((count, *trained.image_shape), np.uint8))
+        assert trained._sizes == {64, 1}
+
+
 def test_a_protocol_averages_views_as_evaluation_does(trained, tiny_run, tiny_data):
     source = datasets.load(tiny_data, "test")
     ways = [source.images, source.images[:, :, ::-1]]
@@ -112,8 +140,9 @@ def test_a_broken_image_stops_nothing_but_itself(trained, pictures):
     assert [isinstance(item, Failure) for item in found] == [False, False, False, True, False, True]
     with pytest.raises(UserError, match=r"3\.png: not an image"):
         trained.predict(pictures)
-    with pytest.raises(UserError, match="allowed: uint8"):
-        trained.predict(np.zeros((4, 4, 1), np.float32))
+    for wrong in (np.zeros((4, 4, 1), np.float32), [np.zeros((0, 5, 3), np.uint8)]):
+        with pytest.raises(UserError, match="allowed: uint8"):
+            trained.predict(wrong)
 
 
 def test_a_cameras_file_of_two_frames_is_its_first_and_programs_are_no_images(trained, tmp_path):
@@ -316,6 +345,20 @@ def test_an_export_is_read_back_and_gives_the_same_logits(form, half, trained, t
     assert facts["class_names"] == list(trained.class_names)
     assert facts["config"]["batch_size"] == 16
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([file.name, f"{file.name}.json"])
+
+
+def test_onnx_is_compared_with_products_of_whole_float32(trained, tmp_path):
+    """Those of GPUs and TPUs are rounded to fewer bits by default, and differ by more than is allowed."""
+    pytest.importorskip("jax2onnx")
+    seen = set()
+
+    def noted(call, args, kwargs, context):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(noted):
+        export.export(trained, "onnx", tmp_path / "net.onnx")
+    assert seen == {"highest"}
 
 
 def test_onnx_takes_batches_of_any_size_in_operations_that_others_know(trained, tmp_path, monkeypatch):

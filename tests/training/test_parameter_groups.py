@@ -79,6 +79,15 @@ def test_learning_rates_decay_by_layer_or_by_stage():
     assert by_stage["^stage2_block1(/|$)"] == by_stage["^stage2_block2(/|$)"] == 0.25
 
 
+@pytest.mark.parametrize("spec", ["layer_decay(0.75), head: 10", "head: 10, layer_decay(0.75)"])
+def test_a_factor_of_its_own_counts_before_the_decay_wherever_it_stands(spec):
+    tx = parameter_groups.with_groups(
+        optax.identity(), scales=parameter_groups.parse_scales(spec, {"head": "head"})
+    )
+    params = {"head": {"kernel": jnp.ones(2)}}
+    np.testing.assert_array_equal(tx.update(params, tx.init(params))[0]["head"]["kernel"], 10.0)
+
+
 def test_layer_decay_reaches_every_parameter_of_an_experiment(tiny_config):
     tiny_config.optimizer.learning_rate_scales = "layer_decay(0.5)"
     tiny_config.optimizer.update({"name": "sgd(momentum=0.0)", "schedule": "constant", "warmup_epochs": 0.0})

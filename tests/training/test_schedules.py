@@ -36,6 +36,7 @@ SCHEDULE_CASES = [
         {"decay_rate": 0.25, "decay_epochs": 10, "staircase": False, "end_learning_rate": 0.1},
         {0: 1, 5: 0.5, 10: 0.25, 99: 0.1},
     ),
+    ("exponential", {"decay_rate": 1.0, "steps_per_epoch": 5}, {0: 1, 99: 1}),
     ("polynomial", {}, {0: 1, 25: 0.75, 100: 0, 150: 0}),
     ("polynomial", {"power": 2.0, "end_learning_rate": 0.2}, {0: 1, 50: 0.4, 100: 0.2}),
     ("cosine", {}, {0: 1, 50: 0.5, 25: 0.5 + 0.125**0.5, 100: 0, 150: 0}),

@@ -164,6 +164,20 @@ def test_batch_statistics_are_those_of_the_batch_alone(scan):
     )
 
 
+def test_frozen_normalizations_keep_their_statistics_and_normalize_by_them():
+    """Also before a maximum, which has no derivative forward, as they have none."""
+    model, image = create_model("simple_cnn(widths=(3, 4))"), jax.random.uniform(KEY, (6, 28, 28, 1))
+    variables = init_variables(model, KEY, (28, 28, 1))
+    variables["batch_stats"]["norm1"] = jax.tree.map(lambda x: x + 3.0, variables["batch_stats"]["norm1"])
+    find = functools.partial(batch_statistics, model=model, augment=lambda _, batch: batch)
+    found = find(variables, {"image": image}, KEY, freeze="conv1|norm1")
+    jax.tree.map(np.testing.assert_array_equal, found["norm1"], variables["batch_stats"]["norm1"])
+    frozen = {"frozen": {"norm1": {"statistics": jnp.ones((), bool)}}, "batch_stats": found}
+    moved = model.apply(variables | frozen, image, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), moved, found)
+    assert np.any(found["norm2"]["mean"] != find(variables, {"image": image}, KEY)["norm2"]["mean"])
+
+
 def test_an_evaluated_batch_has_a_row_for_each_example():
     state, _ = make_state()
     batch = make_batch([0, 3, 4])
