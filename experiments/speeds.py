@@ -8,7 +8,6 @@ steps x batch / images a second, measured while nothing else ran.
 
 import datetime
 import functools
-import os
 import re
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ml_collections import ConfigDict
 
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.profiling.benchmark import bench_train
 from cnnjax.runs.record import processor
 from experiments import results
@@ -28,7 +28,7 @@ KEY = ("model", "batch", "dtype", "side", "machine")
 @functools.cache
 def this_machine() -> str:
     """'AMD EPYC (family 25, model 17), AVX-512 with bfloat16, 2 cores'."""
-    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{processor()}, {num_cores()} cores"
 
 
 def net(config: ConfigDict) -> tuple[str, str, str, str]:

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +35,12 @@ from cnnjax.runs.results import Row, read_results
 from cnnjax.runs.signals import Interrupted
 from cnnjax.runs.sweep import Board, Values, sweep
 from experiments import curves, pages, speeds
+from experiments.tables import COPIES
 
 ROOT = Path(__file__).parents[1]
 matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
 RATE, EPOCHS = "optimizer.learning_rate", "total_epochs"
-COPIES = "runs/cifar10_jpeg"  # where `cnnjax data prepare` puts JPEG copies of CIFAR-10
+
 SIZES = ("ours", "paper", "hour", "minute")
 
 
@@ -82,6 +84,7 @@ class Study:
     figure: Callable[["Study", Path], Figure]
     claim: Callable[["Study", Path], Claim]
     paper_epochs: float  # of the paper's schedule, whose shape all sizes share
+    size: str = "ours"  # one of `SIZES`
     images: int = 50_000  # of the train split, with those held out
     measure: Callable[[Path], Mapping[str, float]] | None = None  # of a run folder, as its run ends
 
@@ -118,14 +121,22 @@ class Study:
                 found.append(run)
         return found
 
+    def runs(self, out: Path | None = None) -> list[Planned]:
+        """The planned runs as long as they are at this size, which their labels say."""
+        factor, found = self.factor(), list[Planned]()
+        for run in self.planned(out, self.size):
+            if self.size != "ours":
+                run = dataclasses.replace(run, epochs=float(f"{run.epochs * factor:.3g}"))
+                label = re.sub(r", [\d,]+ (epochs|steps)$", f", {run.epochs:g} epochs", run.label)
+                run = dataclasses.replace(run, label=label)
+            found.append(run)
+        return found
+
     def groups(self, out: Path | None = None) -> dict[str, list[Row]]:
         """By label the rows of its runs, in the order of the plan; labels without runs are left out."""
-        out, found = out or self.here, dict[str, list[Row]]()
-        rows = self.rows(out)
-        for run in self.plan(rows):
-            of = run.is_row if out == self.here else functools.partial(_is_of, run)
-            ended = [row for row in rows if of(row)]
-            found.setdefault(run.label, []).extend(r for r in ended if r not in found.get(run.label, ()))
+        found, rows = dict[str, list[Row]](), self.rows(out)
+        for run in self.runs(out):
+            found.setdefault(run.label, []).extend(filter(run.is_row, rows))
         return {label: members for label, members in found.items() if members}
 
     def text(self, out: Path) -> str:
@@ -135,22 +146,20 @@ class Study:
         verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. {found.ours}."
         return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{verdict}"
 
-    def train_next(self, out: Path, data: str, *, size: str = "ours", later: bool = True) -> bool:
+    def train_next(self, out: Path, data: str, *, later: bool = True) -> bool:
         """Trains the first run that is missing; False if none is."""
-        config, factor = self.config(), self.factor(size)
+        config = self.config()
         config.data.name = data
-        config.optimizer.warmup_epochs *= factor
-        if size == "minute":
+        config.optimizer.warmup_epochs *= self.factor()
+        if self.size == "minute":
             config.data.num_validation, config.batch_size, config.eval_batch_size = 64, 32, 64
-        for run in self.planned(out, size):
-            if factor != 1:
-                run = dataclasses.replace(run, epochs=float(f"{run.epochs * factor:.3g}"))
+        for run in self.runs(out):
             if (run.later and not later) or any(map(run.is_row, read_results(out))):
                 continue
             config.seed = run.seed
             one: Values = {field: [value] for field, value in run.fields().items()}
             try:
-                sweep(config, one, out, board=Board() if size == "minute" else Lines())
+                sweep(config, one, out, board=Board() if self.size == "minute" else Lines())
                 if self.measure:
                     curves.add_scores(out, self.measure)
             finally:
@@ -168,11 +177,11 @@ class Study:
         images = self.images - int(held_out)
         return run.epochs * images / speeds.rate(self.net(run))
 
-    def factor(self, size: str) -> float:
+    def factor(self) -> float:
         """What epochs are multiplied by so that all runs end within the size."""
-        if size == "hour":
+        if self.size == "hour":
             return min(1.0, 3600 / sum(map(self.seconds, self.planned())))
-        return 0.2 / max(run.epochs for run in self.planned()) if size == "minute" else 1.0
+        return 0.2 / max(run.epochs for run in self.planned()) if self.size == "minute" else 1.0
 
 
 def _is_of(run: Planned, row: Row) -> bool:
@@ -271,12 +280,13 @@ def main(*own: Study) -> None:
 
 def run(study: Study, given: argparse.Namespace) -> None:
     """`main` of one study, with its flags."""
+    study = dataclasses.replace(study, size=given.size)
     elsewhere = given.out or ROOT / "runs" / "studies" / given.size
     out = study.here if given.size == "ours" else elsewhere / study.name
     if not given.tables:
         small = given.size == "minute" and not given.data
         data = sample(elsewhere) if small else data_of(study, out, given.data)
-        while study.train_next(out, data, size=given.size, later=given.later) and not given.next:
+        while study.train_next(out, data, later=given.later) and not given.next:
             pass
     draw(study, out)
 
@@ -289,7 +299,8 @@ def draw(study: Study, out: Path) -> None:
         pages.write((study.home / "README.md",), study.name, study.text(out))
     else:
         parts = [f"# Here\n\n{study.text(out)}"]
-        parts += [f"# As published\n\n{study.text(study.here)}"] if study.rows() else []
+        published = dataclasses.replace(study, size="ours")
+        parts += [f"# As published\n\n{published.text(study.here)}"] if study.rows() else []
         (out / "table.md").write_text("\n\n".join(parts) + "\n")
         print((out / "table.md").read_text())
     study.figure(study, out).savefig(out / "figure.svg", metadata={"Date": None})

@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from cnnjax import config as config_lib
 from cnnjax.data.files import read_json
 from cnnjax.runs.results import Row, read_results, spread
 from experiments import curves, results, speeds
 
+COPIES = "runs/cifar10_jpeg"  # where `cnnjax data prepare` puts JPEG copies of CIFAR-10
 CEILING = Path(__file__).parent / "ceiling" / "results.csv"
 Column = Callable[[Sequence[Row], Path], str]
 
@@ -114,30 +117,48 @@ def footer(out: Path, columns: Sequence[str]) -> str:
     """What the runs have in common: data, machine, versions and the command."""
     rows = sorted(read_results(out), key=lambda row: row["started"])
     config = config_lib.from_dict(read_json(out / "sweep.json"))
-    name, copies = config.data.name, ":" in config.data.name
-    data = f"JPEG copies of CIFAR-10 (quality 75). {ceiling()}" if copies else f"{name}."
-    last, versions = rows[-1], json.loads(rows[-1]["versions"])
+    name = data_name(out)
+    data = f"{name}. {ceiling()}" if config.data.name == f"records:{COPIES}" else f"{name}."
     machines = "; ".join(dict.fromkeys(map(processor, rows)))
     folder = out.name if (Path(__file__).parent / out.name).is_dir() else out.parent.name
+    versions = ", ".join(f"{library} {each(rows, 'versions', library)}" for library in ("jax", "flax"))
+    notes = "".join(words for column, words in NOTES.items() if column in columns)
     return (
-        f"Mean ± standard deviation over seeds; {len(rows)} runs. "
-        f"{''.join(words for column, words in NOTES.items() if column in columns)}Data: {data} "
-        f"{machines}; CPU kernels: {last['cpu_kernels']}, {config.dtype}, jax {versions['jax']}, flax "
-        f"{versions['flax']}. Written by `python experiments/{folder}/run.py` from `results.csv` and "
-        "`curves.csv`."
+        f"Mean ± standard deviation over seeds; {len(rows)} runs. {notes}Data: {data} {machines}; CPU "
+        f"kernels: {each(rows, 'cpu_kernels')}, {config.dtype}, {versions}. Written by "
+        f"`python experiments/{folder}/run.py` from `results.csv` and `curves.csv`."
     )
+
+
+def data_name(out: Path) -> str:
+    """Of the data set that the runs in a folder had, in words."""
+    name = str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
+    return "JPEG copies of CIFAR-10 (quality 75)" if name == f"records:{COPIES}" else name
+
+
+def each(rows: Sequence[Row], column: str, key: str = "") -> str:
+    """The values of a column, or of a key of the object in it, each once."""
+    values = [json.loads(row[column])[key] if key else row[column] for row in rows]
+    return " and ".join(dict.fromkeys(map(str, values)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of two means, with its standard error; decided where it is larger than twice that."""
+    """Of two means, with its standard error and Welch's degrees of freedom.
+
+    Decided where zero is outside the 95 % interval of Student's t, and the difference larger than twice its
+    error; `among` is how many comparisons share the 5 % (Bonferroni).
+    """
 
     value: float
     error: float
+    freedom: float = math.inf
+    among: int = 1
 
     @property
     def decided(self) -> bool:
-        return abs(self.value) > 2 * self.error
+        width = max(2.0, float(stats.t.ppf(1 - 0.025 / self.among, self.freedom)))
+        return abs(self.value) > width * self.error
 
     def points(self) -> str:
         """'+0.42 ± 0.11 points'; 'unknown' without runs."""
@@ -152,8 +173,10 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     if min(len(a), len(b)) < 2:
         value = statistics.mean(a) - statistics.mean(b) if a and b else math.nan
         return Difference(value, math.inf)
-    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
-    return Difference(statistics.mean(a) - statistics.mean(b), error)
+    parts = [(statistics.variance(values) / len(values), len(values) - 1) for values in (a, b)]
+    square = sum(part for part, _ in parts)
+    freedom = square**2 / sum(part**2 / count for part, count in parts) if square else math.inf
+    return Difference(statistics.mean(a) - statistics.mean(b), math.sqrt(square), freedom)
 
 
 def scores(rows: Sequence[Row], column: str = "test_accuracy") -> list[float]:

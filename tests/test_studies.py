@@ -6,6 +6,7 @@ import math
 import re
 import signal
 
+import numpy as np
 import pytest
 
 from cnnjax.cli import main
@@ -65,7 +66,16 @@ def test_the_queue_names_what_has_no_row(tmp_path, monkeypatch):
     ) + "\n"  # the committed one is up to date
 
 
-def test_a_claim_is_decided_by_twice_the_standard_error():
+def test_a_claim_is_decided_at_five_per_cent_by_students_t_and_twice_the_standard_error():
+    """At two or three seeds twice the standard error alone would decide 18 or 12 % of nothing."""
+    draw = np.random.default_rng(0)
+    for seeds in (2, 3, 5):
+        found = [tables.difference(*draw.normal(0, 1, (2, seeds)).tolist()).decided for _ in range(2000)]
+        assert np.mean(found) < 0.06
+    clear = tables.difference([0.91, 0.92, 0.93], [0.80, 0.81, 0.82])
+    assert math.isclose(clear.freedom, 4)
+    near = tables.Difference(2.5, 1.0, freedom=100.0)
+    assert near.decided and not dataclasses.replace(near, among=6).decided
     assert tables.difference([0.91, 0.93], [0.90, 0.92]).decided is False
     clear = tables.difference([0.91, 0.92, 0.93], [0.80, 0.81, 0.82])
     assert math.isclose(clear.value, 0.11)
@@ -93,6 +103,20 @@ def test_the_best_rate_is_chosen_on_validation_of_a_seed_of_its_own():
     assert [(run.label, run.seed, run.values[studies.RATE], run.epochs) for run in runs[2:]] == [
         *(("a", 1, 0.1, 5.0), ("a", 2, 0.1, 5.0), ("a", 3, 0.1, 5.0))
     ]
+
+
+def test_runs_of_other_lengths_are_not_mixed_at_another_size(tmp_path):
+    """Runs that differ only in length and images have rows of their own, and labels say the length."""
+    regularization = next(study for study in ALL if study.name == "alexnet_regularization")
+    degradation = next(study for study in ALL if study.name == "degradation")
+    for study in (regularization, degradation):
+        for size in ("hour", "paper", "minute"):
+            sized = dataclasses.replace(study, size=size)
+            runs = sized.runs(tmp_path)
+            assert len({(tuple(run.fields().items()), run.seed) for run in runs}) == len(runs)
+            told = [run for run in runs if run.label.endswith(("epochs", "steps"))]
+            assert all(run.label.endswith(f", {run.epochs:g} epochs") for run in told)
+            assert bool(told) == (study is degradation)
 
 
 def run_a_minute(name, tmp_path, capfd):

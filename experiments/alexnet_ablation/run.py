@@ -20,8 +20,9 @@ from cnnjax.runs.results import Row
 from experiments import curves, studies, tables
 
 PIXELS = "normalize(mean=(0.4914, 0.4822, 0.4465), std=0.00392156862745098)"  # 0..255 less the mean
-WHOLE = {"augment.train": PIXELS, "augment.eval": PIXELS}
+WHOLE = {"augment.train": PIXELS, "augment.eval": PIXELS, "optimizer.decay": "kernels"}
 CROPS = {
+    "optimizer.decay": r"(local\d|head)/kernel$",  # none of the convolutions, as published
     "augment.train": f"random_crop(24)|mirror|{PIXELS}",
     "augment.eval": f"center_crop(24)|{PIXELS}",
 }

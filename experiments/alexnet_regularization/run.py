@@ -6,6 +6,7 @@ mean over all settings of the others. Then all and none at 5,000, 15,000 and 45,
 to see where they begin to help.
 """
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -136,13 +137,18 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = study.groups(out)
     gains = {factor: effect(groups, factor, test) for factor in FACTORS}
     gaps = {factor: effect(groups, factor, gap) for factor in FACTORS}
-    size = f"32x32, {IMAGES:,} images, {LENGTH:g} epochs, {SEEDS} seeds"
+    size = tables.size(*(rows for label, rows in groups.items() if label in SETTINGS))
     return studies.Claim(
-        "dropout, mirror, crop and colour noise reduce overfitting",
+        "dropout, mirror, crop and colour noise narrow the gap between training and test accuracy",
         "without them AlexNet overfits; colour noise: over 1 point of top-1",
         "; ".join(f"{f}: test {gains[f].points()}, gap {gaps[f].points()}" for f in FACTORS),
-        "; ".join(f"{f}: {tables.verdict(gains[f], size)}" for f in FACTORS),
+        "; ".join(f"{f}: {tables.verdict(narrower(gaps[f]), size)}" for f in FACTORS),
     )
+
+
+def narrower(gap: tables.Difference) -> tables.Difference:
+    """By how much a gap shrinks."""
+    return dataclasses.replace(gap, value=-gap.value)
 
 
 STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=90.0, measure=measure)

@@ -11,6 +11,7 @@ all, batch 128, padded crops and the mirror, all 50,000 images; the last epoch c
 
 import argparse
 import datetime
+import re
 import sys
 import time
 from pathlib import Path
@@ -88,7 +89,8 @@ def train(data: str, epochs: int) -> dict[str, object]:
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     steps = [epochs // 2, epochs * 3 // 4]
     schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, steps, 0.1)
-    saved, first = studies.ROOT / "runs" / f"ceiling_{epochs}.pt", 0
+    name = re.sub(r"\W+", "_", data)
+    saved, first = studies.ROOT / "runs" / f"ceiling_{name}_{epochs}.pt", 0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         net.load_state_dict(state["net"])
@@ -115,6 +117,7 @@ def train(data: str, epochs: int) -> dict[str, object]:
             torch.save({**{k: v.state_dict() for k, v in parts.items()}, "epoch": epoch + 1}, part)
     return {
         "net": "ResNet-20 (PyTorch)",
+        "data": data,
         "epochs": epochs,
         "seed": SEED,
         "training_error": f"{wrong / len(images):.4f}" if first < epochs else "",
@@ -145,7 +148,8 @@ def main() -> None:
     parser.add_argument("--data", default=f"records:{studies.COPIES}", help="as --config.data.name")
     parser.add_argument("--epochs", type=int, default=200, help="of the whole schedule")
     given = parser.parse_args()
-    if not any(int(row["epochs"]) == given.epochs for row in results.read(RESULTS)):
+    wanted = given.data, str(given.epochs)
+    if not any((row["data"], row["epochs"]) == wanted for row in results.read(RESULTS)):
         results.append(RESULTS, train(given.data, given.epochs))
 
 

@@ -149,7 +149,8 @@ def main() -> None:
         done = {
             int(r["seed"])
             for r in results.read(RESULTS)
-            if (r["data"], r["images"]) == (given.name, str(given.images))
+            if (r["data"], r["images"], r["weights"])
+            == (given.name, str(given.images), Path(given.weights).name)
         }
         for seed in SEEDS:
             if seed not in done:

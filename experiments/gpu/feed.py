@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cnnjax.data.files import scratch_folder
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import FileSource, Place
 from cnnjax.profiling.benchmark import TrainBench
 from experiments.gpu.steps import TOY, Say
@@ -40,7 +40,7 @@ def feed(say: Say, *, toy: bool) -> None:
     """Images per second that arrive, from each kind of file, alone and with a step that takes them."""
     model, batch, side = ("simple_cnn", 8, 28) if toy else ("resnet50", 256, 224)
     seconds = 0.1 if toy else 4.0
-    cores = f"{len(os.sched_getaffinity(0))} cores, {side} pixels, batch {batch}"
+    cores = f"{num_cores()} cores, {side} pixels, batch {batch}"
     with scratch_folder() as folder:
         source = jpegs(folder, side)
         repeated = source.subset(np.arange(batch * 4 if toy else RAW) % len(source))

@@ -36,7 +36,7 @@ def make_config() -> config_lib.ConfigDict:
     config.optimizer.name = "sgd(momentum=0.9)"
     config.optimizer.learning_rate = 0.1
     config.optimizer.schedule = "step(boundaries=(0.5, 0.75), factor=0.1)"
-    config.optimizer.weight_decay = 0.0001
+    config.optimizer.weight_decay, config.optimizer.decay = 0.0001, "all"
     config.optimizer.warmup_epochs = 1.0
     config.keep_checkpoints = 100  # gradients are replayed from the one before each moment
     return config
@@ -111,7 +111,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     test = tables.difference(tables.scores(new), tables.scores(original))
     size = tables.size(original, new)
     return studies.Claim(
-        "pre-activation units carry gradients better at great depth",
+        "pre-activation units have a lower error than the original ones at great depth",
         "CIFAR-10, 110 layers: 93.39 % original, 93.63 % pre-activation; 1001 layers: 92.39 and 95.08 %",
         f"pre-activation less original: test {test.points()}; "
         + ", ".join(
