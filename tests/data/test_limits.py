@@ -141,6 +141,24 @@ def test_an_archive_cut_anywhere_is_refused(tmp_path, kind):
     assert len(load(f"folder:{file}", "train")) == 6
 
 
+TAILS = {"zeros": bytes(2**21), "files": b"", "bytes": bytes(1024) + b"x"}  # "files" are those of another
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "pax", "gnu"])
+@pytest.mark.parametrize("tail", TAILS)
+def test_images_after_the_end_of_an_archive_are_not_lost_in_silence(tmp_path, kind, tail):
+    """A download into a file of full size that was interrupted, and two archives joined by `cat`."""
+    whole, file = archives(tmp_path)[kind], tmp_path / "joined"
+    file.write_bytes(whole + (TAILS[tail] or whole))
+    if kind == "zip" and tail == "bytes":
+        assert len(load(f"folder:{file}", "train")) == 6  # its directory, found from the end, is whole
+        return
+    with pytest.raises(UserError, match=r"joined: (its files end at byte|cannot be read as zip)"):
+        load(f"folder:{file}", "train")
+    file.write_bytes(whole + bytes(2**19) * (kind != "zip"))  # as tar --blocking-factor=1024 fills it up
+    assert len(load(f"folder:{file}", "train")) == 6
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar", "pax"])
 def test_a_damaged_archive_gives_all_images_or_one_line(tmp_path, kind):
     whole, draw, refused = archives(tmp_path)[kind], np.random.default_rng(0), 0

@@ -104,6 +104,12 @@ def test_links_and_damage_are_refused(tmp_path):
     path.write_bytes(whole[:3000])
     with pytest.raises(UserError, match=r"0.tar: truncated"):
         load(f"tar:{path}", "train")
+    for tail in (whole, bytes(2**21)):
+        path.write_bytes(whole + tail)
+        with pytest.raises(
+            UserError, match=r"0.tar: its files end at byte \d+ of \d+: truncated, or several"
+        ):
+            load(f"tar:{path}", "train")
     path.write_bytes(b"\x1f\x8b" + whole)
     with pytest.raises(UserError, match=r"0.tar: cannot be read as tar .* not compressed"):
         load(f"tar:{path}", "train")
