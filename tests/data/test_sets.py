@@ -179,6 +179,23 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, labels, words):
     assert words in message(load, npz(tmp_path, train_image=GREY, train_label=labels), "train")
 
 
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (
+            {"y": np.eye(4)[LABEL], "x_test": GREY, "y_test": np.eye(3)[LABEL]},
+            "4 in train labels, 3 in test labels",
+        ),
+        ({"y": np.eye(3)[LABEL], "class_names": [*"abcd"]}, "3 in train labels, 4 in class_names"),
+        ({"y": np.eye(4)[LABEL], "class_names": [*"abc"]}, "4 in train labels, 3 in class_names"),
+    ],
+)
+def test_one_hot_columns_are_the_same_classes_in_all_splits_and_names(tmp_path, arrays, words):
+    """Else a class without images in one split would give the others the labels of their neighbours."""
+    for split in ("train", "test"):
+        assert words in message(load, npz(tmp_path, x=GREY, **arrays), split)
+
+
 def test_labels_from_1_are_told(tmp_path):
     arrays = {"train_image": GREY, "train_label": LABEL + 1}
     assert "train has no images of 0" in load(npz(tmp_path, **arrays), "train").notes
