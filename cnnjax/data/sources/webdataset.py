@@ -21,7 +21,7 @@ import numpy as np
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
 from cnnjax.data.files import allow_open, open_file, parse_json, read_file
-from cnnjax.data.sources import sets, tars
+from cnnjax.data.sources import sets, shards, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
 from cnnjax.data.sources.members import Member, Members
@@ -38,18 +38,9 @@ class TarFolder:
 
     def __init__(self, place: Place):
         self.root = root = place.path
-        files = [root] if root.is_file() else sorted(root.rglob("*.tar"))
-        if not (files := [file for file in files if not is_junk(file.name)]):
+        if not (files := [root] if root.is_file() else shards.find_files(root, ".tar")):
             raise UserError(f"{root}: no *.tar; allowed: a folder of WebDataset tars, or one of them")
-        by_split: dict[str, list[Path]] = {}
-        for file in files:
-            parts = (file.name, *file.relative_to(root).parts[-2::-1])
-            by_split.setdefault(next(filter(None, map(_split, parts)), ""), []).append(file)
-        if without := by_split.pop("", []):
-            if by_split:
-                told = "its name does not name a split, others do"
-                raise UserError(f"{without[0]}: {told}; allowed: names with train, validation or test")
-            by_split = {"train": without}
+        by_split = shards.by_split(root, files, _split)
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
         self.members, labels = {}, {}
         for split, paths in self.files.items():
