@@ -84,7 +84,9 @@ class Contents:
     unreadable: list[str] = dataclasses.field(default_factory=list)  # messages that name the file
     first: dict[bytes, int] = dataclasses.field(default_factory=dict)  # SHA-256 of pixels -> first position
     grey: int = 0  # images that have one channel, or the same in all
-    copies: int = 0  # images whose pixels an earlier image of the split has
+    copies: list[tuple[bytes, int]] = dataclasses.field(
+        default_factory=list
+    )  # those whose pixels came before
     colours: Moments | None = None  # of all pixels; None before the first image
 
     def add(self, index: int, example: Example) -> None:
@@ -94,8 +96,8 @@ class Contents:
         self.sizes[image.shape[0], image.shape[1]] += 1
         self.grey += bool((image == image[..., :1]).all())
         sha = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
-        self.copies += sha in self.first
-        self.first.setdefault(sha, index)
+        if self.first.setdefault(sha, index) != index:
+            self.copies.append((sha, index))
         self.colours = moments(image) if self.colours is None else self.colours + moments(image)
 
 
@@ -122,10 +124,10 @@ def _of_any_size(source: Source, index: int) -> Example:
 
 
 def shared(contents: Mapping[str, Contents]) -> list[tuple[str, int, str, int]]:
-    """Every image of one split that another has too, as (split, position, split, position)."""
+    """Every image of a split that one before it has too, as (that split, first position, split, position)."""
     return [
         (a, contents[a].first[sha], b, index)
         for a, b in itertools.combinations(contents, 2)
-        for sha, index in contents[b].first.items()
+        for sha, index in itertools.chain(contents[b].first.items(), contents[b].copies)
         if sha in contents[a].first
     ]
