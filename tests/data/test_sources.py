@@ -216,6 +216,10 @@ def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
     batches = StreamBatches(source, 5, seed=0, max_bad=2)
     masks = np.concatenate([np.asarray(next(batches)["mask"]) for _ in range(6)])  # two epochs
     assert masks.sum() == 20 and sorted(batches.skipped) == sorted(kept.skipped)
+    for batch in StreamBatches(source, 5, seed=0, max_bad=2).one_epoch():  # which mixup pairs within
+        rows = list(zip(np.asarray(batch["image"]), np.asarray(batch["label"]), strict=True))
+        served = {image.tobytes(): label for image, label in zip(kept.images, kept.labels, strict=True)}
+        assert all(served[image.tobytes()] == label for image, label in rows)
     with pytest.raises(UserError, match="more than 1 images"):
         list(StreamBatches(source, 5, seed=0, max_bad=1).one_epoch())
     with pytest.raises(BadImage, match="png"):
