@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
-from cnnjax.data.files import allow_open, open_file, parse_json, read_file
+from cnnjax.data.files import allow_open, open_file, parse_json, read_lines
 from cnnjax.data.sources import sets, shards, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
@@ -51,9 +51,8 @@ class TarFolder:
             self.members[split] = [members for members, _ in read]
             labels[split] = np.concatenate([each for _, each in read])
             self._check_labels(split, labels[split])
-        names = (root.parent if root.is_file() else root) / "classnames.txt"
-        text = read_file(names, MOST_LABEL_BYTES).decode(errors="replace") if names.is_file() else ""
-        self.known = sets.read_labels(labels, text.strip().splitlines(), root)
+        names = _class_names((root.parent if root.is_file() else root) / "classnames.txt")
+        self.known = sets.read_labels(labels, names, root)
         self.place = place
 
     def _check_labels(self, split: str, labels: np.ndarray) -> None:
@@ -81,6 +80,17 @@ def open_tars(place: Place) -> Opened:
     """See `TarFolder`."""
     folder = TarFolder(place)
     return Opened(folder.known.splits, folder.source, folder.known.notes)
+
+
+def _class_names(file: Path) -> list[str]:
+    """Those of a file that may be missing, one per line."""
+    names = read_lines(file, file) if file.is_file() else []
+    while names[-1:] == [""]:
+        names.pop()
+    if "" in names:  # left out, it would move those below it to other labels
+        given = f"line {names.index('') + 1} is empty"
+        raise UserError(f"{file}: {given}; allowed: a class name per line, in the order of the labels")
+    return names
 
 
 def _split(name: str) -> str | None:
