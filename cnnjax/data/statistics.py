@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, evenly_spaced
+from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, check_label, evenly_spaced
 from cnnjax.errors import BadImage
 
 
@@ -119,7 +119,8 @@ def inspect(
 def _of_any_size(source: Source, index: int) -> Example:
     if not isinstance(source, FileSource):
         return source[index]
-    image, label, _ = source.read(int(source.positions[index]))
+    image, label, what = source.read(int(source.positions[index]))
+    check_label(label, source.num_classes, what)
     return {"image": image, "label": label}
 
 

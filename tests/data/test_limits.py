@@ -13,12 +13,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cnnjax.data import prepare
+from cnnjax.data import prepare, statistics
 from cnnjax.data.datasets import load
 from cnnjax.data.sources import archive, cifar
 from cnnjax.data.sources import parquet as parquet_source
-from cnnjax.data.sources.source import ArraySource, Source, to_memory
-from cnnjax.errors import UserError
+from cnnjax.data.sources.classes import with_classes
+from cnnjax.data.sources.source import ArraySource, FileSource, Source, to_memory
+from cnnjax.errors import BadImage, UserError
 from tests.data import test_datasets, test_parquet
 from tests.data.test_sources import encoded, pictures, write
 
@@ -100,6 +101,21 @@ def test_whole_numbers_of_any_type_are_labels(tmp_path, door):
 def test_a_label_without_a_name_is_refused_as_it_is_read(tmp_path):
     with pytest.raises(UserError, match=r"record 2: label 2 is out of range; allowed: 0 to 1"):
         tfds(tmp_path, [])
+
+
+@pytest.mark.parametrize("label", [-1, 2, 2**31])
+@pytest.mark.parametrize("names", [("a", "b"), ("x", "b", "a"), ("b", "a", "x", "y")])
+def test_a_label_without_a_name_is_no_class_of_a_network_either(label, names):
+    """Labels of TFDS are known as they are read: first they are checked, then taken to another's classes."""
+    labels, image = [0, label, 1], np.zeros((4, 4, 3), np.uint8)
+    facts = "", None, ("a", "b"), "pets", "test", image.shape
+    own = FileSource(lambda i: (image, labels[i], f"record {i}"), 3, np.arange(3), *facts)
+    source = with_classes(own, names)
+    assert [source.class_names[source[i]["label"]] for i in (0, 2)] == ["a", "b"]
+    words = f"record 1: label {label} is out of range; allowed: 0 to 1"
+    with pytest.raises(BadImage, match=words):
+        source[1]
+    assert statistics.inspect({"test": own})["test"].unreadable == [words]
 
 
 def test_class_names_of_bytes_are_text(tmp_path):
