@@ -13,6 +13,8 @@ import numpy as np
 from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, check_label, evenly_spaced
 from cnnjax.errors import BadImage
 
+PIXELS = 2**18  # that are float64 at a time: 6 MB of colours
+
 
 class Statistics(NamedTuple):
     """C numbers each, and C rows of C; a deviation of 0 is given as 1, as `normalize` divides by it."""
@@ -55,9 +57,13 @@ class Moments:
 
 
 def moments(images: np.ndarray) -> Moments:
-    """Of uint8 [..., C]."""
-    values = images.reshape(-1, images.shape[-1]).astype(np.float64)
-    return Moments(len(values), values.sum(0) / 255, values.T @ values / 255**2)
+    """Of uint8 [..., C]; the sums are of whole numbers, so they are exact in any chunks."""
+    pixels = images.reshape(-1, images.shape[-1])
+    sums = Moments.empty(pixels.shape[1])
+    for start in range(0, len(pixels), PIXELS):
+        values = pixels[start : start + PIXELS].astype(np.float64)
+        sums += Moments(len(values), values.sum(0), values.T @ values)
+    return Moments(sums.pixels, sums.total / 255, sums.products / 255**2)
 
 
 def channel_statistics(source: Source, limit: int = 10_000) -> Statistics:

@@ -1,5 +1,7 @@
 """`cnnjax data inspect` on images with a copy across splits and a file that cannot be read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +40,19 @@ def test_inspect_finds_counts_colours_copies_and_bad_files(folder):
     np.testing.assert_allclose(colours.std, pixels.std(0), rtol=1e-9)
     values = np.linalg.eigvalsh(np.cov(pixels.T, bias=True))[::-1]
     np.testing.assert_allclose(np.linalg.eigvalsh(colours.covariance)[::-1], values, rtol=1e-6)
+
+
+def test_moments_of_large_images_take_little_memory_and_are_exact():
+    images = np.random.default_rng(0).integers(0, 256, (6, 700, 500, 3), dtype=np.uint8)
+    tracemalloc.start()
+    found = statistics.moments(images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * images.nbytes  # in float64 they would be eight times as large
+    values = images.reshape(-1, 3).astype(np.int64)
+    assert found.pixels == len(values)
+    np.testing.assert_array_equal(found.total, values.sum(0) / 255)
+    np.testing.assert_array_equal(found.products, values.T @ values / 255**2)
 
 
 def test_every_copy_in_another_split_is_counted():
