@@ -12,6 +12,7 @@ from rich.table import Table
 from cnnjax.cli.flags import command, given
 from cnnjax.cli.tables import Console, print_tables, say
 from cnnjax.data import datasets, prepare, statistics
+from cnnjax.data import recipe as recipes
 from cnnjax.data.files import replacing
 from cnnjax.data.sources import tfds
 from cnnjax.data.sources.sets import SeveralSizes
@@ -45,8 +46,8 @@ def data(
         case ["inspect", _] if out and not out.endswith(".png"):
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
-            sources = _sources(name, dir, short_side)
-            contents = inspect_dataset(sources)
+            recipe = recipes.fast(short_side) if short_side else None  # one, else copies differ by split
+            contents = inspect_dataset(datasets.load_official(name, dir, recipe=recipe, any_size=True))
             if out:
                 draw_dataset(_of_one_size(name, dir, short_side), contents, out, augment)
         case _:
@@ -96,7 +97,7 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
         sizes = listed([f"{h}x{w} ({count})" for (h, w), count in seen.sizes.most_common()], 3)
         channels = len(seen.colours.mean) if seen.colours else 0
         cells = (sum(counts), sum(map(bool, counts)), f"{min(counts)}, {max(counts)}", channels, seen.grey)
-        table.add_row(split, *map(str, cells), sizes, str(seen.copies), str(len(seen.unreadable)))
+        table.add_row(split, *map(str, cells), sizes, str(len(seen.copies)), str(len(seen.unreadable)))
     classes = Table("class", *summaries)
     for label, name in enumerate(source.class_names[:MOST_CLASSES]):
         classes.add_row(name, *(str(seen.classes[label]) for seen in summaries.values()))
@@ -110,6 +111,9 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
     print(f"images in two splits: {len(pairs)}")
     for a, i, b, k in pairs[:10]:
         say(f"  {a} {i} is {b} {k}")
+    if source.name.startswith("records:") and len(sources) > 1:
+        hint = "if `prepare` resized them, as it decodes train faster; inspect the original data"
+        print(f"more cannot be told {hint}")
     for message in (message for seen in summaries.values() for message in seen.unreadable):
         print(f"  cannot be read: {message}")
     return summaries

@@ -180,7 +180,8 @@ class BatchReader:
         if failed := [*bad]:
             good = np.setdiff1d(np.arange(count), failed)
             mask[failed] = 0
-            image[failed] = image[good[-1]] if good.size else 0  # BatchNorm sees real images
+            for part in (image, label):  # BatchNorm sees real images, and mixing their own labels
+                part[failed] = part[good[-1]] if good.size else 0
         epochs = np.full(count, epoch, np.int32)
         batch = {"image": image, "label": label, "mask": mask, "index": index, "epoch": epochs}
         return batch, [(int(index[row]), message) for row, message in bad.items()]

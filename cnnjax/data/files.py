@@ -148,6 +148,15 @@ def read_file(path: str | os.PathLike[str], most: int = MOST_BYTES, *, within: P
     return data
 
 
+def read_lines(path: str | os.PathLike[str], what: object) -> list[str]:
+    """The lines of a text file, see `read_file`, without space around them; errors call it `what`."""
+    try:
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    return [line.strip() for line in io.StringIO(text, newline=None)]  # its ends of lines alone
+
+
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> UserError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UserError(f"{path} cannot be read: {reason}")

@@ -15,8 +15,8 @@ import simplejpeg
 
 from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sha256_of
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
-from cnnjax.data.sources.sets import num_cores
-from cnnjax.data.sources.source import Source
+from cnnjax.data.sources.sets import check_shapes, num_cores
+from cnnjax.data.sources.source import Source, listed
 from cnnjax.data.statistics import Moments, moments
 from cnnjax.errors import BadImage, UserError, unknown
 
@@ -82,18 +82,17 @@ def prepare(
 ) -> Facts:
     """Writes every split as ArrayRecord shards; those of an interrupted run with the same arguments are kept.
 
-    The sources are all of one image size; mean, std and covariance are those of `train`. `encoding` is "raw"
-    for speed or "jpeg" (quality 92) for small disks; `num_threads` None is one a core; `on_bad_image` is
-    "error", or "skip" to leave out and count unreadable images; `progress` is called with shards done and in
-    all. The facts that come back are as in `records.read_facts`. UserError names an image that cannot be
-    read, or a folder that holds other data.
+    The sources are all of one image shape and of the same classes; mean, std and covariance are those of
+    `train`. `encoding` is "raw" for speed or "jpeg" (quality 92) for small disks; `num_threads` None is one a
+    core; `on_bad_image` is "error", or "skip" to leave out and count unreadable images; `progress` is called
+    with shards done and in all. The facts that come back are as in `records.read_facts`. UserError names an
+    image that cannot be read, a split that differs from train, or a folder that holds other data.
     """
     if encoding not in ENCODINGS:
         raise unknown("encoding", encoding, ENCODINGS)
     if on_bad_image not in ("error", "skip"):
         raise unknown("on_bad_image", on_bad_image, ["error", "skip"])
-    if "train" not in sources:
-        raise UserError(f"only {', '.join(sources)} can be prepared; add a train split")
+    _check_alike(sources)
     check_utf8(out).mkdir(parents=True, exist_ok=True)
     plan = {
         "class_names": list(sources["train"].class_names),
@@ -126,6 +125,18 @@ def prepare(
     facts = {**plan, **sums.statistics()._asdict(), "splits": shards}
     atomic_write(out / FACTS, json.dumps(facts))
     return read_facts(out)
+
+
+def _check_alike(sources: Mapping[str, Source]) -> None:
+    """Raises a UserError unless there is `train`, and what is recorded of it holds for all."""
+    if "train" not in sources:
+        raise UserError(f"only {', '.join(sources)} can be prepared; add a train split")
+    names = sources["train"].class_names
+    for split, source in sources.items():
+        if source.class_names != names:
+            given = f"{split} has classes {listed(source.class_names)}"
+            raise UserError(f"{given}; allowed: those of train, {listed(names)}; load it with class_names=")
+    check_shapes({split: source.image_shape for split, source in sources.items()}, sources["train"].name)
 
 
 def _check_plan(out: Path, plan: Mapping[str, object]) -> None:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, evenly_spaced
+from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, check_label, evenly_spaced
 from cnnjax.errors import BadImage
+
+PIXELS = 2**18  # that are float64 at a time: 6 MB of colours
 
 
 class Statistics(NamedTuple):
@@ -55,9 +57,13 @@ class Moments:
 
 
 def moments(images: np.ndarray) -> Moments:
-    """Of uint8 [..., C]."""
-    values = images.reshape(-1, images.shape[-1]).astype(np.float64)
-    return Moments(len(values), values.sum(0) / 255, values.T @ values / 255**2)
+    """Of uint8 [..., C]; the sums are of whole numbers, so they are exact in any chunks."""
+    pixels = images.reshape(-1, images.shape[-1])
+    sums = Moments.empty(pixels.shape[1])
+    for start in range(0, len(pixels), PIXELS):
+        values = pixels[start : start + PIXELS].astype(np.float64)
+        sums += Moments(len(values), values.sum(0), values.T @ values)
+    return Moments(sums.pixels, sums.total / 255, sums.products / 255**2)
 
 
 def channel_statistics(source: Source, limit: int = 10_000) -> Statistics:
@@ -84,7 +90,9 @@ class Contents:
     unreadable: list[str] = dataclasses.field(default_factory=list)  # messages that name the file
     first: dict[bytes, int] = dataclasses.field(default_factory=dict)  # SHA-256 of pixels -> first position
     grey: int = 0  # images that have one channel, or the same in all
-    copies: int = 0  # images whose pixels an earlier image of the split has
+    copies: list[tuple[bytes, int]] = dataclasses.field(
+        default_factory=list
+    )  # those whose pixels came before
     colours: Moments | None = None  # of all pixels; None before the first image
 
     def add(self, index: int, example: Example) -> None:
@@ -94,8 +102,8 @@ class Contents:
         self.sizes[image.shape[0], image.shape[1]] += 1
         self.grey += bool((image == image[..., :1]).all())
         sha = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
-        self.copies += sha in self.first
-        self.first.setdefault(sha, index)
+        if self.first.setdefault(sha, index) != index:
+            self.copies.append((sha, index))
         self.colours = moments(image) if self.colours is None else self.colours + moments(image)
 
 
@@ -117,15 +125,16 @@ def inspect(
 def _of_any_size(source: Source, index: int) -> Example:
     if not isinstance(source, FileSource):
         return source[index]
-    image, label, _ = source.read(int(source.positions[index]))
+    image, label, what = source.read(int(source.positions[index]))
+    check_label(label, source.num_classes, what)
     return {"image": image, "label": label}
 
 
 def shared(contents: Mapping[str, Contents]) -> list[tuple[str, int, str, int]]:
-    """Every image of one split that another has too, as (split, position, split, position)."""
+    """Every image of a split that one before it has too, as (that split, first position, split, position)."""
     return [
         (a, contents[a].first[sha], b, index)
         for a, b in itertools.combinations(contents, 2)
-        for sha, index in contents[b].first.items()
+        for sha, index in itertools.chain(contents[b].first.items(), contents[b].copies)
         if sha in contents[a].first
     ]

@@ -199,6 +199,13 @@ def test_the_rest_of_the_batch_goes_along_and_an_augmentation_may_change_it(monk
         chain.preprocess(batch["image"])
 
 
+def test_a_jittered_crop_may_be_as_wide_as_the_smallest_image():
+    wide = "scale_jitter((20, 30), sides=(20, 40))|scale"
+    assert parse(wide, image_shape=(32, 48, 3)).output_shape == (20, 30, 3)
+    with pytest.raises(UserError, match=r"allowed: at most 30x20, or larger sides"):
+        parse(wide, image_shape=(48, 32, 3))
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -210,6 +217,11 @@ def test_the_rest_of_the_batch_goes_along_and_an_augmentation_may_change_it(monk
         ),
         ("center_crop(29)|scale", ["center_crop", "size = 29", "at most 28x28"]),
         ("random_crop(20)|random_crop(24)|scale", ["random_crop", "size = 24", "at most 20x20"]),
+        (
+            "scale_jitter(28)|scale_jitter(224, sides=(192, 256))|scale",
+            ["size = 224", "(192, 256)", "192x192"],
+        ),
+        ("scale_jitter((20, 31), sides=(30, 60))|scale", ["scale_jitter", "size = (20, 31)", "30x30"]),
         ("random_crop(0)|scale", ["random_crop", "size = 0", ">= 1"]),
         ("random_crop(2.5)|scale", ["random_crop", "size = 2.5", "whole number"]),
         ("random_crop(True)|scale", ["random_crop", "size = True", "whole number"]),

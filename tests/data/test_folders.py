@@ -254,6 +254,14 @@ def test_what_is_understood_and_left_out_is_told(tmp_path, kind, names, expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_splits_that_a_network_does_not_ask_for_are_not_called_left_out(tmp_path, kind):
+    names = several("train/a", "train/b", "val/a", "test/a", "test/b", "extra/x")
+    path = write(tmp_path, kind, [*names, "readme.txt"])
+    source = datasets.load(f"folder:{path}", "test", class_names=("a", "b"), image_shape=(4, 4, 3))
+    assert source.notes == ("test 4 images", "left out: 2 images in extra, outside class folders, 1 .txt")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_unlabelled_split_is_named_where_it_is_asked_for(tmp_path, kind):
     path = write(tmp_path, kind, [*several("train/cat", "train/dog"), *several("test", count=3)])
     with pytest.raises(UserError, match="'test'; allowed: train; .*test has no labels: 3 images"):

@@ -13,12 +13,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from cnnjax.data import prepare
+from cnnjax.data import prepare, statistics
 from cnnjax.data.datasets import load
 from cnnjax.data.sources import archive, cifar
 from cnnjax.data.sources import parquet as parquet_source
-from cnnjax.data.sources.source import ArraySource, Source, to_memory
-from cnnjax.errors import UserError
+from cnnjax.data.sources.classes import with_classes
+from cnnjax.data.sources.source import ArraySource, FileSource, Source, to_memory
+from cnnjax.errors import BadImage, UserError
 from tests.data import test_datasets, test_parquet
 from tests.data.test_sources import encoded, pictures, write
 
@@ -102,6 +103,21 @@ def test_a_label_without_a_name_is_refused_as_it_is_read(tmp_path):
         tfds(tmp_path, [])
 
 
+@pytest.mark.parametrize("label", [-1, 2, 2**31])
+@pytest.mark.parametrize("names", [("a", "b"), ("x", "b", "a"), ("b", "a", "x", "y")])
+def test_a_label_without_a_name_is_no_class_of_a_network_either(label, names):
+    """Labels of TFDS are known as they are read: first they are checked, then taken to another's classes."""
+    labels, image = [0, label, 1], np.zeros((4, 4, 3), np.uint8)
+    facts = "", None, ("a", "b"), "pets", "test", image.shape
+    own = FileSource(lambda i: (image, labels[i], f"record {i}"), 3, np.arange(3), *facts)
+    source = with_classes(own, names)
+    assert [source.class_names[source[i]["label"]] for i in (0, 2)] == ["a", "b"]
+    words = f"record 1: label {label} is out of range; allowed: 0 to 1"
+    with pytest.raises(BadImage, match=words):
+        source[1]
+    assert statistics.inspect({"test": own})["test"].unreadable == [words]
+
+
 def test_class_names_of_bytes_are_text(tmp_path):
     names = {"class_names": np.array([b"cat"])}
     np.savez(tmp_path / "x.npz", train_image=np.zeros((1, 4, 4), np.uint8), train_label=[0], **names)
@@ -138,6 +154,24 @@ def test_an_archive_cut_anywhere_is_refused(tmp_path, kind):
             load(f"folder:{file}", "train")
         assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
     file.write_bytes(whole)
+    assert len(load(f"folder:{file}", "train")) == 6
+
+
+TAILS = {"zeros": bytes(2**21), "files": b"", "bytes": bytes(1024) + b"x"}  # "files" are those of another
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "pax", "gnu"])
+@pytest.mark.parametrize("tail", TAILS)
+def test_images_after_the_end_of_an_archive_are_not_lost_in_silence(tmp_path, kind, tail):
+    """A download into a file of full size that was interrupted, and two archives joined by `cat`."""
+    whole, file = archives(tmp_path)[kind], tmp_path / "joined"
+    file.write_bytes(whole + (TAILS[tail] or whole))
+    if kind == "zip" and tail == "bytes":
+        assert len(load(f"folder:{file}", "train")) == 6  # its directory, found from the end, is whole
+        return
+    with pytest.raises(UserError, match=r"joined: (its files end at byte|cannot be read as zip)"):
+        load(f"folder:{file}", "train")
+    file.write_bytes(whole + bytes(2**19) * (kind != "zip"))  # as tar --blocking-factor=1024 fills it up
     assert len(load(f"folder:{file}", "train")) == 6
 
 

@@ -1,6 +1,8 @@
 """What holds for a set is decided from all of its splits: arrays, labels, channels and sizes, by format."""
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from cnnjax.data.sources.source import hold_out, to_memory
 from cnnjax.errors import UserError
 from tests.data.test_datasets import message, write_idx, write_prepared
 from tests.data.test_parquet import write as write_parquet
+from tests.data.test_webdataset import samples
+from tests.data.test_webdataset import write as write_tar
 
 DRAW = np.random.default_rng(3)
 GREY = DRAW.integers(0, 256, (6, 8, 8), dtype=np.uint8)
@@ -179,6 +183,23 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, labels, words):
     assert words in message(load, npz(tmp_path, train_image=GREY, train_label=labels), "train")
 
 
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        (
+            {"y": np.eye(4)[LABEL], "x_test": GREY, "y_test": np.eye(3)[LABEL]},
+            "4 in train labels, 3 in test labels",
+        ),
+        ({"y": np.eye(3)[LABEL], "class_names": [*"abcd"]}, "3 in train labels, 4 in class_names"),
+        ({"y": np.eye(4)[LABEL], "class_names": [*"abc"]}, "4 in train labels, 3 in class_names"),
+    ],
+)
+def test_one_hot_columns_are_the_same_classes_in_all_splits_and_names(tmp_path, arrays, words):
+    """Else a class without images in one split would give the others the labels of their neighbours."""
+    for split in ("train", "test"):
+        assert words in message(load, npz(tmp_path, x=GREY, **arrays), split)
+
+
 def test_labels_from_1_are_told(tmp_path):
     arrays = {"train_image": GREY, "train_label": LABEL + 1}
     assert "train has no images of 0" in load(npz(tmp_path, **arrays), "train").notes
@@ -241,6 +262,83 @@ def test_parquet_files_that_name_no_split_are_all_train(tmp_path):
     assert len(load(f"parquet:{tmp_path}", "train")) == 6
     write_parquet(tmp_path / "test.parquet", map(png, COLOUR[:3]), [0, 1, 2])
     assert "0000.parquet: its name does not name a split" in message(load, f"parquet:{tmp_path}", "train")
+
+
+# Folders of shards
+
+
+def few(form: str, path: Path) -> None:
+    """Three images in one file of that form, or for a folder in two class folders."""
+    if form == "parquet":
+        write_parquet(path.with_suffix(".parquet"), map(png, COLOUR[:3]), [0, 1, 2])
+    elif form == "tar":
+        write_tar(path.with_suffix(".tar"), samples(0, 3))
+    else:
+        for i in range(3):
+            file = path / "abc"[i] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(COLOUR[i]))
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+@pytest.mark.parametrize(
+    ("files", "given"),
+    [
+        (("full/train/0", "full/test/0", "mini/train/0"), "full, mini"),
+        (("full/train/0", "mini/test/0"), "full, mini"),
+        (("snapshots/1a/data/train-0", "snapshots/2b/data/train-0"), "snapshots/1a/data, snapshots/2b/data"),
+        (("train/0", "old/train/0"), "., old"),
+        (("full/0", "mini/0"), "full, mini"),
+    ],
+)
+def test_configs_and_revisions_are_not_merged_to_one_set(tmp_path, form, files, given):
+    for file in files:
+        few(form, tmp_path / file)
+    for split in ("train", "test"):
+        text = message(load, f"{form}:{tmp_path}", split)
+        assert f"{tmp_path}: several configs or revisions: {given}; name one of the folders" in text
+
+
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train-0", "train-1", "test-0"),
+        ("data/train-0", "data/train-1", "data/test-0"),
+        ("train/0", "train/1", "test/0"),
+        ("train/part0/0", "train/part1/0", "test/0"),
+        ("a/train/train-0", "a/train/train-1", "a/test/test-0"),
+        (
+            "snapshots/1a/train-0",
+            "snapshots/1a/train-1",
+            "snapshots/1a/.hidden/train-2",
+            "snapshots/1a/test/0",
+        ),
+    ],
+)
+def test_files_of_one_set_are_merged(tmp_path, form, files):
+    for file in files:
+        few(form, tmp_path / file)
+    lengths = {split: len(load(f"{form}:{tmp_path}", split)) for split in ("train", "test")}
+    assert lengths == {"train": 6, "test": 3}
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet", "tar"])
+def test_linked_folders_are_read_and_unreadable_ones_refused(tmp_path, form, monkeypatch):
+    few(form, tmp_path / "set/train/0")
+    few(form, tmp_path / "elsewhere/1")
+    (tmp_path / "set/train/more").symlink_to(tmp_path / "elsewhere")
+    assert len(load(f"{form}:{tmp_path / 'set'}", "train")) == 6
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("more"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    text = message(load, f"{form}:{tmp_path / 'set'}", "train")
+    assert f"{tmp_path / 'set/train/more'}: cannot be read (Permission denied)" in text
 
 
 # Channels and sizes

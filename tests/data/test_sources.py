@@ -1,5 +1,6 @@
 """Archives of images, bad images, prepared records: what is read, what is refused, what is left out."""
 
+import dataclasses
 import io
 import json
 import os
@@ -216,6 +217,10 @@ def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
     batches = StreamBatches(source, 5, seed=0, max_bad=2)
     masks = np.concatenate([np.asarray(next(batches)["mask"]) for _ in range(6)])  # two epochs
     assert masks.sum() == 20 and sorted(batches.skipped) == sorted(kept.skipped)
+    for batch in StreamBatches(source, 5, seed=0, max_bad=2).one_epoch():  # which mixup pairs within
+        rows = list(zip(np.asarray(batch["image"]), np.asarray(batch["label"]), strict=True))
+        served = {image.tobytes(): label for image, label in zip(kept.images, kept.labels, strict=True)}
+        assert all(served[image.tobytes()] == label for image, label in rows)
     with pytest.raises(UserError, match="more than 1 images"):
         list(StreamBatches(source, 5, seed=0, max_bad=1).one_epoch())
     with pytest.raises(BadImage, match="png"):
@@ -287,6 +292,22 @@ def test_a_record_that_is_damaged_while_it_is_read_is_named(tmp_path, encoding):
     assert kept.skipped and all("prepare it again" in message for message in kept.skipped)
     assert all("array_record record 2" in message for message in kept.skipped)  # 20 is in the middle
     assert len(kept) + len(kept.skipped) == 41
+
+
+def test_a_preparation_of_splits_that_differ_is_refused(tmp_path):
+    """What is recorded of train would not hold for the others."""
+    train = ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2), ("a", "b"), "x", "train")
+    others = {
+        "x: images of different shapes: train 4x4x3, test 4x4x1": {
+            "images": np.zeros((2, 4, 4, 1), np.uint8)
+        },
+        "test has classes b, a; allowed: those of train, a, b": {"class_names": ("b", "a")},
+    }
+    for words, change in others.items():
+        test = dataclasses.replace(train, split="test", **change)
+        with pytest.raises(UserError, match=words):
+            prepare.prepare({"train": train, "test": test}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path):

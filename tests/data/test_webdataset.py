@@ -75,6 +75,27 @@ def test_splits_are_those_of_the_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"\xef\xbb\xbfcat\r\n dog\r\nox \r\n\r\n", ("cat", "dog", "ox")),
+        ("a\u2028\x85x\rb\x0by\r犬".encode(), ("a\u2028\x85x", "b\x0by", "犬")),
+        (b"cat\n\ndog\nox\n", "classnames.txt: line 2 is empty; allowed: a class name per line"),
+        (b"\ncat\ndog\nox\n", "classnames.txt: line 1 is empty"),
+        (b"caf\xe9\ndog\nox\n", "classnames.txt is not UTF-8 .*; save it as UTF-8"),
+    ],
+)
+def test_class_names_are_the_lines_of_a_text_in_utf8(tmp_path, text, names):
+    path = write(tmp_path / "0.tar", samples(0, 3))
+    (tmp_path / "classnames.txt").write_bytes(text)
+    for name in (f"tar:{tmp_path}", f"tar:{path}"):
+        if isinstance(names, str):
+            with pytest.raises(UserError, match=names):
+                load(name, "train")
+        else:
+            assert load(name, "train").class_names == names
+
+
+@pytest.mark.parametrize(
     ("files", "words"),
     [
         ({"a/1.png": image(1), "a/2.png": image(2)}, "train has no labels: 2 images"),
@@ -104,6 +125,12 @@ def test_links_and_damage_are_refused(tmp_path):
     path.write_bytes(whole[:3000])
     with pytest.raises(UserError, match=r"0.tar: truncated"):
         load(f"tar:{path}", "train")
+    for tail in (whole, bytes(2**21)):
+        path.write_bytes(whole + tail)
+        with pytest.raises(
+            UserError, match=r"0.tar: its files end at byte \d+ of \d+: truncated, or several"
+        ):
+            load(f"tar:{path}", "train")
     path.write_bytes(b"\x1f\x8b" + whole)
     with pytest.raises(UserError, match=r"0.tar: cannot be read as tar .* not compressed"):
         load(f"tar:{path}", "train")

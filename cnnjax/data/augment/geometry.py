@@ -89,6 +89,16 @@ def _resized_shape(shape: Shape, arguments: Arguments) -> Shape:
     return (*pair(arguments["size"]), shape[2])
 
 
+def _jitter_shape(shape: Shape, arguments: Arguments) -> Shape:
+    """[H, W, C]; raises UserError if the smallest of the resized images does not cover the crop."""
+    size, (low, high) = pair(arguments["size"]), arguments["sides"]
+    covered = [int(low * side / min(shape[:2])) for side in shape[:2]]
+    if size[0] > covered[0] or size[1] > covered[1]:
+        given = f"size = {arguments['size']} is larger than the smallest image of sides = {(low, high)}"
+        raise UserError(f"{given}; allowed: at most {covered[0]}x{covered[1]}, or larger sides")
+    return _resized_shape(shape, arguments)
+
+
 def _windows(
     images: jax.Array, corner: jax.Array, extent: jax.Array, size: tuple[int, int], antialias: bool = True
 ) -> jax.Array:
@@ -133,7 +143,8 @@ def random_resized_crop(
 
     `area`, a fraction of the image's, is uniform; `aspect`, width / height, in its logarithm. `antialias`
     widens the filter as the window shrinks. Windows have fractions of pixels, and one that does not fit is
-    cut to fit rather than drawn again. Source: Szegedy et al. 2014, arXiv:1409.4842, section 6.
+    cut to fit rather than drawn again. The filter takes in pixels beside the window; torchvision cuts first.
+    Source: Szegedy et al. 2014, arXiv:1409.4842, section 6.
     """
     images = batch["image"]
     area_key, aspect_key, place_key = jax.random.split(key, 3)
@@ -143,10 +154,11 @@ def random_resized_crop(
     return batch | {"image": _windows(images, corner, extent, pair(size), antialias)}
 
 
-@operation(_resized_shape)
+@operation(_jitter_shape)
 def scale_jitter(key: Key, batch: Batch, size: Size, sides: Range = (256, 480)) -> Batch:
     """A random crop of each image, resized first so that its short side is uniform in `sides`, in pixels.
 
+    The smallest of them must cover the crop.
     Source: Simonyan, Zisserman 2014, arXiv:1409.1556, 3.1; He et al. 2015, arXiv:1512.03385, section 3.4.
     """
     images = batch["image"]

@@ -62,7 +62,7 @@ class Files:
         self._archive: int | None = None
         members: Iterable[Row]
         if root.is_dir():
-            members = _walk(root)
+            members = walk(root)
         elif not root.is_file():
             allowed = "a folder, or a .zip or .tar, of split/class/images"
             raise UserError(f"{root}: no such folder; allowed: {allowed}")
@@ -156,7 +156,7 @@ def _in_junk(folder: str) -> bool:
     return any(map(is_junk, folder.split("/")))
 
 
-def _walk(root: Path) -> Iterator[Row]:
+def walk(root: Path) -> Iterator[Row]:
     """Files and folders, those of a folder by name."""
 
     def refuse(error: OSError) -> None:

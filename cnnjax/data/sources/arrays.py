@@ -73,12 +73,13 @@ def to_numbers(labels: BySplit, names: list[str], what: object) -> tuple[dict[st
         return {
             split: np.asarray([places[n] for n in each], np.int32) for split, each in texts.items()
         }, names
-    numbers = {}
-    for split, each in labels.items():
-        if each.ndim == 2:
-            names = names or [str(label) for label in range(each.shape[1])]
-        numbers[split] = each.argmax(axis=1) if each.ndim == 2 else each
-    return numbers, names
+    widths = {f"{split} labels": each.shape[1] for split, each in labels.items() if each.ndim == 2}
+    widths |= {"class_names": len(names)} if widths and names else {}
+    if len(set(widths.values())) > 1:
+        given = ", ".join(f"{count} in {kind}" for kind, count in widths.items())
+        raise UserError(f"{what}: classes: {given}; allowed: one-hot columns of the same classes in all")
+    numbers = {split: each.argmax(axis=1) if each.ndim == 2 else each for split, each in labels.items()}
+    return numbers, names or [str(label) for label in range(max(widths.values(), default=0))]
 
 
 def _one_column(labels: np.ndarray, what: str) -> np.ndarray:

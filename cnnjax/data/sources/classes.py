@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, FileSource, Reader, Source, listed, numbered_names
+from cnnjax.data.sources.source import (
+    ArraySource,
+    FileSource,
+    Reader,
+    Source,
+    check_label,
+    listed,
+    numbered_names,
+)
 from cnnjax.errors import UserError
 
 
@@ -89,4 +97,5 @@ def unknown_classes(problem: str, theirs: Sequence[str], class_names: Sequence[s
 
 def _relabel(read: Reader, table: np.ndarray, *position: object) -> tuple[np.ndarray, int, str]:
     image, label, what = read(*position)
+    check_label(label, len(table), what)  # before it is another one
     return image, int(table[label]), what

@@ -78,7 +78,7 @@ def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | Non
     if not tree.count:
         allowed = f"class/*{', class/*'.join(IMAGE_SUFFIXES)}"
         raise UserError(f"{files.root}: no images{f' but {others}' if others else ''}; allowed: {allowed}")
-    folders = _find_splits(files.root, tree)
+    folders = found = _find_splits(files.root, tree)
     if other := bool(class_names) and only != "train" and only in folders:
         folders = {only: folders[only]}
     with_names = [] if other else ["train"] if "train" in folders else list(folders)
@@ -94,7 +94,8 @@ def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | Non
         for split, folder in folders.items()
         if classes[split]
     }
-    return Layout(splits, names, tuple(_notes(files.members, tree, folders, splits, others)))
+    unread = [folder for split, folder in found.items() if split not in folders]
+    return Layout(splits, names, tuple(_notes(files.members, tree, folders, unread, splits, others)))
 
 
 def _find_splits(root: Path, tree: Folder) -> dict[str, Folder]:
@@ -225,13 +226,19 @@ def _check_distinct(root: Path, names: Sequence[str]) -> None:
 
 
 def _notes(
-    members: Members, tree: Folder, folders: Mapping[str, Folder], splits: Splits, others: str
+    members: Members,
+    tree: Folder,
+    folders: Mapping[str, Folder],
+    unread: Sequence[Folder],
+    splits: Splits,
+    others: str,
 ) -> Iterator[str]:
-    """What a user should know: counts, what lacks labels or classes, what is left out."""
+    """What a user should know: counts, what lacks labels or classes, and images of no split."""
     counts = {split: sum(map(len, by_class.values())) for split, (_, by_class) in splits.items()}
     yield ", ".join(f"{split} {count}" for split, count in counts.items()) + " images"
     used = np.zeros(len(members), bool)
-    for places in (each for _, by_class in splits.values() for each in by_class.values()):
+    read = (places for _, by_class in splits.values() for places in by_class.values())
+    for places in (*read, *(folder.below() for folder in unread)):
         used[places] = True
     for split, folder in folders.items():
         if split not in splits:

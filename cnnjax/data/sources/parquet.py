@@ -1,9 +1,9 @@
 """Data sets of the Hugging Face Hub as they are downloaded: Parquet files of encoded images and labels.
 
 A file belongs to the split that its name or a folder of it begins with (`data/train-00000-of-00002.parquet`,
-`test/0000.parquet`); if no name says any, all are train. Columns and class names are those of the Hub's
-metadata, else the one column of images and of whole numbers. Row groups are read whole, slow at random:
-`cnnjax data prepare` large data sets once.
+`test/0000.parquet`); if no name says any, all are train. Several configs or revisions are refused. Columns
+and class names are those of the Hub's metadata, else the one column of images and of whole numbers. Row
+groups are read whole, slow at random: `cnnjax data prepare` large data sets once.
 """
 
 import bisect
@@ -19,7 +19,7 @@ import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
 from cnnjax.data.recipe import Recipe
-from cnnjax.data.sources import sets
+from cnnjax.data.sources import sets, shards
 from cnnjax.data.sources.archive import most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
@@ -39,21 +39,10 @@ class ParquetFolder:
 
     def __init__(self, place: Place):
         self.root = root = place.path
-        self.files: dict[str, list[Path]] = {}
-        for path in sorted(root.rglob("*.parquet")) if root.is_dir() else ():
-            matches = [SPLIT.match(part) for part in path.relative_to(root).parts[::-1]]
-            split = next((SPLIT_WORDS[match[1].lower()] for match in matches if match), None)
-            self.files.setdefault(split or "", []).append(path)
-        if not self.files:
+        if not (files := shards.find_files(root, ".parquet")):
             raise UserError(f"{root}: no *.parquet; allowed: a folder of Parquet files from the Hub")
-        if without := self.files.pop("", []):  # as on the Hub, all is train if no name says more
-            if self.files:
-                allowed = "names that begin with train, validation or test, or none that does"
-                raise UserError(
-                    f"{without[0]}: its name does not name a split, others do; allowed: {allowed}"
-                )
-            self.files = {"train": without}
-        self.files = {split: self.files[split] for split in place.chosen([*self.files])}
+        by_split = shards.by_split(root, files, _split)
+        self.files = {split: by_split[split] for split in place.chosen([*by_split])}
         first = self.files.get("train", next(iter(self.files.values())))[0]
         self.image, self.label, names = columns = _columns(first)
         for path in (path for paths in self.files.values() for path in paths):
@@ -116,6 +105,11 @@ def open_parquet(place: Place) -> Opened:
     folder = ParquetFolder(place)
     splits, notes = folder.known.splits, folder.known.notes
     return Opened(splits, lambda split: folder.source(split), notes)
+
+
+def _split(name: str) -> str | None:
+    match = SPLIT.match(name)
+    return SPLIT_WORDS[match[1].lower()] if match else None
 
 
 def _listing(files: Sequence[Path]) -> list[tuple[str, int]]:

@@ -219,8 +219,7 @@ class FileSource:
         if image.shape != self.image_shape:
             here, others = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
             raise BadImage(f"{what}: {here} pixels, other images have {others}; give one size= for all")
-        if not 0 <= label < self.num_classes:
-            raise BadImage(f"{what}: label {label} is out of range; allowed: 0 to {self.num_classes - 1}")
+        check_label(label, self.num_classes, what)
         return {"image": image, "label": label}
 
     def subset(self, indices: Indices, split: str | None = None) -> "FileSource":
@@ -229,6 +228,12 @@ class FileSource:
         labels = None if self.labels is None else self.labels[indices]
         positions = self.positions[indices]
         return dataclasses.replace(self, positions=positions, labels=labels, split=split or self.split)
+
+
+def check_label(label: int, num_classes: int, what: str) -> None:
+    """BadImage names an example whose label is no class."""
+    if not 0 <= label < num_classes:
+        raise BadImage(f"{what}: label {label} is out of range; allowed: 0 to {num_classes - 1}")
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

@@ -13,6 +13,7 @@ from cnnjax.errors import UserError
 BLOCK = 512
 FOREIGN = b" path=", b" size=", b" linkpath=", b"GNU.sparse"  # of an extended header, which change the next
 MOST_EXTENDED = 2**16  # bytes of an extended header that is looked into
+MOST_ZEROS = 2**20  # bytes after the last file, more than programs fill a record up with
 
 
 class Entry(NamedTuple):
@@ -25,6 +26,8 @@ class Entry(NamedTuple):
 
 def read_entries(root: Path) -> Iterator[Entry]:
     """In the order of the archive; UserError for a link, a pipe or a device, and for one that is cut short.
+
+    What follows the zeros at its end would be lost: the rest of a download, or a tar that was joined to it.
 
     Raises:
       tarfile.TarError: if it begins with no header of a tar.
@@ -48,6 +51,9 @@ def read_entries(root: Path) -> Iterator[Entry]:
                 raise UserError(f"{root}: truncated; copy or download it again")
             yield entry
             at = after
+        if whole - at > MOST_ZEROS or any(os.pread(file.fileno(), MOST_ZEROS, at)):
+            given = f"its files end at byte {at} of {whole}: truncated, or several tars in one"
+            raise UserError(f"{root}: {given}; copy or download it again, or name a folder of the tars")
 
 
 def _blocks(size: int) -> int:

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
-from cnnjax.data.files import allow_open, open_file, parse_json, read_file
-from cnnjax.data.sources import sets, tars
+from cnnjax.data.files import allow_open, open_file, parse_json, read_lines
+from cnnjax.data.sources import sets, shards, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
 from cnnjax.data.sources.members import Member, Members
@@ -38,18 +38,9 @@ class TarFolder:
 
     def __init__(self, place: Place):
         self.root = root = place.path
-        files = [root] if root.is_file() else sorted(root.rglob("*.tar"))
-        if not (files := [file for file in files if not is_junk(file.name)]):
+        if not (files := [root] if root.is_file() else shards.find_files(root, ".tar")):
             raise UserError(f"{root}: no *.tar; allowed: a folder of WebDataset tars, or one of them")
-        by_split: dict[str, list[Path]] = {}
-        for file in files:
-            parts = (file.name, *file.relative_to(root).parts[-2::-1])
-            by_split.setdefault(next(filter(None, map(_split, parts)), ""), []).append(file)
-        if without := by_split.pop("", []):
-            if by_split:
-                told = "its name does not name a split, others do"
-                raise UserError(f"{without[0]}: {told}; allowed: names with train, validation or test")
-            by_split = {"train": without}
+        by_split = shards.by_split(root, files, _split)
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
         self.members, labels = {}, {}
         for split, paths in self.files.items():
@@ -60,9 +51,8 @@ class TarFolder:
             self.members[split] = [members for members, _ in read]
             labels[split] = np.concatenate([each for _, each in read])
             self._check_labels(split, labels[split])
-        names = (root.parent if root.is_file() else root) / "classnames.txt"
-        text = read_file(names, MOST_LABEL_BYTES).decode(errors="replace") if names.is_file() else ""
-        self.known = sets.read_labels(labels, text.strip().splitlines(), root)
+        names = _class_names((root.parent if root.is_file() else root) / "classnames.txt")
+        self.known = sets.read_labels(labels, names, root)
         self.place = place
 
     def _check_labels(self, split: str, labels: np.ndarray) -> None:
@@ -90,6 +80,17 @@ def open_tars(place: Place) -> Opened:
     """See `TarFolder`."""
     folder = TarFolder(place)
     return Opened(folder.known.splits, folder.source, folder.known.notes)
+
+
+def _class_names(file: Path) -> list[str]:
+    """Those of a file that may be missing, one per line."""
+    names = read_lines(file, file) if file.is_file() else []
+    while names[-1:] == [""]:
+        names.pop()
+    if "" in names:  # left out, it would move those below it to other labels
+        given = f"line {names.index('') + 1} is empty"
+        raise UserError(f"{file}: {given}; allowed: a class name per line, in the order of the labels")
+    return names
 
 
 def _split(name: str) -> str | None:

@@ -60,6 +60,9 @@ def _find(file: IO[bytes]) -> tuple[int, int, int]:
             *_, size, start = END64.unpack(wide)
     if (shift := end - size - start) < 0:
         raise ValueError("its directory is cut short")
+    file.seek(0)
+    if shift and file.read(4) == b"PK\3\4":  # a program that unpacks it may stand before it, not files
+        raise ValueError("several zips in one, and the directory names the files of the last alone")
     return start + shift, size, shift
 
 
