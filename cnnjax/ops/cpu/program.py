@@ -36,7 +36,8 @@ class Program:
     """The steps of a network on values of one dtype, float32 or bfloat16.
 
     Value 0 is the images; the last one added is the result [1, 1, K], float32. Steps and their numbers are
-    those of `native/program.h`. Weights stay here as they are given, and packed in the library.
+    those of `native/program.h`. Weights stay here as they are given, and packed in the library. Deleting a
+    program waits for a call that runs it.
     """
 
     def __init__(self, dtype: jax.typing.DTypeLike) -> None:
@@ -46,7 +47,8 @@ class Program:
         self._steps = 0
         loaded = _library()
         self._number = loaded.cnnjax_program_new(ctypes.c_int(self.dtype == jnp.bfloat16))
-        weakref.finalize(self, loaded.cnnjax_program_free, self._number)
+        free = loaded.cnnjax_program_free  # returns when no call reads the arrays any more
+        weakref.finalize(self, lambda number, _: free(number), self._number, self._arrays)
 
     def value(self, shape: Shape, wide: bool = False, coded: bool = False) -> int:
         """A value of that shape; `wide` makes it float32, `coded` 8-bit integers."""
@@ -127,7 +129,8 @@ def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Arra
     """The logits float32 [B, K] of images [B, H, W, C] of the program's dtype, for any B.
 
     The number has to be an argument of the `jit` around, not a constant: compiled programs are kept on disk,
-    and numbers mean nothing in another process.
+    and numbers mean nothing in another process. Keep the `Program` until the results are there: JAX may begin
+    later, and without it that is an error.
     """
     result = jax.ShapeDtypeStruct((images.shape[0], features), jnp.float32)
     return jax.ffi.ffi_call("cnnjax_program", result)(images, number)
