@@ -25,7 +25,7 @@ class Code(NamedTuple):
 
 
 class Unsupported(Exception):
-    """Steps that are right, but that no kernel computes on this processor."""
+    """Steps that are right, but that no kernel computes as XLA does, on this processor or on any."""
 
 
 INT8 = "AVX512_VNNI, AVX_VNNI and AMX (Intel from Cascade Lake and Alder Lake on, AMD from Zen 4 on)"
@@ -71,7 +71,10 @@ class Program:
         scales: np.ndarray | None = None,
         codes: Sequence[Code | None] = (None, None, None),
     ) -> None:
-        """Writes value y from value x and, if it takes one, `other`; `codes` are those of x, other and y."""
+        """Writes value y from value x and, if it takes one, `other`; `codes` are those of x, other and y.
+
+        Unsupported if an array has a number that is not finite: activations would turn NaN into a number.
+        """
         head = (ctypes.c_int64 * 5)(KINDS.index(kind), x, other, y, ACTS.index(act[0]))
         if any(codes):
             signed = (ctypes.c_int64 * 3)(*(bool(code and code.signed) for code in codes))
@@ -88,6 +91,8 @@ class Program:
         if array is None:
             return None, ctypes.c_int64(0)
         self._arrays.append(array := np.ascontiguousarray(array, np.float32))
+        if not np.isfinite([array.min(), array.max()]).all():  # either is NaN if any number is
+            raise Unsupported("weights that are not finite")
         return array.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(array.size)
 
     def ranges(self) -> np.ndarray:
