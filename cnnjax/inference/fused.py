@@ -53,6 +53,7 @@ def fuse(
         return None
 
 
+@np.errstate(all="ignore")  # what becomes of weights that are not finite, programs refuse
 def layers_of(apply: Callable[[jax.Array], jax.Array], shape: Sequence[int]) -> list[Layer]:
     """The layers of a network in order, as few as possible; Unknown if something is no layer."""
     result = trace(apply, shape)

@@ -157,7 +157,10 @@ def _codes(layers: Sequence[Layer], coded: set[Layer], ranges: Ranges) -> dict[L
     def code(layer: Layer) -> Code:
         least, most = low[top(layer)], high[top(layer)]
         signed = least < 0
-        return Code((max(-least, most) / 127 if signed else most / 255) or 1.0, signed)
+        scale = (max(-least, most) / 127 if signed else most / 255) or 1.0
+        if not np.isfinite(scale):
+            raise Unsupported("values that are not finite")
+        return Code(scale, signed)
 
     return {layer: code(layer) for layer in layers}
 

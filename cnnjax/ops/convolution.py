@@ -31,7 +31,8 @@ def conv2d(
 
     On CPUs with AVX2 or AVX-512, float32 windows of 3x3 and 5x5 and their gradients use Winograd's method if
     it is faster. Results are within 1e-5 of direct sums, as with all CPU kernels, but an exact zero (the
-    gradient of a pixel that an output does not see) may be about 1e-7 instead.
+    gradient of a pixel that an output does not see) may be about 1e-7 instead. A NaN or infinity in x
+    spreads over whole tiles of up to 4x4 outputs, beyond those that see its pixel.
 
     x is float [B, H, W, C], kernel [kh, kw, C / groups, K] of its dtype, bias [K]; the result is [B, H', W',
     K] of that dtype, summed in float32. strides and dilation (pixels between two taps of a filter) are an int

@@ -1,5 +1,7 @@
 """Networks as one call of the CPU kernels against the plain path."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import cnnjax
 from cnnjax.data import datasets
 from cnnjax.inference.fused import fuse
+from cnnjax.inference.model import untrained
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
 
@@ -126,6 +129,42 @@ def test_views_of_several_sizes_go_through_the_plain_network(tiny_run):
     assert cnnjax.load_run(tiny_run, protocol="mirror")._fused is not None
     with cpu.paused():
         assert fuse(lambda x: x.mean((1, 2)), (8, 8, 3), jnp.float32) is None
+
+
+SPOILT = [  # a number that training left behind, and whether the classes depend on it
+    ("conv1", "kernel", np.nan, True),
+    ("norm1", "scale", np.inf, True),
+    ("norm1", "var", np.nan, True),
+    ("norm2", "bias", np.inf, True),
+    ("norm2", "bias", -np.inf, False),  # ReLU makes it zero
+    ("head", "bias", np.nan, True),
+]
+
+
+def spoilt(layer, leaf, value):
+    """An untrained SimpleCNN with one such number, and images."""
+
+    def spoil(path, array):
+        here = {layer, leaf} <= {part.key for part in path}
+        return array.at[(0,) * array.ndim].set(value) if here else array
+
+    trained = untrained("simple_cnn")
+    variables = jax.tree_util.tree_map_with_path(spoil, trained.variables)
+    images = np.random.default_rng(0).integers(0, 256, (8, *trained.image_shape), np.uint8)
+    return dataclasses.replace(trained, variables=variables), images
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("layer", "leaf", "value", "matters"), SPOILT)
+def test_weights_that_are_not_finite_give_nan_as_in_the_plain_network(layer, leaf, value, matters, dtype):
+    """The activations of oneDNN give 0 for NaN, and the classes would be those of a sound network."""
+    trained, images = spoilt(layer, leaf, value)
+    fast, plain = trained.with_dtype(dtype), trained.with_dtype(dtype)
+    found = np.stack([p.probabilities for p in fast.predict(images)])
+    with cpu.paused():
+        wanted = np.stack([p.probabilities for p in plain.predict(images)])
+    assert np.isnan(wanted).all() == np.isnan(wanted).any() == matters
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
 
 
 @pytest.mark.parametrize("operation", [jnp.sin, lambda x: x[:, ::-1], lambda x: x.transpose(0, 2, 1, 3)])

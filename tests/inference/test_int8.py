@@ -19,7 +19,7 @@ from cnnjax.inference import export, int8
 from cnnjax.inference.model import untrained
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
-from tests.inference.test_fused import SIDES, variables_of
+from tests.inference.test_fused import SIDES, SPOILT, spoilt, variables_of
 
 kernels = pytest.mark.skipif(not cpu.takes(), reason=f"CPU kernels {cpu.status()}")
 vnni = pytest.mark.skipif(bool(cpu.lacks_int8()), reason=cpu.lacks_int8())
@@ -142,6 +142,14 @@ def test_mistakes_are_told_in_one_line(tiny_run, tmp_path, capsys):
         whole.features(np.zeros(whole.image_shape, np.uint8))
     with pytest.raises(UserError, match="computes in int8 already"):
         whole.with_dtype("float32")
+
+
+@vnni
+@pytest.mark.parametrize("case", [*SPOILT, ("conv1", "kernel", 3e38, True)])
+def test_numbers_that_are_not_finite_are_refused_before_they_are_integers(case):
+    trained, images = spoilt(*case[:3])
+    with pytest.raises(UserError, match=r"dtype=int8: .*not finite.*use float32"):
+        trained.with_dtype("int8", images)
 
 
 @kernels

@@ -533,6 +533,7 @@ def run(program, **environment):
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
@@ -629,6 +630,43 @@ def test_thread_count_follows_the_environment(monkeypatch):
     assert thread_count() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "100000")
     assert 1 <= thread_count() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "OMP_THREAD_LIMIT=1",
+        "OMP_THREAD_LIMIT=3",
+        "OMP_DYNAMIC=true",
+        "OMP_MAX_ACTIVE_LEVELS=0",
+        "OMP_NESTED=true",
+    ],
+)
+def test_fewer_threads_than_asked_compute_the_same_gradients(limit):
+    """Four are asked for; the last time from a thread of OpenMP, which has no others beside it."""
+    program = """
+import ctypes
+import jax, jax.numpy as jnp
+from cnnjax import ops
+from cnnjax.ops import cpu
+from cnnjax.ops.cpu.library import library
+
+library().cnnjax_start(4)
+x, kernel = (jax.random.normal(jax.random.key(0), shape) for shape in ((8, 28, 28, 32), (3, 3, 32, 64)))
+
+def gradient(kernel):
+    return jax.grad(lambda kernel: jnp.sin(ops.conv2d(x, kernel, strides=2, padding=1)).sum())(kernel)
+
+found = [jax.jit(gradient)(kernel)]
+within = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: found.append(jax.jit(gradient)(kernel)))
+ctypes.CDLL("libgomp.so.1").GOMP_parallel(within, None, 2, 0)
+with cpu.paused():
+    wanted = jax.jit(lambda kernel: gradient(kernel))(kernel)
+print([float(jnp.abs(each - wanted).max() / jnp.abs(wanted).max()) for each in found])
+"""
+    name, value = limit.split("=")
+    found = json.loads(run(program, **{name: value}))
+    assert len(found) >= 2 and max(found) < 1e-5
 
 
 # Bad calls and memory

@@ -1,5 +1,9 @@
 """Programs of steps for networks in use against plain numpy, step by step."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,6 +148,43 @@ def test_a_program_that_is_gone_is_an_error():
     del program
     with pytest.raises(jax.errors.JaxRuntimeError, match="no network number"):
         run(None, number, np.zeros((1, 1, 1, 8), np.float32), 8)
+
+
+def test_a_program_that_goes_while_it_runs_keeps_its_numbers_until_then():
+    """Twenty convolutions; their weights and biases are dropped while the first ones are computed."""
+    rng, program, began = np.random.default_rng(0), cpu.Program(jnp.float32), threading.Event()
+    x, bias = program.value((56, 56, 64)), lambda: rng.standard_normal(64, np.float32)
+    for _ in range(20):
+        y, weights = program.value((56, 56, 64)), rng.standard_normal((3, 3, 64, 64), np.float32) / 20
+        program.step("conv", x, y, numbers=(3, 3, *[1] * 9), weights=weights, bias=bias())
+        x = y
+    means, y = program.value((1, 1, 64)), program.value((1, 1, 64), wide=True)
+    scale = np.full(1, 1 / 56**2, np.float32)
+    program.step("sum_pool", x, means, numbers=(56, 56, 1, 1, 0, 0), weights=scale)
+    program.step("pointwise", means, y, numbers=(0,), weights=bias(), bias=bias())
+    del weights
+
+    def zero():
+        began.set()
+        return np.float32(0)
+
+    @jax.jit
+    def logits(number, images):
+        return cpu.run_program(number, images + jax.pure_callback(zero, jax.ShapeDtypeStruct((), "f")), 64)
+
+    images, number = jnp.asarray(rng.standard_normal((24, 56, 56, 64), np.float32)), program.finish()
+    wanted = np.asarray(logits(number, images))
+    began.clear()
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(lambda: np.asarray(logits(number, images)))
+        began.wait()
+        spent = time.process_time()
+        while time.process_time() < spent + 0.1 and not found.done():  # until the convolutions are under way
+            time.sleep(0.001)
+        del program
+        junk = [np.full(64, np.nan, np.float32) for _ in range(1000)]  # where the biases were
+    np.testing.assert_array_equal(found.result(), wanted)
+    assert junk
 
 
 @pytest.mark.skipif(bool(cpu.lacks_int8()), reason=cpu.lacks_int8())

@@ -25,7 +25,7 @@ class Code(NamedTuple):
 
 
 class Unsupported(Exception):
-    """Steps that are right, but that no kernel computes on this processor."""
+    """Steps that are right, but that no kernel computes as XLA does, on this processor or on any."""
 
 
 INT8 = "AVX512_VNNI, AVX_VNNI and AMX (Intel from Cascade Lake and Alder Lake on, AMD from Zen 4 on)"
@@ -36,7 +36,8 @@ class Program:
     """The steps of a network on values of one dtype, float32 or bfloat16.
 
     Value 0 is the images; the last one added is the result [1, 1, K], float32. Steps and their numbers are
-    those of `native/program.h`. Weights stay here as they are given, and packed in the library.
+    those of `native/program.h`. Weights stay here as they are given, and packed in the library. Deleting a
+    program waits for a call that runs it.
     """
 
     def __init__(self, dtype: jax.typing.DTypeLike) -> None:
@@ -46,7 +47,8 @@ class Program:
         self._steps = 0
         loaded = _library()
         self._number = loaded.cnnjax_program_new(ctypes.c_int(self.dtype == jnp.bfloat16))
-        weakref.finalize(self, loaded.cnnjax_program_free, self._number)
+        free = loaded.cnnjax_program_free  # returns when no call reads the arrays any more
+        weakref.finalize(self, lambda number, _: free(number), self._number, self._arrays)
 
     def value(self, shape: Shape, wide: bool = False, coded: bool = False) -> int:
         """A value of that shape; `wide` makes it float32, `coded` 8-bit integers."""
@@ -69,7 +71,10 @@ class Program:
         scales: np.ndarray | None = None,
         codes: Sequence[Code | None] = (None, None, None),
     ) -> None:
-        """Writes value y from value x and, if it takes one, `other`; `codes` are those of x, other and y."""
+        """Writes value y from value x and, if it takes one, `other`; `codes` are those of x, other and y.
+
+        Unsupported if an array has a number that is not finite: activations would turn NaN into a number.
+        """
         head = (ctypes.c_int64 * 5)(KINDS.index(kind), x, other, y, ACTS.index(act[0]))
         if any(codes):
             signed = (ctypes.c_int64 * 3)(*(bool(code and code.signed) for code in codes))
@@ -86,6 +91,8 @@ class Program:
         if array is None:
             return None, ctypes.c_int64(0)
         self._arrays.append(array := np.ascontiguousarray(array, np.float32))
+        if not np.isfinite([array.min(), array.max()]).all():  # either is NaN if any number is
+            raise Unsupported("weights that are not finite")
         return array.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(array.size)
 
     def ranges(self) -> np.ndarray:
@@ -127,7 +134,8 @@ def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Arra
     """The logits float32 [B, K] of images [B, H, W, C] of the program's dtype, for any B.
 
     The number has to be an argument of the `jit` around, not a constant: compiled programs are kept on disk,
-    and numbers mean nothing in another process.
+    and numbers mean nothing in another process. Keep the `Program` until the results are there: JAX may begin
+    later, and without it that is an error.
     """
     result = jax.ShapeDtypeStruct((images.shape[0], features), jnp.float32)
     return jax.ffi.ffi_call("cnnjax_program", result)(images, number)

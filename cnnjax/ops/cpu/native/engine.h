@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -95,18 +96,26 @@ inline dnnl::engine& cpu() {
 
 extern int thread_count;  // 0: not set, OpenMP's own default
 
-// So many threads for what is called meanwhile.
+// So many threads for what is called meanwhile, or the fewer that OpenMP grants: oneDNN divides sums among the threads
+// it was promised, and with others missing it adds what nobody wrote, or waits for them.
 class Threads {
  public:
-  explicit Threads(int count) : before_(omp_get_max_threads()) {
-    if (count != before_) omp_set_num_threads(count);
+  explicit Threads(int count) : before_(omp_get_max_threads()), dynamic_(omp_get_dynamic()) {
+    omp_set_dynamic(0);
+    omp_set_num_threads(granted(count));
   }
   ~Threads() {
-    if (omp_get_max_threads() != before_) omp_set_num_threads(before_);
+    omp_set_num_threads(before_);
+    omp_set_dynamic(dynamic_);
   }
 
  private:
-  int before_;
+  static int granted(int count) {
+    bool alone = omp_in_parallel() || omp_get_max_active_levels() < 1;
+    return alone ? 1 : std::min(count, omp_get_thread_limit());
+  }
+
+  int before_, dynamic_;
 };
 
 // One kernel runs at a time, on `thread_count` threads: executions of several devices or of independent

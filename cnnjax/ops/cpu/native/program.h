@@ -33,7 +33,7 @@ struct Coding {
 // What the codes of a step stand for. A convolution or dense layer with scales reads codes: y is sum(codes * weights) *
 // scales [K] + bias, and its weights are integers from -127 to 127.
 struct Codes {
-  const float* scales = nullptr;  // the caller keeps them
+  const float* scales = nullptr;  // the caller keeps them, as the step's, until cnnjax_program_free returns
   int64_t scale_count = 0;
   Coding x = {}, other = {}, y = {};
 };
@@ -51,7 +51,7 @@ struct Step {
   Act act;
   float alpha, beta;
   Dims numbers;
-  const float *weights, *bias;  // the caller keeps them
+  const float *weights, *bias;  // the caller keeps them until cnnjax_program_free returns
   int64_t weight_count, bias_count;
   Codes codes;
 };

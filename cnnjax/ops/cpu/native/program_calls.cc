@@ -27,6 +27,7 @@ ffi::Error Run(ffi::AnyBuffer x, ffi::AnyBuffer number, ffi::Result<ffi::AnyBuff
   return guarded([&] {
     check_type("number", number.element_type(), ffi::DataType::U32);
     check_shape("number", shape("number", number, 1), {1});
+    Turn turn;
     auto program = find(*static_cast<const uint32_t*>(number.untyped_data()));
     Dims in = shape("x", x, 4), out = shape("y", *y, 2);
     const Value &first = program->values().front(), &last = program->values().back();
@@ -34,7 +35,6 @@ ffi::Error Run(ffi::AnyBuffer x, ffi::AnyBuffer number, ffi::Result<ffi::AnyBuff
     check_type("y", y->element_type(), ffi::DataType::F32);
     check_shape("x", in, {in[0], first.height, first.width, first.channels});
     check_shape("y", out, {in[0], last.size()});
-    Turn turn;
     program->run(turn, x.untyped_data(), y->untyped_data(), in[0]);
   });
 }
@@ -70,7 +70,9 @@ extern "C" uint32_t cnnjax_program_new(int bfloat16) {
   return shelf.last;
 }
 
+// Returns when no call runs the network any more, since each finds it in its own turn: its numbers are no longer read.
 extern "C" void cnnjax_program_free(uint32_t number) {
+  cnnjax::Turn turn;
   auto& shelf = cnnjax::shelf();
   std::lock_guard<std::mutex> lock(shelf.mutex);
   shelf.programs.erase(number);
@@ -113,8 +115,8 @@ extern "C" int cnnjax_program_ranges(uint32_t number, float* low, float* high, i
 extern "C" int cnnjax_program_predict(uint32_t number, const uint8_t* pixels, const float* factor, const float* shift,
                                       int64_t count, float* y, char* error, int64_t room) {
   return cnnjax::guarded_call(error, room, [&] {
-    auto program = cnnjax::find(number);
     cnnjax::Turn turn;
+    auto program = cnnjax::find(number);
     program->predict(turn, pixels, factor, shift, count, y);
   });
 }
