@@ -42,11 +42,14 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
         **{name: test.get(name.removeprefix("test_")) for name in SCORES[3:]},
         "test_macro_f1": test.get("macro", {}).get("f1"),
     }
+    # A network that diverged in its last step finds one class everywhere: none of its scores counts.
+    broken = {name.partition("_")[0] for name, value in scores.items() if not math.isfinite(value or 0)}
+    scores = {name: None if name.partition("_")[0] in broken else value for name, value in scores.items()}
     return {
         "run": run.path.name,
         **point,
         "seed": config.seed,
-        "outcome": outcome,
+        "outcome": "not finite" if broken else outcome,
         **{name: "" if value is None else f"{value:.5f}" for name, value in scores.items()},
         "epochs": config.total_epochs,
         "params": record.get("model", {}).get("num_params", ""),

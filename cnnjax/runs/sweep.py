@@ -63,7 +63,7 @@ def sweep(
       together: all seeds of a point in one compiled step, see `seeds`; for small nets on an accelerator.
 
     Returns the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
-    finite" if the loss was not), scores, seconds, machine, versions, command. A mistake in any of the points
+    finite" if a training or evaluation loss was not), scores, seconds, machine, versions, command. A mistake in any of the points
     is a UserError before the first is trained.
     """
     board = board or Board()
