@@ -63,8 +63,8 @@ def sweep(
       together: all seeds of a point in one compiled step, see `seeds`; for small nets on an accelerator.
 
     Returns the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
-    finite" if a training or evaluation loss was not), scores, seconds, machine, versions, command. A mistake in any of the points
-    is a UserError before the first is trained.
+    finite" if a training or evaluation loss was not), scores, seconds, machine, versions, command. A mistake
+    in any of the points is a UserError before the first is trained.
     """
     board = board or Board()
     fields = sorted(values)

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from cnnjax.cli import main
-from cnnjax.cli import train as cli_train
 from cnnjax.errors import UserError
-from cnnjax.runs import evaluate, processes
+from cnnjax.runs import children, evaluate, processes
 from cnnjax.runs import train as loop
 from cnnjax.runs.checkpoints import Checkpoints
 from tests.conftest import simulated
@@ -175,18 +174,38 @@ def test_processes_find_each_other_by_what_a_cluster_tells_them(manager, tiny_da
 @pytest.mark.parametrize("dead", [0, 1, 2])
 def test_a_launcher_sees_any_process_that_dies_and_ends_the_others_after_a_grace(dead, monkeypatch):
     """Also one that is not the first, whatever the first still waits for."""
-    monkeypatch.setattr(cli_train, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.3)
     commands = [["sleep", "30"]] * 3
     commands[dead] = ["sh", "-c", "kill -9 $$"]
-    children = [subprocess.Popen(command) for command in commands]
     started = time.monotonic()
-    try:
-        assert cli_train._wait(children, []) == 128 + signal.SIGKILL
-        assert time.monotonic() - started < 10
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
+    assert children.run(commands) == (128 + signal.SIGKILL, 0)
+    assert time.monotonic() - started < 10
+
+
+# Each process of a launched run says that it is there, and at SIGTERM ends with its own of the codes.
+SAVING = """
+import os, signal, sys, threading
+from cnnjax.cli import main, train
+train.COMMAND = ["-c", '''
+import os, signal, sys, time
+code = int(sys.argv[1].split(",")[int(sys.argv[-1][-1])])
+signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+print("there", flush=True)
+time.sleep(60)
+''']
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+main.main(["launch", "--processes=2", "--max_restarts=2", "--", "train", "--workdir=x"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [((143, 143), 143), ((143, 1), 1), ((5, 143), 5), ((0, 143), 143)]
+)
+def test_a_launcher_that_got_a_signal_says_saved_only_if_all_were_and_never_restarts(codes, code):
+    script = SAVING.replace("sys.argv[1]", repr(",".join(map(str, codes))))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "there\n" * 2), done.stderr
 
 
 def test_alone_everything_is_the_first_process():
