@@ -57,6 +57,7 @@ def weights(
     words: list[str],
     *,
     config: ConfigDict,
+    fields: frozenset[str],
     model: Flag[str, "network of the weights, if the file does not name it"] = "",
     workdir: Flag[str | None, "run folder to write (import) or read (export)"] = None,
     class_names: Flag[str | None, "import: text file with one class name per line"] = None,
@@ -71,5 +72,6 @@ def weights(
         say(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
         return
     config_lib.validate(config)
-    paths = exchange.import_weights(words[1], config, workdir, model=model, class_names=class_names)
+    write = exchange.import_weights
+    paths = write(words[1], config, workdir, model=model, class_names=class_names, given=fields)
     say(f"imported {len(paths)} parameter arrays into {workdir}")

@@ -50,12 +50,13 @@ def command(
     """Makes a command, a function of a list of arguments that returns an exit code, of an annotated function.
 
     A list of up to `words` words beside the flags is its first argument, if any; the flags of the function
-    `like` are its `**keywords`.
+    `like` are its `**keywords`. Of the config, `config` is all of it, and `fields` those that flags set.
     """
 
     def wrap(function: Command) -> Callable[[list[str]], int]:
         both = [*(_parameters(like) if like else ()), *_parameters(function)]
         parameters = {parameter.name: parameter for parameter in both}
+        has_fields = parameters.pop("fields", None)
 
         @functools.wraps(function)
         def run(args: list[str]) -> int:
@@ -67,7 +68,8 @@ def command(
                 check_local(f"--{flag}" if given else "", text if given else word, web=not folder)
             keywords: dict[str, Any] = {}
             if "config" in parameters:
-                keywords["config"], args = read_config(args)
+                keywords["config"], fields, args = read_config(args)
+                keywords |= {"fields": fields} if has_fields else {}
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
             own = args[: args.index("--")] if "--" in args else args
             if {"--help", "-h"} & {*own}:
@@ -137,8 +139,11 @@ def _parse(
     return values, rest
 
 
-def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
-    """The config of --config=NAME|FILE, else the default, with every --config.a.b=value; and other words."""
+def read_config(args: list[str]) -> tuple[ConfigDict, frozenset[str], list[str]]:
+    """(config, fields, words): of --config=NAME|FILE, else the default, with every --config.a.b=value.
+
+    The fields are those that have such a flag, the words all others.
+    """
     values: dict[str, Any] = {}
     config, rest, words = None, [], iter(args)
     for word in words:
@@ -147,10 +152,17 @@ def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
         field = name.removeprefix("no").removeprefix("config.") if "config." in name else ""
         if not word.startswith("-") or not (name == "config" or name.startswith(("config.", "noconfig."))):
             rest.append(word)
-        elif name == "config":
+            continue
+        if name == "config":
             config = from_file(text if given else next(words, ""))
-        elif not given and isinstance(config_lib.field(field).default, bool):
+            continue
+        switch = isinstance(config_lib.field(field).default, bool)
+        if negated and (given or not switch):
+            instead = "leave out the value" if switch else f"give --config.{field}=VALUE"
+            raise UserError(f"{word}: --no is for a field that is true or false, without a value; {instead}")
+        if switch and not given:
             values[field] = not negated
         else:
             values[field] = config_lib.parse_value(field, text if given else next(words, ""))
-    return config_lib.assign(config or config_lib.default(), values), rest
+    config = config_lib.default() if config is None else config
+    return config_lib.assign(config, values), frozenset(values), rest

@@ -32,6 +32,7 @@ COMMAND = ["-m", "cnnjax"]
 def train(
     *,
     config: ConfigDict,
+    fields: frozenset[str],
     data: Flag[
         str | None, "your images: a folder, or as config.data.name; other defaults are chosen to suit"
     ] = None,
@@ -58,7 +59,7 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "", listed)
+            config, line = suited(config, data, weights or "", listed, given=fields)
             say(line)
         if print_config:
             config_lib.validate(config)

@@ -7,7 +7,7 @@ any number of them unless one is asked for; the JSON says how to prepare them.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -283,16 +283,19 @@ def import_weights(
     *,
     model: str = "",
     class_names: str | None = None,
+    given: Collection[str] = (),
 ) -> list[str]:
     """Makes a run folder of weights from elsewhere, which can be evaluated like one that was trained here.
 
     `model` is a name or spec, for weights that do not tell it. Their preprocessing is filled in, unless
-    `config.augment.eval` is given. If they do not fit, no folder is made. Returns the parameters' paths.
+    `config.augment.eval` differs from its default or is among the fields `given`. If they do not fit, no
+    folder is made. Returns the parameters' paths.
     """
+    config_lib.check_complete(config)
     found = resolve(str(source), model)
     network, variables = read(found)
     config.model, own = found.spec, found.data or {}
-    if config.augment.eval == config_lib.default().augment.eval:
+    if "augment.eval" not in given and config.augment.eval == config_lib.default().augment.eval:
         config.augment.eval = own.get("eval_augment") or preset_augment(found.preset)
     config.augment.train = config.augment.eval
     recipe = preset_recipe(found.preset, margin="center_crop" in config.augment.eval)
@@ -332,7 +335,7 @@ def imported_data(
         info = None
     if not info and not found.data and found.preset.mean is None and "mean=" not in config.augment.eval:
         return {}
-    mean, std = (info.mean, info.std) if info else (None, None)
+    mean, std = (info.mean, info.std) if info else (found.preset.mean, found.preset.std)
     return of_weights(found, num_classes, class_names, config.augment.eval, mean, std).record()
 
 

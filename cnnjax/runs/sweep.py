@@ -68,6 +68,7 @@ def sweep(
     """
     board = board or Board()
     fields = sorted(values)
+    config_lib.check_complete(config)
     _check(values, seeds, random, task)
     runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
     check_local("out", out)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
 from cnnjax.data.batches import Batches
 from cnnjax.data.sources.source import Listed
 from cnnjax.ops import cpu
@@ -77,6 +78,7 @@ def train(
       NonFiniteLoss: the loss or gradient was not finite; the state before that step was kept.
       Interrupted: SIGINT or SIGTERM; the state was saved. A second signal ends the process at once.
     """
+    config_lib.check_complete(config)
     progress, memory = progress or Progress(), 0
     progress.stage("loading data and network")
     with (

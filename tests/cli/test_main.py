@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rich.live import Live
 
 from cnnjax.cli import completion, main
@@ -22,10 +23,14 @@ from cnnjax.cli.boards import LiveBoard
 from cnnjax.cli.examples import EXAMPLES
 from cnnjax.cli.progress import Bar
 from cnnjax.cli.tables import Console
-from cnnjax.errors import unknown
+from cnnjax.errors import UserError, unknown
+from cnnjax.inference.export import import_weights
 from cnnjax.models import list_models
+from cnnjax.runs import sweep, train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
+from cnnjax.runs.own_images import suited
+from cnnjax.runs.seeds import train_together
 
 TINY = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
@@ -124,6 +129,9 @@ def test_a_config_file_and_overrides_on_top(tmp_path, capsys):
 MISTAKES = {
     "trian": "unknown command 'trian' (did you mean 'train'?)",
     "train --config.optmizer.learning_rate=1": "did you mean config.optimizer.learning_rate?",
+    "train --noconfig.seed=5": "--noconfig.seed=5: --no is for a field that is true or false, without",
+    "train --noconfig.seed": "give --config.seed=VALUE",
+    "train --noconfig.data.download=true": "leave out the value",
     "train --config.learning_rate=1": "did you mean config.optimizer.learning_rate?",
     "train --config.batch_size=many": "config.batch_size='many' must be a whole number",
     "train --config.batch_size=0": "config.batch_size=0 must be greater than 0",
@@ -201,6 +209,51 @@ def test_a_broken_config_file_is_told_in_one_line(text, words, tmp_path, capsys)
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+DOORS = {
+    "train": [],
+    "print": ["--print_config"],
+    "help": ["--help"],
+    "override": ["--config.data.size=3"],
+    "own images": ["--data=fashion_mnist_mini"],
+    "sweep": ["--set=batch_size=4,8", "--out=out"],
+    "compile": [],
+    "weights": ["import", "w.npz", "--model=resnet18", "--workdir=run"],
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("body", "missing"), [("ConfigDict({'seed': 1})", "total_epochs"), ("ConfigDict()", "seed")]
+)
+def test_a_config_that_lacks_fields_is_told_where_to_start(
+    door, body, missing, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.py").write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n    return {body}\n"
+    )
+    command = door if door in main.COMMANDS else "train"
+    assert main.run([command, "--config=my.py", *DOORS[door]]) == 2
+    told = f"cnnjax: config.{missing} is missing; start the config from cnnjax.config.default()\n"
+    assert capsys.readouterr().err == told
+    assert [file.name for file in tmp_path.iterdir()] == ["my.py"]
+
+
+@pytest.mark.parametrize("door", ["train", "sweep", "together", "suited", "import"])
+def test_a_config_that_lacks_fields_is_told_in_python_too(door, tmp_path):
+    config = ConfigDict({"model": "simple_cnn", "data": {"name": "mnist"}})
+    doors = {
+        "train": lambda: train.train(config, tmp_path / "run"),
+        "sweep": lambda: sweep.sweep(config, {"batch_size": [4]}, tmp_path / "run"),
+        "together": lambda: train_together([config], [tmp_path / "run"]),
+        "suited": lambda: suited(config, "mnist"),
+        "import": lambda: import_weights("w.npz", config, tmp_path / "run", model="resnet18"),
+    }
+    with pytest.raises(UserError, match=r"config\.seed is missing; start the config from cnnjax\.config"):
+        doors[door]()
+    assert not list(tmp_path.iterdir())
 
 
 CONFIG = "from cnnjax.config import default\n{}\ndef get_config():\n    c = default()\n    {}\n    return c\n"

@@ -30,6 +30,7 @@ from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.weights import files, to_torch
 from cnnjax.runs.experiment import build
 from cnnjax.runs.facts import preset_recipe
+from cnnjax.runs.folder import Run
 from tests.data.test_recipe import assert_is, cut_middle, jpeg, photo, pillows, upright
 
 SPEC = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
@@ -370,3 +371,11 @@ def test_a_record_whose_recipe_is_damaged_is_told(imported, tmp_path):
         (run / "record.json").write_text(json.dumps({**whole, "data": {**whole["data"], "recipe": recipe}}))
         with pytest.raises(UserError, match=rf"record\.json: .*{problem}"):
             load_run(run)
+
+
+def test_the_preprocessing_that_a_flag_gives_is_kept_though_it_is_the_default(weights, tmp_path, capsys):
+    words = ["weights", "import", str(weights), f"--model={SPEC}", "--config.augment.eval=normalize"]
+    assert main.run([*words, f"--workdir={tmp_path / 'run'}"]) == 0, capsys.readouterr().err
+    assert Run.open(tmp_path / "run").config().augment.eval == "normalize"
+    steps = dict(load_run(tmp_path / "run").augment.steps)
+    assert [*steps] == ["normalize"] and dict(steps["normalize"])["mean"] == variant(SPEC).preset.mean
