@@ -80,7 +80,11 @@ class NonFinite(TypedDict):
     indices: list[int]
 
 
-KINDS = {"record.json": Record, "test.json": Test, "nonfinite.json": dict[str, NonFinite]}
+SKIPPED = "skipped_images.json"
+KINDS = {
+    **{"record.json": Record, "test.json": Test},
+    **{"nonfinite.json": dict[str, NonFinite], SKIPPED: dict[str, list[str]]},
+}
 
 
 class Run:
