@@ -6,6 +6,7 @@
 import functools
 import inspect
 import math
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -66,6 +67,7 @@ def command(
                 flag, given, text = word.lstrip("-").partition("=")
                 folder = flag in FOLDERS or flag.startswith("config.data.")
                 check_local(f"--{flag}" if given else "", text if given else word, web=not folder)
+            args = [_expanded(word) for word in args]
             keywords: dict[str, Any] = {}
             if "config" in parameters:
                 keywords["config"], fields, args = read_config(args)
@@ -85,6 +87,14 @@ def command(
         return run
 
     return wrap
+
+
+def _expanded(word: str) -> str:
+    """A word, or the value of a flag, as a shell would have it after a space: ~ is the home folder."""
+    flag, given, text = word.partition("=")
+    if flag.startswith("-") and given:
+        return word if "config." in flag else f"{flag}={os.path.expanduser(text)}"
+    return os.path.expanduser(word)
 
 
 def _is_switch(parameter: inspect.Parameter) -> bool:

@@ -24,7 +24,7 @@ from cnnjax import config as config_lib
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.catalog import DATASETS
-from cnnjax.data.files import atomic_write, read_json, replacing
+from cnnjax.data.files import atomic_write, expanded, read_json, replacing
 from cnnjax.errors import UserError, listed, one_line, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
@@ -91,7 +91,7 @@ def export(
       dtype: "float32", or "int8" for ONNX with 8-bit integers (QDQ) and ranges from `calibration`, which is
         that of `load_run`; compared on its images.
     """
-    path = Path(out)
+    path = expanded(out)
     suffix, write, write_whole, read = FORMATS[form]
     if path.suffix != suffix:
         raise UserError(f"out={out}: files of format {form} end in {suffix}")
@@ -158,7 +158,7 @@ def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> No
 
 def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
     """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
-    path = Path(file)
+    path = expanded(file)
     beside = path.with_name(f"{path.name}.json")
     facts = read_json(beside, sidecar.Facts)
     try:
@@ -344,6 +344,6 @@ def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "las
     run = Run.open(workdir)
     _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
     tensors = to_torch(variables, create_model(run.config().model))
-    with replacing(Path(file)) as part:
+    with replacing(expanded(file)) as part:
         files.write(part, tensors)
     return len(tensors)

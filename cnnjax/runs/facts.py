@@ -18,7 +18,7 @@ from cnnjax.data import datasets
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import Augmentation, explicit_spec
-from cnnjax.data.files import read_file
+from cnnjax.data.files import expanded, read_file
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
 from cnnjax.data.sources.classes import known_as, numbered
@@ -75,7 +75,9 @@ class Facts:
 def read_names(file: str | Path, count: int) -> tuple[str, ...]:
     """So many class names of a text file, one a line."""
     try:
-        lines = io.StringIO(read_file(file).decode("utf-8-sig"), newline=None)  # its ends of lines alone
+        lines = io.StringIO(
+            read_file(expanded(file)).decode("utf-8-sig"), newline=None
+        )  # its ends of lines alone
     except UnicodeDecodeError as error:
         raise UserError(f"class_names={file} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     names = tuple(name for line in lines if (name := line.strip()))

@@ -25,6 +25,7 @@ from cnnjax import config as config_lib
 from cnnjax.data.files import (
     atomic_write,
     check_utf8,
+    expanded,
     open_to_append,
     parse_json,
     read_file,
@@ -91,7 +92,7 @@ class Run:
     """A run folder. Of several processes only the first writes to it."""
 
     def __init__(self, path: str | Path):
-        self.path = check_utf8(Path(path))  # the library of checkpoints takes no other
+        self.path = check_utf8(expanded(path))  # the library of checkpoints takes no other
         self._lock: IO[str] | None = None
         self._folder: int | None = None  # open while it is locked, so that it can be told from another
         self.trackers: Trackers | None = None  # while it is trained

@@ -14,7 +14,7 @@ from typing import IO
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write, open_to_append, read_file, read_json
+from cnnjax.data.files import atomic_write, expanded, open_to_append, read_file, read_json
 from cnnjax.errors import UserError, one_line
 from cnnjax.runs.folder import Run, naming
 
@@ -65,7 +65,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
 
 def read_results(out: str | Path) -> list[Row]:
     """The rows of a sweep's results.csv; none if there is no such file."""
-    return _table(Path(out) / RESULTS)[1]
+    return _table(expanded(out) / RESULTS)[1]
 
 
 def _table(file: Path) -> tuple[list[str], list[Row]]:

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
+from cnnjax.data.files import expanded
 from cnnjax.errors import UserError, check_count, check_local, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run
@@ -72,7 +73,7 @@ def sweep(
     _check(values, seeds, random, task)
     runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
     check_local("out", out)
-    results = Results(out := Path(out), fields)
+    results = Results(out := expanded(out), fields)
     results.claim(config)
     mine = list(runs)[task[0] :: task[1]]
     done = {row["run"] for row in read_results(out)}
