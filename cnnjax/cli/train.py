@@ -1,5 +1,6 @@
 """`cnnjax train`: one run, or one process of it; `launch`: several, ended and restarted together."""
 
+import functools
 import signal
 import socket
 import sys
@@ -74,16 +75,24 @@ def train(
             given("workdir", workdir, SHARED_FOLDER)
             processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
         compile_cache.enable()
-        workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
+        workdir, again = _folder(workdir, config)
         board = Bar(console, status) if console.is_terminal else Lines(console)
         hang = hang_seconds if distributed else None
-        times = {"stop_seconds": stop_seconds, "hang_seconds": hang}
+        run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed, again=again)
         shown = board if processes.is_first() else Progress()
-        result = loop.train(config, workdir, shown, **times, profile_steps=profile_steps, listed=listed)
+        result = run(config, workdir, shown, stop_seconds=stop_seconds, hang_seconds=hang)
         if processes.is_first():
             _print_result(result, board, listed)
     finally:
         status.stop()
+
+
+def _folder(workdir: str | None, config: ConfigDict) -> tuple[str, str]:
+    """The run folder, and what resumes a run there: without --workdir each run has a folder of its own."""
+    if workdir:
+        return workdir, "the same command"
+    own = time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
+    return own, f"the same command with --workdir={own}"
 
 
 def _print_result(result: "Result", board: "Lines", listed: "Listed") -> None:

@@ -8,6 +8,7 @@ import os
 import pty
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from rich.live import Live
 from cnnjax.cli import completion, main
 from cnnjax.cli.boards import LiveBoard
 from cnnjax.cli.examples import EXAMPLES
-from cnnjax.cli.progress import Bar
+from cnnjax.cli.progress import Bar, Lines
 from cnnjax.cli.tables import Console
 from cnnjax.errors import UserError, unknown
 from cnnjax.inference.export import import_weights
@@ -522,3 +523,21 @@ def test_the_bar_begins_where_the_words_on_the_start_end():
     bar.stop()
     shown = written.getvalue()
     assert shown.index("initializing") < shown.index("training") and "loss 0.250" in shown and "4/4" in shown
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_stopped_run_says_which_command_resumes_it(named, tiny_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def told(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(Lines, "advance", told)
+    flags = ["--workdir=run"] if named else []
+    assert main.run(["train", *flags, f"--config.data.name={tiny_data}", *TINY]) == 143
+    (folder,) = tmp_path.glob("run" if named else "runs/*")
+    place = folder.relative_to(tmp_path)
+    command = "the same command" if named else f"the same command with --workdir={place}"
+    assert f"saved step 1 of 10 in {place}; {command} resumes there\n" in capsys.readouterr().err
