@@ -92,10 +92,11 @@ def with_data(config: ConfigDict | None, data: str | None, image_shape: Shape) -
     """A run's config, or the default one, with another data set in the network's shape."""
     if not data:
         return config
-    data_fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
-    return config_lib.assign(
-        config or config_lib.default(), {f"data.{field}": value for field, value in data_fields.items()}
-    )
+    config = config or config_lib.default()
+    fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
+    if data != config.data.name:
+        fields["dir"] = ""  # that of the run is of its own data set
+    return config_lib.assign(config, {f"data.{field}": value for field, value in fields.items()})
 
 
 def read(found: Pretrained) -> tuple[nn.Module, Variables]:
