@@ -280,3 +280,24 @@ def test_mistakes_are_told_before_any_process_starts(command, words, capsys):
 def test_an_index_outside_the_count_is_told():
     with pytest.raises(UserError, match="must be at least 0 and less than --process_count=2"):
         processes.join("127.0.0.1:1", 2, 2, hang_seconds=10)
+
+
+LEAVING = """
+import sys
+from cnnjax.cli import main
+from cnnjax.runs import processes
+processes.join = lambda *_, **__: setattr(processes, "joined", lambda: True)
+processes.leave = lambda code: print("left with", code)
+sys.argv[1:] = ["train", "--workdir=x", "--config.data.name=npz:nowhere", *sys.argv[1:]]
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "flag", ["--distributed", "--distributed=true", "-distributed", "--distributed=1", ""]
+)
+def test_one_of_several_processes_leaves_them_however_the_flag_is_written(flag):
+    words = [sys.executable, "-c", LEAVING, *flag.split()]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "left with 2\n" * bool(flag)), done.stderr
+    assert ("process 0 of 1: config.data.name" in done.stderr) == bool(flag)
