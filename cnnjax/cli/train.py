@@ -51,6 +51,8 @@ def train(
     """Trains to the end, writes the report and prints the metrics of the test split."""
     if weights and not data:
         raise UserError("--weights needs --data; without it use --config.init_from")
+    if not distributed and (coordinator, process_count, process_index) != (None, None, None):
+        raise UserError("--coordinator, --process_count and --process_index need --distributed; add it")
     console = Console()
     listed: Listed = {}
     status = console.status("importing JAX")

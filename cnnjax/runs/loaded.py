@@ -62,6 +62,9 @@ def load(
         if weights in IN_A_RUN:
             hint = "or pretrained weights, as in --model=resnet50 --weights=torchvision"
             raise UserError(f"--workdir is missing; name the run folder that `cnnjax train` wrote, {hint}")
+        if checkpoint != "last":
+            problem = f"--checkpoint={checkpoint} needs a run folder, and weights {weights} are none"
+            raise UserError(f"{problem}; leave it out, or name one with --workdir")
         return _of_weights(resolve(weights, model), protocol, class_names)
     if weights not in IN_A_RUN or model:
         given = f"--model={model}" if model else f"--weights={weights}"

@@ -29,7 +29,7 @@ from cnnjax.runs.step import (
     compile_step,
     out_of_memory,
 )
-from cnnjax.runs.steptrace import parse_steps, traced
+from cnnjax.runs.steptrace import check_ahead, parse_steps, traced
 from cnnjax.runs.teacher import check_teacher
 from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
 
@@ -92,6 +92,7 @@ def train(
         opened(experiment, workdir, progress) as (_, run, checkpoints),
         out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
     ):
+        check_ahead(profile_steps, window, checkpoints.steps())
         life = live(experiment, run, checkpoints, progress, stop)
         try:
             next(life)

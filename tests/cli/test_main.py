@@ -26,6 +26,7 @@ from cnnjax.cli.progress import Bar, Lines
 from cnnjax.cli.tables import Console
 from cnnjax.errors import UserError, unknown
 from cnnjax.inference.export import import_weights
+from cnnjax.inference.model import load_run
 from cnnjax.models import list_models
 from cnnjax.runs import sweep, train
 from cnnjax.runs.checkpoints import Checkpoints
@@ -175,6 +176,15 @@ MISTAKES = {
     "train --config.augment.train=random_crop(99999)|normalize": "size = 99999",
     "predict --batch_size=99999999999": "--batch_size=99999999999",
     "launch --processes=99999999999": "--processes=99999999999",
+    "predict . --workdir=x --out=y": "--out=y needs --explain; add it, or leave --out out",
+    "predict . --workdir=x --explain=false --layer=y": "--layer=y needs --explain",
+    "models --batch_size=8": "--batch_size=8 needs --memory",
+    "models resnet18 --dtype=bfloat16": "--dtype=bfloat16 needs --memory",
+    "models resnet* --image_size=64": "--image_size=64 needs the name of one network; resnet* is ",
+    "train --process_count=2 --process_index=0": "need --distributed; add it",
+    "train --coordinator=here:1": "need --distributed; add it",
+    "push --workdir=x --out=y --private": "--private is for a repository of the Hub",
+    "predict . --weights=torchvision:resnet18 --checkpoint=best": "--checkpoint=best needs a run folder",
     "evaluate": "--workdir is missing",
     "evaluate --workdir=nowhere": "nowhere is not a run folder",
     "models nothing": "unknown model 'nothing'",
@@ -541,3 +551,25 @@ def test_a_stopped_run_says_which_command_resumes_it(named, tiny_data, tmp_path,
     place = folder.relative_to(tmp_path)
     command = "the same command" if named else f"the same command with --workdir={place}"
     assert f"saved step 1 of 10 in {place}; {command} resumes there\n" in capsys.readouterr().err
+
+
+def test_a_calibration_that_would_not_be_used_is_refused(trained, capsys):
+    for command in (["predict", str(trained)], ["evaluate"]):
+        assert main.run([*command, f"--workdir={trained}", "--calibration=x"]) == 2
+        assert "calibration needs " in capsys.readouterr().err
+    with pytest.raises(UserError, match="calibration needs dtype=int8; add it"):
+        load_run(trained, calibration="x")
+
+
+def test_memory_is_that_of_the_given_image_size(capsys):
+    shown = []
+    for flags in ([], ["--image_size=56"]):
+        assert main.run(["models", "simple_cnn", "--memory", "--batch_size=2", *flags]) == 0
+        shown.append(capsys.readouterr().out.partition("temporaries, bytes")[::2])
+    assert "56 pixels" in shown[1][0] and shown[0][1].split()[1] != shown[1][1].split()[1]
+
+
+def test_the_report_of_one_run_is_written_where_it_is_wanted(trained, tmp_path, capsys):
+    assert main.run(["report", str(trained), f"--out={tmp_path / 'a.html'}"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'a.html'}\n"
+    assert "Confusion matrix" in (tmp_path / "a.html").read_text()  # a comparison has none
