@@ -139,6 +139,9 @@ def _parse(
         if has_config and (field := config_lib.known_as(error.flagname)):
             what = f"unknown flag of cnnjax {command} '--{error.flagname}'"
             raise UserError(f"{what} (did you mean --config.{field}=VALUE?)") from None
+        if (inner := next((word for word in args if word in FLAGS), None)) and "--" not in args:
+            advice = f"put -- before {inner}, as in cnnjax {command} -- {inner}"
+            raise UserError(f"unknown flag of cnnjax {command} '--{error.flagname}'; {advice}") from None
         known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
         raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

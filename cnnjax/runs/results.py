@@ -138,12 +138,6 @@ class Results:
         return file
 
 
-def best(rows: Sequence[Row], fields: Sequence[str]) -> dict[str, str] | None:
-    """The fields of the point with the highest mean accuracy on validation; None if no run has one."""
-    points = [(mean, point) for point, mean in validation_means(rows, fields).items()]
-    return dict(zip(fields, max(points)[1], strict=True)) if points else None
-
-
 def points_of(rows: Sequence[Row], fields: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
     """The rows by point, the best on validation first."""
     means, points = validation_means(rows, fields), dict[tuple[str, ...], list[Row]]()

@@ -268,6 +268,8 @@ def test_a_run_without_a_step_is_ended_with_its_stacks(seconds, code):
         (["train", "--distributed"], "--workdir is missing"),
         (["launch", "--processes=2"], "usage: cnnjax launch"),
         (["launch", "--", "data"], "usage: cnnjax launch"),
+        (["launch", "--processes=2", "train", "--workdir=q"], "put -- before train, as in cnnjax launch --"),
+        (["launch", "train", "--config.seed=1"], "put -- before train, as in cnnjax launch -- train"),
         (["launch", "--", "train"], "--workdir is missing"),
         (["train", "--distributed", "--workdir=x", "--process_count=2"], "must be given together"),
     ],

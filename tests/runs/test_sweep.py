@@ -19,7 +19,7 @@ from cnnjax.explore import comparison, report
 from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs import train
 from cnnjax.runs.folder import Run
-from cnnjax.runs.results import SCORES, best, spread, validation_means
+from cnnjax.runs.results import SCORES, points_of, spread, validation_means
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.sweep import sweep
 
@@ -91,7 +91,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_leaves_one_row_a_run(tiny_data,
     assert "sweep" in json.loads(row["command"])
     assert row["machine"]
     assert row["cpu_kernels"]
-    assert best(rows, [FIELD]) == {FIELD: "0.01"}
+    assert validation_means(rows, [FIELD]).keys() == {("0.01",)}
 
     before = (out / "results.csv").read_bytes()
     assert main.run(args) == 0  # nothing is left to do
@@ -116,7 +116,7 @@ def test_the_choice_is_made_on_validation_over_whole_points():
 
     rows = [row("1", "0.9", "0.1"), row("1", "0.8", "0.1"), row("2", "0.84", "0.9"), row("3", "0.99", "0.9")]
     rows.append(row("3", "", ""))  # a point of which a seed was not finite
-    assert best(rows, [FIELD]) == {FIELD: "1"}
+    assert next(iter(points_of([{**row, "seed": ""} for row in rows], [FIELD]))) == ("1",)
     assert spread(["0.9", "0.8"]) == "85.00 ± 7.07"
 
 
