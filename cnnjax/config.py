@@ -208,14 +208,21 @@ def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises a UserError for the first field that is unknown, of a wrong type or out of range."""
+def check_complete(config: ConfigDict) -> None:
+    """Raises a UserError for the first field that is missing."""
     flat = flatten(config)
-    for name in dict.fromkeys([*flat, *FIELDS]):  # unknown ones first
-        default, allowed = field(name).default, field(name).allowed
-        if name not in flat:
-            raise UserError(f"config.{name} is missing; start the config from cnnjax.config.default()")
-        value, kind = flat[name], type(default)
+    if missing := [name for name in FIELDS if name not in flat]:
+        raise UserError(f"config.{missing[0]} is missing; start the config from cnnjax.config.default()")
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises a UserError for the first field that is unknown, missing, of a wrong type or out of range."""
+    flat = flatten(config)
+    for name in flat:
+        field(name)
+    check_complete(config)
+    for name, value in flat.items():
+        default, allowed, kind = field(name).default, field(name).allowed, type(field(name).default)
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise UserError(f"config.{name}={value!r} must be {kind.__name__}, like its default {default!r}")
         if "\0" in str(value):
@@ -279,7 +286,11 @@ def parse_value(name: str, text: str) -> Value:
 
 
 def assign(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
-    """A copy of the config with fields {"a.b": value} set, whatever their types; `validate` checks those."""
+    """A copy of the config with fields {"a.b": value} set, whatever their types; `validate` checks those.
+
+    A UserError if the config lacks a field.
+    """
+    check_complete(config)
     copy = config.copy_and_resolve_references()
     for name, value in values.items():
         *parents, leaf = name.split(".")

@@ -32,7 +32,7 @@ from cnnjax.data.files import read_json, replacing
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs.results import Row, read_results
-from cnnjax.runs.signals import Interrupted
+from cnnjax.runs.signals import Interrupted, end_at_once
 from cnnjax.runs.sweep import Board, Values, sweep
 from experiments import curves, pages, speeds
 from experiments.tables import COPIES
@@ -271,6 +271,7 @@ def main(*own: Study) -> None:
     parser.add_argument("--next", metavar="STUDY", help="train one run of it, the next")
     parser.add_argument("--later", action="store_true", help="also what runs only while hours last")
     given = parser.parse_args()
+    end_at_once()  # between runs, which catch signals themselves
     os.chdir(ROOT)
     compile_cache.enable()
     for study in own:

@@ -3,8 +3,11 @@
 import csv
 import dataclasses
 import math
+import os
 import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -144,6 +147,42 @@ def test_studies_are_listed_and_unknown_ones_refused(capsys):
     assert all(study.name.partition("/")[0] in listed for study in ALL)
     assert main.run(["study", "degradatoin"]) == 2
     assert "did you mean 'degradation'" in capsys.readouterr().err
+
+
+STUDY = """
+import os, signal, sys, time
+from cnnjax.runs.signals import caught_signals
+with caught_signals() as caught:  # studies.main() trains so
+    print(os.getpid(), flush=True)
+    while not caught:
+        time.sleep(0.01)
+    time.sleep(0.5)  # saves; a second signal would end it
+    caught.clear()
+    print("saved", flush=True)
+sys.exit(77)
+"""
+ALONE = """
+import sys
+from pathlib import Path
+from cnnjax.cli import main, study
+study.STUDIES = Path(sys.argv[1])
+main.main(["study", "slow"])
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("tell", [os.kill, os.killpg])  # as `kill` does, and Ctrl-C
+def test_a_signal_to_the_command_lets_the_study_save_once(tell, signum, tmp_path):
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "run.py").write_text(STUDY)
+    (tmp_path / "studies.py").touch()
+    words = [sys.executable, "-c", ALONE, str(tmp_path)]
+    started = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    child = int(started.stdout.readline())
+    tell(started.pid, signum)
+    assert started.communicate(timeout=60)[0] == "saved\n" and started.returncode == 77
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_a_signal_ends_a_study_with_one_line(capsys):

@@ -64,7 +64,7 @@ def report(
 
     if len(words) == 1 and (Path(words[0]) / RESULTS).is_file():
         say(f"wrote {comparison.sweep(words[0], out)}")
-    elif len(words) == 1 and not out:
-        say(f"wrote {page.write(words[0])}")
+    elif len(words) == 1:
+        say(f"wrote {page.write(words[0], out=out)}")
     else:
         say(f"wrote {comparison.compare(words, out or 'comparison.html')}")

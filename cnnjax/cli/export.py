@@ -57,6 +57,7 @@ def weights(
     words: list[str],
     *,
     config: ConfigDict,
+    fields: frozenset[str],
     model: Flag[str, "network of the weights, if the file does not name it"] = "",
     workdir: Flag[str | None, "run folder to write (import) or read (export)"] = None,
     class_names: Flag[str | None, "import: text file with one class name per line"] = None,
@@ -65,11 +66,12 @@ def weights(
     if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
         reading = "cnnjax weights import FILE --model=NAME --workdir=DIR (or torchvision, hf:USER/NAME ...)"
         raise UserError(f"usage: {reading}, or cnnjax weights export FILE --workdir=DIR")
-    from cnnjax.inference import export as exchange
+    from cnnjax.inference import weights as exchange
 
     if words[0] == "export":
         say(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
         return
     config_lib.validate(config)
-    paths = exchange.import_weights(words[1], config, workdir, model=model, class_names=class_names)
+    write = exchange.import_weights
+    paths = write(words[1], config, workdir, model=model, class_names=class_names, given=fields)
     say(f"imported {len(paths)} parameter arrays into {workdir}")

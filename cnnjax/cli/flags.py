@@ -6,6 +6,7 @@
 import functools
 import inspect
 import math
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -50,12 +51,13 @@ def command(
     """Makes a command, a function of a list of arguments that returns an exit code, of an annotated function.
 
     A list of up to `words` words beside the flags is its first argument, if any; the flags of the function
-    `like` are its `**keywords`.
+    `like` are its `**keywords`. Of the config, `config` is all of it, and `fields` those that flags set.
     """
 
     def wrap(function: Command) -> Callable[[list[str]], int]:
         both = [*(_parameters(like) if like else ()), *_parameters(function)]
         parameters = {parameter.name: parameter for parameter in both}
+        has_fields = parameters.pop("fields", None)
 
         @functools.wraps(function)
         def run(args: list[str]) -> int:
@@ -65,9 +67,11 @@ def command(
                 flag, given, text = word.lstrip("-").partition("=")
                 folder = flag in FOLDERS or flag.startswith("config.data.")
                 check_local(f"--{flag}" if given else "", text if given else word, web=not folder)
+            args = [_expanded(word) for word in args]
             keywords: dict[str, Any] = {}
             if "config" in parameters:
-                keywords["config"], args = read_config(args)
+                keywords["config"], fields, args = read_config(args)
+                keywords |= {"fields": fields} if has_fields else {}
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
             own = args[: args.index("--")] if "--" in args else args
             if {"--help", "-h"} & {*own}:
@@ -83,6 +87,14 @@ def command(
         return run
 
     return wrap
+
+
+def _expanded(word: str) -> str:
+    """A word, or the value of a flag, as a shell would have it after a space: ~ is the home folder."""
+    flag, given, text = word.partition("=")
+    if flag.startswith("-") and given:
+        return word if "config." in flag else f"{flag}={os.path.expanduser(text)}"
+    return os.path.expanduser(word)
 
 
 def _is_switch(parameter: inspect.Parameter) -> bool:
@@ -127,6 +139,9 @@ def _parse(
         if has_config and (field := config_lib.known_as(error.flagname)):
             what = f"unknown flag of cnnjax {command} '--{error.flagname}'"
             raise UserError(f"{what} (did you mean --config.{field}=VALUE?)") from None
+        if (inner := next((word for word in args if word in FLAGS), None)) and "--" not in args:
+            advice = f"put -- before {inner}, as in cnnjax {command} -- {inner}"
+            raise UserError(f"unknown flag of cnnjax {command} '--{error.flagname}'; {advice}") from None
         known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
         raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -137,8 +152,11 @@ def _parse(
     return values, rest
 
 
-def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
-    """The config of --config=NAME|FILE, else the default, with every --config.a.b=value; and other words."""
+def read_config(args: list[str]) -> tuple[ConfigDict, frozenset[str], list[str]]:
+    """(config, fields, words): of --config=NAME|FILE, else the default, with every --config.a.b=value.
+
+    The fields are those that have such a flag, the words all others.
+    """
     values: dict[str, Any] = {}
     config, rest, words = None, [], iter(args)
     for word in words:
@@ -147,10 +165,17 @@ def read_config(args: list[str]) -> tuple[ConfigDict, list[str]]:
         field = name.removeprefix("no").removeprefix("config.") if "config." in name else ""
         if not word.startswith("-") or not (name == "config" or name.startswith(("config.", "noconfig."))):
             rest.append(word)
-        elif name == "config":
+            continue
+        if name == "config":
             config = from_file(text if given else next(words, ""))
-        elif not given and isinstance(config_lib.field(field).default, bool):
+            continue
+        switch = isinstance(config_lib.field(field).default, bool)
+        if negated and (given or not switch):
+            instead = "leave out the value" if switch else f"give --config.{field}=VALUE"
+            raise UserError(f"{word}: --no is for a field that is true or false, without a value; {instead}")
+        if switch and not given:
             values[field] = not negated
         else:
             values[field] = config_lib.parse_value(field, text if given else next(words, ""))
-    return config_lib.assign(config or config_lib.default(), values), rest
+    config = config_lib.default() if config is None else config
+    return config_lib.assign(config, values), frozenset(values), rest

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import traceback
+import types
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -63,17 +64,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.formatwarning = _format_warning
     terminal.guard()
     args = sys.argv[1:] if argv is None else list(argv)
-    if "--distributed" not in args:
-        sys.exit(run(args))
-    from cnnjax.runs import processes
-
     try:
         code = run(args)
     except Exception:
+        if not (processes := _joined()):
+            raise
         print(f"cnnjax: {processes.name()}failed", file=sys.stderr)
         traceback.print_exc()
         code = 1
-    processes.leave(code)
+    if processes := _joined():
+        processes.leave(code)
+    sys.exit(code)
+
+
+def _joined() -> types.ModuleType | None:
+    """The module of several processes, if this is one of them."""
+    module = sys.modules.get("cnnjax.runs.processes")
+    return module if module and module.joined() else None
 
 
 def run(args: list[str]) -> int:
@@ -138,7 +145,7 @@ def version() -> str:
 
 
 def _fail(message: object, code: int) -> int:
-    processes = sys.modules.get("cnnjax.runs.processes")
+    processes = _joined()
     try:
         print(
             f"cnnjax: {processes.name() if processes else ''}{visible(message)}", file=sys.stderr, flush=True

@@ -30,12 +30,15 @@ SHOWN_LAYERS = 20
 def models(
     words: list[str],
     *,
-    image_size: Flag[int | None, "pixels, for the layers of one network (default: its preset's)", 1] = None,
+    image_size: Flag[int | None, "pixels, for one network (default: its preset's)", 1] = None,
     memory: Flag[bool, "compile a training step and print its memory"] = False,
-    batch_size: Flag[int, "batch size for --memory", 1] = 128,
-    dtype: Flag[str, "dtype for --memory (float32 or bfloat16)"] = "float32",
+    batch_size: Flag[int | None, "batch size for --memory (default: 128)", 1] = None,
+    dtype: Flag[str | None, "dtype for --memory: float32 or bfloat16 (default: float32)"] = None,
 ) -> None:
     """Lists the networks that match a glob, or the layers of one network."""
+    for flag, value in {"batch_size": batch_size, "dtype": dtype}.items():
+        if value and not memory:
+            raise UserError(f"--{flag}={value} needs --memory; add it, or leave --{flag} out")
     word = words[0] if words else "*"
     with open(NETWORKS, newline="", encoding="utf-8") as file:
         networks = list(csv.DictReader(file))
@@ -43,14 +46,18 @@ def models(
     if memory:
         from cnnjax.profiling import forecast
 
-        cost = forecast.model_memory(word, batch_size, dtype=dtype)
-        print_tables(*cost_tables(cost, f"{word}, batch {batch_size}, {dtype}, AdamW"))
+        batch_size, dtype = batch_size or 128, dtype or "float32"
+        cost = forecast.model_memory(word, batch_size, dtype=dtype, image_size=image_size)
+        pixels = f", {image_size} pixels" if image_size else ""
+        print_tables(*cost_tables(cost, f"{word}, batch {batch_size}{pixels}, {dtype}, AdamW"))
     elif "(" in word or [row["name"] for row in found] == [word]:
         from cnnjax.models.weights.published import published
 
         print_tables(layer_table(word, image_size))
         if rows := [row for row in published() if row.model == word]:
             print_tables(weights_table(rows))
+    elif image_size and found:
+        raise UserError(f"--image_size={image_size} needs the name of one network; {word} is {len(found)}")
     elif found:
         print_tables(model_table(found))
         print("Accuracies in per cent, as published. `cnnjax models NAME` shows the layers of one network.")

@@ -66,8 +66,12 @@ def predict(
         raise UserError("no image; name files or folders, or - to read one from standard input")
     if missing := next((word for word in words if word != "-" and not Path(word).exists()), None):
         raise UserError(f"{missing} is neither a file nor a folder")
+    method = {"true": "grad_cam", "false": ""}.get(str(explain), str(explain)) if explain else ""
+    for flag, value in {"out": out, "layer": layer}.items():
+        if value and not method:
+            raise UserError(f"--{flag}={value} needs --explain; add it, or leave --{flag} out")
     trained = load(**run)
-    network = trained.with_dtype(dtype, calibration) if dtype else trained
+    network = trained.with_dtype(dtype, calibration)
     if dtype == "int8":
         say(network.agreement(), error=True)
     from cnnjax.inference.images import list_folder
@@ -79,10 +83,9 @@ def predict(
         if others:
             say(f"{word}: skipped {others}", error=True)
     explainer = None
-    if explain and explain != "false":
+    if method:
         from cnnjax.explore import explain as explain_lib
 
-        method = "grad_cam" if explain == "true" else str(explain)
         # Integers have no gradients.
         explainer = explain_lib.explainer(trained if dtype == "int8" else network, layer, method)
     good, errors = [], []

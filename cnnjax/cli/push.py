@@ -22,6 +22,8 @@ def push(
         raise UserError(
             "usage: cnnjax push --workdir=DIR hf:USER/NAME, or cnnjax push --workdir=DIR --out=DIR"
         )
+    if out and private:
+        raise UserError("--private is for a repository of the Hub; leave it out with --out")
     from cnnjax.inference import push as push_lib
     from cnnjax.runs import loaded
 

@@ -1,12 +1,12 @@
 """`cnnjax study`: one of the project's studies on this machine, its table beside the published one."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated as Flag
 
 from cnnjax.cli.flags import command
 from cnnjax.errors import UserError, by_name
+from cnnjax.runs import children
 
 STUDIES = Path(__file__).parents[2] / "experiments"  # beside the package in a checkout, absent elsewhere
 SIZES = ("hour", "minute", "paper")
@@ -33,7 +33,8 @@ def study(
     by_name("--size", size, dict.fromkeys(SIZES))
     given = {"size": size, "data": data, "out": str(Path(out).absolute()) if out else None}
     arguments = [f"--{name}={value}" for name, value in given.items() if value]
-    return subprocess.run([sys.executable, str(file), *arguments]).returncode
+    code, _ = children.run([[sys.executable, str(file), *arguments]])
+    return code
 
 
 def _is_study(file: Path) -> bool:

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from cnnjax.errors import visible
 
+SCORES = ("accuracy", "loss", "macro", "micro", "weighted")  # without which weights are left out
+
 
 class Console(rich_console.Console):
     """rich's, for text that is no markup: the standard output, or with `stderr` the standard error."""
@@ -90,13 +92,14 @@ def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> li
     from cnnjax.training.metrics import averages as averages_of
     from cnnjax.training.metrics import has_top5
 
-    whole = Table("metric", "value", title=f"{metrics['split']}, {metrics['count']} images")
+    title = f"{metrics.get('split', 'test')}, {metrics['count']} images"  # older runs may lack the split
+    whole = Table("metric", "value", title=title)
     averages = Table("average", "precision", "recall", "F1")
     for prefix, words in (("", ""), ("ema_", "EMA ")):
-        if f"{prefix}accuracy" not in metrics:
+        if not {f"{prefix}{name}" for name in SCORES} <= metrics.keys():
             continue
         whole.add_row(f"{words}accuracy", f"{100 * metrics[f'{prefix}accuracy']:.2f} %")
-        if has_top5(metrics):
+        if has_top5(metrics) and f"{prefix}top5_accuracy" in metrics:
             whole.add_row(f"{words}top-5 accuracy", f"{100 * metrics[f'{prefix}top5_accuracy']:.2f} %")
         whole.add_row(f"{words}loss", f"{metrics[f'{prefix}loss']:.4f}")
         for kind, means in averages_of(metrics, prefix).items():

@@ -1,10 +1,8 @@
 """`cnnjax train`: one run, or one process of it; `launch`: several, ended and restarted together."""
 
-import ctypes
-import os
+import functools
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from cnnjax.cli.flags import ANY_NUMBER, StopSeconds, command, given
 from cnnjax.cli.help import describe
 from cnnjax.cli.tables import Console, metrics_tables, print_tables, say
 from cnnjax.errors import UserError
-from cnnjax.runs import signals
+from cnnjax.runs import children
 
 if TYPE_CHECKING:
     from cnnjax.cli.progress import Lines
@@ -29,14 +27,13 @@ SHARED_FOLDER = "the processes of a run share one folder"
 # A restart would not help: a usage error, a non-finite loss, a signal.
 FINAL = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 COMMAND = ["-m", "cnnjax"]
-GRACE_SECONDS = 30.0  # for the others to end if one has failed
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @command("train")
 def train(
     *,
     config: ConfigDict,
+    fields: frozenset[str],
     data: Flag[
         str | None, "your images: a folder, or as config.data.name; other defaults are chosen to suit"
     ] = None,
@@ -54,6 +51,8 @@ def train(
     """Trains to the end, writes the report and prints the metrics of the test split."""
     if weights and not data:
         raise UserError("--weights needs --data; without it use --config.init_from")
+    if not distributed and (coordinator, process_count, process_index) != (None, None, None):
+        raise UserError("--coordinator, --process_count and --process_index need --distributed; add it")
     console = Console()
     listed: Listed = {}
     status = console.status("importing JAX")
@@ -63,7 +62,7 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "", listed)
+            config, line = suited(config, data, weights or "", listed, given=fields)
             say(line)
         if print_config:
             config_lib.validate(config)
@@ -78,16 +77,24 @@ def train(
             given("workdir", workdir, SHARED_FOLDER)
             processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
         compile_cache.enable()
-        workdir = workdir or time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
+        workdir, again = _folder(workdir, config)
         board = Bar(console, status) if console.is_terminal else Lines(console)
         hang = hang_seconds if distributed else None
-        times = {"stop_seconds": stop_seconds, "hang_seconds": hang}
+        run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed, again=again)
         shown = board if processes.is_first() else Progress()
-        result = loop.train(config, workdir, shown, **times, profile_steps=profile_steps, listed=listed)
+        result = run(config, workdir, shown, stop_seconds=stop_seconds, hang_seconds=hang)
         if processes.is_first():
             _print_result(result, board, listed)
     finally:
         status.stop()
+
+
+def _folder(workdir: str | None, config: ConfigDict) -> tuple[str, str]:
+    """The run folder, and what resumes a run there: without --workdir each run has a folder of its own."""
+    if workdir:
+        return workdir, "the same command"
+    own = time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
+    return own, f"the same command with --workdir={own}"
 
 
 def _print_result(result: "Result", board: "Lines", listed: "Listed") -> None:
@@ -116,17 +123,20 @@ def launch(
         raise UserError("usage: cnnjax launch --processes=N [--max_restarts=M] -- train --workdir=DIR ...")
     if not any(word.startswith("--workdir") for word in words):
         raise UserError(f"--workdir is missing; {SHARED_FOLDER}")
-    code = _run_once(words, processes)
+    code, told = _run_once(words, processes)
     for restart in range(1, max_restarts + 1):
-        if code in FINAL:
+        if code in FINAL or told:
             break
         print(f"cnnjax: exit code {code}; restart {restart} of {max_restarts}", file=sys.stderr, flush=True)
-        code = _run_once(words, processes)
+        code, told = _run_once(words, processes)
     return code
 
 
-def _run_once(command: Sequence[str], count: int) -> int:
-    """The exit code of connected processes; a training run resumes from its newest checkpoint."""
+def _run_once(command: Sequence[str], count: int) -> tuple[int, int]:
+    """The exit code of connected processes, and the signal that they were sent or 0.
+
+    A training run resumes from its newest checkpoint.
+    """
     from cnnjax.runs import node
 
     gpus = [node.share(node.visible_gpus(), index, count) for index in range(count)]
@@ -134,44 +144,6 @@ def _run_once(command: Sequence[str], count: int) -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = ["--distributed", f"--coordinator=127.0.0.1:{port}", f"--process_count={count}"]
-    children = []
-    with signals.caught_signals() as caught:
-        try:
-            for index in range(count):
-                own = [sys.executable, *COMMAND, *command, *shared, f"--process_index={index}"]
-                numbers = {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, gpus[index]))} if gpus[index] else {}
-                with signals.blocked():  # until it watches them; a group of its own, as Ctrl-C is passed on
-                    children.append(
-                        subprocess.Popen(
-                            own, env=os.environ | numbers, process_group=0, preexec_fn=_end_with_parent
-                        )
-                    )
-            return _wait(children, caught)
-        finally:
-            for child in children:
-                child.kill()  # if it still runs
-                child.wait()
-
-
-def _wait(children: Sequence[subprocess.Popen[bytes]], caught: list[int]) -> int:
-    """Waits until all have ended, or one has failed and the grace is over; the first failure's exit code."""
-    told, failed, deadline = 0, 0, float("inf")
-    while None in [child.poll() for child in children] and time.monotonic() < deadline:
-        if caught:
-            told = caught.pop()
-            for child in children:
-                child.send_signal(told)
-        bad = [child.returncode for child in children if child.returncode]
-        if bad and not failed:
-            failed, deadline = bad[0], time.monotonic() + GRACE_SECONDS
-        time.sleep(0.1)
-    failed = failed or next((child.returncode for child in children if child.returncode), 0)
-    if told and failed:
-        return 128 + told
-    return 128 - failed if failed < 0 else failed
-
-
-def _end_with_parent() -> None:
-    """Lets this process get SIGTERM when the one that started it is killed, where the system can."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    own = [sys.executable, *COMMAND, *command, *shared]
+    variables = [{"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, each))} if each else {} for each in gpus]
+    return children.run([[*own, f"--process_index={index}"] for index in range(count)], variables)

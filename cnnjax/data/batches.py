@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import multiprocessing
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -78,7 +78,11 @@ class Batches(abc.ABC):
     @property
     def skipped(self) -> tuple[str, ...]:
         """A message for every image that has been left out so far."""
-        return tuple(self._bad.values())
+        return tuple(dict.fromkeys(self._bad.values()))
+
+    def restore_skipped(self, messages: Sequence[str]) -> None:
+        """Counts images that were left out before this process began, as `skipped` then told."""
+        self._bad = {-1 - i: message for i, message in enumerate(messages)} | self._bad
 
     @abc.abstractmethod
     def _order(self, epoch: int) -> np.ndarray | jax.Array:

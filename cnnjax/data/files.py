@@ -259,6 +259,11 @@ def _types(kind: Any) -> set[Any]:
     return {int, float} if kind is float else {kind}
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with the home folder in place of ~, as a shell reads it."""
+    return Path(os.path.expanduser(path))
+
+
 def check_utf8(path: Path) -> Path:
     """The path, for a library that takes no other; a UserError if it is not UTF-8, or an address."""
     check_local("", path)

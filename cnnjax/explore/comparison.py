@@ -16,10 +16,19 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write
+from cnnjax.data.files import atomic_write, expanded
 from cnnjax.errors import UserError, counted
 from cnnjax.explore.markup import BREAK, Markup, element, join, page, table
-from cnnjax.explore.report import NUM_IMAGES, duration, figures, gallery, percent, predictions, test_scores
+from cnnjax.explore.report import (
+    NUM_IMAGES,
+    duration,
+    figures,
+    gallery,
+    page_file,
+    percent,
+    predictions,
+    test_scores,
+)
 from cnnjax.runs.folder import Run
 from cnnjax.runs.results import Row, points_of, read_results, spread, validation_means
 
@@ -47,7 +56,7 @@ class Group:
 
 def compare(paths: Sequence[str | Path], out: str | Path) -> Path:
     """Writes the comparison of run folders, each given once, and returns its path."""
-    file, folders = _page_file(out), [Path(path).resolve() for path in paths]
+    file, folders = page_file(out), [expanded(path).resolve() for path in paths]
     if twice := [path for i, path in enumerate(paths) if folders[i] in folders[:i]]:
         raise UserError(f"{twice[0]}: this run folder is given twice; give each once")
     groups = make_groups([Run.open(path) for path in paths])
@@ -59,8 +68,8 @@ def compare(paths: Sequence[str | Path], out: str | Path) -> Path:
 
 def sweep(folder: str | Path, out: str | Path | None = None) -> Path:
     """Writes the page of a sweep, by default `report.html` in its folder, and returns its path."""
-    folder = Path(folder)
-    file, rows = _page_file(out or folder / "report.html"), read_results(folder)
+    folder = expanded(folder)
+    file, rows = page_file(out or folder / "report.html"), read_results(folder)
     if not rows:
         raise UserError(f"{folder} holds no finished run yet; `cnnjax sweep --out={folder}` resumes it")
     columns = list(rows[0])
@@ -79,13 +88,6 @@ def sweep(folder: str | Path, out: str | Path | None = None) -> Path:
     parts = [_points(rows, fields, names), curves, _origin(folder, rows)]
     title = f"{counted(len(points), 'config')}, {counted(len(rows), 'run')}: {', '.join(fields) or 'seeds'}"
     atomic_write(file, page(title, *parts))
-    return file
-
-
-def _page_file(out: str | Path) -> Path:
-    file = Path(out)
-    if file.suffix != ".html" or not file.parent.is_dir():
-        raise UserError(f"out={out} must be a file that ends in .html, in an existing folder")
     return file
 
 

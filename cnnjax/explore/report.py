@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write
+from cnnjax.data.files import atomic_write, expanded
 from cnnjax.data.sources.npz import read_npz
 from cnnjax.data.sources.source import Listed
 from cnnjax.errors import UserError, counted
@@ -38,11 +38,20 @@ CLASSES = ("label", "prediction")
 COLUMNS = {**dict.fromkeys(CLASSES, "iu"), "confidence": "f", "loss": "f"}  # of predictions.npz: kinds
 
 
-def write(path: str | Path, listed: Listed | None = None) -> Path:
-    """Writes `report.html` of a run and returns its path; `listed` is of `datasets.load`."""
+def write(path: str | Path, listed: Listed | None = None, out: str | Path | None = None) -> Path:
+    """Writes the page of a run, by default its `report.html`; returns its path. `listed`: `datasets.load`."""
     run = Run.open(path)
-    atomic_write(run.path / "report.html", _page(run, listed))
-    return run.path / "report.html"
+    file = page_file(out or run.path / "report.html")
+    atomic_write(file, _page(run, listed))
+    return file
+
+
+def page_file(out: str | Path) -> Path:
+    """The path of a page that can be written there, or a UserError."""
+    file = expanded(out)
+    if file.suffix != ".html" or not file.parent.is_dir():
+        raise UserError(f"out={out} must be a file that ends in .html, in an existing folder")
+    return file
 
 
 def _page(run: Run, listed: Listed | None) -> str:

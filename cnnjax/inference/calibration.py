@@ -1,10 +1,9 @@
 """The images on which a network in 8-bit integers finds the ranges of its values."""
 
-from pathlib import Path
-
 import numpy as np
 from ml_collections import ConfigDict
 
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.source import Shape, Source
 from cnnjax.errors import UserError
@@ -23,7 +22,7 @@ def choose(
     None is the data set of the run. Of a data set they are from the validation split, or if it has none from
     train. UserError if nothing is given and the weights, called `name`, come without images.
     """
-    if given is None or (isinstance(given, str) and not Path(given).exists()):
+    if given is None or (isinstance(given, str) and not expanded(given).exists()):
         if (known := with_data(config, given, image_shape)) is None:
             wanted = "name a folder of images or a data set, as in --calibration=FOLDER (calibration=...)"
             raise UserError(f"dtype=int8 is calibrated on images, and weights {name} come without; {wanted}")

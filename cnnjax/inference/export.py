@@ -1,6 +1,6 @@
-"""Networks for other programs: safetensors with JSON, StableHLO, ONNX; and to and from torch's weights files.
+"""Networks for other programs: safetensors with JSON, StableHLO, ONNX.
 
-The first three are read back and compared. They take images float32 [B, H, W, C] as the network takes them,
+They are read back and compared. They take images float32 [B, H, W, C] as the network takes them,
 any number of them unless one is asked for; the JSON says how to prepare them.
 """
 
@@ -18,29 +18,19 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
 from jax.typing import DTypeLike
-from ml_collections import ConfigDict
 
-from cnnjax import config as config_lib
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.catalog import DATASETS
-from cnnjax.data.files import atomic_write, read_json, replacing
+from cnnjax.data.files import atomic_write, expanded, read_json, replacing
 from cnnjax.errors import UserError, check_count, listed, one_line, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
 from cnnjax.inference.int8 import BATCH, Int8
 from cnnjax.inference.model import TrainedModel
-from cnnjax.models import count_params, create_model
-from cnnjax.models.variants import preset_augment
-from cnnjax.models.weights import files, to_torch
+from cnnjax.models import create_model
+from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
-from cnnjax.runs.checkpoints import Checkpoints, Saver
-from cnnjax.runs.facts import of_weights, preset_recipe
-from cnnjax.runs.folder import Run
-from cnnjax.runs.loaded import read
-from cnnjax.runs.pretrained import Pretrained, resolve
-from cnnjax.runs.record import make_record
 
 TOLERANCE = 1e-4  # of logits, by their largest absolute value where that is above 1
 HALF_TOLERANCE = 2e-2  # likewise, for weights rounded to float16
@@ -91,7 +81,7 @@ def export(
       dtype: "float32", or "int8" for ONNX with 8-bit integers (QDQ) and ranges from `calibration`, which is
         that of `load_run`; compared on its images.
     """
-    path = Path(out)
+    path = expanded(out)
     suffix, write, write_whole, read = FORMATS[form]
     if path.suffix != suffix:
         raise UserError(f"out={out}: files of format {form} end in {suffix}")
@@ -162,7 +152,7 @@ def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> No
 
 def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
     """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
-    path = Path(file)
+    path = expanded(file)
     beside = path.with_name(f"{path.name}.json")
     facts = read_json(beside, sidecar.Facts)
     try:
@@ -278,73 +268,3 @@ FORMATS = {
     "stablehlo": Format(".stablehlo", _write_stablehlo, _write_whole_stablehlo, _read_stablehlo),
     "onnx": Format(".onnx", _write_onnx, _write_whole_onnx, lambda trained, path: onnx_files.load(path)),
 }
-
-
-def import_weights(
-    source: str | Path,
-    config: ConfigDict,
-    workdir: str | Path,
-    *,
-    model: str = "",
-    class_names: str | None = None,
-) -> list[str]:
-    """Makes a run folder of weights from elsewhere, which can be evaluated like one that was trained here.
-
-    `model` is a name or spec, for weights that do not tell it. Their preprocessing is filled in, unless
-    `config.augment.eval` is given. If they do not fit, no folder is made. Returns the parameters' paths.
-    """
-    found = resolve(str(source), model)
-    network, variables = read(found)
-    config.model, own = found.spec, found.data or {}
-    if config.augment.eval == config_lib.default().augment.eval:
-        config.augment.eval = own.get("eval_augment") or preset_augment(found.preset)
-    config.augment.train = config.augment.eval
-    recipe = preset_recipe(found.preset, margin="center_crop" in config.augment.eval)
-    config.data.size = own["image_shape"][0] if own else recipe.shape[0]
-    config_lib.validate(config)
-    data = imported_data(config, found, network.num_classes, class_names)
-    run = Run.create(workdir, config, fingerprint="")
-    with contextlib.closing(run), contextlib.closing(Saver(run.path / "checkpoints")) as saved:
-        if not _imported(saved, variables):
-            facts = {"spec": config.model, "num_params": count_params(variables["params"])}
-            facts |= {"weights": found.source, "license": found.license}
-            run.write_json("record.json", make_record(seed=config.seed, data=data, model=facts))
-            saved.save(0, {"state": variables}, {"position": 0, "seconds": 0.0})
-    return ["/".join(path) for path in traverse_util.flatten_dict(variables["params"])]
-
-
-def _imported(saved: Saver, variables: Variables) -> bool:
-    """Whether a run folder holds these weights, as after a kill at the end; UserError if it holds others."""
-    if not (sound := [step for step in saved.steps() if not saved.problem(step)]):
-        return False
-    before, now = map(traverse_util.flatten_dict, (saved.read(sound[-1])["state"], variables))
-    same = before.keys() == now.keys() and all(np.array_equal(before[path], now[path]) for path in now)
-    if sound != [0] or not same:
-        problem = f"{saved.directory.parent} contains other weights or a trained run"
-        raise UserError(f"{problem}; choose another --workdir")
-    return True
-
-
-def imported_data(
-    config: ConfigDict, found: Pretrained, num_classes: int, class_names: str | None
-) -> dict[str, object]:
-    """What the run record says of the images of imported weights; {} if their mean cannot be known."""
-    info, channels = DATASETS.get(config.data.name), found.preset.input_size[2]
-    if info and (info.num_classes, info.image_shape[2]) == (num_classes, channels):
-        found = dataclasses.replace(found, class_names=found.class_names or info.class_names)
-    else:
-        info = None
-    if not info and not found.data and found.preset.mean is None and "mean=" not in config.augment.eval:
-        return {}
-    mean, std = (info.mean, info.std) if info else (None, None)
-    return of_weights(found, num_classes, class_names, config.augment.eval, mean, std).record()
-
-
-def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:
-    """Writes the weights of a run as safetensors under torch's names; returns how many tensors."""
-    run = Run.open(workdir)
-    _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
-    tensors = to_torch(variables, create_model(run.config().model))
-    with replacing(Path(file)) as part:
-        files.write(part, tensors)
-    return len(tensors)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.tree import find_images, other_files
@@ -100,15 +101,15 @@ def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
             yield f"image {number}", np.asarray(image)
         elif str(image) == STDIN:
             yield "stdin", sys.stdin.buffer.read(MAX_BYTES)
-        elif Path(image).is_dir():
+        elif expanded(image).is_dir():
             yield from ((str(file), file) for file in list_folder(image)[0])
         else:
-            yield str(image), Path(image)
+            yield str(image), expanded(image)
 
 
 def list_folder(folder: str | Path) -> tuple[list[Path], str]:
     """The images in a folder and below it, and what else is there; a folder without any is a UserError."""
-    files = Files(Path(folder))
+    files = Files(folder := expanded(folder))
     chosen = find_images(files)
     images, others = sorted(files.members.names(np.flatnonzero(chosen))), other_files(files, chosen)
     if not images:

@@ -157,19 +157,22 @@ class TrainedModel:
         names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
-    def with_dtype(self, dtype: str, calibration: Images | None = None) -> "TrainedModel":
-        """A copy that computes in float32, bfloat16 or int8; probabilities stay float32.
+    def with_dtype(self, dtype: str | None, calibration: Images | None = None) -> "TrainedModel":
+        """A copy that computes in float32, bfloat16 or int8, or None as it does; probabilities stay float32.
 
         int8 is calibrated on images, see `calibration.choose`; it gives classes only, no features.
         """
-        if dtype not in DTYPES:
+        if dtype not in (*DTYPES, None):
             raise unknown("dtype", dtype, DTYPES)
+        if calibration is not None and dtype != "int8":
+            instead = f", not {dtype}; leave it out" if dtype else "; add it, or leave calibration out"
+            raise UserError(f"calibration needs dtype=int8{instead}")
+        if dtype is None:
+            return self
         if isinstance(self.model, int8.Int8):
             raise UserError(f"dtype={dtype}: this network computes in int8 already; load it again")
         if dtype == "int8":
             return self._in_integers(calibration)
-        if calibration is not None:
-            raise UserError(f"calibration needs dtype=int8, not {dtype}; leave it out")
         return dataclasses.replace(self, model=self.model.clone(dtype=jnp.dtype(dtype)))
 
     def agreement(self) -> str:
@@ -293,7 +296,7 @@ def load_run(
         (default: the validation split of the run), see `calibration.choose`.
     """
     found = usable(loaded.load(workdir, checkpoint=checkpoint, weights=weights, protocol=protocol))
-    return found.with_dtype(dtype, calibration) if dtype else found
+    return found.with_dtype(dtype, calibration)
 
 
 def load_model(
@@ -318,7 +321,7 @@ def load_model(
         `calibration.choose`.
     """
     found = usable(loaded.load(model=model, weights=weights, protocol=protocol, class_names=class_names))
-    return found.with_dtype(dtype, calibration) if dtype else found
+    return found.with_dtype(dtype, calibration)
 
 
 def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:

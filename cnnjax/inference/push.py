@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from cnnjax.data.files import atomic_write, scratch_folder
+from cnnjax.data.files import atomic_write, expanded, scratch_folder
 from cnnjax.errors import UserError, check_local, visible
 from cnnjax.models import count_params, variant
 from cnnjax.models.weights import files, to_torch
@@ -28,7 +28,7 @@ def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
     is that of the weights, if it is known.
     """
     check_local("out", folder)
-    path = Path(folder)
+    path = expanded(folder)
     if path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - FILES):
         raise UserError(f"out={folder} contains files that are not a repository's; choose another")
     path.mkdir(parents=True, exist_ok=True)

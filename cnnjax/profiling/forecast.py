@@ -150,13 +150,17 @@ def blank_source(image_shape: tuple[int, int, int], num_classes: int, num_exampl
     return ArraySource(image, np.zeros(num_examples, np.int32), names, name="blank", split="train")
 
 
-def model_memory(spec: str, batch_size: int, *, dtype: str = "float32") -> Forecast:
-    """The memory of a training step of one model at its preset's size, compiled for one CPU device."""
+def model_memory(
+    spec: str, batch_size: int, *, dtype: str = "float32", image_size: int | None = None
+) -> Forecast:
+    """The memory of a training step of one model, compiled for one CPU device; None is its preset's size."""
     preset = variant(spec).preset
+    height, width, channels = preset.input_size
+    shape = image_size or height, image_size or width, channels
     config = config_lib.default()
     config.update({"model": spec, "batch_size": batch_size, "dtype": dtype, "mesh": "data:1"})
     config.augment.train = config.augment.eval = "normalize(mean=0.5, std=0.25)"
-    return forecast(config, "cpu:1", source=blank_source(preset.input_size, preset.num_classes))
+    return forecast(config, "cpu:1", source=blank_source(shape, preset.num_classes))
 
 
 def facts(found: Forecast) -> dict[str, object]:

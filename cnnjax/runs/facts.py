@@ -17,7 +17,7 @@ from cnnjax.data import datasets
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import Augmentation, explicit_spec
-from cnnjax.data.files import read_lines
+from cnnjax.data.files import expanded, read_lines
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
 from cnnjax.data.sources.classes import known_as, numbered
@@ -73,7 +73,7 @@ class Facts:
 
 def read_names(file: str | Path, count: int) -> tuple[str, ...]:
     """So many class names of a text file, one a line."""
-    names = tuple(filter(None, read_lines(file, f"class_names={file}")))
+    names = tuple(filter(None, read_lines(expanded(file), f"class_names={file}")))
     if len(names) != count:
         raise UserError(f"class_names={file} has {len(names)} names; allowed: {count}, one per line")
     return names

@@ -25,6 +25,7 @@ from cnnjax import config as config_lib
 from cnnjax.data.files import (
     atomic_write,
     check_utf8,
+    expanded,
     open_to_append,
     parse_json,
     read_file,
@@ -61,8 +62,10 @@ class Test(TypedDict):
     """What is read of test.json, see `training.metrics.compute`."""
 
     step: int
+    split: NotRequired[str]
     count: int
     accuracy: float
+    top5_accuracy: NotRequired[float]
     loss: float
     ema_accuracy: NotRequired[float]
     macro: Averages
@@ -80,14 +83,18 @@ class NonFinite(TypedDict):
     indices: list[int]
 
 
-KINDS = {"record.json": Record, "test.json": Test, "nonfinite.json": dict[str, NonFinite]}
+SKIPPED = "skipped_images.json"
+KINDS = {
+    **{"record.json": Record, "test.json": Test},
+    **{"nonfinite.json": dict[str, NonFinite], SKIPPED: dict[str, list[str]]},
+}
 
 
 class Run:
     """A run folder. Of several processes only the first writes to it."""
 
     def __init__(self, path: str | Path):
-        self.path = check_utf8(Path(path))  # the library of checkpoints takes no other
+        self.path = check_utf8(expanded(path))  # the library of checkpoints takes no other
         self._lock: IO[str] | None = None
         self._folder: int | None = None  # open while it is locked, so that it can be told from another
         self.trackers: Trackers | None = None  # while it is trained
@@ -107,21 +114,24 @@ class Run:
             )
         try:
             run.path.mkdir(parents=True, exist_ok=True)
+            run._check_usable(path, config, fingerprint)  # before anything is written to what is not a run
             run.lock()
             remove_left(run.path)
         except OSError as error:
             raise UserError(f"--workdir={path} cannot be written: {error.strerror}") from None
         try:
-            saved = run.path / "config.json"
-            if os.path.lexists(saved):
-                run._check_same(config, fingerprint)
-            elif any(child.name[0] != "." for child in run.path.iterdir()):
-                raise UserError(f"--workdir={path} is neither empty nor a run folder; choose another")
-            atomic_write(saved, config_lib.to_json(config))
+            run._check_usable(path, config, fingerprint)  # again, as another process may have been quicker
+            atomic_write(run.path / "config.json", config_lib.to_json(config))
         except BaseException:
             run.close()
             raise
         return run
+
+    def _check_usable(self, given: str | Path, config: ConfigDict, fingerprint: str) -> None:
+        if os.path.lexists(self.path / "config.json"):
+            self._check_same(config, fingerprint)
+        elif any(child.name[0] != "." for child in self.path.iterdir()):
+            raise UserError(f"--workdir={given} is neither empty nor a run folder; choose another")
 
     def _check_same(self, config: ConfigDict, fingerprint: str) -> None:
         if differences := config_lib.differing(self.config(), config):

@@ -62,6 +62,9 @@ def load(
         if weights in IN_A_RUN:
             hint = "or pretrained weights, as in --model=resnet50 --weights=torchvision"
             raise UserError(f"--workdir is missing; name the run folder that `cnnjax train` wrote, {hint}")
+        if checkpoint != "last":
+            problem = f"--checkpoint={checkpoint} needs a run folder, and weights {weights} are none"
+            raise UserError(f"{problem}; leave it out, or name one with --workdir")
         return _of_weights(resolve(weights, model), protocol, class_names)
     if weights not in IN_A_RUN or model:
         given = f"--model={model}" if model else f"--weights={weights}"
@@ -92,10 +95,11 @@ def with_data(config: ConfigDict | None, data: str | None, image_shape: Shape) -
     """A run's config, or the default one, with another data set in the network's shape."""
     if not data:
         return config
-    data_fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
-    return config_lib.assign(
-        config or config_lib.default(), {f"data.{field}": value for field, value in data_fields.items()}
-    )
+    config = config or config_lib.default()
+    fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
+    if data != config.data.name:
+        fields["dir"] = ""  # that of the run is of its own data set
+    return config_lib.assign(config, {f"data.{field}": value for field, value in fields.items()})
 
 
 def read(found: Pretrained) -> tuple[nn.Module, Variables]:

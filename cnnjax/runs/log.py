@@ -10,7 +10,7 @@ from cnnjax.config import skip_limit
 from cnnjax.data.batches import Batches
 from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment
-from cnnjax.runs.folder import Run
+from cnnjax.runs.folder import SKIPPED, Run
 from cnnjax.training import schedules
 from cnnjax.training.chips import chip_of, memory_peak
 from cnnjax.training.metrics import Scores, has_top5
@@ -79,7 +79,9 @@ class Log:
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
         self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}
-        self.images_reported = 0  # skipped images that the user has been told of
+        before = run.read_json(SKIPPED).get("skipped", []) if step else []
+        batches.restore_skipped(before)
+        self.images_reported = len(before)  # skipped images that the user has been told of
         self.seconds, self.clock = seconds, time.perf_counter()
         self.training, self.waiting, self.steps = 0.0, 0.0, 0  # seconds and steps of the interval
         self.spent = dict.fromkeys(("steps", *CAUSES), 0.0)  # seconds, since the process began
@@ -101,6 +103,7 @@ class Log:
         self.spent["data"] += waited
         self.spent["steps"] -= waited  # a lap will count it as a step's
         self.steps += 1
+        self._skipped_images()  # now: a run that resumes after this step does not meet them again
         return batch
 
     def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
@@ -171,7 +174,7 @@ class Log:
         for message in skipped[self.images_reported :]:
             self.progress.note(f"skipped: {message}")
         if len(skipped) > self.images_reported:
-            self.run.write_json("skipped_images.json", {"skipped": list(skipped)})
+            self.run.write_json(SKIPPED, {"skipped": list(skipped)})
         self.images_reported = len(skipped)
         return {"skipped_images": len(skipped)}
 

@@ -58,7 +58,7 @@ class Network:
 
 
 def trained(
-    run: Run, config: ConfigDict, facts: Facts, checkpoint: str, weights: str, protocol: str | None = None
+    run: Run, config: ConfigDict, facts: Facts, checkpoint: str, weights: str
 ) -> tuple[int, nn.Module, views.Protocol, Variables]:
     """(step, model, protocol, variables) of a checkpoint; a UserError if they do not fit each other."""
     step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
@@ -70,7 +70,7 @@ def trained(
         problem = f"{run.path} contains a network that does not fit its data set {config.data.name!r}"
         advice = "name the data set when the weights are imported, as in --config.data.name=cifar10"
         raise UserError(f"{problem}: {one_line(error)}; {advice}") from None
-    looks = views.parse(protocol or config.eval_protocol, facts.eval_augment, facts.image_shape)
+    looks = views.parse(config.eval_protocol, facts.eval_augment, facts.image_shape)
     check_protocol(config.model, model, looks, variables)
     return step, model, looks, variables
 

@@ -1,14 +1,20 @@
 """Own images: fields at their defaults are chosen from the size and number of the images."""
 
 import functools
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data import datasets
 from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Listed
+from cnnjax.errors import UserError
+from cnnjax.models.weights.published import published
+from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import open_split
+from cnnjax.runs.pretrained import is_run, resolve
 
 SIDE = 64  # pixels to which larger images are resized
 STEPS = 1500  # of training, as far as MOST_EPOCHS allow
@@ -17,7 +23,11 @@ EVALUATIONS = 12  # about, of a run; each writes a checkpoint
 
 
 def suited(
-    config: ConfigDict, data: str, weights: str = "", listed: Listed | None = None
+    config: ConfigDict,
+    data: str,
+    weights: str = "",
+    listed: Listed | None = None,
+    given: Collection[str] = (),
 ) -> tuple[ConfigDict, str]:
     """The config with a data set, defaults replaced by what suits it, and a line that lists the choices.
 
@@ -25,28 +35,45 @@ def suited(
       data: a name as in config.data.name, or a folder of images.
       weights: to start from, as in config.init_from; the head is initialized anew.
       listed: see `datasets.load`.
+      given: fields that stay as they are though they are at their defaults.
     """
     data = f"folder:{data}" if ":" not in data and Path(data).expanduser().is_dir() else data
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
-    fields = _fields(config, {} if listed is None else listed)
-    default = config_lib.flatten(config_lib.default())
-    given = config_lib.flatten(config)
-    chosen = {name: value for name, value in fields.items() if given[name] == default[name] != value}
+    default, now = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
+    free = {name for name, value in default.items() if now[name] == value} - {*given}
+    fields = _fields(config, {} if listed is None else listed, resize="data.size" in free)
+    if config.init_from and "model" in free:
+        fields["model"] = _model_of(config.init_from)
+    chosen = {name: value for name, value in fields.items() if name in free and value != default[name]}
     words = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "nothing"
     line = f"chosen for {data}: {words}; --config.FIELD=VALUE sets another"
     return config_lib.assign(config, chosen), line
 
 
-def _fields(config: ConfigDict, listed: Listed) -> dict[str, config_lib.Value]:
-    load = functools.partial(datasets.load, data_dir=config.data.dir or None, listed=listed)
+def _model_of(weights: str) -> str:
+    """The network of a source of weights; a ResNet-18 of those that have many."""
+    if is_run(weights):
+        return Run.open(weights).config().model
+    kind, _, rest = weights.partition(":")
+    known = {name for row in published() for name in (row.model, row.there)}
+    many = kind in ("torchvision", "timm") and re.split("[:.]", rest)[0] not in known
     try:
-        source = load(config.data.name, "train")
+        return resolve(weights, "resnet18" if many else "").spec
+    except UserError as error:
+        raise type(error)(str(error).replace("--model=", "--config.model=")) from None
+
+
+def _fields(config: ConfigDict, listed: Listed, resize: bool) -> dict[str, config_lib.Value]:
+    whole = config_lib.assign(config, {"data.num_validation": 0})
+    load = functools.partial(open_split, split="train", one_size=True, listed=listed)
+    try:
+        source = load(whole)
         side = min(source.image_shape[:2])
         resized = side > SIDE or source.image_shape[0] != source.image_shape[1]
     except SeveralSizes:
-        source = load(config.data.name, "train", size=SIDE)
-        resized = True
-    side, count, classes = SIDE if resized else side, len(source), source.num_classes
+        source, side, resized = load(config_lib.assign(whole, {"data.size": SIDE})), SIDE, True
+    side = SIDE if resized and resize else side
+    count, classes = len(source), source.num_classes
     batch = 32 if count < 5000 else 128
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))
     own = "validation" in source.splits
@@ -58,9 +85,6 @@ def _fields(config: ConfigDict, listed: Listed) -> dict[str, config_lib.Value]:
     }
     if config.init_from:
         fields |= {"optimizer.learning_rate": 0.0003, "init_head": "new", "eval_batch_size": 100}
-        fields["augment.train"] = "mirror|normalize"
-        if config.init_from.partition(":")[0] in ("torchvision", "timm"):
-            fields["model"] = "resnet18"
-        return fields
+        return fields | {"augment.train": "mirror|normalize"}
     fields |= {"model": "resnet20_cifar", "data.size": SIDE if resized else 0}
     return fields | {"augment.train": f"random_crop({side}, padding={side // 8})|mirror|normalize"}

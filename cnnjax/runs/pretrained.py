@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from cnnjax.data.fetch import Remote, digits_of, fetch, is_whole
-from cnnjax.data.files import OpenToOthers, atomic_write, check_kind, make_cache_folder, read_json
+from cnnjax.data.files import OpenToOthers, atomic_write, check_kind, expanded, make_cache_folder, read_json
 from cnnjax.data.sources.classes import imagenet_names
 from cnnjax.data.web import NoNetwork, shown, version
 from cnnjax.errors import UserError, check_local, parse_call
@@ -89,7 +89,7 @@ def resolve(source: str, model: str = "") -> Pretrained:
     except OpenToOthers as error:
         raise UserError(f"weights {source}: {error}") from None
     check_local("weights", source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir() and (path / hub.CONFIG).is_file():
         return _of_folder(path, source, model)
     if not files.locate(path)[0].is_file():
@@ -101,12 +101,12 @@ def resolve(source: str, model: str = "") -> Pretrained:
 
 def is_run(source: str | Path) -> bool:
     """Whether a source of weights is a run folder."""
-    return (Path(source).expanduser() / "checkpoints").is_dir()
+    return (expanded(source) / "checkpoints").is_dir()
 
 
 def place_of(source: str, model: str = "") -> str | Path:
     """The run folder that a source is, or the file that it stands for."""
-    return source if is_run(source) else resolve(source, model).file
+    return expanded(source) if is_run(source) else resolve(source, model).file
 
 
 def _of_table(kind: str, rest: str, model: str) -> Pretrained:

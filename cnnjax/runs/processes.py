@@ -127,14 +127,21 @@ class Stop:
     """
 
     def __init__(
-        self, caught: Sequence[int], *, seconds: float | None = None, hang_seconds: float | None = None
+        self,
+        caught: Sequence[int],
+        again: str = "the same command",
+        *,
+        seconds: float | None = None,
+        hang_seconds: float | None = None,
     ):
         """Starts nothing yet. `kept`, which the run sets, says what is saved, '' if a step would be lost.
 
-        `caught` fills with the signals of this process. The limits, None for none: `seconds` from a signal to
-        the end of the process, and `hang_seconds` from one call of `at` to the next.
+        `caught` fills with the signals of this process; `again` is what resumes the run. The limits, None for
+        none: `seconds` from a signal to the end of the process, and `hang_seconds` from one call of `at` to
+        the next.
         """
-        self.kept: Callable[[], str] = lambda: "no step was completed; the same command starts again"
+        self.again = again
+        self.kept: Callable[[], str] = lambda: f"no step was completed; {again} starts again"
         self._caught, self._seconds, self._hang_seconds = caught, seconds, hang_seconds
         self._frozen, self._decided, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()

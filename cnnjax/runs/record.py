@@ -103,12 +103,17 @@ def make_record(**facts: object) -> dict[str, object]:
     }
 
 
-def _commit() -> str:
-    """The commit of the package's checkout, with '+' if files differ; '' outside a checkout."""
-    here = Path(__file__).parent
+def _commit(file: Path = Path(__file__)) -> str:
+    """The commit of the checkout that a file belongs to, with '+' if files differ; '' if it is in none."""
+
+    def git(*args: str) -> subprocess.CompletedProcess[str]:
+        words = ["git", "-C", str(file.parent), *args]
+        return subprocess.run(words, capture_output=True, text=True, timeout=10)
+
     try:
-        args = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+"]
-        return subprocess.run(args, capture_output=True, text=True, timeout=10).stdout.strip()
+        if git("ls-files", "--error-unmatch", file.name).returncode:
+            return ""  # also installed into an environment within another project's checkout
+        return git("describe", "--always", "--abbrev=40", "--dirty=+").stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

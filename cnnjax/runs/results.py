@@ -14,7 +14,7 @@ from typing import IO
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.data.files import atomic_write, open_to_append, read_file, read_json
+from cnnjax.data.files import atomic_write, expanded, open_to_append, read_file, read_json
 from cnnjax.errors import UserError, one_line
 from cnnjax.runs.folder import Run, naming
 
@@ -42,11 +42,14 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
         **{name: test.get(name.removeprefix("test_")) for name in SCORES[3:]},
         "test_macro_f1": test.get("macro", {}).get("f1"),
     }
+    # A network that diverged in its last step finds one class everywhere: none of its scores counts.
+    broken = {name.partition("_")[0] for name, value in scores.items() if not math.isfinite(value or 0)}
+    scores = {name: None if name.partition("_")[0] in broken else value for name, value in scores.items()}
     return {
         "run": run.path.name,
         **point,
         "seed": config.seed,
-        "outcome": outcome,
+        "outcome": "not finite" if broken else outcome,
         **{name: "" if value is None else f"{value:.5f}" for name, value in scores.items()},
         "epochs": config.total_epochs,
         "params": record.get("model", {}).get("num_params", ""),
@@ -62,7 +65,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
 
 def read_results(out: str | Path) -> list[Row]:
     """The rows of a sweep's results.csv; none if there is no such file."""
-    return _table(Path(out) / RESULTS)[1]
+    return _table(expanded(out) / RESULTS)[1]
 
 
 def _table(file: Path) -> tuple[list[str], list[Row]]:
@@ -133,12 +136,6 @@ class Results:
         file = open_to_append(self.out / "runs" / ".lock")
         fcntl.flock(file, fcntl.LOCK_EX)
         return file
-
-
-def best(rows: Sequence[Row], fields: Sequence[str]) -> dict[str, str] | None:
-    """The fields of the point with the highest mean accuracy on validation; None if no run has one."""
-    points = [(mean, point) for point, mean in validation_means(rows, fields).items()]
-    return dict(zip(fields, max(points)[1], strict=True)) if points else None
 
 
 def points_of(rows: Sequence[Row], fields: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -25,6 +25,13 @@ def parse_steps(steps: str, total_steps: int) -> tuple[int, int] | None:
         rule = f"must be FIRST:END, FIRST below END and END at most {total_steps}, the steps of the run"
         raise UserError(f"--profile_steps={steps} {rule}; as in 100:105")
     return begin, end
+
+
+def check_ahead(given: str, steps: tuple[int, int] | None, saved: Sequence[int]) -> None:
+    """Raises a UserError if a run that resumes from its last saved step is past the first to trace."""
+    if steps and saved and steps[0] < saved[-1]:
+        problem = f"--profile_steps={given}: the run resumes at step {saved[-1]}"
+        raise UserError(f"{problem}; allowed: steps from there on, or another --workdir")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
+from cnnjax.data.files import expanded
 from cnnjax.errors import UserError, check_count, check_local, parse_call
 from cnnjax.runs import experiment, train
 from cnnjax.runs.folder import Run
@@ -63,15 +64,16 @@ def sweep(
       together: all seeds of a point in one compiled step, see `seeds`; for small nets on an accelerator.
 
     Returns the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
-    finite" if the loss was not), scores, seconds, machine, versions, command. A mistake in any of the points
-    is a UserError before the first is trained.
+    finite" if a training or evaluation loss was not), scores, seconds, machine, versions, command. A mistake
+    in any of the points is a UserError before the first is trained.
     """
     board = board or Board()
     fields = sorted(values)
+    config_lib.check_complete(config)
     _check(values, seeds, random, task)
     runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
     check_local("out", out)
-    results = Results(out := Path(out), fields)
+    results = Results(out := expanded(out), fields)
     results.claim(config)
     mine = list(runs)[task[0] :: task[1]]
     done = {row["run"] for row in read_results(out)}

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
 from cnnjax.data.batches import Batches
 from cnnjax.data.sources.source import Listed
 from cnnjax.ops import cpu
@@ -28,7 +29,7 @@ from cnnjax.runs.step import (
     compile_step,
     out_of_memory,
 )
-from cnnjax.runs.steptrace import parse_steps, traced
+from cnnjax.runs.steptrace import check_ahead, parse_steps, traced
 from cnnjax.runs.teacher import check_teacher
 from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
 
@@ -61,6 +62,7 @@ def train(
     hang_seconds: float | None = None,
     profile_steps: str = "",
     listed: Listed | None = None,
+    again: str = "the same command",
 ) -> Result:
     """Trains as the config says, resuming from the newest checkpoint in the folder.
 
@@ -71,23 +73,26 @@ def train(
       hang_seconds: seconds without a step until the process is ended (exit code 4); None sets no limit.
       profile_steps: "FIRST:END", the steps to write an xprof trace of into `profile/` in the folder.
       listed: folders that have been listed before, see `datasets.load`.
+      again: what resumes the run, in the line that a signal ends it with.
 
     Raises:
       UserError: a mistake in the config, the data or the folder; raised before anything compiles.
       NonFiniteLoss: the loss or gradient was not finite; the state before that step was kept.
       Interrupted: SIGINT or SIGTERM; the state was saved. A second signal ends the process at once.
     """
+    config_lib.check_complete(config)
     progress, memory = progress or Progress(), 0
     progress.stage("loading data and network")
     with (
         cpu.chosen(config.cpu_kernels),
         caught_signals() as caught,
-        processes.Stop(caught, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
+        processes.Stop(caught, again, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
         contextlib.nullcontext(build(config, workdir=workdir, listed=listed)) as experiment,
         contextlib.nullcontext(parse_steps(profile_steps, experiment.total_steps)) as window,
         opened(experiment, workdir, progress) as (_, run, checkpoints),
         out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
     ):
+        check_ahead(profile_steps, window, checkpoints.steps())
         life = live(experiment, run, checkpoints, progress, stop)
         try:
             next(life)
@@ -134,10 +139,10 @@ def live(
     def kept() -> str:
         """What is kept if the run ends now; '' if a step would be lost."""
         if step == 0:
-            return "no step was completed; the same command starts again"
+            return f"no step was completed; {stop.again} starts again"
         if step != saved or not checkpoints.settled():
             return ""
-        return f"saved step {step} of {total} in {run.path}; the same command resumes there"
+        return f"saved step {step} of {total} in {run.path}; {stop.again} resumes there"
 
     def stop_if_told() -> None:
         if signum := stop.at():

@@ -121,7 +121,8 @@ def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
     """
     confidence = predictions["confidence"].astype(np.float64)
     correct = (predictions["label"] == predictions["prediction"]).astype(np.float64)
-    place = np.clip(np.ceil(np.nan_to_num(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    share = np.clip(np.nan_to_num(confidence), 0, 1)  # that of a diverged network may be infinite
+    place = np.maximum(np.ceil(share * bins).astype(int) - 1, 0)
     count, right, sure = (np.bincount(place, weights, bins) for weights in (None, correct, confidence))
     return Calibration(_ratio(sure, count, np.nan), _ratio(right, count, np.nan), count)
 

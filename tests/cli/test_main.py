@@ -8,6 +8,7 @@ import os
 import pty
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,17 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rich.live import Live
 
 from cnnjax.cli import completion, main
 from cnnjax.cli.boards import LiveBoard
 from cnnjax.cli.examples import EXAMPLES
-from cnnjax.cli.progress import Bar
+from cnnjax.cli.progress import Bar, Lines
 from cnnjax.cli.tables import Console
-from cnnjax.errors import unknown
+from cnnjax.errors import UserError, unknown
+from cnnjax.inference.model import load_run
+from cnnjax.inference.weights import import_weights
 from cnnjax.models import list_models
+from cnnjax.runs import sweep, train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
+from cnnjax.runs.own_images import suited
+from cnnjax.runs.seeds import train_together
 
 TINY = [
     "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)",
@@ -124,6 +131,9 @@ def test_a_config_file_and_overrides_on_top(tmp_path, capsys):
 MISTAKES = {
     "trian": "unknown command 'trian' (did you mean 'train'?)",
     "train --config.optmizer.learning_rate=1": "did you mean config.optimizer.learning_rate?",
+    "train --noconfig.seed=5": "--noconfig.seed=5: --no is for a field that is true or false, without",
+    "train --noconfig.seed": "give --config.seed=VALUE",
+    "train --noconfig.data.download=true": "leave out the value",
     "train --config.learning_rate=1": "did you mean config.optimizer.learning_rate?",
     "train --config.batch_size=many": "config.batch_size='many' must be a whole number",
     "train --config.batch_size=0": "config.batch_size=0 must be greater than 0",
@@ -166,6 +176,15 @@ MISTAKES = {
     "train --config.augment.train=random_crop(99999)|normalize": "size = 99999",
     "predict --batch_size=99999999999": "--batch_size=99999999999",
     "launch --processes=99999999999": "--processes=99999999999",
+    "predict . --workdir=x --out=y": "--out=y needs --explain; add it, or leave --out out",
+    "predict . --workdir=x --explain=false --layer=y": "--layer=y needs --explain",
+    "models --batch_size=8": "--batch_size=8 needs --memory",
+    "models resnet18 --dtype=bfloat16": "--dtype=bfloat16 needs --memory",
+    "models resnet* --image_size=64": "--image_size=64 needs the name of one network; resnet* is ",
+    "train --process_count=2 --process_index=0": "need --distributed; add it",
+    "train --coordinator=here:1": "need --distributed; add it",
+    "push --workdir=x --out=y --private": "--private is for a repository of the Hub",
+    "predict . --weights=torchvision:resnet18 --checkpoint=best": "--checkpoint=best needs a run folder",
     "evaluate": "--workdir is missing",
     "evaluate --workdir=nowhere": "nowhere is not a run folder",
     "models nothing": "unknown model 'nothing'",
@@ -201,6 +220,51 @@ def test_a_broken_config_file_is_told_in_one_line(text, words, tmp_path, capsys)
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+DOORS = {
+    "train": [],
+    "print": ["--print_config"],
+    "help": ["--help"],
+    "override": ["--config.data.size=3"],
+    "own images": ["--data=fashion_mnist_mini"],
+    "sweep": ["--set=batch_size=4,8", "--out=out"],
+    "compile": [],
+    "weights": ["import", "w.npz", "--model=resnet18", "--workdir=run"],
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("body", "missing"), [("ConfigDict({'seed': 1})", "total_epochs"), ("ConfigDict()", "seed")]
+)
+def test_a_config_that_lacks_fields_is_told_where_to_start(
+    door, body, missing, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.py").write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n    return {body}\n"
+    )
+    command = door if door in main.COMMANDS else "train"
+    assert main.run([command, "--config=my.py", *DOORS[door]]) == 2
+    told = f"cnnjax: config.{missing} is missing; start the config from cnnjax.config.default()\n"
+    assert capsys.readouterr().err == told
+    assert [file.name for file in tmp_path.iterdir()] == ["my.py"]
+
+
+@pytest.mark.parametrize("door", ["train", "sweep", "together", "suited", "import"])
+def test_a_config_that_lacks_fields_is_told_in_python_too(door, tmp_path):
+    config = ConfigDict({"model": "simple_cnn", "data": {"name": "mnist"}})
+    doors = {
+        "train": lambda: train.train(config, tmp_path / "run"),
+        "sweep": lambda: sweep.sweep(config, {"batch_size": [4]}, tmp_path / "run"),
+        "together": lambda: train_together([config], [tmp_path / "run"]),
+        "suited": lambda: suited(config, "mnist"),
+        "import": lambda: import_weights("w.npz", config, tmp_path / "run", model="resnet18"),
+    }
+    with pytest.raises(UserError, match=r"config\.seed is missing; start the config from cnnjax\.config"):
+        doors[door]()
+    assert not list(tmp_path.iterdir())
 
 
 CONFIG = "from cnnjax.config import default\n{}\ndef get_config():\n    c = default()\n    {}\n    return c\n"
@@ -469,3 +533,43 @@ def test_the_bar_begins_where_the_words_on_the_start_end():
     bar.stop()
     shown = written.getvalue()
     assert shown.index("initializing") < shown.index("training") and "loss 0.250" in shown and "4/4" in shown
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_stopped_run_says_which_command_resumes_it(named, tiny_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def told(self, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(Lines, "advance", told)
+    flags = ["--workdir=run"] if named else []
+    assert main.run(["train", *flags, f"--config.data.name={tiny_data}", *TINY]) == 143
+    (folder,) = tmp_path.glob("run" if named else "runs/*")
+    place = folder.relative_to(tmp_path)
+    command = "the same command" if named else f"the same command with --workdir={place}"
+    assert f"saved step 1 of 10 in {place}; {command} resumes there\n" in capsys.readouterr().err
+
+
+def test_a_calibration_that_would_not_be_used_is_refused(trained, capsys):
+    for command in (["predict", str(trained)], ["evaluate"]):
+        assert main.run([*command, f"--workdir={trained}", "--calibration=x"]) == 2
+        assert "calibration needs " in capsys.readouterr().err
+    with pytest.raises(UserError, match="calibration needs dtype=int8; add it"):
+        load_run(trained, calibration="x")
+
+
+def test_memory_is_that_of_the_given_image_size(capsys):
+    shown = []
+    for flags in ([], ["--image_size=56"]):
+        assert main.run(["models", "simple_cnn", "--memory", "--batch_size=2", *flags]) == 0
+        shown.append(capsys.readouterr().out.partition("temporaries, bytes")[::2])
+    assert "56 pixels" in shown[1][0] and shown[0][1].split()[1] != shown[1][1].split()[1]
+
+
+def test_the_report_of_one_run_is_written_where_it_is_wanted(trained, tmp_path, capsys):
+    assert main.run(["report", str(trained), f"--out={tmp_path / 'a.html'}"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'a.html'}\n"
+    assert "Confusion matrix" in (tmp_path / "a.html").read_text()  # a comparison has none

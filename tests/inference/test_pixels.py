@@ -26,10 +26,12 @@ from cnnjax.explore.page.views import Views
 from cnnjax.inference import export, onnx_files, pixels
 from cnnjax.inference.model import TrainedModel
 from cnnjax.inference.probe import open_images, pooled
+from cnnjax.inference.weights import import_weights
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.weights import files, to_torch
 from cnnjax.runs.experiment import build
 from cnnjax.runs.facts import preset_recipe
+from cnnjax.runs.folder import Run
 from tests.data.test_recipe import assert_is, cut_middle, jpeg, photo, pillows, upright
 
 SPEC = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
@@ -74,7 +76,7 @@ def imported(weights, tmp_path_factory) -> Path:
     """The run folder of the file, as `cnnjax weights import` makes it."""
     folder, config = tmp_path_factory.mktemp("imported") / "run", config_lib.default()
     config.model = SPEC
-    export.import_weights(weights, config, folder, model=SPEC)
+    import_weights(weights, config, folder, model=SPEC)
     return folder
 
 
@@ -305,7 +307,7 @@ def test_weights_without_a_run_folder_have_the_recipe_of_their_preset(weights, p
 def test_a_normalization_that_is_given_keeps_the_crop(spec, weights, photos, tmp_path):
     config = config_lib.default()
     config.augment.eval = spec
-    export.import_weights(weights, config, tmp_path / "run", model=SPEC)
+    import_weights(weights, config, tmp_path / "run", model=SPEC)
     trained, image = load_run(tmp_path / "run"), in_order(photos / "test")[1]
     assert trained.input_shape == (224, 224, 3)
     theirs = pillows(image.read_bytes(), 224, 256, "bilinear")
@@ -370,3 +372,11 @@ def test_a_record_whose_recipe_is_damaged_is_told(imported, tmp_path):
         (run / "record.json").write_text(json.dumps({**whole, "data": {**whole["data"], "recipe": recipe}}))
         with pytest.raises(UserError, match=rf"record\.json: .*{problem}"):
             load_run(run)
+
+
+def test_the_preprocessing_that_a_flag_gives_is_kept_though_it_is_the_default(weights, tmp_path, capsys):
+    words = ["weights", "import", str(weights), f"--model={SPEC}", "--config.augment.eval=normalize"]
+    assert main.run([*words, f"--workdir={tmp_path / 'run'}"]) == 0, capsys.readouterr().err
+    assert Run.open(tmp_path / "run").config().augment.eval == "normalize"
+    steps = dict(load_run(tmp_path / "run").augment.steps)
+    assert [*steps] == ["normalize"] and dict(steps["normalize"])["mean"] == variant(SPEC).preset.mean

@@ -12,12 +12,15 @@ import pytest
 
 from cnnjax import config as config_lib
 from cnnjax.cli import main
+from cnnjax.cli.tables import metrics_tables
+from cnnjax.data.files import check_kind
 from cnnjax.errors import UserError
 from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints, Saver, describe
-from cnnjax.runs.folder import Run
+from cnnjax.runs.folder import KINDS, Run, plain
 from cnnjax.runs.log import Progress
 from cnnjax.runs.results import RESULTS, read_results, spread
+from cnnjax.training.metrics import compute
 from experiments.reliability import damage
 
 
@@ -306,3 +309,20 @@ def test_a_damaged_table_of_a_sweep_is_told(tmp_path, text):
     (tmp_path / RESULTS).write_text(text)
     with pytest.raises(UserError, match=r"results\.csv is damaged after row 0"):
         read_results(tmp_path)
+
+
+def test_scores_of_a_run_from_before_they_had_all_names_are_printed():
+    """Of six classes; of the moving average only the accuracy is there."""
+    scores = compute(
+        {name: np.zeros(4, kind) for name, kind in {"label": int, "prediction": int}.items()}
+        | {"confidence": np.ones(4), "loss": np.ones(4), "top5": np.ones(4, bool)},
+        6,
+    )
+    old = {"step": 1, **plain(scores), "ema_accuracy": 1.0}
+    del old["top5_accuracy"]
+    check_kind(old, KINDS["test.json"])
+    whole, *_ = metrics_tables(old, [*"abcdef"])
+    assert (whole.title, len(whole.rows)) == ("test, 4 images", 2)
+    for name, value in {"split": 3, "top5_accuracy": "x"}.items():
+        with pytest.raises(ValueError, match=name):
+            check_kind({**old, name: value}, KINDS["test.json"])

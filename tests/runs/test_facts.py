@@ -20,6 +20,7 @@ from cnnjax.explore import comparison, report
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.loaded import with_data
 from tests.data.test_datasets import write_prepared
 from tests.data.test_parquet import HUB
 from tests.data.test_parquet import write as write_parquet
@@ -311,3 +312,10 @@ def test_runs_of_other_classes_have_no_images_in_common(colour, tmp_path):
     record["data"]["class_names"] = ["green", "blue", "red"]
     (run / "record.json").write_text(json.dumps(record))
     assert "no test images in common" in comparison.compare(both, tmp_path / "x.html").read_text()
+
+
+def test_another_data_set_is_not_looked_for_in_the_folder_of_the_run(tiny_config):
+    tiny_config.data.dir = "/data/own"
+    assert with_data(tiny_config, "mnist", (28, 28, 1)).data.dir == ""
+    assert with_data(tiny_config, tiny_config.data.name, (8, 8, 1)).data.dir == "/data/own"
+    assert with_data(tiny_config, None, (8, 8, 1)).data.dir == "/data/own"

@@ -1,6 +1,8 @@
 """The run folder: whole files or none, rows that survive a cut."""
 
 import json
+import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from cnnjax import config as config_lib
 from cnnjax.errors import UserError
 from cnnjax.runs import processes
 from cnnjax.runs.folder import Run, plain
-from cnnjax.runs.record import make_record, processor
+from cnnjax.runs.record import _commit, make_record, processor
 
 
 @pytest.fixture
@@ -93,3 +95,32 @@ def test_processors_with_one_name_are_told_apart(tmp_path, cpuinfo, name):
     file = tmp_path / "cpuinfo"
     file.write_text(f"cpu family\t: 26\nmodel\t\t: 2\n{cpuinfo}\n")
     assert processor(file) == name
+
+
+def test_the_commit_is_that_of_a_checkout_which_has_the_file(tmp_path):
+    """Not that of another project, in whose folder the package is installed."""
+    file = tmp_path / "environment" / "record.py"
+    file.parent.mkdir()
+    file.touch()
+
+    def git(*words: str) -> None:
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", tmp_path, *settings, *words], check=True, capture_output=True)
+
+    assert _commit(file) == ""
+    git("init")
+    git("commit", "--allow-empty", "-m", "x")
+    assert _commit(file) == ""
+    git("add", ".")
+    git("commit", "-m", "y")
+    assert re.fullmatch("[0-9a-f]{40}", _commit(file))
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "config.json"])
+def test_a_folder_that_is_refused_stays_as_it_was(there, tmp_path):
+    other = config_lib.assign(config_lib.default(), {"seed": 1})
+    (tmp_path / there).write_text(config_lib.to_json(other))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="choose another|another --workdir"):
+        Run.create(tmp_path, config_lib.default(), fingerprint="f")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

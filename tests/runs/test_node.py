@@ -133,7 +133,7 @@ LAUNCHING = """
 import sys
 from cnnjax.cli import train
 sys.executable, train.COMMAND = "/bin/sh", ["-c", "echo [$JAX_LOCAL_DEVICE_IDS]"]
-sys.exit(train._run_once(["train"], int(sys.argv[1])))
+sys.exit(train._run_once(["train"], int(sys.argv[1]))[0])
 """
 
 

@@ -1,5 +1,6 @@
 """`cnnjax train --data=FOLDER`: what is chosen for images of which nothing is known."""
 
+import json
 import sys
 
 import numpy as np
@@ -8,6 +9,9 @@ from PIL import Image
 
 from cnnjax import config as config_lib
 from cnnjax.cli import main
+from cnnjax.data import datasets, fetch
+from cnnjax.errors import UserError
+from cnnjax.runs import hub, pretrained
 from cnnjax.runs.own_images import suited
 
 
@@ -57,6 +61,77 @@ def test_what_the_user_says_wins(tmp_path):
     values, line = chosen(write(tmp_path / "x", [(32, 32)] * 4), model="lenet5", total_epochs=3.0)
     assert values["model"] == "lenet5" and values["total_epochs"] == 3.0
     assert "lenet5" not in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [
+        ("total_epochs=10", "total_epochs: 10.0"),
+        ("batch_size=128", "batch_size: 128"),
+        ("model=simple_cnn", "model: 'simple_cnn'"),
+        ("augment.train=normalize", "train: 'normalize'"),
+        ("data.num_validation=600", "num_validation: 600"),
+    ],
+)
+def test_a_flag_wins_though_its_value_is_the_default(flag, field, tmp_path, capsys):
+    write(tmp_path / "x", [(32, 32)] * 4)
+    words = ["train", f"--data={tmp_path / 'x'}", f"--config.{flag}", "--print_config"]
+    assert main.run(words) == 0
+    printed = capsys.readouterr().out
+    assert field in printed and f"{flag.partition('=')[0]}=" not in printed.splitlines()[0]
+
+
+def test_crops_are_of_the_size_that_a_flag_gives(tmp_path):
+    values, _ = chosen(write(tmp_path / "x", [(120, 130)] * 4), **{"data.size": 96})
+    assert values["augment.train"].startswith("random_crop(96, ") and values["data.size"] == 96
+
+
+def test_the_fields_of_the_data_set_are_those_of_the_run(tmp_path, monkeypatch):
+    """Which splits count, whether it may be downloaded, and what errors call them."""
+    for split in ("train", "val"):
+        write(tmp_path / "both" / split, [(32, 32)] * 10)
+    fields = {"data.test_split": "validation", "data.num_validation": 0}
+    assert chosen(tmp_path / "both", **{"data.test_split": "validation"})[0]["data.num_validation"] == 2
+    given = config_lib.assign(config_lib.default(), fields)
+    assert suited(given, str(tmp_path / "both"), given=fields)[0].data.num_validation == 0
+    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("it downloads"))
+    monkeypatch.setattr(datasets, "find", lambda *_: None)
+    for field, value, words in (
+        ("download", False, "downloads are off"),
+        ("dir", "gone", "config.data.dir: "),
+    ):
+        with pytest.raises(UserError, match=words):
+            suited(config_lib.assign(config_lib.default(), {f"data.{field}": value}), "mnist")
+
+
+@pytest.mark.parametrize(
+    ("weights", "model"),
+    [
+        ("torchvision", "resnet18"),
+        ("torchvision:resnet50", "resnet50"),
+        ("timm:resnet50.a1_in1k", "resnet50"),
+        ("torchvision:IMAGENET1K_V1", "resnet18"),
+        ("hf:someone/flowers", "lenet5"),
+    ],
+)
+def test_the_network_is_that_of_the_weights(weights, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "_torchvision", lambda row: tmp_path)
+    monkeypatch.setattr(hub, "snapshot", lambda *_: tmp_path)
+    own = {"model": "lenet5", "data": {"name": "flowers"}}
+    (tmp_path / "config.json").write_text(json.dumps({"cnnjax": own}))
+    images = write(tmp_path / "x", [(32, 32)] * 4)
+    assert suited(config_lib.default(), str(images), weights)[0].model == model
+    fields = {"model": "simple_cnn"}
+    assert suited(config_lib.default(), str(images), weights, given=fields)[0].model == "simple_cnn"
+
+
+def test_the_network_of_a_run_is_taken_and_that_of_a_file_is_asked_for(tmp_path, tiny_run):
+    images = str(write(tmp_path / "x", [(32, 32)] * 4))
+    found, line = suited(config_lib.default(), images, str(tiny_run))
+    assert found.model == "simple_cnn(widths=(2, 3), kernel_size=3)" and f"model={found.model}" in line
+    (tmp_path / "own.pth").touch()
+    with pytest.raises(UserError, match=r"name it, as in --config\.model=resnet50"):
+        suited(config_lib.default(), images, str(tmp_path / "own.pth"))
 
 
 @pytest.mark.parametrize("sizes", [[(40, 30), (30, 40), (33, 50)], [(70, 90)]])

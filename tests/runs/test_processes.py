@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from cnnjax.cli import main
-from cnnjax.cli import train as cli_train
 from cnnjax.errors import UserError
-from cnnjax.runs import evaluate, processes
+from cnnjax.runs import children, evaluate, processes
 from cnnjax.runs import train as loop
 from cnnjax.runs.checkpoints import Checkpoints
 from tests.conftest import simulated
@@ -175,18 +174,38 @@ def test_processes_find_each_other_by_what_a_cluster_tells_them(manager, tiny_da
 @pytest.mark.parametrize("dead", [0, 1, 2])
 def test_a_launcher_sees_any_process_that_dies_and_ends_the_others_after_a_grace(dead, monkeypatch):
     """Also one that is not the first, whatever the first still waits for."""
-    monkeypatch.setattr(cli_train, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.3)
     commands = [["sleep", "30"]] * 3
     commands[dead] = ["sh", "-c", "kill -9 $$"]
-    children = [subprocess.Popen(command) for command in commands]
     started = time.monotonic()
-    try:
-        assert cli_train._wait(children, []) == 128 + signal.SIGKILL
-        assert time.monotonic() - started < 10
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
+    assert children.run(commands) == (128 + signal.SIGKILL, 0)
+    assert time.monotonic() - started < 10
+
+
+# Each process of a launched run says that it is there, and at SIGTERM ends with its own of the codes.
+SAVING = """
+import os, signal, sys, threading
+from cnnjax.cli import main, train
+train.COMMAND = ["-c", '''
+import os, signal, sys, time
+code = int(sys.argv[1].split(",")[int(sys.argv[-1][-1])])
+signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+print("there", flush=True)
+time.sleep(60)
+''']
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+main.main(["launch", "--processes=2", "--max_restarts=2", "--", "train", "--workdir=x"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [((143, 143), 143), ((143, 1), 1), ((5, 143), 5), ((0, 143), 143)]
+)
+def test_a_launcher_that_got_a_signal_says_saved_only_if_all_were_and_never_restarts(codes, code):
+    script = SAVING.replace("sys.argv[1]", repr(",".join(map(str, codes))))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "there\n" * 2), done.stderr
 
 
 def test_alone_everything_is_the_first_process():
@@ -249,6 +268,8 @@ def test_a_run_without_a_step_is_ended_with_its_stacks(seconds, code):
         (["train", "--distributed"], "--workdir is missing"),
         (["launch", "--processes=2"], "usage: cnnjax launch"),
         (["launch", "--", "data"], "usage: cnnjax launch"),
+        (["launch", "--processes=2", "train", "--workdir=q"], "put -- before train, as in cnnjax launch --"),
+        (["launch", "train", "--config.seed=1"], "put -- before train, as in cnnjax launch -- train"),
         (["launch", "--", "train"], "--workdir is missing"),
         (["train", "--distributed", "--workdir=x", "--process_count=2"], "must be given together"),
     ],
@@ -261,3 +282,24 @@ def test_mistakes_are_told_before_any_process_starts(command, words, capsys):
 def test_an_index_outside_the_count_is_told():
     with pytest.raises(UserError, match="must be at least 0 and less than --process_count=2"):
         processes.join("127.0.0.1:1", 2, 2, hang_seconds=10)
+
+
+LEAVING = """
+import sys
+from cnnjax.cli import main
+from cnnjax.runs import processes
+processes.join = lambda *_, **__: setattr(processes, "joined", lambda: True)
+processes.leave = lambda code: print("left with", code)
+sys.argv[1:] = ["train", "--workdir=x", "--config.data.name=npz:nowhere", *sys.argv[1:]]
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "flag", ["--distributed", "--distributed=true", "-distributed", "--distributed=1", ""]
+)
+def test_one_of_several_processes_leaves_them_however_the_flag_is_written(flag):
+    words = [sys.executable, "-c", LEAVING, *flag.split()]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "left with 2\n" * bool(flag)), done.stderr
+    assert ("process 0 of 1: config.data.name" in done.stderr) == bool(flag)

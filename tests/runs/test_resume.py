@@ -11,8 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from cnnjax.runs import train
+from cnnjax.errors import UserError
+from cnnjax.runs import inputs, train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
@@ -153,3 +155,42 @@ def test_a_signal_ends_a_compilation(signals, tiny_data, tmp_path):
     assert time.monotonic() - began < (20 if signals == 1 else 5)
     assert ("SIGTERM: no step was completed" in output) == (signals == 1)
     assert not Checkpoints(tmp_path / "run" / "checkpoints").steps()
+
+
+class StopsAtABadImage(Progress):
+    """Ends the process in the step after the one in which the first bad image was told."""
+
+    def __init__(self):
+        self.told: list[str] = []
+
+    def note(self, text):
+        self.told += [text] * text.startswith("skipped: ")
+
+    def advance(self, step):
+        if len(self.told) > 1:
+            raise KeyboardInterrupt
+        self.told += ["saved"] * len(self.told)
+
+
+@pytest.mark.parametrize("limit", [2, 1])
+def test_a_resumed_run_knows_the_images_that_were_skipped(limit, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "SMALL_BYTES", 0)  # so that images are read as they come
+    for i in range(12):
+        (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / "images" / "ab"[i % 2] / f"{i}.png")
+    for name in ("a/4.png", "b/7.png"):
+        (tmp_path / "images" / name).write_bytes(b"x")
+    fields = {"name": f"folder:{tmp_path / 'images'}", "on_bad_image": "skip", "max_bad_images": limit}
+    tiny_config.update({"data": {**fields, "num_validation": 0}, "batch_size": 1, "log_every_steps": 100})
+    tiny_config.total_epochs, tiny_config.checkpoint_every_steps = 1.0, 1
+    with pytest.raises(KeyboardInterrupt):
+        train.train(tiny_config, tmp_path / "run", stopped := StopsAtABadImage())
+    first, _ = stopped.told
+    if limit == 1:
+        with pytest.raises(UserError, match="more than 1 images cannot be read"):
+            train.train(tiny_config, tmp_path / "run")
+        return
+    run = train.train(tiny_config, tmp_path / "run").path
+    skipped = json.loads((run / "skipped_images.json").read_text())["skipped"]
+    assert len(skipped) == 2 and f"skipped: {skipped[0]}" == first
+    assert Run.open(run).metrics()[-1]["skipped_images"] == 2

@@ -15,10 +15,11 @@ from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.cli.sweep import parse_sets
 from cnnjax.errors import UserError
+from cnnjax.explore import comparison, report
 from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs import train
 from cnnjax.runs.folder import Run
-from cnnjax.runs.results import best, spread
+from cnnjax.runs.results import SCORES, points_of, spread, validation_means
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.sweep import sweep
 
@@ -90,7 +91,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_leaves_one_row_a_run(tiny_data,
     assert "sweep" in json.loads(row["command"])
     assert row["machine"]
     assert row["cpu_kernels"]
-    assert best(rows, [FIELD]) == {FIELD: "0.01"}
+    assert validation_means(rows, [FIELD]).keys() == {("0.01",)}
 
     before = (out / "results.csv").read_bytes()
     assert main.run(args) == 0  # nothing is left to do
@@ -115,7 +116,7 @@ def test_the_choice_is_made_on_validation_over_whole_points():
 
     rows = [row("1", "0.9", "0.1"), row("1", "0.8", "0.1"), row("2", "0.84", "0.9"), row("3", "0.99", "0.9")]
     rows.append(row("3", "", ""))  # a point of which a seed was not finite
-    assert best(rows, [FIELD]) == {FIELD: "1"}
+    assert next(iter(points_of([{**row, "seed": ""} for row in rows], [FIELD]))) == ("1",)
     assert spread(["0.9", "0.8"]) == "85.00 ± 7.07"
 
 
@@ -225,3 +226,16 @@ def test_a_sweep_of_seeds_together_tells_whose_loss_was_not_finite(tiny_config, 
     tiny_config.augment.train = "mirror|normalize(mean=0.5, std=0.25)"
     rows = sweep(tiny_config, {FIELD: [1e38]}, tmp_path, seeds=2, together=True)
     assert [row["outcome"] for row in rows] == ["not finite", "not finite"]
+
+
+def test_a_run_that_diverges_in_its_last_step_has_a_row_without_scores(tiny_config, tmp_path):
+    """Its training losses are finite, its evaluations are not; the sweep goes on and its page is drawn."""
+    tiny_config.total_epochs, tiny_config.optimizer.warmup_epochs = 0.2, 0.0  # one step
+    tiny_config.optimizer.name, tiny_config.optimizer.schedule = "sgd", "constant"
+    sweep(tiny_config, {FIELD: [1e25]}, tmp_path)
+    rows = sweep(tiny_config, {FIELD: [1e25, 0.01]}, tmp_path)
+    assert [row["outcome"] for row in rows] == ["not finite", "finished"]
+    assert not any(rows[0][name] for name in SCORES) and rows[1]["test_loss"]
+    assert validation_means(rows, [FIELD]).keys() == {("0.01",)}
+    assert "1, 1 not finite" in comparison.sweep(tmp_path).read_text()
+    report.write(tmp_path / "runs" / rows[0]["run"])

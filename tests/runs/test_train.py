@@ -115,6 +115,8 @@ def test_steps_are_traced_into_the_folder_and_utilization_told_of_a_known_chip(
         rate = row["images_per_second_per_device"]
         assert row["mfu"] == pytest.approx(rate * experiment.flops / chips.CHIPS["h100"].flops)
         assert f"MFU {100 * row['mfu']:.1f} %" in progress.describe(row)
+    with pytest.raises(UserError, match=f"--profile_steps=2:4: the run resumes at step {train[-1]['step']}"):
+        loop.train(tiny_config, tmp_path / "run", profile_steps="2:4")
     assert experiment.flops == 6 * summarize(experiment.model, experiment.augment.output_shape).macs > 0
     old = {"step": 3, "epoch": 1.0, "loss": 0.5, "images_per_second": 100.0}  # of a run from before
     assert progress.describe(old) == "step 3  epoch 1.00  loss 0.5000  100 images/s"

@@ -208,3 +208,16 @@ def test_the_interval_is_wilsons():
         (0, 20, 0.0, 0.1611),
     ):
         np.testing.assert_allclose(metrics.interval(hits, count), (low, high), atol=5e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_of_a_diverged_network_are_computed_without_a_warning(value):
+    row = {
+        "label": [0, 1, 1],
+        "prediction": [0, 0, 1],
+        "confidence": [0.5, value, 0.7],
+        "loss": [1, value, 0],
+    }
+    found = {name: np.asarray(each) for name, each in row.items()} | {"top5": np.ones(3, bool)}
+    scores = metrics.compute(found, 2)
+    assert scores["accuracy"] == 2 / 3 and not np.isfinite([scores["loss"], scores["ece"]]).any()

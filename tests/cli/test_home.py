@@ -1,0 +1,103 @@
+"""~ is the home folder at every door, as a shell has it: no folder of that name appears."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax import config as config_lib
+from cnnjax.cli import main, study
+from cnnjax.errors import UserError
+from cnnjax.explore import comparison, report
+from cnnjax.inference import export, model, push
+from cnnjax.inference.weights import export_weights
+from cnnjax.runs import checkpoints, children, evaluate, loaded, pretrained, results, sweep, train
+from cnnjax.runs.experiment import build
+
+
+@pytest.fixture
+def home(tiny_run, tiny_config, tmp_path, monkeypatch):
+    """A home folder with a run, an image and a config; the working folder is another and stays empty."""
+    folder, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    shutil.copytree(tiny_run, folder / "run")
+    Image.new("L", (8, 8)).save(folder / "x.png")
+    (folder / "names").write_text("0\n1\n2\n")
+    text = f"from cnnjax.config import from_dict\nget_config = lambda: from_dict({tiny_config.to_dict()})"
+    (folder / "my.py").write_text(text)
+    monkeypatch.setattr(export, "to_torch", lambda *_: {"x": np.zeros(2, np.float32)})
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(elsewhere)
+    yield folder
+    assert not list(elsewhere.iterdir())
+
+
+COMMANDS = {
+    "train --config=~/my.py --workdir=~/new": "new/test.json",
+    "train --config=~/my.py --config.init_from=~/run --print_config": "",
+    "sweep --config=~/my.py --out=~/swept": "swept/results.csv",
+    "evaluate --workdir=~/run": "",
+    "evaluate --weights=~/run --class_names=~/names": "",
+    "predict --workdir=~/run ~/x.png --explain --out=~/drawn": "drawn",
+    "report ~/run": "run/report.html",
+    "report ~/run --out=~/page.html": "page.html",
+    "export --workdir=~/run --out=~/net.safetensors": "net.safetensors",
+    "weights export ~/torch.safetensors --workdir=~/run": "torch.safetensors",
+    "push --workdir=~/run --out=~/hub": "hub/config.json",
+    "data prepare fashion_mnist_mini --out=~/prepared": "prepared/dataset.json",
+    "data inspect fashion_mnist_mini --out=~/sheet.png": "sheet.png",
+    "checkpoint verify --workdir=~/run": "",
+    "replay --workdir=~/run --step=1": "",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_doors_of_the_command(command, home, capsys):
+    assert main.run(command.split()) == 0, capsys.readouterr().err
+    assert (home / COMMANDS[command]).exists()
+
+
+def test_a_study_and_a_launched_run(home, monkeypatch):
+    started = []
+    monkeypatch.setattr(children, "run", lambda commands, *_: started.extend(commands) or (0, 0))
+    assert main.run(["study", "degradation", "--out=~/studies"]) == 0 and study.STUDIES.is_dir()
+    assert main.run(["launch", "--", "train", "--workdir=~/two"]) == 0
+    assert f"--out={home}/studies" in started[0] and f"--workdir={home}/two" in started[1]
+
+
+FUNCTIONS = {
+    "train": (lambda config: train.train(config, "~/new"), "new/test.json"),
+    "sweep": (lambda config: sweep.sweep(config, {"batch_size": [16]}, "~/s"), "s/results.csv"),
+    "evaluate": (lambda _: evaluate.evaluate("~/run", class_names="~/names"), ""),
+    "weights": (lambda _: loaded.load(weights="~/run"), ""),
+    "load_run": (lambda _: model.load_run("~/run").predict("~/x.png"), ""),
+    "init_from": (lambda config: build(config_lib.assign(config, {"init_from": "~/run"})), ""),
+    "place": (lambda _: pretrained.place_of("~/run").joinpath("config.json").stat(), ""),
+    "report": (lambda _: report.write("~/run"), "run/report.html"),
+    "compare": (lambda _: comparison.compare(["~/run"], "~/page.html"), "page.html"),
+    "export": (
+        lambda _: export.export(model.load_run("~/run"), "safetensors", "~/x.safetensors"),
+        "x.safetensors",
+    ),
+    "export_weights": (lambda _: export_weights("~/run", "~/t.safetensors"), "t.safetensors"),
+    "push": (lambda _: push.write(loaded.load("~/run"), "~/hub"), "hub/config.json"),
+    "checkpoints": (lambda _: checkpoints.describe("~/run"), ""),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_doors_of_python(name, home, tiny_config):
+    function, written = FUNCTIONS[name]
+    function(tiny_config)
+    assert (home / written).exists()
+    if name == "sweep":
+        assert results.read_results("~/s") and comparison.sweep("~/s") == home / "s/report.html"
+
+
+def test_the_home_of_an_unknown_user_is_a_name(home):
+    with pytest.raises(UserError, match="is neither a run folder nor a weights file"):
+        pretrained.resolve("~no-such-user/run")
+    assert not Path("~no-such-user").exists()
