@@ -46,18 +46,18 @@ def waves(shape: tuple[int, ...]) -> np.ndarray:
     return np.cos(np.arange(np.prod(shape))).reshape(shape)
 
 
-def create(library: str, name: str, factor: float = 1.0):
+def create(library: str, name: str, factor: float = 1.0, classes: int = CLASSES):
     """The net in torch, float64, without dropout."""
     import torch
 
     if library == "timm":
         import timm
 
-        model = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+        model = timm.create_model(name, pretrained=False, num_classes=classes)
     else:
         import torchvision
 
-        model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES)
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes)
     for module in model.modules():
         if hasattr(module, "p"):  # of dropout and stochastic depth
             module.p = 0.0

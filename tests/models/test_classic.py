@@ -67,7 +67,6 @@ def test_rounded_parameter_counts_of_the_papers(name, millions):
     assert round(count_variant_params(name) / 1e6, digits) == millions
 
 
-@golden.needs_golden
 @pytest.mark.parametrize(
     ("name", "model"),
     {

@@ -79,7 +79,6 @@ def test_parameters_of_densenets_largest_cifar_net():
 # --- Torchvision's weights. ------------------------------------------------------------------------
 
 
-@golden.needs_golden
 @pytest.mark.parametrize(
     ("name", "model"),
     {
@@ -94,7 +93,6 @@ def test_logits_are_torchvisions(name, model):
     assert golden.relative_error(name, model) < 1e-4
 
 
-@golden.needs_golden
 @pytest.mark.parametrize(
     ("name", "model", "heads"),
     [("googlenet", "googlenet_torchvision", ["aux1", "aux2"]), ("inception_v3", "inception_v3", ["aux"])],

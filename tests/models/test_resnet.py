@@ -88,7 +88,6 @@ def test_exact_parameter_count(name):
     assert count_variant_params(name) == PARAMS[name]
 
 
-@golden.needs_golden
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d"])
 def test_torchvision_weights_give_torchvision_logits(name):
     assert golden.relative_error(name) < 1e-4

@@ -57,23 +57,40 @@ def test_schedules_at_known_points(name, values, points):
     )
 
 
-@pytest.mark.parametrize("total", [3, 4, 10, 37, 1000])
-@pytest.mark.parametrize(("rise", "divisor", "end_divisor"), [(0.3, 25.0, 1e4), (0.5, 10.0, 100.0)])
-def test_one_cycle_is_torchs(total, rise, divisor, end_divisor):
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    reference = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 0.1, total, pct_start=rise, div_factor=divisor, final_div_factor=end_divisor
-    )
-    expected = []
-    for step in range(total):
-        expected.append(reference.get_last_lr()[0])
-        optimizer.step()
-        if step + 1 < total:
-            reference.step()
-    values = {"rise_fraction": rise, "start_divisor": divisor, "end_divisor": end_divisor}
-    ours = rates_of("one_cycle", range(total), learning_rate=0.1, total_steps=total, **values)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-9)
+# `get_last_lr` in torch 2.13.0 at some steps of OneCycleLR(optimizer, 0.1, total, pct_start, div_factor=...,
+# final_div_factor=...), by these three values and the total.
+EARLY, LATE = (0.3, 25.0, 1e4), (0.5, 10.0, 100.0)
+TORCHS = [
+    (EARLY, 3, {0: 0.09944154, 1: 0.04626371, 2: 4e-07}),
+    (EARLY, 4, {0: 0.004, 1: 0.08117457, 2: 0.0283061, 3: 4e-07}),
+    (EARLY, 10, {0: 0.004, 1: 0.052, 2: 0.1, 3: 0.09504846, 6: 0.0388742, 8: 0.004951937, 9: 4e-07}),
+    (EARLY, 37, {1: 0.006303371, 5: 0.05125351, 10: 0.09997678, 11: 0.09970236, 23: 0.05030344, 36: 4e-07}),
+    (
+        EARLY,
+        1000,
+        {1: 0.00400265, 149: 0.05174783, 299: 0.1, 300: 0.0999995, 649: 0.0500002, 998: 9.035484e-07},
+    ),
+    (LATE, 3, {0: 0.01, 1: 0.075025, 2: 0.0001}),
+    (LATE, 4, {0: 0.01, 1: 0.1, 2: 0.05005, 3: 0.0001}),
+    (
+        LATE,
+        10,
+        {0: 0.01, 1: 0.02318019, 2: 0.055, 4: 0.1, 5: 0.0904604, 7: 0.0346146, 8: 0.009639601, 9: 1e-4},
+    ),
+    (
+        LATE,
+        37,
+        {1: 0.01072317, 9: 0.05701892, 18: 0.09982005, 19: 0.09838826, 27: 0.04793006, 35: 0.0008184853},
+    ),
+    (LATE, 1000, {1: 0.01000089, 249: 0.05485835, 499: 0.1, 500: 0.09999901, 749: 0.05005, 998: 0.000100986}),
+]
+
+
+@pytest.mark.parametrize(("shape", "total", "points"), TORCHS)
+def test_one_cycle_is_torchs(shape, total, points):
+    values = dict(zip(("rise_fraction", "start_divisor", "end_divisor"), shape, strict=True))
+    ours = rates_of("one_cycle", [*points], learning_rate=0.1, total_steps=total, **values)
+    np.testing.assert_allclose(ours, [*points.values()], rtol=1e-5, atol=2e-9)
 
 
 @pytest.mark.parametrize("total", [1, 3])

@@ -1,0 +1,35 @@
+"""What an installation that is no checkout consists of: the wheel, and the sdist it can be built from."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import ROOT
+
+
+def files_in_git(folder: str) -> set[str]:
+    """The files of a folder that git knows or would add."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs git and a checkout: {error}")
+    return {name for name in listed.splitlines() if (ROOT / name).is_file()}
+
+
+def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(tmp_path):
+    """Also the C++ sources, the page and the tables; nothing is compiled."""
+    pytest.importorskip("setuptools", minversion="61")  # the first that reads pyproject.toml
+    package, configs = files_in_git("cnnjax"), files_in_git("configs")
+    steps = ["egg_info", f"--egg-base={tmp_path}", "build_py", f"--build-lib={tmp_path / 'wheel'}"]
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", *steps], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    built = [path for path in (tmp_path / "wheel").rglob("*") if path.is_file()]
+    wheel = {str(file.relative_to(tmp_path / "wheel")) for file in built}
+    assert wheel == package | {f"cnnjax/{name}" for name in configs}
+    listed = (tmp_path / "cnnjax.egg-info" / "SOURCES.txt").read_text().splitlines()
+    sdist = {name.removeprefix("./") for name in listed}
+    assert package | configs | {"setup.py", "pyproject.toml", "README.md"} <= sdist
