@@ -20,6 +20,7 @@ from PIL import Image
 import cnnjax
 from cnnjax.data import datasets
 from cnnjax.models import create_model, init_variables
+from cnnjax.runs.loaded import with_data
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
@@ -224,6 +225,17 @@ def test_only_the_newest_images_are_kept(trained, one):
     tokens = [shown.upload(one)["id"] for _ in range(network.KEPT_IMAGES + 3)]
     assert len(set(tokens)) == len(tokens)
     assert list(shown.network.uploads) == tokens[3:]
+
+
+def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
+    """A folder lists its images by class."""
+    for label in "012":
+        (tmp_path / "test" / label).mkdir(parents=True)
+        for i in range(12):
+            (tmp_path / "test" / label / f"{i}.png").write_bytes(encoded(np.full((8, 8), 9 * i, np.uint8)))
+    config = with_data(trained.config, f"folder:{tmp_path}", trained.image_shape)
+    tests = network.Tests.of(dataclasses.replace(trained, config=config), 9)
+    assert [tests.labels.count(label) for label in range(3)] == [3, 3, 3]
 
 
 @contextlib.contextmanager

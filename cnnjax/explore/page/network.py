@@ -16,7 +16,7 @@ from PIL import Image
 
 from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS
-from cnnjax.data.sources.source import Source
+from cnnjax.data.sources.source import Source, evenly_spaced
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
 from cnnjax.explore.layers import Variables
@@ -181,10 +181,13 @@ class Tests:
 
     @classmethod
     def of(cls, trained: TrainedModel, most: int) -> "Tests":
-        """At most so many of the run's test split; UserError if it cannot be read."""
+        """At most so many of the run's test split; UserError if it cannot be read.
+
+        They are evenly spaced: the images of a folder are sorted by class.
+        """
         source = _own_images(trained)
-        count = min(most, len(stand_in := source or datasets.load(STAND_IN, "test")))
-        rows = [stand_in[i] for i in range(count)]
+        stand_in = source or datasets.load(STAND_IN, "test")
+        rows = [stand_in[i] for i in evenly_spaced(len(stand_in), most)]
         images = np.stack([trained.fit(row["image"], f"test image {i}") for i, row in enumerate(rows)])
         labels = [int(row["label"]) for row in rows]
         names = trained.class_names if source else tuple(stand_in.class_names)
