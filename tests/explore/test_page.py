@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from PIL import Image
 
 import cnnjax
 from cnnjax.data import datasets
+from cnnjax.data.augment import views as protocols
 from cnnjax.models import create_model, init_variables
 from cnnjax.runs.loaded import with_data
 from tests import browser
@@ -27,7 +29,7 @@ testclient = pytest.importorskip("starlette.testclient", reason="starlette is no
 import uvicorn
 
 from cnnjax.cli import explore
-from cnnjax.explore.page import network, operations, server, views
+from cnnjax.explore.page import network, operations, server, training, views
 
 SCRIPT = "\n".join(path.read_text() for path in sorted(Path(server.__file__).parent.glob("*.js")))
 
@@ -39,7 +41,7 @@ def trained(tiny_run):
 
 @pytest.fixture(scope="module")
 def app(trained):
-    return server.make_app(trained)
+    return server.make_app(server.Page.of(trained))
 
 
 @pytest.fixture
@@ -234,8 +236,64 @@ def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
         for i in range(12):
             (tmp_path / "test" / label / f"{i}.png").write_bytes(encoded(np.full((8, 8), 9 * i, np.uint8)))
     config = with_data(trained.config, f"folder:{tmp_path}", trained.image_shape)
-    tests = network.Tests.of(dataclasses.replace(trained, config=config), 9)
+    tests = network.Tests.of(trained, config, 9)
     assert [tests.labels.count(label) for label in range(3)] == [3, 3, 3]
+
+
+@pytest.fixture
+def raw_and_averaged(trained, tmp_path):
+    """A copy of a run: after 3 steps only the raw weights are the trained ones, later only the average."""
+    path = tmp_path / "run"
+    shutil.copytree(trained.name, path)
+    start = views.Views(trained), training.Training(views.Views(trained))
+    ends = (trained.variables, start[1]._variables(0))
+    trees = {3: ends, trained.step: ends[::-1]}
+
+    def read(self, step):
+        raw, average = (jax.tree.map(np.asarray, tree) for tree in trees[step])
+        return {"state": {**raw, "ema": average}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Checkpoints, "read", read)
+        patch.setattr(training.Checkpoints, "steps", lambda self: sorted(trees))
+        yield dataclasses.replace(trained, name=str(path)), trees
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("protocol", ["center", "mirror"])
+def test_each_checkpoint_predicts_with_its_own_weights(raw_and_averaged, weights, protocol):
+    trained, trees = raw_and_averaged
+    looks = protocols.parse(protocol, trained.augment, trained.image_shape)
+    trained = dataclasses.replace(trained, protocol=looks)
+    told = training.Training(views.Views(trained), weights)
+    image = told.views.network.image("s1")
+    for step, (raw, average) in trees.items():
+        variables = jax.tree.map(np.asarray, average if weights == "ema" else raw)
+        (right,) = dataclasses.replace(trained, variables=variables).predict(image, batch_size=1)
+        found = {row["class"]: row["probability"] for row in told.step(step, "s1", 0)["predictions"]}
+        assert found == pytest.approx(dict(right.top), abs=1e-5)
+
+
+def test_each_curve_of_a_long_run_is_thinned_on_its_own(trained, tmp_path):
+    shutil.copytree(trained.name, tmp_path / "run")
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 5000)]
+    for epoch in range(1, 8):  # of rows that no even step over all of them would meet
+        rows.insert(700 * epoch + 5, {"step": 700 * epoch, "validation_loss": 1.0 / epoch})
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines + "\n")
+    told = training.Training(views.Views(dataclasses.replace(trained, name=str(tmp_path / "run"))))
+    curves = told.run()["curves"]
+    assert [step for step, _ in curves["validation_loss"]] == list(range(700, 5000, 700))
+    assert len(curves["loss"]) == training.CURVE_POINTS and curves["loss"][-1][0] == 4999
+
+
+def test_other_images_are_not_what_a_network_was_trained_on(trained, tiny_data):
+    other = with_data(None, tiny_data, trained.image_shape)
+    for config, learned, data in ((trained.config, True, tiny_data), (None, False, "")):
+        shown = views.Views(dataclasses.replace(trained, config=config, name=trained.spec), other)
+        told = shown.model()
+        assert (told["learned"], told["data"]) == (learned, data)
+        assert shown.samples()["own"]
 
 
 @contextlib.contextmanager
@@ -500,7 +558,7 @@ def test_every_reply_carries_the_headers(client, method):
 
 def test_an_error_of_the_program_carries_the_headers_too(trained, monkeypatch):
     monkeypatch.setattr(operations, "example", lambda *given: 1 / 0)
-    app = server.make_app(trained)
+    app = server.make_app(server.Page.of(trained))
     asking = testclient.TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     reply = asking.get("/api/example?picture=9&filter=loop")
     assert reply.status_code == 500
@@ -510,7 +568,7 @@ def test_an_error_of_the_program_carries_the_headers_too(trained, monkeypatch):
 def test_a_network_that_knows_nothing_is_told(trained, one):
     """NaN is no JSON."""
     lost = jax.tree.map(lambda x: x * float("nan"), trained.variables)
-    app = server.make_app(dataclasses.replace(trained, variables=lost))
+    app = server.make_app(server.Page.of(dataclasses.replace(trained, variables=lost)))
     reply = testclient.TestClient(app, base_url="http://127.0.0.1").post("/api/upload", content=one)
     assert (reply.status_code, reply.json()) == (400, {"error": "the result is not finite"})
 

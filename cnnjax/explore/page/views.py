@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cnnjax.errors import UserError, visible
 from cnnjax.explore import layers, units, windows
@@ -21,8 +22,8 @@ COLUMN = 7 * 7  # values of a window that are shown one by one
 class Views:
     """The answers of the page for one network."""
 
-    def __init__(self, trained: TrainedModel):
-        self.trained, self.network = trained, Network(trained)
+    def __init__(self, trained: TrainedModel, images: ConfigDict | None = None):
+        self.trained, self.network = trained, Network(trained, images)
         shapes = layers.layer_shapes(trained.model, trained.variables, trained.input_shape)
         self.maps = {name: shape for name, shape in shapes.items() if len(shape) == 3}
 
