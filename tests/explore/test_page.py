@@ -16,12 +16,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import cnnjax
+from cnnjax import ops
 from cnnjax.data import datasets
 from cnnjax.data.augment import views as protocols
 from cnnjax.models import create_model, init_variables
+from cnnjax.models.layers import Conv, Dense
 from cnnjax.runs.loaded import with_data
 from tests import browser
 
@@ -227,6 +230,51 @@ def test_only_the_newest_images_are_kept(trained, one):
     tokens = [shown.upload(one)["id"] for _ in range(network.KEPT_IMAGES + 3)]
     assert len(set(tokens)) == len(tokens)
     assert list(shown.network.uploads) == tokens[3:]
+
+
+class Pools(nn.Module):
+    """Poolings that are no plain means at the borders or anywhere, and a gate of each channel."""
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = Conv(4, 3, name="conv")(image)
+        x = ops.avg_pool(x, 3, 1, 1) + ops.avg_pool(x, 3, 1, padding=1, count_padding=True)
+        x = ops.center_weighted_pool(x, 3, 1, 1)
+        x = ops.l2_pool(x, 2)
+        x = x * nn.sigmoid(Dense(4, name="gate")(ops.global_avg_pool(x)))[:, None, None, :]
+        return Dense(3, name="head")(ops.global_avg_pool(x))
+
+
+def by_hand(kind, found) -> float | None:
+    """What the formula of a value comes to as the page writes it; None if it writes none."""
+    if "terms" not in found:
+        given = found.get("inputs")
+        joined = {"addition": sum, "scaling": np.prod, "ReLU": lambda x: max(0, x[0])}.get(kind)
+        return joined(given) if given and joined else None
+    if "sum" in found:
+        return found["sum"] + (found["bias"] or 0)
+    values = [value for row in found["terms"][0]["values"] for value in row if value is not None]
+    return max(values) if kind == "max pooling" else np.mean(values)
+
+
+def test_the_formula_of_a_value_comes_to_the_value(trained):
+    model, key = Pools(), jax.random.key(1)
+    variables = model.init(key, np.ones((1, 8, 8, 1), np.float32))
+    shown = views.Views(dataclasses.replace(trained, model=model, variables=variables, spec="pools"))
+    kinds = []
+    for number, stage in enumerate(shown.network.rows):
+        height, width = stage.layer.shape[:2] if len(stage.layer.shape) == 3 else (1, 1)
+        for row, column in ((0, 0), (height // 2, width - 1), (height // 2, width // 2)):
+            found = shown.window("s2", number, 1, row, column)
+            if (formula := by_hand(stage.kind, found)) is not None:
+                assert formula == pytest.approx(found["output"], rel=1e-4, abs=1e-5), (
+                    stage.kind,
+                    row,
+                    column,
+                )
+                kinds.append(stage.kind)
+    assert {"convolution", "average pooling", "scaling", "addition", "dense layer"} == set(kinds)
+    assert kinds.count("average pooling") == 3 * 4
 
 
 def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):

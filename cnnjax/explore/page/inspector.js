@@ -169,8 +169,9 @@ function convolved(found, output) {
   const others = found.channels - found.terms.length;
   const sum = found.terms.map((term) => short(term.sum)).join(" + ").replaceAll("+ −", "− ");
   const rest = others > 0 ? ` + ${short(found.rest)} (${others} other inputs)` : "";
-  return [el("p", { className: "formula" }, "y = Σ window × weights + bias = ",
-    `${sum}${rest} + ${short(found.bias)} = `.replaceAll("+ −", "− "), output), ...terms];
+  const [words, bias] = found.bias === null ? ["", ""] : [" + bias", ` + ${short(found.bias)}`];
+  return [el("p", { className: "formula" }, `y = Σ window × weights${words} = `,
+    `${sum}${rest}${bias} = `.replaceAll("+ −", "− "), output), ...terms];
 }
 
 const showFilters = () => busy($("filterspanel"), async (fresh) => {
