@@ -383,6 +383,19 @@ def click(page: browser.Browser, name: str, index: int = 0) -> None:
 QUIET = "!document.querySelector('[aria-busy=true]')"
 
 
+def focus_on(selector: str, index: int = 0) -> str:
+    """Whether an element has the focus."""
+    return f"document.activeElement === document.querySelectorAll('{selector}')[{index}]"
+
+
+def set_value(page: browser.Browser, name: str, value: object) -> None:
+    """Of an input or a select, as a user who leaves it then."""
+    page.run(
+        f"(() => {{ const it = document.querySelector('{name}'); it.focus(); it.value = {json.dumps(value)};"
+        "it.onchange() })()"
+    )
+
+
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
     with served(trained, tmp_path) as page:
@@ -419,6 +432,12 @@ def see_the_opening(page):
 
 def see_a_stage(page):
     """Its maps, filters and best patches; the sum behind a place; arrow keys walk on."""
+    click(page, "#rail .card", 0)
+    page.until(count("#filters button") + " === 2")
+    page.run("document.querySelectorAll('#filters button')[1].focus()")
+    click(page, "#filters button", 1)
+    page.until(f"document.querySelectorAll('#filters button')[1].ariaPressed === 'true' && {QUIET}")
+    assert page.run(focus_on("#filters button", 1))
     click(page, "#rail .card", 4)
     page.until(count("#maps .tile") + " === 3")
     page.until(count("#filters .tile") + " === 2 && " + count("#best figure") + " === 9")
@@ -457,12 +476,26 @@ def see_the_reasons(page):
     click(page, "#run-sanity")
     page.until(count("#sanity figure") + " === 6", 120)
     assert "rank correlation" in page.run(text("verdict")) or "stays" in page.run(text("verdict"))
+    share = (
+        "[...document.querySelectorAll('#predictions li')].find((row) => row.firstChild.textContent === '2')"
+    )
+    share = page.run(f"{share}.querySelector('.share').textContent")
+    set_value(page, "#class", 2)
+    assert page.run(text("verdict")) == page.run(text("probability")) == ""
+    page.until(text("probability") + f" === {json.dumps(share)}", 60)
+    page.until(QUIET, 120)
+    page.run("document.getElementById('run-sanity').click(), document.getElementById('class').value = 0")
+    page.run("document.getElementById('class').onchange()")  # while the layers of class 2 are randomized
+    page.until(QUIET, 120)
+    assert page.run(text("verdict")) == "" and page.run(count("#sanity figure")) == 0
 
 
 def see_two_images_and_the_training(page):
     """Where two images part; a slider over the checkpoints, from before the first step on."""
     click(page, "#tab-compare")
     page.until(count("#similarity .line") + " === 1 && " + count("#differences figure") + " === 3")
+    set_value(page, "#part", 0)
+    page.until(text("differing") + ".startsWith('Units that differ most at stage 0:')")
     click(page, "#others button", 5)
     page.until("document.querySelectorAll('#others button')[5].ariaPressed === 'true'")
     page.until(QUIET)
@@ -486,6 +519,17 @@ def see_the_operations(page):
     assert page.run(text("sum")).endswith(") / 9 = 1")
     click(page, "#m-image td")
     page.until("document.querySelector('#m-convolution td').innerText !== '-0.11'")
+    before = page.run("document.querySelectorAll('#m-image td')[1].innerText")
+    page.run(
+        "(() => { const it = document.querySelectorAll('#m-image td')[1]; it.focus();"
+        "it.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true})) })()"
+    )
+    page.until(QUIET)
+    assert page.run("document.querySelectorAll('#m-image td')[1].innerText") == str(-int(before))
+    assert page.run(focus_on("#m-image td", 1))
+    set_value(page, "#m-kernel input", 7)
+    page.until(QUIET)
+    assert page.run(focus_on("#m-kernel input")) and page.run(count("#m-kernel input")) == 9
     assert page.run(count(".error:not([hidden])")) == 0
 
 
