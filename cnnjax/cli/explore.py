@@ -1,6 +1,5 @@
 """`cnnjax explore` and `report`: pages of trained networks."""
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +34,9 @@ def explore(
     compile_cache.enable()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the page waits for each
     trained = _untrained(**run) or load(**run)
-    trained = dataclasses.replace(trained, config=with_data(trained.config, data, trained.image_shape))
-    server.serve(trained, port, announce=lambda address: print(f"open {address}", file=sys.stderr))
+    images = with_data(trained.config, data, trained.image_shape)
+    page = server.Page.of(trained, images, run["weights"])
+    server.serve(page, port, announce=lambda address: print(f"open {address}", file=sys.stderr))
 
 
 def _untrained(*, workdir: str | None, model: str, weights: str, **others: str) -> "TrainedModel | None":

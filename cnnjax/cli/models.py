@@ -140,8 +140,9 @@ def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
     table = Table("per device", "value", title=title)
     for name in ("memory", "arguments", "results", "aliased", "temporaries"):
         table.add_row(f"{name}, bytes", in_units(getattr(program, name)))
-    table.add_row("FLOPs per step", in_units(program.flops))
-    table.add_row("bytes read and written", in_units(program.bytes_accessed))
+    table.add_row("FLOPs per step, 6 per MAC", in_units(cost.flops))
+    accessed = None if math.isnan(program.bytes_accessed) else program.bytes_accessed
+    table.add_row("bytes read and written", in_units(accessed))
     for kind, (count, wire) in program.by_kind().items():
         table.add_row(f"{count} x {kind}, bytes sent", in_units(wire))
     if not math.isnan(cost.compute):

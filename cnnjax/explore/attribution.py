@@ -277,23 +277,32 @@ def occlusion(
     stride: int,
     fill: float = 0.0,
 ) -> Array:
-    """How far the class logit falls when a square is covered by a value: float32 [B, rows, columns].
+    """How far the class logit falls when a square is covered by a value: float32 [B, H, W].
 
-    The squares of `window` pixels lie at multiples of `stride`, wholly inside the image; the `fill` 0 is the
-    mean colour of normalized images. Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2.
+    The squares of `window` pixels lie at multiples of `stride` and at the far edges, wholly inside the image;
+    a pixel has the mean fall of those that cover it, and 0 if none does. The `fill` 0 is the mean colour of
+    normalized images. Source: Zeiler, Fergus 2013, arXiv:1311.2901, section 4.2; there a square is one place.
     """
     height, width = image.shape[1:3]
     if not 0 < window <= min(height, width) or stride < 1:
         raise UserError(f"window={window}, stride={stride} do not fit into images of {height}x{width}")
     whole = class_logits(model, variables, image, label)
-    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    rows, columns = _covered(height, window, stride), _covered(width, window, stride)
 
-    def fall(corner: Array) -> Array:
-        top, left = corner
-        mask = (rows >= top) & (rows < top + window) & (columns >= left) & (columns < left + window)
+    def fall(square: tuple[Array, Array]) -> Array:
+        mask = square[0][:, None] & square[1][None]
         covered = jnp.where(mask[None, :, :, None], jnp.asarray(fill, image.dtype), image)
         return whole - class_logits(model, variables, covered, label)
 
-    tops, lefts = jnp.arange(0, height - window + 1, stride), jnp.arange(0, width - window + 1, stride)
-    corners = jnp.stack(jnp.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
-    return jax.lax.map(fall, corners).T.reshape(image.shape[0], len(tops), len(lefts))
+    pairs = jnp.repeat(rows, len(columns), axis=0), jnp.tile(columns, (len(rows), 1))
+    falls = jax.lax.map(fall, pairs).T.reshape(image.shape[0], len(rows), len(columns))
+    high, wide = (covered.astype(falls.dtype) for covered in (rows, columns))
+    total = jnp.einsum("brc,rh,cw->bhw", falls, high, wide, precision="highest")
+    return total / jnp.outer(high.sum(0), wide.sum(0)).clip(1)[None]
+
+
+def _covered(size: int, window: int, stride: int) -> Array:
+    """The pixels of an axis under a window at each position, the last at the end: bool [positions, size]."""
+    starts = jnp.array(sorted({*range(0, size - window + 1, stride), size - window}))[:, None]
+    at = jnp.arange(size)[None]
+    return (at >= starts) & (at < starts + window)

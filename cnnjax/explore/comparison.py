@@ -22,6 +22,7 @@ from cnnjax.explore.markup import BREAK, Markup, element, join, page, table
 from cnnjax.explore.report import (
     NUM_IMAGES,
     duration,
+    ended,
     figures,
     gallery,
     page_file,
@@ -140,14 +141,17 @@ def _scores(groups: Sequence[Group]) -> Markup:
     head = ["", "test accuracy %", "macro F1", "test loss", "minutes", "seeds", "parameters"]
     rows, folders = [], []
     for group in groups:
-        tests = [test for run in group.runs if (test := test_scores(run))]
+        tests = [test for run in group.runs if (test := test_scores(run)).get("count")]
         record = group.runs[0].read_json("record.json")
+        done = all(ended(run.read_json("record.json"), run.metrics()) for run in group.runs)
+        lacking = "no test split" if done else "not finished"
         minutes = [metrics[-1].get("seconds", 0) / 60 for run in group.runs if (metrics := run.metrics())]
         accuracy, f1 = [100 * test["accuracy"] for test in tests], [test["macro"]["f1"] for test in tests]
-        scores = [_mean(accuracy, 2), _mean(f1, 4), _mean([test["loss"] for test in tests], 4)]
+        means = [_mean(accuracy, 2), _mean(f1, 4), _mean([test["loss"] for test in tests], 4)]
+        scores = [mean or lacking for mean in means]
         seeds = ", ".join(str(run.config().seed) for run in group.runs)
         params = f"{record.get('model', {}).get('num_params', 0):,}"
-        rows.append([group.name, *scores, _mean(minutes, 1), seeds, params])
+        rows.append([group.name, *scores, _mean(minutes, 1) or lacking, seeds, params])
         folders.append(element("li", f"{group.name}: {', '.join(str(run.path) for run in group.runs)}"))
     data = ", ".join(dict.fromkeys(str(group.fields["data.name"]) for group in groups))
     note = element("p", f"Mean ± standard deviation over seeds, on {data}.")
@@ -155,7 +159,7 @@ def _scores(groups: Sequence[Group]) -> Markup:
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
-    return spread([str(value) for value in values], 1, digits) or "not finished"
+    return spread([str(value) for value in values], 1, digits)
 
 
 def _differences(groups: Sequence[Group]) -> Markup:

@@ -71,7 +71,6 @@ def _page(run: Run, listed: Listed | None) -> str:
 def _summary(
     record: Mapping[str, Any], test: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]
 ) -> Markup:
-    ended = bool(metrics) and metrics[-1]["step"] == record.get("total_steps")
     steps = counted(metrics[-1]["step"], "step") if metrics else "no step yet"
     facts = [f"{steps} in {duration(metrics[-1].get('seconds', 0))}" if metrics else steps]
     facts += [f"{record.get('model', {}).get('num_params', 0):,} parameters", *record.get("devices", ())[:1]]
@@ -80,7 +79,7 @@ def _summary(
     if command := record.get("command"):
         lines.append(element("pre", shlex.join(command), class_="command"))
     if not test.get("count"):
-        state = "finished, without a test split" if ended else "not finished"
+        state = "finished, without a test split" if ended(record, metrics) else "not finished"
         return join(element("p", element("span", state, class_="big")), *lines)
     low, high = interval(round(np.clip(test["accuracy"], 0, 1) * test["count"]), test["count"])
     score = element("span", f"test accuracy {100 * test['accuracy']:.1f} %", class_="big")
@@ -88,6 +87,11 @@ def _summary(
     ema = test.get("ema_accuracy")
     averaged = "" if ema is None else f"; with averaged parameters {100 * ema:.1f} %"
     return join(element("p", score, words, averaged), *lines)
+
+
+def ended(record: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> bool:
+    """Whether a run has made its last step."""
+    return bool(metrics) and metrics[-1]["step"] == record.get("total_steps")
 
 
 def duration(seconds: float) -> str:

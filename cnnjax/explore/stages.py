@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from flax.linen import Module
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
 from cnnjax.explore.layers import Layer, Shape, Trace, Variables, image_struct, module_path, trace, unrolled
 from cnnjax.models.forward import called_name, inner_jaxpr, shape_of
@@ -47,6 +48,18 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Mean:
+    """How an average pooling weighs the pixels of a window, and what each place divides their sum by."""
+
+    weights: np.ndarray  # [kh, kw]
+    divisors: np.ndarray | None = None  # [H, W]; None if the sum is not divided
+
+    def at(self, place: Pair) -> np.ndarray:
+        """The weights of a place, the division in them: [kh, kw]."""
+        return self.weights if self.divisors is None else self.weights / self.divisors[place]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Stage:
     """One step of the forward pass; `layer` is its output, `sources` are the stages that it reads."""
 
@@ -59,6 +72,7 @@ class Stage:
     macs: int = 0
     window: Window | None = None
     kernel: Var | None = None  # of a convolution or a dense layer
+    mean: "Mean | None" = None  # of an average pooling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +93,7 @@ def stages(model: Module, variables: Variables, image_shape: Shape) -> Stages:
     """The stages of the forward pass of one image [H, W, C] in evaluation."""
     with portable():  # in which a pooling is one equation
         traced = trace(unrolled(model), variables, image_struct(image_shape))
-    return Stages(traced, _Reader(traced.jaxpr.jaxpr, variables).read())
+    return Stages(traced, _Reader(traced.jaxpr, variables).read())
 
 
 @dataclasses.dataclass
@@ -97,8 +111,10 @@ class _Value:
 
 
 class _Reader:
-    def __init__(self, jaxpr: Jaxpr, variables: Variables):
+    def __init__(self, closed: ClosedJaxpr, variables: Variables):
+        jaxpr = closed.jaxpr
         self.jaxpr, self.fields = jaxpr, image_fields(jaxpr)
+        self.constants = dict(zip(jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
         self.values: dict[Var, _Value] = {jaxpr.invars[-1]: _Value(frozenset([IMAGE]))}
         self.rows: list[Stage] = []
         self.uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal))
@@ -120,8 +136,11 @@ class _Reader:
                 self._take(index, eqn, inputs)
                 continue
             self.params |= dict.fromkeys(eqn.outvars, frozenset().union(*made_of))
-            if eqn.primitive.name == "convert_element_type" and not isinstance(eqn.invars[0], Literal):
-                self.origin[eqn.outvars[0]] = self.origin.get(eqn.invars[0], eqn.invars[0])
+            first = eqn.invars[0] if eqn.invars else None
+            if eqn.primitive.name == "convert_element_type" and isinstance(first, Var):
+                self.origin[eqn.outvars[0]] = self.origin.get(first, first)
+            if eqn.primitive.name == "broadcast_in_dim" and first in self.constants:
+                self.constants[eqn.outvars[0]] = self.constants[first]
         (out,) = [v for v in self.jaxpr.outvars[:1] if not isinstance(v, Literal)]
         if self.values[out].done - PLAIN:
             self._settle(out, "")
@@ -205,6 +224,7 @@ class _Reader:
             macs=(equation_macs(eqn) or 0) if weighted else 0,
             window=_window(eqn, kind, known[0].padding),
             kernel=self._weights(eqn) if weighted else None,
+            mean=self._mean(eqn) if kind == "average pooling" else None,
         )
         self.rows.append(stage)
         self._outputs(eqn, len(self.rows) - 1, index)
@@ -214,12 +234,25 @@ class _Reader:
         weights = eqn.invars[1]
         return None if isinstance(weights, Literal) else self.origin.get(weights, weights)
 
+    def _mean(self, eqn: JaxprEqn) -> Mean | None:
+        weights = self._constant(eqn)
+        return None if weights is None or weights.ndim != 2 else Mean(weights)
+
+    def _constant(self, eqn: JaxprEqn) -> np.ndarray | None:
+        """The second operand, if it is an array that the program holds."""
+        operand = eqn.invars[1] if len(eqn.invars) > 1 else None
+        return self.constants.get(operand) if isinstance(operand, Var) else None
+
     def _extend(self, number: int, index: int, eqn: JaxprEqn) -> None:
         """The stage ends with this equation."""
         if len(shape := shape_of(eqn.outvars[0])) == len(self.rows[number].layer.shape) + 1:
             layer = dataclasses.replace(self.rows[number].layer, shape=shape[1:], index=index)
             field = self.fields.get(eqn.outvars[0])
             self.rows[number] = dataclasses.replace(self.rows[number], layer=layer, field=field)
+        mean, divisors = self.rows[number].mean, self._constant(eqn)
+        if mean and divisors is not None and eqn.primitive.name == "div":
+            mean = dataclasses.replace(mean, divisors=divisors.reshape(divisors.shape[1:3]))
+            self.rows[number] = dataclasses.replace(self.rows[number], mean=mean)
         self._outputs(eqn, number, index)
 
     def _outputs(self, eqn: JaxprEqn, number: int, index: int) -> None:

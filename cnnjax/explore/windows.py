@@ -53,6 +53,16 @@ def pooled(stage: Stage, looked: Looked) -> float:
     return float(reduce(looked.values))
 
 
+def kernel_of_mean(stage: Stage, looked: Looked, place: Place) -> np.ndarray | None:
+    """The kernel [kh, kw, 1, C] of an average pooling at a place; None of a plain mean without padding."""
+    if stage.mean is None:
+        return None
+    weights, inside = stage.mean.at(place), ~np.isnan(looked.values[..., 0])
+    if np.allclose(weights, 1 / inside.sum()):
+        return None
+    return np.repeat(weights[:, :, None, None], stage.layer.shape[-1], axis=3)
+
+
 def size_rule(stage: Stage, before: tuple[int, ...]) -> str:
     """How the height and width of the output follow from those of the map before, with the numbers put in."""
     if (window := stage.window) is None:

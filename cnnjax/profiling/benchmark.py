@@ -32,10 +32,11 @@ from cnnjax.training.steps import (
 
 Figures = dict[str, object]  # by name: numbers and words, and more of these
 DTYPES = ("float32", "bfloat16")
-# What a profiled operation is, by the innermost JAX function that made it; the first match counts.
+# What a profiled operation is, by the JAX functions that made it, of convolutions and dense layers by the
+# innermost, whose modules convert and add biases too; the first match counts.
 KINDS = {
-    "convolution": r"conv_general_dilated|conv",
-    "dense": r"dot_general",
+    "convolution": r"conv(?!ert)[^/]*$",
+    "dense": r"(dot_general|dense)[^/]*$",
     "pooling": r"pool|reduce_window|select_and",
     "normalization": r"norm|rsqrt",
     "optimizer": r"optimizer|trace|adam|scale_by",
@@ -72,19 +73,18 @@ class TrainBench:
 
     def step(self) -> None:
         """Runs one step to its end."""
-        self.state, metrics = self._step(self.state)
-        jax.block_until_ready((self.state, metrics))
+        self._start()
+        self._wait()
 
     def rate(self, seconds: float) -> float:
         """Images a second over at least so many seconds, and at least two steps."""
-        start, steps = time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - start < seconds:
-            self.state, metrics = self._step(self.state)
-            steps += 1
-            if steps % 8 == 0:
-                metrics.loss.block_until_ready()  # bounds the steps that wait on the device
-        jax.block_until_ready((self.state, metrics))
-        return steps * self.batch_size / (time.perf_counter() - start)
+        return measure(self._start, seconds, self.batch_size, wait=self._wait)["images_per_second"]
+
+    def _start(self) -> None:
+        self.state, self._metrics = self._step(self.state)
+
+    def _wait(self) -> None:
+        jax.block_until_ready((self.state, self._metrics))
 
     def shares(self, steps: int = 3) -> dict[str, float]:
         """The share of the step's time that each kind of operation takes, largest first."""
@@ -100,8 +100,7 @@ class TrainBench:
         for event in (event for plane in planes for line in plane.lines for event in line.events):
             name = str(dict(event.stats).get("hlo_op", ""))
             if name and not event.name.startswith("end:"):
-                kinds = (kind for kind, made in KINDS.items() if re.search(made, origin.get(name, name)))
-                spent[next(kinds, "element-wise and copies")] += event.duration_ns
+                spent[kind_of(origin.get(name, name))] += event.duration_ns
         return {kind: ns / spent.total() for kind, ns in spent.most_common()}
 
 
@@ -134,13 +133,9 @@ def bench_train(
     for _ in range(cpu.SETTLING_STEPS):
         bench.step()
     bench.rate(min(seconds, 1.0))
-    device = jax.devices()[0]
 
     def measured(seconds: float) -> Round:
-        rate = bench.rate(seconds)
-        # The device's peak where it keeps count, else that of this process.
-        peak = (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
-        return {"images_per_second": rate, "peak_memory_bytes": peak}
+        return {"images_per_second": bench.rate(seconds), "peak_memory_bytes": _peak_memory()}
 
     work = Work("train", spec, batch_size, dtype, bench.image_shape, bench.num_classes)
     ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
@@ -150,7 +145,7 @@ def bench_train(
         "compile_seconds": round(bench.compile_seconds, 2),
         "first_step_seconds": round(bench.first_step_seconds, 2),
         "cpu_kernels": cpu.status(),
-        "device": device.device_kind,
+        "device": jax.devices()[0].device_kind,
         "shares": {kind: round(share, 3) for kind, share in bench.shares().items()},
         **compared(rows),
     }
@@ -202,7 +197,7 @@ def bench_predict(
     work = Work(
         "predict", trained.spec, batch_size, dtype, trained.image_shape, len(trained.class_names), file=file
     )
-    measured = functools.partial(measure, call, batch_size=batch_size)
+    measured = functools.partial(measure, call, batch_size=batch_size, peak=_peak_memory)
     ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
     return {
         **{"model": trained.spec, "dtype": dtype, "batch": batch_size},
@@ -212,6 +207,17 @@ def bench_predict(
         "device": jax.devices()[0].device_kind,
         **compared(rows),
     }
+
+
+def kind_of(origin: str) -> str:
+    """What an operation is, by the names of the functions that it comes from."""
+    kinds = (kind for kind, made in KINDS.items() if re.search(made, origin))
+    return next(kinds, "element-wise and copies")
+
+
+def _peak_memory() -> int:
+    """The first device's peak where it keeps count, else that of this process."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
 
 
 def compared(rows: Mapping[str, process.Row]) -> Figures:

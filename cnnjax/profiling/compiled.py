@@ -56,7 +56,7 @@ class Program:
     results: int
     temporaries: int
     aliased: int
-    flops: float  # this and the next are XLA's own counts
+    flops: float  # this and the next are XLA's own counts, NaN if they are not of the whole program
     bytes_accessed: float
     collectives: tuple[Collective, ...]
 
@@ -87,6 +87,8 @@ def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Progra
     """Reads a compiled program; `layers` are the module paths by which collectives are grouped."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     assert memory, "the backend tells the memory of what it compiles"
+    text = compiled.as_text() or ""
+    cost = cost if _counts_all(text) else {}
     return Program(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes,
@@ -94,8 +96,16 @@ def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Progra
         aliased=memory.alias_size_in_bytes,
         flops=cost.get("flops", math.nan),
         bytes_accessed=cost.get("bytes accessed", math.nan),
-        collectives=tuple(collectives(compiled.as_text() or "", layers)),
+        collectives=tuple(collectives(text, layers)),
     )
+
+
+def _counts_all(text: str) -> bool:
+    """Whether XLA's counts are of all layers: to it a loop runs once, and a kernel of cnnjax does nothing."""
+    times = _times(computations := _computations(text))
+    looped = "\n".join(line for name, n in times.items() if n > 1 for line in computations.get(name, ()))
+    kernels = 'custom_call_target="cnnjax_' in text
+    return not kernels and not re.search(r" (?:convolution|dot|custom-call)\(", looped)
 
 
 def layer_paths(params: Collection) -> set[str]:

@@ -36,14 +36,16 @@ DEEP_STACKS = f"--xla_internal_thread_stack_size_bytes={2**30} --default_thread_
 class Forecast:
     """A compiled step and, for a chip with known figures, the seconds that it should take (else NaN).
 
-    `compute` is the larger of FLOPs over peak and XLA's count of bytes over memory bandwidth; for a GPU it is
-    the FLOPs alone, as the program was compiled for CPUs. `network` is the time of all collectives in
-    sequence, at the published rate, `input` the time to read a batch. The efficiency of many chips relative
-    to one ranges from `efficiency_alone` (nothing is hidden behind the computation) to `efficiency_hidden`
-    (all that fits is). A real computation takes longer, which hides more.
+    `flops` are those of a step on one device: 6 for each multiply-add of the network and image, 2 forward and
+    4 backward. `compute` is the larger of these over peak and XLA's count of bytes over memory bandwidth; for
+    a GPU, whose program was compiled for CPUs, and where XLA has no count, it is the FLOPs alone. `network`
+    is the time of all collectives in sequence, at the published rate, `input` the time to read a batch. The
+    efficiency of many chips relative to one ranges from `efficiency_alone` (nothing is hidden behind the
+    computation) to `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
     """
 
     program: Program
+    flops: float
     num_devices: int
     compile_seconds: float
     compute: float = math.nan
@@ -125,11 +127,12 @@ def forecast(
     seconds = time.perf_counter() - start
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     reading = config.batch_size / input_rate if input_rate else math.nan
-    found = Forecast(program, experiment.mesh.size, seconds, input=reading, batch_size=config.batch_size)
+    size, known = experiment.mesh.size, {"input": reading, "batch_size": config.batch_size}
+    found = Forecast(program, experiment.flops * config.batch_size / size, size, seconds, **known)
     if chip is None:
         return found
-    compute = program.flops / chip.flops
-    if len(sides) > 1:  # compiled for this very chip
+    compute = found.flops / chip.flops
+    if len(sides) > 1 and not math.isnan(program.bytes_accessed):  # compiled for this very chip
         compute = max(compute, program.bytes_accessed / chip.memory_bandwidth)
     network = sum(each.count * collective_seconds(each, chip, sides) for each in program.collectives)
     return dataclasses.replace(found, compute=compute, network=network)
@@ -164,19 +167,19 @@ def model_memory(
 
 
 def facts(found: Forecast) -> dict[str, object]:
-    """A forecast as plain numbers, for JSON and CSV; None if the chip has no figures."""
+    """A forecast as plain numbers, for JSON and CSV; None if the chip, or XLA, has no figures."""
     program = found.program
     predicted = {"compute_seconds": found.compute, "network_seconds": found.network}
     slowest, at_least = found.slowest
     predicted |= {"input_seconds": found.input, "step_seconds": at_least}
     predicted |= {"efficiency_alone": found.efficiency_alone, "efficiency_hidden": found.efficiency_hidden}
+    predicted |= {"xla_flops": program.flops, "bytes_accessed": program.bytes_accessed}
     return {
         "devices": found.num_devices,
         "memory_bytes": program.memory,
         "argument_bytes": program.arguments,
         "temporary_bytes": program.temporaries,
-        "flops": program.flops,
-        "bytes_accessed": program.bytes_accessed,
+        "flops": found.flops,
         "collectives": {kind: {"count": n, "bytes_sent": b} for kind, (n, b) in program.by_kind().items()},
         "layers": {layer: {"count": n, "bytes_sent": b} for layer, (n, b) in program.by_layer().items()},
         "slowest": slowest or None,

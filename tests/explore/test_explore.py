@@ -10,7 +10,7 @@ from flax import linen as nn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cnnjax.errors import UserError
-from cnnjax.explore import attribution, faithfulness, landscape, layers, pictures, plots, units
+from cnnjax.explore import attribution, explain, faithfulness, landscape, layers, pictures, plots, units
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.layers import Conv, Dense
 from cnnjax.training import metrics
@@ -344,13 +344,42 @@ def test_guided_gradient_replaces_every_relu(tiny, image):
     assert not np.allclose(found, plain)
 
 
+class Watcher(nn.Module):
+    """Its logits are the sums over 2 x 2 pixels at `place`, and nothing else."""
+
+    place: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        top, left = self.place
+        seen = image[:, top : top + 2, left : left + 2, 0].sum((1, 2))
+        return jnp.stack([seen, -seen], -1)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (9, 4), (4, 13), (7, 7), (17, 16), (18, 18)])
+def test_occlusion_is_hot_where_the_network_looks_and_nowhere_else(place):
+    """Also in the far corner, which the squares at multiples of 2 of 3 pixels do not reach by themselves."""
+    image, label = jnp.ones((1, 20, 20, 1)), jnp.array([0])
+    heat = np.asarray(explain.OF_PIXELS["occlusion"](Watcher(place), {}, image, label))[0]
+    assert heat.shape == (20, 20)
+    rows, columns = np.indices(heat.shape)
+    middle = [(heat * at).sum() / heat.sum() for at in (rows, columns)]
+    np.testing.assert_allclose(middle, np.add(place, 0.5), atol=0.75)
+    assert heat[place[0] : place[0] + 2, place[1] : place[1] + 2].max() == heat.max() > 0
+    reached = np.argwhere(heat > 0)
+    assert (reached.min(0) > np.array(place) - 3).all() and (reached.max(0) < np.array(place) + 4).all()
+
+
 def test_occlusion_is_the_fall_of_the_logit(tiny, image):
     model, variables = tiny
     found = attributed(attribution.occlusion, model, variables, image, window=4, stride=4, fill=0.5)
-    assert found.shape == (2, 3, 3)
+    assert found.shape == (2, 12, 12)
     covered = image.at[:, 4:8, 8:12].set(0.5)
     whole, less = (attributed(attribution.class_logits, model, variables, x) for x in (image, covered))
-    np.testing.assert_allclose(found[:, 1, 2], whole - less, rtol=1e-3, atol=1e-5)
+    expected = np.broadcast_to((whole - less)[:, None, None], (2, 4, 4))
+    np.testing.assert_allclose(found[:, 4:8, 8:12], expected, rtol=1e-3, atol=1e-5)
+    apart = attributed(attribution.occlusion, model, variables, image, window=1, stride=7, fill=0.5)
+    assert (np.asarray(apart != 0).any((1, 2)).all()) and not np.asarray(apart)[:, 1:7].any()
     with pytest.raises(UserError, match="window=13"):
         attribution.occlusion(model, variables, image, LABEL, window=13, stride=1)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -15,18 +16,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import cnnjax
+from cnnjax import ops
 from cnnjax.data import datasets
+from cnnjax.data.augment import views as protocols
 from cnnjax.models import create_model, init_variables
+from cnnjax.models.layers import Conv, Dense
+from cnnjax.runs.loaded import with_data
 from tests import browser
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
 import uvicorn
 
 from cnnjax.cli import explore
-from cnnjax.explore.page import network, operations, server, views
+from cnnjax.explore.page import network, operations, server, training, views
 
 SCRIPT = "\n".join(path.read_text() for path in sorted(Path(server.__file__).parent.glob("*.js")))
 
@@ -38,7 +44,7 @@ def trained(tiny_run):
 
 @pytest.fixture(scope="module")
 def app(trained):
-    return server.make_app(trained)
+    return server.make_app(server.Page.of(trained))
 
 
 @pytest.fixture
@@ -226,6 +232,118 @@ def test_only_the_newest_images_are_kept(trained, one):
     assert list(shown.network.uploads) == tokens[3:]
 
 
+class Pools(nn.Module):
+    """Poolings that are no plain means at the borders or anywhere, and a gate of each channel."""
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = Conv(4, 3, name="conv")(image)
+        x = ops.avg_pool(x, 3, 1, 1) + ops.avg_pool(x, 3, 1, padding=1, count_padding=True)
+        x = ops.center_weighted_pool(x, 3, 1, 1)
+        x = ops.l2_pool(x, 2)
+        x = x * nn.sigmoid(Dense(4, name="gate")(ops.global_avg_pool(x)))[:, None, None, :]
+        return Dense(3, name="head")(ops.global_avg_pool(x))
+
+
+def by_hand(kind, found) -> float | None:
+    """What the formula of a value comes to as the page writes it; None if it writes none."""
+    if "terms" not in found:
+        given = found.get("inputs")
+        joined = {"addition": sum, "scaling": np.prod, "ReLU": lambda x: max(0, x[0])}.get(kind)
+        return joined(given) if given and joined else None
+    if "sum" in found:
+        return found["sum"] + (found["bias"] or 0)
+    values = [value for row in found["terms"][0]["values"] for value in row if value is not None]
+    return max(values) if kind == "max pooling" else np.mean(values)
+
+
+def test_the_formula_of_a_value_comes_to_the_value(trained):
+    model, key = Pools(), jax.random.key(1)
+    variables = model.init(key, np.ones((1, 8, 8, 1), np.float32))
+    shown = views.Views(dataclasses.replace(trained, model=model, variables=variables, spec="pools"))
+    kinds = []
+    for number, stage in enumerate(shown.network.rows):
+        height, width = stage.layer.shape[:2] if len(stage.layer.shape) == 3 else (1, 1)
+        for row, column in ((0, 0), (height // 2, width - 1), (height // 2, width // 2)):
+            found = shown.window("s2", number, 1, row, column)
+            if (formula := by_hand(stage.kind, found)) is not None:
+                assert formula == pytest.approx(found["output"], rel=1e-4, abs=1e-5), (
+                    stage.kind,
+                    row,
+                    column,
+                )
+                kinds.append(stage.kind)
+    assert {"convolution", "average pooling", "scaling", "addition", "dense layer"} == set(kinds)
+    assert kinds.count("average pooling") == 3 * 4
+
+
+def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
+    """A folder lists its images by class."""
+    for label in "012":
+        (tmp_path / "test" / label).mkdir(parents=True)
+        for i in range(12):
+            (tmp_path / "test" / label / f"{i}.png").write_bytes(encoded(np.full((8, 8), 9 * i, np.uint8)))
+    config = with_data(trained.config, f"folder:{tmp_path}", trained.image_shape)
+    tests = network.Tests.of(trained, config, 9)
+    assert [tests.labels.count(label) for label in range(3)] == [3, 3, 3]
+
+
+@pytest.fixture
+def raw_and_averaged(trained, tmp_path):
+    """A copy of a run: after 3 steps only the raw weights are the trained ones, later only the average."""
+    path = tmp_path / "run"
+    shutil.copytree(trained.name, path)
+    start = views.Views(trained), training.Training(views.Views(trained))
+    ends = (trained.variables, start[1]._variables(0))
+    trees = {3: ends, trained.step: ends[::-1]}
+
+    def read(self, step):
+        raw, average = (jax.tree.map(np.asarray, tree) for tree in trees[step])
+        return {"state": {**raw, "ema": average}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Checkpoints, "read", read)
+        patch.setattr(training.Checkpoints, "steps", lambda self: sorted(trees))
+        yield dataclasses.replace(trained, name=str(path)), trees
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("protocol", ["center", "mirror"])
+def test_each_checkpoint_predicts_with_its_own_weights(raw_and_averaged, weights, protocol):
+    trained, trees = raw_and_averaged
+    looks = protocols.parse(protocol, trained.augment, trained.image_shape)
+    trained = dataclasses.replace(trained, protocol=looks)
+    told = training.Training(views.Views(trained), weights)
+    image = told.views.network.image("s1")
+    for step, (raw, average) in trees.items():
+        variables = jax.tree.map(np.asarray, average if weights == "ema" else raw)
+        (right,) = dataclasses.replace(trained, variables=variables).predict(image, batch_size=1)
+        found = {row["class"]: row["probability"] for row in told.step(step, "s1", 0)["predictions"]}
+        assert found == pytest.approx(dict(right.top), abs=1e-5)
+
+
+def test_each_curve_of_a_long_run_is_thinned_on_its_own(trained, tmp_path):
+    shutil.copytree(trained.name, tmp_path / "run")
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 5000)]
+    for epoch in range(1, 8):  # of rows that no even step over all of them would meet
+        rows.insert(700 * epoch + 5, {"step": 700 * epoch, "validation_loss": 1.0 / epoch})
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "run" / "metrics.jsonl").write_text(lines + "\n")
+    told = training.Training(views.Views(dataclasses.replace(trained, name=str(tmp_path / "run"))))
+    curves = told.run()["curves"]
+    assert [step for step, _ in curves["validation_loss"]] == list(range(700, 5000, 700))
+    assert len(curves["loss"]) == training.CURVE_POINTS and curves["loss"][-1][0] == 4999
+
+
+def test_other_images_are_not_what_a_network_was_trained_on(trained, tiny_data):
+    other = with_data(None, tiny_data, trained.image_shape)
+    for config, learned, data in ((trained.config, True, tiny_data), (None, False, "")):
+        shown = views.Views(dataclasses.replace(trained, config=config, name=trained.spec), other)
+        told = shown.model()
+        assert (told["learned"], told["data"]) == (learned, data)
+        assert shown.samples()["own"]
+
+
 @contextlib.contextmanager
 def served(trained, tmp_path):
     """A browser on the page, as a user starts it on a free port; with nothing written into the run folder."""
@@ -265,6 +383,19 @@ def click(page: browser.Browser, name: str, index: int = 0) -> None:
 QUIET = "!document.querySelector('[aria-busy=true]')"
 
 
+def focus_on(selector: str, index: int = 0) -> str:
+    """Whether an element has the focus."""
+    return f"document.activeElement === document.querySelectorAll('{selector}')[{index}]"
+
+
+def set_value(page: browser.Browser, name: str, value: object) -> None:
+    """Of an input or a select, as a user who leaves it then."""
+    page.run(
+        f"(() => {{ const it = document.querySelector('{name}'); it.focus(); it.value = {json.dumps(value)};"
+        "it.onchange() })()"
+    )
+
+
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
     with served(trained, tmp_path) as page:
@@ -301,6 +432,12 @@ def see_the_opening(page):
 
 def see_a_stage(page):
     """Its maps, filters and best patches; the sum behind a place; arrow keys walk on."""
+    click(page, "#rail .card", 0)
+    page.until(count("#filters button") + " === 2")
+    page.run("document.querySelectorAll('#filters button')[1].focus()")
+    click(page, "#filters button", 1)
+    page.until(f"document.querySelectorAll('#filters button')[1].ariaPressed === 'true' && {QUIET}")
+    assert page.run(focus_on("#filters button", 1))
     click(page, "#rail .card", 4)
     page.until(count("#maps .tile") + " === 3")
     page.until(count("#filters .tile") + " === 2 && " + count("#best figure") + " === 9")
@@ -339,12 +476,26 @@ def see_the_reasons(page):
     click(page, "#run-sanity")
     page.until(count("#sanity figure") + " === 6", 120)
     assert "rank correlation" in page.run(text("verdict")) or "stays" in page.run(text("verdict"))
+    share = (
+        "[...document.querySelectorAll('#predictions li')].find((row) => row.firstChild.textContent === '2')"
+    )
+    share = page.run(f"{share}.querySelector('.share').textContent")
+    set_value(page, "#class", 2)
+    assert page.run(text("verdict")) == page.run(text("probability")) == ""
+    page.until(text("probability") + f" === {json.dumps(share)}", 60)
+    page.until(QUIET, 120)
+    page.run("document.getElementById('run-sanity').click(), document.getElementById('class').value = 0")
+    page.run("document.getElementById('class').onchange()")  # while the layers of class 2 are randomized
+    page.until(QUIET, 120)
+    assert page.run(text("verdict")) == "" and page.run(count("#sanity figure")) == 0
 
 
 def see_two_images_and_the_training(page):
     """Where two images part; a slider over the checkpoints, from before the first step on."""
     click(page, "#tab-compare")
     page.until(count("#similarity .line") + " === 1 && " + count("#differences figure") + " === 3")
+    set_value(page, "#part", 0)
+    page.until(text("differing") + ".startsWith('Units that differ most at stage 0:')")
     click(page, "#others button", 5)
     page.until("document.querySelectorAll('#others button')[5].ariaPressed === 'true'")
     page.until(QUIET)
@@ -368,6 +519,17 @@ def see_the_operations(page):
     assert page.run(text("sum")).endswith(") / 9 = 1")
     click(page, "#m-image td")
     page.until("document.querySelector('#m-convolution td').innerText !== '-0.11'")
+    before = page.run("document.querySelectorAll('#m-image td')[1].innerText")
+    page.run(
+        "(() => { const it = document.querySelectorAll('#m-image td')[1]; it.focus();"
+        "it.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true})) })()"
+    )
+    page.until(QUIET)
+    assert page.run("document.querySelectorAll('#m-image td')[1].innerText") == str(-int(before))
+    assert page.run(focus_on("#m-image td", 1))
+    set_value(page, "#m-kernel input", 7)
+    page.until(QUIET)
+    assert page.run(focus_on("#m-kernel input")) and page.run(count("#m-kernel input")) == 9
     assert page.run(count(".error:not([hidden])")) == 0
 
 
@@ -488,7 +650,7 @@ def test_every_reply_carries_the_headers(client, method):
 
 def test_an_error_of_the_program_carries_the_headers_too(trained, monkeypatch):
     monkeypatch.setattr(operations, "example", lambda *given: 1 / 0)
-    app = server.make_app(trained)
+    app = server.make_app(server.Page.of(trained))
     asking = testclient.TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     reply = asking.get("/api/example?picture=9&filter=loop")
     assert reply.status_code == 500
@@ -498,7 +660,7 @@ def test_an_error_of_the_program_carries_the_headers_too(trained, monkeypatch):
 def test_a_network_that_knows_nothing_is_told(trained, one):
     """NaN is no JSON."""
     lost = jax.tree.map(lambda x: x * float("nan"), trained.variables)
-    app = server.make_app(dataclasses.replace(trained, variables=lost))
+    app = server.make_app(server.Page.of(dataclasses.replace(trained, variables=lost)))
     reply = testclient.TestClient(app, base_url="http://127.0.0.1").post("/api/upload", content=one)
     assert (reply.status_code, reply.json()) == (400, {"error": "the result is not finite"})
 

@@ -191,6 +191,19 @@ def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     comparison.compare([copy, tiny_run], tmp_path / "both.html")
 
 
+@pytest.mark.parametrize("left_out", [{"test.json"}, {"test.json", "metrics.jsonl"}])
+def test_a_run_without_a_test_split_is_finished(left_out, tiny_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    for name in left_out | {"predictions.npz"}:
+        (copy / name).unlink(missing_ok=True)
+    words = ["no test split", "not finished"][len(left_out) - 1]
+    written = comparison.compare([copy], tmp_path / "one.html").read_text()
+    assert {word for word in ("no test split", "not finished") if word in written} == {words}
+    alone = report.write(copy).read_text()
+    assert ("finished, without a test split" in alone) == ("metrics.jsonl" not in left_out)
+
+
 @pytest.mark.parametrize("again", ["{}", "{}/", "{}/../{.name}"])
 def test_a_run_is_not_compared_with_itself(again, tiny_run, tmp_path):
     """However its folder is spelled: nothing would differ, or a seed would count twice."""

@@ -14,7 +14,7 @@ from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
 from cnnjax.profiling import input_pipeline
-from cnnjax.profiling.benchmark import TrainBench, bench_train
+from cnnjax.profiling.benchmark import TrainBench, bench_train, kind_of
 from experiments.cpu_speed import bench_ops
 from experiments.data_speed import listing as data_listing
 from experiments.data_speed import run as data_speed
@@ -39,6 +39,27 @@ def test_the_step_trains():
     before = int(bench.state.step)
     assert bench.rate(0.0) > 0
     assert int(bench.state.step) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("origin", "kind"),
+    [
+        ("jit(step)/jvp(Net)/conv1/conv_general_dilated", "convolution"),
+        ("jit(step)/transpose(jvp(Net))/conv2/cnnjax_conv_kernel_gradient", "convolution"),
+        ("jit(step)/jvp(Net)/conv1/convert_element_type", "element-wise and copies"),
+        ("jit(step)/transpose(jvp(Net))/conv1/cnnjax_channel_sum", "element-wise and copies"),
+        ("jit(step)/convert_element_type", "element-wise and copies"),
+        ("jit(step)/jvp(Net)/dense1/convert_element_type", "element-wise and copies"),
+        ("jit(step)/jvp(Net)/dense1/dot_general", "dense"),
+        ("jit(step)/jvp(Net)/head/cnnjax_dense", "dense"),
+        ("jit(step)/jvp(Net)/norm1/norm1._normalize/mul", "normalization"),
+        ("jit(step)/jvp()/cnnjax_max_pool", "pooling"),
+        ("convolution.3", "convolution"),  # of XLA, without a name of JAX
+        ("convert.3", "element-wise and copies"),
+    ],
+)
+def test_what_an_operation_is_follows_from_what_made_it(origin, kind):
+    assert kind_of(origin) == kind
 
 
 @pytest.mark.parametrize(

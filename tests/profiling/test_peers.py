@@ -1,7 +1,12 @@
 """Peers are processes: they take turns with ours, and whatever becomes of one is a row that says so."""
 
 import importlib.util
+import itertools
+import os
+import sys
 import time
+from types import ModuleType
+from unittest import mock
 
 import pytest
 
@@ -9,7 +14,7 @@ from cnnjax.errors import UserError
 from cnnjax.profiling.benchmark import bench_train
 from cnnjax.profiling.peers import process
 from cnnjax.profiling.peers.process import FRAMEWORKS, Framework, alternate, best, named
-from cnnjax.profiling.peers.serve import Work, measure, peak_resident
+from cnnjax.profiling.peers.serve import AHEAD, Work, measure, peak_resident
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,44 @@ def test_what_is_not_installed_or_unknown_is_told(sums, monkeypatch):
         named("sums", "predict")
     with pytest.raises(UserError, match="unknown --against 'tensorflow'"):
         named("tensorflow,sums", "predict")
+
+
+def test_steps_that_run_on_a_device_are_waited_for_now_and_then_and_at_the_end():
+    """As ours are; the device's own peak of memory counts."""
+    told: list[str] = []
+    found = measure(lambda: told.append("call"), 0.001, 4, wait=lambda: told.append("wait"), peak=lambda: 7)
+    waits = [i for i, word in enumerate(told) if word == "wait"]
+    assert [b - a - 1 for a, b in itertools.pairwise([-1, *waits])][:2] == [AHEAD, AHEAD]
+    assert told[-1] == "wait" and found["images_per_second"] > 0
+    assert found.keys() == {"images_per_second", "peak_memory_bytes"} and found["peak_memory_bytes"] == 7
+
+
+class Stub(ModuleType):
+    """A framework that is not here: whatever is asked of it can be called, and what that gets is kept."""
+
+    def __getattr__(self, name):
+        made = mock.MagicMock(name=name)
+        setattr(self, name, made)
+        return made
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_peer_uses_the_cores_that_this_process_may_use(name, monkeypatch):
+    own = f"{process.HERE}.{name}"
+    for module in ("torch", "onnxruntime", "openvino", f"{process.HERE}.torch", own):
+        monkeypatch.setitem(sys.modules, module, Stub(module))
+    del sys.modules[own]  # imported anew; what was there before comes back at the end
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 4, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    peer = importlib.import_module(own)
+    session = sys.modules["onnxruntime"].InferenceSession
+    session.return_value.get_inputs.return_value = [mock.MagicMock()]
+    peer.build(Work("predict", "any", 4, "int8", (8, 8, 3), 10, file="net.onnx"))
+    if name == "onnxruntime":
+        assert session.call_args.args[1].intra_op_num_threads == 3
+    else:
+        compiled = sys.modules["openvino"].Core.return_value.compile_model
+        assert compiled.call_args.args[2]["INFERENCE_NUM_THREADS"] == 3
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, process.TORCH)), reason="needs the extra `peers`")

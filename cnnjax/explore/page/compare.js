@@ -1,6 +1,6 @@
 // Two images side by side: where in the network they part, and by which units.
 
-import { $, ask, bars, busy, chart, el, on, picture, short, state, title } from "/dom.js";
+import { $, ask, bars, busy, chart, el, fill, on, picture, short, sized, state, title } from "/dom.js";
 import { thumbnails } from "/images.js";
 
 let other = null, stage = null;
@@ -21,6 +21,7 @@ const compare = () => busy($("partpanel"), async (fresh) => {
   const found = await ask("compare", { id: state.image.id, other: other.id });
   if (!fresh()) return;
   stage ??= state.model.stages.findLastIndex((row) => row.shape.length === 3);
+  $("part").value = stage;
   const points = found.similarity.map((value, i) => [i, value]);
   $("similarity").replaceChildren(chart([{ points, color: "var(--accent)" }], {
     x: "stage; click to see its units", y: "cosine similarity", low: Math.min(0, ...found.similarity), high: 1, mark: stage,
@@ -40,6 +41,8 @@ const differences = () => busy($("unitspanel"), async (fresh) => {
 });
 
 export function start() {
+  fill($("part"), state.model.stages.map((row, i) => `${i} ${title(row)}, ${sized(row.shape)}`));
+  $("part").onchange = () => { stage = Number($("part").value); compare(); };
   const first = () => {
     if (!$("others").children.length) $("others").replaceChildren(...thumbnails(state.samples ?? [], showOther));
     if (state.image) $("oneimage").src = state.image.image;

@@ -86,6 +86,13 @@ export function fill(select, names, values = names.map((_, i) => i)) {
   select.replaceChildren(...names.map((name, i) => new Option(name, values[i])));
 }
 
+// Replaces what is inside; if it had the focus, what takes its place gets it.
+export function replace(root, ...children) {
+  const inside = () => [...root.querySelectorAll("button")], at = inside().indexOf(document.activeElement);
+  root.replaceChildren(...children);
+  if (at >= 0) (inside()[at]?.disabled === false ? inside()[at] : root.querySelector("button:enabled"))?.focus();
+}
+
 export function bars(rows) {
   return rows.map((row) => {
     const bar = el("span", { className: "bar" });

@@ -1,6 +1,6 @@
 // One stage close up: its maps, its filters, what a unit likes best, and how one value came about.
 
-import { $, ask, busy, compact, el, emit, on, picture, short, sized, state, title } from "/dom.js";
+import { $, ask, busy, compact, el, emit, on, picture, replace, short, sized, state, title } from "/dom.js";
 
 let maps = null, at = null, waiting = null, filterPage = 0;
 const stage = () => state.model.stages[state.stage];
@@ -46,13 +46,13 @@ function grid(found) {
 
 function pager(root, first, shown, total, turn) {
   const size = 64, last = Math.ceil(total / size) - 1, page = Math.floor(first / size);
-  if (last < 1) return root.replaceChildren();
+  if (last < 1) return replace(root);
   const button = (text, to, name) => {
     const made = el("button", { onclick: () => turn(to), disabled: to < 0 || to > last }, text);
     made.setAttribute("aria-label", name);
     return made;
   };
-  root.replaceChildren(button("‹", page - 1, "page before"),
+  replace(root, button("‹", page - 1, "page before"),
     el("span", {}, `${first} to ${first + shown - 1} of ${total}`), button("›", page + 1, "next page"));
 }
 
@@ -169,8 +169,9 @@ function convolved(found, output) {
   const others = found.channels - found.terms.length;
   const sum = found.terms.map((term) => short(term.sum)).join(" + ").replaceAll("+ −", "− ");
   const rest = others > 0 ? ` + ${short(found.rest)} (${others} other inputs)` : "";
-  return [el("p", { className: "formula" }, "y = Σ window × weights + bias = ",
-    `${sum}${rest} + ${short(found.bias)} = `.replaceAll("+ −", "− "), output), ...terms];
+  const [words, bias] = found.bias === null ? ["", ""] : [" + bias", ` + ${short(found.bias)}`];
+  return [el("p", { className: "formula" }, `y = Σ window × weights${words} = `,
+    `${sum}${rest}${bias} = `.replaceAll("+ −", "− "), output), ...terms];
 }
 
 const showFilters = () => busy($("filterspanel"), async (fresh) => {
@@ -181,7 +182,7 @@ const showFilters = () => busy($("filterspanel"), async (fresh) => {
   const all = found.of === "all", [height, width, channels, count] = found.size;
   $("filtersof").textContent = all ? `All ${count} filters of ${height} × ${width} × ${channels}`
     : `Filter of unit ${state.unit}: ${height} × ${width} weights for each of ${channels} inputs`;
-  $("filters").replaceChildren(...found.filters.map((address, i) => {
+  replace($("filters"), ...found.filters.map((address, i) => {
     const number = found.first + i, name = `${all ? "unit" : "input"} ${number}`;
     const made = el(all ? "button" : "span", { className: "tile", title: name }, picture(address, name));
     if (all) { made.onclick = () => pick(number); made.setAttribute("aria-pressed", number === state.unit); }

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS
-from cnnjax.data.sources.source import Source
+from cnnjax.data.sources.source import Source, evenly_spaced
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
 from cnnjax.explore.layers import Variables
@@ -45,15 +46,15 @@ class Seen:
 class Network:
     """See above; safe to use from several threads."""
 
-    def __init__(self, trained: TrainedModel):
-        self.trained = trained
+    def __init__(self, trained: TrainedModel, images: ConfigDict | None = None):
+        self.trained, self._images = trained, images or trained.config
         self.stages = stages(trained.model, trained.variables, trained.input_shape)
         self.uploads: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self.last = ""  # the image that was looked at last
         self.lock, self.slow = threading.Lock(), threading.Lock()  # of a forward pass; of what takes seconds
         self._searching = threading.Lock()
         self._seen: collections.OrderedDict[str, Seen] = collections.OrderedDict()
-        self._forward = jax.jit(self._values)
+        self._forward, self._looks = jax.jit(self._values), jax.jit(self._averaged)
 
     @property
     def rows(self) -> list[Stage]:
@@ -103,7 +104,7 @@ class Network:
         picture = self.trained.picture(image[None])[0]
         inputs, probabilities, values = jax.device_get(self._forward(variables, image[None]))
         if self.trained.protocol.views:  # averages several looks at the image
-            probabilities = self.trained.predict(image, batch_size=1)[0].probabilities
+            probabilities = np.asarray(self._looks(variables, image[None]))[0]
         return Seen(picture, inputs, probabilities, values)
 
     def _compile(self) -> None:
@@ -118,12 +119,17 @@ class Network:
         floats = [value[0].astype(jnp.float32) for value in values]
         return inputs[0].astype(jnp.float32), jax.nn.softmax(logits)[0], floats
 
+    def _averaged(self, variables: Variables, images: Array) -> Array:
+        """Probabilities as `TrainedModel.predict` gives them, with these variables."""
+        apply = functools.partial(self.trained.model.apply, variables)
+        return jax.nn.softmax(self.trained.protocol(lambda image: jnp.asarray(apply(image)), images))
+
     @functools.cached_property
     def tests(self) -> "Tests":
-        """Test images of the network's data set, or a stand-in's."""
+        """Test images of the data set that was asked for, of the network's own, or of a stand-in."""
         macs = max(sum(stage.macs for stage in self.rows), 1)
         most = int(min(PEAK_IMAGES, max(BATCH, PEAK_MACS / macs // BATCH * BATCH)))
-        return Tests.of(self.trained, most)
+        return Tests.of(self.trained, self._images, most)
 
     @functools.cached_property
     def _peaks(self) -> list[Peaks]:
@@ -180,15 +186,18 @@ class Tests:
     own: bool  # whether the labels are the network's
 
     @classmethod
-    def of(cls, trained: TrainedModel, most: int) -> "Tests":
-        """At most so many of the run's test split; UserError if it cannot be read."""
-        source = _own_images(trained)
-        count = min(most, len(stand_in := source or datasets.load(STAND_IN, "test")))
-        rows = [stand_in[i] for i in range(count)]
-        images = np.stack([trained.fit(row["image"], f"test image {i}") for i, row in enumerate(rows)])
+    def of(cls, trained: TrainedModel, images: ConfigDict | None, most: int) -> "Tests":
+        """At most so many of a data set's test split; UserError if it cannot be read.
+
+        They are evenly spaced: the images of a folder are sorted by class.
+        """
+        source = _own_images(trained, images)
+        stand_in = source or datasets.load(STAND_IN, "test")
+        rows = [stand_in[i] for i in evenly_spaced(len(stand_in), most)]
+        fitted = np.stack([trained.fit(row["image"], f"test image {i}") for i, row in enumerate(rows)])
         labels = [int(row["label"]) for row in rows]
         names = trained.class_names if source else tuple(stand_in.class_names)
-        return cls(stand_in.name, images, labels, names, source is not None)
+        return cls(stand_in.name, fitted, labels, names, source is not None)
 
     @functools.cached_property
     def samples(self) -> list[int]:
@@ -208,10 +217,10 @@ class Tests:
         return self.class_names[self.labels[self.samples[int(number)]]]
 
 
-def _own_images(trained: TrainedModel) -> Source | None:
-    """The test split of the run's data set, or its first; None without a data set."""
+def _own_images(trained: TrainedModel, config: ConfigDict | None) -> Source | None:
+    """The test split of the data set that a config names, or its first; None without a data set."""
     known = trained.class_names, trained.image_shape, trained.recipe
-    if not (config := trained.config):
+    if not config:
         return None
     splits = datasets.official_splits(config.data.name, config.data.dir or None)
     return load_split(config, "test" if "test" in splits else splits[0], *known)

@@ -6,14 +6,17 @@ import { shade } from "/inspector.js";
 const sheet = { image: [], kernel: [], found: {} };
 const number = (id) => Number($(id).value);
 
+// Fills a table with numbers; its cells stay, and with them the focus, while their number is the same.
 function draw(id, rows, cell) {
-  const limit = Math.max(1e-9, ...rows.flat().map(Math.abs));
-  $(id).replaceChildren(...rows.map((row, r) => el("tr", {}, ...row.map((value, c) => {
-    const made = el("td", {});
+  const limit = Math.max(1e-9, ...rows.flat().map(Math.abs)), table = $(id);
+  if (table.rows.length !== rows.length || table.rows[0]?.cells.length !== rows[0]?.length) {
+    table.replaceChildren(...rows.map((row) => el("tr", {}, ...row.map(() => el("td")))));
+  }
+  rows.forEach((row, r) => row.forEach((value, c) => {
+    const made = table.rows[r].cells[c];
     shade(made, value, limit);
     cell(made, value, r, c);
-    return made;
-  }))));
+  }));
 }
 
 const written = (cell, value) => { cell.textContent = `${+value.toFixed(2)}`; };
@@ -76,12 +79,19 @@ const told = {
 function redraw() {
   draw("m-image", sheet.image, (cell, value, r, c) => {
     written(cell, value);
+    cell.tabIndex = 0;
     cell.onclick = () => { sheet.image[r][c] = -value; redraw(); };
+    cell.onkeydown = (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      cell.click();
+    };
   });
   draw("m-kernel", sheet.kernel, (cell, value, r, c) => {
-    const input = el("input", { value, ariaLabel: `weight ${r} ${c}` });
+    if (!cell.firstChild) cell.append(el("input", { ariaLabel: `weight ${r} ${c}` }));
+    const input = cell.firstChild;
+    input.value = value;
     input.onchange = () => { sheet.kernel[r][c] = Number(input.value) || 0; redraw(); };
-    cell.append(input);
   });
   return compute();
 }

@@ -38,6 +38,7 @@ const showOne = (name) => busy(cards[name], async (fresh) => {
   const start = performance.now(), of = key();
   const found = await ask("heat", asked(name));
   if (!fresh() || of !== key()) return;
+  $("probability").textContent = percent(found.probability);
   cards[name].querySelector("img").src = found.image;
   const other = found.method === name ? "" : `empty here; ${METHODS[found.method][0]} stands in. `;
   cards[name].querySelector("p").textContent = `${other}${METHODS[name][1]}`;
@@ -50,6 +51,7 @@ async function show() {
   drawn = {};
   $("curves").replaceChildren();
   $("sanity").replaceChildren();
+  $("verdict").textContent = $("probability").textContent = "";
   for (const made of Object.values(cards)) made.querySelector("img").removeAttribute("src");
   for (const name of Object.keys(cards)) {
     if (shownFor !== now) return;
@@ -84,9 +86,10 @@ function drawCurves() {
 }
 
 const sanity = () => busy($("sanitypanel"), async (fresh) => {
-  const found = await ask("sanity", asked(chosen));
-  if (!fresh()) return;
-  const original = cards[chosen].querySelector("img").src;
+  const of = key(), method = chosen;
+  const found = await ask("sanity", asked(method));
+  if (!fresh() || of !== key()) return;
+  const original = cards[method].querySelector("img").src;
   const figure = (address, name, value) => el("figure", {}, picture(address, name), el("figcaption", {}, name, el("br"), el("b", {}, value)));
   $("sanity").replaceChildren(figure(original, "trained", "1.00"),
     ...found.rows.map((row) => figure(row.image, `+ ${row.module}`, row.correlation.toFixed(2))));
@@ -105,6 +108,6 @@ export function start() {
   $("class").onchange = $("layer").onchange = show;
   $("run-curves").onclick = curves;
   $("run-sanity").onclick = sanity;
-  on("image", (image) => { $("class").value = image.predictions[0].label; $("probability").textContent = percent(image.predictions[0].probability); show(); });
+  on("image", (image) => { $("class").value = image.predictions[0].label; show(); });
   on("tab", show);
 }

@@ -44,10 +44,11 @@ class Reasons:
         return method, heat
 
     def heat(self, token: str, label: int, method: str, layer: str) -> Answer:
-        """The image with the heat map of a class over it."""
+        """The image with the heat map of a class over it, and the probability of that class."""
         used, heat = self._heat(token, label, method, layer)
-        picture = self.network.seen(token).picture
-        return {"image": png(plots.blend(picture, heat, strength=0.65)), "method": used}
+        seen = self.network.seen(token)
+        image = png(plots.blend(seen.picture, heat, strength=0.65))
+        return {"image": image, "method": used, "probability": float(seen.probabilities[label])}
 
     def curves(self, token: str, label: int, method: str, layer: str) -> Answer:
         """The class probability as the hottest pixels are deleted and inserted, and the means of both."""

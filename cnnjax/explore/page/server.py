@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h11
 import uvicorn
+from ml_collections import ConfigDict
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -83,15 +84,17 @@ class Page:
     training: Training
 
     @classmethod
-    def of(cls, trained: TrainedModel) -> "Page":
-        """The page of a network, nothing of it compiled yet."""
-        views = Views(trained)
-        return cls(views, Reasons(views.network), Training(views))
+    def of(cls, trained: TrainedModel, images: ConfigDict | None = None, weights: str = "raw") -> "Page":
+        """The page of a network, nothing of it compiled yet.
+
+        `images` names other test images than the run's, `weights` the kind that a run was asked for.
+        """
+        views = Views(trained, images)
+        return cls(views, Reasons(views.network), Training(views, weights))
 
 
-def make_app(trained: TrainedModel, page: Page | None = None) -> ASGIApp:
+def make_app(page: Page) -> ASGIApp:
     """The application, one route for each answer."""
-    page = page or Page.of(trained)
     views, reasons, training = page.views, page.reasons, page.training
     image: dict[str, type] = {"id": str}
     reason: dict[str, type] = {"id": str, "class": int, "method": str, "layer": str}
@@ -237,10 +240,9 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(trained: TrainedModel, port: int, announce: Callable[[str], None]) -> None:
+def serve(page: Page, port: int, announce: Callable[[str], None]) -> None:
     """Serves on a port of 127.0.0.1, 0 for a free one, until interrupted; announces its address."""
-    page = Page.of(trained)
-    app = make_app(trained, page)
+    app = make_app(page)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -3,13 +3,15 @@
 import { $, ask, bars, busy, chart, el, fill, legend, on, picture, short, sized, state, title } from "/dom.js";
 
 let run = null, playing = null;
-const kept = new Map();
+const KEPT = 100, kept = new Map(); // answers, the oldest first
 
 async function at(index) {
   const step = run.steps[index].step, stage = $("watched").value;
   const name = `${step}/${state.image.id}/${stage}`;
-  if (!kept.has(name)) kept.set(name, await ask("step", { step, id: state.image.id, stage }));
-  return kept.get(name);
+  const found = kept.get(name) ?? await ask("step", { step, id: state.image.id, stage });
+  kept.set(name, found);
+  if (kept.size > KEPT) kept.delete(kept.keys().next().value);
+  return found;
 }
 
 function curves(step) {

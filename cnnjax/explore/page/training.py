@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.data.sources.source import evenly_spaced
 from cnnjax.errors import UserError, by_name
 from cnnjax.explore.layers import Variables
 from cnnjax.explore.page.operations import Answer
@@ -14,17 +15,19 @@ from cnnjax.explore.page.views import Views, filters_of
 from cnnjax.models import init_variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
+from cnnjax.runs.pretrained import IN_A_RUN
 from cnnjax.training.steps import run_init
 
-CURVE_POINTS = 400  # rows of metrics.jsonl that are drawn
+CURVE_POINTS = 400  # of each curve that are drawn
 CURVES = ("loss", "accuracy", "validation_loss", "validation_accuracy")
 
 
 class Training:
     """The answers about the run that the network comes from; without one they are a UserError."""
 
-    def __init__(self, views: Views):
+    def __init__(self, views: Views, weights: str = "raw"):
         self.views, self.trained, self._lock = views, views.trained, threading.Lock()
+        self.weights = weights if weights in IN_A_RUN else "raw"  # of a source, or a run's folder
 
     @functools.cached_property
     def _run(self) -> Run:
@@ -42,23 +45,21 @@ class Training:
     def run(self) -> Answer:
         """The checkpoints, and the curves of the run."""
         checkpoints = Checkpoints(self._run.path / "checkpoints")
-        rows = [row for row in self._run.metrics() if {*CURVES} & row.keys()]
-        rows = rows[:: -(-len(rows) // CURVE_POINTS) or 1]
-        curves = {
-            name: [[row["step"], row[name]] for row in rows if np.isfinite(row.get(name, np.nan))]
-            for name in CURVES
-        }
+        rows, curves = self._run.metrics(), {}
+        for name in CURVES:
+            points = [[row["step"], row[name]] for row in rows if np.isfinite(row.get(name, np.nan))]
+            if points:
+                curves[name] = [points[i] for i in evenly_spaced(len(points), CURVE_POINTS)]
         steps = [{"step": step, "metrics": checkpoints.metrics(step)} for step in self._steps().values()]
-        return {"steps": steps, "curves": {name: points for name, points in curves.items() if points}}
+        return {"steps": steps, "curves": curves}
 
-    @functools.lru_cache(maxsize=64)  # noqa: B019, one object lives as long as its process
+    @functools.lru_cache(maxsize=3)  # noqa: B019, one object lives as long as its process
     def _variables(self, step: int) -> Variables:
-        """Those of a checkpoint, or of the seed for the start."""
+        """Those of a checkpoint, raw or averaged as the page was asked for, or of the seed for the start."""
         if step == 0 and (config := self.trained.config) is not None:
             key, shape = jax.random.key(config.seed), self.trained.input_shape
             return run_init(functools.partial(init_variables, self.trained.model, key, shape))
-        state = Checkpoints(self._run.path / "checkpoints").read(step)["state"]
-        tree = {"params": state["params"], "batch_stats": state.get("batch_stats") or {}}
+        _, tree = Checkpoints(self._run.path / "checkpoints").variables(str(step), self.weights)
         return jax.tree.map(jnp.asarray, tree)
 
     def step(self, step: int, token: str, stage: int) -> Answer:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cnnjax.errors import UserError, visible
 from cnnjax.explore import layers, units, windows
@@ -21,8 +22,8 @@ COLUMN = 7 * 7  # values of a window that are shown one by one
 class Views:
     """The answers of the page for one network."""
 
-    def __init__(self, trained: TrainedModel):
-        self.trained, self.network = trained, Network(trained)
+    def __init__(self, trained: TrainedModel, images: ConfigDict | None = None):
+        self.trained, self.network = trained, Network(trained, images)
         shapes = layers.layer_shapes(trained.model, trained.variables, trained.input_shape)
         self.maps = {name: shape for name, shape in shapes.items() if len(shape) == 3}
 
@@ -167,14 +168,15 @@ class Views:
         if at.window and before.ndim == 3 and (kernel is not None or at.kind != "convolution"):
             weights = None if kernel is None else np.asarray(kernel)
             looked = windows.look(at.window, before, weights, unit, (row, column))
+            if (means := windows.kernel_of_mean(at, looked, (row, column))) is not None:
+                looked = windows.look(at.window, before, means, unit, (row, column))
             return answer | self._looked(at, looked, unit)
         if kernel is not None and before.ndim == 1:
             return answer | self._dense(at, before, np.asarray(kernel)[:, unit], unit)
-        if value.ndim == 3 and before.shape == value.shape:
-            parts = [seen.inputs if each == IMAGE else seen.values[each] for each in at.sources]
-            answer["inputs"] = [
-                float(x[row % x.shape[0], column % x.shape[1], unit]) for x in parts if x.ndim == 3
-            ]
+        parts = [seen.inputs if each == IMAGE else seen.values[each] for each in at.sources]
+        maps = [x if x.ndim == 3 else x[None, None] for x in parts]  # a gate of each channel is a vector
+        if value.ndim == 3 and all(x.shape in (value.shape, (1, 1, value.shape[2])) for x in maps):
+            answer["inputs"] = [float(x[row % x.shape[0], column % x.shape[1], unit]) for x in maps]
         return answer
 
     def _bias(self, stage: Stage, unit: int) -> float:
@@ -202,7 +204,8 @@ class Views:
         ]
         rest = float(sums.sum() - sums[few].sum())
         others = {"channels": len(sums), "rest": rest, "sum": float(sums.sum())}
-        return answer | others | {"terms": terms, "bias": self._bias(stage, unit)}
+        bias = None if stage.kernel is None else self._bias(stage, unit)  # a pooling has none
+        return answer | others | {"terms": terms, "bias": bias}
 
     def _dense(self, stage: Stage, before: np.ndarray, weights: np.ndarray, unit: int) -> Answer:
         parts = before * weights

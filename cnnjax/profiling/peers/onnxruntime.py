@@ -1,13 +1,13 @@
 """ONNX Runtime on a CPU: PyTorch's net as an ONNX file; in int8 the file that cnnjax exports."""
 
 import io
-import os
 from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
 import torch
 
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.profiling.peers.serve import Unable, Work, serve
 from cnnjax.profiling.peers.torch import Whole
 
@@ -17,7 +17,7 @@ def build(work: Work) -> Callable[[], object]:
         raise Unable(f"no {work.dtype} on a CPU")
     images = np.random.default_rng(0).integers(0, 256, (work.batch_size, *work.shape), np.uint8)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = num_cores()
     network: str | bytes = work.file
     if work.dtype == "float32":
         file = io.BytesIO()

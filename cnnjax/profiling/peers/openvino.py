@@ -1,12 +1,12 @@
 """OpenVINO: PyTorch's net converted, or in int8 what cnnjax exports; all cores for one batch at a time."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
 import openvino
 import torch
 
+from cnnjax.data.sources.sets import num_cores
 from cnnjax.profiling.peers.serve import Work, serve
 from cnnjax.profiling.peers.torch import Whole
 
@@ -24,7 +24,7 @@ def build(work: Work) -> Callable[[], object]:
     hints = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[work.dtype],
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": os.cpu_count(),
+        "INFERENCE_NUM_THREADS": num_cores(),
     }
     compiled = openvino.Core().compile_model(model, "CPU", hints)
     return lambda: compiled(images)[0]

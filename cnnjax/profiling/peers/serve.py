@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import os
 import resource
 import statistics
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 
 WARM_UP = 1  # call after the first that is not measured
+AHEAD = 8  # steps that may wait on a device
 Round = dict[str, float]  # what one measurement gives
 
 
@@ -31,16 +33,39 @@ class Work:
     file: str = ""  # of int8: the network as ONNX with QuantizeLinear, float32 [B, H, W, C] -> logits
 
 
-def serve(version: str, build: Callable[[Work], Callable[[], object]]) -> None:
-    """Speaks with `process.Peer`; `build` returns one step, or one batch, done when it returns."""
+def peak_resident() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    try:
+        with open("/proc/self/status") as lines:  # getrusage counts what the process was forked from
+            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def serve(
+    version: str,
+    build: Callable[[Work], Callable[[], object]],
+    *,
+    wait: Callable[[], object] | None = None,
+    peak: Callable[[], int] = peak_resident,
+) -> None:
+    """Speaks with `process.Peer`; `build` returns one step, or one batch.
+
+    A batch is done when it returns; so is a step, unless `wait` waits for what runs on a device. `peak` is
+    as in `measure`.
+    """
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a framework prints is no answer
     fields = json.loads(sys.argv[1])
     work = Work(**fields | {"shape": tuple(fields["shape"])})
+    wait = wait if work.kind == "train" else None
     start = time.perf_counter()
     try:
         call = build(work)
         call()
+        if wait:
+            wait()
         first = time.perf_counter() - start
         for _ in range(WARM_UP):
             call()
@@ -51,31 +76,33 @@ def serve(version: str, build: Callable[[Work], Callable[[], object]]) -> None:
         return
     print(json.dumps({"version": version, "first_seconds": round(first, 2)}), file=out)
     for line in sys.stdin:
-        print(json.dumps(measure(call, float(line), work.batch_size)), file=out)
+        print(json.dumps(measure(call, float(line), work.batch_size, wait=wait, peak=peak)), file=out)
 
 
-def measure(call: Callable[[], object], seconds: float, batch_size: int) -> Round:
-    """Images per second over at least so many seconds and two calls; milliseconds of the median call and of
-    the slowest in a hundred; the process's peak of memory in bytes."""
+def measure(
+    call: Callable[[], object],
+    seconds: float,
+    batch_size: int,
+    *,
+    wait: Callable[[], object] | None = None,
+    peak: Callable[[], int] = peak_resident,
+) -> Round:
+    """Images per second over at least so many seconds and two calls, and the peak of memory in bytes.
+
+    Without `wait`, also milliseconds of the median call and of the slowest in a hundred. With it a call only
+    starts its work, and every `AHEAD` calls and at the end `wait` waits for all of it.
+    """
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 2 or times[-1] - start < seconds:
         call()
+        if wait and len(times) % AHEAD == AHEAD - 1:
+            wait()
         times.append(time.perf_counter())
-    spent = sorted(b - a for a, b in zip([start, *times[:-1]], times, strict=True))
-    return {
-        "images_per_second": len(times) * batch_size / (times[-1] - start),
-        "p50_ms": 1e3 * statistics.median(spent),
-        "p99_ms": 1e3 * spent[min(len(spent) - 1, int(0.99 * len(spent)))],
-        "peak_memory_bytes": peak_resident(),
-    }
-
-
-def peak_resident() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    try:
-        with open("/proc/self/status") as lines:  # getrusage counts what the process was forked from
-            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    if wait:
+        wait()
+    total, spent = time.perf_counter() - start, sorted(map(operator.sub, times, [start, *times[:-1]]))
+    slow = spent[min(len(spent) - 1, int(0.99 * len(spent)))]
+    calls = {} if wait else {"p50_ms": 1e3 * statistics.median(spent), "p99_ms": 1e3 * slow}
+    rate = {"images_per_second": len(times) * batch_size / total}
+    return {**rate, **calls, "peak_memory_bytes": peak()}

@@ -54,8 +54,6 @@ def step(work: Work) -> Callable[[], object]:
             loss = functional.cross_entropy(model(image), label)
         loss.backward()
         optimizer.step()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
 
     return run
 
@@ -74,4 +72,5 @@ def predict(work: Work) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    serve(torch.__version__, build)
+    cuda = {"wait": torch.cuda.synchronize, "peak": torch.cuda.max_memory_reserved}
+    serve(torch.__version__, build, **(cuda if DEVICE == "cuda" else {}))
