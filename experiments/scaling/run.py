@@ -72,7 +72,7 @@ def measure(net: str, topology: str) -> dict[str, object]:
         "memory_gib": round(found["memory_bytes"] / 2**30, 3),
         "state_gib": round(found["argument_bytes"] / 2**30, 3),
         "temporary_gib": round(found["temporary_bytes"] / 2**30, 3),
-        "tflops": round(found["flops"] / 1e12, 4),
+        "tflops": round(found["xla_flops"] / 1e12, 4),
         "gbytes_accessed": round(found["bytes_accessed"] / 1e9, 3),
         "all_reduces": reduced["count"],
         "all_reduce_mbytes": round(reduced["bytes_sent"] / 1e6, 3),
