@@ -65,6 +65,11 @@ class BadImage(UserError):
     """One image that cannot be used, and may be left out where the user says so."""
 
 
+def extra(name: str) -> str:
+    """How to install an extra of this package, whose name no package index has."""
+    return f"pip install -e '.[{name}]' in a checkout of cnnjax"
+
+
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     """The error for a `what` ("model") outside a closed set: it lists the set and names the nearest one."""
     names = sorted(map(str, allowed))

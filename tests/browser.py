@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -45,6 +46,8 @@ class Browser:
         os.write(self._send, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
+                ready, _, _ = select.select([self._receive], [], [], 120)
+                assert ready, f"{method}: no answer"
                 chunk = os.read(self._receive, 1 << 20)
                 assert chunk, "the browser has gone"
                 self._rest += chunk

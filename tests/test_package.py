@@ -1,10 +1,13 @@
 """What an installation that is no checkout consists of: the wheel, and the sdist it can be built from."""
 
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
+from cnnjax.runs.trackers import TRACKERS
 from tests import ROOT
 
 
@@ -33,3 +36,15 @@ def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(tmp_path):
     listed = (tmp_path / "cnnjax.egg-info" / "SOURCES.txt").read_text().splitlines()
     sdist = {name.removeprefix("./") for name in listed}
     assert package | configs | {"setup.py", "pyproject.toml", "README.md"} <= sdist
+
+
+def test_texts_name_extras_of_this_package_and_ask_no_index_for_it():
+    """No index has it: the command would fail, or install what another has put there under its name."""
+    files = {
+        folder: files_in_git(folder) for folder in ("cnnjax", "docs", "examples", "experiments", "notebooks")
+    }
+    texts = {name: (ROOT / name).read_text(errors="ignore") for name in {"README.md"}.union(*files.values())}
+    assert [name for name, text in texts.items() if re.search(r"'cnnjax\[|pip install cnnjax", text)] == []
+    named = {name for file in files["cnnjax"] for name in re.findall(r"\bextra\('(\w+)'\)", texts[file])}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"onnx", "peers"} <= named and named | TRACKERS.keys() <= extras.keys()

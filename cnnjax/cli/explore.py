@@ -8,7 +8,7 @@ from typing import Annotated as Flag
 from cnnjax.cli.flags import ANY_NUMBER, command
 from cnnjax.cli.predict import load
 from cnnjax.cli.tables import say
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, extra
 
 if TYPE_CHECKING:
     from cnnjax.inference.model import TrainedModel
@@ -30,7 +30,7 @@ def explore(
     try:
         from cnnjax.explore.page import server
     except ImportError as error:
-        raise UserError(f"the page needs {error.name}; pip install 'cnnjax[explore]'") from None
+        raise UserError(f"the page needs {error.name}; {extra('explore')}") from None
     compile_cache.enable()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the page waits for each
     trained = _untrained(**run) or load(**run)

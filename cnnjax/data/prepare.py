@@ -18,7 +18,7 @@ from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_fac
 from cnnjax.data.sources.sets import check_shapes, num_cores
 from cnnjax.data.sources.source import Source, listed
 from cnnjax.data.statistics import Moments, moments
-from cnnjax.errors import BadImage, UserError, unknown
+from cnnjax.errors import BadImage, UserError, extra, unknown
 
 # Its progress is shown as it comes; the standard output has the error alone, whole.
 PREPARE_TFDS = """
@@ -152,7 +152,7 @@ def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
 def prepare_tfds(name: str, data_dir: Path) -> None:
     """Downloads and prepares a TFDS data set as ArrayRecord, in a process of its own that has TensorFlow."""
     if not importlib.util.find_spec("tensorflow"):
-        needed = "needs TensorFlow (training does not): pip install 'cnnjax[prepare]'"
+        needed = f"needs TensorFlow (training does not): {extra('prepare')}"
         raise UserError(f"preparing tfds:{name} {needed}")
     command = [sys.executable, "-c", PREPARE_TFDS, name, str(data_dir)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

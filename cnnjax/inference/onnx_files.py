@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from cnnjax.data.recipe import Recipe
-from cnnjax.errors import UserError, one_line
+from cnnjax.errors import UserError, extra, one_line
 from cnnjax.ops.portable import portable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def convert(function: Callable[..., jax.Array], inputs: Sequence[object], advice
     try:
         from jax2onnx import to_onnx
     except ImportError as error:
-        raise UserError(f"format onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
+        raise UserError(f"format onnx needs {error.name}; {extra('onnx')}") from None
     logging.disable(logging.WARNING)  # the converter reports each of its plugins
     try:
         with portable():
@@ -38,7 +38,7 @@ def convert(function: Callable[..., jax.Array], inputs: Sequence[object], advice
         versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
         raise UserError(
             f"format onnx: {versions} cannot convert this network ({one_line(error, 160)}); {advice}"
-            "or compatible versions: pip install 'cnnjax[onnx]'"
+            f"or compatible versions: {extra('onnx')}"
         ) from None
     finally:
         logging.disable(logging.NOTSET)
@@ -49,7 +49,7 @@ def load(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("format onnx is checked with onnxruntime; pip install 'cnnjax[onnx]'") from None
+        raise UserError(f"format onnx is checked with onnxruntime; {extra('onnx')}") from None
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda image: session.run(None, {name: image})[0]

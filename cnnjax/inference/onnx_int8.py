@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.files import scratch_folder
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, extra
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -38,7 +38,7 @@ def quantize(file: Path, images: np.ndarray, batch_size: int) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
-        raise UserError(f"dtype=int8: format onnx needs {error.name}; pip install 'cnnjax[onnx]'") from None
+        raise UserError(f"dtype=int8: format onnx needs {error.name}; {extra('onnx')}") from None
     onnxruntime.set_default_logger_severity(3)  # errors: of each constant that folding leaves it warns
     logging.disable(logging.WARNING)
     try:

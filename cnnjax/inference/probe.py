@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.sources.source import Source
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, extra
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.loaded import with_data
@@ -66,7 +66,7 @@ def probe(
     try:
         import sklearn  # noqa: F401 - asked for before the images are read
     except ImportError:
-        raise UserError("a probe needs scikit-learn; pip install 'cnnjax[probe]'") from None
+        raise UserError(f"a probe needs scikit-learn; {extra('probe')}") from None
     sources = [open_images(trained, data, split) for split in ("train", "test")]
     (features, labels), (others, wanted) = (pooled(trained, each, layer, batch_size) for each in sources)
     names = sources[0].class_names

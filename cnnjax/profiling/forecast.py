@@ -1,6 +1,6 @@
 """Predicts what a training step needs on other hardware, by compiling it without running it.
 
-XLA's own compiler for TPUs comes with `pip install 'cnnjax[tpu]'` and compiles on any Linux machine.
+XLA's own compiler for TPUs comes with the extra `tpu` and compiles on any Linux machine.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.sources.source import ArraySource, Source, numbered_names
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, extra, unknown
 from cnnjax.models import variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
@@ -92,8 +92,7 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, .
 
 def _tpus(name: str) -> Sequence[jax.Device]:
     if not importlib.util.find_spec("libtpu"):
-        needed = "needs the compiler for TPUs: pip install 'cnnjax[tpu]' (on Linux)"
-        raise UserError(f"--topology={name} {needed}")
+        raise UserError(f"--topology={name} needs the compiler for TPUs, on Linux: {extra('tpu')}")
     from jax.experimental import topologies
 
     # It asks the cloud's metadata server what machine it runs on, unless told that there is none.

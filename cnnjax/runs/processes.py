@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed
 
-from cnnjax.errors import UserError, one_line, visible
+from cnnjax.errors import UserError, extra, one_line, visible
 from cnnjax.runs import node, signals
 
 HUNG = 4  # exit code
@@ -67,9 +67,7 @@ def _detection(coordinator: str | None) -> str | None:
     others = any(name in os.environ for name in ("SLURM_PROCID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_ID"))
     pod = "KUBERNETES_SERVICE_HOST" in os.environ and not others
     if pod and not importlib.util.find_spec("kubernetes"):
-        advice = (
-            "pip install 'cnnjax[kubernetes]', or give --coordinator, --process_count and --process_index"
-        )
+        advice = f"{extra('kubernetes')}, or give --coordinator, --process_count and --process_index"
         raise UserError(f"--distributed: this Kubernetes pod lacks the package kubernetes; {advice}")
     return None
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cnnjax.config import Value
 from cnnjax.data.web import offline
-from cnnjax.errors import UserError, by_name, one_line
+from cnnjax.errors import UserError, by_name, extra, one_line
 
 PROJECT = "cnnjax"  # unless the tracker's own variable names another
 SECONDS = 60  # that Weights & Biases may take to send the rest at the end
@@ -144,7 +144,7 @@ def parse(names: str) -> list[str]:
         module, _ = by_name("config.trackers", name, TRACKERS)
         spec = importlib.util.find_spec(module)
         if not spec or not spec.origin:  # a folder of this name is found too, and has none
-            raise UserError(f"config.trackers: {name} is not installed; pip install 'cnnjax[{name}]'")
+            raise UserError(f"config.trackers: {name} is not installed; {extra(name)}")
     return list(dict.fromkeys(chosen))
 
 

@@ -6,7 +6,7 @@
 He et al. 2015 by its public implementation in PyTorch (akamaster/pytorch_resnet_cifar10, 91.73 % on the
 originals): SGD with momentum 0.9 at 0.1, divided by 10 at half and at three quarters, weight decay 0.0001 on
 all, batch 128, padded crops and the mirror, all 50,000 images; the last epoch counts. It needs
-`pip install 'cnnjax[peers]'`.
+`pip install -e '.[peers]'`.
 """
 
 import argparse

@@ -353,13 +353,6 @@ def test_a_warning_is_one_line_without_a_place_in_the_code():
     assert "layer stem/conv has 1 inputs and 0 outputs" in second
 
 
-def test_tensorflow_is_not_installed():
-    from importlib import metadata
-
-    names = {dist.metadata["Name"].lower() for dist in metadata.distributions()}
-    assert not names & {"tensorflow", "tensorflow-cpu"}
-
-
 ALONE = """
 import os, sys
 before = os.getpid(), dict(os.environ)

@@ -183,9 +183,9 @@ def test_a_real_server_answers_to_its_own_address_alone(trained):
         with pytest.raises(OSError):
             socket.create_connection(("127.0.0.2", port), 5).close()
     finally:
-        killer.cancel()
         process.terminate()
         process.wait(20)
+        killer.cancel()
 
 
 def test_uploads_are_limited_in_bytes_and_in_pixels_and_must_be_images(client, monkeypatch):
@@ -360,11 +360,11 @@ def served(trained, tmp_path):
         page.until("document.body.dataset.ready === 'yes'")
         yield page
     finally:
-        killer.cancel()
         if page:
             page.close()
         process.terminate()
         process.wait(20)
+        killer.cancel()
     assert sorted(Path(trained.name).rglob("*")) == before
 
 
@@ -683,7 +683,9 @@ def test_a_model_alone_is_shown_with_random_weights_and_borrowed_images(capsys):
     assert (samples["own"], len(samples["images"])) == (False, 24)
     seen = shown.look("s0")
     assert seen["truth"] == ""
-    assert sum(row["probability"] for row in seen["predictions"]) == pytest.approx(0.5, abs=0.5)
+    likely = [row["probability"] for row in seen["predictions"]]
+    assert len(likely) == 5 and likely == sorted(likely, reverse=True)
+    assert 0.5 <= sum(likely) < 1  # the likelier half of lenet5's ten classes
 
 
 @pytest.mark.parametrize("name", ["nin_cifar", "lenet5", "resnet20_cifar"])

@@ -91,7 +91,8 @@ def test_what_is_not_installed_or_unknown_is_told(sums, monkeypatch):
     assert named(None, "train") == []
     monkeypatch.setitem(FRAMEWORKS, "sums", sums._replace(needs=("numpy", "no_such_module")))
     with pytest.raises(
-        UserError, match=r"^--against=sums needs no_such_module: pip install 'cnnjax\[peers\]'$"
+        UserError,
+        match=r"^--against=sums needs no_such_module: pip install -e '.\[peers\]' in a checkout of cnnjax$",
     ):
         named("sums", "predict")
     with pytest.raises(UserError, match="unknown --against 'tensorflow'"):

@@ -125,7 +125,9 @@ def test_a_pod_without_the_package_that_asks_kubernetes_is_told_the_extra(monkey
     for name in ("SLURM_PROCID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    with pytest.raises(UserError, match=r"pip install 'cnnjax\[kubernetes\]', or give --coordinator"):
+    with pytest.raises(
+        UserError, match=r"pip install -e '.\[kubernetes\]' in a checkout of cnnjax, or give --coordinator"
+    ):
         processes.join(None, None, None, hang_seconds=10)
 
 

@@ -35,23 +35,40 @@ FIELDS = [
 CHECK = "--config.total_epochs=5"
 
 
-def start(workdir: Path, data: str, *, launch: str = "", seconds: int = 120, epochs: str = CHECK):
+@contextlib.contextmanager
+def running(command: list[str], log: Path, env: dict[str, str]):
+    """A process with its output in a file; if it still runs at the end, it and what it started are killed."""
+    with (
+        open(log, "w") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env) as process,
+    ):
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                for pid in (process.pid, *children(process)):  # the launcher first, as it may restart them
+                    os.kill(pid, signal.SIGKILL)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The pids of what it started, where /proc tells."""
+    file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+def launched(workdir: Path, data: str, *, launch: str = "", seconds: int = 120, epochs: str = CHECK):
     """`cnnjax launch` of a tiny run, its output in LOG."""
     command = [sys.executable, "-m", "cnnjax", "launch", "--processes=2", *launch.split()]
     train = ["train", f"--workdir={workdir}", f"--hang_seconds={seconds}", f"--config.data.name={data}"]
     env = {**simulated(2), "PYTHONUNBUFFERED": "1"}
-    with open(workdir.with_suffix(".log"), "w") as log:
-        return subprocess.Popen(
-            [*command, "--", *train, *FIELDS, epochs], stdout=log, stderr=subprocess.STDOUT, env=env
-        )
+    return running([*command, "--", *train, *FIELDS, epochs], workdir.with_suffix(".log"), env)
 
 
 def worker(launcher: subprocess.Popen, index: int) -> int:
     """The pid of one of the processes."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    for pid in children:
+    for pid in children(launcher):
         if f"--process_index={index}" in Path(f"/proc/{pid}/cmdline").read_text():
-            return int(pid)
+            return pid
     raise AssertionError("no such worker")
 
 
@@ -75,10 +92,10 @@ def test_two_processes_train_as_one_though_one_is_killed_and_all_restart(tiny_da
     alone = tmp_path / "alone"
     assert main.run(["train", f"--workdir={alone}", f"--config.data.name={tiny_data}", *FIELDS, CHECK]) == 0
     two = tmp_path / "two"
-    launcher = start(two, tiny_data, launch="--max_restarts=1")
-    wait_for_steps(two, 12, launcher)
-    os.kill(worker(launcher, 1), signal.SIGKILL)
-    assert launcher.wait(timeout=240) == 0, two.with_suffix(".log").read_text()[-3000:]
+    with launched(two, tiny_data, launch="--max_restarts=1") as launcher:
+        wait_for_steps(two, 12, launcher)
+        os.kill(worker(launcher, 1), signal.SIGKILL)
+        assert launcher.wait(timeout=240) == 0, two.with_suffix(".log").read_text()[-3000:]
     log = two.with_suffix(".log").read_text()
     assert "restart 1 of 1" in log and "resuming" in log
 
@@ -105,27 +122,27 @@ def test_two_processes_train_as_one_though_one_is_killed_and_all_restart(tiny_da
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_one_step_and_a_hang_ends_all_with_stacks(tiny_data, tmp_path):
     folder, many = tmp_path / "run", "--config.total_epochs=2000"
-    launcher = start(folder, tiny_data, epochs=many)
-    wait_for_steps(folder, 4, launcher)
-    os.kill(worker(launcher, 1), signal.SIGTERM)
     log = folder.with_suffix(".log")
-    assert launcher.wait(timeout=60) == 143, log.read_text()[-3000:]
+    with launched(folder, tiny_data, epochs=many) as launcher:
+        wait_for_steps(folder, 4, launcher)
+        os.kill(worker(launcher, 1), signal.SIGTERM)
+        assert launcher.wait(timeout=60) == 143, log.read_text()[-3000:]
     said = re.findall(r"process (\d) of 2: SIGTERM: saved step (\d+)", log.read_text())
     assert {index for index, _ in said} == {"0", "1"} and len({step for _, step in said}) == 1
     saved = Checkpoints(folder / "checkpoints")
     assert saved.steps()[-1] == int(said[0][1])
 
     # from there, until one process stands still
-    launcher = start(folder, tiny_data, epochs=many, seconds=25)
-    wait_for_steps(folder, int(said[0][1]) + 5, launcher)
-    stopped = worker(launcher, 1)
-    os.kill(stopped, signal.SIGSTOP)
-    started = time.monotonic()
-    assert launcher.wait(timeout=120) != 0
-    assert time.monotonic() - started < 110
+    with launched(folder, tiny_data, epochs=many, seconds=25) as launcher:
+        wait_for_steps(folder, int(said[0][1]) + 5, launcher)
+        stopped = worker(launcher, 1)
+        os.kill(stopped, signal.SIGSTOP)
+        started = time.monotonic()
+        assert launcher.wait(timeout=120) != 0
+        assert time.monotonic() - started < 110
+        assert not Path(f"/proc/{stopped}").exists()
     text = log.read_text()
     assert "process 0 of 2" in text and "most recent call first" in text
-    assert not Path(f"/proc/{stopped}").exists()
 
 
 MANAGERS = {
@@ -151,22 +168,19 @@ def test_processes_find_each_other_by_what_a_cluster_tells_them(manager, tiny_da
     """The environment is that of `srun` and `mpirun`; the processes are started by hand."""
     number = os.getpid()  # the port is made of it
     train = ["train", "--distributed", f"--workdir={tmp_path / 'run'}", f"--config.data.name={tiny_data}"]
-    running = []
-    for index in range(2):
-        told = {
-            name: value.format(number=number, index=index, job=number * 2**12)
-            for name, value in MANAGERS[manager].items()
-        }
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "cnnjax", *train, *FIELDS, "--config.total_epochs=2"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "JAX_PLATFORMS": "cpu", **told},
-            )
-        )
-    outputs = [process.communicate(timeout=240)[0].decode() for process in running]
-    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)[-3000:]
+    command = [sys.executable, "-m", "cnnjax", *train, *FIELDS, "--config.total_epochs=2"]
+    logs = [tmp_path / f"{index}.log" for index in range(2)]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for index, log in enumerate(logs):
+            told = {
+                name: value.format(number=number, index=index, job=number * 2**12)
+                for name, value in MANAGERS[manager].items()
+            }
+            env = {**os.environ, "JAX_PLATFORMS": "cpu", **told}
+            started.append(stack.enter_context(running(command, log, env)))
+        codes = [process.wait(timeout=240) for process in started]
+    assert codes == [0, 0], "\n".join(log.read_text() for log in logs)[-3000:]
     assert json.loads((tmp_path / "run" / "test.json").read_text())["count"] == 37
     assert len(json.loads((tmp_path / "run" / "record.json").read_text())["devices"]) == 2
 

@@ -47,7 +47,10 @@ def start(data: str, workdir: Path, *more: str) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()  # if it runs on
     return process.returncode, output.decode()
 
 

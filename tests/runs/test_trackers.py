@@ -107,7 +107,7 @@ def test_an_unknown_tracker_and_a_missing_package_are_told_before_the_data_are_r
     assert main.run(["train", "--config.trackers=wandb,tensorbord", "--config.data.name=npz:nowhere"]) == 2
     error = capsys.readouterr().err
     missing = not importlib.util.find_spec("wandb")
-    assert ("'cnnjax[wandb]'" if missing else "(did you mean 'tensorboard'?)") in error
+    assert ("pip install -e '.[wandb]'" if missing else "(did you mean 'tensorboard'?)") in error
     assert error.count("\n") == 1
     with pytest.raises(UserError, match=r"unknown config.trackers 'tensorbord' \(did you mean 'tensorboard'"):
         trackers.parse("tensorbord")
@@ -117,7 +117,7 @@ def test_a_folder_of_a_tracker_is_no_package(tmp_path, monkeypatch):
     monkeypatch.setitem(trackers.TRACKERS, "wandb", ("wandb_of_nobody", trackers.TRACKERS["wandb"][1]))
     (tmp_path / "wandb_of_nobody").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'cnnjax\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install -e '.\[wandb\]'"):
         trackers.parse("wandb")
 
 

@@ -246,7 +246,7 @@ def test_every_config_of_imagenet_compiles_without_its_images(config):
 
 @pytest.mark.slow
 def test_a_step_is_compiled_for_tpus_that_are_not_here(tiny_data):
-    pytest.importorskip("libtpu", reason="pip install 'cnnjax[tpu]'")
+    pytest.importorskip("libtpu", reason="the extra `tpu` is not here")
     flags = ["--config.model=simple_cnn(widths=(8, 8))", "--config.dtype=bfloat16", "--config.batch_size=64"]
     done = subprocess.run(
         [sys.executable, "-m", "cnnjax", "compile", "--topology=v5e:2x4", "--json", *flags],

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, extra, unknown
 from cnnjax.profiling.peers.serve import Round, Work
 
 FAR = 2.0  # times slower than the fastest of those before it: no near rival
@@ -112,7 +112,7 @@ def named(against: str | None, kind: str) -> list[str]:
         if name not in allowed:
             raise unknown("--against", name, allowed)
         if missing := [each for each in FRAMEWORKS[name].needs if not importlib.util.find_spec(each)]:
-            raise UserError(f"--against={name} needs {' and '.join(missing)}: pip install 'cnnjax[peers]'")
+            raise UserError(f"--against={name} needs {' and '.join(missing)}: {extra('peers')}")
     return names
 
 
