@@ -16,6 +16,7 @@ from cnnjax.models.weights.torch import Variables
 from cnnjax.runs.facts import Facts
 from cnnjax.runs.folder import Run
 from cnnjax.runs.loaded import load
+from cnnjax.runs.pretrained import is_run
 from cnnjax.training import parallel
 from cnnjax.training.steps import Teach, distilled
 
@@ -58,7 +59,7 @@ def make_teacher(
         return None
     source, alpha, temperature = _read(config.loss.distill)
     try:
-        it = load(weights=source, checkpoint="best")
+        it = load(weights=source, checkpoint="best" if is_run(source) else "last")
     except UserError as error:
         raise UserError(f"{FIELD}: {error}") from None
     known = it.facts

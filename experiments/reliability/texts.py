@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import traceback
 import unicodedata
 import warnings
@@ -61,7 +62,7 @@ COMMANDS = {
     "predict": ["predict", "--workdir={run}", "{place}/images"],
     "predict explain": ["predict", "--workdir={run}", "{place}/images", "--explain", "--out={place}/drawn"],
     "report": ["report", "{run}"],
-    "compare": ["report", "{run}", "{run}/../run", "--out={place}/two.html"],
+    "compare": ["report", "{run}", "{place}/again", "--out={place}/two.html"],
     "stablehlo": ["export", "--workdir={run}", "--format=stablehlo", "--out={place}/net.stablehlo"],
     "weights": ["weights", "export", "{place}/torch.safetensors", "--workdir={run}"],
     "inspect": ["data", "inspect", "npz:{place}/data.npz", "--out={place}/sheet.png"],
@@ -144,7 +145,7 @@ def arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def make_place(parent: Path) -> Path:
-    """A folder of a hostile name: a data set, images of hostile names, one of them damaged, and a `run`."""
+    """A folder of a hostile name: a data set, such images, one damaged, a `run` and its copy `again`."""
     folder = parent / "<b>&\x9b2J\u202e$犬"
     (folder / "images").mkdir(parents=True)
     for i, name in enumerate(FILES):
@@ -153,6 +154,7 @@ def make_place(parent: Path) -> Path:
     np.savez(folder / "data.npz", **arrays(HOSTILE))
     printed = shown(*TRAIN, f"--workdir={folder / 'run'}", f"--config.data.name=npz:{folder / 'data.npz'}")
     assert visible(folder) in printed, printed
+    shutil.copytree(folder / "run", folder / "again")
     return folder
 
 

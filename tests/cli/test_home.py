@@ -11,8 +11,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli import main, study
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
-from cnnjax.inference import export, model, push
-from cnnjax.inference.weights import export_weights
+from cnnjax.inference import export, model, push, weights
 from cnnjax.runs import checkpoints, children, evaluate, loaded, pretrained, results, sweep, train
 from cnnjax.runs.experiment import build
 
@@ -28,7 +27,7 @@ def home(tiny_run, tiny_config, tmp_path, monkeypatch):
     (folder / "names").write_text("0\n1\n2\n")
     text = f"from cnnjax.config import from_dict\nget_config = lambda: from_dict({tiny_config.to_dict()})"
     (folder / "my.py").write_text(text)
-    monkeypatch.setattr(export, "to_torch", lambda *_: {"x": np.zeros(2, np.float32)})
+    monkeypatch.setattr(weights, "to_torch", lambda *_: {"x": np.zeros(2, np.float32)})
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.chdir(elsewhere)
     yield folder
@@ -82,7 +81,7 @@ FUNCTIONS = {
         lambda _: export.export(model.load_run("~/run"), "safetensors", "~/x.safetensors"),
         "x.safetensors",
     ),
-    "export_weights": (lambda _: export_weights("~/run", "~/t.safetensors"), "t.safetensors"),
+    "export_weights": (lambda _: weights.export_weights("~/run", "~/t.safetensors"), "t.safetensors"),
     "push": (lambda _: push.write(loaded.load("~/run"), "~/hub"), "hub/config.json"),
     "checkpoints": (lambda _: checkpoints.describe("~/run"), ""),
 }

@@ -429,7 +429,7 @@ def test_its_successors_start_at_the_same_spread(spec, size):
             assert_normal(value, 0.01)
         else:
             biased = spec.startswith("caffenet") and re.match("conv[245]|dense", path)
-            np.testing.assert_allclose(value, 0.1 if biased else 0.0)
+            np.testing.assert_allclose(value, 1.0 if biased else 0.0)
 
 
 def test_alexnet_cifar_starts_as_caffes_cifar10_full():

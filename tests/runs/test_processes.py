@@ -46,11 +46,11 @@ def running(command: list[str], log: Path, env: dict[str, str]):
             yield process
         finally:
             if process.poll() is None:
-                for pid in (process.pid, *children(process)):  # the launcher first, as it may restart them
+                for pid in (process.pid, *started_by(process)):  # the launcher first, as it may restart them
                     os.kill(pid, signal.SIGKILL)
 
 
-def children(process: subprocess.Popen) -> list[int]:
+def started_by(process: subprocess.Popen) -> list[int]:
     """The pids of what it started, where /proc tells."""
     file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
@@ -66,7 +66,7 @@ def launched(workdir: Path, data: str, *, launch: str = "", seconds: int = 120, 
 
 def worker(launcher: subprocess.Popen, index: int) -> int:
     """The pid of one of the processes."""
-    for pid in children(launcher):
+    for pid in started_by(launcher):
         if f"--process_index={index}" in Path(f"/proc/{pid}/cmdline").read_text():
             return pid
     raise AssertionError("no such worker")
