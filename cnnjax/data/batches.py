@@ -30,7 +30,6 @@ from cnnjax.errors import BadImage, UserError
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
 MOST_AHEAD = 8  # streamed batches that wait for the step
 READ_AHEAD_BYTES = 2**28  # of all of them
-PARTS = 4  # of a batch for each thread, so that none waits long for a slow one
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -177,7 +176,7 @@ class BatchReader:
         index = epoch_order(size, self.seed, epoch)[slots % size].astype(np.int32)
         image = self.memory.take((count, *self.source.image_shape))
         label, mask = np.zeros(count, np.int32), (slots < size).astype(np.float32)
-        few = -(-count // (PARTS * threads))
+        few = -(-count // threads)  # where one has the slower part, the others have the next batch
         parts = [range(start, min(start + few, count)) for start in range(0, count, few)]
         read = functools.partial(self._read_rows, index, image, label)
         bad = dict(failure for failures in (pool.map if pool else map)(read, parts) for failure in failures)
