@@ -27,6 +27,7 @@ SHARED_FOLDER = "the processes of a run share one folder"
 # A restart would not help: a usage error, a non-finite loss, a signal.
 FINAL = (0, 2, 3, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 COMMAND = ["-m", "cnnjax"]
+HANG_SECONDS = 1800
 
 
 @command("train")
@@ -46,13 +47,15 @@ def train(
     coordinator: Flag[str | None, "HOST:PORT of process 0"] = None,
     process_count: Flag[int | None, "number of processes", 1] = None,
     process_index: Flag[int | None, "index of this process", 0] = None,
-    hang_seconds: Flag[int, "abort after this many seconds without a step", 1] = 1800,
+    hang_seconds: Flag[int | None, "abort after so many seconds without a step (default: 1800)", 1] = None,
 ) -> None:
     """Trains to the end, writes the report and prints the metrics of the test split."""
     if weights and not data:
         raise UserError("--weights needs --data; without it use --config.init_from")
-    if not distributed and (coordinator, process_count, process_index) != (None, None, None):
-        raise UserError("--coordinator, --process_count and --process_index need --distributed; add it")
+    shared = {"coordinator": coordinator, "process_count": process_count, "process_index": process_index}
+    for flag, value in {**shared, "hang_seconds": hang_seconds}.items():
+        if value is not None and not distributed:
+            raise UserError(f"--{flag}={value} needs --distributed; add it, or leave --{flag} out")
     console = Console()
     listed: Listed = {}
     status = console.status("importing JAX")
@@ -75,14 +78,14 @@ def train(
 
         if distributed:
             given("workdir", workdir, SHARED_FOLDER)
+            hang_seconds = hang_seconds or HANG_SECONDS
             processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
         compile_cache.enable()
         workdir, again = _folder(workdir, config)
         board = Bar(console, status) if console.is_terminal else Lines(console)
-        hang = hang_seconds if distributed else None
         run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed, again=again)
         shown = board if processes.is_first() else Progress()
-        result = run(config, workdir, shown, stop_seconds=stop_seconds, hang_seconds=hang)
+        result = run(config, workdir, shown, stop_seconds=stop_seconds, hang_seconds=hang_seconds)
         if processes.is_first():
             _print_result(result, board, listed)
     finally:
