@@ -6,6 +6,7 @@ last, the depths between and the whole schedule.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,17 +90,19 @@ def deeper(nets: Mapping[str, Sequence[Row]], out: Path, kind: str) -> tables.Di
 def claim(study: studies.Study, out: Path) -> studies.Claim:
     """Decided on the lengths with most seeds."""
     found = by_length(study, out)
-    words = [
-        f"{length}: {', '.join(f'{kind} {deeper(nets, out, kind).points()}' for kind in ('plain', 'resnet'))}"
+    apart = {
+        f"{kind}, {length}": deeper(nets, out, kind)
         for length, nets in found.items()
-    ]
+        for kind in ("plain", "resnet")
+    }
+    words = [f"{name}: {value.points()}" for name, value in apart.items() if not math.isnan(value.value)]
     nets = max(found.values(), key=lambda nets: max(map(len, nets.values())))
     plain, residual = (deeper(nets, out, kind) for kind in ("plain", "resnet"))
     lower, size = dataclasses.replace(residual, value=-residual.value), tables.size(*nets.values())
     return studies.Claim(
         "deeper plain nets end with higher training error, deeper residual nets with lower",
         "figure 6: plain 56 above plain 20 throughout, ResNet-56 below ResNet-20",
-        f"training error of 56 layers less that of 20: {'; '.join(words)}",
+        f"training error of 56 layers less that of 20: {'; '.join(words) or '56 layers have not run yet'}",
         f"plain: {tables.verdict(plain, size)}; residual: {tables.verdict(lower, size)}",
     )
 
