@@ -32,13 +32,18 @@ WORDS: dict[type, str] = {
 }
 
 
-def allow_open(count: int, what: object) -> None:
-    """Raises the soft limit of open files to the hard one; a UserError if `what` has more files than that."""
+def raise_open_limit() -> int:
+    """Raises the soft limit of open files to the hard one; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # a system with a lower limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def allow_open(count: int, what: object) -> None:
+    """Raises the limit of open files as far as it goes; a UserError if `what` has more files than that."""
+    most = raise_open_limit()
     if most != resource.RLIM_INFINITY and count + OTHER_FILES > most:
         given = f"{what}: {count} files are read at once, this process may open {most}"
         raise UserError(f"{given}; raise its limit to {count + OTHER_FILES} or more (ulimit -n)")

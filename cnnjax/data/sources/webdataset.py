@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
-from cnnjax.data.files import allow_open, open_file, parse_json, read_lines
+from cnnjax.data.files import allow_open, open_file, parse_json, raise_open_limit, read_lines
 from cnnjax.data.sources import sets, shards, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
@@ -43,6 +43,7 @@ class TarFolder:
         by_split = shards.by_split(root, files, _split)
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
         self.members, labels = {}, {}
+        raise_open_limit()  # many tars are listed side by side
         for split, paths in self.files.items():
             with ThreadPoolExecutor(
                 min(32, 4 * sets.num_cores())
