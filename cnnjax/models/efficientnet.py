@@ -115,7 +115,7 @@ class EfficientNet(Net):
     stem_width: int = 32
     last_width: int | None = None  # None: four times the last stage's
     dropout_rate: float = 0.2
-    drop_path_rate: float = 0.2  # it grows by block from 0; one more block would have it
+    drop_path_rate: float = 0.2  # times i / n of block i of n, from 0 on
     padding: Padding | None = None  # None: half the kernel on each side
     epsilon: float = 1e-5  # of batch normalization
     momentum: float = 0.9

@@ -30,7 +30,7 @@ class EfficientNetLite(Net):
     stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
     stem: str = "imagenet"  # halves the size; "cifar" keeps it
     dropout_rate: float = 0.2
-    drop_path_rate: float = 0.2  # it grows by block from 0; one more block would have it
+    drop_path_rate: float = 0.2  # times i / n of block i of n, from 0 on
     padding: Padding | None = None  # None: half the kernel on each side
     epsilon: float = 1e-5  # of batch normalization
 

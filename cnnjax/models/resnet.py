@@ -232,9 +232,9 @@ VARIANTS = {
     "resnet20_cifar_option_b": _cifar(20, "b"),
     "resnet20_cifar_centered": _centered(20, 91.73),
     "resnet32_cifar_centered": _centered(32, 92.63),
-    "resnet44_cifar_centered": _centered(44),
+    "resnet44_cifar_centered": _centered(44, 93.1),
     "resnet56_cifar_centered": _centered(56, 93.39),
-    "resnet110_cifar_centered": _centered(110),
+    "resnet110_cifar_centered": _centered(110, 93.68),
 }
 
 NAMES: Rules = {
