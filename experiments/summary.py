@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cnnjax.profiling.summary import summarize
+from cnnjax.profiling.summary import totals
 from experiments import front, pages, studies, tables
 
 STUDIES = (
@@ -84,7 +84,7 @@ def at_paper_size() -> str:
 @functools.cache
 def macs(model: str, side: int) -> float:
     """Multiply-adds of one image."""
-    return summarize(model, (side, side, 1 if side == 28 else 3)).macs
+    return totals(model, (side, side, 1 if side == 28 else 3))[1]
 
 
 if __name__ == "__main__":

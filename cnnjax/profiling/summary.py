@@ -61,9 +61,9 @@ def summarize(model: nn.Module | str, image_shape: Sequence[int] | None = None) 
     return Summary(layers, sum(sizes.values()), walk.total_macs())
 
 
-def totals(name: str) -> tuple[int, int | None]:
-    """(parameters, multiply-adds) of a variant, whose equal blocks are traced once."""
-    walk = _walk(name, None, scan=True)
+def totals(model: str, image_shape: Sequence[int] | None = None) -> tuple[int, int | None]:
+    """(parameters, multiply-adds) as of `summarize`, quicker: equal blocks are traced once."""
+    walk = _walk(model, image_shape, scan=True)
     return sum(walk.params.values()), walk.total_macs()
 
 
