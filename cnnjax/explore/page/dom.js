@@ -137,7 +137,7 @@ export const FAMILIES = {
 
 // A line chart; series are {name, points: [[x, y]], color, dashed}. `choose` gets the x that is clicked.
 export function chart(series, { x = "", y = "", low = null, high = null, mark = null, choose = null } = {}) {
-  const all = series.flatMap((row) => row.points), wide = 520, tall = 240, left = 46, foot = 34, top = 10;
+  const all = series.flatMap((row) => row.points), wide = 520, tall = 250, left = 46, foot = 44, top = 10;
   const xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
   const x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1e-9);
   const y0 = low ?? Math.min(...ys), y1 = high ?? Math.max(...ys, y0 + 1e-9);
@@ -152,7 +152,7 @@ export function chart(series, { x = "", y = "", low = null, high = null, mark = 
   const middle = (x0 + x1) / 2; // of stages and steps a whole one
   for (const value of [x0, x1 - x0 > 2 ? Math.floor(middle) : middle, x1]) {
     const anchor = value === x0 ? "start" : value === x1 ? "end" : "middle";
-    made.append(svg("text", { x: atX(value), y: tall - foot + 16, "text-anchor": anchor }, `${+value.toPrecision(4)}`));
+    made.append(svg("text", { x: atX(value), y: tall - foot + 18, "text-anchor": anchor }, `${+value.toPrecision(4)}`));
   }
   made.append(svg("text", { x: (left + wide) / 2, y: tall - 4, "text-anchor": "middle" }, x));
   if (mark !== null) made.append(svg("line", { x1: atX(mark), x2: atX(mark), y1: top, y2: tall - foot, class: "mark" }));
