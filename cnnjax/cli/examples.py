@@ -1,5 +1,18 @@
 """Two examples of each command, which its `--help` ends with."""
 
+# The words that a command takes beside its flags.
+WORDS = {
+    "study": "[NAME]",
+    "launch": "-- train --workdir=DIR ...",
+    "checkpoint": "list | verify | prune",
+    "predict": "IMAGE | FOLDER ...",
+    "report": "RUN | SWEEP ...",
+    "data": "[prepare NAME | inspect NAME]",
+    "models": "[NAME | PATTERN]",
+    "weights": "import FILE | export FILE",
+    "push": "[hf:USER/NAME]",
+    "completion": "[bash | zsh | fish]",
+}
 EXAMPLES = {
     "train": (
         "cnnjax train --config=fashion_mnist_simple_cnn --workdir=runs/fm",

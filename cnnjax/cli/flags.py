@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Annotated as Flag
 from typing import Any
 
@@ -79,7 +79,8 @@ def command(
                 return 0
             values, rest = _parse(name, args, flags_only, "config" in parameters)
             if len(rest) > words:
-                raise UserError(f"cnnjax {name} does not take {rest[words]!r}; flags are --name=value")
+                hint = _flag_of(rest[words], parameters) or "flags are --name=value"
+                raise UserError(f"cnnjax {name} does not take {rest[words]!r}; {hint}")
             keywords |= {parameter.name: values[parameter.name].value for parameter in flags_only}
             return function(*([rest] if words else []), **keywords) or 0
 
@@ -95,6 +96,12 @@ def _expanded(word: str) -> str:
     if flag.startswith("-") and given:
         return word if "config." in flag else f"{flag}={os.path.expanduser(text)}"
     return os.path.expanduser(word)
+
+
+def _flag_of(word: str, known: Container[str]) -> str | None:
+    """How to write a folder that stands there without its flag."""
+    flag = "workdir" if os.path.isfile(os.path.join(word, "config.json")) else "data"
+    return f"write --{flag}={word}" if flag in known and os.path.isdir(word) else None
 
 
 def _is_switch(parameter: inspect.Parameter) -> bool:

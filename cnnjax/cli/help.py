@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
-from cnnjax.cli.examples import EXAMPLES
+from cnnjax.cli.examples import EXAMPLES, WORDS
 from cnnjax.runs import config_files
 
 WIDEST = 110
@@ -26,7 +26,8 @@ def print_help(
     """Prints the help of a command, with the fields of the config if it takes one."""
     width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     fields = " [--config=NAME|FILE] [--config.FIELD=VALUE ...]" if config else ""
-    usage = f"cnnjax {name}{' [WORD ...]' if words else ''} [--FLAG=VALUE ...]{fields}"
+    taken = f" {WORDS.get(name, '[WORD ...]')}" if words else ""
+    usage = f"cnnjax {name} [--FLAG=VALUE ...]{fields}{taken}"
     lines = [*_filled("usage:", usage, len("usage: "), width), "", *_filled("", f"{meaning}", 0, width), ""]
     for parameter in parameters:
         text, default = typing.get_args(parameter.annotation)[1], parameter.default

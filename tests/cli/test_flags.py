@@ -62,6 +62,23 @@ def test_a_mistake_is_told_in_one_line(args, words):
     assert not CALLS
 
 
+@command("look")
+def look(
+    *, workdir: Flag[str | None, "run folder"] = None, data: Flag[str | None, "data set"] = None
+) -> None:
+    """A command that takes folders by their flags alone."""
+
+
+@pytest.mark.parametrize("flag", ["workdir", "data"])
+def test_a_folder_without_its_flag_is_told_how_to_write_it(flag, tmp_path):
+    if flag == "workdir":
+        (tmp_path / "config.json").touch()
+    with pytest.raises(UserError, match=f"does not take '{tmp_path}'; write --{flag}={tmp_path}$"):
+        look([str(tmp_path)])
+    with pytest.raises(UserError, match="does not take 'nowhere'; flags are --name=value"):
+        look(["nowhere"])
+
+
 def test_help_prints_every_flag_with_its_meaning(capsys):
     assert show(["--help"]) == 0
     printed = capsys.readouterr().out

@@ -401,7 +401,8 @@ def test_every_command_has_help(command, capsys):
         command = "bench train"
     assert main.run([*command.split(), "--help"]) == 0
     usage, meaning, rest = capsys.readouterr().out.split("\n\n", 2)
-    assert usage.startswith(f"usage: cnnjax {command} ") and meaning.endswith(".")
+    assert usage.startswith(f"usage: cnnjax {command} [--FLAG=VALUE ...]") and meaning.endswith(".")
+    assert "WORD" not in usage  # but what it stands for
     before, examples = rest.split("\n\nexamples:\n")
     flags = [line for line in before.splitlines() if line[:23].strip()]  # the others continue a meaning
     assert len(examples.partition("\n\n")[0].splitlines()) == 2
