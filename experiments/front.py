@@ -57,10 +57,11 @@ def training_speed() -> tuple[str, str]:
     ]
     ratio = statistics.geometric_mean(top[1] for bench in found if (top := speed.best([*bench.values()])))
     measured = {name for bench in found for name, row in bench.items() if row["ratio"]}
-    peers = ", ".join(words for name, words in PEERS.items() if name in measured)
+    peers = [words for name, words in PEERS.items() if name in measured]
+    most = {1: "", 2: "the faster of "}.get(len(peers), "the fastest of ")
     return (
         f"Training speed, float32, {len(found)} networks, two CPU cores",
-        f"{ratio:.2f} times {'the fastest of ' if len(measured) > 1 else ''}{peers} (geometric mean)",
+        f"{ratio:.2f} times {most}{' and '.join(peers)} (geometric mean)",
     )
 
 

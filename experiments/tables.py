@@ -72,7 +72,7 @@ COLUMNS: dict[str, Column] = {
     "training error %": training_error,
     "validation %": percent("validation_accuracy"),
     "test %": percent("test_accuracy"),
-    "minutes a run": minutes,
+    "minutes per run": minutes,
 }
 
 
@@ -109,7 +109,7 @@ def ceiling() -> str:
 
 NOTES = {
     "training error %": "Training error: over the steps of the last epoch. ",
-    "minutes a run": "Minutes: steps x batch / images per second of an idle machine (`speeds.csv`). ",
+    "minutes per run": "Minutes: steps x batch / images per second of an idle machine (`speeds.csv`). ",
 }
 
 

@@ -50,7 +50,7 @@ def test_the_notebook_example_runs(tmp_path, monkeypatch, tiny_data):
         "config.batch_size = 16\nresult =",
     )
     exec(compile(example, "README.md", "exec"), {})
-    assert (tmp_path / "runs" / "tanh" / "test.json").is_file()
+    assert (tmp_path / "runs" / "tanh-average" / "test.json").is_file()
 
 
 @pytest.mark.parametrize(

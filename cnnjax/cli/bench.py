@@ -25,7 +25,9 @@ def bench(args: list[str]) -> int:
     kinds = {"train": _train, "predict": _predict, "data": _data}
     kind, *rest = args or [""]
     if kind in ("-h", "--help"):
-        kind, rest = "train", args
+        print(f"usage: cnnjax bench {' | '.join(kinds)} [--FLAG=VALUE ...]\n\n{bench.__doc__}\n")
+        print("`cnnjax bench train --help` lists its flags; so do the others.")
+        return 0
     return by_name("bench", kind, kinds)(rest)
 
 

@@ -65,12 +65,18 @@ def models(
         raise unknown_model(word, [row["name"] for row in networks])
 
 
+def accuracies(top1: float | None, top5: float | None) -> str:
+    """As "76.13 / 92.86", "94.01" without a top-5 accuracy, "n/a / 89.93" without a top-1 accuracy."""
+    first = "" if top1 is None and top5 is None else "n/a" if top1 is None else f"{top1:.2f}"
+    return first if top5 is None else f"{first} / {top5:.2f}"
+
+
 def model_table(rows: Sequence[dict[str, str]]) -> Table:
     """A row for each network."""
     table = Table("name", "parameters", "MACs", "input", "top-1 / top-5", "published on", "source")
     for row in rows:
         macs = None if row["macs"] == "n/a" else float(row["macs"])
-        top = " / ".join(f"{float(row[k]):.2f}" for k in ("top1", "top5") if row[k])
+        top = accuracies(*(float(row[k]) if row[k] else None for k in ("top1", "top5")))
         cells = f"{int(row['params']):,}", in_units(macs), row["input"], top, row["published"], row["source"]
         table.add_row(row["name"], *cells)
     return table
@@ -80,7 +86,7 @@ def weights_table(rows: "Sequence[Published]") -> Table:
     """A row for each set of weights of a network that has a name."""
     table = Table("--weights=", "top-1 / top-5", "MiB", "input", "license", title="weights by name")
     for row in rows:
-        top = " / ".join(f"{value:.2f}" for value in (row.top1, row.top5) if value is not None)
+        top = accuracies(row.top1, row.top5)
         name = f"{row.source}:{row.tag}{' (default)' * row.default}"
         table.add_row(name, top, f"{row.mb:,.1f}", str(row.preset.input_size[0]), row.license)
     return table
@@ -110,7 +116,7 @@ def compile(
     topology: Flag[str, "v5e:2x4, v6e:16x16, h100:8, cpu:8 ..."] = "cpu:8",
     image: Flag[str | None, "HxWxC: blank images of this size instead of the data set"] = None,
     num_classes: Flag[int, "classes of the blank images", 1] = 1000,
-    num_examples: Flag[int, "images per epoch, with --image (default: ImageNet's)", 1] = 1_281_167,
+    num_examples: Flag[int, "images per epoch, with --image", 1] = 1_281_167,
     input_rate: Flag[float, "images per second read by all hosts (see `cnnjax bench data`)", 0.0] = 0.0,
     json: Json = False,
 ) -> None:

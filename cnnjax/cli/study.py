@@ -20,7 +20,7 @@ def study(
     data: Flag[str | None, "another copy of the data set, as --config.data.name"] = None,
     out: Flag[str | None, "folder of the runs (default: runs/studies/SIZE/NAME in the checkout)"] = None,
 ) -> int:
-    """Trains the runs of a study at a size and draws its table and figure; alone it lists the studies."""
+    """Repeats a study at a chosen size and writes its table and figure; without a name, lists the studies."""
     if not (STUDIES / "studies.py").is_file():
         raise UserError("cnnjax study needs a checkout of the project, which contains the studies")
     files = {file.parent.name: file for file in sorted(STUDIES.glob("*/run.py")) if _is_study(file)}

@@ -47,7 +47,7 @@ def train(
     coordinator: Flag[str | None, "HOST:PORT of process 0"] = None,
     process_count: Flag[int | None, "number of processes", 1] = None,
     process_index: Flag[int | None, "index of this process", 0] = None,
-    hang_seconds: Flag[int | None, "abort after so many seconds without a step (default: 1800)", 1] = None,
+    hang_seconds: Flag[int | None, "abort after this many seconds without a step (default: 1800)", 1] = None,
 ) -> None:
     """Trains to the end, writes the report and prints the metrics of the test split."""
     if weights and not data:

@@ -64,7 +64,7 @@ def table(rows: list[Row]) -> str:
     if not rows:
         return ""
     lines = [
-        "| data | network | dtype | validation % | test % | test loss | seeds | seconds a run |",
+        "| data | network | dtype | validation % | test % | test loss | seeds | seconds per run |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES:

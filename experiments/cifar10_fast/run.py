@@ -39,7 +39,7 @@ def table(study: studies.Study, out: Path) -> str:
         "validation %",
         "test %",
         "test, average of weights %",
-        "minutes a run",
+        "minutes per run",
     )
     more = {"test, average of weights %": tables.percent("test_ema_accuracy")}
     return tables.score_table(out, "net", study.groups(out), columns, more)

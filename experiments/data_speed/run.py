@@ -24,8 +24,8 @@ from experiments import pages, results
 
 RESULTS = HERE / "results.csv"
 BESIDE = {  # what is decoded in turn with simplejpeg alone, and the least ratio to it
-    "jpeg": ("JPEG decoded to 256x256, to simplejpeg alone", 0.85),
-    "records": ("JPEG records of 256x256, to simplejpeg alone", 0.9),
+    "jpeg": ("JPEG decoded to 256x256, relative to simplejpeg alone", 0.85),
+    "records": ("JPEG records of 256x256, relative to simplejpeg alone", 0.9),
 }
 
 
@@ -94,7 +94,7 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, bool]]:
         raw >= 6000,
     )
     yield (
-        "227 crop, mirror, normalization, of an AlexNet step",
+        "227 crop, mirror, normalization, share of an AlexNet step",
         f"{found['augment_milliseconds']:.2f} / {found['step_milliseconds']:,.1f} ms: {share:.2%}",
         "< 5%",
         share < 0.05,

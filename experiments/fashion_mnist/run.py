@@ -26,7 +26,7 @@ NETS = {
     "ResNet-32": ("resnet32_cifar", 44.0),
     "WRN-16-2": ("wrn_16_4(depth=16, widen_factor=2)", 36.0),
 }
-COLUMNS = ("parameters", "epochs", "training error %", "validation %", "test %", "minutes a run")
+COLUMNS = ("parameters", "epochs", "training error %", "validation %", "test %", "minutes per run")
 
 
 def make_config() -> config_lib.ConfigDict:

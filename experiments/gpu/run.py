@@ -47,7 +47,7 @@ STEP = ("jax", "flax", "optax")
 DATA = (*STEP, "grain", "isal", "simplejpeg", "PIL")
 RUNS = (*DATA, "ml_collections", "absl", "rich", "orbax.checkpoint", "matplotlib")
 PARTS = {
-    "device": Part(25, 20, ("jax",), "versions, and the peaks that shares are of"),
+    "device": Part(25, 20, ("jax",), "versions, and the peak rates that shares refer to"),
     "parity": Part(75, 30, STEP, "forward and gradients, against float32 on the CPU"),
     "resnet50": Part(90, 30, (*STEP, "torch"), "a training step, alternating with PyTorch's"),
     "nets": Part(140, 20, (*STEP, "torch"), "the same of five more nets"),

@@ -81,7 +81,7 @@ def table(study: studies.Study, out: Path) -> str:
         )
         for moment in (MOMENTS[0], MOMENTS[2], MOMENTS[-1])
     }
-    columns = ("parameters", "epochs", "training error %", "validation %", "test %", *more, "minutes a run")
+    columns = ("parameters", "epochs", "training error %", "validation %", "test %", *more, "minutes per run")
     return tables.score_table(out, "units", study.groups(out), columns, more)
 
 

@@ -46,7 +46,15 @@ def plan(rows: Sequence[Row]) -> list[studies.Planned]:
 
 def table(study: studies.Study, out: Path) -> str:
     more = {"MMACs": lambda rows, out: f"{summarize(rows[0]['model'], (32, 32, 3)).macs / 1e6:.0f}"}
-    columns = ("parameters", "MMACs", "epochs", "training error %", "validation %", "test %", "minutes a run")
+    columns = (
+        "parameters",
+        "MMACs",
+        "epochs",
+        "training error %",
+        "validation %",
+        "test %",
+        "minutes per run",
+    )
     return tables.score_table(out, "cell", study.groups(out), columns, more)
 
 

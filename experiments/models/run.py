@@ -35,7 +35,7 @@ def count(names: list[str]) -> list[dict[str, object]]:
                 "classes": row.preset.num_classes,
                 "top1": row.top1 or "",
                 "top5": row.top5 or "",
-                "published": row.published if row.top1 else "",
+                "published": row.published if row.top1 or row.top5 else "",
                 "source": row.source,
             }
         )
@@ -49,10 +49,11 @@ def table(rows: list[dict[str, str]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        published_on = row["published"] if row["top1"] else ""  # top-5 alone is in `cnnjax models`
         macs = row["macs"] if row["macs"] == "n/a" else f"{int(row['macs']) / 1e6:,.1f}"
         lines.append(
             f"| `{row['name']}` | {int(row['params']):,} | {macs} | {row['input']} | {row['top1']} "
-            f"| {row['published']} | {row['source']} |"
+            f"| {published_on} | {row['source']} |"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Kinds of pooling in SimpleCNN on Fashion-MNIST; the best of them and the average on CIFAR-10.
+"""Kinds of pooling in SimpleCNN on Fashion-MNIST; max, L2, average and strided on CIFAR-10 too.
 
 See `experiments/studies.py` for the flags. Only `pooling` differs: all nets of a seed have the same number of
 parameters, start from the same numbers and see the same batches.

@@ -158,7 +158,7 @@ def kill_table(rows: list[Row]) -> str:
     """A row for each setting: how many runs ended bit for bit as the one that nobody stopped."""
     lines = [
         "| setting | `kill -9` in | resumed bit-identically | SIGTERM in | resumed bit-identically "
-        "| seconds to the end, at most |",
+        "| longest shutdown, s |",
         "|---|---|---|---|---|---|",
     ]
     cases = {row["case"]: None for row in rows if row["test"] in ("SIGKILL", "SIGTERM")}
@@ -198,7 +198,7 @@ def counts(rows: list[Row], test: str) -> dict[str, tuple[int, int, int]]:
 
 def fuzz_table(rows: list[Row], test: str, what: str) -> str:
     """A row for each kind of input, or for each command."""
-    lines = [f"| {what} | tried | refused in one line | taken | other errors |", "|---|---|---|---|---|"]
+    lines = [f"| {what} | tried | refused in one line | accepted | other errors |", "|---|---|---|---|---|"]
     for case, (tried, refused, failed) in counts(rows, test).items():
         lines.append(f"| {case} | {tried:,} | {refused:,} | {tried - refused - failed:,} | {failed} |")
     return "\n".join(lines)
@@ -215,7 +215,7 @@ def count_table(rows: list[Row], test: str, what: str, right: str) -> str:
 
 def table(rows: list[Row]) -> str:
     """All tables as Markdown."""
-    last, same = rows[-1], "ended as without a kill"
+    last, same = rows[-1], "same result as without a kill"
     return (
         f"{kill_table(rows)}\n\n{fuzz_table(rows, 'fuzz', 'input')}\n\n"
         f"{fuzz_table(rows, 'damage', 'command on a damaged folder')}\n\n"
@@ -243,9 +243,8 @@ def promise(rows: list[Row]) -> str:
     found = {test: counts(rows, test).values() for test in WORDS}
     parts = [f"{sum(tried for tried, *_ in found[test]):,} {words}" for test, words in WORDS.items()]
     wrong = sum(failed for values in found.values() for *_, failed in values)
-    return "\n".join(
-        [f"Tried so far; {wrong} of these broke a guarantee:", "", *(f"- {part}" for part in parts)]
-    )
+    how = f"; {wrong} broke a guarantee:" if wrong else ", without a broken guarantee:"
+    return "\n".join([f"Tested so far{how}", "", *(f"- {part}" for part in parts)])
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ema_decay": 0.95,
         "augment.train": "random_crop(28, padding=2)|mirror|normalize|mixup(0.2)",
     },
-    "resident, dropout, plateau, parts of a batch": {
+    "resident, dropout, plateau, microbatches": {
         **RESIDENT,
         "model": DROPOUT,
         "optimizer.name": "sgd(momentum=0.9)",

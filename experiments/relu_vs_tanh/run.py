@@ -93,7 +93,7 @@ def ratio(study: studies.Study, out: Path, other: str) -> str:
 
 def table(study: studies.Study, out: Path) -> str:
     goal = "epochs to 25 % training error"
-    columns = ("learning rate", goal, "training error %", "validation %", "test %", "minutes a run")
+    columns = ("learning rate", goal, "training error %", "validation %", "test %", "minutes per run")
     scores = tables.score_table(out, "activation", chosen(study, out), columns, {goal: words})
     others = [other for other in list(NETS)[1:] if other in chosen(study, out)]
     found = [f"{ratio(study, out, other)} times sooner than {other}" for other in others]
@@ -109,7 +109,9 @@ def fastest(study: studies.Study, out: Path) -> str:
         if there := [value for values in tries for value in values if value]:
             found[name] = min(there)
     first = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-    return f" At the rates that are fastest in the tries, one seed: {first} epochs." if found else ""
+    return (
+        f" At the learning rates that were fastest in the search (one seed): {first} epochs." if found else ""
+    )
 
 
 def figure(study: studies.Study, out: Path) -> Figure:

@@ -91,8 +91,8 @@ def measure(net: str, topology: str) -> dict[str, object]:
 def table(rows: list[dict[str, str]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| net | topology | GiB a chip | all-reduces | MB sent | others | MB sent | compute ms | network ms "
-        "| efficiency % |",
+        "| net | topology | GiB per chip | all-reduces | MB sent | others | MB sent | compute ms "
+        "| network ms | efficiency % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = [(net, topology) for net in NETS for topology in TOPOLOGIES]

@@ -72,7 +72,7 @@ def table(study: studies.Study, out: Path) -> str:
         ),
         "apart, points": lambda rows, out: spread([str(value) for value in apart(rows)], 100, 1),
     }
-    columns = ("parameters", "epochs", "training error %", "validation %", "test %", *more, "minutes a run")
+    columns = ("parameters", "epochs", "training error %", "validation %", "test %", *more, "minutes per run")
     return tables.score_table(out, "net", study.groups(out), columns, more)
 
 
