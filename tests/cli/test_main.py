@@ -145,6 +145,9 @@ MISTAKES = {
     "train --config.model=simple_cn": "unknown model 'simple_cn' (did you mean 'simple_cnn'?)",
     "train --config.model=simple_cnn(pooling='mx')": "unknown pooling 'mx' (did you mean 'max'?)",
     "train --config.model=simple_cnn(widths=3)": "config.model='simple_cnn(widths=3)' cannot be built",
+    "train --config.model=simple_cnn(num_classes=20)": "config.model='simple_cnn(num_classes=20)': num_classes="
+    "20, the data has 10 classes; leave it out",
+    "train --config.model=simple_cnn(num_classes=2)": "num_classes=2, the data has 10 classes; leave it out",
     "train --config.data.name=fashion_mnst": "(did you mean 'fashion_mnist'?)",
     "train --config.data.num_validation=6000": "config.data.num_validation=6000: 6000 of 6000 training "
     "images cannot be held out; allowed: 1 to 5990",
