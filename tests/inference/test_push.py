@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import cnnjax
 from cnnjax.cli import main
@@ -122,6 +123,28 @@ def test_weights_from_elsewhere_keep_their_names(server, tmp_path, capsys):
     (out / "other").write_text("")
     assert main.run(["push", *source, f"--out={out}"]) == 2
     assert "contains files that are not a repository's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "airbench94(widths=(2,3,4))",
+        "airbench96(widths=(2,3,4))",
+        "nin_imagenet(widths=((2,2,2),(2,2,2),(2,2,2),(2,2)))",
+    ],
+)
+def test_a_network_without_names_in_torch_is_read_again(spec, tmp_path, capsys):
+    """Its classes are told by its head, with a bias or without."""
+    model = create_model(spec, num_classes=5)
+    variables = jax.device_get(model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    given, out = tmp_path / "a.safetensors", tmp_path / "folder"
+    files.write(given, {key: np.asarray(x) for key, x in flatten_dict(dict(variables), sep="/").items()})
+    assert main.run(["push", f"--model={spec}", f"--weights={given}", f"--out={out}"]) == 0, (
+        capsys.readouterr().err
+    )
+    again = cnnjax.load_model(weights=str(out))
+    assert (again.spec, len(again.class_names)) == (spec, 5)
+    jax.tree.map(np.testing.assert_array_equal, dict(again.variables), {"batch_stats": {}} | dict(variables))
 
 
 @pytest.mark.parametrize(
