@@ -119,18 +119,30 @@ def test_a_head_moves_first_and_then_all(tiny_config, tmp_path):
             assert any(jax.tree.leaves(moved)), module
 
 
-def test_an_average_has_statistics_of_its_own_and_is_evaluated(tiny_config, tmp_path):
-    """Those of one epoch under the averaged weights, not an average of statistics."""
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_average_has_statistics_of_its_own_and_is_evaluated(microbatches, tiny_config, tmp_path):
+    """Those of one epoch under the averaged weights, in the microbatches of training, not an average."""
     tiny_config.swa_start, tiny_config.total_epochs = 0.3, 4.0
+    tiny_config.accumulate_steps = microbatches
     result = train.train(tiny_config, tmp_path / "run")
     scores = evaluate.evaluate(result.path, weights="ema")[0]
     assert scores["accuracy"] == result.test["ema_accuracy"]
     experiment, ema = build(tiny_config), result.state.ema
-    statistics = functools.partial(batch_statistics, model=experiment.model, augment=experiment.augment)
     batches, found = experiment.train_batches(), []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def statistics(first, *inputs):
+        """Of every so many examples of a batch, augmented whole."""
+
+        def augment(key, batch):
+            augmented = experiment.augment(key, batch)
+            return {"image": augmented["image"][first::microbatches]}
+
+        return batch_statistics(*inputs, model=experiment.model, augment=augment)
+
     for index in range(experiment.steps_per_epoch):
-        key = stream_key(experiment.key(), "average", index)
-        found.append(jax.jit(statistics)(ema, next(batches), key))
+        key, batch = stream_key(experiment.key(), "average", index), next(batches)
+        found += [statistics(first, ema, batch, key) for first in range(microbatches)]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, ema["batch_stats"], mean)
