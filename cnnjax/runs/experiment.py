@@ -265,6 +265,7 @@ def build(
     with errors_name_fields("optimizer.name"):
         params = experiment.abstract_state.params
         parameter_groups.decay_mask(params, config.optimizer.decay)
+        parameter_groups.check_scales(params, config.optimizer.learning_rate_scales)
         parameter_groups.frozen_paths(params, experiment.freeze.pattern)
     return experiment
 
