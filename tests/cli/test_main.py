@@ -148,6 +148,7 @@ MISTAKES = {
     "train --config.model=simple_cnn(num_classes=20)": "config.model='simple_cnn(num_classes=20)': "
     "num_classes=20, the data has 10 classes; leave it out",
     "train --config.model=simple_cnn(num_classes=2)": "num_classes=2, the data has 10 classes; leave it out",
+    "train --config.model=googlenet_cifar(dropout_rate=1.5)": "dropout_rate=1.5 must be in [0, 1)",
     "train --config.data.name=fashion_mnst": "(did you mean 'fashion_mnist'?)",
     "train --config.data.num_validation=6000": "config.data.num_validation=6000: 6000 of 6000 training "
     "images cannot be held out; allowed: 1 to 5990",

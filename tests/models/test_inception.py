@@ -445,6 +445,8 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     np.testing.assert_allclose(y[~dropped], x[~dropped] / 0.75, rtol=1e-6)
     np.testing.assert_array_equal(DropPath(0.25).apply({}, x), x)
     np.testing.assert_array_equal(DropPath(0.0, train=True).apply({}, x, rngs=key), x)
+    with pytest.raises(UserError, match="^rate=1.0 must be"):  # whose gradient is not a number
+        DropPath(1.0, train=True).apply({}, x, rngs=key)
 
 
 @pytest.mark.parametrize(
