@@ -1,9 +1,11 @@
 """Weights in and out: strict conversion, exact round trips, and files that may be damaged or hostile."""
 
 import contextlib
+import errno
 import json
 import re
 import struct
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -422,6 +424,25 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(UserError, match=r"its file two\.safetensors is missing; put it next to"):
         files.read(index)
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "x" * 300], ids=["forbidden", "long"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_file_that_cannot_be_read_is_told(tmp_path, monkeypatch, name, sharded):
+    save_sharded(tmp_path, one={"a": np.zeros(1)})
+    index, opened = tmp_path / "model.safetensors.index.json", Path.open
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+
+    def refuse(path, *args, **fields):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **fields)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for entry in [""] if sharded else ["", "#ema"]:
+        reason = "File name too long" if len(name) > 255 else "Permission denied"
+        with pytest.raises(UserError, match=f"{name} cannot be read: {reason}$"):
+            files.read(index if sharded else f"{tmp_path / name}{entry}")
 
 
 @pytest.mark.parametrize(

@@ -540,6 +540,7 @@ def test_training_starts_from_weights_by_name(place, capsys):
     [
         ("predict images", "--workdir is missing; name the run folder"),
         ("predict images --weights=ema", "--workdir is missing"),
+        (f"predict images --weights={'x' * 300}", "is neither a run folder nor a weights file"),
         (f"predict images --model={MODEL}", "--model=resnet50 --weights=torchvision"),
         ("predict images --workdir=r --weights=torchvision", "allowed with --workdir: --weights=raw or ema"),
         (f"predict images --workdir=r --model={MODEL}", "cannot be combined with --workdir"),

@@ -37,7 +37,18 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, str]:
     """'FILE#ema.state_dict' as the file and the state dict in it that is meant, '' if none is named."""
     path = Path(source)
     file, mark, entry = str(source).rpartition("#")
-    return (Path(file), entry) if mark and not path.exists() else (path, "")
+    return (Path(file), entry) if mark and not os.path.exists(path) else (path, "")
+
+
+def _form_of(path: Path, missing: str) -> str:
+    """What a file is, see `_form`; a UserError, `missing` if there is none, unless it can be read."""
+    try:
+        if not path.is_file():
+            raise UserError(missing)
+        with path.open("rb") as file:
+            return _form(path, file.read(32))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -48,14 +59,7 @@ def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     there are several, and what beside tensors is in it.
     """
     path, entry = locate(source)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weight file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(32)
-        form = _form(path, head)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    form = _form_of(path, f"{path}: no such weight file")
     if form == "torch":
         return _read_torch(path, entry)
     if entry:
@@ -127,11 +131,8 @@ def _read_sharded(index: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(places.values()):
         shard = index.with_name(name)
-        if not shard.is_file():
-            raise UserError(f"{index}: its file {name} is missing; put it next to the index")
-        with shard.open("rb") as file:
-            if _form(shard, file.read(32)) == "index":
-                raise UserError(f"{index} names {name}, which is not a file of tensors")
+        if _form_of(shard, f"{index}: its file {name} is missing; put it next to the index") == "index":
+            raise UserError(f"{index} names {name}, which is not a file of tensors")
         found = read(shard)
         wanted = {tensor for tensor, place in places.items() if place == name}
         if wrong := sorted(wanted ^ found.keys()):
