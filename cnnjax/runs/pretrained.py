@@ -223,7 +223,7 @@ def _config(file: Path) -> Config:
 def _architecture(name: str, file: Path) -> str:
     """The network here that timm, or a config.json of ours, calls so."""
     known = {row.there: row.model for row in published() if row.source == "timm"}
-    known |= {row.timm or own: own for own, row in variants().items()}
+    known |= {row.timm or own: own for own, row in variants().items() if row.timm != "-"}
     if name not in known:
         raise UserError(f"{file}: architecture {name!r} is not in `cnnjax models`; name one with --model")
     return known[name]

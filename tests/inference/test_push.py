@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -145,6 +146,21 @@ def test_a_network_without_names_in_torch_is_read_again(spec, tmp_path, capsys):
     again = cnnjax.load_model(weights=str(out))
     assert (again.spec, len(again.class_names)) == (spec, 5)
     jax.tree.map(np.testing.assert_array_equal, dict(again.variables), {"batch_stats": {}} | dict(variables))
+
+
+@pytest.mark.parametrize(
+    ("name", "timm"),
+    [("efficientnet_b0", "efficientnet_b0"), ("efficientnet_b5", None), ("mnasnet1_0", "mnasnet_100")],
+)
+def test_a_folder_names_the_network_that_timm_has_under_its_name(name, timm, tmp_path, capsys):
+    spec = f"{name}(width=0.1)" if name == "mnasnet1_0" else f"{name}(width=0.05, depth=0.1)"
+    model, given = create_model(spec), tmp_path / "a.safetensors"
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    files.write(given, cnnjax.models.weights.to_torch(zeros, model))
+    words = ["push", f"--model={spec}", f"--weights={given}", f"--out={tmp_path / 'out'}"]
+    assert main.run(words) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / hub.CONFIG).read_text()).get("architecture") == timm
 
 
 @pytest.mark.parametrize(

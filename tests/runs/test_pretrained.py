@@ -364,6 +364,7 @@ def test_a_repository_that_cannot_be_reached_says_what_to_fetch(server, table, b
     ("change", "words"),
     [
         ({"architecture": "vit"}, "architecture 'vit' is not"),
+        ({"architecture": "-"}, "architecture '-' is not"),
         ({"architecture": 3}, "architecture is 3"),
         ({"pretrained_cfg": []}, "pretrained_cfg is"),
         ({"pretrained_cfg": {"input_size": [3]}}, "input_size=[3]"),
