@@ -311,6 +311,7 @@ SMALLEST = {
     "googlenet_cifar(width=0.06, aux_logits=True)": 10,
     "inception_v3(width=0.05)": 75,
     "inception_cifar_1xn(widths=(2, 2, 2))": 4,
+    "xception(width=0.02, middle=1)": 7,
     "densenet121(stage_sizes=(1, 1, 1, 1))": 29,
     "convnext_tiny(stage_sizes=(1, 1, 1, 1))": 32,
     "convnext_tiny(stem='cifar', stage_sizes=(1, 1, 1, 1))": 16,
