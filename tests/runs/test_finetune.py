@@ -1,5 +1,6 @@
 """Training that starts from another run: what is taken over, what is drawn anew, what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,7 +17,7 @@ from cnnjax import load_run
 from cnnjax.errors import UserError
 from cnnjax.models import stream_key
 from cnnjax.runs import evaluate, train
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
 from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
@@ -311,3 +312,31 @@ def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tm
     capsys.readouterr()
     assert main.run(["evaluate", f"--workdir={tmp_path / 'run'}", data, "--json"]) == 0
     assert '"count": 5' in capsys.readouterr().out
+
+
+def test_the_average_of_any_checkpoint_is_exported_and_flags_of_the_other_way_are_refused(tmp_path, capsys):
+    from cnnjax.cli import main
+    from cnnjax.models import create_model, init_variables
+    from cnnjax.models.weights import files, to_torch
+
+    spec = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
+    model, given, out = create_model(spec), tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    variables = jax.device_get(init_variables(model, jax.random.key(0), (32, 32, 3)))
+    files.write(given, to_torch(variables, model))
+    run = f"--workdir={tmp_path / 'run'}"
+    assert main.run(["weights", "import", str(given), f"--model={spec}", run]) == 0, capsys.readouterr().err
+    named = files.read(given)
+    for step in (1, 2):
+        raw, ema = (jax.tree.map(lambda x, by=by: x + by, variables) for by in (step, 10 * step))
+        with contextlib.closing(Saver(tmp_path / "run" / "checkpoints", keep=3)) as saved:
+            saved.save(step, {"state": {**raw, "ema": ema}}, {"position": 0, "seconds": 0.0})
+    for flags, added in {"": 2, "--weights=ema": 20, "--weights=ema --checkpoint=1": 10}.items():
+        assert main.run(["weights", "export", str(out), run, *flags.split()]) == 0, capsys.readouterr().err
+        for name, value in files.read(out).items():
+            np.testing.assert_array_equal(value, named[name] + np.float32(added))
+    capsys.readouterr()
+    for words in (["export", "--weights=torchvision"], ["export", "--weights=ema", "--checkpoint=0"]):
+        assert main.run(["weights", words[0], str(out), run, *words[1:]]) == 2
+    for way, flag in {"export": "model=vgg11", "import": "weights=ema"}.items():
+        assert main.run(["weights", way, str(given), run, f"--{flag}"]) == 2
+        assert f"--{flag} has no effect on weights {way}; leave it out" in capsys.readouterr().err
