@@ -58,18 +58,28 @@ def weights(
     *,
     config: ConfigDict,
     fields: frozenset[str],
-    model: Flag[str, "network of the weights, if the file does not name it"] = "",
+    model: Flag[str, "import: network of the weights, if the file does not name it"] = "",
     workdir: Flag[str | None, "run folder to write (import) or read (export)"] = None,
     class_names: Flag[str | None, "import: text file with one class name per line"] = None,
+    weights: Flag[str | None, "export: raw or ema (default: raw)"] = None,
+    checkpoint: Flag[str | None, "export: last, best, or a step (default: last)"] = None,
 ) -> None:
     """Converts weights into a run folder, or writes the weights of a run under torch's names."""
     if len(words) != 2 or words[0] not in ("import", "export") or not workdir:
         reading = "cnnjax weights import FILE --model=NAME --workdir=DIR (or torchvision, hf:USER/NAME ...)"
         raise UserError(f"usage: {reading}, or cnnjax weights export FILE --workdir=DIR")
+    exports, imports = (
+        {"weights": weights, "checkpoint": checkpoint},
+        {"model": model, "class_names": class_names},
+    )
+    for flag, value in (imports if words[0] == "export" else exports).items():
+        if value:
+            raise UserError(f"--{flag}={value} has no effect on weights {words[0]}; leave it out")
     from cnnjax.inference import weights as exchange
 
     if words[0] == "export":
-        say(f"wrote {exchange.export_weights(workdir, words[1])} tensors to {words[1]}")
+        count = exchange.export_weights(workdir, words[1], checkpoint or "last", weights or "raw")
+        say(f"wrote {count} tensors to {words[1]}")
         return
     config_lib.validate(config)
     write = exchange.import_weights

@@ -61,7 +61,7 @@ def _tensors(trained: Loaded) -> dict[str, np.ndarray]:
 
 def _config(trained: Loaded, license: str) -> dict[str, object]:
     """What `pretrained.resolve` reads, and timm as far as it has the network."""
-    facts, name = trained.facts, trained.spec.partition("(")[0]
+    facts, timm = trained.facts, variant(trained.spec).timm or trained.spec.partition("(")[0]
     height, width, channels = facts.eval_augment.output_shape
     normalize = dict(dict(facts.eval_augment.steps).get("normalize", ()))
     cfg: dict[str, object] = {"input_size": [channels, height, width]}
@@ -69,7 +69,7 @@ def _config(trained: Loaded, license: str) -> dict[str, object]:
     cfg |= {"crop_pct": min(1.0, min(height, width) / min(facts.recipe.resize))}
     cfg |= {key: np.broadcast_to(value, (channels,)).tolist() for key, value in normalize.items()}
     return {
-        "architecture": variant(trained.spec).timm or name,
+        **({} if timm == "-" else {"architecture": timm}),
         "num_classes": len(facts.class_names),
         "label_names": list(facts.class_names),
         "pretrained_cfg": cfg | {"num_classes": len(facts.class_names), "license": license},

@@ -88,10 +88,15 @@ def imported_data(
     return of_weights(found, num_classes, class_names, config.augment.eval, mean, std).record()
 
 
-def export_weights(workdir: str | Path, file: str | Path, checkpoint: str = "last") -> int:
-    """Writes the weights of a run as safetensors under torch's names; returns how many tensors."""
+def export_weights(
+    workdir: str | Path, file: str | Path, checkpoint: str = "last", weights: str = "raw"
+) -> int:
+    """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
+
+    `checkpoint` is "last", "best" (on validation), or a step; `weights` "raw", or "ema" for their average.
+    """
     run = Run.open(workdir)
-    _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, "raw")
+    _, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
     tensors = to_torch(variables, create_model(run.config().model))
     with replacing(expanded(file)) as part:
         files.write(part, tensors)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from cnnjax import ops
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, check_fraction
 from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, Net, he_normal, scaled
 from cnnjax.ops.activations import identity
 from cnnjax.ops.shapes import Padding, Size, pair
@@ -204,6 +204,7 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        check_fraction("rate", self.rate)
         if not self.train or self.rate == 0:
             return x
         keep = 1 - self.rate

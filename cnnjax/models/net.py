@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from cnnjax import ops
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, check_fraction, unknown
 
 Dtype = jax.typing.DTypeLike
 Initializer = Callable[..., Array]
@@ -31,6 +31,11 @@ class Net(nn.Module):
     num_classes: int = 1000
     norm_groups: int = 1  # `groups` of its batch normalizations
     dtype: Dtype = jnp.float32  # of computation; parameters are float32
+
+    def __post_init__(self) -> None:
+        for field in ("dropout_rate", "drop_path_rate", "dropout"):
+            check_fraction(field, getattr(self, field, 0.0))
+        super().__post_init__()
 
     def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:
         """The constructor of a normalization of this net."""

@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class Xception(Net):
-    """Takes images from 34x34 on, 299x299 in the paper. `width` multiplies all channels."""
+    """Takes images from 7x7 on, 299x299 in the paper. `width` multiplies all channels."""
 
     width: float = 1.0
     middle: int = 8  # blocks of the middle flow

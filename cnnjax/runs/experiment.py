@@ -240,9 +240,7 @@ def build(
     augment = parse_augment(config, "train", shape, classes, known)
     with errors_name_fields("eval_protocol"):
         protocol = views.parse(config.eval_protocol, eval_augment, shape)
-    fields = {"norm_groups": groups} if groups > 1 else {}
-    dtype = jnp.dtype(config.dtype)
-    model = create_model(config.model, num_classes=classes, dtype=dtype, **fields)
+    model = _model(config, classes, groups)
     trained, variables = (
         _shapes_of(config.model, model, each.output_shape) for each in (augment, eval_augment)
     )
@@ -267,8 +265,19 @@ def build(
     with errors_name_fields("optimizer.name"):
         params = experiment.abstract_state.params
         parameter_groups.decay_mask(params, config.optimizer.decay)
+        parameter_groups.check_scales(params, config.optimizer.learning_rate_scales)
         parameter_groups.frozen_paths(params, experiment.freeze.pattern)
     return experiment
+
+
+def _model(config: ConfigDict, classes: int, norm_groups: int) -> nn.Module:
+    """The network of a config; a UserError if its spec has another number of classes than the data."""
+    fields = {"norm_groups": norm_groups} if norm_groups > 1 else {}
+    model = create_model(config.model, num_classes=classes, dtype=jnp.dtype(config.dtype), **fields)
+    if model.num_classes != classes:
+        given = f"config.model={config.model!r}: num_classes={model.num_classes!r}"
+        raise UserError(f"{given}, the data has {classes} classes; leave it out")
+    return model
 
 
 def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> VariableDict:

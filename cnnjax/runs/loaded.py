@@ -119,8 +119,8 @@ def read(found: Pretrained) -> tuple[nn.Module, Variables]:
 
 
 def _classes(variables: Variables) -> int:
-    """The classes of a tree of names of here."""
+    """The classes of a tree of names of here, the outputs of its head, which may have no bias."""
     try:
-        return int(variables["params"]["head"]["bias"].shape[0])
+        return int(variables["params"]["head"]["kernel"].shape[-1])
     except (KeyError, TypeError, IndexError):
-        raise UserError("it has no params/head/bias, which every network here has") from None
+        raise UserError("it has no params/head/kernel, which every network here has") from None

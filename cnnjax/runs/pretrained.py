@@ -90,9 +90,9 @@ def resolve(source: str, model: str = "") -> Pretrained:
         raise UserError(f"weights {source}: {error}") from None
     check_local("weights", source)
     path = expanded(source)
-    if path.is_dir() and (path / hub.CONFIG).is_file():
+    if os.path.isfile(path / hub.CONFIG):  # which refuses no name, however long
         return _of_folder(path, source, model)
-    if not files.locate(path)[0].is_file():
+    if not os.path.isfile(files.locate(path)[0]):
         raise UserError(
             f"{source} is neither a run folder nor a weights file; allowed: a run folder, {FORMS}"
         )
@@ -101,7 +101,7 @@ def resolve(source: str, model: str = "") -> Pretrained:
 
 def is_run(source: str | Path) -> bool:
     """Whether a source of weights is a run folder."""
-    return (expanded(source) / "checkpoints").is_dir()
+    return os.path.isdir(expanded(source) / "checkpoints")
 
 
 def place_of(source: str, model: str = "") -> str | Path:
@@ -223,7 +223,7 @@ def _config(file: Path) -> Config:
 def _architecture(name: str, file: Path) -> str:
     """The network here that timm, or a config.json of ours, calls so."""
     known = {row.there: row.model for row in published() if row.source == "timm"}
-    known |= {row.timm or own: own for own, row in variants().items()}
+    known |= {row.timm or own: own for own, row in variants().items() if row.timm != "-"}
     if name not in known:
         raise UserError(f"{file}: architecture {name!r} is not in `cnnjax models`; name one with --model")
     return known[name]

@@ -159,9 +159,12 @@ def average_statistics(experiment: Experiment, state: TrainState) -> TrainState:
     """The state after its last step: an average of stochastic weight averaging with statistics of its own."""
     if not experiment.config.swa_start or not state.batch_stats:
         return state
-    freeze = experiment.frozen_at(experiment.total_steps - 1)
     bound = functools.partial(
-        batch_statistics, model=experiment.model, augment=experiment.augment, freeze=freeze
+        batch_statistics,
+        model=experiment.model,
+        augment=experiment.augment,
+        freeze=experiment.frozen_at(experiment.total_steps - 1),
+        microbatches=experiment.config.accumulate_steps,
     )
     find = jax.jit(bound, out_shardings=experiment.replicated)
     average = experiment.named(state).ema

@@ -63,7 +63,8 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     denominator is 0 (scikit-learn's zero_division=0). Of these, `macro` is the mean over all K classes,
     including those that never occur, `occurring` over those that do, `weighted` the mean weighted by class
     frequency; `micro` pools all decisions and so equals the accuracy. For K <= 5 the top-5 accuracy is 1;
-    `ece` is that of `calibration`. A label outside 0..K-1 raises UserError, see `confusion_matrix`.
+    `ece` is that of `calibration`. A label or prediction outside 0..K-1 raises UserError, see
+    `confusion_matrix`.
     """
     confusion = confusion_matrix(predictions, num_classes)
     count = int(confusion.sum())
@@ -105,12 +106,13 @@ def averages(scores: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str,
 
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Number of examples by (label, prediction): int64 [K, K]; UserError if a label is outside 0..K-1."""
-    label = predictions["label"]
-    if outside := int(np.sum((label < 0) | (label >= num_classes))):
-        given = f"label: {outside} of {len(label)} labels lie outside 0..{num_classes - 1}"
-        raise UserError(f"{given}; check num_classes and the data set")
-    pairs = label.astype(np.int64) * num_classes + predictions["prediction"]
+    """Number of examples by (label, prediction): int64 [K, K]; UserError if one is outside 0..K-1."""
+    for name in ("label", "prediction"):
+        values = predictions[name]
+        if outside := int(np.sum((values < 0) | (values >= num_classes))):
+            given = f"{name}: {outside} of {len(values)} {name}s lie outside 0..{num_classes - 1}"
+            raise UserError(f"{given}; check num_classes and the data set")
+    pairs = predictions["label"].astype(np.int64) * num_classes + predictions["prediction"]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

@@ -135,6 +135,15 @@ def parse_scales(learning_rate_scales: str, layers: Mapping[str, str] | None = N
     return scales + decaying
 
 
+def check_scales(params: Collection, learning_rate_scales: str) -> None:
+    """Raises a UserError if a pattern of its own matches no path; those of `layer_decay` need not."""
+    paths = list(traverse_util.flatten_dict(params, sep="/"))
+    for pattern, _ in parse_scales(learning_rate_scales):
+        if not any(re.search(pattern, path) for path in paths):
+            problem = f"{pattern!r} matches no parameter path; paths: {', '.join(paths[:6])}, ..."
+            raise UserError(f"learning_rate_scales={learning_rate_scales!r}: {problem}")
+
+
 def _decaying(call: str, layers: Mapping[str, str]) -> Scales:
     """The factor of each module at the top of a model, for `layer_decay(0.75)` or `stage_decay(0.75)`."""
     name, args, values = parse_call(call, "learning_rate_scales")

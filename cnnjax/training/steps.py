@@ -225,29 +225,42 @@ def batch_statistics(
     model: nn.Module,
     augment: Augment,
     freeze: str = "",
+    microbatches: int = 1,
 ) -> Collection:
     """The statistics of one batch, augmented as in training, in place of running ones.
 
-    A normalization updates its running value to m * old + (1 - m) * new: new follows from old = 0, m is the
-    derivative with respect to old. Normalizations that `freeze` matches keep theirs and normalize by them.
+    Of several microbatches, which pass through the model one after another, it is the mean. A normalization
+    updates its running value to m * old + (1 - m) * new: new follows from old = 0, m is the derivative with
+    respect to old. Normalizations that `freeze` matches keep theirs and normalize by them.
     """
     batch = augment(stream_key(key, "augment", 0), batch | {"run_key": stream_key(key, "example", 0)})
     frozen = frozen_collection(variables["batch_stats"], freeze)
     marks = traverse_util.flatten_dict(frozen, sep="/")
     old = traverse_util.flatten_dict(variables["batch_stats"], sep="/")
     moving = {path: x for path, x in old.items() if f"{path.rpartition('/')[0]}/statistics" not in marks}
+    zeros, ones = (jax.tree.map(like, moving) for like in (jnp.zeros_like, jnp.ones_like))
+    key = stream_key(key, "dropout", 0)
 
-    def moved(some: Collection) -> Collection:
+    def moved(some: Collection, image: jax.Array, key: jax.Array) -> Collection:
         batch_stats = traverse_util.unflatten_dict({**old, **some}, sep="/")
         given = {"params": variables["params"], "batch_stats": batch_stats, "frozen": frozen}
-        mutable, rngs = ["batch_stats", "intermediates"], {"dropout": stream_key(key, "dropout", 0)}
-        new = model.apply(given, batch["image"], train=True, rngs=rngs, mutable=mutable)[1]["batch_stats"]
+        mutable, rngs = ["batch_stats", "intermediates"], {"dropout": key}
+        new = model.apply(given, image, train=True, rngs=rngs, mutable=mutable)[1]["batch_stats"]
         return {path: x for path, x in traverse_util.flatten_dict(new, sep="/").items() if path in some}
 
-    zeros, ones = (jax.tree.map(like, moving) for like in (jnp.zeros_like, jnp.ones_like))
-    found, momentum = jax.jvp(moved, (zeros,), (ones,))
+    def of_microbatch(each: tuple[jax.Array, jax.Array]) -> tuple[Collection, Collection]:
+        move = functools.partial(moved, image=each[0], key=jax.random.fold_in(key, each[1]))
+        return jax.jvp(move, (zeros,), (ones,))
+
+    split = _split(batch["image"], microbatches), jnp.arange(microbatches)
+    found, momentum = jax.tree.map(lambda x: x.mean(0), jax.lax.map(of_microbatch, split))
     found = jax.tree.map(lambda x, m, own: jnp.where(m == 1, own, x / (1 - m)), found, momentum, moving)
     return traverse_util.unflatten_dict({**old, **found}, sep="/")
+
+
+def _split(x: jax.Array, microbatches: int) -> jax.Array:
+    """[B, ...] as microbatches of every so many examples: each device keeps its own."""
+    return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _accumulated(
@@ -258,8 +271,7 @@ def _accumulated(
     if microbatches == 1:
         (loss, (correct, batch_stats)), grads = differentiate(state.params, state.batch_stats, batch, key)
         return Gradient(loss, correct, batch_stats, grads)
-    # A microbatch takes every `microbatches`-th example, so that each device keeps its own.
-    split = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    split = jax.tree.map(lambda x: _split(x, microbatches), batch)
     weight = jnp.maximum(batch["mask"].sum(), 1.0)
 
     def add(sums: Gradient, each: tuple[Batch, jax.Array]) -> tuple[Gradient, None]:

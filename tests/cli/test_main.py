@@ -145,6 +145,10 @@ MISTAKES = {
     "train --config.model=simple_cn": "unknown model 'simple_cn' (did you mean 'simple_cnn'?)",
     "train --config.model=simple_cnn(pooling='mx')": "unknown pooling 'mx' (did you mean 'max'?)",
     "train --config.model=simple_cnn(widths=3)": "config.model='simple_cnn(widths=3)' cannot be built",
+    "train --config.model=simple_cnn(num_classes=20)": "config.model='simple_cnn(num_classes=20)': "
+    "num_classes=20, the data has 10 classes; leave it out",
+    "train --config.model=simple_cnn(num_classes=2)": "num_classes=2, the data has 10 classes; leave it out",
+    "train --config.model=googlenet_cifar(dropout_rate=1.5)": "dropout_rate=1.5 must be in [0, 1)",
     "train --config.data.name=fashion_mnst": "(did you mean 'fashion_mnist'?)",
     "train --config.data.num_validation=6000": "config.data.num_validation=6000: 6000 of 6000 training "
     "images cannot be held out; allowed: 1 to 5990",
@@ -157,6 +161,7 @@ MISTAKES = {
     "train --config.optimizer.name=sgd(learning_rate=2)": "is set by config.optimizer.learning_rate",
     "train --config.optimizer.schedule=cosin": "unknown config.optimizer.schedule 'cosin'",
     "train --config.optimizer.decay=nowhere": "must match a parameter path",
+    "train --config.optimizer.learning_rate_scales=nowhere:2": "'nowhere' matches no parameter path; paths: ",
     "train --config=nofile.py": "--config=nofile.py is neither a file nor an example; examples: cifar10_",
     "train --config=imagenet_resnet": "nor an example (did you mean imagenet_resnet50",
     "train --wrkdir=x": "unknown flag of cnnjax train '--wrkdir' (did you mean '--workdir'?)",

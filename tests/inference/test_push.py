@@ -5,8 +5,10 @@ import hashlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import cnnjax
 from cnnjax.cli import main
@@ -122,6 +124,43 @@ def test_weights_from_elsewhere_keep_their_names(server, tmp_path, capsys):
     (out / "other").write_text("")
     assert main.run(["push", *source, f"--out={out}"]) == 2
     assert "contains files that are not a repository's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "airbench94(widths=(2,3,4))",
+        "airbench96(widths=(2,3,4))",
+        "nin_imagenet(widths=((2,2,2),(2,2,2),(2,2,2),(2,2)))",
+    ],
+)
+def test_a_network_without_names_in_torch_is_read_again(spec, tmp_path, capsys):
+    """Its classes are told by its head, with a bias or without."""
+    model = create_model(spec, num_classes=5)
+    variables = jax.device_get(model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)))
+    given, out = tmp_path / "a.safetensors", tmp_path / "folder"
+    files.write(given, {key: np.asarray(x) for key, x in flatten_dict(dict(variables), sep="/").items()})
+    assert main.run(["push", f"--model={spec}", f"--weights={given}", f"--out={out}"]) == 0, (
+        capsys.readouterr().err
+    )
+    again = cnnjax.load_model(weights=str(out))
+    assert (again.spec, len(again.class_names)) == (spec, 5)
+    jax.tree.map(np.testing.assert_array_equal, dict(again.variables), {"batch_stats": {}} | dict(variables))
+
+
+@pytest.mark.parametrize(
+    ("name", "timm"),
+    [("efficientnet_b0", "efficientnet_b0"), ("efficientnet_b5", None), ("mnasnet1_0", "mnasnet_100")],
+)
+def test_a_folder_names_the_network_that_timm_has_under_its_name(name, timm, tmp_path, capsys):
+    spec = f"{name}(width=0.1)" if name == "mnasnet1_0" else f"{name}(width=0.05, depth=0.1)"
+    model, given = create_model(spec), tmp_path / "a.safetensors"
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    files.write(given, cnnjax.models.weights.to_torch(zeros, model))
+    words = ["push", f"--model={spec}", f"--weights={given}", f"--out={tmp_path / 'out'}"]
+    assert main.run(words) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / hub.CONFIG).read_text()).get("architecture") == timm
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,7 @@ SMALLEST = {
     "googlenet_cifar(width=0.06, aux_logits=True)": 10,
     "inception_v3(width=0.05)": 75,
     "inception_cifar_1xn(widths=(2, 2, 2))": 4,
+    "xception(width=0.02, middle=1)": 7,
     "densenet121(stage_sizes=(1, 1, 1, 1))": 29,
     "convnext_tiny(stage_sizes=(1, 1, 1, 1))": 32,
     "convnext_tiny(stem='cifar', stage_sizes=(1, 1, 1, 1))": 16,
@@ -445,6 +446,8 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
     np.testing.assert_allclose(y[~dropped], x[~dropped] / 0.75, rtol=1e-6)
     np.testing.assert_array_equal(DropPath(0.25).apply({}, x), x)
     np.testing.assert_array_equal(DropPath(0.0, train=True).apply({}, x, rngs=key), x)
+    with pytest.raises(UserError, match="^rate=1.0 must be"):  # whose gradient is not a number
+        DropPath(1.0, train=True).apply({}, x, rngs=key)
 
 
 @pytest.mark.parametrize(

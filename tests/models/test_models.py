@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +267,22 @@ def test_pooling_within_the_normalization_trains_as_pooling_after_it():
         found.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
     for (path, a), b in zip(jax.tree.leaves_with_path(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+
+
+RATES = [
+    (name, field)
+    for name, row in variants().items()
+    for field in inspect.signature(row.build).parameters
+    if field.startswith("drop")
+]
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, "half"])
+def test_every_rate_of_dropout_is_below_one(rate):
+    assert len({field for _, field in RATES}) == 3
+    for name, field in RATES:
+        with pytest.raises(UserError, match=rf"^{field}={rate!r} must be in \[0, 1\)$"):
+            create_model(f"{name}({field}={rate!r})")
 
 
 # --- Learning. -------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """Weights in and out: strict conversion, exact round trips, and files that may be damaged or hostile."""
 
 import contextlib
+import errno
 import json
 import re
 import struct
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -316,6 +318,7 @@ def entry(begin: int, end: int, shape=(2,), dtype="F32") -> dict:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
+UNREAD = r"bad\.safetensors: a is of dtype {}, which is neither read nor written; allowed: float64, .*uint8$"
 SCALAR = '{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
 
 
@@ -337,8 +340,9 @@ SCALAR = '{"dtype":"F32","shape":[],"data_offsets":[0,4]}'
         ({"a": entry(0, 0, (0, 2**62, 2**62))}, b"", None, "too big"),
         ({"a": entry(0, 8, (-1, -2))}, bytes(8), None, "integer `-1`"),
         ({"a": entry(0, 8, dtype="F5")}, bytes(8), None, "unknown variant `F5`, expected one of .*`F64`"),
-        ({"a": entry(0, 8, (8,), "F8_E4M3")}, bytes(8), None, "float8_e4m3"),
-        ({"a": entry(0, 8, (1,), "C64")}, bytes(8), None, "a is of dtype complex64; allowed: float64"),
+        ({"a": entry(0, 8, (8,), "F8_E4M3")}, bytes(8), None, UNREAD.format("F8_E4M3")),
+        ({"a": entry(0, 8, (16,), "F4")}, bytes(8), None, UNREAD.format("F4")),
+        ({"a": entry(0, 8, (1,), "C64")}, bytes(8), None, UNREAD.format("C64")),
         ({"a": 5}, b"", None, "not a whole"),
     ],
 )
@@ -422,6 +426,25 @@ def test_sharded_files_are_read_by_their_index(tmp_path):
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(UserError, match=r"its file two\.safetensors is missing; put it next to"):
         files.read(index)
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "x" * 300], ids=["forbidden", "long"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_file_that_cannot_be_read_is_told(tmp_path, monkeypatch, name, sharded):
+    save_sharded(tmp_path, one={"a": np.zeros(1)})
+    index, opened = tmp_path / "model.safetensors.index.json", Path.open
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+
+    def refuse(path, *args, **fields):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **fields)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for entry in [""] if sharded else ["", "#ema"]:
+        reason = "File name too long" if len(name) > 255 else "Permission denied"
+        with pytest.raises(UserError, match=f"{name} cannot be read: {reason}$"):
+            files.read(index if sharded else f"{tmp_path / name}{entry}")
 
 
 @pytest.mark.parametrize(

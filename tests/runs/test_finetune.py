@@ -1,5 +1,6 @@
 """Training that starts from another run: what is taken over, what is drawn anew, what is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,7 +17,7 @@ from cnnjax import load_run
 from cnnjax.errors import UserError
 from cnnjax.models import stream_key
 from cnnjax.runs import evaluate, train
-from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
 from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
@@ -119,18 +120,30 @@ def test_a_head_moves_first_and_then_all(tiny_config, tmp_path):
             assert any(jax.tree.leaves(moved)), module
 
 
-def test_an_average_has_statistics_of_its_own_and_is_evaluated(tiny_config, tmp_path):
-    """Those of one epoch under the averaged weights, not an average of statistics."""
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_average_has_statistics_of_its_own_and_is_evaluated(microbatches, tiny_config, tmp_path):
+    """Those of one epoch under the averaged weights, in the microbatches of training, not an average."""
     tiny_config.swa_start, tiny_config.total_epochs = 0.3, 4.0
+    tiny_config.accumulate_steps = microbatches
     result = train.train(tiny_config, tmp_path / "run")
     scores = evaluate.evaluate(result.path, weights="ema")[0]
     assert scores["accuracy"] == result.test["ema_accuracy"]
     experiment, ema = build(tiny_config), result.state.ema
-    statistics = functools.partial(batch_statistics, model=experiment.model, augment=experiment.augment)
     batches, found = experiment.train_batches(), []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def statistics(first, *inputs):
+        """Of every so many examples of a batch, augmented whole."""
+
+        def augment(key, batch):
+            augmented = experiment.augment(key, batch)
+            return {"image": augmented["image"][first::microbatches]}
+
+        return batch_statistics(*inputs, model=experiment.model, augment=augment)
+
     for index in range(experiment.steps_per_epoch):
-        key = stream_key(experiment.key(), "average", index)
-        found.append(jax.jit(statistics)(ema, next(batches), key))
+        key, batch = stream_key(experiment.key(), "average", index), next(batches)
+        found += [statistics(first, ema, batch, key) for first in range(microbatches)]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *found)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, ema["batch_stats"], mean)
@@ -299,3 +312,31 @@ def test_a_weights_file_becomes_a_run_that_can_be_evaluated_and_written_again(tm
     capsys.readouterr()
     assert main.run(["evaluate", f"--workdir={tmp_path / 'run'}", data, "--json"]) == 0
     assert '"count": 5' in capsys.readouterr().out
+
+
+def test_the_average_of_any_checkpoint_is_exported_and_flags_of_the_other_way_are_refused(tmp_path, capsys):
+    from cnnjax.cli import main
+    from cnnjax.models import create_model, init_variables
+    from cnnjax.models.weights import files, to_torch
+
+    spec = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
+    model, given, out = create_model(spec), tmp_path / "given.safetensors", tmp_path / "out.safetensors"
+    variables = jax.device_get(init_variables(model, jax.random.key(0), (32, 32, 3)))
+    files.write(given, to_torch(variables, model))
+    run = f"--workdir={tmp_path / 'run'}"
+    assert main.run(["weights", "import", str(given), f"--model={spec}", run]) == 0, capsys.readouterr().err
+    named = files.read(given)
+    for step in (1, 2):
+        raw, ema = (jax.tree.map(lambda x, by=by: x + by, variables) for by in (step, 10 * step))
+        with contextlib.closing(Saver(tmp_path / "run" / "checkpoints", keep=3)) as saved:
+            saved.save(step, {"state": {**raw, "ema": ema}}, {"position": 0, "seconds": 0.0})
+    for flags, added in {"": 2, "--weights=ema": 20, "--weights=ema --checkpoint=1": 10}.items():
+        assert main.run(["weights", "export", str(out), run, *flags.split()]) == 0, capsys.readouterr().err
+        for name, value in files.read(out).items():
+            np.testing.assert_array_equal(value, named[name] + np.float32(added))
+    capsys.readouterr()
+    for words in (["export", "--weights=torchvision"], ["export", "--weights=ema", "--checkpoint=0"]):
+        assert main.run(["weights", words[0], str(out), run, *words[1:]]) == 2
+    for way, flag in {"export": "model=vgg11", "import": "weights=ema"}.items():
+        assert main.run(["weights", way, str(given), run, f"--{flag}"]) == 2
+        assert f"--{flag} has no effect on weights {way}; leave it out" in capsys.readouterr().err

@@ -364,6 +364,7 @@ def test_a_repository_that_cannot_be_reached_says_what_to_fetch(server, table, b
     ("change", "words"),
     [
         ({"architecture": "vit"}, "architecture 'vit' is not"),
+        ({"architecture": "-"}, "architecture '-' is not"),
         ({"architecture": 3}, "architecture is 3"),
         ({"pretrained_cfg": []}, "pretrained_cfg is"),
         ({"pretrained_cfg": {"input_size": [3]}}, "input_size=[3]"),
@@ -540,6 +541,7 @@ def test_training_starts_from_weights_by_name(place, capsys):
     [
         ("predict images", "--workdir is missing; name the run folder"),
         ("predict images --weights=ema", "--workdir is missing"),
+        (f"predict images --weights={'x' * 300}", "is neither a run folder nor a weights file"),
         (f"predict images --model={MODEL}", "--model=resnet50 --weights=torchvision"),
         ("predict images --workdir=r --weights=torchvision", "allowed with --workdir: --weights=raw or ema"),
         (f"predict images --workdir=r --model={MODEL}", "cannot be combined with --workdir"),

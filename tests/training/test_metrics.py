@@ -156,10 +156,12 @@ def test_without_examples_scores_are_nan():
         assert all(np.isnan(v) for v in result[average].values()), average
 
 
-@pytest.mark.parametrize("label", [-1, 6])
-def test_labels_out_of_range_are_reported(label):
-    with pytest.raises(UserError, match=r"^label: 1 of 2 labels lie outside 0\.\.5"):
-        metrics.compute(rows(np.zeros((2, 6)), [2, label]), 6)
+@pytest.mark.parametrize("value", [-1, 6])
+@pytest.mark.parametrize("name", ["label", "prediction"])
+def test_labels_and_predictions_out_of_range_are_reported(name, value):
+    wrong = rows(np.zeros((2, 6)), [2, 3]) | {name: np.array([2, value])}
+    with pytest.raises(UserError, match=rf"^{name}: 1 of 2 {name}s lie outside 0\.\.5"):
+        metrics.compute(wrong, 6)
 
 
 def test_counts_and_sums_are_exact_beyond_float32():

@@ -1,5 +1,7 @@
 """Frozen parts do not move, their statistics neither; groups have their own learning rate."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,6 +175,16 @@ def test_scales_that_cannot_be_read_are_told(text):
 def test_a_pattern_that_freezes_nothing_or_all_is_told(tiny_config, freeze, words):
     tiny_config.freeze = freeze
     with pytest.raises(UserError, match=rf"config.freeze=.*{words}"):
+        build(tiny_config)
+
+
+@pytest.mark.parametrize("text", ["nowhere: 2", "head: 2, nowhere: 2", "layer_decay(0.5), nowhere: 2"])
+def test_a_factor_for_no_parameter_is_told(tiny_config, text):
+    tiny_config.optimizer.learning_rate_scales = text
+    words = (
+        f"config.optimizer.learning_rate_scales={text!r}: 'nowhere' matches no parameter path; paths: conv1/"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(words)}"):
         build(tiny_config)
 
 

@@ -7,11 +7,11 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from cnnjax.errors import UserError, one_line, visible
@@ -19,10 +19,11 @@ from cnnjax.models.weights.fit import first
 from cnnjax.models.weights.state_dicts import find
 from cnnjax.models.weights.torch_files import open_torch
 
-DTYPES = (
-    *("float64", "float32", "float16", "bfloat16", "bool"),
-    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
-)
+DTYPES = {  # safetensors' names and NumPy's
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+}
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".th")
 MAX_INDEX_BYTES = 2**26
 OTHER_FILES = {  # how files begin that stand in the place of weights
@@ -37,7 +38,18 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, str]:
     """'FILE#ema.state_dict' as the file and the state dict in it that is meant, '' if none is named."""
     path = Path(source)
     file, mark, entry = str(source).rpartition("#")
-    return (Path(file), entry) if mark and not path.exists() else (path, "")
+    return (Path(file), entry) if mark and not os.path.exists(path) else (path, "")
+
+
+def _form_of(path: Path, missing: str) -> str:
+    """What a file is, see `_form`; a UserError, `missing` if there is none, unless it can be read."""
+    try:
+        if not path.is_file():
+            raise UserError(missing)
+        with path.open("rb") as file:
+            return _form(path, file.read(32))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -48,14 +60,7 @@ def read(source: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     there are several, and what beside tensors is in it.
     """
     path, entry = locate(source)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weight file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(32)
-        form = _form(path, head)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    form = _form_of(path, f"{path}: no such weight file")
     if form == "torch":
         return _read_torch(path, entry)
     if entry:
@@ -101,13 +106,15 @@ def _read_torch(path: Path, entry: str) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="np") as stored:
+            dtypes = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+        tensors = {} if {*dtypes.values()} - {*DTYPES} else load_file(path)
         with path.open("rb") as file:  # the library keeps the last of several tensors of one name
             json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
-        _check_dtypes(tensors)
-    except (SafetensorError, AttributeError, OSError, ValueError) as error:  # AttributeError: of a dtype
+    except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"{path} is not a whole safetensors file: {reason}") from None
+    _check_dtypes(path, dtypes, DTYPES)
     return tensors
 
 
@@ -116,9 +123,10 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
         raise ValueError("a name occurs twice in the header")
 
 
-def _check_dtypes(tensors: Mapping[str, np.ndarray]) -> None:
-    if wrong := [name for name, tensor in tensors.items() if tensor.dtype.name not in DTYPES]:
-        raise UserError(f"{wrong[0]} is of dtype {tensors[wrong[0]].dtype}; allowed: {', '.join(DTYPES)}")
+def _check_dtypes(path: Path, dtypes: Mapping[str, str], known: Collection[str]) -> None:
+    if wrong := [name for name, dtype in dtypes.items() if dtype not in known]:
+        problem = f"{wrong[0]} is of dtype {dtypes[wrong[0]]}, which is neither read nor written"
+        raise UserError(f"{path}: {problem}; allowed: {', '.join(DTYPES.values())}")
 
 
 def _read_sharded(index: Path) -> dict[str, np.ndarray]:
@@ -127,11 +135,8 @@ def _read_sharded(index: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(places.values()):
         shard = index.with_name(name)
-        if not shard.is_file():
-            raise UserError(f"{index}: its file {name} is missing; put it next to the index")
-        with shard.open("rb") as file:
-            if _form(shard, file.read(32)) == "index":
-                raise UserError(f"{index} names {name}, which is not a file of tensors")
+        if _form_of(shard, f"{index}: its file {name} is missing; put it next to the index") == "index":
+            raise UserError(f"{index} names {name}, which is not a file of tensors")
         found = read(shard)
         wanted = {tensor for tensor, place in places.items() if place == name}
         if wrong := sorted(wanted ^ found.keys()):
@@ -164,5 +169,5 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> No
     if path.suffix != ".safetensors":
         raise UserError(f"weights are written to files that end in .safetensors, not in {path.suffix!r}")
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    _check_dtypes(arrays)
+    _check_dtypes(path, {name: array.dtype.name for name, array in arrays.items()}, DTYPES.values())
     path.write_bytes(save(arrays, {"format": "pt"}))
