@@ -64,7 +64,7 @@ EXAMPLES = {
     ),
     "weights": (
         "cnnjax weights import resnet50.pth --model=resnet50 --workdir=runs/resnet50",
-        "cnnjax weights export fm.safetensors --workdir=runs/fm",
+        "cnnjax weights export resnet50.safetensors --workdir=runs/resnet50",
     ),
     "push": (
         "cnnjax push --workdir=runs/fm hf:USER/NAME",
