@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import cnnjax
 from cnnjax.cli import main
+from cnnjax.errors import UserError
 from cnnjax.models import create_model
 from cnnjax.models.weights import convert, files
 from cnnjax.runs import hub
@@ -122,6 +124,43 @@ def test_weights_from_elsewhere_keep_their_names(server, tmp_path, capsys):
     (out / "other").write_text("")
     assert main.run(["push", *source, f"--out={out}"]) == 2
     assert "contains files that are not a repository's" in capsys.readouterr().err
+
+
+def exported(run, tmp_path, capsys) -> Path:
+    file = tmp_path / "net.safetensors"
+    assert main.run(["export", f"--workdir={run}", f"--out={file}"]) == 0, capsys.readouterr().err
+    return file
+
+
+def test_an_exported_file_is_read_back_as_the_run_is(tiny_run, tmp_path, capsys):
+    """Its network, classes, size and normalization are those of the run, named or not."""
+    file, own = exported(tiny_run, tmp_path, capsys), cnnjax.load_run(tiny_run)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    for model in ("", own.spec):
+        again = cnnjax.load_model(model, str(file))
+        assert (again.spec, again.class_names, again.image_shape) == (
+            own.spec,
+            own.class_names,
+            own.image_shape,
+        )
+        assert (again.recipe, again.augment.steps) == (own.recipe, own.augment.steps)
+        for a, b in zip(again.predict(images), own.predict(images), strict=True):
+            np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_a_sidecar_that_does_not_fit_is_refused_by_name(tiny_run, tmp_path, capsys):
+    """One of an older version lacks half of the preprocessing; one of other weights has none of it."""
+    file = exported(tiny_run, tmp_path, capsys)
+    beside = file.with_name("net.safetensors.json")
+    facts = json.loads(beside.read_text())
+    files.write(file, {name: x + 1 for name, x in files.read(file).items()})
+    with pytest.raises(UserError, match=r"net.safetensors.json: it describes another file .* export"):
+        resolve(str(file))
+    beside.write_text(json.dumps({name: value for name, value in facts.items() if name != "cnnjax"}))
+    with pytest.raises(UserError, match=r"net.safetensors.json: an older version wrote it.* export"):
+        resolve(str(file), facts["model"])
+    beside.write_text('{"of": "another program"}')
+    assert resolve(str(file), facts["model"]).data is None
 
 
 @pytest.mark.parametrize(
