@@ -87,7 +87,8 @@ def _card(trained: Loaded, record: Json, license: str) -> str:
     rows |= {"image": "x".join(map(str, facts.eval_augment.output_shape)), "weights of": trained.name}
     if trained.config:
         rows |= {"data set": trained.config.data.name, "step": str(trained.step)}
-        rows |= _scores(Run.open(trained.name).read_json("test.json"), trained.step)
+        rows |= {"weights": "average over training steps"} if trained.weights == "ema" else {}
+        rows |= _scores(Run.open(trained.name).read_json("test.json"), trained)
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]
     lines += ["", f"# {_plain(trained.spec)}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_plain(value)} |" for key, value in rows.items()]
@@ -99,15 +100,16 @@ def _card(trained: Loaded, record: Json, license: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(test: Json, step: int) -> dict[str, str]:
+def _scores(test: Json, trained: Loaded) -> dict[str, str]:
     """The scores on the test split, if they are of these weights."""
-    if test.get("step") != step:
+    prefix = "ema_" if trained.weights == "ema" else ""
+    if test.get("step") != trained.step or f"{prefix}accuracy" not in test:
         return {"test accuracy": "not evaluated"}
     names = {"accuracy": "test accuracy"}
     if "top5_accuracy" in test and has_top5(test):
         names["top5_accuracy"] = "test top-5 accuracy"
-    scores = {words: f"{100 * test[name]:.2f} %" for name, words in names.items()}
-    return scores | {"test loss": f"{test['loss']:.4f}", "test images": f"{test['count']:,}"}
+    scores = {words: f"{100 * test[f'{prefix}{name}']:.2f} %" for name, words in names.items()}
+    return scores | {"test loss": f"{test[f'{prefix}loss']:.4f}", "test images": f"{test['count']:,}"}
 
 
 def _versions(record: Mapping[str, object]) -> str:

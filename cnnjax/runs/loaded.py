@@ -36,6 +36,7 @@ class Loaded:
     protocol: views.Protocol
     variables: Variables
     license: str = ""
+    weights: str = "raw"  # of a run also "ema", see `load`
 
 
 def load(
@@ -74,7 +75,8 @@ def load(
     config, facts = run.config(), of_run(run).named(class_names)
     config.eval_protocol = protocol or config.eval_protocol
     step, network, looks, variables = trained(run, config, facts, checkpoint, weights)
-    return Loaded(str(run.path), config.model, step, config, facts, network, looks, variables)
+    what = str(run.path), config.model, step, config, facts
+    return Loaded(*what, network, looks, variables, weights=weights)
 
 
 def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path | None) -> Loaded:

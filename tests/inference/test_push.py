@@ -12,9 +12,10 @@ import pytest
 import cnnjax
 from cnnjax.cli import main
 from cnnjax.errors import UserError
+from cnnjax.inference import push
 from cnnjax.models import create_model
 from cnnjax.models.weights import convert, files
-from cnnjax.runs import hub
+from cnnjax.runs import hub, loaded, train
 from cnnjax.runs.pretrained import resolve
 from tests.loopback import Server, serving
 
@@ -161,6 +162,22 @@ def test_a_sidecar_that_does_not_fit_is_refused_by_name(tiny_run, tmp_path, caps
         resolve(str(file), facts["model"])
     beside.write_text('{"of": "another program"}')
     assert resolve(str(file), facts["model"]).data is None
+
+
+def test_the_card_of_averaged_weights_has_their_scores(tiny_config, tmp_path):
+    tiny_config.ema_decay = 0.5
+    train.train(tiny_config, tmp_path / "run")
+    file = tmp_path / "run/test.json"
+    test = json.loads(file.read_text()) | {"accuracy": 0.25, "ema_accuracy": 0.5, "loss": 2, "ema_loss": 1}
+    file.write_text(json.dumps(test))
+    words = {"raw": ("`25.00 %`", "`2.0000`", ""), "ema": ("`50.00 %`", "`1.0000`", "average over")}
+    for weights, expected in words.items():
+        trained = loaded.load(tmp_path / "run", weights=weights)
+        card = (push.write(trained, tmp_path / weights) / "README.md").read_text()
+        assert all(word in card for word in expected)
+        assert ("average over" in card) == (weights == "ema")
+    file.write_text(json.dumps({name: value for name, value in test.items() if "ema_" not in name}))
+    assert "not evaluated" in (push.write(trained, tmp_path / "ema") / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
