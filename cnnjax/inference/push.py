@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from cnnjax.data.files import atomic_write, expanded, scratch_folder
+from cnnjax.data.files import atomic_write, expanded, replacing, scratch_folder
 from cnnjax.errors import UserError, check_local, visible
 from cnnjax.models import count_params, variant
 from cnnjax.models.weights import files, to_torch
@@ -34,7 +34,8 @@ def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
     path.mkdir(parents=True, exist_ok=True)
     record = Run.open(trained.name).read_json("record.json") if trained.config else {}
     license = license or trained.license or str(record.get("model", {}).get("license", ""))
-    files.write(path / hub.WEIGHTS, _tensors(trained))
+    with replacing(path / hub.WEIGHTS) as part:
+        files.write(part, _tensors(trained))
     atomic_write(path / hub.CONFIG, json.dumps(_config(trained, license), indent=2) + "\n")
     atomic_write(path / CARD, _card(trained, record, license))
     return path

@@ -1,6 +1,7 @@
 """Networks as repositories of the Hub, on a server of this machine that answers as it does."""
 
 import base64
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -178,6 +179,22 @@ def test_the_card_of_averaged_weights_has_their_scores(tiny_config, tmp_path):
         assert ("average over" in card) == (weights == "ema")
     file.write_text(json.dumps({name: value for name, value in test.items() if "ema_" not in name}))
     assert "not evaluated" in (push.write(trained, tmp_path / "ema") / "README.md").read_text()
+
+
+def test_weights_that_cannot_be_written_leave_the_earlier_ones(tiny_run, tmp_path, monkeypatch):
+    trained = loaded.load(tiny_run)
+    file = push.write(trained, tmp_path / "out") / hub.WEIGHTS
+    before = file.read_bytes()
+
+    def full(path, tensors):
+        path.write_bytes(b"half of")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        push.write(trained, tmp_path / "out")
+    assert file.read_bytes() == before
+    assert {each.name for each in file.parent.iterdir()} == push.FILES
 
 
 @pytest.mark.parametrize(
