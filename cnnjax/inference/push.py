@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from cnnjax.data.files import atomic_write, expanded, replacing, scratch_folder
+from cnnjax.data.files import PART, atomic_write, expanded, read_json, replacing, scratch_folder
 from cnnjax.errors import UserError, check_local, visible
 from cnnjax.models import count_params, variant
 from cnnjax.models.weights import files, to_torch
@@ -22,14 +22,16 @@ FILES = {hub.CONFIG, hub.WEIGHTS, CARD}
 
 
 def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
-    """Writes the files of a repository to a new folder; `load_model(weights=FOLDER)` reads them again.
+    """Writes the files of a repository to a new folder, or to one that it wrote before.
+
+    `load_model(weights=FOLDER)` reads them again.
 
     The weights have torch's names if the network has any. `license` is an identifier such as apache-2.0; ""
     is that of the weights, if it is known.
     """
     check_local("out", folder)
     path = expanded(folder)
-    if path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - FILES):
+    if path.exists() and not _is_ours(path):
         raise UserError(f"out={folder} contains files that are not a repository's; choose another")
     path.mkdir(parents=True, exist_ok=True)
     record = Run.open(trained.name).read_json("record.json") if trained.config else {}
@@ -49,6 +51,14 @@ def push(trained: Loaded, repository: str, license: str = "", *, private: bool =
         folder = write(trained, scratch / "repository", license)
         hub.upload(repository, folder, sorted(FILES), private=private)
     return f"{hub.endpoint()}/{repository}"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is empty or a repository that `write` made."""
+    if not path.is_dir():
+        return False
+    names = {each.name for each in path.iterdir() if not each.name.startswith(PART)}
+    return not names or ({hub.CONFIG} <= names <= FILES and "cnnjax" in read_json(path / hub.CONFIG))
 
 
 def _tensors(trained: Loaded) -> dict[str, np.ndarray]:

@@ -197,6 +197,16 @@ def test_weights_that_cannot_be_written_leave_the_earlier_ones(tiny_run, tmp_pat
     assert {each.name for each in file.parent.iterdir()} == push.FILES
 
 
+@pytest.mark.parametrize("name", sorted(push.FILES))
+def test_files_of_others_are_not_overwritten(tiny_run, tmp_path, name):
+    """Neither of a user, nor of a repository that another program made."""
+    trained = loaded.load(tiny_run)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="contains files that are not a repository's"):
+        push.write(trained, tmp_path)
+    assert (tmp_path / name).read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
