@@ -102,11 +102,16 @@ class Results:
             there = [name for name in columns if name in config_lib.FIELDS and name != "seed"]
             problem = f"{self.file} belongs to a sweep that sets {', '.join(there) or 'other columns'}"
             raise UserError(f"{problem}; set the same fields, or choose another --out")
+        saved = self.out / "sweep.json"
         try:
+            names = {each.name for each in self.out.iterdir()} if self.out.is_dir() else set[str]()
+            others = any(name[0] != "." and name != "runs" for name in names)  # a kill may leave `runs` alone
+            if others and not names & {saved.name, RESULTS}:
+                given = f"--out={self.out} is neither empty nor the folder of a sweep"
+                raise UserError(f"{given}; choose another")
             (self.out / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out={self.out} cannot be written: {error.strerror}") from None
-        saved = self.out / "sweep.json"
         with self._locked():
             if not saved.exists():
                 atomic_write(saved, config_lib.to_json(config))

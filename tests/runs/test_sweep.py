@@ -19,7 +19,7 @@ from cnnjax.explore import comparison, report
 from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs import train
 from cnnjax.runs.folder import Run
-from cnnjax.runs.results import SCORES, points_of, spread, validation_means
+from cnnjax.runs.results import SCORES, Results, points_of, spread, validation_means
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.sweep import sweep
 
@@ -108,6 +108,31 @@ def test_a_table_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="other columns"):
         sweep(config_lib.default(), {FIELD: [0.1]}, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "report.html", "class/image.png"])
+def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
+    """A run's, whose report would be replaced, or one of images."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"--out=.* is neither empty nor the folder of a sweep"):
+        sweep(config_lib.default(), {FIELD: [0.1]}, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", ["runs", ".hidden", "sweep.json", "results.csv"])
+def test_a_folder_that_a_sweep_began_is_used(left, tmp_path):
+    results = Results(tmp_path / "first", [FIELD])
+    results.claim(config_lib.default())
+    (tmp_path / "first" / "results.csv").write_text(",".join(results.columns))
+    (tmp_path / "first" / ".hidden").write_text("")
+    (tmp_path / "first" / left).rename(tmp_path / left)
+    if left in ("sweep.json", "results.csv"):
+        (tmp_path / "report.html").write_text("")
+    shutil.rmtree(tmp_path / "first")
+    Results(tmp_path, [FIELD]).claim(config_lib.default())
 
 
 def test_the_choice_is_made_on_validation_over_whole_points():
