@@ -19,7 +19,7 @@ from cnnjax.explore import comparison, report
 from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs import train
 from cnnjax.runs.folder import Run
-from cnnjax.runs.results import SCORES, Results, points_of, spread, validation_means
+from cnnjax.runs.results import SCORES, Results, points_of, row_of, spread, validation_means
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.sweep import sweep
 
@@ -157,6 +157,28 @@ def test_values_are_read_as_their_fields_are():
         "cpu_kernels": [True, False],
         "ema_decay": [0.0, 0.5],
     }
+
+
+def test_a_field_that_is_also_a_fact_keeps_its_values(tiny_run, tmp_path):
+    """`cpu_kernels` says whether a run used them; of a sweep that sets it the column is the field's."""
+    results = Results(tmp_path, ["batch_size", "cpu_kernels"])
+    results.claim(config_lib.default())
+    point = {"batch_size": 8, "cpu_kernels": False}
+    results.append(row_of(Run.open(tiny_run), point, "finished"))
+    (row,) = csv.reader((tmp_path / "results.csv").read_text().splitlines()[1:])
+    assert len(results.columns) == len({*results.columns}) == len(row)
+    assert table(tmp_path)[0]["cpu_kernels"] == "False"
+    for others in (["batch_size"], ["ema_decay"]):
+        told = "belongs to a sweep that sets batch_size, cpu_kernels; set"
+        with pytest.raises(UserError, match=told):
+            Results(tmp_path, others).claim(config_lib.default())
+    Results(tmp_path / "other", ["batch_size"]).claim(config_lib.default())
+    row = row_of(Run.open(tiny_run), {"batch_size": 8}, "finished")
+    assert row["cpu_kernels"] == Run.open(tiny_run).read_json("record.json")["cpu_kernels"]
+    (other := Results(tmp_path / "other", ["batch_size"])).append(row)
+    with pytest.raises(UserError, match="belongs to a sweep that sets batch_size; set"):
+        Results(tmp_path / "other", ["ema_decay"]).claim(config_lib.default())
+    assert "cpu_kernels" in other.columns
 
 
 def test_random_points_lie_in_their_range_and_more_of_them_leave_the_first_alone():
