@@ -181,6 +181,13 @@ def test_a_field_that_is_also_a_fact_keeps_its_values(tiny_run, tmp_path):
     assert "cpu_kernels" in other.columns
 
 
+def test_points_that_are_drawn_twice_count_once(capsys, monkeypatch, tmp_path):
+    values = ["--set=batch_size=uniform(7.6, 9.4)", "--set=cpu_kernels=True,False", "--random=40"]
+    monkeypatch.setattr(sweep_lib, "sweep", lambda *args, **others: [])
+    assert main.run(["sweep", *values, "--seeds=2", f"--out={tmp_path}/out"]) == 0
+    assert ": 4 points x 2 seeds = 8 runs in" in capsys.readouterr().out
+
+
 def test_random_points_lie_in_their_range_and_more_of_them_leave_the_first_alone():
     values = {
         FIELD: "log_uniform(1e-4, 0.1)",
