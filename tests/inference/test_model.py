@@ -228,6 +228,8 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
 
 PREDICT_MISTAKES = {
     "predict x.png": "x.png is neither a file nor a folder",
+    "predict --workdir={run} ": "a word of the command is empty",
+    "report ": "a word of the command is empty",
     "predict": "no image; name files or folders",
     "predict {image} --workdir=nowhere": "nowhere is not a run folder",
     "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",
