@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from cnnjax import config as config_lib
 from cnnjax.cli.boards import Lines
 from cnnjax.data.datasets import load
-from cnnjax.data.files import read_json, replacing
+from cnnjax.data.files import atomic_write, read_json, replacing
 from cnnjax.errors import UserError
 from cnnjax.runs import compile_cache
 from cnnjax.runs.results import Row, read_results
@@ -157,6 +157,9 @@ class Study:
             if (run.later and not later) or any(map(run.is_row, read_results(out))):
                 continue
             config.seed = run.seed
+            out.mkdir(parents=True, exist_ok=True)
+            if not (out / "sweep.json").exists():  # other files may be there: the study's own
+                atomic_write(out / "sweep.json", config_lib.to_json(config))
             one: Values = {field: [value] for field, value in run.fields().items()}
             try:
                 sweep(config, one, out, board=Board() if self.size == "minute" else Lines())

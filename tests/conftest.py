@@ -40,6 +40,8 @@ if STRICT:  # in the environment, so that the processes that tests start are str
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # As `data.decode` has it, whose filter pytest forgets.
+    config.addinivalue_line("filterwarnings", "ignore::PIL.Image.DecompressionBombWarning")
     if STRICT:
         jax.config.update("jax_numpy_dtype_promotion", "strict")
         jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -14,7 +14,7 @@ import pytest
 
 from cnnjax.cli import main
 from cnnjax.models import create_model
-from cnnjax.runs.results import read_results
+from cnnjax.runs.results import Results, read_results
 from cnnjax.runs.signals import Interrupted
 from experiments import run_all, studies, tables
 
@@ -30,6 +30,15 @@ def test_every_run_of_a_study_is_one_of_its_own(study):
     assert not planned[0].later
     for run in planned:
         create_model(str(run.values["model"]), num_classes=10)
+
+
+def test_a_study_trains_in_the_folder_of_its_own_files(tmp_path, monkeypatch):
+    def claim(config, values, out, **others):
+        Results(out, sorted(values)).claim(config)
+
+    monkeypatch.setattr(studies, "sweep", claim)
+    (tmp_path / "run.py").write_text("")
+    assert ALL[0].train_next(tmp_path, "fashion_mnist")
 
 
 @pytest.mark.parametrize("study", ALL, ids=[study.name for study in ALL])

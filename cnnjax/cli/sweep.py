@@ -36,8 +36,8 @@ def sweep(
     """Trains the remaining points of a sweep and prints its table."""
     out, points = given("out", out, "name the folder of the table and the runs"), parse_sets(set)
     part = _parse_task(task)
-    if random or not any(isinstance(values, str) for values in points.values()):  # else the range is refused
-        say(_heading(points, random, seeds, part, out))
+    if not random and not any(isinstance(values, str) for values in points.values()):  # else it is refused
+        say(_heading(points, math.prod(len({*values}) for values in points.values()), seeds, part, out))
     console = Console()
     with console.status("importing JAX") if console.is_terminal else contextlib.nullcontext():
         from cnnjax.cli import boards
@@ -47,6 +47,8 @@ def sweep(
         from cnnjax.runs.results import RESULTS
 
         compile_cache.enable()
+    if random:  # several draws may be one point
+        say(_heading(points, len(sweep_lib.points(points, random)), seeds, part, out))
     live = Live(console=console) if console.is_terminal else None
     board = boards.LiveBoard(live) if live else boards.Lines()
     run = functools.partial(sweep_lib.sweep, config, points, out, seeds=seeds, random=random, board=board)
@@ -59,9 +61,8 @@ def sweep(
         say(f"sorted by validation accuracy; table {Path(out) / RESULTS}, page {comparison.sweep(out)}")
 
 
-def _heading(points: Points, random: int, seeds: int, task: tuple[int, int], out: str) -> str:
+def _heading(points: Points, number: int, seeds: int, task: tuple[int, int], out: str) -> str:
     """The fields, runs and folder: "sweep of batch_size: 2 points x 3 seeds = 6 runs in runs/sizes"."""
-    number = random or math.prod(len({*values}) for values in points.values())
     runs = number * seeds
     mine = f", {len(range(runs)[task[0] :: task[1]])} of them in this process" if task[1] > 1 else ""
     counts = f"{counted(number, 'point')} x {counted(seeds, 'seed')} = {counted(runs, 'run')}"

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import io
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ ORIENTED = b"Exif\0\0", b"tiff:Orientation", b"eXIf", b"Raw profile"  # before a
 SCRATCH_BYTES = 2**22
 BITS = 22  # of a weight, as in Pillow for bytes
 VOID = ctypes.c_void_p
+# Pillow warns of fewer pixels than MAX_PIXELS. Not around each decode: threads share the filters.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class _Scratch(threading.local):

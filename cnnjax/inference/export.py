@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.files import atomic_write, expanded, read_json, replacing
+from cnnjax.data.files import atomic_write, expanded, read_json, replacing, sha256_of
 from cnnjax.errors import UserError, check_count, listed, one_line, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
@@ -116,7 +116,7 @@ def export(
             problem = f"the {what} differ by {difference:.1e}, more than {limit}"
             raise UserError(f"format {form}: {problem}; nothing was written")
     stored_as = "int8" if images is not None else jnp.dtype(kept).name
-    facts = sidecar.description(trained, form, stored_as, batch_size, with_preprocessing)
+    facts = sidecar.description(trained, form, stored_as, batch_size, with_preprocessing, sha256_of(path))
     atomic_write(path.with_name(f"{path.name}.json"), json.dumps(facts, indent=2) + "\n")
     return Exported(path.stat().st_size, difference, agreement, count)
 

@@ -5,25 +5,28 @@ import dataclasses
 import io
 import itertools
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image
 from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.tree import find_images, other_files
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 
 DECODERS = 8  # threads; the decoders leave Python's lock while they work, as in training
 MAX_BYTES = 2**28  # of one file
 STDIN = "-"
-AnyImage = str | Path | bytes | np.ndarray  # a path, an encoded image, or uint8 [H, W, C]
+_loading = threading.Lock()  # an image of Pillow, which may be given twice, reads its file when it is used
+# A path, an encoded image, one of Pillow, or uint8 [H, W, C].
+AnyImage = str | Path | bytes | Image.Image | np.ndarray
 Images = AnyImage | jax.Array | Iterable[AnyImage]  # also uint8 [B, H, W, C]
 
 
@@ -82,7 +85,7 @@ def fit(image: AnyImage, recipe: Recipe, channels: int, name: str = "image") -> 
     """One image of any kind and size as uint8 [*recipe.shape, channels]; arrays of that shape stay."""
     if (ready := _ready(image, recipe, channels)) is not None:
         return ready
-    if isinstance(image, np.ndarray):
+    if isinstance(image, np.ndarray | Image.Image):
         image = _encode(image, name)
     data = image if isinstance(image, bytes) else _read_bytes(image)
     return decode_image(data, name, channels, recipe)
@@ -90,18 +93,23 @@ def fit(image: AnyImage, recipe: Recipe, channels: int, name: str = "image") -> 
 
 def name_images(images: Images) -> Iterator[tuple[str, AnyImage]]:
     """The name and the image of everything that the argument of `predict` stands for."""
-    if isinstance(images, str | Path | bytes):
+    if isinstance(images, str | Path | bytes | Image.Image):
         images = [images]
     elif isinstance(images, np.ndarray | jax.Array) and images.ndim == 3:
         images = np.asarray(images)[None]
-    for number, image in enumerate(images):
-        if isinstance(image, bytes):
+    try:
+        several = iter(images)
+    except TypeError:
+        allowed = "a path, an encoded image, one of Pillow, uint8 [H, W, 1 or 3], or several of these"
+        raise UserError(f"images={images!r}; allowed: {allowed}") from None
+    for number, image in enumerate(several):
+        if isinstance(image, bytes | Image.Image):
             yield f"image {number}", image
         elif not isinstance(image, str | Path):
             yield f"image {number}", np.asarray(image)
         elif str(image) == STDIN:
             yield "stdin", sys.stdin.buffer.read(MAX_BYTES)
-        elif expanded(image).is_dir():
+        elif image and expanded(image).is_dir():  # "" would be the current folder
             yield from ((str(file), file) for file in list_folder(image)[0])
         else:
             yield str(image), expanded(image)
@@ -129,11 +137,19 @@ def _read_bytes(path: str | Path) -> bytes:
     return data
 
 
-def _encode(image: np.ndarray, name: str) -> bytes:
-    """An array as an encoded image, so that it takes the same way as a file."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
-        allowed = "allowed: uint8 [H, W, 1 or 3] with a pixel at least, one or a batch"
-        raise UserError(f"{name} is {image.dtype} {list(image.shape)}; {allowed}")
+def _encode(image: np.ndarray | Image.Image, name: str) -> bytes:
+    """An array or an image of Pillow as an encoded one, so that it takes the same way as a file."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+            allowed = "allowed: uint8 [H, W, 1 or 3] with a pixel at least, one or a batch"
+            raise UserError(f"{name} is {image.dtype} {list(image.shape)}; {allowed}")
+        image = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     data = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(data, format="png")
+    try:
+        with _loading:
+            image = ImageOps.exif_transpose(image)
+        other = image.mode in ("CMYK", "YCbCr", "LAB", "HSV")  # which PNG lacks
+        (image.convert("RGB") if other else image).save(data, format="png")
+    except (OSError, ValueError) as error:  # of a file that is cut short, or closed
+        raise UserError(f"{name}: {one_line(error)}; allowed: an image of 8 bits per channel") from None
     return data.getvalue()

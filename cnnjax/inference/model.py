@@ -66,9 +66,9 @@ class TrainedModel:
     def predict(self, images: Images, *, top: int = 5, batch_size: int = 64) -> list[Prediction]:
         """Classifies images, `batch_size` at a time; `Prediction.top` has the `top` most likely classes.
 
-        `images` is a path, an image uint8 [H, W, C], a batch, or a list of paths and images; a folder
-        means all images in it. Images of any size are resized as recorded with the network; arrays of its
-        size are used unchanged. The first unreadable image raises UserError.
+        `images` is a path, an image of Pillow or uint8 [H, W, C], a batch, or a list of paths and images; a
+        folder means all images in it. Images of any size are resized as recorded with the network; arrays of
+        its size are used unchanged. The first unreadable image raises UserError.
         """
         check_count("top", top, 1)
         check_count("batch_size", batch_size, 1)

@@ -61,7 +61,8 @@ def probe(
     """Probes a layer of a network (see `TrainedModel.features`; maps are averaged over places) on a data set.
 
     `data` is a name as of `config.data.name`, of any classes; None is the data set of the run. UserError
-    without scikit-learn, without labelled train and test splits, or if a class has a single image.
+    without scikit-learn, without labelled train and test splits, or if there is one class or
+    a class has a single image.
     """
     try:
         import sklearn  # noqa: F401 - asked for before the images are read
@@ -72,6 +73,8 @@ def probe(
     names = sources[0].class_names
     if (few := np.bincount(labels, minlength=len(names)).min()) < 2:
         raise UserError(f"{sources[0].name}: a class with {few} training images; a probe needs two of each")
+    if len(names) < 2:
+        raise UserError(f"{sources[0].name}: images of one class; a probe needs two or more")
     mean, deviation = features.mean(0), features.std(0)
     features, others = ((x - mean) / np.where(deviation > 0, deviation, 1.0) for x in (features, others))
     scores = [_score(kind, features, labels, others, wanted, seed) for kind in (_linear, _neighbours)]

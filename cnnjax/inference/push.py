@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from cnnjax.data.files import atomic_write, expanded, scratch_folder
+from cnnjax.data.files import PART, atomic_write, expanded, read_json, replacing, scratch_folder
 from cnnjax.errors import UserError, check_local, visible
 from cnnjax.models import count_params, variant
 from cnnjax.models.weights import files, to_torch
@@ -22,19 +22,22 @@ FILES = {hub.CONFIG, hub.WEIGHTS, CARD}
 
 
 def write(trained: Loaded, folder: str | Path, license: str = "") -> Path:
-    """Writes the files of a repository to a new folder; `load_model(weights=FOLDER)` reads them again.
+    """Writes the files of a repository to a new folder, or to one that it wrote before.
+
+    `load_model(weights=FOLDER)` reads them again.
 
     The weights have torch's names if the network has any. `license` is an identifier such as apache-2.0; ""
     is that of the weights, if it is known.
     """
     check_local("out", folder)
     path = expanded(folder)
-    if path.exists() and (not path.is_dir() or {each.name for each in path.iterdir()} - FILES):
+    if path.exists() and not _is_ours(path):
         raise UserError(f"out={folder} contains files that are not a repository's; choose another")
     path.mkdir(parents=True, exist_ok=True)
     record = Run.open(trained.name).read_json("record.json") if trained.config else {}
     license = license or trained.license or str(record.get("model", {}).get("license", ""))
-    files.write(path / hub.WEIGHTS, _tensors(trained))
+    with replacing(path / hub.WEIGHTS) as part:
+        files.write(part, _tensors(trained))
     atomic_write(path / hub.CONFIG, json.dumps(_config(trained, license), indent=2) + "\n")
     atomic_write(path / CARD, _card(trained, record, license))
     return path
@@ -48,6 +51,14 @@ def push(trained: Loaded, repository: str, license: str = "", *, private: bool =
         folder = write(trained, scratch / "repository", license)
         hub.upload(repository, folder, sorted(FILES), private=private)
     return f"{hub.endpoint()}/{repository}"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is empty or a repository that `write` made."""
+    if not path.is_dir():
+        return False
+    names = {each.name for each in path.iterdir() if not each.name.startswith(PART)}
+    return not names or ({hub.CONFIG} <= names <= FILES and "cnnjax" in read_json(path / hub.CONFIG))
 
 
 def _tensors(trained: Loaded) -> dict[str, np.ndarray]:
@@ -87,7 +98,8 @@ def _card(trained: Loaded, record: Json, license: str) -> str:
     rows |= {"image": "x".join(map(str, facts.eval_augment.output_shape)), "weights of": trained.name}
     if trained.config:
         rows |= {"data set": trained.config.data.name, "step": str(trained.step)}
-        rows |= _scores(Run.open(trained.name).read_json("test.json"), trained.step)
+        rows |= {"weights": "average over training steps"} if trained.weights == "ema" else {}
+        rows |= _scores(Run.open(trained.name).read_json("test.json"), trained)
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---"]
     lines += ["", f"# {_plain(trained.spec)}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_plain(value)} |" for key, value in rows.items()]
@@ -99,15 +111,16 @@ def _card(trained: Loaded, record: Json, license: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(test: Json, step: int) -> dict[str, str]:
+def _scores(test: Json, trained: Loaded) -> dict[str, str]:
     """The scores on the test split, if they are of these weights."""
-    if test.get("step") != step:
+    prefix = "ema_" if trained.weights == "ema" else ""
+    if test.get("step") != trained.step or f"{prefix}accuracy" not in test:
         return {"test accuracy": "not evaluated"}
     names = {"accuracy": "test accuracy"}
     if "top5_accuracy" in test and has_top5(test):
         names["top5_accuracy"] = "test top-5 accuracy"
-    scores = {words: f"{100 * test[name]:.2f} %" for name, words in names.items()}
-    return scores | {"test loss": f"{test['loss']:.4f}", "test images": f"{test['count']:,}"}
+    scores = {words: f"{100 * test[f'{prefix}{name}']:.2f} %" for name, words in names.items()}
+    return scores | {"test loss": f"{test[f'{prefix}loss']:.4f}", "test images": f"{test['count']:,}"}
 
 
 def _versions(record: Mapping[str, object]) -> str:

@@ -6,6 +6,7 @@ from typing import TypedDict
 import jaxlib
 
 from cnnjax.inference.model import TrainedModel
+from cnnjax.runs.facts import Facts as OfImages
 
 DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
 
@@ -43,7 +44,7 @@ def loads_until(version: str = jaxlib.__version__) -> str:
 
 
 def description(
-    trained: TrainedModel, form: str, weights: str, batch_size: int | None, whole: bool = False
+    trained: TrainedModel, form: str, weights: str, batch_size: int | None, whole: bool, sha256: str
 ) -> dict[str, object]:
     """What another program must know: preprocessing, classes, and the run's whole config."""
     batch, classes = batch_size or "batch", len(trained.class_names)
@@ -54,8 +55,10 @@ def description(
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
+    images = OfImages(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
     return {
         "format": form,
+        "sha256": sha256,
         **promise,
         "weights": weights,
         "model": trained.spec,
@@ -69,6 +72,7 @@ def description(
         "class_names": list(trained.class_names),
         "step": trained.step,
         "weights_of": trained.name,
+        "cnnjax": {"model": trained.spec, "data": images.record()},  # as `pretrained.resolve` reads it
         **({"config": trained.config.to_dict()} if trained.config else {}),
     }
 

@@ -18,7 +18,7 @@ from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import own_tree
+from cnnjax.runs.inputs import data_name, own_tree
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -36,6 +36,7 @@ class Loaded:
     protocol: views.Protocol
     variables: Variables
     license: str = ""
+    weights: str = "raw"  # of a run also "ema", see `load`
 
 
 def load(
@@ -74,7 +75,8 @@ def load(
     config, facts = run.config(), of_run(run).named(class_names)
     config.eval_protocol = protocol or config.eval_protocol
     step, network, looks, variables = trained(run, config, facts, checkpoint, weights)
-    return Loaded(str(run.path), config.model, step, config, facts, network, looks, variables)
+    what = str(run.path), config.model, step, config, facts
+    return Loaded(*what, network, looks, variables, weights=weights)
 
 
 def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path | None) -> Loaded:
@@ -95,7 +97,7 @@ def with_data(config: ConfigDict | None, data: str | None, image_shape: Shape) -
     """A run's config, or the default one, with another data set in the network's shape."""
     if not data:
         return config
-    config = config or config_lib.default()
+    config, data = config or config_lib.default(), data_name(data)
     fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
     if data != config.data.name:
         fields["dir"] = ""  # that of the run is of its own data set

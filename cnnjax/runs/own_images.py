@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Collection
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -13,7 +12,7 @@ from cnnjax.data.sources.source import Listed
 from cnnjax.errors import UserError
 from cnnjax.models.weights.published import published
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import open_split
+from cnnjax.runs.inputs import data_name, open_split
 from cnnjax.runs.pretrained import is_run, resolve
 
 SIDE = 64  # pixels to which larger images are resized
@@ -37,7 +36,7 @@ def suited(
       listed: see `datasets.load`.
       given: fields that stay as they are though they are at their defaults.
     """
-    data = f"folder:{data}" if ":" not in data and Path(data).expanduser().is_dir() else data
+    data = data_name(data)
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
     default, now = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
     free = {name for name, value in default.items() if now[name] == value} - {*given}

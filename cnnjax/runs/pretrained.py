@@ -42,10 +42,17 @@ class Pretrained:
 
 
 class Own(TypedDict):
-    """What config.json of a network that was trained here says of it."""
+    """What config.json or a sidecar of a network that was trained here says of it."""
 
     model: str
     data: DataFacts
+
+
+class Sidecar(TypedDict, total=False):
+    """What is read of FILE.json, which `cnnjax export` writes beside FILE."""
+
+    sha256: str  # of FILE
+    cnnjax: Own
 
 
 class Cfg(TypedDict, total=False):
@@ -185,9 +192,31 @@ def _of_file(path: Path, source: str, model: str) -> Pretrained:
         if digits and row.place == path.name and is_whole(path, Remote("", None, digits)):
             names = imagenet_names()
             return Pretrained(row.name, path, model or row.model, row.preset, names, row.license)
+    if own := _exported(path):
+        return _trained_here(own, path, source, model)
     if not model:
         raise UserError(f"weights {source}: of which network? name it, as in --model=resnet50")
     return Pretrained(source, path, model, variant(model).preset)
+
+
+def _exported(path: Path) -> Own | None:
+    """What the sidecar of a file says of it; None if there is none."""
+    beside = path.with_name(f"{path.name}.json")
+    facts: Sidecar = read_json(beside, Sidecar) if beside.is_file() else {}
+    if "preprocessing" not in facts:  # another program's
+        return None
+    if "cnnjax" not in facts:
+        problem = "an older version wrote it, without all of the preprocessing"
+    elif not is_whole(path, Remote("", None, facts.get("sha256", "-"))):
+        problem = f"it describes another file than {path.name} is now"
+    else:
+        return facts["cnnjax"]
+    raise UserError(f"{beside}: {problem}; export the network again, or remove the JSON and name --model")
+
+
+def _trained_here(own: Own, file: Path, source: str, model: str, terms: str = "") -> Pretrained:
+    names = tuple(own["data"].get("class_names", ()))
+    return Pretrained(source, file, model or own["model"], Preset(), names, terms, own["data"])
 
 
 def _of_folder(folder: Path, source: str, model: str) -> Pretrained:
@@ -195,9 +224,7 @@ def _of_folder(folder: Path, source: str, model: str) -> Pretrained:
     config = _config(folder / hub.CONFIG)
     weights = folder / (hub.INDEX if (folder / hub.INDEX).is_file() else hub.WEIGHTS)
     if own := config.get("cnnjax"):
-        names = tuple(own["data"].get("class_names", ()))
-        terms = config.get("license", "")
-        return Pretrained(source, weights, model or own["model"], Preset(), names, terms, own["data"])
+        return _trained_here(own, weights, source, model, config.get("license", ""))
     spec = model or _architecture(config.get("architecture", ""), folder / hub.CONFIG)
     cfg: Cfg = {**config, **config.get("pretrained_cfg", {})}  # type: ignore[typeddict-unknown-key]
     preset, names = _preset(cfg, variant(spec).preset, folder / hub.CONFIG), tuple(config["label_names"])

@@ -45,9 +45,8 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
     # A network that diverged in its last step finds one class everywhere: none of its scores counts.
     broken = {name.partition("_")[0] for name, value in scores.items() if not math.isfinite(value or 0)}
     scores = {name: None if name.partition("_")[0] in broken else value for name, value in scores.items()}
-    return {
+    row = {
         "run": run.path.name,
-        **point,
         "seed": config.seed,
         "outcome": "not finite" if broken else outcome,
         **{name: "" if value is None else f"{value:.5f}" for name, value in scores.items()},
@@ -61,6 +60,7 @@ def row_of(run: Run, point: Mapping[str, object], outcome: str) -> Mapping[str, 
         "versions": json.dumps({"python": record.get("python"), **record.get("versions", {})}),
         "command": json.dumps(record.get("command")),
     }
+    return row | dict(point)  # a field that is also a fact is the field here
 
 
 def read_results(out: str | Path) -> list[Row]:
@@ -92,21 +92,27 @@ class Results:
 
     def __init__(self, out: Path, fields: Sequence[str]):
         self.out, self.file = out, out / RESULTS
-        self.columns = ["run", *fields, "seed", "outcome", *SCORES, *FACTS, "versions", "command"]
+        self.columns = ["run", *fields, "seed", "outcome", *SCORES]
+        self.columns += [*(name for name in FACTS if name not in fields), "versions", "command"]
         self.fields = list(fields)
 
     def claim(self, config: ConfigDict) -> None:
         """Makes the folder; a UserError if it holds another sweep than this, or cannot be written."""
         columns = _table(self.file)[0]
         if columns and columns != self.columns:
-            there = [name for name in columns if name in config_lib.FIELDS and name != "seed"]
+            there = columns[1 : columns.index("seed")] if "seed" in columns else []
             problem = f"{self.file} belongs to a sweep that sets {', '.join(there) or 'other columns'}"
             raise UserError(f"{problem}; set the same fields, or choose another --out")
+        saved = self.out / "sweep.json"
         try:
+            names = {each.name for each in self.out.iterdir()} if self.out.is_dir() else set[str]()
+            others = any(name[0] != "." and name != "runs" for name in names)  # a kill may leave `runs` alone
+            if others and not names & {saved.name, RESULTS}:
+                given = f"--out={self.out} is neither empty nor the folder of a sweep"
+                raise UserError(f"{given}; choose another")
             (self.out / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out={self.out} cannot be written: {error.strerror}") from None
-        saved = self.out / "sweep.json"
         with self._locked():
             if not saved.exists():
                 atomic_write(saved, config_lib.to_json(config))

@@ -70,8 +70,11 @@ def sweep(
     board = board or Board()
     fields = sorted(values)
     config_lib.check_complete(config)
-    _check(values, seeds, random, task)
-    runs = _runs(config, _draw(values, random) if random else _product(values), seeds)
+    chosen = points(values, random)
+    check_count("seeds", seeds, 1)
+    if not 0 <= task[0] < task[1]:
+        raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
+    runs = _runs(config, chosen, seeds)
     check_local("out", out)
     results = Results(out := expanded(out), fields)
     results.claim(config)
@@ -100,7 +103,7 @@ def sweep(
 def _runs(config: ConfigDict, points: Sequence[Point], seeds: int) -> dict[str, tuple[ConfigDict, Point]]:
     """The config and the point of each run, by the name of its folder."""
     runs = {}
-    for seed, point in itertools.product(range(config.seed, config.seed + seeds), map(_typed, points)):
+    for seed, point in itertools.product(range(config.seed, config.seed + seeds), points):
         run_config = config_lib.assign(config, {**point, "seed": seed})
         config_lib.validate(run_config)
         runs[_name(run_config, point)] = run_config, point
@@ -121,7 +124,9 @@ def _train(
     return ["finished"]
 
 
-def _check(values: Values, seeds: int, random: int, task: tuple[int, int]) -> None:
+def points(values: Values, random: int = 0) -> list[Point]:
+    """The points of a sweep, each once though several draws may be it; UserError for what cannot be swept."""
+    check_count("random", random, 0)
     for field, given in values.items():
         if field == "seed":
             raise UserError("seed cannot be set; the number of seeds is --seeds=N")
@@ -131,10 +136,8 @@ def _check(values: Values, seeds: int, random: int, task: tuple[int, int]) -> No
             raise UserError(f"{field}={given} is a range; draw points from it with --random=N")
         if not given:
             raise UserError(f"{field} has no values; give them as in {field}=A,B,C")
-    check_count("seeds", seeds, 1)
-    check_count("random", random, 0)
-    if not 0 <= task[0] < task[1]:
-        raise UserError(f"task={task[0]}/{task[1]} must be i/n with 0 <= i < n")
+    drawn = map(_typed, _draw(values, random) if random else _product(values))
+    return list({json.dumps(point, sort_keys=True): point for point in drawn}.values())
 
 
 def _product(values: Values) -> list[Point]:

@@ -3,6 +3,8 @@
 import io
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ from cnnjax.data.recipe import fast
 from cnnjax.errors import BadImage
 
 RNG = np.random.default_rng(0)
+LARGE = 10_000, 9_000  # pixels of which Pillow warns
 ORIENTATIONS = range(10)  # 0 and 9 mean nothing
 
 
@@ -320,3 +323,20 @@ def test_a_jpeg_of_endless_scans_is_refused_at_once():
     last = scans.rindex(b"\xff\xda")
     with pytest.raises(BadImage, match="x: JPEG of 1[0-9]{3} scans; allowed: at most 500"):
         decode_image(scans[:last] + scans[last:-2] * 1000 + b"\xff\xd9", "x", 3)
+
+
+def test_images_that_are_allowed_raise_no_warning_of_their_size():
+    """Pillow warns from 89 million pixels on; in a process of its own, as pytest forgets filters."""
+    code = f"""
+import io, warnings
+from PIL import Image
+from cnnjax.data.decode import MAX_PIXELS, decode_image, read_header
+assert {LARGE[0]} * {LARGE[1]} <= MAX_PIXELS
+file = io.BytesIO()
+Image.new("1", {LARGE}).save(file, "PNG")
+warnings.filterwarnings("error", category=UserWarning)
+assert read_header(file.getvalue(), "x") == {(*LARGE[::-1], 1)}
+assert decode_image(file.getvalue(), "x", 1).shape == {(*LARGE[::-1], 1)}
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

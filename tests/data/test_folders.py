@@ -304,6 +304,17 @@ def test_a_zip_with_windows_separators(tmp_path):
     assert understood(path) == {"train": {"a": 2, "b": 2}}
 
 
+@pytest.mark.parametrize(("encoding", "name"), [("utf-8", "Käfer犬"), ("cp437", "Käfer"), ("cp437", "ßß")])
+def test_names_in_a_zip_without_the_mark_of_their_encoding(tmp_path, encoding, name):
+    """Info-ZIP and macOS write UTF-8, programs on Windows an old code page; neither says so."""
+    encoded = name.encode(encoding)
+    path = write(tmp_path, "zip", several("train/" + "x" * len(encoded), "train/b"))
+    path.write_bytes(path.read_bytes().replace(b"x" * len(encoded), encoded))
+    assert understood(path) == {"train": {"b": 2, name: 2}}
+    source = datasets.load(f"folder:{path}", "train")
+    assert [source[i]["label"] for i in range(4)] == source.labels.tolist()  # each name is at its own place
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_names_that_are_not_utf_8_or_of_several_lines(tmp_path, kind):
     path = write(tmp_path, kind, several("train/caf\udce9", "train/a\nb", "seg_\udce9/x"))

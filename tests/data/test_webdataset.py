@@ -95,6 +95,20 @@ def test_class_names_are_the_lines_of_a_text_in_utf8(tmp_path, text, names):
             assert load(name, "train").class_names == names
 
 
+def test_samples_with_a_dot_in_their_names_are_told(tmp_path, capsys):
+    """Not those that belong to a sample, as masks do, and no hidden ones."""
+    files = {**samples(0, 3), "000002.mask.png": image(1), "._a.b.png": b"of a Mac", "x.y.txt": b"words"}
+    write(tmp_path / "0.tar", files)
+    assert "dot" not in str(load(f"tar:{tmp_path}", "train").notes)
+    for number in range(2):
+        dotted = {"v1.2.png": image(1), "v1.2.cls": b"0", "a.b/v1.3.JPEG": image(2)}
+        write(tmp_path / f"{number}.tar", files | dotted)
+    assert load(f"tar:{tmp_path}", "train").notes[-1] == "left out: 4 images with a dot in their names"
+    write(tmp_path / "0.tar", dotted)
+    with pytest.raises(UserError, match="left out: 2 images with a dot in their names"):
+        load(f"tar:{tmp_path}/0.tar", "train")
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [

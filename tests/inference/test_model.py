@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import ExifTags, Image
 
 import cnnjax
 from cnnjax import config as config_lib
@@ -131,7 +131,38 @@ def test_files_and_arrays_of_one_image_are_one_prediction(trained, tiny_data, pi
     for a, b in zip(by_array, by_file[:4], strict=True):
         np.testing.assert_allclose(a.probabilities, b.probabilities, rtol=1e-4, atol=1e-7)
     data = (pictures / "0.png").read_bytes()
+    batch = np.stack([np.asarray(Image.open(pictures / "0.png").resize((9, 7)))[..., None]] * 2)
+    assert len(trained.predict(batch)) == 2  # of another size than the network's
     np.testing.assert_allclose(trained.predict([data])[0].probabilities, by_file[0].probabilities, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_an_image_of_pillow_is_what_its_file_is(trained, tmp_path, mode):
+    """Alone or in a list, of any colours, turned as its EXIF says."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    file, exif = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png"), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(noise).convert(mode).save(file, exif=exif)
+    (wanted,) = trained.predict(file)
+    with Image.open(file) as image:
+        for images in (image, [image, image], (each for each in [image])):
+            found, *_ = trained.predict(images)
+            assert found.name == "image 0"
+            np.testing.assert_allclose(found.probabilities, wanted.probabilities, atol=1e-6)
+        assert image.getexif()[ExifTags.Base.Orientation] == 6  # it stays as it was
+        np.testing.assert_array_equal(trained.fit(image), trained.fit(file))
+
+
+@pytest.mark.parametrize("images", [None, 5, np.uint8(5), np.zeros((), np.uint8)])
+def test_what_is_no_image_is_refused_in_one_line(trained, images):
+    with pytest.raises(UserError, match="allowed: a path"):
+        trained.predict(images)
+    with pytest.raises(UserError, match="cannot be read"):  # not the images of the current folder
+        trained.predict("")
+    with pytest.raises(UserError, match="image 0 is int64"):
+        trained.predict([5])
+    with pytest.raises(UserError, match="image 0: .*mode F"):
+        trained.predict(Image.new("F", (8, 8)))
 
 
 def test_a_broken_image_stops_nothing_but_itself(trained, pictures):
@@ -228,6 +259,8 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
 
 PREDICT_MISTAKES = {
     "predict x.png": "x.png is neither a file nor a folder",
+    "predict --workdir={run} ": "a word of the command is empty",
+    "report ": "a word of the command is empty",
     "predict": "no image; name files or folders",
     "predict {image} --workdir=nowhere": "nowhere is not a run folder",
     "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",

@@ -62,5 +62,8 @@ def test_what_cannot_be_probed_is_told(trained, tmp_path):
     data = save(tmp_path / "one.npz", train_label=label, test_label=np.zeros(37, np.uint8))
     with pytest.raises(UserError, match="a class with 1 training images"):
         probe(trained, data)
+    alone = save(tmp_path / "alone.npz", train_label=label * 0, test_label=np.zeros(37, np.uint8))
+    with pytest.raises(UserError, match="images of one class; a probe needs two or more"):
+        probe(trained, alone)
     with pytest.raises(UserError, match="unknown layer 'stage9'"):
         probe(trained, layer="stage9")

@@ -1,8 +1,10 @@
 """Networks as repositories of the Hub, on a server of this machine that answers as it does."""
 
 import base64
+import errno
 import hashlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ from flax.traverse_util import flatten_dict
 
 import cnnjax
 from cnnjax.cli import main
+from cnnjax.errors import UserError
+from cnnjax.inference import push
 from cnnjax.models import create_model
 from cnnjax.models.weights import convert, files
-from cnnjax.runs import hub
+from cnnjax.runs import hub, loaded, train
 from cnnjax.runs.pretrained import resolve
 from tests.loopback import Server, serving
 
@@ -124,6 +128,85 @@ def test_weights_from_elsewhere_keep_their_names(server, tmp_path, capsys):
     (out / "other").write_text("")
     assert main.run(["push", *source, f"--out={out}"]) == 2
     assert "contains files that are not a repository's" in capsys.readouterr().err
+
+
+def exported(run, tmp_path, capsys) -> Path:
+    file = tmp_path / "net.safetensors"
+    assert main.run(["export", f"--workdir={run}", f"--out={file}"]) == 0, capsys.readouterr().err
+    return file
+
+
+def test_an_exported_file_is_read_back_as_the_run_is(tiny_run, tmp_path, capsys):
+    """Its network, classes, size and normalization are those of the run, named or not."""
+    file, own = exported(tiny_run, tmp_path, capsys), cnnjax.load_run(tiny_run)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    for model in ("", own.spec):
+        again = cnnjax.load_model(model, str(file))
+        assert (again.spec, again.class_names, again.image_shape) == (
+            own.spec,
+            own.class_names,
+            own.image_shape,
+        )
+        assert (again.recipe, again.augment.steps) == (own.recipe, own.augment.steps)
+        for a, b in zip(again.predict(images), own.predict(images), strict=True):
+            np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_a_sidecar_that_does_not_fit_is_refused_by_name(tiny_run, tmp_path, capsys):
+    """One of an older version lacks half of the preprocessing; one of other weights has none of it."""
+    file = exported(tiny_run, tmp_path, capsys)
+    beside = file.with_name("net.safetensors.json")
+    facts = json.loads(beside.read_text())
+    files.write(file, {name: x + 1 for name, x in files.read(file).items()})
+    with pytest.raises(UserError, match=r"net.safetensors.json: it describes another file .* export"):
+        resolve(str(file))
+    beside.write_text(json.dumps({name: value for name, value in facts.items() if name != "cnnjax"}))
+    with pytest.raises(UserError, match=r"net.safetensors.json: an older version wrote it.* export"):
+        resolve(str(file), facts["model"])
+    beside.write_text('{"of": "another program"}')
+    assert resolve(str(file), facts["model"]).data is None
+
+
+def test_the_card_of_averaged_weights_has_their_scores(tiny_config, tmp_path):
+    tiny_config.ema_decay = 0.5
+    train.train(tiny_config, tmp_path / "run")
+    file = tmp_path / "run/test.json"
+    test = json.loads(file.read_text()) | {"accuracy": 0.25, "ema_accuracy": 0.5, "loss": 2, "ema_loss": 1}
+    file.write_text(json.dumps(test))
+    words = {"raw": ("`25.00 %`", "`2.0000`", ""), "ema": ("`50.00 %`", "`1.0000`", "average over")}
+    for weights, expected in words.items():
+        trained = loaded.load(tmp_path / "run", weights=weights)
+        card = (push.write(trained, tmp_path / weights) / "README.md").read_text()
+        assert all(word in card for word in expected)
+        assert ("average over" in card) == (weights == "ema")
+    file.write_text(json.dumps({name: value for name, value in test.items() if "ema_" not in name}))
+    assert "not evaluated" in (push.write(trained, tmp_path / "ema") / "README.md").read_text()
+
+
+def test_weights_that_cannot_be_written_leave_the_earlier_ones(tiny_run, tmp_path, monkeypatch):
+    trained = loaded.load(tiny_run)
+    file = push.write(trained, tmp_path / "out") / hub.WEIGHTS
+    before = file.read_bytes()
+
+    def full(path, tensors):
+        path.write_bytes(b"half of")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        push.write(trained, tmp_path / "out")
+    assert file.read_bytes() == before
+    assert {each.name for each in file.parent.iterdir()} == push.FILES
+
+
+@pytest.mark.parametrize("name", sorted(push.FILES))
+def test_files_of_others_are_not_overwritten(tiny_run, tmp_path, name):
+    """Neither of a user, nor of a repository that another program made."""
+    trained = loaded.load(tiny_run)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="contains files that are not a repository's"):
+        push.write(trained, tmp_path)
+    assert (tmp_path / name).read_text() == "{}"
 
 
 @pytest.mark.parametrize(

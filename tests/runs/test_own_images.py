@@ -12,6 +12,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets, fetch
 from cnnjax.errors import UserError
 from cnnjax.runs import hub, pretrained
+from cnnjax.runs.loaded import with_data
 from cnnjax.runs.own_images import suited
 
 
@@ -173,3 +174,18 @@ def test_training_lists_each_folder_once(tmp_path, splits, scanned):
 def test_weights_need_data(capsys):
     assert main.run(["train", "--weights=torchvision"]) == 2
     assert "--weights needs --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", ["suited", "with_data"])
+def test_a_folder_is_data_and_a_known_name_is_that_data_set(door, tmp_path, monkeypatch):
+    """For train, and for evaluate, probe, explore and calibration; `./mnist` is a folder."""
+    monkeypatch.chdir(write(tmp_path, [(8, 8)] * 5, ("photos/cat", "photos/dog", "mnist/cat")))
+
+    def name(data):
+        if door == "with_data":
+            return with_data(None, data, (8, 8, 3)).data.name
+        return suited(config_lib.default(), data)[0].data.name
+
+    assert name("photos") == "folder:photos" and name("folder:photos") == "folder:photos"
+    assert name("./mnist") == "folder:./mnist"
+    assert door == "suited" or (name("mnist"), name("nowhere")) == ("mnist", "nowhere")

@@ -19,7 +19,7 @@ from cnnjax.explore import comparison, report
 from cnnjax.runs import sweep as sweep_lib
 from cnnjax.runs import train
 from cnnjax.runs.folder import Run
-from cnnjax.runs.results import SCORES, points_of, spread, validation_means
+from cnnjax.runs.results import SCORES, Results, points_of, row_of, spread, validation_means
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.sweep import sweep
 
@@ -110,6 +110,31 @@ def test_a_table_of_something_else_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
 
 
+@pytest.mark.parametrize("name", ["config.json", "report.html", "class/image.png"])
+def test_a_folder_of_something_else_is_left_alone(name, tmp_path):
+    """A run's, whose report would be replaced, or one of images."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"--out=.* is neither empty nor the folder of a sweep"):
+        sweep(config_lib.default(), {FIELD: [0.1]}, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", ["runs", ".hidden", "sweep.json", "results.csv"])
+def test_a_folder_that_a_sweep_began_is_used(left, tmp_path):
+    results = Results(tmp_path / "first", [FIELD])
+    results.claim(config_lib.default())
+    (tmp_path / "first" / "results.csv").write_text(",".join(results.columns))
+    (tmp_path / "first" / ".hidden").write_text("")
+    (tmp_path / "first" / left).rename(tmp_path / left)
+    if left in ("sweep.json", "results.csv"):
+        (tmp_path / "report.html").write_text("")
+    shutil.rmtree(tmp_path / "first")
+    Results(tmp_path, [FIELD]).claim(config_lib.default())
+
+
 def test_the_choice_is_made_on_validation_over_whole_points():
     def row(rate, validation, test):
         return {FIELD: rate, "validation_accuracy": validation, "test_accuracy": test}
@@ -132,6 +157,35 @@ def test_values_are_read_as_their_fields_are():
         "cpu_kernels": [True, False],
         "ema_decay": [0.0, 0.5],
     }
+
+
+def test_a_field_that_is_also_a_fact_keeps_its_values(tiny_run, tmp_path):
+    """`cpu_kernels` says whether a run used them; of a sweep that sets it the column is the field's."""
+    results = Results(tmp_path, ["batch_size", "cpu_kernels"])
+    results.claim(config_lib.default())
+    point = {"batch_size": 8, "cpu_kernels": False}
+    results.append(row_of(Run.open(tiny_run), point, "finished"))
+    (row,) = csv.reader((tmp_path / "results.csv").read_text().splitlines()[1:])
+    assert len(results.columns) == len({*results.columns}) == len(row)
+    assert table(tmp_path)[0]["cpu_kernels"] == "False"
+    for others in (["batch_size"], ["ema_decay"]):
+        told = "belongs to a sweep that sets batch_size, cpu_kernels; set"
+        with pytest.raises(UserError, match=told):
+            Results(tmp_path, others).claim(config_lib.default())
+    Results(tmp_path / "other", ["batch_size"]).claim(config_lib.default())
+    row = row_of(Run.open(tiny_run), {"batch_size": 8}, "finished")
+    assert row["cpu_kernels"] == Run.open(tiny_run).read_json("record.json")["cpu_kernels"]
+    (other := Results(tmp_path / "other", ["batch_size"])).append(row)
+    with pytest.raises(UserError, match="belongs to a sweep that sets batch_size; set"):
+        Results(tmp_path / "other", ["ema_decay"]).claim(config_lib.default())
+    assert "cpu_kernels" in other.columns
+
+
+def test_points_that_are_drawn_twice_count_once(capsys, monkeypatch, tmp_path):
+    values = ["--set=batch_size=uniform(7.6, 9.4)", "--set=cpu_kernels=True,False", "--random=40"]
+    monkeypatch.setattr(sweep_lib, "sweep", lambda *args, **others: [])
+    assert main.run(["sweep", *values, "--seeds=2", f"--out={tmp_path}/out"]) == 0
+    assert ": 4 points x 2 seeds = 8 runs in" in capsys.readouterr().out
 
 
 def test_random_points_lie_in_their_range_and_more_of_them_leave_the_first_alone():

@@ -26,7 +26,7 @@ from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
 from cnnjax.data.sources.members import Member, Members
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
-from cnnjax.errors import BadImage, UserError
+from cnnjax.errors import BadImage, UserError, counted
 
 MOST_LABEL_BYTES = 2**20  # of a .json
 THREADS = 16  # that wait for a disk
@@ -42,18 +42,22 @@ class TarFolder:
             raise UserError(f"{root}: no *.tar; allowed: a folder of WebDataset tars, or one of them")
         by_split = shards.by_split(root, files, _split)
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
-        self.members, labels = {}, {}
+        self.members, labels, dotted = {}, {}, 0
         raise_open_limit()  # many tars are listed side by side
         for split, paths in self.files.items():
             with ThreadPoolExecutor(
                 min(32, 4 * sets.num_cores())
             ) as pool:  # most of it is waiting for a disk
                 read = [*pool.map(_read_tar, paths)]
-            self.members[split] = [members for members, _ in read]
-            labels[split] = np.concatenate([each for _, each in read])
+            self.members[split] = [members for members, *_ in read]
+            labels[split] = np.concatenate([each for _, each, _ in read])
+            dotted += sum(count for *_, count in read)
             self._check_labels(split, labels[split])
         names = _class_names((root.parent if root.is_file() else root) / "classnames.txt")
-        self.known = sets.read_labels(labels, names, root)
+        self.known = known = sets.read_labels(labels, names, root)
+        if dotted:
+            left_out = f"left out: {counted(dotted, 'image')} with a dot in their names"
+            self.known = known._replace(notes=(*known.notes, left_out))
         self.place = place
 
     def _check_labels(self, split: str, labels: np.ndarray) -> None:
@@ -152,25 +156,27 @@ class _Reader:
         return self.decode(data, what), int(self.labels[position]), what
 
 
-def _read_tar(path: Path) -> tuple[Members, np.ndarray]:
-    """The images of a tar and their labels, int64 [N], in its order."""
-    labels: list[int] = []
+def _read_tar(path: Path) -> tuple[Members, np.ndarray, int]:
+    """The images of a tar and their labels, int64 [N], in its order; how many images it leaves out."""
+    labels, dotted = list[int](), list[str]()
     try:
-        members = Members(_images(path, labels), distinct=True)
+        members = Members(_images(path, labels, dotted), distinct=True)
     except tarfile.TarError as error:
         allowed = "allowed: tars that are not compressed; unpack a .tar.gz with gzip -d"
         raise UserError(f"{path}: cannot be read as tar ({error}); {allowed}") from None
-    return members, np.array(labels, np.int64)
+    return members, np.array(labels, np.int64), len(dotted)
 
 
-def _images(path: Path, labels: list[int]) -> Iterator[Member]:
-    """One image for each sample, whose label is added to the list."""
+def _images(path: Path, labels: list[int], dotted: list[str]) -> Iterator[Member]:
+    """One image for each sample; adds its label to `labels`, and to `dotted` images with more dots."""
     with open_file(path) as file:
         for key, entries in itertools.groupby(tars.read_entries(path), _key):
             found = {entry.name[len(key) :].lower(): entry for entry in entries}
             images = [suffix for suffix in found if suffix in IMAGE_SUFFIXES]
             marks = [suffix for suffix in (".cls", ".json") if suffix in found]
-            if is_junk(key.rpartition("/")[2]) or not (images or ".cls" in found):
+            name = key.rpartition("/")[2]  # "" of a hidden file
+            if is_junk(name) or not (images or ".cls" in found):
+                dotted += [each for each in found if name and each.endswith(IMAGE_SUFFIXES)]
                 continue
             if len(images) != 1:
                 given = f"sample {key!r} has {len(images)} images"

@@ -38,9 +38,19 @@ def read_directory(file: IO[bytes]) -> Iterator[Entry]:
         name, start = rest[:length], at + ENTRY.size + sum(lengths)
         if LARGE in (whole, stored, offset):
             whole, stored, offset = _large(rest[length : length + lengths[1]], whole, stored, offset)
-        text = name.decode("utf-8" if flags & UTF8 or name.isascii() else "cp437")
+        text = _decoded(name, marked=bool(flags & UTF8))
         own = text.partition("\0")[0] if "\0" in text else text
         yield Entry(own, text, flags, method, crc, stored, whole, offset + shift, attributes)
+
+
+def _decoded(name: bytes, *, marked: bool) -> str:
+    """A name that is not marked as UTF-8 may be that nevertheless: Info-ZIP and macOS leave the mark out."""
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        if marked:
+            raise
+        return name.decode("cp437")
 
 
 def _find(file: IO[bytes]) -> tuple[int, int, int]:
