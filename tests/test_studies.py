@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_runs_of_other_lengths_are_not_mixed_at_another_size(tmp_path):
             told = [run for run in runs if run.label.endswith(("epochs", "steps"))]
             assert all(run.label.endswith(f", {run.epochs:g} epochs") for run in told)
             assert bool(told) == (study is degradation)
+
+
+def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
+    """Not with that of the committed size: at another the runs are shorter, and a verdict would rest on it."""
+    study = next(study for study in ALL if study.name == "relu_vs_tanh")
+    errors = {"relu": (2.0, 2.9, 2.95), "tanh": (9.0, 9.0, 9.0)}  # epochs to 25 %, of runs of three epochs
+    groups, lines = {}, ["run,epoch,loss,accuracy,validation_loss,validation_accuracy"]
+    for name, goals in errors.items():
+        groups[name] = [
+            {"run": f"{name}{i}", "seed": str(i), "epochs": "3.0", "test_accuracy": "0.5"}
+            for i in range(len(goals))
+        ]
+        lines += [f"{name}{i},{min(at, 3)},,{0.75 if at < 3 else 0.5},," for i, at in enumerate(goals)]
+    (tmp_path / "curves.csv").write_text("\n".join(lines))
+    found = study.claim(types.SimpleNamespace(groups=lambda out: groups), tmp_path)
+    assert "tanh more than 3 epochs" in found.ours
+    assert found.verdict == "ReLU sooner not decided at this size (32x32, 3 epochs, 3 seeds)"
 
 
 def run_a_minute(name, tmp_path, capfd):

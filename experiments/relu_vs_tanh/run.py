@@ -122,7 +122,8 @@ def figure(study: studies.Study, out: Path) -> Figure:
 def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = chosen(study, out)
     relu, tanh = (times(groups.get(name, ()), out) for name in ("relu", "tanh"))
-    longest = [EPOCHS["tanh"] if value is None else value for value in tanh]  # at the least
+    ends = [float(row["epochs"]) for row in groups.get("tanh", ())]
+    longest = [end if value is None else value for value, end in zip(tanh, ends, strict=True)]  # at the least
     sooner = tables.difference(longest, relu) if relu and None not in relu else tables.difference([], [])
     found = ratios(study, out, "tanh")
     fewer = tables.difference([PAPER] * len(found), found)
