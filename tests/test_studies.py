@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from cnnjax.cli import main
 from cnnjax.models import create_model
-from cnnjax.runs.results import read_results
+from cnnjax.runs.results import SCORES, read_results
 from cnnjax.runs.signals import Interrupted
 from experiments import run_all, studies, tables
 
@@ -33,8 +34,14 @@ def test_every_run_of_a_study_is_one_of_its_own(study):
         create_model(str(run.values["model"]), num_classes=10)
 
 
-@pytest.mark.parametrize("study", ALL, ids=[study.name for study in ALL])
-def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
+LOST = dict.fromkeys(SCORES, "") | {"outcome": "not finite"}
+FIRST = [(study, lost) for study in ALL for lost in ({}, LOST) if not (lost and study.measure)]
+
+
+@pytest.mark.parametrize(
+    ("study", "lost"), FIRST, ids=[study.name + ", diverged" * bool(lost) for study, lost in FIRST]
+)
+def test_a_page_is_drawn_after_the_first_run(study, lost, tmp_path):
     """The queue draws after each run, when most of what a verdict compares is not there."""
     out = tmp_path / study.name
     out.mkdir(parents=True)
@@ -42,7 +49,7 @@ def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
     like = read_results(studies.ROOT / "experiments" / "why_convolution")[0]
     run = study.planned()[0]
     row = {"run": "one"} | run.fields() | {"seed": run.seed}
-    row |= {name: value for name, value in like.items() if name not in ("model", *row)}
+    row |= {name: value for name, value in like.items() if name not in ("model", *row)} | lost
     measured: dict[str, float] = {}  # whatever columns the study asks for
     while True:
         with (out / "results.csv").open("w", newline="") as file:
@@ -57,6 +64,9 @@ def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
             assert error.args[0] not in measured
             measured[error.args[0]] = 0.5
     assert not re.search("holds|reverse|worse|nan", page.partition("**Verdict.**")[2])
+    if lost:
+        assert "| 1 |\n" not in page  # in the column of seeds
+        assert not re.search("[Bb]elow|[1-9] seed|more than", page.partition("**Verdict.**")[2])
     unmeasured.figure(unmeasured, out)
 
 
@@ -124,7 +134,7 @@ def test_runs_of_other_lengths_are_not_mixed_at_another_size(tmp_path):
 
 
 def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
-    """Not with that of the committed size: at another the runs are shorter, and a verdict would rest on it."""
+    """Not with that of the committed size: runs of another are shorter, and a verdict would rest on it."""
     study = next(study for study in ALL if study.name == "relu_vs_tanh")
     errors = {"relu": (2.0, 2.9, 2.95), "tanh": (9.0, 9.0, 9.0)}  # epochs to 25 %, of runs of three epochs
     groups, lines = {}, ["run,epoch,loss,accuracy,validation_loss,validation_accuracy"]
@@ -138,6 +148,27 @@ def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
     found = study.claim(types.SimpleNamespace(groups=lambda out: groups), tmp_path)
     assert "tanh more than 3 epochs" in found.ours
     assert found.verdict == "ReLU sooner not decided at this size (32x32, 3 epochs, 3 seeds)"
+
+
+def test_seeds_that_diverged_are_neither_counted_nor_averaged(tmp_path):
+    study = next(study for study in ALL if study.name == "pooling_types")
+    like = read_results(study.here)
+    kinds = {"max": like[:3], "average": [like[3], like[4] | LOST], "min": [like[5] | LOST]}
+    (tmp_path / "sweep.json").write_text(study.config().to_json())
+    shutil.copyfile(study.here / "results.csv", tmp_path / "results.csv")
+    lines = [f"{row['run']},10,,{0.9 if row['test_accuracy'] else 0.1},," for row in like[:6]]
+    lines[4] = lines[4].replace("0.9", "0.1")
+    (tmp_path / "curves.csv").write_text("run,epoch,loss,accuracy,validation_loss,validation_accuracy\n")
+    with (tmp_path / "curves.csv").open("a") as file:
+        file.write("\n".join(lines))
+    page = tables.score_table(tmp_path, "pooling", kinds, ("training error %", "test %"))
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines()}
+    assert [cells[f"| {kind}"][-1] for kind in kinds] == ["3 |", "1, 1 not finite |", "0, 1 not finite |"]
+    assert cells["| average"][0] == "10.00" and cells["| min"][:2] == ["", ""]
+    assert tables.size(*kinds.values()).endswith("10 epochs, 0 seeds")
+    assert tables.size(kinds["max"], kinds["average"]).endswith("10 epochs, 1 seed")
+    drawn = study.figure(types.SimpleNamespace(groups=lambda out: kinds), tmp_path)
+    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["max", "average"]
 
 
 def run_a_minute(name, tmp_path, capfd):
