@@ -24,7 +24,8 @@ from cnnjax import ops
 from cnnjax.data import datasets
 from cnnjax.data.augment import views as protocols
 from cnnjax.models import create_model, init_variables
-from cnnjax.models.layers import Conv, Dense
+from cnnjax.models.layers import BatchNorm, Conv, Dense, LayerNorm
+from cnnjax.models.shufflenet import shuffle
 from cnnjax.runs.loaded import with_data
 from tests import browser
 
@@ -275,6 +276,30 @@ def test_the_formula_of_a_value_comes_to_the_value(trained):
                 kinds.append(stage.kind)
     assert {"convolution", "average pooling", "scaling", "addition", "dense layer"} == set(kinds)
     assert kinds.count("average pooling") == 3 * 4
+
+
+class Neighbours(nn.Module):
+    """Stages whose values are of their own place and unit alone, and others whose values are not."""
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = BatchNorm(name="batch_norm")(Conv(4, 3, name="conv")(image))
+        x = Dense(4, name="dense")(shuffle(nn.relu(x), nn.tanh(x))[..., :4])
+        x = LayerNorm(name="layer_norm")(ops.local_response_norm(nn.relu(ops.gelu(x))))
+        x = nn.softmax(nn.sigmoid(x))
+        return Dense(3, name="head")(ops.global_avg_pool(x))
+
+
+def test_only_what_a_value_was_made_of_is_shown_as_its_inputs(trained):
+    """A shuffle moves channels; dense layers, softmax and other normalizations read those beside."""
+    variables = Neighbours().init(jax.random.key(1), np.ones((1, 8, 8, 1), np.float32))
+    shown = views.Views(dataclasses.replace(trained, model=Neighbours(), variables=variables, spec="all"))
+    kinds, made = [stage.kind for stage in shown.network.rows], []
+    for number, kind in enumerate(kinds):
+        if "inputs" in shown.window("s2", number, 1, 0, 0):
+            made.append(kind)
+    assert {"channel shuffle", "dense layer", "response normalization", "maximum"} < set(kinds)
+    assert made == ["normalization", "ReLU", "tanh", "GELU", "ReLU", "sigmoid"]
 
 
 def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cnnjax.errors import UserError, visible
@@ -11,12 +12,13 @@ from cnnjax.explore.markup import png
 from cnnjax.explore.page import operations, tiles
 from cnnjax.explore.page.network import Network, Seen
 from cnnjax.explore.page.operations import Answer
-from cnnjax.explore.stages import IMAGE, Stage, counts
+from cnnjax.explore.stages import ACTIVATIONS, IMAGE, Stage, counts
 from cnnjax.inference.model import TrainedModel
 from cnnjax.profiling.receptive_fields import field_size
 
 MAPS_SHOWN, FILTERS_SHOWN, TERMS_SHOWN = 64, 64, 3  # on one page; the largest channels of a sum
 COLUMN = 7 * 7  # values of a window that are shown one by one
+PLACE_BY_PLACE = {"addition", "scaling", *ACTIVATIONS.values()} - {"softmax"}  # without neighbours
 
 
 class Views:
@@ -26,6 +28,8 @@ class Views:
         self.trained, self.network = trained, Network(trained, images)
         shapes = layers.layer_shapes(trained.model, trained.variables, trained.input_shape)
         self.maps = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+        stats = traverse_util.flatten_dict(trained.variables.get("batch_stats", {}))
+        self._batch_norms = {"/".join(path[:-1]) for path in stats}
 
     def model(self) -> Answer:
         """The network, and the choices of the page."""
@@ -173,6 +177,10 @@ class Views:
             return answer | self._looked(at, looked, unit)
         if kernel is not None and before.ndim == 1:
             return answer | self._dense(at, before, np.asarray(kernel)[:, unit], unit)
+        if at.kind not in PLACE_BY_PLACE and (
+            at.kind != "normalization" or at.module not in self._batch_norms
+        ):
+            return answer
         parts = [seen.inputs if each == IMAGE else seen.values[each] for each in at.sources]
         maps = [x if x.ndim == 3 else x[None, None] for x in parts]  # a gate of each channel is a vector
         if value.ndim == 3 and all(x.shape in (value.shape, (1, 1, value.shape[2])) for x in maps):
