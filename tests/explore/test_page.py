@@ -26,6 +26,7 @@ from cnnjax.data.augment import views as protocols
 from cnnjax.models import create_model, init_variables
 from cnnjax.models.layers import BatchNorm, Conv, Dense, LayerNorm
 from cnnjax.models.shufflenet import shuffle
+from cnnjax.runs import train
 from cnnjax.runs.loaded import with_data
 from tests import browser
 
@@ -370,10 +371,9 @@ def test_other_images_are_not_what_a_network_was_trained_on(trained, tiny_data):
 
 
 @contextlib.contextmanager
-def served(trained, tmp_path):
-    """A browser on the page, as a user starts it on a free port; with nothing written into the run folder."""
-    before = sorted(Path(trained.name).rglob("*"))
-    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.name}", "--port=0"]
+def served(run, tmp_path):
+    """A browser on the page of a run, as a user starts it on a free port."""
+    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={run}", "--port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     killer = threading.Timer(300, process.kill)
     killer.start()
@@ -390,7 +390,6 @@ def served(trained, tmp_path):
         process.terminate()
         process.wait(20)
         killer.cancel()
-    assert sorted(Path(trained.name).rglob("*")) == before
 
 
 def count(selector: str) -> str:
@@ -423,7 +422,8 @@ def set_value(page: browser.Browser, name: str, value: object) -> None:
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
-    with served(trained, tmp_path) as page:
+    before = sorted(Path(trained.name).rglob("*"))
+    with served(trained.name, tmp_path) as page:
         see_the_opening(page)
         see_a_stage(page)
         see_the_reasons(page)
@@ -441,6 +441,28 @@ def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
             assert np.asarray(seen.convert("L")).std() > 5
         own = "performance.getEntriesByType('resource').every((row) => row.name.startsWith(location.origin))"
         assert page.run(own)  # data URLs are no resources
+    assert sorted(Path(trained.name).rglob("*")) == before
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path):
+    tiny_config.model, tiny_config.total_epochs = "lenet_300_100", 1.0
+    train.train(tiny_config, tmp_path / "run")
+    with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#tab-compare")
+        page.until(count("#similarity .line") + " === 1 && " + count("#differences figure") + " === 3")
+        last = page.run(count("#part option")) - 1
+        assert page.run(text("differing")).startswith(f"Units that differ most at stage {last}: Dense")
+        click(page, "#tab-training")
+        page.until(count("#steppredictions li") + " === 3 && " + count("#stepmaps span") + " === 32")
+        click(page, "#tab-reasons")
+        page.until(count("#methods img[src^=data]") + " === 3 && " + QUIET, 120)
+        click(page, "#run-curves")
+        page.until(count("#curves .numbers tr") + " === 4 && " + QUIET, 120)
+        shown = (
+            "#compare .error:not([hidden]), #training .error:not([hidden]), #curvespanel .error:not([hidden])"
+        )
+        assert page.run(count(shown)) == 0
 
 
 def see_the_opening(page):

@@ -40,7 +40,8 @@ const show = () => busy($("steppanel"), async (fresh) => {
   const told = Object.entries(metrics).filter(([name]) => ["accuracy", "loss"].includes(name)).map(([name, value]) => `${name} ${short(value)}`);
   $("steptext").textContent = [step ? `step ${step}` : "before training", ...told].join(", ");
   $("stepfilters").replaceChildren(...(found.filters?.filters ?? []).map((address, i) => el("span", { className: "tile" }, picture(address, `filter ${i}`))));
-  $("stepmaps").replaceChildren(...found.maps.maps.slice(0, 32).map((address, i) => el("span", { className: "tile" }, picture(address, `map ${i}`))));
+  const values = (found.maps.values ?? []).slice(0, 32).map((value, i) => el("span", { title: `unit ${i}` }, short(value)));
+  $("stepmaps").replaceChildren(...values, ...found.maps.maps.slice(0, 32).map((address, i) => el("span", { className: "tile" }, picture(address, `map ${i}`))));
   $("steppredictions").replaceChildren(...bars(found.predictions));
   curves(step);
 });
@@ -52,7 +53,8 @@ const open = () => busy($("training"), async () => {
     const slider = $("step");
     slider.max = run.steps.length - 1;
     slider.value = slider.max;
-    const maps = state.model.stages.map((row, i) => [row, i]).filter(([row]) => row.shape.length === 3);
+    const all = state.model.stages.map((row, i) => [row, i]), deep = all.filter(([row]) => row.shape.length === 3);
+    const maps = deep.length ? deep : all;
     fill($("watched"), maps.map(([row, i]) => `${i} ${title(row)}, ${sized(row.shape)}`), maps.map(([, i]) => i));
     $("fewsteps").hidden = run.steps.length > 5;
     $("run").hidden = false;
