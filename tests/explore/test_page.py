@@ -577,7 +577,26 @@ def see_the_operations(page):
     set_value(page, "#m-kernel input", 7)
     page.until(QUIET)
     assert page.run(focus_on("#m-kernel input")) and page.run(count("#m-kernel input")) == 9
+    for mode in ("zero", "reflect"):
+        set_value(page, "#padding_mode", mode)
+        set_value(page, "#padding", 2)
+        page.until(QUIET + " && " + count("#m-convolution tr") + " === " + count("#m-image tr") + " + 2")
+        last = page.run(count("#m-convolution td")) - 1
+        seen = [add_up(page, cell) for cell in (0, last // 2, last)]
+        assert seen[0] == seen[2] == (9 if mode == "reflect" else 1)
+        assert seen[1] == 9
     assert page.run(count(".error:not([hidden])")) == 0
+
+
+def add_up(page, cell):
+    """Checks the sum that the page writes for a value; returns how many pixels it marks."""
+    page.run("document.querySelectorAll('#m-image .seen').forEach((it) => it.classList.remove('seen'))")
+    page.run(f"document.querySelectorAll('#m-convolution td')[{cell}].onpointerenter()")
+    terms, value = page.run(text("sum")).replace("\N{MINUS SIGN}", "-").split(" = ")
+    products, _, divisor = terms.strip("(").partition(") / ")
+    total = sum(np.prod(list(map(float, term.split("·")))) for term in products.split(" + "))
+    assert total / float(divisor or 1) == pytest.approx(float(value), rel=0.01)
+    return page.run(count("#m-image .seen"))
 
 
 def see_uploads_drawings_and_mistakes(page, one, tmp_path):
