@@ -303,6 +303,24 @@ def test_only_what_a_value_was_made_of_is_shown_as_its_inputs(trained):
     assert made == ["normalization", "ReLU", "tanh", "GELU", "ReLU", "sigmoid"]
 
 
+class Grouped(nn.Module):
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = Conv(6, 3, groups=3, name="grouped")(nn.relu(Conv(12, 3, name="conv")(image)))
+        return Dense(3, name="head")(ops.global_avg_pool(x))
+
+
+def test_the_filters_of_a_group_have_the_numbers_of_its_channels(trained):
+    variables = Grouped().init(jax.random.key(1), np.ones((1, 8, 8, 1), np.float32))
+    shown = views.Views(dataclasses.replace(trained, model=Grouped(), variables=variables, spec="grouped"))
+    for unit in range(6):
+        found = shown.filters(2, unit, 0)
+        numbers = range(found["number"], found["number"] + len(found["filters"]))
+        assert numbers == range(4 * (unit // 2), 4 * (unit // 2) + 4)
+        assert {term["channel"] for term in shown.window("s2", 2, unit, 1, 1)["terms"]} < set(numbers)
+    assert shown.filters(0, 5, 0)["number"] == 0  # all filters of one channel
+
+
 def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
     """A folder lists its images by class."""
     for label in "012":
@@ -488,6 +506,8 @@ def see_a_stage(page):
     click(page, "#rail .card", 4)
     page.until(count("#maps .tile") + " === 3")
     page.until(count("#filters .tile") + " === 2 && " + count("#best figure") + " === 9")
+    titles = "[...document.querySelectorAll('#filters .tile')].map((it) => it.title).join()"
+    assert page.run(titles) == "input 0,input 1"
     assert page.run(text("stagename")) == "Conv 3×3"
     assert "(4 + 2 − 3) / 1" in page.run(text("facts"))
     click(page, "#maps .tile", 2)

@@ -153,7 +153,7 @@ class Views:
         found = self._kernel(row)
         if found is None or found.ndim != 4:
             raise UserError(f"stage {stage}, {row.kind}, has no filters")
-        return filters_of(np.asarray(found), unit, page)
+        return filters_of(np.asarray(found), unit, page, groups=row.window.groups if row.window else 1)
 
     def window(self, token: str, stage: int, unit: int, row: int, column: int) -> Answer:
         """How one value came about: its window, the products and their sum, or the values it is read from."""
@@ -252,16 +252,16 @@ class Views:
         return {"patches": patches, "among": len(peaks.value), "data": visible(tests.name)}
 
 
-def filters_of(kernel: np.ndarray, unit: int, page: int) -> Answer:
-    """The filters of a kernel [kh, kw, C, F] on one page: see `Views.filters`."""
+def filters_of(kernel: np.ndarray, unit: int, page: int, groups: int = 1) -> Answer:
+    """The filters of a kernel [kh, kw, C / groups, F] on one page: see `Views.filters`."""
     channels, count = kernel.shape[2:]
     if not 0 <= unit < count:
         raise UserError(f"unit={unit}; allowed: 0 to {count - 1}")
     if channels in (1, 3):
-        shown = np.moveaxis(kernel, -1, 0)
-        of = "all"
+        shown, of, number = np.moveaxis(kernel, -1, 0), "all", 0
     else:
         shown, of = np.moveaxis(kernel[..., unit], -1, 0)[..., None], "unit"
+        number = windows.first_channel(kernel, groups, unit)
     first, scale = page * FILTERS_SHOWN, tiles.limits(np.append(kernel, -np.abs(kernel).max()))
     cut = shown[first : first + FILTERS_SHOWN]
     if channels == 3:
@@ -269,7 +269,8 @@ def filters_of(kernel: np.ndarray, unit: int, page: int) -> Answer:
         pictures = [png((255 * each).astype(np.uint8)) for each in light]
     else:
         pictures = [tiles.tile(each[..., 0], scale) for each in cut]
-    return {"of": of, "size": list(kernel.shape), "first": first, "total": len(shown), "filters": pictures}
+    facts = {"size": list(kernel.shape), "first": first, "total": len(shown), "number": number + first}
+    return {"of": of, **facts, "filters": pictures}
 
 
 def _rows(values: np.ndarray) -> list[list[float | None]]:
