@@ -467,6 +467,11 @@ def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path
     tiny_config.model, tiny_config.total_epochs = "lenet_300_100", 1.0
     train.train(tiny_config, tmp_path / "run")
     with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#rail .card", 1)
+        page.until(text("bestof") + ".startsWith('Strongest for unit 0 ') && " + QUIET)
+        click(page, "#mappages button", 1)
+        page.until(text("bestof") + ".startsWith('Strongest for unit 64 ') && " + QUIET)
+        assert page.run(text("unitname")) == "Unit 64"
         click(page, "#tab-compare")
         page.until(count("#similarity .line") + " === 1 && " + count("#differences figure") + " === 3")
         last = page.run(count("#part option")) - 1

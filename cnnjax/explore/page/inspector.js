@@ -67,7 +67,11 @@ const showMaps = (page = 0) => busy($("mapspanel"), async (fresh) => {
   const scale = found.values ? "" : `Colours from ${short(found.low)} to ${short(found.high)}`;
   $("scale").textContent = scale;
   pager($("mappages"), found.first, items.length, found.shape.at(-1), showMaps);
-  if (state.unit < found.first || state.unit >= found.first + items.length) state.unit = found.first;
+  if (state.unit < found.first || state.unit >= found.first + items.length) {
+    state.unit = found.first;
+    showFilters();
+    showBest();
+  }
   mark();
   close();
 });
