@@ -332,6 +332,19 @@ def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
     assert [tests.labels.count(label) for label in range(3)] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("classes", [3, 24, 25, 100])
+def test_samples_are_of_all_classes_or_of_evenly_spaced_ones(classes):
+    labels = sorted([*range(classes)] * 30)
+    tests = network.Tests("many", np.zeros((len(labels), 1)), labels, (), own=True)
+    shown = [labels[i] for i in tests.samples]
+    assert len(shown) == len(set(tests.samples)) == network.SAMPLES
+    if classes <= network.SAMPLES:
+        assert shown == [i % classes for i in range(network.SAMPLES)]
+    else:
+        assert (shown[0], shown[-1], len(set(shown))) == (0, classes - 1, network.SAMPLES)
+        assert max(np.diff(shown)) <= classes / network.SAMPLES + 2
+
+
 @pytest.fixture
 def raw_and_averaged(trained, tmp_path):
     """A copy of a run: after 3 steps only the raw weights are the trained ones, later only the average."""
