@@ -501,6 +501,41 @@ def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path
         assert page.run(count(shown)) == 0
 
 
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_follows_a_run_that_still_trains(trained, tmp_path):
+    """New checkpoints appear as the tab is opened again, and when one is gone that it asks for."""
+    shutil.copytree(trained.name, tmp_path / "run")
+    saved, away = tmp_path / "run" / "checkpoints", tmp_path / "away"
+    *others, older, newest = map(str, training.Checkpoints(saved).steps())
+    away.mkdir()
+    for step in (*others, newest):
+        shutil.move(saved / step, away)
+    slider = "document.getElementById('step')"
+
+    def seen(page, words, value, last):
+        page.until(text("steptext") + f".startsWith('{words}') && " + QUIET)
+        assert page.run(f"[{slider}.value, {slider}.max]") == [value, last]
+
+    with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#tab-training")
+        seen(page, f"step {older},", "1", "1")
+        shutil.move(saved / older, away)
+        shutil.move(away / newest, saved)
+        set_value(page, "#watched", 4)
+        seen(page, f"step {newest},", "1", "1")
+        shutil.move(away / older, saved)
+        click(page, "#tab-compare")
+        click(page, "#tab-training")
+        seen(page, f"step {newest},", "2", "2")
+        page.run(f"({slider}.value = 1, {slider}.oninput())")
+        seen(page, f"step {older},", "1", "2")
+        shutil.move(saved / newest, away)
+        click(page, "#tab-compare")
+        click(page, "#tab-training")
+        seen(page, f"step {older},", "1", "1")
+        assert page.run(count(".error:not([hidden])")) == 0
+
+
 def see_the_opening(page):
     """Test images to click, the first already predicted, and a busy sign at once after a click."""
     assert page.run(count("#samples button")) == 24
