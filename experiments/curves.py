@@ -49,8 +49,8 @@ def read(out: Path) -> dict[str, Curve]:
 
 
 def last(out: Path, rows: Sequence[Row], column: str) -> list[float]:
-    """The last value of a column of curves.csv, of each run that has one."""
-    curves = read(out)
+    """The last value of a column of curves.csv, of each finished run that has one."""
+    curves, rows = read(out), results.finished(rows)
     found = [[point[column] for point in curves.get(row["run"], ()) if column in point] for row in rows]
     return [values[-1] for values in found if values]
 

@@ -1,7 +1,7 @@
 """The results.csv of a study: read whole, added to as runs end."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 Row = dict[str, str]
@@ -13,6 +13,17 @@ def read(file: Path) -> list[Row]:
         return []
     with open(file, newline="") as opened:
         return list(csv.DictReader(opened))
+
+
+def finished(rows: Sequence[Row]) -> list[Row]:
+    """Those of runs that have scores; the others diverged."""
+    return [row for row in rows if row.get("test_accuracy")]
+
+
+def seeds(rows: Sequence[Row]) -> str:
+    """How many runs a mean is of: '3', or '2, 1 not finite'."""
+    scored = len(finished(rows))
+    return f"{scored}, {len(rows) - scored} not finite" if scored < len(rows) else str(scored)
 
 
 def append(file: Path, *rows: Mapping[str, object]) -> None:

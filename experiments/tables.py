@@ -92,7 +92,7 @@ def score_table(
     """
     cells_of = {**COLUMNS, **(more or {})}
     cells = [
-        (label, *(cells_of[column](members, out) for column in columns), len(members))
+        (label, *(cells_of[column](members, out) for column in columns), results.seeds(members))
         for label, members in groups.items()
     ]
     return f"{markdown((what, *columns, 'seeds'), cells)}\n\n{footer(out, columns)}"
@@ -191,7 +191,7 @@ def size(*groups: Sequence[Row], pixels: int = 32) -> str:
         return "no run"
     epochs = sorted({float(row["epochs"]) for row in rows})
     between = f"{epochs[0]:g}" if len(epochs) == 1 else f"{epochs[0]:g} to {epochs[-1]:g}"
-    count = min(map(len, groups))
+    count = min(len(results.finished(members)) for members in groups)
     return f"{pixels}x{pixels}, {between} epochs, {count} seed{'s' * (count != 1)}"
 
 

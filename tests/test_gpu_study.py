@@ -1,6 +1,7 @@
 """The study of a GPU, at toy size on this CPU, and on a machine that lacks what only data and runs need."""
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -64,7 +65,10 @@ def test_all_parts_run_at_toy_size_within_three_minutes(tmp_path):
     assert set(rows) == set(run.PARTS)
     assert any(row["measure"] == "test accuracy" for row in rows["airbench"])
     assert [row["measure"] for row in rows["input"]].count("images/s on the device") == 2
+    for name in ("resnet50", "nets") if importlib.util.find_spec("torch") else ():
+        assert "images/s" in {row["measure"] for row in rows[name]}
     for part in rows.values():
+        assert "failed" not in {row["measure"] for row in part}, part
         assert part[-1]["measure"] in ("seconds", "not run")
         assert part[-1]["note"].startswith("missing: torch") or not part[-1]["note"], part[-1]
 

@@ -5,16 +5,18 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from cnnjax.cli import main
 from cnnjax.models import create_model
-from cnnjax.runs.results import Results, read_results
+from cnnjax.runs.results import SCORES, Results, read_results
 from cnnjax.runs.signals import Interrupted
 from experiments import run_all, studies, tables
 
@@ -41,8 +43,14 @@ def test_a_study_trains_in_the_folder_of_its_own_files(tmp_path, monkeypatch):
     assert ALL[0].train_next(tmp_path, "fashion_mnist")
 
 
-@pytest.mark.parametrize("study", ALL, ids=[study.name for study in ALL])
-def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
+LOST = dict.fromkeys(SCORES, "") | {"outcome": "not finite"}
+FIRST = [(study, lost) for study in ALL for lost in ({}, LOST) if not (lost and study.measure)]
+
+
+@pytest.mark.parametrize(
+    ("study", "lost"), FIRST, ids=[study.name + ", diverged" * bool(lost) for study, lost in FIRST]
+)
+def test_a_page_is_drawn_after_the_first_run(study, lost, tmp_path):
     """The queue draws after each run, when most of what a verdict compares is not there."""
     out = tmp_path / study.name
     out.mkdir(parents=True)
@@ -50,7 +58,7 @@ def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
     like = read_results(studies.ROOT / "experiments" / "why_convolution")[0]
     run = study.planned()[0]
     row = {"run": "one"} | run.fields() | {"seed": run.seed}
-    row |= {name: value for name, value in like.items() if name not in ("model", *row)}
+    row |= {name: value for name, value in like.items() if name not in ("model", *row)} | lost
     measured: dict[str, float] = {}  # whatever columns the study asks for
     while True:
         with (out / "results.csv").open("w", newline="") as file:
@@ -65,6 +73,9 @@ def test_a_page_is_drawn_after_the_first_run(study, tmp_path):
             assert error.args[0] not in measured
             measured[error.args[0]] = 0.5
     assert not re.search("holds|reverse|worse|nan", page.partition("**Verdict.**")[2])
+    if lost:
+        assert "| 1 |\n" not in page  # in the column of seeds
+        assert not re.search("[Bb]elow|[1-9] seed|more than", page.partition("**Verdict.**")[2])
     unmeasured.figure(unmeasured, out)
 
 
@@ -129,6 +140,44 @@ def test_runs_of_other_lengths_are_not_mixed_at_another_size(tmp_path):
             told = [run for run in runs if run.label.endswith(("epochs", "steps"))]
             assert all(run.label.endswith(f", {run.epochs:g} epochs") for run in told)
             assert bool(told) == (study is degradation)
+
+
+def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
+    """Not with that of the committed size: runs of another are shorter, and a verdict would rest on it."""
+    study = next(study for study in ALL if study.name == "relu_vs_tanh")
+    errors = {"relu": (2.0, 2.9, 2.95), "tanh": (9.0, 9.0, 9.0)}  # epochs to 25 %, of runs of three epochs
+    groups, lines = {}, ["run,epoch,loss,accuracy,validation_loss,validation_accuracy"]
+    for name, goals in errors.items():
+        groups[name] = [
+            {"run": f"{name}{i}", "seed": str(i), "epochs": "3.0", "test_accuracy": "0.5"}
+            for i in range(len(goals))
+        ]
+        lines += [f"{name}{i},{min(at, 3)},,{0.75 if at < 3 else 0.5},," for i, at in enumerate(goals)]
+    (tmp_path / "curves.csv").write_text("\n".join(lines))
+    found = study.claim(types.SimpleNamespace(groups=lambda out: groups), tmp_path)
+    assert "tanh more than 3 epochs" in found.ours
+    assert found.verdict == "ReLU sooner not decided at this size (32x32, 3 epochs, 3 seeds)"
+
+
+def test_seeds_that_diverged_are_neither_counted_nor_averaged(tmp_path):
+    study = next(study for study in ALL if study.name == "pooling_types")
+    like = read_results(study.here)
+    kinds = {"max": like[:3], "average": [like[3], like[4] | LOST], "min": [like[5] | LOST]}
+    (tmp_path / "sweep.json").write_text(study.config().to_json())
+    shutil.copyfile(study.here / "results.csv", tmp_path / "results.csv")
+    lines = [f"{row['run']},10,,{0.9 if row['test_accuracy'] else 0.1},," for row in like[:6]]
+    lines[4] = lines[4].replace("0.9", "0.1")
+    (tmp_path / "curves.csv").write_text("run,epoch,loss,accuracy,validation_loss,validation_accuracy\n")
+    with (tmp_path / "curves.csv").open("a") as file:
+        file.write("\n".join(lines))
+    page = tables.score_table(tmp_path, "pooling", kinds, ("training error %", "test %"))
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines()}
+    assert [cells[f"| {kind}"][-1] for kind in kinds] == ["3 |", "1, 1 not finite |", "0, 1 not finite |"]
+    assert cells["| average"][0] == "10.00" and cells["| min"][:2] == ["", ""]
+    assert tables.size(*kinds.values()).endswith("10 epochs, 0 seeds")
+    assert tables.size(kinds["max"], kinds["average"]).endswith("10 epochs, 1 seed")
+    drawn = study.figure(types.SimpleNamespace(groups=lambda out: kinds), tmp_path)
+    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["max", "average"]
 
 
 def run_a_minute(name, tmp_path, capfd):

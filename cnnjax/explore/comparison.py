@@ -141,15 +141,18 @@ def _scores(groups: Sequence[Group]) -> Markup:
     head = ["", "test accuracy %", "macro F1", "test loss", "minutes", "seeds", "parameters"]
     rows, folders = [], []
     for group in groups:
-        tests = [test for run in group.runs if (test := test_scores(run)).get("count")]
-        record = group.runs[0].read_json("record.json")
-        done = all(ended(run.read_json("record.json"), run.metrics()) for run in group.runs)
-        lacking = "no test split" if done else "not finished"
-        minutes = [metrics[-1].get("seconds", 0) / 60 for run in group.runs if (metrics := run.metrics())]
+        tested = {run: test for run in group.runs if (test := test_scores(run)).get("count")}
+        tests, record = [*tested.values()], group.runs[0].read_json("record.json")
+        done = [run for run in group.runs if ended(run.read_json("record.json"), run.metrics())]
+        lacking = "no test split" if len(done) == len(group.runs) else "not finished"
+        finished = [*tested] or done
+        minutes = [metrics[-1].get("seconds", 0) / 60 for run in finished if (metrics := run.metrics())]
         accuracy, f1 = [100 * test["accuracy"] for test in tests], [test["macro"]["f1"] for test in tests]
         means = [_mean(accuracy, 2), _mean(f1, 4), _mean([test["loss"] for test in tests], 4)]
         scores = [mean or lacking for mean in means]
         seeds = ", ".join(str(run.config().seed) for run in group.runs)
+        if unfinished := len(finished) and len(group.runs) - len(finished):
+            seeds += f", {unfinished} of {len(group.runs)} not finished"
         params = f"{record.get('model', {}).get('num_params', 0):,}"
         rows.append([group.name, *scores, _mean(minutes, 1) or lacking, seeds, params])
         folders.append(element("li", f"{group.name}: {', '.join(str(run.path) for run in group.runs)}"))

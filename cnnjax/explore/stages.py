@@ -245,7 +245,7 @@ class _Reader:
 
     def _extend(self, number: int, index: int, eqn: JaxprEqn) -> None:
         """The stage ends with this equation."""
-        if len(shape := shape_of(eqn.outvars[0])) == len(self.rows[number].layer.shape) + 1:
+        if len(shape := shape_of(eqn.outvars[0])) > len(self.rows[number].layer.shape):
             layer = dataclasses.replace(self.rows[number].layer, shape=shape[1:], index=index)
             field = self.fields.get(eqn.outvars[0])
             self.rows[number] = dataclasses.replace(self.rows[number], layer=layer, field=field)

@@ -35,10 +35,14 @@ def look(window: Window, before: np.ndarray, kernel: np.ndarray | None, unit: in
     seen = before[rows.clip(0, before.shape[0] - 1)][:, columns.clip(0, before.shape[1] - 1)]
     first, count = unit, 1
     if kernel is not None:
-        count = kernel.shape[2]
-        first = unit // (kernel.shape[3] // window.groups) * count
+        first, count = first_channel(kernel, window.groups, unit), kernel.shape[2]
     values = np.where(inside[..., None], seen[..., first : first + count], np.nan).astype(np.float32)
     return Looked((corner[0], corner[1]), values, None if kernel is None else kernel[..., unit], first)
+
+
+def first_channel(kernel: np.ndarray, groups: int, unit: int) -> int:
+    """The first channel of the map before that a unit's filter reads, of a kernel [kh, kw, C / groups, F]."""
+    return unit // (kernel.shape[3] // groups) * kernel.shape[2]
 
 
 def products(looked: Looked) -> np.ndarray:

@@ -16,7 +16,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli.boards import Lines
 from cnnjax.runs.results import Row, read_results, spread
 from cnnjax.runs.sweep import sweep
-from experiments import pages, studies
+from experiments import pages, results, studies
 
 DTYPES = ("float32", "bfloat16")
 SEEDS = 3
@@ -80,7 +80,7 @@ def table(rows: list[Row]) -> str:
                 spread(columns["validation_accuracy"]),
                 spread(columns["test_accuracy"]),
                 spread(columns["test_loss"], 1, 4),
-                str(len(members)),
+                results.seeds(members),
                 spread(columns["seconds"], 1, 1),
             ]
             lines.append(f"| {' | '.join(cells)} |")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.runs.results import Row
-from experiments import curves, studies, tables
+from experiments import curves, results, studies, tables
 
 STEPS_AN_EPOCH = 45_000 / 128
 HALF, PAPER, SHORT = 32_000 / STEPS_AN_EPOCH, 64_000 / STEPS_AN_EPOCH, 20.0
@@ -96,7 +96,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
         for kind in ("plain", "resnet")
     }
     words = [f"{name}: {value.points()}" for name, value in apart.items() if not math.isnan(value.value)]
-    nets = max(found.values(), key=lambda nets: max(map(len, nets.values())))
+    nets = max(found.values(), key=lambda nets: max(len(results.finished(rows)) for rows in nets.values()))
     plain, residual = (deeper(nets, out, kind) for kind in ("plain", "resnet"))
     lower, size = dataclasses.replace(residual, value=-residual.value), tables.size(*nets.values())
     return studies.Claim(

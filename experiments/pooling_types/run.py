@@ -58,7 +58,12 @@ def plan_on_cifar(rows: Sequence[Row]) -> list[studies.Planned]:
 def by_test(study: studies.Study, out: Path) -> dict[str, list[Row]]:
     """The kinds, the highest mean test accuracy first: an order to read, not a choice."""
     groups = study.groups(out)
-    return dict(sorted(groups.items(), key=lambda item: -tables.mean(item[1], "test_accuracy")))
+    return dict(sorted(groups.items(), key=lambda item: -statistics.mean(tables.scores(item[1]) or [0.0])))
+
+
+def scored(groups: Mapping[str, Sequence[Row]]) -> dict[str, list[float]]:
+    """The test accuracies of each kind that has any."""
+    return {kind: values for kind, rows in groups.items() if (values := tables.scores(rows))}
 
 
 def table(study: studies.Study, out: Path) -> str:
@@ -69,9 +74,9 @@ def table(study: studies.Study, out: Path) -> str:
 def figure(study: studies.Study, out: Path) -> Figure:
     """Test accuracy of each run, with the mean of its kind."""
     drawn = Figure(figsize=(7, 3.2), layout="constrained")
-    axes, groups = drawn.add_subplot(), by_test(study, out)
-    for place, rows in enumerate(groups.values()):
-        values = [100 * value for value in tables.scores(rows)]
+    axes, groups = drawn.add_subplot(), scored(by_test(study, out))
+    for place, shares in enumerate(groups.values()):
+        values = [100 * share for share in shares]
         axes.plot(values, [place] * len(values), "o", color="#4477aa", alpha=0.6)
         axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color="black")
     axes.set_yticks(range(len(groups)), groups)
@@ -87,9 +92,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     return studies.Claim(
         "kinds of pooling: max, average, L2, min, adaptive, strided",
         "none given",
-        "; ".join(
-            f"{kind} {100 * tables.mean(rows, 'test_accuracy'):.1f} %" for kind, rows in groups.items()
-        ),
+        "; ".join(f"{kind} {100 * statistics.mean(values):.1f} %" for kind, values in scored(groups).items()),
         f"against max: {against(groups, 'max')} ({size})",
     )
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.runs.results import Row, spread
-from experiments import curves, studies, tables
+from experiments import curves, results, studies, tables
 
 STDS = "response_norm='none', stds=(0.1, 0.05, 0.05, 0.03)"
 NETS = {a: {"model": f"alexnet_cifar(activation='{a}', {STDS})"} for a in ("relu", "tanh", "sigmoid")}
@@ -60,35 +60,40 @@ def epochs_to_goal(curve: curves.Curve) -> float | None:
 
 
 def times(rows: Sequence[Row], out: Path) -> list[float | None]:
-    """The epochs to the goal of each run."""
+    """The epochs to the goal of each finished run."""
     read = curves.read(out)
-    return [epochs_to_goal(read.get(row["run"], [])) for row in rows]
+    return [epochs_to_goal(read.get(row["run"], [])) for row in results.finished(rows)]
 
 
 def words(rows: Sequence[Row], out: Path) -> str:
-    """'5.1 ± 0.2', or 'more than 40' if a run did not get there."""
+    """'5.1 ± 0.2', or 'more than 40' if a run did not get there; 'unknown' if all diverged."""
     found = times(rows, out)
     if None in found:
         return f"more than {max(float(row['epochs']) for row in rows):g}"
-    return spread([str(value) for value in found], 1, 1)
+    return spread([str(value) for value in found], 1, 1) or "unknown"
 
 
 def ratios(study: studies.Study, out: Path, other: str) -> list[float]:
     """How many times sooner ReLU is there than another activation, by seed; [] if a run did not get there."""
     groups = chosen(study, out)
-    pairs = [*zip(*(times(groups.get(name, ()), out) for name in ("relu", other)), strict=False)]
+    relu, others = (
+        dict(zip([row["seed"] for row in results.finished(rows)], times(rows, out), strict=True))
+        for rows in (groups.get("relu", ()), groups.get(other, ()))
+    )
+    pairs = [(sooner, others[seed]) for seed, sooner in relu.items() if seed in others]
     found = [later / sooner for sooner, later in pairs if sooner and later]
     return found if len(found) == len(pairs) else []
 
 
 def ratio(study: studies.Study, out: Path, other: str) -> str:
     """The same in words; a lower bound if the other never got there."""
-    groups = chosen(study, out)
+    relu, slower = (chosen(study, out).get(name, []) for name in ("relu", other))
     if found := ratios(study, out, other):
         return spread(list(map(str, found)), 1, 1)
-    if "relu" not in groups or other not in groups or None in (relu := times(groups["relu"], out)):
+    sooner = times(relu, out)
+    if not sooner or None in sooner or None not in times(slower, out):
         return "unknown"
-    return f"more than {max(float(row['epochs']) for row in groups[other]) / statistics.mean(relu):.1f}"
+    return f"more than {max(float(row['epochs']) for row in slower) / statistics.mean(sooner):.1f}"
 
 
 def table(study: studies.Study, out: Path) -> str:
@@ -124,7 +129,8 @@ def figure(study: studies.Study, out: Path) -> Figure:
 def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = chosen(study, out)
     relu, tanh = (times(groups.get(name, ()), out) for name in ("relu", "tanh"))
-    longest = [EPOCHS["tanh"] if value is None else value for value in tanh]  # at the least
+    ends = [float(row["epochs"]) for row in results.finished(groups.get("tanh", ()))]
+    longest = [end if value is None else value for value, end in zip(tanh, ends, strict=True)]  # at the least
     sooner = tables.difference(longest, relu) if relu and None not in relu else tables.difference([], [])
     found = ratios(study, out, "tanh")
     fewer = tables.difference([PAPER] * len(found), found)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.runs.results import Row
-from experiments import curves, speeds, studies, tables
+from experiments import curves, results, speeds, studies, tables
 
 SIZES = ((40, 1), (16, 2), (22, 2), (10, 4))  # depth, widening factor
 NETS = {f"WRN-{d}-{k}": {"model": f"wrn_16_4(depth={d}, widen_factor={k})"} for d, k in SIZES}
@@ -59,7 +59,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
         for (net, rows), colour in zip(study.groups(out).items(), curves.COLOURS, strict=False):
             xs = [
                 float(row["params"]) if column == "parameters" else tables.quiet_seconds(row, out) / 60
-                for row in rows
+                for row in results.finished(rows)
             ]
             errors = [100 - 100 * value for value in tables.scores(rows)]
             axes.plot(xs, errors, "o", color=colour, alpha=0.7, label=net)

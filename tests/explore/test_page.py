@@ -24,7 +24,9 @@ from cnnjax import ops
 from cnnjax.data import datasets
 from cnnjax.data.augment import views as protocols
 from cnnjax.models import create_model, init_variables
-from cnnjax.models.layers import Conv, Dense
+from cnnjax.models.layers import BatchNorm, Conv, Dense, LayerNorm
+from cnnjax.models.shufflenet import shuffle
+from cnnjax.runs import train
 from cnnjax.runs.loaded import with_data
 from tests import browser
 
@@ -277,6 +279,48 @@ def test_the_formula_of_a_value_comes_to_the_value(trained):
     assert kinds.count("average pooling") == 3 * 4
 
 
+class Neighbours(nn.Module):
+    """Stages whose values are of their own place and unit alone, and others whose values are not."""
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = BatchNorm(name="batch_norm")(Conv(4, 3, name="conv")(image))
+        x = Dense(4, name="dense")(shuffle(nn.relu(x), nn.tanh(x))[..., :4])
+        x = LayerNorm(name="layer_norm")(ops.local_response_norm(nn.relu(ops.gelu(x))))
+        x = nn.softmax(nn.sigmoid(x))
+        return Dense(3, name="head")(ops.global_avg_pool(x))
+
+
+def test_only_what_a_value_was_made_of_is_shown_as_its_inputs(trained):
+    """A shuffle moves channels; dense layers, softmax and other normalizations read those beside."""
+    variables = Neighbours().init(jax.random.key(1), np.ones((1, 8, 8, 1), np.float32))
+    shown = views.Views(dataclasses.replace(trained, model=Neighbours(), variables=variables, spec="all"))
+    kinds, made = [stage.kind for stage in shown.network.rows], []
+    for number, kind in enumerate(kinds):
+        if "inputs" in shown.window("s2", number, 1, 0, 0):
+            made.append(kind)
+    assert {"channel shuffle", "dense layer", "response normalization", "maximum"} < set(kinds)
+    assert made == ["normalization", "ReLU", "tanh", "GELU", "ReLU", "sigmoid"]
+
+
+class Grouped(nn.Module):
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = Conv(6, 3, groups=3, name="grouped")(nn.relu(Conv(12, 3, name="conv")(image)))
+        return Dense(3, name="head")(ops.global_avg_pool(x))
+
+
+def test_the_filters_of_a_group_have_the_numbers_of_its_channels(trained):
+    variables = Grouped().init(jax.random.key(1), np.ones((1, 8, 8, 1), np.float32))
+    shown = views.Views(dataclasses.replace(trained, model=Grouped(), variables=variables, spec="grouped"))
+    for unit in range(6):
+        found = shown.filters(2, unit, 0)
+        numbers = range(found["number"], found["number"] + len(found["filters"]))
+        assert numbers == range(4 * (unit // 2), 4 * (unit // 2) + 4)
+        assert {term["channel"] for term in shown.window("s2", 2, unit, 1, 1)["terms"]} < set(numbers)
+    assert shown.filters(0, 5, 0)["number"] == 0  # all filters of one channel
+
+
 def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
     """A folder lists its images by class."""
     for label in "012":
@@ -286,6 +330,19 @@ def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
     config = with_data(trained.config, f"folder:{tmp_path}", trained.image_shape)
     tests = network.Tests.of(trained, config, 9)
     assert [tests.labels.count(label) for label in range(3)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("classes", [3, 24, 25, 100])
+def test_samples_are_of_all_classes_or_of_evenly_spaced_ones(classes):
+    labels = sorted([*range(classes)] * 30)
+    tests = network.Tests("many", np.zeros((len(labels), 1)), labels, (), own=True)
+    shown = [labels[i] for i in tests.samples]
+    assert len(shown) == len(set(tests.samples)) == network.SAMPLES
+    if classes <= network.SAMPLES:
+        assert shown == [i % classes for i in range(network.SAMPLES)]
+    else:
+        assert (shown[0], shown[-1], len(set(shown))) == (0, classes - 1, network.SAMPLES)
+        assert max(np.diff(shown)) <= classes / network.SAMPLES + 2
 
 
 @pytest.fixture
@@ -345,10 +402,9 @@ def test_other_images_are_not_what_a_network_was_trained_on(trained, tiny_data):
 
 
 @contextlib.contextmanager
-def served(trained, tmp_path):
-    """A browser on the page, as a user starts it on a free port; with nothing written into the run folder."""
-    before = sorted(Path(trained.name).rglob("*"))
-    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={trained.name}", "--port=0"]
+def served(run, tmp_path):
+    """A browser on the page of a run, as a user starts it on a free port."""
+    command = [sys.executable, "-m", "cnnjax", "explore", f"--workdir={run}", "--port=0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     killer = threading.Timer(300, process.kill)
     killer.start()
@@ -365,7 +421,6 @@ def served(trained, tmp_path):
         process.terminate()
         process.wait(20)
         killer.cancel()
-    assert sorted(Path(trained.name).rglob("*")) == before
 
 
 def count(selector: str) -> str:
@@ -398,7 +453,8 @@ def set_value(page: browser.Browser, name: str, value: object) -> None:
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
-    with served(trained, tmp_path) as page:
+    before = sorted(Path(trained.name).rglob("*"))
+    with served(trained.name, tmp_path) as page:
         see_the_opening(page)
         see_a_stage(page)
         see_the_reasons(page)
@@ -416,6 +472,68 @@ def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
             assert np.asarray(seen.convert("L")).std() > 5
         own = "performance.getEntriesByType('resource').every((row) => row.name.startsWith(location.origin))"
         assert page.run(own)  # data URLs are no resources
+    assert sorted(Path(trained.name).rglob("*")) == before
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path):
+    tiny_config.model, tiny_config.total_epochs = "lenet_300_100", 1.0
+    train.train(tiny_config, tmp_path / "run")
+    with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#rail .card", 1)
+        page.until(text("bestof") + ".startsWith('Strongest for unit 0 ') && " + QUIET)
+        click(page, "#mappages button", 1)
+        page.until(text("bestof") + ".startsWith('Strongest for unit 64 ') && " + QUIET)
+        assert page.run(text("unitname")) == "Unit 64"
+        click(page, "#tab-compare")
+        page.until(count("#similarity .line") + " === 1 && " + count("#differences figure") + " === 3")
+        last = page.run(count("#part option")) - 1
+        assert page.run(text("differing")).startswith(f"Units that differ most at stage {last}: Dense")
+        click(page, "#tab-training")
+        page.until(count("#steppredictions li") + " === 3 && " + count("#stepmaps span") + " === 32")
+        click(page, "#tab-reasons")
+        page.until(count("#methods img[src^=data]") + " === 3 && " + QUIET, 120)
+        click(page, "#run-curves")
+        page.until(count("#curves .numbers tr") + " === 4 && " + QUIET, 120)
+        shown = (
+            "#compare .error:not([hidden]), #training .error:not([hidden]), #curvespanel .error:not([hidden])"
+        )
+        assert page.run(count(shown)) == 0
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_follows_a_run_that_still_trains(trained, tmp_path):
+    """New checkpoints appear as the tab is opened again, and when one is gone that it asks for."""
+    shutil.copytree(trained.name, tmp_path / "run")
+    saved, away = tmp_path / "run" / "checkpoints", tmp_path / "away"
+    *others, older, newest = map(str, training.Checkpoints(saved).steps())
+    away.mkdir()
+    for step in (*others, newest):
+        shutil.move(saved / step, away)
+    slider = "document.getElementById('step')"
+
+    def seen(page, words, value, last):
+        page.until(text("steptext") + f".startsWith('{words}') && " + QUIET)
+        assert page.run(f"[{slider}.value, {slider}.max]") == [value, last]
+
+    with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#tab-training")
+        seen(page, f"step {older},", "1", "1")
+        shutil.move(saved / older, away)
+        shutil.move(away / newest, saved)
+        set_value(page, "#watched", 4)
+        seen(page, f"step {newest},", "1", "1")
+        shutil.move(away / older, saved)
+        click(page, "#tab-compare")
+        click(page, "#tab-training")
+        seen(page, f"step {newest},", "2", "2")
+        page.run(f"({slider}.value = 1, {slider}.oninput())")
+        seen(page, f"step {older},", "1", "2")
+        shutil.move(saved / newest, away)
+        click(page, "#tab-compare")
+        click(page, "#tab-training")
+        seen(page, f"step {older},", "1", "1")
+        assert page.run(count(".error:not([hidden])")) == 0
 
 
 def see_the_opening(page):
@@ -441,6 +559,8 @@ def see_a_stage(page):
     click(page, "#rail .card", 4)
     page.until(count("#maps .tile") + " === 3")
     page.until(count("#filters .tile") + " === 2 && " + count("#best figure") + " === 9")
+    titles = "[...document.querySelectorAll('#filters .tile')].map((it) => it.title).join()"
+    assert page.run(titles) == "input 0,input 1"
     assert page.run(text("stagename")) == "Conv 3×3"
     assert "(4 + 2 − 3) / 1" in page.run(text("facts"))
     click(page, "#maps .tile", 2)
@@ -530,7 +650,26 @@ def see_the_operations(page):
     set_value(page, "#m-kernel input", 7)
     page.until(QUIET)
     assert page.run(focus_on("#m-kernel input")) and page.run(count("#m-kernel input")) == 9
+    for mode in ("zero", "reflect"):
+        set_value(page, "#padding_mode", mode)
+        set_value(page, "#padding", 2)
+        page.until(QUIET + " && " + count("#m-convolution tr") + " === " + count("#m-image tr") + " + 2")
+        last = page.run(count("#m-convolution td")) - 1
+        seen = [add_up(page, cell) for cell in (0, last // 2, last)]
+        assert seen[0] == seen[2] == (9 if mode == "reflect" else 1)
+        assert seen[1] == 9
     assert page.run(count(".error:not([hidden])")) == 0
+
+
+def add_up(page, cell):
+    """Checks the sum that the page writes for a value; returns how many pixels it marks."""
+    page.run("document.querySelectorAll('#m-image .seen').forEach((it) => it.classList.remove('seen'))")
+    page.run(f"document.querySelectorAll('#m-convolution td')[{cell}].onpointerenter()")
+    terms, value = page.run(text("sum")).replace("\N{MINUS SIGN}", "-").split(" = ")
+    products, _, divisor = terms.strip("(").partition(") / ")
+    total = sum(np.prod(list(map(float, term.split("·")))) for term in products.split(" + "))
+    assert total / float(divisor or 1) == pytest.approx(float(value), rel=0.01)
+    return page.run(count("#m-image .seen"))
 
 
 def see_uploads_drawings_and_mistakes(page, one, tmp_path):

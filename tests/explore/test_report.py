@@ -204,6 +204,27 @@ def test_a_run_without_a_test_split_is_finished(left_out, tiny_run, tmp_path):
     assert ("finished, without a test split" in alone) == ("metrics.jsonl" not in left_out)
 
 
+@pytest.mark.parametrize("unfinished", [0, 1, 2])
+def test_a_run_that_still_trains_is_no_seed_of_the_means(unfinished, tiny_run, tmp_path):
+    """Its minutes so far are not those of a run."""
+    for seed in range(2):
+        shutil.copytree(tiny_run, tmp_path / str(seed))
+        run = Run.open(tmp_path / str(seed))
+        config, rows = run.config(), run.metrics()
+        config.seed = seed
+        (run.path / "config.json").write_text(to_json(config))
+        if seed >= unfinished:
+            rows[-1]["seconds"] = 60 * (seed + 2)
+        else:
+            (run.path / "test.json").unlink()
+            rows = [row | {"seconds": 600} for row in rows[:1]]
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = comparison.compare([tmp_path / "0", tmp_path / "1"], tmp_path / "both.html").read_text()
+    minutes, seeds = re.findall(r"<td>(.*?)</td>", written)[3:5]
+    assert minutes == ["2.5 ± 0.7", "3.0", "not finished"][unfinished]
+    assert seeds == ["0, 1", "0, 1, 1 of 2 not finished", "0, 1"][unfinished]
+
+
 @pytest.mark.parametrize("again", ["{}", "{}/", "{}/../{.name}"])
 def test_a_run_is_not_compared_with_itself(again, tiny_run, tmp_path):
     """However its folder is spelled: nothing would differ, or a seed would count twice."""

@@ -43,6 +43,8 @@ def test_all_parameters_and_multiply_adds_are_of_some_stage(name):
     found = stages(model, variables, shape)
     assert counts(found.rows) == {"params": params, "macs": count_macs(model, shape)}
     assert found.rows[-1].layer.shape == (variant(name).preset.num_classes,)
+    norms = [row for row in found.rows if row.kind == "normalization"]
+    assert all(row.layer.shape == found.rows[row.sources[0]].layer.shape for row in norms)
 
 
 @pytest.mark.parametrize(

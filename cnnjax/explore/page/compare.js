@@ -20,7 +20,8 @@ const compare = () => busy($("partpanel"), async (fresh) => {
   if (!state.image || !other || $("compare").hidden) return;
   const found = await ask("compare", { id: state.image.id, other: other.id });
   if (!fresh()) return;
-  stage ??= state.model.stages.findLastIndex((row) => row.shape.length === 3);
+  const map = state.model.stages.findLastIndex((row) => row.shape.length === 3);
+  stage ??= map < 0 ? state.model.stages.length - 1 : map;
   $("part").value = stage;
   const points = found.similarity.map((value, i) => [i, value]);
   $("similarity").replaceChildren(chart([{ points, color: "var(--accent)" }], {

@@ -67,7 +67,11 @@ const showMaps = (page = 0) => busy($("mapspanel"), async (fresh) => {
   const scale = found.values ? "" : `Colours from ${short(found.low)} to ${short(found.high)}`;
   $("scale").textContent = scale;
   pager($("mappages"), found.first, items.length, found.shape.at(-1), showMaps);
-  if (state.unit < found.first || state.unit >= found.first + items.length) state.unit = found.first;
+  if (state.unit < found.first || state.unit >= found.first + items.length) {
+    state.unit = found.first;
+    showFilters();
+    showBest();
+  }
   mark();
   close();
 });
@@ -183,7 +187,7 @@ const showFilters = () => busy($("filterspanel"), async (fresh) => {
   $("filtersof").textContent = all ? `All ${count} filters of ${height} × ${width} × ${channels}`
     : `Filter of unit ${state.unit}: ${height} × ${width} weights for each of ${channels} inputs`;
   replace($("filters"), ...found.filters.map((address, i) => {
-    const number = found.first + i, name = `${all ? "unit" : "input"} ${number}`;
+    const number = found.number + i, name = `${all ? "unit" : "input"} ${number}`;
     const made = el(all ? "button" : "span", { className: "tile", title: name }, picture(address, name));
     if (all) { made.onclick = () => pick(number); made.setAttribute("aria-pressed", number === state.unit); }
     return made;

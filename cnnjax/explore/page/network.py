@@ -201,13 +201,17 @@ class Tests:
 
     @functools.cached_property
     def samples(self) -> list[int]:
-        """Numbers of the images to click: one of each class, then a second, and so on."""
+        """Numbers of the images to click: one of each class, then a second, and so on.
+
+        Of more classes than samples, some that are evenly spaced.
+        """
         counts: collections.Counter[int] = collections.Counter()
         order = []
         for number, label in enumerate(self.labels):
             order.append((counts[label], label, number))
             counts[label] += 1
-        return [number for _, _, number in sorted(order)[:SAMPLES]]
+        order = sorted(order)[: max(SAMPLES, len(counts))]
+        return [order[i][2] for i in evenly_spaced(len(order), SAMPLES)]
 
     def truth(self, token: str) -> str:
         """The class of the test image "s3"; "" of an upload."""

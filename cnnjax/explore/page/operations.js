@@ -54,10 +54,17 @@ function mark(id, rows, columns) {
 
 const span = (start, size) => Array.from({ length: size }, (_, i) => start + i);
 
+// The index that a place in the padding repeats: itself with zeros, mirrored at the border with `reflect`.
+function padded(at, size) {
+  if ($("padding_mode").value !== "reflect") return at;
+  return at < 0 ? -at : at < size ? at : 2 * (size - 1) - at;
+}
+
 const told = {
   convolution(r, c, value) {
     const stride = number("stride"), padding = number("padding"), size = sheet.weights.length;
-    const rows = span(r * stride - padding, size), columns = span(c * stride - padding, sheet.weights[0].length);
+    const rows = span(r * stride - padding, size).map((y) => padded(y, sheet.image.length));
+    const columns = span(c * stride - padding, sheet.weights[0].length).map((x) => padded(x, sheet.image[0].length));
     mark("m-image", rows, columns);
     const terms = rows.flatMap((y, i) => columns.map((x, j) => [sheet.image[y]?.[x] ?? 0, sheet.kernel[i][j]]));
     const divisor = number("divisor") || 1;

@@ -61,11 +61,13 @@ async function show() {
 
 const curves = () => busy($("curvespanel"), async (fresh) => {
   const of = key();
+  let refused = null; // some methods need a map, which not every network has
   for (const name of Object.keys(cards)) {
-    drawn[name] ??= await ask("curves", asked(name));
+    try { drawn[name] ??= await ask("curves", asked(name)); } catch (error) { refused = error; }
     if (!fresh() || of !== key()) return;
-    drawCurves();
+    if (drawn[name]) drawCurves();
   }
+  if (!Object.keys(drawn).length) throw refused;
 });
 
 function drawCurves() {

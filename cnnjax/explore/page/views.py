@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from cnnjax.errors import UserError, visible
@@ -11,12 +12,13 @@ from cnnjax.explore.markup import png
 from cnnjax.explore.page import operations, tiles
 from cnnjax.explore.page.network import Network, Seen
 from cnnjax.explore.page.operations import Answer
-from cnnjax.explore.stages import IMAGE, Stage, counts
+from cnnjax.explore.stages import ACTIVATIONS, IMAGE, Stage, counts
 from cnnjax.inference.model import TrainedModel
 from cnnjax.profiling.receptive_fields import field_size
 
 MAPS_SHOWN, FILTERS_SHOWN, TERMS_SHOWN = 64, 64, 3  # on one page; the largest channels of a sum
 COLUMN = 7 * 7  # values of a window that are shown one by one
+PLACE_BY_PLACE = {"addition", "scaling", *ACTIVATIONS.values()} - {"softmax"}  # without neighbours
 
 
 class Views:
@@ -26,6 +28,8 @@ class Views:
         self.trained, self.network = trained, Network(trained, images)
         shapes = layers.layer_shapes(trained.model, trained.variables, trained.input_shape)
         self.maps = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+        stats = traverse_util.flatten_dict(trained.variables.get("batch_stats", {}))
+        self._batch_norms = {"/".join(path[:-1]) for path in stats}
 
     def model(self) -> Answer:
         """The network, and the choices of the page."""
@@ -149,7 +153,7 @@ class Views:
         found = self._kernel(row)
         if found is None or found.ndim != 4:
             raise UserError(f"stage {stage}, {row.kind}, has no filters")
-        return filters_of(np.asarray(found), unit, page)
+        return filters_of(np.asarray(found), unit, page, groups=row.window.groups if row.window else 1)
 
     def window(self, token: str, stage: int, unit: int, row: int, column: int) -> Answer:
         """How one value came about: its window, the products and their sum, or the values it is read from."""
@@ -173,6 +177,10 @@ class Views:
             return answer | self._looked(at, looked, unit)
         if kernel is not None and before.ndim == 1:
             return answer | self._dense(at, before, np.asarray(kernel)[:, unit], unit)
+        if at.kind not in PLACE_BY_PLACE and (
+            at.kind != "normalization" or at.module not in self._batch_norms
+        ):
+            return answer
         parts = [seen.inputs if each == IMAGE else seen.values[each] for each in at.sources]
         maps = [x if x.ndim == 3 else x[None, None] for x in parts]  # a gate of each channel is a vector
         if value.ndim == 3 and all(x.shape in (value.shape, (1, 1, value.shape[2])) for x in maps):
@@ -244,16 +252,16 @@ class Views:
         return {"patches": patches, "among": len(peaks.value), "data": visible(tests.name)}
 
 
-def filters_of(kernel: np.ndarray, unit: int, page: int) -> Answer:
-    """The filters of a kernel [kh, kw, C, F] on one page: see `Views.filters`."""
+def filters_of(kernel: np.ndarray, unit: int, page: int, groups: int = 1) -> Answer:
+    """The filters of a kernel [kh, kw, C / groups, F] on one page: see `Views.filters`."""
     channels, count = kernel.shape[2:]
     if not 0 <= unit < count:
         raise UserError(f"unit={unit}; allowed: 0 to {count - 1}")
     if channels in (1, 3):
-        shown = np.moveaxis(kernel, -1, 0)
-        of = "all"
+        shown, of, number = np.moveaxis(kernel, -1, 0), "all", 0
     else:
         shown, of = np.moveaxis(kernel[..., unit], -1, 0)[..., None], "unit"
+        number = windows.first_channel(kernel, groups, unit)
     first, scale = page * FILTERS_SHOWN, tiles.limits(np.append(kernel, -np.abs(kernel).max()))
     cut = shown[first : first + FILTERS_SHOWN]
     if channels == 3:
@@ -261,7 +269,8 @@ def filters_of(kernel: np.ndarray, unit: int, page: int) -> Answer:
         pictures = [png((255 * each).astype(np.uint8)) for each in light]
     else:
         pictures = [tiles.tile(each[..., 0], scale) for each in cut]
-    return {"of": of, "size": list(kernel.shape), "first": first, "total": len(shown), "filters": pictures}
+    facts = {"size": list(kernel.shape), "first": first, "total": len(shown), "number": number + first}
+    return {"of": of, **facts, "filters": pictures}
 
 
 def _rows(values: np.ndarray) -> list[list[float | None]]:
