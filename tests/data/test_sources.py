@@ -119,6 +119,14 @@ def test_a_subset_of_what_are_no_positions_is_refused(six, indices, problem):
         six.subset(indices)
 
 
+def test_an_example_of_a_source_in_memory_cannot_be_written_to(six):
+    source = to_memory(six)
+    before = source.images.copy()
+    with pytest.raises(ValueError, match="read-only"):
+        source[2]["image"][:] = 0
+    np.testing.assert_array_equal(source.images, before)
+
+
 def test_loose_files_have_their_class_in_front_of_the_name(tmp_path):
     data = encoded(np.zeros((4, 4, 3), np.uint8))
     path = write(tmp_path, "zip", {"n02_ray.png": data, "n01_tench.png": data})

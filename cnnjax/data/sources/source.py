@@ -159,7 +159,9 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        image = self.images[index]
+        image.flags.writeable = False  # a view: who writes to it would change the data set
+        return {"image": image, "label": int(self.labels[index])}
 
     def subset(self, indices: Indices, split: str | None = None) -> "ArraySource":
         """See `Source`; copied."""
