@@ -144,13 +144,13 @@ class TrainedModel:
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Crops and normalizes uint8 [B, *image_shape] for the network: float32 [B, H, W, C]."""
-        return self.augment.preprocess(jnp.asarray(images))
+        return self.augment.preprocess(image_files.as_batch(images, self.image_shape))
 
     def picture(self, images: np.ndarray) -> np.ndarray:
         """Crops uint8 [B, *image_shape] as `prepare` does, without normalization: uint8 [B, H, W, C]."""
         steps = tuple(step for step in self.augment.steps if AUGMENTATIONS[step[0]].gives is None)
         cut = dataclasses.replace(self.augment, steps=steps)
-        return np.asarray(cut.preprocess(jnp.asarray(images)))
+        return np.asarray(cut.preprocess(image_files.as_batch(images, self.image_shape)))
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """A copy with the class names of a text file, one per line."""

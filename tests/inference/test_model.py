@@ -24,7 +24,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, layers
-from cnnjax.explore.explain import explainer
+from cnnjax.explore.explain import explainer, heat_function
 from cnnjax.inference import export, sidecar
 from cnnjax.inference.model import Failure
 from cnnjax.models import create_model
@@ -255,6 +255,33 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
     ((method, heat),) = explainer(changed)([image], [0], 1)
     assert method == "hires_cam"
     assert heat.max() == 1
+
+
+GOOD = np.full((2, 8, 8, 1), 200, np.uint8)
+NO_BATCH = {
+    "int32": GOOD.astype(np.int32),
+    "float of 0 to 255": GOOD.astype(np.float32),
+    "no axis for the batch": GOOD[0],
+    "colour": GOOD.repeat(3, 3),
+    "channels first": GOOD.transpose(0, 3, 1, 2),
+    "another size": GOOD[:, 1:],
+}
+
+
+@pytest.mark.parametrize("given", NO_BATCH)
+@pytest.mark.parametrize("what", ["prepare", "prepare in jit", "picture", "heat"])
+def test_images_that_are_no_batch_of_the_network_are_refused(trained, what, given):
+    """They gave values 255 times too large, or another image."""
+    take = {
+        "prepare": trained.prepare,
+        "prepare in jit": jax.jit(trained.prepare),
+        "picture": trained.picture,
+        "heat": lambda images: heat_function(trained, "saliency")(
+            trained.variables, images, np.zeros(2, int)
+        ),
+    }[what]
+    with pytest.raises(UserError, match=r"images are .*; allowed: uint8 \[B, 8, 8, 1\]"):
+        take(NO_BATCH[given])
 
 
 PREDICT_MISTAKES = {
