@@ -257,6 +257,21 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
     assert heat.max() == 1
 
 
+@pytest.mark.parametrize(
+    ("count", "labels", "problem"),
+    [
+        (1, [3], "label 3 .* allowed: 0 to 2"),
+        (2, [0, -1], "label -1 of example 1 .* allowed: 0 to 2"),
+        (2, [0], "2 images and 1 labels; allowed: one image at least, with a label each"),
+        (1, [0, 1], "1 images and 2 labels"),
+        (0, [], "0 images and 0 labels"),
+    ],
+)
+def test_an_explanation_is_asked_for_classes_that_exist_one_for_each_image(trained, count, labels, problem):
+    with pytest.raises(UserError, match=problem):
+        explainer(trained)([np.zeros((8, 8, 1), np.uint8)] * count, labels, 4)
+
+
 GOOD = np.full((2, 8, 8, 1), 200, np.uint8)
 NO_BATCH = {
     "int32": GOOD.astype(np.int32),
