@@ -279,7 +279,7 @@ def _filled(images: np.ndarray, size: int) -> np.ndarray:
 def load_run(
     workdir: str | Path,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str = "raw",
     protocol: str | None = None,
     dtype: str | None = None,

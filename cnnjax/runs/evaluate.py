@@ -58,7 +58,7 @@ def evaluate(
     split: str = "test",
     model: str = "",
     weights: str = "raw",
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     data: str | None = None,
     protocol: str | None = None,
     class_names: str | Path | None = None,

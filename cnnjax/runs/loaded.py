@@ -44,7 +44,7 @@ def load(
     *,
     model: str = "",
     weights: str = "raw",
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     protocol: str | None = None,
     class_names: str | Path | None = None,
 ) -> Loaded:
