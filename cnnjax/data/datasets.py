@@ -193,7 +193,7 @@ def _check_arguments(data_dir: DataDir, seed: int) -> None:
 
 
 def load(
-    name: str,
+    name: str | Path,
     split: str,
     *,
     data_dir: DataDir = None,
@@ -224,6 +224,7 @@ def load(
     `listed` keeps a folder's files, for the next split.
     Raises UserError for unknown names, listing the known ones, and for images of different sizes.
     """
+    name = str(name)
     _check_arguments(data_dir, seed)
     recipe = recipe or _recipe_of(size, split)
     held_out = num_validation or validation_fraction

@@ -300,8 +300,8 @@ def load_run(
 
 
 def load_model(
-    model: str = "",
-    weights: str = "torchvision",
+    model: str | Path = "",
+    weights: str | Path = "torchvision",
     *,
     protocol: str | None = None,
     class_names: str | Path | None = None,

@@ -83,6 +83,18 @@ def test_features_are_values_of_the_forward_pass(trained, tiny_data, pictures, l
         trained.features(pictures)
 
 
+def test_every_door_takes_a_path_as_it_takes_its_text(tiny_run, tiny_data, tmp_path):
+    run, data = cnnjax.load_model(weights=tiny_run), Path(tiny_data)
+    assert run.name == cnnjax.load_model(weights=str(tiny_run)).name
+    assert len(cnnjax.load_dataset(data, "test")) == len(cnnjax.load_dataset(tiny_data, "test"))
+    scores, others = (cnnjax.evaluate(tiny_run, data=each)[0] for each in (data, tiny_data))
+    assert scores["loss"] == others["loss"]
+    with pytest.raises(UserError, match="lenet6 has no weights"):
+        cnnjax.load_model(Path("lenet6"))
+    with pytest.raises(UserError, match="is neither a run folder nor a weights file"):
+        cnnjax.load_model("lenet5", weights=tmp_path)
+
+
 @pytest.mark.parametrize("layer", [None, "conv2"])
 def test_features_of_no_images_have_the_shape_of_others(layer, trained, tiny_data):
     some = trained.features(datasets.load(tiny_data, "test").images[:2], layer)
