@@ -157,11 +157,12 @@ class TrainedModel:
         names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
-    def with_dtype(self, dtype: str | None, calibration: Images | None = None) -> "TrainedModel":
+    def with_dtype(self, dtype: DTypeLike | None, calibration: Images | None = None) -> "TrainedModel":
         """A copy that computes in float32, bfloat16 or int8, or None as it does; probabilities stay float32.
 
         int8 is calibrated on images, see `calibration.choose`; it gives classes only, no features.
         """
+        dtype = next((name for name in DTYPES if jnp.dtype(name) == dtype), dtype)
         if dtype not in (*DTYPES, None):
             raise unknown("dtype", dtype, DTYPES)
         if calibration is not None and dtype != "int8":
@@ -254,7 +255,7 @@ class TrainedModel:
         if fused and (whole := self._direct):
             return whole(images)
         # A third more images than asked at most; few sizes, as each is compiled.
-        sizes = (2**i * (2 + j) // 2 for i in range(batch_size.bit_length()) for j in (0, 1))
+        sizes = (2**i * (2 + j) // 2 for i in range(int(batch_size).bit_length()) for j in (0, 1))
         size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
         if fused:
             found = self._apply_fused(fused.number, _filled(images, size))
@@ -282,7 +283,7 @@ def load_run(
     checkpoint: str | int = "last",
     weights: str = "raw",
     protocol: str | None = None,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     calibration: Images | None = None,
 ) -> TrainedModel:
     """Loads the trained network of a run folder, written by `cnnjax train` or `cnnjax weights import`.
@@ -305,7 +306,7 @@ def load_model(
     *,
     protocol: str | None = None,
     class_names: str | Path | None = None,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     calibration: Images | None = None,
 ) -> TrainedModel:
     """Loads a trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.

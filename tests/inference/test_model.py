@@ -95,6 +95,20 @@ def test_every_door_takes_a_path_as_it_takes_its_text(tiny_run, tiny_data, tmp_p
         cnnjax.load_model("lenet5", weights=tmp_path)
 
 
+def test_numbers_and_dtypes_of_numpy_are_as_good_as_pythons(trained, tiny_data, tmp_path):
+    images, two = datasets.load(tiny_data, "test").images[:5], np.int64(2)
+    found = trained.predict(images, top=two, batch_size=two)
+    assert [len(each.top) for each in found] == [2] * 5
+    with cpu.paused():
+        list(dataclasses.replace(trained).stream(images, top=two, batch_size=two))
+    export.export(trained, "stablehlo", tmp_path / "net.stablehlo", batch_size=two)
+    for dtype in (jnp.bfloat16, jnp.dtype("bfloat16")):
+        assert trained.with_dtype(dtype).model == trained.with_dtype("bfloat16").model
+    for dtype in (np.float16, "float16", 2, float):
+        with pytest.raises(UserError, match="unknown dtype .*allowed: bfloat16, float32, int8"):
+            trained.with_dtype(dtype)
+
+
 @pytest.mark.parametrize("layer", [None, "conv2"])
 def test_features_of_no_images_have_the_shape_of_others(layer, trained, tiny_data):
     some = trained.features(datasets.load(tiny_data, "test").images[:2], layer)
