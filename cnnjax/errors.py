@@ -4,6 +4,7 @@ import ast
 import difflib
 import inspect
 import itertools
+import numbers
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -167,7 +168,7 @@ def _fits(value: Any) -> bool:
 
 def check(field: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
     """Raises a UserError unless `value` is a finite number that `holds`; `allowed` says it in words."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (numbers.Integral, float)) and not isinstance(value, bool)
     if not number or not abs(value) <= MOST_FLOAT or not holds(value):
         raise UserError(f"{field}={value!r} must be {allowed}")
 
@@ -175,7 +176,7 @@ def check(field: str, value: Any, allowed: str, holds: Callable[[Any], bool]) ->
 def check_count(field: str, value: Any, least: int) -> None:
     """Raises a UserError unless `value` is an integer of at least `least`, in 32 bits."""
     allowed = f"an integer of at least {least} and below 2**31"
-    check(field, value, allowed, lambda v: isinstance(v, int) and least <= v <= MOST_INT)
+    check(field, value, allowed, lambda v: isinstance(v, numbers.Integral) and least <= int(v) <= MOST_INT)
 
 
 def check_fraction(field: str, value: Any) -> None:

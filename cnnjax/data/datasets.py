@@ -33,7 +33,7 @@ from cnnjax.data.sources.source import (
     Source,
     listed,
 )
-from cnnjax.errors import UserError, check_local, unknown
+from cnnjax.errors import UserError, check_count, check_fraction, check_local, unknown
 
 # What a name may begin with: what follows the colon, and how that is opened.
 FORMS: dict[str, tuple[str, Callable[[Place], Opened]]] = {
@@ -134,14 +134,10 @@ def _hold_out(
 ) -> ArraySource | FileSource:
     """What is left of train, or held out; UserError unless that is some, and not all of any class."""
     labels = np.zeros(len(train), np.int32) if train.labels is None else train.labels
-    fraction = f"validation_fraction={validation_fraction}"
-    given = f"num_validation={num_validation}" if num_validation else fraction
-    if num_validation and validation_fraction:
-        raise UserError(f"{given}, {fraction}; allowed: one of them, the other 0")
-    if not 0 <= validation_fraction < 1:
-        raise UserError(f"validation_fraction={validation_fraction}; allowed: 0 <= fraction < 1")
     size, most = len(labels), len(labels) - len(np.unique(labels))
     if not 0 < (count := num_validation or round(validation_fraction * size)) <= most:
+        fraction = f"validation_fraction={validation_fraction}"
+        given = f"num_validation={num_validation}" if num_validation else fraction
         allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
         raise UserError(f"{given}: {count} of {size} training images cannot be held out; allowed: {allowed}")
     rest, drawn = sources.hold_out(labels, count, seed)
@@ -184,7 +180,12 @@ def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
     return _open(name, data_dir, None, True).splits
 
 
-def _check_arguments(data_dir: DataDir, seed: int) -> None:
+def _check_arguments(data_dir: DataDir, seed: int, num_validation: int, validation_fraction: float) -> None:
+    check_count("num_validation", num_validation, 0)
+    check_fraction("validation_fraction", validation_fraction)
+    if num_validation and validation_fraction:
+        given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
+        raise UserError(f"{given}; allowed: one of them, the other 0")
     check_local("data_dir", data_dir)
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
@@ -193,7 +194,7 @@ def _check_arguments(data_dir: DataDir, seed: int) -> None:
 
 
 def load(
-    name: str,
+    name: str | Path,
     split: str,
     *,
     data_dir: DataDir = None,
@@ -224,7 +225,8 @@ def load(
     `listed` keeps a folder's files, for the next split.
     Raises UserError for unknown names, listing the known ones, and for images of different sizes.
     """
-    _check_arguments(data_dir, seed)
+    name = str(name)
+    _check_arguments(data_dir, seed, num_validation, validation_fraction)
     recipe = recipe or _recipe_of(size, split)
     held_out = num_validation or validation_fraction
     only = (test_split if split == "test" else split) if class_names and not held_out else None

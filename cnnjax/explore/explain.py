@@ -14,6 +14,7 @@ from flax.linen import Module
 from jax import Array
 from PIL import Image
 
+from cnnjax.data.sources.source import as_labels
 from cnnjax.errors import UserError, check_local, unknown
 from cnnjax.explore import attribution, plots
 from cnnjax.explore.faithfulness import Method
@@ -89,6 +90,10 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
         other = heat_function(trained, "hires_cam", layer)
 
     def explain(images: Sequence[np.ndarray], labels: Sequence[int], batch_size: int) -> list[Explanation]:
+        if not len(images) == len(labels) >= 1:
+            problem = f"{len(images)} images and {len(labels)} labels"
+            raise UserError(f"explain: {problem}; allowed: one image at least, with a label each")
+        labels = as_labels(np.asarray(labels), "explain", len(trained.class_names)).tolist()
         missing = batch_size - len(images)
         batch = np.stack([*images, *[images[0]] * missing])
         label = np.asarray([*labels, *[labels[0]] * missing], np.int32)

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -79,6 +80,15 @@ def _ready(image: AnyImage, recipe: Recipe, channels: int) -> np.ndarray | None:
     if isinstance(image, np.ndarray) and image.shape == (*recipe.shape, channels) and image.dtype == np.uint8:
         return image
     return None
+
+
+def as_batch(images: jax.Array | np.ndarray, shape: tuple[int, int, int]) -> jax.Array:
+    """Images as they are; UserError unless they are uint8 [B, *shape]."""
+    images = images if isinstance(images, jax.Array) else np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+        allowed = f"uint8 [B, {', '.join(map(str, shape))}]; `TrainedModel.fit` makes them of any image"
+        raise UserError(f"images are {images.dtype} {list(images.shape)}; allowed: {allowed}")
+    return jnp.asarray(images)
 
 
 def fit(image: AnyImage, recipe: Recipe, channels: int, name: str = "image") -> np.ndarray:

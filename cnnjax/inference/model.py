@@ -144,24 +144,25 @@ class TrainedModel:
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Crops and normalizes uint8 [B, *image_shape] for the network: float32 [B, H, W, C]."""
-        return self.augment.preprocess(jnp.asarray(images))
+        return self.augment.preprocess(image_files.as_batch(images, self.image_shape))
 
     def picture(self, images: np.ndarray) -> np.ndarray:
         """Crops uint8 [B, *image_shape] as `prepare` does, without normalization: uint8 [B, H, W, C]."""
         steps = tuple(step for step in self.augment.steps if AUGMENTATIONS[step[0]].gives is None)
         cut = dataclasses.replace(self.augment, steps=steps)
-        return np.asarray(cut.preprocess(jnp.asarray(images)))
+        return np.asarray(cut.preprocess(image_files.as_batch(images, self.image_shape)))
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """A copy with the class names of a text file, one per line."""
         names = read_names(file, len(self.class_names))
         return dataclasses.replace(self, class_names=names)
 
-    def with_dtype(self, dtype: str | None, calibration: Images | None = None) -> "TrainedModel":
+    def with_dtype(self, dtype: DTypeLike | None, calibration: Images | None = None) -> "TrainedModel":
         """A copy that computes in float32, bfloat16 or int8, or None as it does; probabilities stay float32.
 
         int8 is calibrated on images, see `calibration.choose`; it gives classes only, no features.
         """
+        dtype = next((name for name in DTYPES if jnp.dtype(name) == dtype), dtype)
         if dtype not in (*DTYPES, None):
             raise unknown("dtype", dtype, DTYPES)
         if calibration is not None and dtype != "int8":
@@ -254,7 +255,7 @@ class TrainedModel:
         if fused and (whole := self._direct):
             return whole(images)
         # A third more images than asked at most; few sizes, as each is compiled.
-        sizes = (2**i * (2 + j) // 2 for i in range(batch_size.bit_length()) for j in (0, 1))
+        sizes = (2**i * (2 + j) // 2 for i in range(int(batch_size).bit_length()) for j in (0, 1))
         size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
         if fused:
             found = self._apply_fused(fused.number, _filled(images, size))
@@ -279,10 +280,10 @@ def _filled(images: np.ndarray, size: int) -> np.ndarray:
 def load_run(
     workdir: str | Path,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     weights: str = "raw",
     protocol: str | None = None,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     calibration: Images | None = None,
 ) -> TrainedModel:
     """Loads the trained network of a run folder, written by `cnnjax train` or `cnnjax weights import`.
@@ -300,12 +301,12 @@ def load_run(
 
 
 def load_model(
-    model: str = "",
-    weights: str = "torchvision",
+    model: str | Path = "",
+    weights: str | Path = "torchvision",
     *,
     protocol: str | None = None,
     class_names: str | Path | None = None,
-    dtype: str | None = None,
+    dtype: DTypeLike | None = None,
     calibration: Images | None = None,
 ) -> TrainedModel:
     """Loads a trained network by name, with the preprocessing of its weights: `load_model("resnet50")`.

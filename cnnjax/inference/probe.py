@@ -8,6 +8,7 @@ to ten times; then all of it is learned, and the test split is looked at once.
 import dataclasses
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,7 +53,7 @@ class Probe:
 
 def probe(
     trained: TrainedModel,
-    data: str | None = None,
+    data: str | Path | None = None,
     *,
     layer: str | None = None,
     batch_size: int = 64,
@@ -81,7 +82,7 @@ def probe(
     return Probe(layer, features.shape[1], len(labels), len(wanted), len(names), *scores)
 
 
-def open_images(trained: TrainedModel, data: str | None, split: str) -> Source:
+def open_images(trained: TrainedModel, data: str | Path | None, split: str) -> Source:
     """A split of a data set with its own classes, files brought to size as the network has it."""
     config = with_data(trained.config, data, trained.image_shape)
     if config is None:

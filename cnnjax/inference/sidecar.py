@@ -47,7 +47,7 @@ def description(
     trained: TrainedModel, form: str, weights: str, batch_size: int | None, whole: bool, sha256: str
 ) -> dict[str, object]:
     """What another program must know: preprocessing, classes, and the run's whole config."""
-    batch, classes = batch_size or "batch", len(trained.class_names)
+    batch, classes = int(batch_size or 0) or "batch", len(trained.class_names)
     given: dict[str, object] = {"dtype": "float32", "shape": [batch, *trained.input_shape], "layout": "NHWC"}
     returned: dict[str, object] = {"dtype": "float32", "shape": [batch, classes], "values": "logits"}
     if whole:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Collection, VariableDict
 
-from cnnjax.errors import UserError, by_name, parse_call, unknown, unknown_model
+from cnnjax.errors import UserError, by_name, check_count, parse_call, unknown, unknown_model
 from cnnjax.models.variants import Preset, TorchNames, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
@@ -70,6 +70,7 @@ def create_model(spec: str, **fields: object) -> nn.Module:
     fields = {"num_classes": variant(spec).preset.num_classes} | fields | given
     if wrong := [field for field in fields if field not in allowed]:
         raise unknown(f"field of model {name}", wrong[0], allowed)
+    check_count("num_classes", fields["num_classes"], 1)
     return build(**fields)
 
 

@@ -78,7 +78,7 @@ class Features:
 def model_features(
     model: nn.Module | str, names: Sequence[str] | None = None, image_shape: Sequence[int] | None = None
 ) -> Features:
-    """The feature pyramid of a network, or the named stages of it; nothing is computed.
+    """The feature pyramid of a network, or the stages of it with these names (or one); nothing is computed.
 
     `model` is a name or spec as in `create_model`, or a module, which needs `image_shape` [H, W, C]; the
     default is the preset's. UserError for an unknown stage, with the names of all.
@@ -98,7 +98,7 @@ def model_features(
                 by_stride[stage.stride] = stage
         chosen = [stage for stage in found if stage in by_stride.values()]
     else:
-        known = [stage.name for stage in found]
+        names, known = [names] if isinstance(names, str) else names, [stage.name for stage in found]
         if wrong := [name for name in names if name not in known]:
             raise unknown("stage", wrong[0], known)
         chosen = [stage for stage in found if stage.name in names]

@@ -70,8 +70,9 @@ class Checkpoints:
             return str(error)
         return ""
 
-    def find(self, checkpoint: str) -> int:
+    def find(self, checkpoint: str | int) -> int:
         """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means."""
+        checkpoint = str(checkpoint)
         if not (steps := self.steps()):
             raise UserError(f"{self.directory} contains no checkpoint yet; run `cnnjax train`")
         if checkpoint == "last":
@@ -122,7 +123,7 @@ class Checkpoints:
             line = f"checkpoint {step} in {self.directory} cannot be read: {one_line(error)}"
             raise UserError(line) from None
 
-    def variables(self, checkpoint: str, weights: str) -> tuple[int, dict[str, Tree]]:
+    def variables(self, checkpoint: str | int, weights: str) -> tuple[int, dict[str, Tree]]:
         """The step that `find` names, and its "raw" params and batch_stats, or their "ema", in NumPy."""
         if weights not in ("raw", "ema"):
             raise unknown("weights", weights, ["raw", "ema"])

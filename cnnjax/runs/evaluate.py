@@ -56,10 +56,10 @@ def evaluate(
     workdir: str | Path | None = None,
     *,
     split: str = "test",
-    model: str = "",
-    weights: str = "raw",
-    checkpoint: str = "last",
-    data: str | None = None,
+    model: str | Path = "",
+    weights: str | Path = "raw",
+    checkpoint: str | int = "last",
+    data: str | Path | None = None,
     protocol: str | None = None,
     class_names: str | Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -73,13 +73,19 @@ def evaluate(
     The other arguments are those of `loaded.load`. Returns the scores of `training.metrics.compute` with
     step and protocol, and the predictions, one row per image in the order of the split.
     """
-    which = {"model": model, "weights": weights, "checkpoint": checkpoint}
-    network = load(workdir, **which, protocol=protocol, class_names=class_names)
+    network = load(
+        workdir,
+        model=model,
+        weights=weights,
+        checkpoint=checkpoint,
+        protocol=protocol,
+        class_names=class_names,
+    )
     return evaluate_loaded(network, split=split, data=data)
 
 
 def evaluate_loaded(
-    trained: Loaded, *, split: str = "test", data: str | None = None
+    trained: Loaded, *, split: str = "test", data: str | Path | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """As `evaluate`, for a loaded network."""
     facts = trained.facts

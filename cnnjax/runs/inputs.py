@@ -27,8 +27,9 @@ from cnnjax.runs.optimizer import errors_name_fields
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
-def data_name(given: str) -> str:
+def data_name(given: str | Path) -> str:
     """The name of a data set that --data gives: one as in config.data.name, or a folder of images."""
+    given = str(given)
     if ":" in given or given in datasets.DATASETS or not Path(given).expanduser().is_dir():
         return given
     return f"folder:{given}"

@@ -42,9 +42,9 @@ class Loaded:
 def load(
     workdir: str | Path | None = None,
     *,
-    model: str = "",
-    weights: str = "raw",
-    checkpoint: str = "last",
+    model: str | Path = "",
+    weights: str | Path = "raw",
+    checkpoint: str | int = "last",
     protocol: str | None = None,
     class_names: str | Path | None = None,
 ) -> Loaded:
@@ -57,6 +57,7 @@ def load(
       protocol: views of an image that are averaged, see `data.augment.views`; None is the run's own.
       class_names: a file that names the classes, one a line; None are those that are known, or numbers.
     """
+    model, weights = str(model), str(weights)
     if not workdir and is_run(weights):
         workdir, weights = weights, "raw"
     if not workdir:
@@ -93,7 +94,7 @@ def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path
     return Loaded(found.source, found.spec, 0, None, facts, network, looks, variables, found.license)
 
 
-def with_data(config: ConfigDict | None, data: str | None, image_shape: Shape) -> ConfigDict | None:
+def with_data(config: ConfigDict | None, data: str | Path | None, image_shape: Shape) -> ConfigDict | None:
     """A run's config, or the default one, with another data set in the network's shape."""
     if not data:
         return config

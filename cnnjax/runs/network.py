@@ -58,7 +58,7 @@ class Network:
 
 
 def trained(
-    run: Run, config: ConfigDict, facts: Facts, checkpoint: str, weights: str
+    run: Run, config: ConfigDict, facts: Facts, checkpoint: str | int, weights: str
 ) -> tuple[int, nn.Module, views.Protocol, Variables]:
     """(step, model, protocol, variables) of a checkpoint; a UserError if they do not fit each other."""
     step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -332,11 +333,14 @@ def test_a_damaged_run_folder_is_told(trained, tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite_has_its_own_exit_code(tiny_data, tmp_path, capsys):
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.data.name={tiny_data}", *TINY]
-    bad = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.name=sgd"]
+    bad = ["--config.optimizer.name=sgd", "--config.optimizer.schedule=step(boundaries=2, factor=1e30)"]
     assert main.run(["train", *flags, *bad, "--config.total_epochs=9"]) == 3
-    assert "not finite at step" in capsys.readouterr().err
+    assert "not finite at step 11" in capsys.readouterr().err
     saved = Checkpoints(tmp_path / "run" / "checkpoints")
-    assert all(step <= 10 for step in saved.steps())
+    assert saved.steps() == [5, 10]  # of the epochs before the learning rate grows
+    for step in saved.steps():
+        for leaf in jax.tree.leaves(saved.read(step)["state"]["params"]):
+            assert np.isfinite(leaf).all()
 
 
 def test_tensorflow_is_never_imported_and_help_needs_no_library():

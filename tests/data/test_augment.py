@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnjax.data.augment import color, geometry
+from cnnjax.data.augment import color, geometry, register
 from cnnjax.data.augment.chain import parse
-from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Operation
+from cnnjax.data.augment.register import ARGUMENTS, AUGMENTATIONS, Operation, operation
 from cnnjax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -167,6 +167,31 @@ def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     assert out["label"].shape == ((2, 5) if "label" in op.needs else (2,))
     assert out["image"].shape == (2, *chain.output_shape) and out["image"].dtype == jnp.float32
     assert set(out) == {*batch, "run_key"}
+
+
+def test_the_name_of_an_augmentation_is_not_taken_again(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "mirror", before := AUGMENTATIONS["mirror"])
+
+    def mirror(key, batch):
+        return batch
+
+    with pytest.raises(RuntimeError, match=r"'mirror' is claimed twice, by .*geometry and .*test_augment"):
+        operation()(mirror)
+    assert AUGMENTATIONS["mirror"] is before
+    operation()(before.apply)  # as when its module is loaded again
+
+
+def test_an_argument_without_a_row_is_refused_when_it_is_registered(monkeypatch):
+    monkeypatch.setattr(register, "AUGMENTATIONS", {})
+
+    def shear(key, batch, probability=0.5, degrees=10):
+        return batch
+
+    with pytest.raises(
+        RuntimeError, match=r"shear: its argument degrees has no row in `ARGUMENTS`.*register"
+    ):
+        operation()(shear)
+    assert register.AUGMENTATIONS == {}
 
 
 def test_output_shape_and_normalised_spec():

@@ -652,8 +652,8 @@ def test_subsets_keep_order_and_fingerprints_tell_them_apart():
         (("fashion_mnist_mini", "tset"), {}, ["'tset'", "did you mean 'test'", "train"]),
         (("fashion_mnist_mini", "validation"), {}, ["'validation'", "test, train", "num_validation"]),
         (("fashion_mnist_mini", "train"), {"num_validation": 6000}, ["num_validation=6000", "1 to 5990"]),
-        (("fashion_mnist_mini", "train"), {"num_validation": -1}, ["num_validation=-1", "1 to 5990"]),
-        (("fashion_mnist_mini", "train"), {"validation_fraction": 1.0}, ["=1.0", "fraction < 1"]),
+        (("fashion_mnist_mini", "train"), {"num_validation": -1}, ["num_validation=-1", "at least 0"]),
+        (("fashion_mnist_mini", "train"), {"validation_fraction": 1.0}, ["=1.0", "in [0, 1)"]),
         (("fashion_mnist_mini", "train"), {"validation_fraction": 1e-6}, ["0 of 6000"]),
         (
             ("fashion_mnist_mini", "train"),
@@ -667,6 +667,21 @@ def test_subsets_keep_order_and_fingerprints_tell_them_apart():
 def test_mistakes_are_named(args, kwargs, words):
     text = message(load, *args, **kwargs)
     assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ({"num_validation": -5}, "num_validation=-5 must be an integer of at least 0"),
+        ({"num_validation": 2.5}, "num_validation=2.5 must be an integer"),
+        ({"validation_fraction": 1.5}, "validation_fraction=1.5 must be in"),
+        ({"validation_fraction": float("nan")}, "validation_fraction=nan must be in"),
+        ({"num_validation": 9, "validation_fraction": 0.1}, "one of them"),
+    ],
+)
+def test_what_is_held_out_is_checked_for_every_split(split, held, words):
+    assert words in message(load, "fashion_mnist_mini", split, **held)
 
 
 def test_the_order_of_places(tmp_path, toy, monkeypatch):

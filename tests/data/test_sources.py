@@ -19,7 +19,7 @@ from cnnjax.data.datasets import load
 from cnnjax.data.decode import decode_image
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
-from cnnjax.data.sources.source import ArraySource, to_memory
+from cnnjax.data.sources.source import ArraySource, Source, to_memory
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import BadImage, UserError
 from tests import ROOT
@@ -80,6 +80,51 @@ def test_an_archive_serves_what_its_folder_does(tmp_path, kind):
     (tmp_path / f"data.{kind}").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=f"data.{kind}: cannot be read"):
         pickle.loads(sent)
+
+
+@pytest.fixture(params=["arrays", "files"])
+def six(request, tmp_path) -> Source:
+    """Six images of two classes, in memory or in files."""
+    files = {f"train/{name}": data for name, data in pictures(6).items()}
+    source = load(f"folder:{write(tmp_path, 'folder', files)}", "train")
+    return to_memory(source) if request.param == "arrays" else source
+
+
+def test_a_subset_takes_positions_or_a_mask(six):
+    mask = np.array([False, True, False, False, True, True])
+    wanted = [six[i]["image"] for i in (1, 4, 5)]
+    for chosen in (mask, mask.tolist(), [1, 4, 5], np.array([1, 4, 5], np.uint8)):
+        part = six.subset(chosen)
+        np.testing.assert_array_equal(part.labels, six.labels[mask])
+        np.testing.assert_array_equal(
+            [example["image"] for example in map(part.__getitem__, range(3))], wanted
+        )
+    assert len(six.subset([])) == len(six.subset(np.zeros(6, bool))) == 0
+
+
+@pytest.mark.parametrize(
+    ("indices", "problem"),
+    [
+        (np.ones(5, bool), r"bool \[5\]; allowed: whole numbers, or one bool for each of 6 examples"),
+        ([0.9, 1.2], r"float64 \[2\]"),
+        ([[0, 1]], r"int64 \[1, 2\]"),
+        (3, r"int64 \[\]"),
+        (["1"], r"<U1 \[1\]"),
+        ([0, -1], "have -1; allowed: 0 to 5"),
+        ([0, 6], "have 6; allowed: 0 to 5"),
+    ],
+)
+def test_a_subset_of_what_are_no_positions_is_refused(six, indices, problem):
+    with pytest.raises(UserError, match=f"train: indices .*{problem}"):
+        six.subset(indices)
+
+
+def test_an_example_of_a_source_in_memory_cannot_be_written_to(six):
+    source = to_memory(six)
+    before = source.images.copy()
+    with pytest.raises(ValueError, match="read-only"):
+        source[2]["image"][:] = 0
+    np.testing.assert_array_equal(source.images, before)
 
 
 def test_loose_files_have_their_class_in_front_of_the_name(tmp_path):

@@ -330,17 +330,31 @@ def test_guided_gradients_drop_what_is_negative():
 
 
 def test_guided_gradient_replaces_every_relu(tiny, image):
+    """Of a value behind two of them, with weights of both signs, against the network by hand."""
     model, variables = tiny
+    weights = np.random.default_rng(1).normal(size=(2, 6, 6, 6)).astype(np.float32)
 
     def score(logits, values):
-        return values[..., 0].max((1, 2)).sum()
+        return (weights * values).sum()
 
-    found = jax.jit(lambda x: attribution.guided_gradient(model, variables, x, score, "conv2"))(image)
-    plain = jax.jit(
-        jax.grad(lambda x: score(None, layers.feature_maps(model, variables, x, ["conv2"])["conv2"]))
-    )(image)
-    assert found.shape == image.shape
-    assert not np.allclose(found, plain)
+    def by_hand(x, relu):
+        params, stats = variables["params"], variables["batch_stats"]
+        for i, width in enumerate(model.widths, 1):
+            x = Conv(width, 3, padding=1).apply({"params": params[f"conv{i}"]}, x)
+            norm = {
+                k: leaf[None, None, None] for k, leaf in {**params[f"norm{i}"], **stats[f"norm{i}"]}.items()
+            }
+            x = (x - norm["mean"]) / jnp.sqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"]
+            x = relu(x) if i == 2 else nn.max_pool(relu(x), (2, 2), (2, 2))
+        return score(None, x)
+
+    found = jax.jit(lambda x: attribution.guided_gradient(model, variables, x, score, "norm2"))(image)
+    wanted, plain = (
+        jax.jit(jax.grad(functools.partial(by_hand, relu=relu)))(image)
+        for relu in (attribution.guided_relu, jax.nn.relu)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert np.abs(wanted - plain).max() > 0.1 < np.abs(wanted).max()
 
 
 class Watcher(nn.Module):
@@ -475,8 +489,13 @@ def test_losses_on_a_line_and_on_a_plane():
     direction = landscape.filter_direction(end["params"], jax.random.key(0))["w"]
     np.testing.assert_allclose(np.linalg.norm(direction, axis=0), [2**0.5, 2**0.5], rtol=1e-5)
     plane = landscape.loss_on_plane(loss, end, jax.random.key(0), np.array([-0.5, 0.0, 0.5]))
-    assert plane.shape == (3, 3)
-    assert plane[1, 1] == pytest.approx(4)
+    first, second = (
+        landscape.filter_direction(end["params"], jax.random.fold_in(jax.random.key(0), i))["w"]
+        for i in (0, 1)
+    )
+    wanted = [[((1 + a * first + b * second) ** 2).sum() for b in (-0.5, 0, 0.5)] for a in (-0.5, 0, 0.5)]
+    np.testing.assert_allclose(plane, wanted, rtol=1e-5)
+    assert np.abs(plane - plane.T).max() > 0.1  # so rows and columns are told apart
 
 
 def test_every_picture_can_be_drawn(tiny, image):

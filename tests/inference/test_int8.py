@@ -63,6 +63,7 @@ def test_each_network_has_integers_for_its_convolutions(name):
     difference, steps = differences(name)
     whole = [step.scales is not None for step in steps if step.kind == "conv" and step.shape[:2] != (1, 1)]
     assert all(whole)
+    assert whole or name == "lenet_300_100"  # which has no convolution
     assert 0 < difference < 0.35  # of random weights, whose layers have outliers that trained ones have not
 
 

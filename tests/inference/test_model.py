@@ -24,7 +24,7 @@ from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, layers
-from cnnjax.explore.explain import explainer
+from cnnjax.explore.explain import explainer, heat_function
 from cnnjax.inference import export, sidecar
 from cnnjax.inference.model import Failure
 from cnnjax.models import create_model
@@ -81,6 +81,32 @@ def test_features_are_values_of_the_forward_pass(trained, tiny_data, pictures, l
     (pictures / "5.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"5\.png"):
         trained.features(pictures)
+
+
+def test_every_door_takes_a_path_as_it_takes_its_text(tiny_run, tiny_data, tmp_path):
+    run, data = cnnjax.load_model(weights=tiny_run), Path(tiny_data)
+    assert run.name == cnnjax.load_model(weights=str(tiny_run)).name
+    assert len(cnnjax.load_dataset(data, "test")) == len(cnnjax.load_dataset(tiny_data, "test"))
+    scores, others = (cnnjax.evaluate(tiny_run, data=each)[0] for each in (data, tiny_data))
+    assert scores["loss"] == others["loss"]
+    with pytest.raises(UserError, match="lenet6 has no weights"):
+        cnnjax.load_model(Path("lenet6"))
+    with pytest.raises(UserError, match="is neither a run folder nor a weights file"):
+        cnnjax.load_model("lenet5", weights=tmp_path)
+
+
+def test_numbers_and_dtypes_of_numpy_are_as_good_as_pythons(trained, tiny_data, tmp_path):
+    images, two = datasets.load(tiny_data, "test").images[:5], np.int64(2)
+    found = trained.predict(images, top=two, batch_size=two)
+    assert [len(each.top) for each in found] == [2] * 5
+    with cpu.paused():
+        list(dataclasses.replace(trained).stream(images, top=two, batch_size=two))
+    export.export(trained, "stablehlo", tmp_path / "net.stablehlo", batch_size=two)
+    for dtype in (jnp.bfloat16, jnp.dtype("bfloat16")):
+        assert trained.with_dtype(dtype).model == trained.with_dtype("bfloat16").model
+    for dtype in (np.float16, "float16", 2, float):
+        with pytest.raises(UserError, match="unknown dtype .*allowed: bfloat16, float32, int8"):
+            trained.with_dtype(dtype)
 
 
 @pytest.mark.parametrize("layer", [None, "conv2"])
@@ -255,6 +281,48 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
     ((method, heat),) = explainer(changed)([image], [0], 1)
     assert method == "hires_cam"
     assert heat.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "problem"),
+    [
+        (1, [3], "label 3 .* allowed: 0 to 2"),
+        (2, [0, -1], "label -1 of example 1 .* allowed: 0 to 2"),
+        (2, [0], "2 images and 1 labels; allowed: one image at least, with a label each"),
+        (1, [0, 1], "1 images and 2 labels"),
+        (0, [], "0 images and 0 labels"),
+    ],
+)
+def test_an_explanation_is_asked_for_classes_that_exist_one_for_each_image(trained, count, labels, problem):
+    with pytest.raises(UserError, match=problem):
+        explainer(trained)([np.zeros((8, 8, 1), np.uint8)] * count, labels, 4)
+
+
+GOOD = np.full((2, 8, 8, 1), 200, np.uint8)
+NO_BATCH = {
+    "int32": GOOD.astype(np.int32),
+    "float of 0 to 255": GOOD.astype(np.float32),
+    "no axis for the batch": GOOD[0],
+    "colour": GOOD.repeat(3, 3),
+    "channels first": GOOD.transpose(0, 3, 1, 2),
+    "another size": GOOD[:, 1:],
+}
+
+
+@pytest.mark.parametrize("given", NO_BATCH)
+@pytest.mark.parametrize("what", ["prepare", "prepare in jit", "picture", "heat"])
+def test_images_that_are_no_batch_of_the_network_are_refused(trained, what, given):
+    """They gave values 255 times too large, or another image."""
+    take = {
+        "prepare": trained.prepare,
+        "prepare in jit": jax.jit(trained.prepare),
+        "picture": trained.picture,
+        "heat": lambda images: heat_function(trained, "saliency")(
+            trained.variables, images, np.zeros(2, int)
+        ),
+    }[what]
+    with pytest.raises(UserError, match=r"images are .*; allowed: uint8 \[B, 8, 8, 1\]"):
+        take(NO_BATCH[given])
 
 
 PREDICT_MISTAKES = {

@@ -58,6 +58,15 @@ def test_activation_and_pooling_are_fields(activation, pooling):
     assert np.allclose(*logits) == same
 
 
+@pytest.mark.parametrize("value", ["10", -1, 0, 2.5, True, None])
+def test_the_number_of_classes_is_an_integer(value):
+    with pytest.raises(UserError, match=f"num_classes={value!r} must be an integer of at least 1"):
+        create_model("lenet5", num_classes=value)
+    with pytest.raises(UserError, match="num_classes="):
+        create_model(f"lenet5(num_classes={value!r})")
+    assert create_model("lenet5", num_classes=np.int64(7)).num_classes == 7
+
+
 def test_unknown_names_and_fields_say_what_is_allowed():
     with pytest.raises(UserError, match=r"unknown model 'simple_cn' \(did you mean 'simple_cnn'\?\)"):
         create_model("simple_cn")

@@ -67,6 +67,10 @@ def test_a_stage_ends_after_its_activation_and_before_the_pooling():
     np.testing.assert_allclose(logits, model.apply(variables, image), rtol=1e-5, atol=1e-6)
 
 
+def test_one_stage_is_named_alone():
+    assert list(model_features("resnet18", "stage4").stages) == ["stage4"]
+
+
 def test_other_names_list_those_that_there_are():
     assert [*cnnjax.model_features("resnet18", ["stage4", "stage2"]).stages] == ["stage2", "stage4"]
     with pytest.raises(UserError, match="unknown stage 'stage5'.*allowed: stage1, stage2"):

@@ -497,7 +497,7 @@ def test_the_imagenet_stem_warns_on_small_images():
             "resnext50_32x4d(widths=(8, 8, 8, 8), stem='cifar')",
             "layer stage1_block1/conv1 has 8 inputs and 0 outputs",
         ),
-        ("resnet20_cifar(num_classes=0)", "layer head has 64 inputs and 0 outputs"),
+        ("resnet20_cifar(num_classes=0)", "num_classes=0 must be an integer of at least 1"),
         ("preact_resnet164_cifar(unit='tall')", "unknown unit 'tall'"),
     ],
 )

@@ -75,6 +75,12 @@ def test_all_damaged_is_an_error_that_names_them(saved, tmp_path):
         saved.restore(tree(0))
 
 
+def test_a_step_is_named_by_a_number_or_its_digits(saved):
+    assert saved.find(4) == saved.find(np.int64(4)) == saved.find("4") == 4
+    with pytest.raises(UserError, match="unknown checkpoint '3'"):
+        saved.find(3)
+
+
 def test_a_half_written_checkpoint_is_not_there(saved, tmp_path):
     half = tmp_path / "checkpoints" / ".9.part"
     half.mkdir()

@@ -51,12 +51,12 @@ def finished(tiny_data, tmp_path_factory):
     return config, result, [m for m in compiled if m.startswith("Compiling")]
 
 
-def test_the_step_compiles_once_though_the_last_batch_is_short(finished):
+def test_the_steps_of_training_and_evaluation_compile_once_for_a_shape(finished):
     _, result, compiled = finished
-    assert result.test["step"] == 15  # 80 images in batches of 16 three times: none is short, so:
+    assert result.test["step"] == 15  # 80 images in batches of 16, three times
     assert len([m for m in compiled if re.search(r"Compiling (jit\()?accumulated_step", m)]) == 1
     # validation (10) and test (37) are no multiples of 16
-    assert len([m for m in compiled if re.search(r"Compiling (jit\()?eval_step", m)]) <= 2
+    assert 1 <= len([m for m in compiled if re.search(r"Compiling (jit\()?eval_step", m)]) <= 2
 
 
 def test_a_short_training_batch_does_not_compile_again(tiny_config, tmp_path, caplog):

@@ -279,7 +279,10 @@ def test_a_decay_pattern_that_is_wrong_or_matches_nothing_is_an_error(decay):
 
 
 def test_none_means_the_default():
-    make_optimizer("adamw", schedule, momentum=None, beta1=None, epsilon=None)
+    none, others = {"momentum": None, "beta1": None, "epsilon": None}, {"beta1": 0.5, "epsilon": 0.1}
+    same, default, other = (descend(make_optimizer("adamw", schedule, **o))[0] for o in (none, {}, others))
+    jax.tree.map(np.testing.assert_array_equal, same, default)
+    assert not np.allclose(other["head"]["kernel"], default["head"]["kernel"])
 
 
 @pytest.mark.parametrize(("start", "samples"), [(5, (6, 9, 12)), (10, (12,)), (1, (3, 6, 9, 12))])

@@ -99,10 +99,21 @@ AUGMENTATIONS: dict[str, Operation] = {}
 def operation(
     output_shape: OutputShape = same_shape, *, takes: Names = ANY, gives: str | None = None, needs: Names = ()
 ) -> Callable[[Apply], Apply]:
-    """Registers a function under its own name in `AUGMENTATIONS`; see `Operation`."""
+    """Registers a function under its own name in `AUGMENTATIONS`; see `Operation`.
+
+    Raises RuntimeError if another function has the name, or if an argument has no row in `ARGUMENTS`.
+    """
 
     def register(apply: Apply) -> Apply:
-        AUGMENTATIONS[apply.__name__] = Operation(apply, output_shape, takes, gives, needs)
+        name, made = apply.__name__, Operation(apply, output_shape, takes, gives, needs)
+        before = AUGMENTATIONS.get(name, made).apply  # the same one if its module is loaded again
+        if (before.__module__, before.__qualname__) != (apply.__module__, apply.__qualname__):
+            where = f"by {before.__module__} and {apply.__module__}"
+            raise RuntimeError(f"augmentation {name!r} is claimed twice, {where}; rename one")
+        if new := [argument for argument in made.parameters if argument not in ARGUMENTS]:
+            problem = f"its argument {new[0]} has no row in `ARGUMENTS`"
+            raise RuntimeError(f"augmentation {name}: {problem}; add one in {__name__}")
+        AUGMENTATIONS[name] = made
         return apply
 
     return register

@@ -53,7 +53,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Example: ...
     def subset(self, indices: Indices, split: str | None = None) -> "Source":
-        """The examples at `indices`, in that order."""
+        """The examples at `indices`, in that order, or those where a mask of bools, one for each, is True."""
 
 
 class Opened(NamedTuple):
@@ -159,11 +159,13 @@ class ArraySource:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        return {"image": self.images[index], "label": int(self.labels[index])}
+        image = self.images[index]
+        image.flags.writeable = False  # a view: who writes to it would change the data set
+        return {"image": image, "label": int(self.labels[index])}
 
     def subset(self, indices: Indices, split: str | None = None) -> "ArraySource":
-        """The examples at `indices`, in that order, copied."""
-        indices = np.asarray(indices, np.int64)
+        """See `Source`; copied."""
+        indices = as_positions(indices, self)
         images, labels = self.images[indices], self.labels[indices]
         return dataclasses.replace(self, images=images, labels=labels, split=split or self.split)
 
@@ -223,11 +225,25 @@ class FileSource:
         return {"image": image, "label": label}
 
     def subset(self, indices: Indices, split: str | None = None) -> "FileSource":
-        """The examples at `indices`, in that order; nothing is read."""
-        indices = np.asarray(indices, np.int64)
+        """See `Source`; nothing is read."""
+        indices = as_positions(indices, self)
         labels = None if self.labels is None else self.labels[indices]
         positions = self.positions[indices]
         return dataclasses.replace(self, positions=positions, labels=labels, split=split or self.split)
+
+
+def as_positions(indices: Indices, source: Source) -> np.ndarray:
+    """Indices, or a mask, as int64 positions of `source`; UserError for what are none."""
+    given, total = np.asarray(indices), len(source)
+    what = f"{source.name} {source.split}: indices"
+    if given.shape == (total,) and given.dtype == bool:
+        given = np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        allowed = f"whole numbers, or one bool for each of {total} examples"
+        raise UserError(f"{what} are {given.dtype} {list(given.shape)}; allowed: {allowed}")
+    if (wrong := given[(given < 0) | (given >= total)]).size:
+        raise UserError(f"{what} have {wrong[0]}; allowed: 0 to {total - 1}")
+    return given.astype(np.int64)
 
 
 def check_label(label: int, num_classes: int, what: str) -> None:
