@@ -84,6 +84,7 @@ def _summary(
     low, high = interval(round(np.clip(test["accuracy"], 0, 1) * test["count"]), test["count"])
     score = element("span", f"test accuracy {100 * test['accuracy']:.1f} %", class_="big")
     words = f" (95 % interval {100 * low:.1f} to {100 * high:.1f}), {counted(test['count'], 'image')}"
+    words += f", {test['skipped']} skipped" if test.get("skipped") else ""
     ema = test.get("ema_accuracy")
     averaged = "" if ema is None else f"; with averaged parameters {100 * ema:.1f} %"
     return join(element("p", score, words, averaged), *lines)

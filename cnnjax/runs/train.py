@@ -153,7 +153,8 @@ def live(
     def evaluate(evaluator: Evaluator) -> None:
         if step not in log.evaluated:
             weights = state.weights()
-            log.evaluation(step, {name: evaluator(tree, stop_if_told)[0] for name, tree in weights.items()})
+            scores = {name: evaluator(tree, stop_if_told)[0] for name, tree in weights.items()}
+            log.evaluation(step, scores, evaluator.batches)
         checkpoints.add_metrics(step, {"accuracy": log.evaluated[step]})
 
     stop.kept = kept
@@ -183,7 +184,8 @@ def live(
             evaluate(evaluator)
         stop_if_told()
     checkpoints.wait()
-    test = test_scores(experiment, run, step, state.weights(), stop_if_told) if "test" in splits else {}
+    told = stop_if_told, log.skipped_images
+    test = test_scores(experiment, run, step, state.weights(), *told) if "test" in splits else {}
     return Result(experiment.named(state), run.path, test, experiment.known.class_names)
 
 
