@@ -78,8 +78,8 @@ def evaluate(
         classes and splits. By default the run's own, which is refused if its images have changed.
 
     The other arguments are those of `loaded.load`. Returns the scores of `training.metrics.compute` with
-    step and protocol, and `skipped` if images could not be read, and the predictions, one row per image in the
-    order of the split.
+    step and protocol, and `skipped` if images could not be read; and the predictions, one row per image in
+    the order of the split.
     """
     which = {"model": model, "weights": weights, "checkpoint": checkpoint}
     network = load(workdir, **which, protocol=protocol, class_names=class_names)

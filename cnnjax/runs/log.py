@@ -171,7 +171,7 @@ class Log:
         self.evaluated[step] = max(each["accuracy"] for each in scores.values())
 
     def skipped_images(self, split: str, batches: Batches) -> dict[str, int]:
-        """How many images were skipped so far; the run folder lists them, and the user is told of new ones."""
+        """How many images were skipped so far; the run folder lists them, and the user is told."""
         if not (skipped := batches.skipped):
             return {}
         told = self.skipped.get(split, [])

@@ -1,15 +1,19 @@
 """Images of validation and test that cannot be read: counted, listed, and no other image in their place."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cnnjax import config as config_lib
 from cnnjax.cli import main
-from cnnjax.explore import report
+from cnnjax.explore import comparison, report
+from cnnjax.explore.markup import Markup
 from cnnjax.runs import evaluate, inputs, train
+from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Progress
 
@@ -28,7 +32,7 @@ class Notes(Progress):
 
 @pytest.fixture(scope="module", params=["memory", "stream"])
 def run(request, tmp_path_factory) -> tuple[Path, list[str]]:
-    """A finished run on images of which some of validation and test are damaged, and what its user was told."""
+    """A finished run, some of whose validation and test images are damaged, and what its user was told."""
     folder = tmp_path_factory.mktemp("skipped")
     for number, split in enumerate(("train", "validation", "test")):
         for i in range(8):
@@ -63,3 +67,20 @@ def test_images_that_no_split_could_read_are_counted_and_listed(run, capsys):
     assert main.run(["evaluate", f"--workdir={path}"]) == 0
     assert "test, 6 images, 2 skipped" in " ".join(capsys.readouterr().out.split())
     assert "6 images, 2 skipped" in report.write(path).read_text().replace("\u00a0", " ")
+
+
+def test_reports_show_the_image_of_the_caption_after_one_that_was_skipped(run, tmp_path, monkeypatch):
+    path, _ = run
+    shutil.copytree(path, copy := tmp_path / "run")
+    with np.load(copy / "predictions.npz") as arrays:
+        columns = dict(arrays)
+    source = of_run(Run.open(copy)).load(Run.open(copy).config(), "test")
+    assert [source[i]["label"] for i in columns["index"]] == columns["label"].tolist()
+    columns["prediction"] = 1 - columns["label"]
+    columns["loss"] = np.arange(6, dtype=np.float32)
+    np.savez(copy / "predictions.npz", **columns)
+    shown = []
+    monkeypatch.setattr(report, "image", lambda pixels: shown.append(int(pixels[0, 0, 0])) or Markup())
+    report.write(copy)
+    comparison.compare([copy], tmp_path / "one.html")
+    assert shown == 2 * [160 + 9 * i for i in (7, 3, 1, 6, 4, 0)]
