@@ -297,7 +297,7 @@ def aux_logits(intermediates: Collection) -> list[jax.Array]:
 def eval_step(
     variables: VariableDict, batch: Batch, *, model: nn.Module, protocol: Callable[..., jax.Array]
 ) -> Batch:
-    """The rows of `metrics.of_logits`, mask and index of a batch; `protocol` is as in `data.augment.views`."""
+    """The rows of `metrics.of_logits`, mask and index of a batch; `protocol` is of `data.augment.views`."""
     logits = protocol(functools.partial(model.apply, variables), batch["image"])
     loss = cross_entropy(logits, batch["label"])
     return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"], "index": batch["index"]}
