@@ -8,6 +8,7 @@ import jax
 
 from cnnjax.config import skip_limit
 from cnnjax.data.batches import Batches
+from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import SKIPPED, Run
@@ -80,7 +81,8 @@ class Log:
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
         self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}
         # Messages of the images of each split that the user has been told of; those of train are "skipped".
-        self.skipped: dict[str, list[str]] = run.read_json(SKIPPED) if step else {}
+        # They are of process 0: other images count towards the limit of another.
+        self.skipped: dict[str, list[str]] = run.read_json(SKIPPED) if step and processes.is_first() else {}
         batches.restore_skipped(self.skipped.get("skipped", []))
         self.seconds, self.clock = seconds, time.perf_counter()
         self.training, self.waiting, self.steps = 0.0, 0.0, 0  # seconds and steps of the interval
