@@ -11,6 +11,7 @@ import numpy as np
 from cnnjax.data.batches import Batches
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
+from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run, plain
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.loaded import Loaded, load, with_data
@@ -109,14 +110,16 @@ def evaluate_loaded(
 
 
 def test_scores(
-    experiment: Network,
+    experiment: Experiment,
     run: Run,
     step: int,
     weights: Mapping[str, Any],
     after_each: Callable[[], None],
     tell_skipped: Callable[[str, Batches], object],
 ) -> dict[str, Any]:
-    """The test scores of a finished run, evaluated once and kept in test.json."""
+    """The test scores of a finished run, evaluated once and kept in test.json; {} without a test split."""
+    if "test" not in experiment.train_source.splits:
+        return {}
     if (scores := run.read_json("test.json")).get("step") == step:
         return scores
     evaluator = Evaluator(experiment, "test", run)
