@@ -105,9 +105,8 @@ class Log:
         self.spent["data"] += waited
         self.spent["steps"] -= waited  # a lap will count it as a step's
         self.steps += 1
-        self.skipped_images(
-            "skipped", self.batches
-        )  # now: a run that resumes after this step does not meet them again
+        # Now, as a run that resumes after this step does not meet them again.
+        self.skipped_images("skipped", self.batches)
         return batch
 
     def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
