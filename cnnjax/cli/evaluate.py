@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cnnjax.cli.flags import Json, Workdir, command, run_folder
 from cnnjax.cli.predict import CALIBRATION, load
-from cnnjax.cli.tables import metrics_tables, print_result, print_tables, say
+from cnnjax.cli.tables import metrics_tables, print_result, print_tables, say, split_title
 from cnnjax.errors import UserError
 
 
@@ -59,8 +59,7 @@ def evaluate(
 def _beside(metrics: dict[str, Any], dtype: str) -> Table:
     from cnnjax.training.metrics import has_top5
 
-    title = f"{metrics['split']}, {metrics['count']} images"
-    table = Table("metric", "float32", dtype, "difference", title=title)
+    table = Table("metric", "float32", dtype, "difference", title=split_title(metrics))
     top5 = {"top5_accuracy": "top-5 accuracy %"} if has_top5(metrics) else {}
     for name, words in {"accuracy": "accuracy %", **top5, "loss": "loss"}.items():
         factor, digits = (1, 4) if name == "loss" else (100, 2)

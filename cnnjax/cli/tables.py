@@ -87,13 +87,20 @@ def in_pixels(field: tuple[float, float] | None) -> str:
     return height if height == width else f"{height}x{width}"
 
 
+def split_title(metrics: Mapping[str, Any]) -> str:
+    """'test, 10 images', and how many were skipped."""
+    skipped = f", {metrics['skipped']} skipped" if "skipped" in metrics else ""
+    return (
+        f"{metrics.get('split', 'test')}, {metrics['count']} images{skipped}"  # older runs may lack the split
+    )
+
+
 def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> list[Table]:
     """The metrics of one split: of all images, averaged over classes, and by class for up to 20 classes."""
     from cnnjax.training.metrics import averages as averages_of
     from cnnjax.training.metrics import has_top5
 
-    title = f"{metrics.get('split', 'test')}, {metrics['count']} images"  # older runs may lack the split
-    whole = Table("metric", "value", title=title)
+    whole = Table("metric", "value", title=split_title(metrics))
     averages = Table("average", "precision", "recall", "F1")
     for prefix, words in (("", ""), ("ema_", "EMA ")):
         if not {f"{prefix}{name}" for name in SCORES} <= metrics.keys():

@@ -48,7 +48,7 @@ def abstract_batch(
 
 
 def put(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
-    """A host array, the same in every process, on the devices."""
+    """A host array, the same in every process, on the devices; `device_put` would compare it between them."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -297,7 +297,7 @@ class StreamBatches(Batches):
         if self.max_bad is not None:
             check_skipped(self.skipped, self.max_bad)
         if len(self._read.rows) == self.batch_size:
-            return jax.device_put(batch, self.sharding)
+            return {name: put(array, self.sharding) for name, array in batch.items()}
         whole = functools.partial(jax.make_array_from_process_local_data, self.sharding)
         return {name: whole(x, (self.batch_size, *x.shape[1:])) for name, x in batch.items()}
 

@@ -1,12 +1,13 @@
 """One-off preparation: any data set to ArrayRecord shards of images of one size, see `records`."""
 
 import contextlib
+import errno
 import importlib.util
 import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
         if file.is_file() and (shard := read_json(done, Shard))["bytes"] == file.stat().st_size:
             return shard
     labels, skipped, sums = [], [], Moments.empty(source.image_shape[2])
-    with replacing(file) as part, contextlib.closing(ArrayRecordWriter(str(part), options)) as writer:
+    with (
+        replacing(file) as part,
+        _naming(file, part),
+        contextlib.closing(ArrayRecordWriter(str(part), options)) as writer,
+    ):
         for index in indices:
             try:
                 example = source[index]
@@ -68,6 +73,18 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
     )
     atomic_write(done, json.dumps(shard))
     return shard
+
+
+@contextlib.contextmanager
+def _naming(file: Path, part: Path) -> Iterator[None]:
+    """Makes of the RuntimeError of ArrayRecord for a part that cannot be written an OSError of the file."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(part) not in str(error):
+            raise
+        reason = str(error).partition(";")[0].removeprefix("write() failed: ")
+        raise OSError(errno.EIO, reason, str(file)) from None
 
 
 def prepare(

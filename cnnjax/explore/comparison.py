@@ -230,10 +230,11 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
     title = element("h2", "The same images")
     tables = {group: rows for group in groups if (rows := predictions(group.runs[0]))}
     labels = [rows["label"] for rows in tables.values()]
+    places = [rows["index"] for rows in tables.values()]  # that of a skipped image is missing
     classes = {tuple(group.runs[0].class_names()) for group in tables}
     images = {group.runs[0].images().get("test") for group in tables} - {None}  # of older runs
     alike = len(classes) == 1 and len(images) < 2
-    if not alike or not all(np.array_equal(label, labels[0]) for label in labels):
+    if not alike or not all(np.array_equal(x, each[0]) for each in (labels, places) for x in each):
         return join(title, element("p", "No pictures: the runs have no test images in common."))
     wrong = np.sum([rows["prediction"] != rows["label"] for rows in tables.values()], 0)
     loss = np.mean([rows["loss"] for rows in tables.values()], 0)
@@ -252,4 +253,5 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
         return join(*lines)
 
     note = element("p", "Test images on which they disagree, highest loss first; the first run of each.")
-    return join(title, note, _legend(colours), gallery(run, chosen, map(caption, map(int, chosen))))
+    shown = gallery(run, places[0][chosen], map(caption, map(int, chosen)))
+    return join(title, note, _legend(colours), shown)

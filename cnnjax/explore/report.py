@@ -35,7 +35,8 @@ MOST_CLASSES = 30  # of a confusion matrix that can be read as a table
 SCORES = ("precision", "recall", "f1")
 PER_CLASS = (*SCORES, "support")
 CLASSES = ("label", "prediction")
-COLUMNS = {**dict.fromkeys(CLASSES, "iu"), "confidence": "f", "loss": "f"}  # of predictions.npz: kinds
+# The kinds of those of predictions.npz.
+COLUMNS = {**dict.fromkeys((*CLASSES, "index"), "iu"), "confidence": "f", "loss": "f"}
 
 
 def write(path: str | Path, listed: Listed | None = None, out: str | Path | None = None) -> Path:
@@ -84,6 +85,7 @@ def _summary(
     low, high = interval(round(np.clip(test["accuracy"], 0, 1) * test["count"]), test["count"])
     score = element("span", f"test accuracy {100 * test['accuracy']:.1f} %", class_="big")
     words = f" (95 % interval {100 * low:.1f} to {100 * high:.1f}), {counted(test['count'], 'image')}"
+    words += f", {test['skipped']} skipped" if test.get("skipped") else ""
     ema = test.get("ema_accuracy")
     averaged = "" if ema is None else f"; with averaged parameters {100 * ema:.1f} %"
     return join(element("p", score, words, averaged), *lines)
@@ -160,13 +162,13 @@ def _mistakes(run: Run, names: Sequence[str], listed: Listed | None) -> Markup:
         predicted = join("predicted ", element("b", names[prediction]), f" {percent(confidence)}")
         true = join("true ", element("b", names[label]), f" {percent(math.exp(-max(loss, 0)))}")
         captions.append(join(predicted, BREAK, true))
-    return join(element("h2", "Worst mistakes"), gallery(run, worst, captions, listed))
+    return join(element("h2", "Worst mistakes"), gallery(run, rows["index"][worst], captions, listed))
 
 
 def gallery(
     run: Run, indices: np.ndarray, captions: Iterable[Markup], listed: Listed | None = None
 ) -> Markup:
-    """Test images of a run with their captions, or why they cannot be shown."""
+    """Test images of a run, by their place in its source, with captions, or why they cannot be shown."""
     try:
         facts = dataclasses.replace(of_run(run), listed={} if listed is None else listed)
         source = facts.load(run.config(), "test")
@@ -193,10 +195,12 @@ def predictions(run: Run) -> dict[str, np.ndarray] | None:
     file, test = run.path / "predictions.npz", test_scores(run)
     if not test or not os.path.lexists(file):
         return None
-    rows, classes = read_npz(file, within=run.path), len(run.class_names())
+    rows = {"index": np.arange(test["count"])} | read_npz(file, within=run.path)  # older runs lack the index
+    classes = len(run.class_names())
     shape = dict.fromkeys(COLUMNS, (test["count"],))
     fits = shape == {name: rows[name].shape for name in COLUMNS if name in rows}
     fits = fits and all(rows[name].dtype.kind in kind for name, kind in COLUMNS.items())
-    if not fits or any((rows[name] < 0).any() or (rows[name] >= classes).any() for name in CLASSES):
+    limits = dict.fromkeys(CLASSES, classes) | {"index": math.inf}
+    if not fits or any(((rows[name] < 0) | (rows[name] >= most)).any() for name, most in limits.items()):
         raise UserError(f"{file} is damaged: it does not fit test.json; without it the report has no images")
     return {name: rows[name] for name in COLUMNS}

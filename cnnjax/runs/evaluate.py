@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from cnnjax.data.batches import Batches
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
+from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run, plain
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.loaded import Loaded, load, with_data
@@ -31,6 +33,7 @@ class Evaluator:
         # No more than the split has, rounded up to what the devices divide: padding counts for nothing.
         size = -(-min(network.config.eval_batch_size, len(source)) // devices) * devices
         self.batches = network.batches(source, size)
+        self.num_images = len(source) + len(self.batches.skipped)  # the latter are no longer in memory
         self.mesh = network.mesh
         step = functools.partial(eval_step, model=network.model, protocol=network.protocol)
         self.step = jax.jit(step, out_shardings=network.replicated)
@@ -39,7 +42,10 @@ class Evaluator:
     def __call__(
         self, variables: Any, after_each: Callable[[], None] = lambda: None
     ) -> tuple[metrics.Scores, dict[str, np.ndarray]]:
-        """The scores and the predictions, one row an example in the source's order, in every process."""
+        """The scores and the predictions, one row an example in the source's order, in every process.
+
+        The scores have `skipped` if images could not be read; `batches` then has this process's messages.
+        """
         rows = []
         for batch in self.batches.one_epoch():
             with jax.set_mesh(self.mesh):  # layers read it
@@ -49,7 +55,9 @@ class Evaluator:
         joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         real = joined.pop("mask") > 0
         predictions = {name: values[real] for name, values in joined.items()}
-        return metrics.compute(predictions, self.num_classes), predictions
+        scores = metrics.compute(predictions, self.num_classes)
+        skipped = self.num_images - scores["count"]
+        return scores | ({"skipped": skipped} if skipped else {}), predictions
 
 
 def evaluate(
@@ -71,7 +79,8 @@ def evaluate(
         classes and splits. By default the run's own, which is refused if its images have changed.
 
     The other arguments are those of `loaded.load`. Returns the scores of `training.metrics.compute` with
-    step and protocol, and the predictions, one row per image in the order of the split.
+    step and protocol, and `skipped` if images could not be read; and the predictions, one row per image in
+    the order of the split.
     """
     network = load(
         workdir,
@@ -107,9 +116,16 @@ def evaluate_loaded(
 
 
 def test_scores(
-    experiment: Network, run: Run, step: int, weights: Mapping[str, Any], after_each: Callable[[], None]
+    experiment: Experiment,
+    run: Run,
+    step: int,
+    weights: Mapping[str, Any],
+    after_each: Callable[[], None],
+    tell_skipped: Callable[[str, Batches], object],
 ) -> dict[str, Any]:
-    """The test scores of a finished run, evaluated once and kept in test.json."""
+    """The test scores of a finished run, evaluated once and kept in test.json; {} without a test split."""
+    if "test" not in experiment.train_source.splits:
+        return {}
     if (scores := run.read_json("test.json")).get("step") == step:
         return scores
     evaluator = Evaluator(experiment, "test", run)
@@ -117,6 +133,7 @@ def test_scores(
     for prefix, variables in weights.items():
         metrics_of, predictions = evaluator(variables, after_each)
         scores |= {f"{prefix}{name}": value for name, value in metrics_of.items()}
+    tell_skipped("test", evaluator.batches)
     run.write_arrays("predictions.npz", predictions)
     run.write_json("test.json", scores)
     run.track({"step": step, **{f"test_{name}": scores[name] for name in ("accuracy", "loss")}})

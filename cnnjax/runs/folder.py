@@ -64,6 +64,7 @@ class Test(TypedDict):
     step: int
     split: NotRequired[str]
     count: int
+    skipped: NotRequired[int]
     accuracy: float
     top5_accuracy: NotRequired[float]
     loss: float

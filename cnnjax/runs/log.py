@@ -8,6 +8,7 @@ import jax
 
 from cnnjax.config import skip_limit
 from cnnjax.data.batches import Batches
+from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import SKIPPED, Run
@@ -79,9 +80,10 @@ class Log:
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
         self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}
-        before = run.read_json(SKIPPED).get("skipped", []) if step else []
-        batches.restore_skipped(before)
-        self.images_reported = len(before)  # skipped images that the user has been told of
+        # Messages of the images of each split that the user has been told of; those of train are "skipped".
+        # They are of process 0: other images count towards the limit of another.
+        self.skipped: dict[str, list[str]] = run.read_json(SKIPPED) if step and processes.is_first() else {}
+        batches.restore_skipped(self.skipped.get("skipped", []))
         self.seconds, self.clock = seconds, time.perf_counter()
         self.training, self.waiting, self.steps = 0.0, 0.0, 0  # seconds and steps of the interval
         self.spent = dict.fromkeys(("steps", *CAUSES), 0.0)  # seconds, since the process began
@@ -103,7 +105,8 @@ class Log:
         self.spent["data"] += waited
         self.spent["steps"] -= waited  # a lap will count it as a step's
         self.steps += 1
-        self._skipped_images()  # now: a run that resumes after this step does not meet them again
+        # Now, as a run that resumes after this step does not meet them again.
+        self.skipped_images("skipped", self.batches)
         return batch
 
     def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
@@ -145,7 +148,7 @@ class Log:
             self.progress.note(f"skipped {skipped} non-finite steps, {self.skipped_before} in all")
         row |= self._speed(self.steps * self.experiment.config.batch_size / self.training)
         row["data_wait_seconds"] = self.waiting
-        self._write(step, row | self._skipped_images())
+        self._write(step, row | self.skipped_images("skipped", self.batches))
         self.since, self.training, self.waiting, self.steps = step, 0.0, 0.0, 0
         return self.experiment.no_sums()
 
@@ -159,23 +162,25 @@ class Log:
         row["goodput"] = self.spent["steps"] / whole
         return row | {f"{cause}_share": self.spent[cause] / whole for cause in CAUSES}
 
-    def evaluation(self, step: int, scores: Mapping[str, Scores]) -> None:
+    def evaluation(self, step: int, scores: Mapping[str, Scores], batches: Batches) -> None:
         """Writes the row of the scores of the raw weights, "", and of their moving average, "ema_"."""
         self.lap("evaluation")
+        self.skipped_images("validation", batches)
         kept = [name for name in EVALUATED if name != "top5_accuracy" or has_top5(scores[""])]
         names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in kept}
         self._write(step, {key: scores[prefix][name] for key, (prefix, name) in names.items()})
         self.evaluated[step] = max(each["accuracy"] for each in scores.values())
 
-    def _skipped_images(self) -> dict[str, int]:
+    def skipped_images(self, split: str, batches: Batches) -> dict[str, int]:
         """How many images were skipped so far; the run folder lists them, and the user is told."""
-        if not (skipped := self.batches.skipped):
+        if not (skipped := batches.skipped):
             return {}
-        for message in skipped[self.images_reported :]:
-            self.progress.note(f"skipped: {message}")
-        if len(skipped) > self.images_reported:
-            self.run.write_json(SKIPPED, {"skipped": list(skipped)})
-        self.images_reported = len(skipped)
+        told = self.skipped.get(split, [])
+        if len(skipped) > len(told):
+            for message in skipped[len(told) :]:
+                self.progress.note(f"skipped: {message}")
+            self.skipped[split] = list(skipped)
+            self.run.write_json(SKIPPED, self.skipped)
         return {"skipped_images": len(skipped)}
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:

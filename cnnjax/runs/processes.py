@@ -24,7 +24,8 @@ from cnnjax.runs import node, signals
 
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
-WAIT_SECONDS = 600  # the longest that a process waits for another's word
+WAIT_SECONDS = 600  # the longest that a process waits for another's word, unless `join` is given more
+_wait_seconds = WAIT_SECONDS
 _turns = itertools.count()  # every process takes the same turns, so the numbers agree
 _T = TypeVar("_T")
 
@@ -41,6 +42,8 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
         raise UserError("--coordinator, --process_count and --process_index must be given together")
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(f"--process_index={index} must be at least 0 and less than --process_count={count}")
+    global _wait_seconds
+    _wait_seconds = max(WAIT_SECONDS, hang_seconds)
     faulthandler.enable(2)  # whatever stands for sys.stderr
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # None would be one GPU, that of the place among the processes of a machine; [] is all.
@@ -97,7 +100,10 @@ def leave(code: int) -> NoReturn:
 
 
 def first_then_others(first: Callable[[], _T], other: Callable[[], _T]) -> _T:
-    """`first()` in process 0, then `other()` in the others; an error in process 0 is raised in all."""
+    """`first()` in process 0, then `other()` in the others; an error in process 0 is raised in all.
+
+    UserError in a process that has waited too long, at least `WAIT_SECONDS`, or `hang_seconds` of `join`.
+    """
     if not joined():
         return first()
     key = f"cnnjax/turn/{next(_turns)}"
@@ -109,7 +115,12 @@ def first_then_others(first: Callable[[], _T], other: Callable[[], _T]) -> _T:
             raise
         _store().key_value_set(key, "done")
         return result
-    word = _store().blocking_key_value_get(key, 1000 * WAIT_SECONDS)
+    try:
+        word = _store().blocking_key_value_get(key, 1000 * _wait_seconds)
+    except jax.errors.JaxRuntimeError as error:
+        hint = "see what it printed, or raise --hang_seconds"
+        problem = f"{name()}no word from process 0 within {_wait_seconds} s ({one_line(error)})"
+        raise UserError(f"{problem}; {hint}") from None
     if word.startswith("error "):
         raise UserError(f"process 0: {word.removeprefix('error ')}")
     return other()
@@ -165,7 +176,7 @@ class Stop:
             calls = self._calls
             if not self._frozen.is_set():
                 return 0
-        self._decided.wait(WAIT_SECONDS)
+        self._decided.wait(_wait_seconds)
         return self._signum if calls >= self._last else 0
 
     def _run(self) -> None:

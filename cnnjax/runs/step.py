@@ -155,10 +155,13 @@ def compile_step(experiment: Experiment, run: Run) -> tuple[Callable[..., Output
     return compiled
 
 
-def average_statistics(experiment: Experiment, state: TrainState) -> TrainState:
-    """The state after its last step: an average of stochastic weight averaging with statistics of its own."""
-    if not experiment.config.swa_start or not state.batch_stats:
-        return state
+def average_statistics(
+    experiment: Experiment, state: TrainState, after_each: Callable[[], None]
+) -> TrainState:
+    """The state after its last step: an average of stochastic weight averaging with statistics of its own.
+
+    They are those of one epoch of batches; `after_each` is called after each of them.
+    """
     bound = functools.partial(
         batch_statistics,
         model=experiment.model,
@@ -173,7 +176,8 @@ def average_statistics(experiment: Experiment, state: TrainState) -> TrainState:
     for index in range(count):
         with jax.set_mesh(experiment.mesh):  # layers read it
             found = find(average, next(batches), stream_key(key, "average", index))
-        mean = jax.tree.map(lambda total, x: total + x / count, mean, found)
+        mean = jax.block_until_ready(jax.tree.map(lambda total, x: total + x / count, mean, found))
+        after_each()
     return experiment.stacked(experiment.named(state).replace(ema={**average, "batch_stats": mean}))
 
 

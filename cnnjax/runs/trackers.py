@@ -47,17 +47,29 @@ Start = Callable[[Place], contextlib.AbstractContextManager[tuple[Log, str]]]
 
 @contextlib.contextmanager
 def _tensorboard(place: Place) -> Iterator[tuple[Log, str]]:
-    """Event files; rows after the step are hidden, as the run writes them again."""
-    from tensorboardX import SummaryWriter
+    """Event files; rows after the step are hidden, as the run writes them again.
+
+    Not by `SummaryWriter`: its thread dies of a failed write, and the run waits for it forever.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import Summary
 
     folder = place.path / "tensorboard"
-    with SummaryWriter(str(folder), purge_step=place.step + 1) as events:
+    folder.mkdir(exist_ok=True)
+    events = EventsWriter(str(folder / "events"))
 
-        def log(step: int, row: Mapping[str, float]) -> None:
-            for name, value in row.items():
-                events.add_scalar(name, value, step)
+    def write(step: int, **content: object) -> None:
+        events.write_event(Event(step=step, wall_time=time.time(), **content))
+        events.flush()
 
-        yield log, f"tensorboard --logdir={folder}"
+    def log(step: int, row: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+        write(step, summary=Summary(value=values))
+
+    write(place.step + 1, session_log=SessionLog(status=SessionLog.START))
+    yield log, f"tensorboard --logdir={folder}"
+    events.close()
 
 
 @contextlib.contextmanager

@@ -118,9 +118,10 @@ def live(
     batches, key = experiment.train_batches(), experiment.key()
     step, state, sums, seconds = restore(experiment, run, checkpoints, batches, progress)
     saved = step  # what the newest checkpoint holds
+    averages = config.swa_start and state.batch_stats
     log = Log(experiment, run, checkpoints, batches, progress, step, seconds)
-    splits = experiment.train_source.splits
-    evaluator = Evaluator(experiment, "validation", run) if "validation" in splits else None
+    validated = "validation" in experiment.train_source.splits
+    evaluator = Evaluator(experiment, "validation", run) if validated else None
 
     def due(every: int) -> bool:
         """Every n steps, or at the end; 0 is never."""
@@ -128,8 +129,8 @@ def live(
 
     def save() -> None:
         nonlocal saved
-        log.finite(step, sums)
         if step != saved:
+            log.finite(step, sums)
             tree = {"state": experiment.named(state), "interval": sums}
             run.check_there()
             checkpoints.save(step, tree, {**batches.get_state(), "seconds": log.seconds})
@@ -152,17 +153,12 @@ def live(
 
     def evaluate(evaluator: Evaluator) -> None:
         if step not in log.evaluated:
-            weights = state.weights()
-            log.evaluation(step, {name: evaluator(tree, stop_if_told)[0] for name, tree in weights.items()})
+            scores = {name: evaluator(tree, stop_if_told)[0] for name, tree in state.weights().items()}
+            log.evaluation(step, scores, evaluator.batches)
         checkpoints.add_metrics(step, {"accuracy": log.evaluated[step]})
 
     stop.kept = kept
-    for split, meaning in NEEDED.items():
-        if split not in splits:
-            progress.note(f"{experiment.train_source.name} has no labelled {split} split: {meaning}")
-    if "test" in splits and step < total:
-        experiment.open("test")  # so that what is wrong with it is told now, not after the last step
-    progress.start(step, total)
+    begin(experiment, step, progress)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
         evaluate(evaluator)  # it was under way when the run was stopped
     if step < total:
@@ -172,18 +168,22 @@ def live(
     while step < total:
         state, sums = yield Inputs(state, sums, log.next_batch(), key)
         step += 1
-        state = average_statistics(experiment, state) if step == total else state
         progress.advance(step)
         checkpoints.check()
         if due(config.log_every_steps):
             sums = log.interval(step, sums, state)
-        if due(per_evaluation) or due(config.checkpoint_every_steps):
+        if averages and step == total:
+            step -= 1  # this one is saved: a run that is stopped meanwhile repeats the last
+            state = average_statistics(experiment, state, stop_if_told)
+            step += 1
+            log.lap("evaluation")
+        if due(per_evaluation) or due(config.checkpoint_every_steps) or (averages and step == total - 1):
             save()
         if evaluator and due(per_evaluation):
             evaluate(evaluator)
         stop_if_told()
     checkpoints.wait()
-    test = test_scores(experiment, run, step, state.weights(), stop_if_told) if "test" in splits else {}
+    test = test_scores(experiment, run, step, state.weights(), stop_if_told, log.skipped_images)
     return Result(experiment.named(state), run.path, test, experiment.known.class_names)
 
 
@@ -209,6 +209,17 @@ def opened(
         progress.stop()
         checkpoints.close()
         run.close()
+
+
+def begin(experiment: Experiment, step: int, progress: Progress) -> None:
+    """Tells which splits a run lacks, and that it begins after `step`."""
+    source, total = experiment.train_source, experiment.total_steps
+    for split, meaning in NEEDED.items():
+        if split not in source.splits:
+            progress.note(f"{source.name} has no labelled {split} split: {meaning}")
+    if "test" in source.splits and step < total:
+        experiment.open("test")  # so that what is wrong with it is told now, not after the last step
+    progress.start(step, total)
 
 
 def restore(

@@ -2,7 +2,8 @@
 
 The rows (`Predictions`) come from `eval_step`, `evaluate` or a run's predictions.npz: label and
 prediction int [N], confidence (the highest probability) and loss (in nats) float [N], and top5 bool [N],
-whether the label is among the five highest logits (older files lack it).
+whether the label is among the five highest logits (older files lack it). Of evaluations there is also
+index int [N], each example's place in the source: one that could not be read has no row (older files: none).
 """
 
 import dataclasses

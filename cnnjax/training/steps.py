@@ -297,10 +297,10 @@ def aux_logits(intermediates: Collection) -> list[jax.Array]:
 def eval_step(
     variables: VariableDict, batch: Batch, *, model: nn.Module, protocol: Callable[..., jax.Array]
 ) -> Batch:
-    """The rows of `metrics.of_logits` for a batch, and its mask; `protocol` is as in `data.augment.views`."""
+    """The rows of `metrics.of_logits`, mask and index of a batch; `protocol` is of `data.augment.views`."""
     logits = protocol(functools.partial(model.apply, variables), batch["image"])
     loss = cross_entropy(logits, batch["label"])
-    return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"]}
+    return {**of_logits(logits, batch["label"], loss), "mask": batch["mask"], "index": batch["index"]}
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 0.0) -> jax.Array:

@@ -157,6 +157,22 @@ def test_processes_share_each_global_batch():
         np.testing.assert_array_equal(np.concatenate(parts), rows(step)[0]["image"])
 
 
+def test_a_whole_batch_for_the_devices_of_several_processes_is_not_compared_between_them(monkeypatch):
+    class Across:  # as over a `model` axis: each process holds all rows
+        is_fully_addressable = False
+
+        def addressable_devices_indices_map(self, shape):
+            return {0: (slice(None),)}
+
+    def compared(*_):
+        raise AssertionError("device_put waits for the other processes")
+
+    monkeypatch.setattr(pipeline.jax, "device_put", compared)
+    monkeypatch.setattr(pipeline.jax, "make_array_from_callback", lambda shape, _, part: part((slice(None),)))
+    with contextlib.closing(pipeline.StreamBatches(numbered(9), 4, seed=None, sharding=Across())) as batches:
+        assert numbers(next(batches)).tolist() == [0, 1, 2, 3]
+
+
 def test_padding_is_made_of_real_images():
     batch = pipeline.ResidentBatches(numbered(3), 8, seed=None).at(0)
     assert list(numbers(batch)) == [0, 1, 2, 0, 1, 2, 0, 1]

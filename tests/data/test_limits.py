@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import resource
 import struct
 import tarfile
 import zipfile
@@ -13,6 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from cnnjax.cli import main
 from cnnjax.data import prepare, statistics
 from cnnjax.data.datasets import load
 from cnnjax.data.sources import archive, cifar
@@ -367,3 +369,17 @@ def test_what_tfds_has_prepared_is_whole_or_told(tmp_path):
         assert str(folder) in str(error.value) and "\n" not in str(error.value)
         path.write_bytes(files[path])
     assert len(to_memory(load("tfds:pets", "train", data_dir=tmp_path))) == 7
+
+
+def test_a_disk_that_is_full_while_images_are_prepared_is_told(tmp_path, capsys):
+    file = tmp_path / "x.npz"
+    np.savez(file, train_image=np.zeros((8, 64, 64, 3), np.uint8), train_label=np.arange(8) % 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        code = main.run(["data", "prepare", f"npz:{file}", f"--out={tmp_path / 'out'}"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    shard = tmp_path / "out" / "train-00000.array_record"
+    assert code == 1 and f"{shard} cannot be written or read: File too large\n" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plan.json"]

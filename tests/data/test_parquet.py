@@ -63,8 +63,11 @@ def test_every_image_is_served_in_any_order(tmp_path, channels):
     assert load(name, "train", size=4).image_shape == (4, 4, channels)
 
 
-def test_columns_and_classes_without_the_hubs_metadata(tmp_path):
-    name, image, label = folder(tmp_path, features=None, names=("img", "fine_label"))
+@pytest.mark.parametrize(
+    "features", [None, {"img": {"_type": "Image"}, "fine_label": {"dtype": "int64", "_type": "Value"}}]
+)
+def test_columns_and_classes_without_the_hubs_metadata(tmp_path, features):
+    name, image, label = folder(tmp_path, features=features, names=("img", "fine_label"))
     source = load(name, "train")
     assert source.class_names == ("0", "1", "2")
     np.testing.assert_array_equal(source.labels, label[:11])

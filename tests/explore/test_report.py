@@ -180,12 +180,13 @@ def test_names_are_escaped(page):
 
 
 def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
-    """They lack the column `top5`."""
+    """They lack the columns `top5` and `index`."""
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
     with np.load(copy / "predictions.npz") as arrays:
         columns = dict(arrays)
     assert columns.pop("top5").all()  # of three classes
+    assert (columns.pop("index") == np.arange(37)).all()
     np.savez(copy / "predictions.npz", **columns)
     assert "Worst mistakes" in report.write(copy).read_text()
     comparison.compare([copy, tiny_run], tmp_path / "both.html")

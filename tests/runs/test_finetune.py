@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from cnnjax import load_run
 from cnnjax.errors import UserError
 from cnnjax.models import stream_key
 from cnnjax.runs import evaluate, train
+from cnnjax.runs import step as steps
 from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
 from cnnjax.runs.log import Progress
@@ -101,6 +103,38 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, tiny_config, ti
     again = train.train(config, tmp_path / "run").state
     jax.tree.map(np.testing.assert_array_equal, again, whole)
     assert train.Run.open(tmp_path / "run").metrics()[-1]["step"] == int(whole.step)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_signal_while_the_average_gets_its_statistics_loses_nothing(
+    stopped, tiny_config, tmp_path, monkeypatch
+):
+    """And the time that they take is none of the last steps'."""
+    tiny_config.swa_start, tiny_config.log_every_steps = 0.5, 3
+    calls = []
+
+    def slow(key, name, index):
+        if name == "average":
+            calls.append(time.sleep(0.5))
+            if stopped and len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return stream_key(key, name, index)
+
+    monkeypatch.setattr(steps, "stream_key", slow)
+    if stopped:
+        with pytest.raises(Interrupted, match=r"SIGTERM: saved step 9 of 10 in .*; the same command resumes"):
+            train.train(tiny_config, tmp_path / "run")
+        assert len(calls) == 2
+    result = train.train(tiny_config, tmp_path / "run")
+    *_, last = (
+        row for row in result.path.joinpath("metrics.jsonl").read_text().splitlines() if "mages" in row
+    )
+    assert json.loads(last)["step"] == 10 and json.loads(last)["images_per_second"] > 16 / 2.5
+    if stopped:
+        monkeypatch.setattr(steps, "stream_key", stream_key)
+        whole = train.train(tiny_config, tmp_path / "whole")
+        jax.tree.map(np.testing.assert_array_equal, result.state, whole.state)
+        assert result.test == whole.test
 
 
 def test_a_head_moves_first_and_then_all(tiny_config, tmp_path):

@@ -232,6 +232,25 @@ def test_alone_everything_is_the_first_process():
         assert stop.at() == signal.SIGTERM
 
 
+@pytest.mark.parametrize(("hang_seconds", "waited"), [(60, 600), (1800, 1800)])
+def test_a_wait_for_process_0_is_as_long_as_a_hang_and_ends_in_one_line(hang_seconds, waited, monkeypatch):
+    class Silent:
+        def blocking_key_value_get(self, key, milliseconds):
+            assert milliseconds == 1000 * waited
+            raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out\nfor long")
+
+    monkeypatch.setattr(processes, "_wait_seconds", processes.WAIT_SECONDS)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    processes.join("127.0.0.1:1", 2, 1, hang_seconds=hang_seconds)
+    monkeypatch.setattr(processes, "joined", lambda: True)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "_store", Silent)
+    with pytest.raises(UserError, match=rf"no word from process 0 within {waited} s \(DEADLINE.*") as told:
+        processes.first_then_others(lambda: 1, lambda: 2)
+    assert "\n" not in str(told.value)
+
+
 HANGING = """
 import os, signal, sys, time
 from cnnjax.runs import processes

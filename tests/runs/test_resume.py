@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cnnjax.errors import UserError
-from cnnjax.runs import inputs, train
+from cnnjax.runs import inputs, processes, train
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
@@ -175,8 +175,9 @@ class StopsAtABadImage(Progress):
         self.told += ["saved"] * len(self.told)
 
 
-@pytest.mark.parametrize("limit", [2, 1])
-def test_a_resumed_run_knows_the_images_that_were_skipped(limit, tiny_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("limit", "process"), [(2, 0), (1, 0), (1, 1)])
+def test_a_resumed_run_knows_the_images_that_were_skipped(limit, process, tiny_config, tmp_path, monkeypatch):
+    """Those of the list, which is of process 0: another does not count them as its own."""
     monkeypatch.setattr(inputs, "SMALL_BYTES", 0)  # so that images are read as they come
     for i in range(12):
         (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -189,6 +190,10 @@ def test_a_resumed_run_knows_the_images_that_were_skipped(limit, tiny_config, tm
     with pytest.raises(KeyboardInterrupt):
         train.train(tiny_config, tmp_path / "run", stopped := StopsAtABadImage())
     first, _ = stopped.told
+    monkeypatch.setattr(processes, "is_first", lambda: process == 0)
+    if process == 1:
+        assert train.train(tiny_config, tmp_path / "run").state.step == 12
+        return
     if limit == 1:
         with pytest.raises(UserError, match="more than 1 images cannot be read"):
             train.train(tiny_config, tmp_path / "run")

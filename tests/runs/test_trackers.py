@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import json
+import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,25 @@ def test_a_run_from_before_there_were_trackers_gets_its_id(tmp_path):
     track(tmp_path / "run", "tensorboard", 0, 1)
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert len(record["id"]) == 16 and record["started"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("tensorboardX"), reason="tensorboardX is not installed")
+def test_a_run_goes_on_without_event_files_that_cannot_be_written(tmp_path):
+    place = trackers.Place(tmp_path, "abcdef123456", {}, 0)
+    logs = trackers.Trackers("tensorboard", place)
+
+    def write_rows():
+        for step in range(100):
+            logs.log({"step": step, "loss": 1.0, "accuracy": 0.5})
+        logs.close()
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = threading.Thread(target=write_rows, daemon=True)  # so that the test ends if it hangs
+    try:
+        with pytest.warns(UserWarning, match="tracker tensorboard failed, the run continues") as warned:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # as if the disk were full
+            writer.start()
+            writer.join(20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not writer.is_alive() and len(warned) == 1 and "File too large" in str(warned[0].message)

@@ -46,6 +46,7 @@ def make_batch(real):
         "image": jnp.asarray(draw.integers(0, 256, (12, 4, 4, 1), np.uint8)),
         "label": jnp.asarray(draw.integers(0, 3, 12), jnp.int32),
         "mask": jnp.zeros(12).at[jnp.asarray(real)].set(1.0),
+        "index": jnp.arange(12),
     }
 
 
@@ -186,7 +187,7 @@ def test_an_evaluated_batch_has_a_row_for_each_example():
         return apply(images.astype(jnp.float32) / 255)
 
     rows = jax.jit(functools.partial(eval_step, model=Linear(), protocol=protocol))(state.variables, batch)
-    assert set(rows) == {"label", "prediction", "confidence", "loss", "top5", "mask"}
+    assert set(rows) == {"label", "prediction", "confidence", "loss", "top5", "mask", "index"}
     logits = Linear().apply(state.variables, batch["image"].astype(jnp.float32) / 255)
     np.testing.assert_array_equal(rows["prediction"], logits.argmax(-1))
     np.testing.assert_array_equal(rows["mask"], batch["mask"])

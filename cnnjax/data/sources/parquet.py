@@ -226,12 +226,12 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
     if features:
         kinds = {name: feature.get("_type") for name, feature in features.items()}
         images = [name for name in images if kinds.get(name) == "Image"]
-        labels = [name for name in labels if kinds.get(name) == "ClassLabel"]
+        labels = [name for name in labels if kinds.get(name) == "ClassLabel"] or labels
     labels = [name for name in labels if name == "label"] or labels
     if len(images) != 1 or len(labels) != 1:
         given = f"{path}: columns {schema.names}: images {images}, labels {labels}"
         raise UserError(f"{given}; allowed: one column of each, or a column 'label'")
-    names = features[labels[0]].get("names") or [] if features else []
+    names = features.get(labels[0], {}).get("names") or []
     if not isinstance(names, list):
         raise UserError(f"{path}: class names {reprlib.repr(names)}; allowed: a list of them")
     return images[0], labels[0], tuple(map(str, names))
