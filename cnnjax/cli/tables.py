@@ -89,10 +89,9 @@ def in_pixels(field: tuple[float, float] | None) -> str:
 
 def split_title(metrics: Mapping[str, Any]) -> str:
     """'test, 10 images', and how many were skipped."""
+    split = metrics.get("split", "test")  # older runs may lack it
     skipped = f", {metrics['skipped']} skipped" if "skipped" in metrics else ""
-    return (
-        f"{metrics.get('split', 'test')}, {metrics['count']} images{skipped}"  # older runs may lack the split
-    )
+    return f"{split}, {metrics['count']} images{skipped}"
 
 
 def metrics_tables(metrics: Mapping[str, Any], class_names: Sequence[str]) -> list[Table]:
