@@ -327,8 +327,8 @@ def test_images_that_are_no_batch_of_the_network_are_refused(trained, what, give
 
 PREDICT_MISTAKES = {
     "predict x.png": "x.png is neither a file nor a folder",
-    "predict --workdir={run} ": "a word of the command is empty",
-    "report ": "a word of the command is empty",
+    "predict --workdir={run} ": "an argument is empty",
+    "report ": "an argument is empty",
     "predict": "no image; name files or folders",
     "predict {image} --workdir=nowhere": "nowhere is not a run folder",
     "predict {image} --workdir={run} --checkpoint=99": "unknown checkpoint '99'",
