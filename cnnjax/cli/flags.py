@@ -79,9 +79,7 @@ def command(
                 return 0
             values, rest = _parse(name, args, flags_only, "config" in parameters)
             if "" in rest:  # as a path it would be the current folder
-                raise UserError(
-                    f"cnnjax {name}: an argument is empty (an unset variable?); give it a value, or leave it out"
-                )
+                raise UserError(f"cnnjax {name}: an argument is empty (an unset variable?); give or drop it")
             if len(rest) > words:
                 hint = _flag_of(rest[words], parameters) or "flags are --name=value"
                 raise UserError(f"cnnjax {name} does not take {rest[words]!r}; {hint}")
