@@ -102,7 +102,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     return studies.Claim(
         "deeper plain nets end with higher training error, deeper residual nets with lower",
         "figure 6: plain 56 above plain 20 throughout, ResNet-56 below ResNet-20",
-        f"training error, 56 layers minus 20 layers: {'; '.join(words) or '56 layers have not run yet'}",
+        f"Training error, 56 layers minus 20 layers: {'; '.join(words) or '56 layers have not run yet'}",
         f"plain: {tables.verdict(plain, size)}; residual: {tables.verdict(lower, size)}",
     )
 
