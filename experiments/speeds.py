@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ml_collections import ConfigDict
 
-from cnnjax.data.sources.sets import num_cores
+from cnnjax.data.machine import num_cores
 from cnnjax.profiling.benchmark import bench_train
 from cnnjax.runs.record import processor
 from experiments import results

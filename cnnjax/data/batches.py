@@ -22,8 +22,8 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from cnnjax.data.augment.register import Batch
+from cnnjax.data.machine import num_cores
 from cnnjax.data.memory import Memory
-from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped
 from cnnjax.errors import BadImage, UserError
 

@@ -15,8 +15,9 @@ import numpy as np
 import simplejpeg
 
 from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sha256_of
+from cnnjax.data.machine import num_cores
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
-from cnnjax.data.sources.sets import check_shapes, num_cores
+from cnnjax.data.sources.sets import check_shapes
 from cnnjax.data.sources.source import Source, listed
 from cnnjax.data.statistics import Moments, moments
 from cnnjax.errors import BadImage, UserError, extra, unknown

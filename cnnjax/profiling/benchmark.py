@@ -19,8 +19,9 @@ from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.peers import process
 from cnnjax.profiling.peers.process import Tell
-from cnnjax.profiling.peers.serve import WARM_UP, Round, Work, measure, peak_resident
+from cnnjax.profiling.peers.serve import WARM_UP, Round, Work, measure
 from cnnjax.training import optimizers, schedules
+from cnnjax.training.chips import memory_peak
 from cnnjax.training.steps import (
     batch_gradient,
     device_memory,
@@ -135,7 +136,7 @@ def bench_train(
     bench.rate(min(seconds, 1.0))
 
     def measured(seconds: float) -> Round:
-        return {"images_per_second": bench.rate(seconds), "peak_memory_bytes": _peak_memory()}
+        return {"images_per_second": bench.rate(seconds), "peak_memory_bytes": memory_peak(jax.devices()[0])}
 
     work = Work("train", spec, batch_size, dtype, bench.image_shape, bench.num_classes)
     ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
@@ -197,7 +198,8 @@ def bench_predict(
     work = Work(
         "predict", trained.spec, batch_size, dtype, trained.image_shape, len(trained.class_names), file=file
     )
-    measured = functools.partial(measure, call, batch_size=batch_size, peak=_peak_memory)
+    peak = functools.partial(memory_peak, jax.devices()[0])
+    measured = functools.partial(measure, call, batch_size=batch_size, peak=peak)
     ours, rows = process.alternate(names, work, measured, rounds, seconds, limit, tell)
     return {
         **{"model": trained.spec, "dtype": dtype, "batch": batch_size},
@@ -213,11 +215,6 @@ def kind_of(origin: str) -> str:
     """What an operation is, by the names of the functions that it comes from."""
     kinds = (kind for kind, made in KINDS.items() if re.search(made, origin))
     return next(kinds, "element-wise and copies")
-
-
-def _peak_memory() -> int:
-    """The first device's peak where it keeps count, else that of this process."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
 
 
 def compared(rows: Mapping[str, process.Row]) -> Figures:

@@ -16,15 +16,14 @@ from cnnjax.data import batches as pipeline
 from cnnjax.data import prepare
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
+from cnnjax.data.machine import num_cores, peak_resident
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
-from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import FileSource, Place
 from cnnjax.errors import UserError
 from cnnjax.profiling.benchmark import Figures, TrainBench, calls_per_second
 from cnnjax.profiling.peers.process import spread
-from cnnjax.profiling.peers.serve import peak_resident
 
 SIDE, CROP, BATCH = 256, 227, 64
 MADE_UP, RAW = 64, 1024  # images

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 import jax
 
+from cnnjax.data.machine import num_cores
 from cnnjax.data.recipe import Fields
 from cnnjax.ops import cpu
 
@@ -92,7 +93,7 @@ def make_record(**facts: object) -> dict[str, object]:
         "machine": {
             "system": platform.platform(),
             "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+            "cores": num_cores(),
         },
         "cpu_kernels": cpu.status(),
         # If it is on, compile_seconds may be those of reading a program.

@@ -2,10 +2,10 @@
 
 import dataclasses
 import re
-import resource
-import sys
 
 import jax
+
+from cnnjax.data.machine import peak_resident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,3 @@ def chip_of(kind: str) -> Chip | None:
 def memory_peak(device: jax.Device) -> int:
     """Peak memory of a device in bytes; for a CPU that of this process."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_resident()
-
-
-def peak_resident() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

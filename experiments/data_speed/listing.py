@@ -22,7 +22,7 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cnnjax.data import datasets
-from cnnjax.profiling.peers.serve import peak_resident
+from cnnjax.data.machine import peak_resident
 from cnnjax.runs.record import processor
 from experiments import pages, results
 

@@ -11,10 +11,10 @@ import simplejpeg
 
 from cnnjax.data import batches, prepare
 from cnnjax.data.files import scratch_folder
+from cnnjax.data.machine import num_cores
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
 from cnnjax.data.sources.folder import ImageFolder
-from cnnjax.data.sources.sets import num_cores
 from cnnjax.data.sources.source import FileSource, Place
 from cnnjax.profiling.benchmark import TrainBench
 from experiments.gpu.steps import TOY, Say

@@ -10,11 +10,12 @@ from unittest import mock
 
 import pytest
 
+from cnnjax.data.machine import peak_resident
 from cnnjax.errors import UserError
 from cnnjax.profiling.benchmark import bench_train
 from cnnjax.profiling.peers import process
 from cnnjax.profiling.peers.process import FRAMEWORKS, Framework, alternate, best, named
-from cnnjax.profiling.peers.serve import AHEAD, Work, measure, peak_resident
+from cnnjax.profiling.peers.serve import AHEAD, Work, measure
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """What holds for a data set is decided from all of its splits: which have labels, the classes, the shape."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cnnjax.data.machine import num_cores
 from cnnjax.data.sources.source import FileSource, Header, Shape, as_labels, listed, numbered_names
 from cnnjax.errors import BadImage, UserError
 
@@ -65,11 +65,6 @@ def check_shapes(shapes: Mapping[str, Shape], what: object) -> None:
     if len(set(shapes.values())) > 1:
         given = ", ".join(f"{split} {in_words(shape)}" for split, shape in shapes.items())
         raise UserError(f"{what}: images of different shapes: {given}; allowed: one shape for all splits")
-
-
-def num_cores() -> int:
-    """The processor's cores that this process may use: how many images are read side by side."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_words(shape: Sequence[int]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 
 from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
 from cnnjax.data.files import allow_open, open_file, parse_json, raise_open_limit, read_lines
+from cnnjax.data.machine import num_cores
 from cnnjax.data.sources import sets, shards, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
 from cnnjax.data.sources.layout import split_of
@@ -45,9 +46,7 @@ class TarFolder:
         self.members, labels, dotted = {}, {}, 0
         raise_open_limit()  # many tars are listed side by side
         for split, paths in self.files.items():
-            with ThreadPoolExecutor(
-                min(32, 4 * sets.num_cores())
-            ) as pool:  # most of it is waiting for a disk
+            with ThreadPoolExecutor(min(32, 4 * num_cores())) as pool:  # mostly waits for a disk
                 read = [*pool.map(_read_tar, paths)]
             self.members[split] = [members for members, *_ in read]
             labels[split] = np.concatenate([each for _, each, _ in read])

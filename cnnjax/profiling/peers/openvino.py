@@ -6,7 +6,7 @@ import numpy as np
 import openvino
 import torch
 
-from cnnjax.data.sources.sets import num_cores
+from cnnjax.data.machine import num_cores
 from cnnjax.profiling.peers.serve import Work, serve
 from cnnjax.profiling.peers.torch import Whole
 

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import operator
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+
+from cnnjax.data.machine import peak_resident
 
 WARM_UP = 1  # call after the first that is not measured
 AHEAD = 8  # steps that may wait on a device
@@ -31,16 +32,6 @@ class Work:
     num_classes: int
     mode: str = ""  # of the framework
     file: str = ""  # of int8: the network as ONNX with QuantizeLinear, float32 [B, H, W, C] -> logits
-
-
-def peak_resident() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    try:
-        with open("/proc/self/status") as lines:  # getrusage counts what the process was forked from
-            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def serve(
