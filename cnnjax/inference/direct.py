@@ -3,25 +3,14 @@
 For one view of an image that is cut in the middle and normalized, as nearly all weights have it.
 """
 
-import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from cnnjax.data.augment.views import Protocol
 from cnnjax.ops.cpu import Program
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Direct:
-    """uint8 [B, H, W, C] -> probabilities float32 [B, K], a new array."""
-
-    program: Program
-    window: tuple[slice, slice, slice]  # of the images
-    factor: np.ndarray  # float32 [C]; the network takes pixels * factor + shift
-    shift: np.ndarray
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.program.predict(images[self.window], self.factor, self.shift)
+Direct = Callable[[np.ndarray], np.ndarray]  # uint8 [B, H, W, C] -> probabilities float32 [B, K], a new array
 
 
 def direct(program: Program, protocol: Protocol, image_shape: tuple[int, int, int]) -> Direct | None:
@@ -33,4 +22,5 @@ def direct(program: Program, protocol: Protocol, image_shape: tuple[int, int, in
     mean, std = (np.broadcast_to(np.float32(value), channels) for _, value in sorted(steps[-1][1]))
     top, left = (image_shape[0] - height) // 2, (image_shape[1] - width) // 2
     window = slice(None), slice(top, top + height), slice(left, left + width)
-    return Direct(program, window, 1 / (255 * std), -mean / std)
+    predict = program.predictor(1 / (255 * std), -mean / std)
+    return lambda images: predict(images[window])

@@ -104,7 +104,7 @@ class TrainedModel:
 
     def _predictions(self, names: Sequence[str], rows: np.ndarray, top: int) -> list[Prediction]:
         """Of probabilities [B, K]."""
-        order, classes = np.argsort(-rows, axis=1, kind="stable")[:, :top], self.class_names
+        order, classes = (-rows).argsort(1, "stable")[:, :top], self.class_names
         best = rows[np.arange(len(rows))[:, None], order].tolist()
         return [
             Prediction(name, row, tuple(zip([classes[place] for place in places], values, strict=True)))

@@ -37,7 +37,7 @@ def test_images_are_cropped_and_normalized_as_by_the_protocol(steps):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
     assert direct(fused.program, mirror, (7, 6, 3)) is None
     with pytest.raises(ValueError, match="the network takes uint8"):
-        fused.program.predict(images[:, :2], *np.ones((2, 3), np.float32))
+        fused.program.predictor(*np.ones((2, 3)))(images[:, :2])
 
 
 @kernels

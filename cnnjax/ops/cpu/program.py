@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -112,22 +112,27 @@ class Program:
 
     @property
     def predicts(self) -> bool:
-        """Whether `predict` works: kernels compiled from an older cnnjax lack it."""
+        """Whether `predictor` works: kernels compiled from an older cnnjax lack it."""
         return hasattr(_library(), "cnnjax_program_predict")
 
-    def predict(self, pixels: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """Probabilities float32 [B, K] of uint8 [B, H, W, C] in one call of the library, without XLA.
+    def predictor(self, factor: np.ndarray, shift: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """uint8 [B, H, W, C] -> probabilities float32 [B, K], in one call of the library, without XLA.
 
-        The network takes pixels * factor + shift, each float32 [C].
+        The network takes pixels * factor + shift, each [C].
         """
-        shape = self._shapes[0]
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
-            raise ValueError(f"pixels {pixels.dtype} {pixels.shape}; the network takes uint8 [B, *{shape}]")
-        pixels = np.ascontiguousarray(pixels)
-        found = np.empty((len(pixels), self._shapes[-1][2]), np.float32)
-        places = [array.__array_interface__["data"][0] for array in (pixels, factor, shift, found)]
-        _call("cnnjax_program_predict", self._number, *places[:3], len(pixels), places[3])
-        return found
+        shape, classes, affine = self._shapes[0], self._shapes[-1][2], np.array([factor, shift], np.float32)
+        place = _place(affine)
+
+        def predict(pixels: np.ndarray) -> np.ndarray:
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != shape or not len(pixels):
+                given = f"pixels {pixels.dtype} {pixels.shape}"
+                raise ValueError(f"{given}; the network takes uint8 [B, *{shape}]")
+            pixels, found = np.ascontiguousarray(pixels), np.empty((len(pixels), classes), np.float32)
+            arrays = _place(pixels), place, place + affine.strides[0], len(pixels), _place(found)
+            _call("cnnjax_program_predict", self._number, *arrays)
+            return found
+
+        return predict
 
 
 def run_program(number: jax.Array, images: jax.Array, features: int) -> jax.Array:
@@ -161,6 +166,11 @@ def _library() -> ctypes.CDLL:
     if hasattr(loaded, "cnnjax_program_predict"):
         loaded.cnnjax_program_predict.argtypes = [one, *[place] * 3, count, place, place, count]
     return loaded
+
+
+def _place(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]  # the quickest way to it
+    return address
 
 
 def _call(name: str, number: int, *arguments: object) -> None:
