@@ -189,8 +189,7 @@ def _check_arguments(data_dir: DataDir, seed: int, num_validation: int, validati
     check_local("data_dir", data_dir)
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
-    if seed < 0:
-        raise UserError(f"seed={seed}; allowed: a whole number >= 0")
+    check_count("seed", seed, 0)
 
 
 def load(
