@@ -2,15 +2,29 @@
 
 from pathlib import Path
 
+from cnnjax.errors import UserError
+
 
 def fill(page: str, mark: str, text: str) -> str:
     """The page with the text between `<!-- mark: begin -->` and `<!-- mark: end -->`."""
-    begin, end = f"<!-- {mark}: begin -->\n", f"\n<!-- {mark}: end -->"
-    head, rest = page.split(begin)
-    return head + begin + text + end + rest.split(end)[1]
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    head, found, rest = page.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"the lines {begin} and {end} are missing; the text goes between them")
+    return f"{head}{begin}\n{text}\n{end}{tail}"
+
+
+def check(page: Path, mark: str) -> None:
+    """Raises a UserError unless `write` can fill the page."""
+    try:
+        fill(page.read_text(), mark, "")
+    except (OSError, UserError) as error:
+        raise UserError(f"{page}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def write(pages: tuple[Path, ...], mark: str, text: str) -> None:
     """Fills the marked place of each page."""
     for page in pages:
+        check(page, mark)
         page.write_text(fill(page.read_text(), mark, text))

@@ -184,8 +184,8 @@ def scores(rows: Sequence[Row], column: str = "test_accuracy") -> list[float]:
     return [float(row[column]) for row in rows if row.get(column)]
 
 
-def size(*groups: Sequence[Row], pixels: int = 32) -> str:
-    """'32x32, 20 epochs, 3 seeds': what a verdict is said of; 'no run' before the first."""
+def size(*groups: Sequence[Row], pixels: int) -> str:
+    """'32x32, 20 epochs, 3 seeds': what a verdict is said of, on square images; 'no run' before the first."""
     rows = [row for group in groups for row in group]
     if not rows:
         return "no run"

@@ -1,5 +1,6 @@
 """The studies: their queue, their verdicts, and a run of each cut down to two steps."""
 
+import argparse
 import csv
 import dataclasses
 import math
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 
 from cnnjax.cli import main
+from cnnjax.errors import UserError
 from cnnjax.models import create_model
 from cnnjax.runs.results import SCORES, Results, read_results
 from cnnjax.runs.signals import Interrupted
-from experiments import run_all, studies, tables
+from experiments import pages, run_all, studies, tables
 
 ALL = list(studies.every(run_all.STUDIES))
 
@@ -154,7 +156,7 @@ def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
         ]
         lines += [f"{name}{i},{min(at, 3)},,{0.75 if at < 3 else 0.5},," for i, at in enumerate(goals)]
     (tmp_path / "curves.csv").write_text("\n".join(lines))
-    found = study.claim(types.SimpleNamespace(groups=lambda out: groups), tmp_path)
+    found = study.claim(types.SimpleNamespace(groups=lambda out: groups, side=study.side), tmp_path)
     assert "tanh more than 3 epochs" in found.ours
     assert found.verdict == "ReLU sooner not decided at this size (32x32, 3 epochs, 3 seeds)"
 
@@ -174,8 +176,8 @@ def test_seeds_that_diverged_are_neither_counted_nor_averaged(tmp_path):
     cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines()}
     assert [cells[f"| {kind}"][-1] for kind in kinds] == ["3 |", "1, 1 not finite |", "0, 1 not finite |"]
     assert cells["| average"][0] == "10.00" and cells["| min"][:2] == ["", ""]
-    assert tables.size(*kinds.values()).endswith("10 epochs, 0 seeds")
-    assert tables.size(kinds["max"], kinds["average"]).endswith("10 epochs, 1 seed")
+    assert tables.size(*kinds.values(), pixels=32).endswith("10 epochs, 0 seeds")
+    assert tables.size(kinds["max"], kinds["average"], pixels=32).endswith("10 epochs, 1 seed")
     drawn = study.figure(types.SimpleNamespace(groups=lambda out: kinds), tmp_path)
     assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["max", "average"]
 
@@ -251,3 +253,24 @@ def test_a_signal_ends_a_study_with_one_line(capsys):
         studies.start(stopped)
     assert ended.value.code == 143
     assert capsys.readouterr().err.endswith(": SIGTERM: saved step 1 of 2 in runs/x\n")
+
+
+@pytest.mark.parametrize("between", ["\n", "\nold\n", "\n\nold\ntable\n\n"])
+def test_a_table_goes_between_the_marks_of_its_page(between):
+    page = f"# Toy\n<!-- toy: begin -->{between}<!-- toy: end -->\nafter\n"
+    filled = pages.fill(page, "toy", "new")
+    assert filled == "# Toy\n<!-- toy: begin -->\nnew\n<!-- toy: end -->\nafter\n"
+    assert pages.fill(filled, "toy", "new") == filled
+
+
+@pytest.mark.parametrize("text", [None, "# Toy\n", "<!-- toy: begin -->\n"])
+def test_a_study_without_a_place_for_its_table_ends_before_it_trains(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "ROOT", tmp_path)
+    home = tmp_path / "experiments" / "toy"
+    home.mkdir(parents=True)
+    if text is not None:
+        (home / "README.md").write_text(text)
+    given = argparse.Namespace(size="ours", out=None, tables=False, data=None, later=False, next=None)
+    study = dataclasses.replace(ALL[0], here=home)  # whose data are not looked for either
+    with pytest.raises(UserError, match=r"toy/README.md: (No such file|the lines <!-- toy: begin -->)"):
+        studies.run(study, given)

@@ -76,7 +76,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
 
 
 def claim(study: studies.Study, out: Path) -> studies.Claim:
-    size = tables.size(*study.groups(out).values())
+    size = tables.size(*study.groups(out).values(), pixels=study.side)
     found = {name: gain(study, out, name) for name in PAIRS}
     return studies.Claim(
         "LRN and overlapping pooling lower the error of a four-layer net on CIFAR-10",

@@ -137,7 +137,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = study.groups(out)
     gains = {factor: effect(groups, factor, test) for factor in FACTORS}
     gaps = {factor: effect(groups, factor, gap) for factor in FACTORS}
-    size = tables.size(*(rows for label, rows in groups.items() if label in SETTINGS))
+    size = tables.size(*(rows for label, rows in groups.items() if label in SETTINGS), pixels=study.side)
     return studies.Claim(
         "dropout, mirror, crop and colour noise narrow the gap between training and test accuracy",
         "without them AlexNet overfits; colour noise: over 1 point of top-1",

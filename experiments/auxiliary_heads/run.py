@@ -53,7 +53,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = {label: rows for label, rows in study.groups(out).items() if label in NETS}
     none, late, both = (tables.scores(groups.get(label, ())) for label in NETS)
     gain, more = tables.difference(late, none), tables.difference(both, late)
-    size = tables.size(*groups.values())
+    size = tables.size(*groups.values(), pixels=study.side)
     return studies.Claim(
         "auxiliary heads help a little and late; the earlier one not at all",
         "ImageNet: 0.4 % top-1 for the later head in Inception v3, nothing for the earlier",

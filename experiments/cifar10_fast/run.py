@@ -56,7 +56,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
         "94 % on CIFAR-10 in seconds on a GPU",
         "94.01 % in 3.83 s on an A100",
         f"{spread([row['test_ema_accuracy'] for row in rows])} % in {minutes} minutes on two cores",
-        f"measured on {tables.data_name(out)} ({tables.size(rows)})",
+        f"measured on {tables.data_name(out)} ({tables.size(rows, pixels=study.side)})",
     )
 
 

@@ -86,7 +86,7 @@ def table(measured: list[dict[str, str]]) -> str:
         part = count / TARGET_COUNT  # of the target: the time and memory of an image are the same
         met = "met" if seconds < MOST_SECONDS * part and size < MOST_BYTES * part else "missed"
         target = f"< {MOST_SECONDS * part:.1f} s and {MOST_BYTES * part / 1e6:.0f} MB: {met}"
-        figures = f"{count:,} | {seconds:.1f} | {size / 1e6:.0f} MB"
+        figures = f"{count:,} | {seconds:.2f} | {size / 1e6:.0f} MB"
         lines.append(f"| {row['form']} | {figures} | {row['machine']} | {target} |")
     return "\n".join(lines)
 

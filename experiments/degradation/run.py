@@ -98,7 +98,10 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     words = [f"{name}: {value.points()}" for name, value in apart.items() if not math.isnan(value.value)]
     nets = max(found.values(), key=lambda nets: max(len(results.finished(rows)) for rows in nets.values()))
     plain, residual = (deeper(nets, out, kind) for kind in ("plain", "resnet"))
-    lower, size = dataclasses.replace(residual, value=-residual.value), tables.size(*nets.values())
+    lower, size = (
+        dataclasses.replace(residual, value=-residual.value),
+        tables.size(*nets.values(), pixels=study.side),
+    )
     return studies.Claim(
         "deeper plain nets end with higher training error, deeper residual nets with lower",
         "figure 6: plain 56 above plain 20 throughout, ResNet-56 below ResNet-20",

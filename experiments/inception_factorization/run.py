@@ -69,7 +69,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     relu, linear, whole = (
         test.get(k, []) for k in ("two 3x3, ReLU between", "two 3x3, linear between", "5x5")
     )
-    size = tables.size(*groups.values())
+    size = tables.size(*groups.values(), pixels=study.side)
     gain, loss = tables.difference(relu, linear), tables.difference(relu, whole)
     return studies.Claim(
         "5x5 = two 3x3 with 18 against 25 weights; ReLU between them beats linear",

@@ -136,7 +136,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     fewer = tables.difference([PAPER] * len(found), found)
     ours = {name: f"{name} {words(rows, out)} epochs" for name, rows in groups.items()}
     if "sigmoid" in ours:
-        ours["sigmoid"] += f" ({tables.size(groups['sigmoid'])})"
+        ours["sigmoid"] += f" ({tables.size(groups['sigmoid'], pixels=study.side)})"
     if "tanh" in ours:
         ours["tanh"] += f", {ratio(study, out, 'tanh')} times as many"
     compared = [groups[name] for name in ("relu", "tanh") if name in groups]
@@ -144,7 +144,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
         "ReLU reaches 25 % training error on CIFAR-10 about 6 times sooner than tanh",
         "6 times (figure 1)",
         "; ".join(ours.values()),
-        f"ReLU sooner {tables.verdict(sooner, tables.size(*compared))}"
+        f"ReLU sooner {tables.verdict(sooner, tables.size(*compared, pixels=study.side))}"
         + ("; six times sooner does not" if fewer.decided and fewer.value > 0 else ""),
     )
 

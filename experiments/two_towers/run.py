@@ -84,7 +84,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
 def claim(study: studies.Study, out: Path) -> studies.Claim:
     groups = study.groups(out)
     split, wide, equal = (groups.get(label, []) for label in NETS)
-    size = tables.size(*groups.values())
+    size = tables.size(*groups.values(), pixels=study.side)
     specialised = tables.difference(apart(split), apart(wide))
     better = tables.difference(tables.scores(split), tables.scores(equal))
     means = {name: statistics.mean(apart(rows)) for name, rows in groups.items()}

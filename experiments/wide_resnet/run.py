@@ -76,7 +76,7 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
         f"{wide} less {deep}": tables.difference(*(tables.scores(groups.get(n, ())) for n in (wide, deep)))
         for deep, wide in PAIRS
     }
-    size = tables.size(*groups.values())
+    size = tables.size(*groups.values(), pixels=study.side)
     minutes = ", ".join(dict.fromkeys(tables.minutes(rows, out) for rows in groups.values()))
     return studies.Claim(
         "width is the cheaper way to capacity than depth",
