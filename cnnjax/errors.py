@@ -120,8 +120,8 @@ def check_local(what: str, value: object, *, web: bool = False) -> None:
 
 
 def one_line(error: BaseException, most: int | None = 200) -> str:
-    """The message of an error in one line of at most so many characters."""
-    return visible(" ".join(str(error).split()), lines=True)[:most]
+    """The message of an error, or without one its type, in one line of at most so many characters."""
+    return visible(" ".join(str(error).split()) or type(error).__name__, lines=True)[:most]
 
 
 def by_name(what: str, name: str, table: Mapping[str, Entry]) -> Entry:

@@ -3,13 +3,14 @@
 import gc
 import os
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from packaging.requirements import Requirement
 
 from cnnjax import config as config_lib
 from cnnjax.runs import train
@@ -53,6 +54,18 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 20)
+
+
+def needs_extra(name: str) -> None:
+    """Skips a test unless all that an extra of the package asks for is here, in versions that work."""
+    for asked in map(Requirement, requires("cnnjax") or ()):
+        if asked.marker and f'extra == "{name}"' in str(asked.marker):
+            try:
+                here = version(asked.name)
+            except PackageNotFoundError:
+                pytest.skip(f"{asked.name} is not here: the extra `{name}`")
+            if not asked.specifier.contains(here, prereleases=True):
+                pytest.skip(f"the extra `{name}` asks for {asked.name}{asked.specifier}, here is {here}")
 
 
 def simulated(devices: int) -> dict[str, str]:

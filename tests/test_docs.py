@@ -52,6 +52,15 @@ def test_blocks_of_code_begin_on_a_line_of_their_own(page):
     assert len(fences) % 2 == 0 and all(re.fullmatch(r"\w*", words) for words in fences)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_rows_of_a_table_have_equally_many_cells(page):
+    last = 0
+    for line in prose(page).splitlines():
+        bars = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not bars or (line.endswith("|") and bars == (last or bars)), line
+        last = bars
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_chapter_becomes_a_page_whose_links_lead_to_files(notebook, tmp_path):
     make = runpy.run_path(str(ROOT / "docs" / "make.py"))

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from cnnjax.runs.trackers import TRACKERS
-from tests import ROOT
+from tests import ROOT, conftest
 
 
 def files_in_git(folder: str) -> set[str]:
@@ -36,6 +36,13 @@ def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(tmp_path):
     listed = (tmp_path / "cnnjax.egg-info" / "SOURCES.txt").read_text().splitlines()
     sdist = {name.removeprefix("./") for name in listed}
     assert package | configs | {"setup.py", "pyproject.toml", "README.md"} <= sdist
+
+
+def test_a_test_skips_what_the_extra_onnx_does_not_work_with(monkeypatch):
+    """The extra `test` takes any jax, so that Python 3.12 and later are tested with the newest."""
+    monkeypatch.setattr(conftest, "version", lambda name: "0.12.1" if name == "jax" else "99")
+    with pytest.raises(pytest.skip.Exception, match=r"`onnx` asks for jax<0\.11\.1, here is 0\.12\.1"):
+        conftest.needs_extra("onnx")
 
 
 def test_texts_name_extras_of_this_package_and_ask_no_index_for_it():

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Container, Iterable
@@ -40,6 +41,12 @@ DEFINE: dict[type, Callable[..., object]] = {
     float: flags.DEFINE_float,
     list: flags.DEFINE_multi_string,
 }
+# What a value must be, by how Python and absl say that it is not.
+WRONG = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "('Non-boolean argument": "true or false",
+}
 Json = Flag[bool, "print JSON"]
 Workdir = Flag[str | None, "run folder"]
 StopSeconds = Flag[float, "seconds to shut down after a signal", 1.0]
@@ -68,13 +75,16 @@ def command(
                 folder = flag in FOLDERS or flag.startswith("config.data.")
                 check_local(f"--{flag}" if given else "", text if given else word, web=not folder)
             args = [_expanded(word) for word in args]
+            own = args[: args.index("--")] if "--" in args else args
+            asks = bool({"--help", "-h"} & {*own})
+            if not asks:
+                _check_given(own, parameters)
             keywords: dict[str, Any] = {}
             if "config" in parameters:
                 keywords["config"], fields, args = read_config(args)
                 keywords |= {"fields": fields} if has_fields else {}
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
-            own = args[: args.index("--")] if "--" in args else args
-            if {"--help", "-h"} & {*own}:
+            if asks:
                 print_help(name, function.__doc__, words, flags_only, keywords.get("config"))
                 return 0
             values, rest = _parse(name, args, flags_only, "config" in parameters)
@@ -98,6 +108,21 @@ def _expanded(word: str) -> str:
     if flag.startswith("-") and given:
         return word if "config." in flag else f"{flag}={os.path.expanduser(text)}"
     return os.path.expanduser(word)
+
+
+def _check_given(args: list[str], parameters: dict[str, inspect.Parameter]) -> None:
+    """Raises a UserError for a flag that would take the next flag as its value; --flag=--next is a value."""
+    words = iter(args)
+    for word in words:
+        name = word.lstrip("-")
+        if not word.startswith("-") or "=" in word:
+            continue
+        if name.startswith("config.") and "config" in parameters:
+            takes = not isinstance(config_lib.field(name.removeprefix("config.")).default, bool)
+        else:
+            takes = name in parameters and not _is_switch(parameters[name])
+        if takes and next(words, "--").startswith("--"):
+            raise UserError(f"--{name} has no value; write --{name}=VALUE")
 
 
 def _flag_of(word: str, known: Container[str]) -> str | None:
@@ -154,10 +179,16 @@ def _parse(
         known = [f"--{name}" for name in values if name not in ("?", "help", "helpfull", "helpshort")]
         raise unknown(f"flag of cnnjax {command}", f"--{error.flagname}", known) from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(one_line(error, None)) from None
+        text = one_line(error, None)
+        if wrong := re.match(f"flag (--.*): ({'|'.join(map(re.escape, WRONG))})", text):
+            text = f"{wrong[1]} must be {WRONG[wrong[2]]}"
+        raise UserError(text) from None
     for name in values:
-        if isinstance(number := values[name].value, float) and not math.isfinite(number):
-            raise UserError(f"--{name}={number} must be a finite number")
+        value = values[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value} must be a finite number")
+        if values[name].present and "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"--{name}= is empty (an unset variable?); give a value, or leave it out")
     return values, rest
 
 

@@ -103,11 +103,16 @@ def run(args: list[str]) -> int:
         return _fail(f"{error.filename or 'a file'} cannot be written or read: {reason}", 1)
     except Interrupted as error:
         return _fail(error, 128 + error.signum)
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:
+        from cnnjax.runs import devices
         from cnnjax.runs.log import NonFiniteLoss
 
         if isinstance(error, NonFiniteLoss):
             return _fail(error, 3)
+        try:
+            devices.check()
+        except UserError as reason:  # JAX starts its devices wherever they are first used
+            return _fail(reason, 2)
         raise
     finally:
         sys.stdout, sys.stderr = before

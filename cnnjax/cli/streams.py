@@ -10,7 +10,8 @@ def repair() -> None:
     """Makes closed streams /dev/null."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # else the next file that is opened would take its number
-            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode))  # noqa: SIM115, until the end
+            null = os.open(os.devnull, os.O_RDWR)  # until the end, where Python warns of files that it closes
+            setattr(sys, name, open(null, mode, closefd=False))  # noqa: SIM115
 
 
 def broken() -> str | None:

@@ -74,7 +74,6 @@ def fetch(remote: Remote, path: Path) -> None:
                 file.truncate(0)
                 raise UserError(f"{web.shown(remote.address)}: {problem}; the file was discarded")
             os.fsync(file.fileno())
-            os.chmod(part, 0o644)
             os.replace(part, path)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -107,7 +106,7 @@ def _alone(part: Path, path: Path) -> Iterator[FileIO | None]:
     """The unfinished file of a path, locked; None if another process finished it while it had the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         with open(handle, "r+b", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,6 +10,7 @@ import json
 import os
 import reprlib
 import resource
+import secrets
 import shutil
 import stat
 import tempfile
@@ -71,7 +72,6 @@ def replacing(path: Path) -> Iterator[Path]:
         _unfinished.add(part)
         yield part
         os.fsync(handle)
-        os.chmod(part, 0o644)  # mkstemp's is readable by its owner alone
         os.replace(part, path)
     except OSError as error:
         if error.errno and (error.filename is None or PART in str(error.filename)):
@@ -87,11 +87,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def _new_part(folder: Path, name: str) -> tuple[int, Path]:
     """A file for `replacing`, locked as long as it is open, so that nobody takes it for one that was left."""
     while True:
-        handle, made = tempfile.mkstemp(f"-{name}", PART, folder)
+        part = folder.absolute() / f"{PART}{secrets.token_hex(8)}-{name}"
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask, unlike mkstemp's
         with contextlib.suppress(OSError):  # not all file systems have locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
-            return handle, Path(made)
+            return handle, part
         os.close(handle)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cnnjax.errors import UserError, by_name, one_line, unknown
+from cnnjax.runs import devices
 from cnnjax.runs import manifest as manifests
 from cnnjax.runs.folder import Run
 from cnnjax.runs.manifest import Manifest, Numbers
@@ -113,6 +114,7 @@ class Checkpoints:
 
     def read(self, step: int) -> dict[str, Tree]:
         """The tree of one checkpoint as nested dicts of NumPy arrays, whatever devices it was saved on."""
+        devices.check()  # orbax starts them
         try:
             manifests.verify(self.folder(step))
             with ocp.PyTreeCheckpointer() as reader:

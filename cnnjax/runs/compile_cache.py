@@ -18,6 +18,7 @@ import jax
 from cnnjax.data.files import make_cache_folder
 from cnnjax.errors import UserError, scheme_of, visible
 from cnnjax.ops import cpu
+from cnnjax.runs import devices
 
 SWITCH = "CNNJAX_COMPILE_CACHE"
 MAX_BYTES = 2**31
@@ -28,7 +29,9 @@ def enable() -> str:
     """Makes JAX load programs from the folder, and save there what took over a second to compile.
 
     Returns the folder, or "off: " and the reason. A folder that others may change is never read.
+    A UserError if there is no device to compile for.
     """
+    devices.check()
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "false", "no"):
         return f"off: {SWITCH}={os.environ[SWITCH]}"
     if own := jax.config.values["jax_compilation_cache_dir"]:

@@ -29,7 +29,8 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 def data_name(given: str | Path) -> str:
     """The name of a data set that --data gives: one as in config.data.name, or a folder of images."""
-    given = str(given)
+    if not (given := str(given)):  # as a path it would be the current folder
+        raise UserError("data='' names no data set; allowed: a name, a folder of images, or None")
     if ":" in given or given in datasets.DATASETS or not Path(given).expanduser().is_dir():
         return given
     return f"folder:{given}"

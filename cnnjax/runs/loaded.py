@@ -96,7 +96,7 @@ def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path
 
 def with_data(config: ConfigDict | None, data: str | Path | None, image_shape: Shape) -> ConfigDict | None:
     """A run's config, or the default one, with another data set in the network's shape."""
-    if not data:
+    if data is None:
         return config
     config, data = config or config_lib.default(), data_name(data)
     fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}

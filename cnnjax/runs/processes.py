@@ -77,7 +77,8 @@ def _detection(coordinator: str | None) -> str | None:
 
 def joined() -> bool:
     """Whether this process is one of several."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    # Not jax.process_count(), which starts the devices, and fails if that fails.
+    return jax.distributed.is_initialized() and distributed.global_state.num_processes > 1
 
 
 def is_first() -> bool:
@@ -87,7 +88,8 @@ def is_first() -> bool:
 
 def name() -> str:
     """The prefix of what a process prints: 'process 1 of 2: ', or '' if it is alone."""
-    return f"process {jax.process_index()} of {jax.process_count()}: " if joined() else ""
+    state = distributed.global_state
+    return f"process {state.process_id} of {state.num_processes}: " if joined() else ""
 
 
 def leave(code: int) -> NoReturn:

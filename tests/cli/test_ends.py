@@ -199,6 +199,7 @@ STREAMS = {
     "full": ("{} > /dev/full", 1, "cnnjax: the output cannot be written: No space left on device\n"),
     "closed output": ("{} >&-", 0, ""),
     "closed input": ("{} <&- >/dev/null", 0, ""),
+    "closed input, strict": ("PYTHONWARNINGS=error {} <&- >/dev/null", 0, ""),
     "no streams": ("{} <&- >&- 2>&-", 0, ""),
     "nobody reads": ("{} | true; exit ${{PIPESTATUS[0]}}", 1, ""),
     "ascii": ("PYTHONIOENCODING=ascii {} > /dev/null", 0, ""),

@@ -36,6 +36,13 @@ def test_values_have_their_types_and_own_flags_replace_shared_ones():
     assert CALLS.pop() == ([], 0.5, [], False, "n", {"size": 8})
 
 
+def test_a_value_after_an_equals_sign_may_look_like_a_flag():
+    show(["--name=--json", "--name", "-x", "--many", "-json", "--share", "1"])
+    assert CALLS.pop() == ([], 1.0, ["-json"], False, "-x", {"size": 8})
+    show(["--name=--json"])
+    assert CALLS.pop()[4] == "--json"
+
+
 def test_words_after_two_dashes_are_no_flags():
     show(["--", "--size=3", "--help"])
     assert CALLS.pop()[0] == ["--size=3", "--help"]
@@ -46,7 +53,18 @@ def test_words_after_two_dashes_are_no_flags():
     [
         (["--size=0"], "size"),
         (["--size=65"], "size"),
-        (["--size=many"], "many"),
+        (["--size=many"], "--size=many must be a whole number"),
+        (["--size=1e3"], "--size=1e3 must be a whole number"),
+        (["--size="], "--size= must be a whole number"),
+        (["--share=half"], "--share=half must be a number"),
+        (["--json=maybe"], "--json=maybe must be true or false"),
+        (["--name="], "--name= is empty (an unset variable?); give a value, or leave it out"),
+        (["--name", ""], "--name= is empty"),
+        (["--many=x", "--many="], "--many= is empty"),
+        (["--name", "--json"], "--name has no value; write --name=VALUE"),
+        (["--size", "--json"], "--size has no value"),
+        (["--many=x", "--many"], "--many has no value"),
+        (["--name", "--", "a"], "--name has no value"),
         (["--share=-1"], "share"),
         (["--share=nan"], "--share=nan must be a finite number"),
         (["--share=1e999"], "--share=inf must be a finite number"),

@@ -23,6 +23,7 @@ from rich.live import Live
 from cnnjax.cli import completion, main
 from cnnjax.cli.boards import LiveBoard
 from cnnjax.cli.examples import EXAMPLES
+from cnnjax.cli.flags import FLAGS
 from cnnjax.cli.progress import Bar, Lines
 from cnnjax.cli.tables import Console
 from cnnjax.errors import UserError, unknown
@@ -165,6 +166,10 @@ MISTAKES = {
     "train --config.optimizer.learning_rate_scales=nowhere:2": "'nowhere' matches no parameter path; paths: ",
     "train --config=nofile.py": "--config=nofile.py is neither a file nor an example; examples: cifar10_",
     "train --config=imagenet_resnet": "nor an example (did you mean imagenet_resnet50",
+    "train --workdir --print_config": "--workdir has no value; write --workdir=VALUE",
+    "train --config --print_config": "--config has no value; write --config=VALUE",
+    "train --config.model --print_config": "--config.model has no value; write --config.model=VALUE",
+    "bench train --model --json": "--model has no value",
     "train --wrkdir=x": "unknown flag of cnnjax train '--wrkdir' (did you mean '--workdir'?)",
     "train --epochs=3": "unknown flag of cnnjax train '--epochs' (did you mean --config.total_epochs=VALUE?)",
     "train --lr=1": "did you mean --config.optimizer.learning_rate=VALUE?",
@@ -207,6 +212,22 @@ def test_a_mistake_is_told_in_one_line_before_anything_compiles(command, capsys,
     assert captured.err.startswith("cnnjax: ")
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+@pytest.mark.parametrize("command", [*main.COMMANDS, "bench data", "bench predict"])
+def test_no_flag_takes_an_empty_text(command, capsys, tmp_path, monkeypatch):
+    """As of --workdir="$UNSET": the run would go elsewhere, or read other data."""
+    monkeypatch.chdir(tmp_path)
+    command = "bench train" if command == "bench" else command
+    assert main.run([*command.split(), "--help"]) == 0 and capsys.readouterr()  # its file is imported
+    flags = [flag for flag in FLAGS[command] if flag.endswith("=")]
+    for flag in flags:
+        assert main.run([*command.split(), flag]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(
+            (f"cnnjax: {flag} is empty", f"cnnjax: {flag} must be a", f"cnnjax: {flag} is neither")
+        ), error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import resource
 import shutil
 import subprocess
@@ -63,6 +64,16 @@ def test_a_file_is_fetched_once(server, path, digits, length):
         fetch(remote(server, digits), path)
         assert path.read_bytes() == BODY and names(path) == ["a.bin"]
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_a_fetched_file_has_what_the_umask_allows(server, path, umask):
+    before = os.umask(umask)
+    try:
+        fetch(remote(server), path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("etags", [True, False])

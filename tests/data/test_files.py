@@ -27,7 +27,6 @@ def test_a_file_is_replaced_whole_or_kept(tmp_path, monkeypatch):
     atomic_write(file, "old")
     atomic_write(file, b"\xff\x00")
     assert file.read_bytes() == b"\xff\x00"
-    assert file.stat().st_mode & 0o777 == 0o644
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -37,6 +36,17 @@ def test_a_file_is_replaced_whole_or_kept(tmp_path, monkeypatch):
         atomic_write(file, "new")
     assert file.read_bytes() == b"\xff\x00"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_a_written_file_has_what_the_umask_allows(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        for content in ("old", "new"):
+            atomic_write(tmp_path / "a.json", content)
+            assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
 
 
 def test_the_checksum_is_that_of_the_bytes(tmp_path):

@@ -1,6 +1,5 @@
 """Networks in 8-bit integers against the same in float32."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
 
 import cnnjax
 from cnnjax.cli import main
@@ -19,6 +17,7 @@ from cnnjax.inference import export, int8
 from cnnjax.inference.model import untrained
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
+from tests.conftest import needs_extra
 from tests.inference.test_fused import SIDES, SPOILT, spoilt, variables_of
 
 kernels = pytest.mark.skipif(not cpu.takes(), reason=f"CPU kernels {cpu.status()}")
@@ -173,8 +172,7 @@ def test_a_processor_without_integers_is_told_which_have_them(tiny_run, tmp_path
 
 @pytest.mark.slow
 def test_dense_layers_before_the_last_are_exported_in_integers(tmp_path):
-    for name in ("onnx", "jax2onnx", "onnxruntime"):
-        pytest.importorskip(name, reason="the extra `onnx` is not here")
+    needs_extra("onnx")
     images = np.random.default_rng(1).integers(0, 256, (16, 28, 28, 1), np.uint8)
     done = export.export(
         untrained("lenet_300_100"), "onnx", tmp_path / "a.onnx", dtype="int8", calibration=images
@@ -184,12 +182,10 @@ def test_dense_layers_before_the_last_are_exported_in_integers(tmp_path):
 
 def test_an_export_to_onnx_has_integers_around_its_layers(sample_run, tmp_path, capsys):
     """Weights of each channel in 8 bits, the last dense layer in float32, batches of any size."""
-    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not here")
-    pytest.importorskip("jax2onnx", reason="the converter is not here: the extra `onnx`")
-    runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not here")
-    for asked in map(Requirement, importlib.metadata.requires("cnnjax")):
-        if asked.name == "jax" and "onnx" in str(asked.marker) and jax.__version__ not in asked.specifier:
-            pytest.skip(f"the extra `onnx` asks for jax{asked.specifier}, here is {jax.__version__}")
+    needs_extra("onnx")
+    import onnx
+    import onnxruntime as runtime
+
     file = tmp_path / "net.onnx"
     words = [f"--workdir={sample_run}", "--format=onnx", f"--out={file}", "--dtype=int8"]
     assert main.run(["export", *words]) == 0

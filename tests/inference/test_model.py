@@ -1,7 +1,6 @@
 """From a run folder to predictions, pictures, comparisons and files for other programs."""
 
 import dataclasses
-import importlib.metadata
 import io
 import json
 import os
@@ -15,7 +14,6 @@ import jaxlib
 import numpy as np
 import pytest
 from flax import linen as nn
-from packaging.requirements import Requirement
 from PIL import ExifTags, Image
 
 import cnnjax
@@ -30,6 +28,7 @@ from cnnjax.inference.model import Failure
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
 from cnnjax.runs.folder import Run
+from tests.conftest import needs_extra
 
 
 @pytest.fixture(scope="module")
@@ -450,7 +449,7 @@ def test_an_export_is_read_back_and_gives_the_same_logits(form, half, trained, t
 
 def test_onnx_is_compared_with_products_of_whole_float32(trained, tmp_path):
     """Those of GPUs and TPUs are rounded to fewer bits by default, and differ by more than is allowed."""
-    pytest.importorskip("jax2onnx")
+    needs_extra("onnx")
     seen = set()
 
     def noted(call, args, kwargs, context):
@@ -464,12 +463,11 @@ def test_onnx_is_compared_with_products_of_whole_float32(trained, tmp_path):
 
 def test_onnx_takes_batches_of_any_size_in_operations_that_others_know(trained, tmp_path, monkeypatch):
     """One test, since the converter takes seconds to load: any batch, one size, half weights, a refusal."""
-    onnx = pytest.importorskip("onnx", reason="the extra `onnx` is not here")
-    converter = pytest.importorskip("jax2onnx", reason="the converter is not here: the extra `onnx`")
-    runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not here")
-    for asked in map(Requirement, importlib.metadata.requires("cnnjax")):
-        if asked.name == "jax" and "onnx" in str(asked.marker) and jax.__version__ not in asked.specifier:
-            pytest.skip(f"the extra `onnx` asks for jax{asked.specifier}, here is {jax.__version__}")
+    needs_extra("onnx")
+    import jax2onnx as converter
+    import onnx
+    import onnxruntime as runtime
+
     wide = with_network(trained, "simple_cnn(widths=(32, 64))")
     done = export.export(wide, "onnx", tmp_path / "net.onnx")
     assert done.num_bytes == (tmp_path / "net.onnx").stat().st_size

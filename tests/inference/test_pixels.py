@@ -32,6 +32,7 @@ from cnnjax.models.weights import files, to_torch
 from cnnjax.runs.experiment import build
 from cnnjax.runs.facts import preset_recipe
 from cnnjax.runs.folder import Run
+from tests.conftest import needs_extra
 from tests.data.test_recipe import assert_is, cut_middle, jpeg, photo, pillows, upright
 
 SPEC = "squeezenet1_1(stem='cifar', stem_width=8, squeezes=((2,),(4,)), num_classes=3)"
@@ -236,8 +237,7 @@ def test_prepared_and_inspected_sets_say_which_split_is_decoded_fast(photos, tmp
 def test_an_exported_graph_takes_images_of_any_size(form, name, imported, photos, tmp_path, capsys):
     """uint8 [H, W, 3] in, the probabilities of `predict` out."""
     if form == "onnx":
-        for module in ("onnx", "jax2onnx", "onnxruntime"):
-            pytest.importorskip(module, reason="the extra `onnx` is not here")
+        needs_extra("onnx")
     recipe, pillow = RECIPES[name]
     run = with_recipe(imported, tmp_path, recipe)
     file = tmp_path / f"net.{form}"

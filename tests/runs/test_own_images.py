@@ -188,4 +188,6 @@ def test_a_folder_is_data_and_a_known_name_is_that_data_set(door, tmp_path, monk
 
     assert name("photos") == "folder:photos" and name("folder:photos") == "folder:photos"
     assert name("./mnist") == "folder:./mnist"
+    with pytest.raises(UserError, match="data='' names no data set"):
+        name("")
     assert door == "suited" or (name("mnist"), name("nowhere")) == ("mnist", "nowhere")
