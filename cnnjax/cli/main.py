@@ -152,9 +152,10 @@ def version() -> str:
 def _fail(message: object, code: int) -> int:
     processes = _joined()
     try:
+        line = f"cnnjax: {processes.name() if processes else ''}{visible(message)}\n"
         print(
-            f"cnnjax: {processes.name() if processes else ''}{visible(message)}", file=sys.stderr, flush=True
-        )
+            line, end="", file=sys.stderr, flush=True
+        )  # one write: of several processes none cuts another's
     except OSError:
         streams.discard(2)
     return code

@@ -35,8 +35,8 @@ class Console(rich_console.Console):
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Prints one line, whatever names are in it."""
-    print(visible(text), file=sys.stderr if error else None, flush=True)
+    """Prints one line, whatever names are in it, in one write: of several processes none cuts another's."""
+    print(f"{visible(text)}\n", end="", file=sys.stderr if error else None, flush=True)
 
 
 def print_tables(*tables: Table) -> None:
