@@ -207,7 +207,7 @@ def _weighted_mean(x: Array, weights: np.ndarray, strides: Pair, sides: Sides, c
     views = np.lib.stride_tricks.sliding_window_view(np.pad(ones, uncounted), weights.shape)
     coverage = np.einsum("hwij,ij->hw", views[:: strides[0], :: strides[1]], weights)
     total = _weighted_sum(widen(x), weights, strides, sides)
-    return (total / coverage[None, :, :, None].astype(np.float32)).astype(x.dtype)
+    return (total / coverage[None, :, :, None].astype(total.dtype)).astype(x.dtype)
 
 
 def _windows(

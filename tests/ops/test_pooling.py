@@ -120,6 +120,17 @@ def test_forward_and_gradient_equal_loops_over_the_windows(name, pool, geometry)
     np.testing.assert_allclose(slope, back(g), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "pool"), list(zip(NAMES, POOLS, strict=True)), ids=NAMES)
+def test_float64_stays_float64(name, pool):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 8, 2)))
+        expected, back = reference(name, x, *GEOMETRIES[2])
+        y, g, slope = run(lambda x: pool(x, *GEOMETRIES[2]), x, normal)
+        assert y.dtype == slope.dtype == jnp.float64
+        np.testing.assert_allclose(y, expected, rtol=1e-13)
+        np.testing.assert_allclose(slope, back(g), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 2), (2, 3)), ((9, 9), (1, 1))]
