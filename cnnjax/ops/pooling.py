@@ -16,7 +16,16 @@ from jax import Array, lax
 from cnnjax.errors import UserError
 from cnnjax.ops.cpu import channel_sums, make_max_pool, takes
 from cnnjax.ops.portable import is_portable, max_windows, sum_windows
-from cnnjax.ops.shapes import Padding, Pair, Sides, Size, pair, pool_output_size, resolve_padding
+from cnnjax.ops.shapes import (
+    Padding,
+    Pair,
+    Sides,
+    Size,
+    first_inside,
+    pair,
+    pool_output_size,
+    resolve_padding,
+)
 
 Places = tuple[Array, Array]  # row and column of each maximum in its window
 
@@ -40,10 +49,10 @@ def max_pool(
     overlap = shape[0] > steps[0] or shape[1] > steps[1]
     if overlap and x.shape[3] >= 32 and shape[0] * shape[1] <= 255 and takes(x):
         return _max_pool_on_cpu(x, shape, steps, sides)
-    x = _pad(x, sides, -np.inf)
-    if shape == x.shape[1:3]:
-        return global_max_pool(x)[:, None, None, :]
-    return _window_maxima(x, x.shape[1:3], shape, steps)
+    padded, before = _pad(x, sides, -np.inf), (sides[0][0], sides[1][0])
+    if shape == padded.shape[1:3]:  # one window, over these pixels
+        return global_max_pool(x[:, : shape[0] - before[0], : shape[1] - before[1]])[:, None, None, :]
+    return _window_maxima(padded, padded.shape[1:3], shape, steps, before)
 
 
 _max_pool_on_cpu = make_max_pool()
@@ -198,7 +207,7 @@ def _weighted_mean(x: Array, weights: np.ndarray, strides: Pair, sides: Sides, c
     views = np.lib.stride_tricks.sliding_window_view(np.pad(ones, uncounted), weights.shape)
     coverage = np.einsum("hwij,ij->hw", views[:: strides[0], :: strides[1]], weights)
     total = _weighted_sum(widen(x), weights, strides, sides)
-    return (total / coverage[None, :, :, None].astype(np.float32)).astype(x.dtype)
+    return (total / coverage[None, :, :, None].astype(total.dtype)).astype(x.dtype)
 
 
 def _windows(
@@ -223,20 +232,25 @@ def _check_image(x: Array) -> None:
         raise UserError(f"pooling of x {x.dtype} {x.shape}: allowed is float [B, H, W, C]")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _window_maxima(x: Array, size: Pair, window: Pair, strides: Pair) -> Array:
-    """Maximum of each window of images of that size; the gradient goes to the first maximum."""
-    return _max_forward(x, size, window, strides)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _window_maxima(x: Array, size: Pair, window: Pair, strides: Pair, before: Pair) -> Array:
+    """Maximum of each window of images of that size; the gradient goes to the first maximum.
+
+    `before` is how much of -inf stands above and left, to which no gradient goes.
+    """
+    return _max_forward(x, size, window, strides, before)[0]
 
 
-def _max_forward(x: Array, size: Pair, window: Pair, strides: Pair) -> tuple[Array, Places]:
+def _max_forward(x: Array, size: Pair, window: Pair, strides: Pair, before: Pair) -> tuple[Array, Places]:
     # First along the columns, then the rows: so the first maximum is the first in row-major order.
-    best, column = _max_along(x, 2, window[1], strides[1])
-    best, row = _max_along(best, 1, window[0], strides[0])
+    best, column = _max_along(x, 2, window[1], strides[1], before[1])
+    best, row = _max_along(best, 1, window[0], strides[0], before[0])
     return best, (row, column)
 
 
-def _max_backward(size: Pair, window: Pair, strides: Pair, places: Places, grad: Array) -> tuple[Array]:
+def _max_backward(
+    size: Pair, window: Pair, strides: Pair, before: Pair, places: Places, grad: Array
+) -> tuple[Array]:
     total = widen(grad) if window[0] > strides[0] or window[1] > strides[1] else grad
     for axis in range(2):
         total = _send_back(total, places[axis], axis + 1, size[axis], window[axis], strides[axis])
@@ -246,11 +260,12 @@ def _max_backward(size: Pair, window: Pair, strides: Pair, places: Places, grad:
 _window_maxima.defvjp(_max_forward, _max_backward)
 
 
-def _max_along(x: Array, axis: int, window: int, stride: int) -> tuple[Array, Array]:
-    """Maximum of windows along one axis, and the first place in the window where it stands."""
+def _max_along(x: Array, axis: int, window: int, stride: int, before: int) -> tuple[Array, Array]:
+    """Maximum of windows along one axis, and its first place in the window that lies past `before`."""
     last = (x.shape[axis] - window) // stride * stride
     best = lax.slice_in_dim(x, 0, last + 1, stride, axis)
-    place = jnp.zeros(best.shape, np.min_scalar_type(window + stride))
+    first = np.array(first_inside(best.shape[axis], stride, before), np.min_scalar_type(window + stride))
+    place = jnp.broadcast_to(_along(first, axis, x.ndim), best.shape)
     for i in range(1, window):
         value = lax.slice_in_dim(x, i, i + last + 1, stride, axis)
         better = _beats(value, best)

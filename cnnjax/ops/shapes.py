@@ -63,6 +63,11 @@ def pool_output_size(size: int, window: int, stride: int, padding: Size = (0, 0)
     return count
 
 
+def first_inside(count: int, stride: int, before: int) -> tuple[int, ...]:
+    """The first place in each of `count` windows along an axis that is past the padding before the image."""
+    return tuple(max(before - stride * i, 0) for i in range(count))
+
+
 def resolve_padding(padding: Padding, window: Size, strides: Size, dilation: Size, size: Size) -> Sides:
     """A padding, however it is written, as ((top, bottom), (left, right)).
 

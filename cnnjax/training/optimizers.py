@@ -42,8 +42,9 @@ def make_optimizer(
     learning rate, as in torch.optim.AdamW). `decay_mode` '' is the optimizer's default, see `OPTIMIZERS`;
     `decay` is as in `decay_mask`; `gradient_clip` is the maximum global L2 norm of the gradient, 0 for none;
     the averages of leaves that match `freeze` begin after `until` updates, if that is finite; `values` are
-    keyword arguments of the optimizer's function below, None its default. `update` takes `params` and
-    `value=loss`, which only the schedule `plateau` uses.
+    keyword arguments of the optimizer's function below, None its default. `update` takes `params`,
+    `value=loss`, which only the schedule `plateau` uses, and `step`, at which the schedule and `until` are;
+    without it they count the updates.
     """
     rule = by_name("optimizer", name, OPTIMIZERS)
     check("weight_decay", weight_decay, "at least 0", lambda v: v >= 0)
@@ -59,10 +60,27 @@ def make_optimizer(
         shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
         direction = optax.chain(*((shrink, direction) if decay_mode == "coupled" else (direction, shrink)))
     chain = [optax.clip_by_global_norm(gradient_clip)] if gradient_clip else []
-    chain += [direction, rule.rescale(), optax.scale_by_learning_rate(schedule)]
+    chain += [direction, rule.rescale(), _scheduled(schedule)]
     if isinstance(schedule, Schedule) and schedule.plateau is not None:
         chain.append(schedule.plateau)
     return _promoting(optax.chain(*chain))
+
+
+def _scheduled(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_learning_rate` at a given `step`: its own count leaves skipped steps out."""
+    scale = optax.scale_by_learning_rate(schedule)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        step: Array | None = None,
+        **_: Array,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return scale.update(updates, state if step is None else optax.ScaleByScheduleState(step), params)
+
+    return optax.GradientTransformationExtraArgs(scale.init, update)
 
 
 def _promoting(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

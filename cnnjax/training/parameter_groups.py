@@ -166,7 +166,7 @@ def with_groups(
 ) -> optax.GradientTransformationExtraArgs:
     """Adds freezing and learning rate factors to an optimizer; of several patterns the first match counts.
 
-    Frozen leaves have no optimizer state, unless they train after `until` updates.
+    Frozen leaves have no optimizer state, unless they train from step `until` on.
     """
     check_pattern("freeze", freeze)
 
@@ -195,7 +195,10 @@ def partitioned(
 
 
 def held(tx: optax.GradientTransformation, until: float) -> optax.GradientTransformationExtraArgs:
-    """The same, but so many updates are zeros before its first, which finds it as it was initialized."""
+    """The same, but updates are zeros before step `until`, which finds it as it was initialized.
+
+    `update` takes `step`; without it steps are updates.
+    """
     tx = optax.with_extra_args_support(tx)
 
     def init(params: optax.Params) -> tuple[jax.Array, optax.OptState]:
@@ -207,7 +210,7 @@ def held(tx: optax.GradientTransformation, until: float) -> optax.GradientTransf
         params: optax.Params | None = None,
         **more: jax.Array,
     ) -> tuple[optax.Updates, tuple[jax.Array, optax.OptState]]:
-        count, inner = state
+        count, inner = more.get("step", state[0]), state[1]  # its own leaves skipped steps out
         new, after = tx.update(updates, inner, params, **more)
         moves = count >= until
         new = jax.tree.map(lambda x: jnp.where(moves, x, jnp.zeros_like(x)), new)

@@ -68,6 +68,40 @@ def test_mirror_and_mirror_translate():
     np.testing.assert_allclose(np.exp(found("mirror_translate(pixels=2)", WHOLE)), expected, rtol=1e-5)
 
 
+RESIZED = ["scale_jitter(64, sides=(64, 64))", "random_resized_crop((64, 48), area=(1.0, 1.0))"]
+
+
+@pytest.mark.parametrize("step", RESIZED)
+def test_views_are_of_the_image_as_the_steps_before_the_crop_leave_it(step):
+    first = augment.parse(f"{step}|scale", image_shape=(96, 96, 3))
+    height, width, _ = first.output_shape
+    chain = augment.parse(f"{step}|center_crop(40)|scale", image_shape=(96, 96, 3))
+    (views,) = protocols.parse("ten_crop", chain, (96, 96, 3)).views
+    middle = ((height - 40) // 2, (width - 40) // 2)
+    corners = {(0, 0), (0, width - 40), (height - 40, 0), (height - 40, width - 40)}
+    assert {place[:2] for place in views.places} == {*corners, middle}
+    scaled = protocols.parse("multi_scale((24,))", chain, (96, 96, 3))
+    assert scaled.input_shapes == {(round(24 * height / width), 24, 3)}
+
+
+@pytest.mark.parametrize(
+    "protocol", ["center", "mirror", "mirror_translate", "ten_crop", "multi_scale((64,))"]
+)
+@pytest.mark.parametrize(
+    "chain", ["center_crop(48)|center_crop(32)|scale", "center_crop(40)|mirror(0.0)|scale"]
+)
+def test_input_shapes_are_those_of_what_the_network_gets(protocol, chain):
+    seen = set()
+
+    def network(image):
+        seen.add(image.shape[1:])
+        return image.mean((1, 2))
+
+    protocol = protocols.parse(protocol, augment.parse(chain, image_shape=(64, 64, 3)), (64, 64, 3))
+    jax.eval_shape(lambda images: protocol(network, images), jnp.zeros((2, 64, 64, 3), jnp.uint8))
+    assert protocol.input_shapes == seen
+
+
 def test_multi_scale_looks_at_whole_images_of_each_size():
     protocol = protocols.parse("multi_scale(sides=(10, 20))", CROPPED, (12, 10, 3))
     assert protocol.input_shapes == {(12, 10, 3), (24, 20, 3)}
@@ -92,6 +126,12 @@ def test_a_wrong_protocol_is_told_in_one_line(spec, words):
     with pytest.raises(UserError, match="protocol") as error:
         protocols.parse(spec, CROPPED, (12, 10, 3))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_size_too_small_for_a_later_crop_is_told():
+    chain = augment.parse("center_crop(9)|center_crop(8)|scale", image_shape=(12, 10, 3))
+    with pytest.raises(UserError, match=r"^protocol=multi_scale: augmentation center_crop: size = 8 .* 6x5;"):
+        protocols.parse("multi_scale((12, 5))", chain, (12, 10, 3))
 
 
 def test_ten_crop_needs_a_crop_and_multi_scale_a_net_without_a_fixed_size(tiny_config):

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import math
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from cnnjax.errors import UserError
-from cnnjax.ops import pooling
+from cnnjax.ops import cpu, pooling
 from tests.conftest import simulated
 
 POOLS = [
@@ -119,6 +120,17 @@ def test_forward_and_gradient_equal_loops_over_the_windows(name, pool, geometry)
     np.testing.assert_allclose(slope, back(g), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "pool"), list(zip(NAMES, POOLS, strict=True)), ids=NAMES)
+def test_float64_stays_float64(name, pool):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 8, 2)))
+        expected, back = reference(name, x, *GEOMETRIES[2])
+        y, g, slope = run(lambda x: pool(x, *GEOMETRIES[2]), x, normal)
+        assert y.dtype == slope.dtype == jnp.float64
+        np.testing.assert_allclose(y, expected, rtol=1e-13)
+        np.testing.assert_allclose(slope, back(g), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("window", "strides"), [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 2), (2, 3)), ((9, 9), (1, 1))]
@@ -137,6 +149,22 @@ def test_max_pool_has_the_gradient_of_reduce_window_on_ties(window, strides, dty
     assert ours.dtype == our_slope.dtype == dtype
     np.testing.assert_array_equal(ours, y)
     np.testing.assert_array_equal(our_slope, slope)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("channels", [2, 32])  # 32 with overlapping windows are those of the kernels
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_no_gradient_is_lost_in_the_padding_of_infinite_images(name, channels, kernels):
+    pool, worst = {"max": (pooling.max_pool, -np.inf), "min": (pooling.min_pool, np.inf)}[name]
+    one = ((7, 8), (7, 8), ((2, 3), (1, 4)), False)  # window over all; below, one that leaves pixels out
+    for geometry in [*GEOMETRIES, one, ((7, 7), (7, 7), ((2, 0), (1, 0)), False)]:
+        size = (5, 7) if geometry == one else (7, 8)
+        x = np.where(ties((1, *size, channels), 1) > 1, 1, worst).astype(np.float32)
+        expected, back = reference(name, x, *geometry)
+        with contextlib.nullcontext() if kernels else cpu.paused():
+            y, g, slope = run(lambda x, pool=pool, geometry=geometry: pool(x, *geometry), x, normal)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_allclose(slope, back(g), rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=10, deadline=None)

@@ -5,14 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models import create_model, init_variables
 from cnnjax.ops import cpu
-from cnnjax.training.optimizers import ema_update, make_optimizer
-from cnnjax.training.schedules import make_schedule
+from cnnjax.training.optimizers import OPTIMIZERS, ema_update, make_optimizer
+from cnnjax.training.parameter_groups import with_groups
+from cnnjax.training.schedules import learning_rate_at, make_schedule
 from cnnjax.training.steps import (
     NEVER,
     batch_gradient,
@@ -96,6 +98,55 @@ def test_a_step_that_is_not_finite_moves_nothing_but_the_count():
     moved, _ = step(after, batch, KEY)
     assert np.any(moved.params["head"]["kernel"] != state.params["head"]["kernel"])
     assert np.any(moved.ema["params"]["head"]["kernel"] != state.ema["params"]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("skipped", [(), (1, 4)], ids=["none", "some"])
+@pytest.mark.parametrize("case", ["plain", "microbatches", "sharpness", "scales", "until"])
+def test_the_applied_rate_and_the_thaw_are_those_of_the_step_also_after_skipped_ones(case, skipped):
+    schedule = make_schedule("cosine", learning_rate=0.1, total_steps=8, warmup_steps=3)
+    groups = {"freeze": "bias", "until": 3} if case == "until" else {}
+    tx = make_optimizer("sgd", schedule, momentum=0.0, **groups)
+    tx = with_groups(tx, scales=[("kernel", 2.0)] if case == "scales" else (), **groups)
+    values = {"microbatches": 2} if case == "microbatches" else {}
+    gradient = functools.partial(batch_gradient, model=Linear(), augment=as_float, **values)
+    if case == "sharpness":
+        gradient = functools.partial(sharpness_aware, gradient=gradient, rho=0.1)
+    state, batch = init_state(Linear(), tx, KEY, (4, 4, 1)), make_batch(range(12))
+    step, bad = jax.jit(functools.partial(train_step, tx=tx, gradient=gradient)), batch["label"].at[0].set(7)
+    for i in range(8):
+        after, _ = step(state, batch | {"label": bad} if i in skipped else batch, KEY)
+        head, new = state.params["head"], after.params["head"]
+        grads, rate = (
+            gradient(state, batch, KEY).grads["head"],
+            learning_rate_at(schedule, i, after.opt_state),
+        )
+        for name in head:
+            factor = 2.0 if (case, name) == ("scales", "kernel") else 1.0
+            moves = i not in skipped and not (case == "until" and name == "bias" and i < 3)
+            moved = head[name] - factor * rate * grads[name] if moves else head[name]
+            np.testing.assert_allclose(new[name], moved, rtol=1e-5, atol=1e-7)
+        state = after
+    counts = [s.count for s in jax.tree.leaves(state.opt_state, is_leaf=is_scheduled) if is_scheduled(s)]
+    assert [int(count) for count in counts] == [8]  # in the place where earlier checkpoints hold it
+
+
+def is_scheduled(node):
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_given_step_that_is_the_number_of_updates_changes_no_bit(name):
+    tx = make_optimizer(name, make_schedule("cosine", learning_rate=0.1, total_steps=5, warmup_steps=2))
+    params = {"conv": {"kernel": jnp.linspace(-1, 1, 36).reshape(3, 3, 2, 2)}, "head": {"bias": jnp.ones(3)}}
+    update = jax.jit(tx.update)
+    states = [tx.init(params)] * 2
+    for step in range(4):
+        updates, counted = update(params, states[0], params, value=jnp.ones(()))
+        stepped, given = update(
+            params, states[1], params, value=jnp.ones(()), step=jnp.asarray(step, jnp.int32)
+        )
+        states = [counted, given]
+        jax.tree.map(np.testing.assert_array_equal, (updates, counted), (stepped, given))
 
 
 @pytest.mark.parametrize("kernels", [True, False])

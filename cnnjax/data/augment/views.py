@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.augment.geometry import pair, resize
-from cnnjax.data.augment.register import Shape
+from cnnjax.data.augment.register import AUGMENTATIONS, Shape
 from cnnjax.errors import UserError, by_name, parse_call
 from cnnjax.ops.activations import identity
 
@@ -28,6 +28,7 @@ class Views:
     prepare: Images  # images uint8 [B, H, W, C] -> the images that the windows are cut from
     finish: Images  # a window -> the network's input
     size: tuple[int, int]  # height and width of the windows
+    input_shape: Shape  # [H, W, C] of the network's input
     places: tuple[Place, ...]  # of each window
     weights: tuple[float, ...]  # of each window in the average; those of a protocol sum to 1
 
@@ -64,24 +65,36 @@ class Protocol:
     @property
     def input_shapes(self) -> set[Shape]:
         """[H, W, C] of all that the network is given."""
-        channels = self.augment.output_shape[2]
-        return {(*views.size, channels) for views in self.views} or {self.augment.output_shape}
+        return {views.input_shape for views in self.views} or {self.augment.output_shape}
 
 
 def _both_ways(*corners: tuple[int, int]) -> tuple[Place, ...]:
     return tuple((top, left, mirrored) for mirrored in (False, True) for top, left in corners)
 
 
-def _at_crop(augment: Augmentation, name: str) -> tuple[Images, Images, tuple[int, int]]:
-    """The part of an augmentation before its center_crop, the part after it, and its size."""
+def _at_crop(
+    augment: Augmentation, image_shape: Shape, name: str
+) -> tuple[Augmentation, Augmentation, tuple[int, int]]:
+    """The part of an augmentation before its first center_crop, the part after it, and the crop's size."""
     names = [step for step, _ in augment.steps]
     if "center_crop" not in names:
         allowed = "one with center_crop(SIZE), which the views replace"
         raise UserError(f"protocol={name}: augmentation {augment.spec!r} has no crop; allowed: {allowed}")
     at = names.index("center_crop")
     parts = augment.steps[:at], augment.steps[at + 1 :]
-    before, after = (dataclasses.replace(augment, steps=steps).preprocess for steps in parts)
+    before, after = (dataclasses.replace(augment, steps=steps) for steps in parts)
+    before = dataclasses.replace(before, output_shape=_shape_after(before, image_shape, name))
     return before, after, pair(dict(augment.steps[at][1])["size"])
+
+
+def _shape_after(augment: Augmentation, shape: Shape, name: str) -> Shape:
+    """[H, W, C] of an image of another shape after its steps; UserError if one of them does not fit."""
+    for step, arguments in augment.steps:
+        try:
+            shape = AUGMENTATIONS[step].output_shape(shape, dict(arguments))
+        except UserError as error:
+            raise UserError(f"protocol={name}: augmentation {step}: {error}") from None
+    return shape
 
 
 def center(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
@@ -91,8 +104,8 @@ def center(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
 
 def mirror(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
     """Two views: what `augment` gives, and its mirror image."""
-    height, width, _ = augment.output_shape
-    return (Views(augment.preprocess, identity, (height, width), _both_ways((0, 0)), (0.5, 0.5)),)
+    shape = augment.output_shape
+    return (Views(augment.preprocess, identity, shape[:2], shape, _both_ways((0, 0)), (0.5, 0.5)),)
 
 
 def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1) -> tuple[Views, ...]:
@@ -100,8 +113,8 @@ def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1)
 
     Source: Jordan 2024, airbench94 (edges reflected, the same weights); it averages logits, not softmax.
     """
-    height, width, _ = augment.output_shape
-    most = min(height, width) - 1
+    shape = augment.output_shape
+    most = min(shape[:2]) - 1
     if type(pixels) is not int or not 0 < pixels <= most:
         raise UserError(f"protocol=mirror_translate: pixels={pixels!r}; allowed: 1 to {most}")
 
@@ -110,15 +123,15 @@ def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1)
         return jnp.pad(augment.preprocess(images), margin, "reflect")
 
     places = _both_ways((pixels, pixels), (0, 0), (2 * pixels, 2 * pixels))
-    return (Views(prepare, identity, (height, width), places, (0.25, 0.125, 0.125) * 2),)
+    return (Views(prepare, identity, shape[:2], shape, places, (0.25, 0.125, 0.125) * 2),)
 
 
 def ten_crop(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
     """The corners, the middle, and their mirror images (Krizhevsky, Sutskever, Hinton 2012, section 4.1)."""
-    before, after, (height, width) = _at_crop(augment, "ten_crop")
-    bottom, right = image_shape[0] - height, image_shape[1] - width
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
-    return (Views(before, after, (height, width), _both_ways(*corners), (0.1,) * 10),)
+    before, after, size = _at_crop(augment, image_shape, "ten_crop")
+    bottom, right = before.output_shape[0] - size[0], before.output_shape[1] - size[1]
+    places = _both_ways((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
+    return (Views(before.preprocess, after.preprocess, size, after.output_shape, places, (0.1,) * 10),)
 
 
 def multi_scale(
@@ -131,12 +144,18 @@ def multi_scale(
     if not isinstance(sides, tuple | list) or not sides or not all(type(s) is int and s > 0 for s in sides):
         allowed = "whole numbers of pixels, as in (224, 256)"
         raise UserError(f"protocol=multi_scale: sides={sides!r}; allowed: {allowed}")
-    before, after, _ = _at_crop(augment, "multi_scale")
+    before, after, _ = _at_crop(augment, image_shape, "multi_scale")
+    height, width, channels = before.output_shape
 
     def at(side: int) -> Views:
-        ratio, weights = side / min(image_shape[:2]), (0.5 / len(sides),) * 2
-        size = (round(image_shape[0] * ratio), round(image_shape[1] * ratio))
-        return Views(lambda x: resize(before(x), size), after, size, _both_ways((0, 0)), weights)
+        ratio, weights = side / min(height, width), (0.5 / len(sides),) * 2
+        size = (round(height * ratio), round(width * ratio))
+        shape = _shape_after(after, (*size, channels), "multi_scale")
+
+        def prepare(images: jax.Array) -> jax.Array:
+            return resize(before.preprocess(images), size)
+
+        return Views(prepare, after.preprocess, size, shape, _both_ways((0, 0)), weights)
 
     return tuple(map(at, sides))
 

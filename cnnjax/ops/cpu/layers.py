@@ -10,7 +10,7 @@ from jax import lax
 from jax.interpreters import ad
 
 from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
-from cnnjax.ops.shapes import Pair, Sides
+from cnnjax.ops.shapes import Pair, Sides, first_inside
 
 ACTS = ("identity", "relu", "relu6", "silu", "hard_swish")  # batch_norm.cc ends with one, by its place
 
@@ -115,7 +115,9 @@ def max_windows_and_places(
     x = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)))
     height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
     taps = [x[:, i : i + height : strides[0], j : j + width : strides[1]] for i, j in np.ndindex(window)]
-    best, place = taps[0], jnp.zeros(taps[0].shape, jnp.uint8)
+    rows, columns = (first_inside(taps[0].shape[1 + i], strides[i], sides[i][0]) for i in range(2))
+    first = np.add.outer(np.multiply(rows, window[1]), columns).astype(np.uint8)  # no pixel of the padding
+    best, place = taps[0], jnp.broadcast_to(first[None, :, :, None], taps[0].shape)
     for i, value in enumerate(taps[1:], 1):
         better = (value > best) | (value != value)
         best, place = jnp.where(better, value, best), jnp.where(better, jnp.uint8(i), place)
