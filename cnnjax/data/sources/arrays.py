@@ -15,25 +15,34 @@ from cnnjax.errors import UserError
 BySplit = Mapping[str, np.ndarray]
 
 
-def to_bytes(images: BySplit, what: object) -> dict[str, np.ndarray]:
-    """uint8 [N, H, W, C] of [N, H, W], [N, H, W, C] or [N, C, H, W], of bytes, 0 to 255, 0 to 1 or truths."""
+def to_bytes(images: BySplit, what: object) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """uint8 [N, H, W, C] of [N, H, W], [N, H, W, C] or [N, C, H, W], of bytes, 0 to 255, 0 to 1 or truths.
+
+    And notes on what they were understood as. The scale is that of all splits, so it takes all of a set.
+    """
     images = {split: _channels_last(each, f"{what}: {split} images") for split, each in images.items()}
     kinds = {split: each.dtype for split, each in images.items()}
     kind = next(iter(kinds.values()))
     if len(set(kinds.values())) > 1 or kind.kind not in "biuf":
         given = ", ".join(f"{split} {each}" for split, each in kinds.items())
         raise UserError(f"{what}: images are {given}; allowed: numbers of one type, of 0 to 255 or 0 to 1")
-    if kind == np.uint8:
-        return {split: np.ascontiguousarray(each) for split, each in images.items()}
-    filled = [each for each in images.values() if each.size] or [np.zeros(1, kind)]
-    low, high = float(min(map(np.min, filled))), float(max(map(np.max, filled)))
-    unit = kind.kind == "b" or (kind.kind == "f" and high <= 1)
+    tops = {split: float(each.max()) for split, each in images.items() if each.size}
+    # NumPy's ends, as Python's may pass over a NaN.
+    low = float(np.min([each.min() for each in images.values() if each.size] or [0]))
+    unit = (high := float(np.max([*tops.values()] or [0]))) <= 1
     # Fractions that end at 16, say, are on a scale of their own.
-    if not (low >= 0 and (unit or high <= 255) and (unit or kind.kind != "f" or high > 127)):
+    if not (low >= 0 and (unit or (high <= 255 and (kind.kind != "f" or high > 127)))):
         allowed = "0 to 255, or 0 to 1, before normalization"
         raise UserError(f"{what}: images are {kind} from {low:.6g} to {high:.6g}; allowed: {allowed}")
+    if not unit and any(0 < top <= 1 for top in tops.values()):  # black ones are of either scale
+        given = ", ".join(f"{split} up to {top:.6g}" for split, top in tops.items())
+        raise UserError(f"{what}: images are {kind}, {given}; allowed: 0 to 255, or 0 to 1, in all splits")
+    note = f"{kind} images of 0 and 1 are read as black and white"
+    notes = (note,) if kind.kind in "iu" and high == 1 else ()
+    if kind == np.uint8 and not unit:
+        return {split: np.ascontiguousarray(each) for split, each in images.items()}, notes
     scale = np.float32(255 if unit else 1)
-    return {split: np.rint(each * scale).astype(np.uint8, order="C") for split, each in images.items()}
+    return {split: np.rint(each * scale).astype(np.uint8, order="C") for split, each in images.items()}, notes
 
 
 def _channels_last(images: np.ndarray, what: str) -> np.ndarray:
