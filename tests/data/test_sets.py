@@ -196,6 +196,11 @@ def test_labels_that_are_names_are_the_classes_of_all_splits(tmp_path, kind):
     assert "train has no images of dog" in load(name, "train").notes
     name = npz(tmp_path, **arrays, class_names=["emu", "cat"])
     assert "dog are not in class_names" in message(load, name, "train")
+    name = npz(tmp_path, **arrays, class_names=["cat", "dog", "emu", "cat"])
+    for split in ("train", "test"):
+        assert "class_names has cat twice" in message(load, name, split)
+    arrays |= {"train_label": LABEL, "test_label": LABEL[:2]}  # numbers say which of the two they mean
+    assert load(npz(tmp_path, **arrays, class_names=["cat", "dog", "cat"]), "train").labels.tolist()[2] == 2
 
 
 @pytest.mark.parametrize(

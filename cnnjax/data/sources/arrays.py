@@ -4,6 +4,7 @@ What holds for one split holds for all: each function takes the arrays of every 
 what could mean two things.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -73,6 +74,10 @@ def to_numbers(labels: BySplit, names: list[str], what: object) -> tuple[dict[st
             f"{what}: labels are names in {', '.join(texts)} only; allowed: names or numbers in all splits"
         )
     if texts:
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            raise UserError(
+                f"{what}: class_names has {listed(twice)} twice; allowed: each once, as labels are names"
+            )
         names = names or sorted({name for each in texts.values() for name in each} - {""})
         places = {"": UNLABELLED} | {name: place for place, name in enumerate(names)}
         if strange := sorted({name for each in texts.values() for name in each} - places.keys()):
