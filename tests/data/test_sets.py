@@ -167,6 +167,19 @@ def test_splits_that_differ_in_shape_type_or_twice_named_are_refused(tmp_path):
     assert "train 4x3x1, test 2x2x1" in message(load, f"idx:{tmp_path}", "train")
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((6, 8, 8, 2), 2), ((6, 12, 10, 10), 10), ((6, 4, 5, 4), 4), ((6, 8, 9, 9), 0), ((6, 3, 8, 3), 0)],
+)
+def test_layouts_of_other_channel_counts(tmp_path, shape, channels):
+    name = npz(tmp_path, x=np.resize(GREY, shape), y=LABEL)
+    if channels:
+        assert load(name, "train").image_shape == shape[1:]
+    else:
+        words = "[N, H, W, C], where C is 1, 3, or at most H and W, and H not 1 or 3"
+        assert words in message(load, name, "train")
+
+
 # Labels
 
 

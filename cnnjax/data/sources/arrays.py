@@ -51,12 +51,13 @@ def _channels_last(images: np.ndarray, what: str) -> np.ndarray:
     if images.ndim == 3:
         return images[..., None]
     if images.ndim == 4:
-        first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
-        if first and not last:
+        second, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
+        if second and not last:
             return images.transpose(0, 2, 3, 1)
-        if not first and (last or images.shape[3] <= min(images.shape[1:3])):
+        if not second and (last or images.shape[3] <= min(images.shape[1:3])):
             return images
-    allowed = "[N, H, W], [N, H, W, C] or [N, C, H, W], where C is 1 or 3 and H and W are not"
+    as_last, as_second = "C is 1, 3, or at most H and W, and H not 1 or 3", "C is 1 or 3, and W not 1 or 3"
+    allowed = f"[N, H, W]; [N, H, W, C], where {as_last}; or [N, C, H, W], where {as_second}"
     raise UserError(f"{what} are {list(images.shape)}; allowed: {allowed}; reshape or transpose them")
 
 
