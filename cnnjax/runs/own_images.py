@@ -31,7 +31,7 @@ def suited(
     """The config with a data set, defaults replaced by what suits it, and a line that lists the choices.
 
     Args:
-      data: a name as in config.data.name, or a folder of images.
+      data: see `inputs.data_name`.
       weights: to start from, as in config.init_from; the head is initialized anew.
       listed: see `datasets.load`.
       given: fields that stay as they are though they are at their defaults.
@@ -40,7 +40,10 @@ def suited(
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
     default, now = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
     free = {name for name, value in default.items() if now[name] == value} - {*given}
-    fields = _fields(config, {} if listed is None else listed, resize="data.size" in free)
+    try:
+        fields = _fields(config, {} if listed is None else listed, resize="data.size" in free)
+    except UserError as error:
+        raise type(error)(str(error).replace("config.data.name: ", "--data: ", 1)) from None
     if config.init_from and "model" in free:
         fields["model"] = _model_of(config.init_from)
     chosen = {name: value for name, value in fields.items() if name in free and value != default[name]}

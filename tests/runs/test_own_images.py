@@ -1,6 +1,7 @@
 """`cnnjax train --data=FOLDER`: what is chosen for images of which nothing is known."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -189,3 +190,29 @@ def test_a_folder_is_data_and_a_known_name_is_that_data_set(door, tmp_path, monk
     assert name("photos") == "folder:photos" and name("folder:photos") == "folder:photos"
     assert name("./mnist") == "folder:./mnist"
     assert door == "suited" or (name("mnist"), name("nowhere")) == ("mnist", "nowhere")
+
+
+@pytest.mark.parametrize("door", ["suited", "with_data"])
+def test_an_archive_or_arrays_are_data_too(door, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", [(8, 8)] * 5)
+    for form in ("zip", "tar"):
+        shutil.make_archive("photos", form, "photos")
+    np.savez("photos.npz", x=np.zeros((10, 8, 8, 3), np.uint8), y=np.arange(10) % 2)
+    (tmp_path / "photos.zip").rename("photos.ZIP")
+
+    def name(data):
+        if door == "with_data":
+            return with_data(None, data, (8, 8, 3)).data.name
+        return suited(config_lib.default(), data)[0].data.name
+
+    assert name("photos.ZIP") == "folder:photos.ZIP" and name("photos.npz") == "npz:photos.npz"
+    assert name("folder:photos.tar") == "folder:photos.tar"
+    words = r"^--data=photos.tar .*; allowed: folder:photos.tar for class folders, tar:photos.tar for Web"
+    with pytest.raises(UserError, match=words):
+        name("photos.tar")
+
+
+def test_an_unknown_data_set_is_named_by_its_flag(tmp_path, capsys):
+    assert main.run(["train", "--data=nowhere.zip", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err.startswith("cnnjax: --data: unknown data set 'nowhere.zip'")
