@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Collection
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
@@ -75,7 +76,9 @@ def _fields(config: ConfigDict, listed: Listed, resize: bool) -> dict[str, confi
     except SeveralSizes:
         source, side, resized = load(config_lib.assign(whole, {"data.size": SIDE})), SIDE, True
     side = SIDE if resized and resize else side
-    count, classes = len(source), source.num_classes
+    count = len(source)
+    # Names may be of classes without images; labels that are not known beforehand, of all.
+    classes = source.num_classes if source.labels is None else len(np.unique(source.labels))
     batch = 32 if count < 5000 else 128
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))
     own = "validation" in source.splits

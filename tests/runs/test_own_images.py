@@ -53,6 +53,14 @@ def test_no_more_is_held_out_than_there_is(tmp_path):
     assert values["data.num_validation"] == 0
 
 
+@pytest.mark.parametrize(("images", "held_out"), [(40, 4), (12, 2), (3, 1)])
+def test_classes_without_images_do_not_count(tmp_path, images, held_out):
+    """Only their names are known; with more of them than half the images none, or half, was held out."""
+    arrays = {"x": np.zeros((images, 8, 8), np.uint8), "y": np.arange(images) % 2}
+    np.savez(tmp_path / "a.npz", **arrays, class_names=[f"class {i}" for i in range(30)])
+    assert chosen(tmp_path / "a.npz")[0]["data.num_validation"] == held_out
+
+
 def test_a_validation_split_of_its_own_is_taken(tmp_path):
     for split in ("train", "val"):
         write(tmp_path / "both" / split, [(32, 32)] * 4)
