@@ -153,9 +153,7 @@ def _fail(message: object, code: int) -> int:
     processes = _joined()
     try:
         line = f"cnnjax: {processes.name() if processes else ''}{visible(message)}\n"
-        print(
-            line, end="", file=sys.stderr, flush=True
-        )  # one write: of several processes none cuts another's
+        print(line, end="", file=sys.stderr, flush=True)  # one write, which no other process cuts
     except OSError:
         streams.discard(2)
     return code

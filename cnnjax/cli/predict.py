@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cnnjax.explore.explain import Explain
     from cnnjax.inference.model import TrainedModel
 
-# What is printed of one image: its classes or its error, and the picture that was written.
+# What is printed of one image: its classes, the picture that was written, or why it or the image failed.
 Row = dict[str, Any]
 CALIBRATION = "int8: images, or a data set, to find ranges on (default: the run's validation split)"
 Named = Sequence[tuple[str, Any]]  # a name, and an image or why it cannot be read
@@ -88,19 +88,20 @@ def predict(
 
         # Integers have no gradients.
         explainer = explain_lib.explainer(trained if dtype == "int8" else network, layer, method)
-    good, errors = [], []
+    good, errors, unwritten = list[Row](), list[str](), list[str]()
     for batch in network.batches(images, batch_size):
         for row in _predict_batch(network, batch, top, batch_size, explainer, out):
             if json:
                 print_json(row)
             if "error" in row:
-                errors.append(row["error"])
-            elif not json:
+                (unwritten if "classes" in row else errors).append(row["error"])
+            if "classes" in row and not json:
                 good.append(row)
     if good:
         print_tables(_table(good))
-    if errors:
-        raise UserError(f"{len(errors)} of the images could not be read: {errors[0]}")
+    problems = {"images could not be read": errors, "pictures could not be written": unwritten}
+    if told := [f"{len(each)} of the {what}: {each[0]}" for what, each in problems.items() if each]:
+        raise UserError("; ".join(told))
 
 
 def _predict_batch(
@@ -124,14 +125,17 @@ def _predict_batch(
         drawn = pictures(trained, images, explainer(images, labels, size))
         explained = (row for row in rows if "classes" in row)
         for row, (method, picture) in zip(explained, drawn, strict=True):
-            row |= {"method": method, "explanation": str(save_beside(picture, row["image"], out))}
+            try:
+                row |= {"method": method, "explanation": str(save_beside(picture, row["image"], out))}
+            except UserError as error:
+                row["error"] = str(error)
     return rows
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    picture = ["picture"] if "explanation" in rows[0] else []
+    picture = ["picture"] if any("explanation" in row for row in rows) else []
     table = Table("image", *(str(i) for i, _ in enumerate(rows[0]["classes"], 1)), *picture)
     for row in rows:
         cells = [f"{item['class']} {100 * item['probability']:.1f} %" for item in row["classes"]]
-        table.add_row(row["image"], *cells, *([row["explanation"]] if picture else []))
+        table.add_row(row["image"], *cells, *([row.get("explanation", "")] if picture else []))
     return table

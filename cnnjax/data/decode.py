@@ -54,8 +54,12 @@ def decode_image(
     `out`, contiguous uint8, may hold what is returned, if that is of its shape.
     For a "square" it is decoded at 1/2, 1/4 or 1/8 as long as it stays twice that large: then the square is
     up to a quarter of a pixel beside Pillow's. BadImage names `what` for bytes that are no image, empty,
-    broken, of several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits.
+    broken, of several frames, of more than MAX_PIXELS or MAX_SCANS, or grey of more than 8 bits. Other
+    `channels`, which only arrays have, are a UserError.
     """
+    if channels not in (1, 3):
+        allowed = "a network of 1 or 3 channels, or images as arrays, such as npz:FILE"
+        raise UserError(f"{what}: a file cannot be read as {channels} channels; allowed: {allowed}")
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")
     size = recipe.crop[0] if recipe and recipe.mode == "square" else None

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from cnnjax.explore.layers import Variables
 from cnnjax.inference.model import TrainedModel
 
 SHORTEST_SIDE = 224  # of a picture, pixels
+MOST_NAME = 255  # bytes of a file's name, as systems allow
 Explanation = tuple[str, np.ndarray]  # the method, and its heat map or picture
 Explain = Callable[[Sequence[np.ndarray], Sequence[int], int], list[Explanation]]
 Heat = Callable[[Variables, np.ndarray, np.ndarray], Array]
@@ -125,7 +127,8 @@ def beside(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
     """Writes the picture of a named image as NAME.gradcam.png; existing files are never overwritten.
 
-    It lies in the folder `out`, created if missing, or beside the image (here, if it is no file).
+    It lies in the folder `out`, created if missing, or beside the image (here, if it is no file). The end of
+    a long NAME is left out. A UserError names a picture that cannot be written.
     """
     source = Path(name)
     check_local("out", out)
@@ -136,9 +139,20 @@ def save_beside(picture: np.ndarray, name: str, out: str | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"out={out} is not a folder ({error.strerror}); name another") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}); name another as out") from None
     for number in itertools.count(1):
-        file = folder / f"{source.stem}.gradcam{'' if number == 1 else f'-{number}'}.png"
-        with contextlib.suppress(FileExistsError), open(file, "xb") as opened:
-            opened.write(data.getvalue())
-            break
+        stem, ending = source.stem, f".gradcam{'' if number == 1 else f'-{number}'}.png"
+        while len(os.fsencode(stem + ending)) > MOST_NAME:
+            stem = stem[:-1]
+        file = folder / f"{stem}{ending}"
+        try:
+            with contextlib.suppress(FileExistsError), open(file, "xb") as opened:
+                opened.write(data.getvalue())
+                break
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what was begun
+                file.unlink()
+            given = f"{file} cannot be written ({error.strerror})"
+            raise UserError(f"{given}; name another folder as out") from None
     return file

@@ -28,12 +28,19 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
 def data_name(given: str | Path) -> str:
-    """The name of a data set that --data gives: one as in config.data.name, or a folder of images."""
+    """The name of a data set that --data gives: one as in config.data.name, or a folder, .zip or .npz.
+
+    A UserError asks what is in a .tar, which may be of class folders or of samples.
+    """
     if not (given := str(given)):  # as a path it would be the current folder
         raise UserError("data='' names no data set; allowed: a name, a folder of images, or None")
-    if ":" in given or given in datasets.DATASETS or not Path(given).expanduser().is_dir():
+    if ":" in given or given in datasets.DATASETS or not (path := Path(given).expanduser()).exists():
         return given
-    return f"folder:{given}"
+    if (suffix := path.suffix.lower()) == ".tar" and path.is_file():
+        forms = f"folder:{given} for class folders, tar:{given} for WebDataset samples"
+        raise UserError(f"--data={given} could be of two forms; allowed: {forms}")
+    form = "folder" if path.is_dir() or suffix == ".zip" else "npz" if suffix == ".npz" else ""
+    return f"{form}:{given}" if form else given
 
 
 def load_split(

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Collection
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
@@ -31,7 +32,7 @@ def suited(
     """The config with a data set, defaults replaced by what suits it, and a line that lists the choices.
 
     Args:
-      data: a name as in config.data.name, or a folder of images.
+      data: see `inputs.data_name`.
       weights: to start from, as in config.init_from; the head is initialized anew.
       listed: see `datasets.load`.
       given: fields that stay as they are though they are at their defaults.
@@ -40,7 +41,10 @@ def suited(
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
     default, now = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
     free = {name for name, value in default.items() if now[name] == value} - {*given}
-    fields = _fields(config, {} if listed is None else listed, resize="data.size" in free)
+    try:
+        fields = _fields(config, {} if listed is None else listed, resize="data.size" in free)
+    except UserError as error:
+        raise type(error)(str(error).replace("config.data.name: ", "--data: ", 1)) from None
     if config.init_from and "model" in free:
         fields["model"] = _model_of(config.init_from)
     chosen = {name: value for name, value in fields.items() if name in free and value != default[name]}
@@ -72,7 +76,9 @@ def _fields(config: ConfigDict, listed: Listed, resize: bool) -> dict[str, confi
     except SeveralSizes:
         source, side, resized = load(config_lib.assign(whole, {"data.size": SIDE})), SIDE, True
     side = SIDE if resized and resize else side
-    count, classes = len(source), source.num_classes
+    count = len(source)
+    # Names may be of classes without images; labels that are not known beforehand, of all.
+    classes = source.num_classes if source.labels is None else len(np.unique(source.labels))
     batch = 32 if count < 5000 else 128
     epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(STEPS * batch / max(count, 1))))
     own = "validation" in source.splits

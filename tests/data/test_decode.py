@@ -13,9 +13,11 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
+from cnnjax.data.datasets import load
 from cnnjax.data.decode import FORMATS, Alike, decode_image, read_header
 from cnnjax.data.recipe import fast
-from cnnjax.errors import BadImage
+from cnnjax.data.sources.source import to_memory
+from cnnjax.errors import BadImage, UserError
 
 RNG = np.random.default_rng(0)
 LARGE = 10_000, 9_000  # pixels of which Pillow warns
@@ -323,6 +325,19 @@ def test_a_jpeg_of_endless_scans_is_refused_at_once():
     last = scans.rindex(b"\xff\xda")
     with pytest.raises(BadImage, match="x: JPEG of 1[0-9]{3} scans; allowed: at most 500"):
         decode_image(scans[:last] + scans[last:-2] * 1000 + b"\xff\xd9", "x", 3)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 10])
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_file_has_no_other_channels_than_grey_or_colour(tmp_path, kind, channels):
+    """They came as one grey channel; a network of arrays of others cannot read files, so none is skipped."""
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"0.{kind}")
+    known = {"class_names": ("a", "b"), "image_shape": (8, 8, channels)}
+    source = load(f"folder:{tmp_path}", "train", size=8, **known)
+    with pytest.raises(UserError, match=rf"0.{kind}: a file cannot be read as {channels} channels") as error:
+        to_memory(source, max_bad=5)
+    assert not isinstance(error.value, BadImage)
 
 
 def test_images_that_are_allowed_raise_no_warning_of_their_size():

@@ -120,6 +120,38 @@ def test_arrays_that_could_mean_two_things_are_refused(tmp_path, images, words):
     assert words in text and "allowed" in text
 
 
+SCALES = {  # of train and test, and what test is read as, or words of the refusal
+    "0 to 1": (np.float32([0, 1]), np.float32([0, 0.5]), [0, 128]),
+    "a darker test": (np.float32([0, 255]), np.float32([0, 110]), [0, 110]),
+    "a black test": (np.float64([0, 255]), np.float64([0, 0]), [0, 0]),
+    "bits": (np.uint8([0, 1]), np.uint8([0, 1]), [0, 255]),
+    "whole bits": (np.int64([0, 1]), np.int64([0, 0]), [0, 0]),
+    "truths": (np.array([False, True]), np.array([True, False]), [255, 0]),
+    "bytes": (np.uint8([0, 2]), np.uint8([0, 2]), [0, 2]),
+    "another test": (np.float32([0, 1]), np.float32([0, 255]), "train up to 1, test up to 255"),
+    "another train": (np.float32([0, 255]), np.float32([0, 0.9]), "train up to 255, test up to 0.9"),
+    "bits in one": (np.uint8([0, 1]), np.uint8([0, 255]), "train up to 1, test up to 255"),
+    "no number in one": (np.float32([0, 255]), np.float32([0, np.nan]), "to nan"),
+}
+
+
+@pytest.mark.parametrize("known", [(), ("0", "1", "2")])
+@pytest.mark.parametrize("case", SCALES)
+def test_the_scale_is_that_of_all_splits_whichever_is_read(tmp_path, case, known):
+    """With the classes of a network only the split that is asked for is looked at."""
+    train, test, wanted = SCALES[case]
+    arrays = {"x_train": np.resize(train, (6, 8, 8)), "x_test": np.resize(test, (6, 8, 8))}
+    name = npz(tmp_path, **arrays, y_train=LABEL, y_test=LABEL)
+    if isinstance(wanted, str):
+        for split in ("train", "test"):
+            assert wanted in message(load, name, split, class_names=known)
+        return
+    source = load(name, "test", class_names=known)
+    assert source.images[0, 0, :2, 0].tolist() == wanted
+    told = f"{train.dtype} images of 0 and 1 are read as black and white"
+    assert (told in source.notes) == ("bits" in case)
+
+
 def test_splits_that_differ_in_shape_type_or_twice_named_are_refused(tmp_path):
     more = {"train_label": LABEL, "test_label": LABEL}
     text = message(load, npz(tmp_path, train_image=GREY, test_image=COLOUR, **more), "train")
@@ -133,6 +165,19 @@ def test_splits_that_differ_in_shape_type_or_twice_named_are_refused(tmp_path):
     )
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 1, 0)))
     assert "train 4x3x1, test 2x2x1" in message(load, f"idx:{tmp_path}", "train")
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((6, 8, 8, 2), 2), ((6, 12, 10, 10), 10), ((6, 4, 5, 4), 4), ((6, 8, 9, 9), 0), ((6, 3, 8, 3), 0)],
+)
+def test_layouts_of_other_channel_counts(tmp_path, shape, channels):
+    name = npz(tmp_path, x=np.resize(GREY, shape), y=LABEL)
+    if channels:
+        assert load(name, "train").image_shape == shape[1:]
+    else:
+        words = "[N, H, W, C], where C is 1, 3, or at most H and W, and H not 1 or 3"
+        assert words in message(load, name, "train")
 
 
 # Labels
@@ -164,6 +209,11 @@ def test_labels_that_are_names_are_the_classes_of_all_splits(tmp_path, kind):
     assert "train has no images of dog" in load(name, "train").notes
     name = npz(tmp_path, **arrays, class_names=["emu", "cat"])
     assert "dog are not in class_names" in message(load, name, "train")
+    name = npz(tmp_path, **arrays, class_names=["cat", "dog", "emu", "cat"])
+    for split in ("train", "test"):
+        assert "class_names has cat twice" in message(load, name, split)
+    arrays |= {"train_label": LABEL, "test_label": LABEL[:2]}  # numbers say which of the two they mean
+    assert load(npz(tmp_path, **arrays, class_names=["cat", "dog", "cat"]), "train").labels.tolist()[2] == 2
 
 
 @pytest.mark.parametrize(

@@ -95,18 +95,34 @@ def test_class_names_are_the_lines_of_a_text_in_utf8(tmp_path, text, names):
             assert load(name, "train").class_names == names
 
 
-def test_samples_with_a_dot_in_their_names_are_told(tmp_path, capsys):
-    """Not those that belong to a sample, as masks do, and no hidden ones."""
-    files = {**samples(0, 3), "000002.mask.png": image(1), "._a.b.png": b"of a Mac", "x.y.txt": b"words"}
+def test_images_with_a_dot_in_their_names_are_told(tmp_path):
+    """Also those that belong to a sample, as masks do, and those of another label; no hidden ones."""
+    files = {**samples(0, 3), "._a.b.png": b"of a Mac", "x.y.txt": b"words"}
     write(tmp_path / "0.tar", files)
     assert "dot" not in str(load(f"tar:{tmp_path}", "train").notes)
+    files |= {"000003.png": image(1), "000003.cls": b"0", "000003.2.png": image(2), "000003.2.cls": b"1"}
+    files |= {"000004.png": image(1), "000004.cls": b"0", "000004.mask.PNG": image(1)}
+    write(tmp_path / "0.tar", files)
+    source = load(f"tar:{tmp_path}", "train")
+    assert len(source) == 5 and source.notes[-1] == "left out: 2 images with a dot in their names"
     for number in range(2):
         dotted = {"v1.2.png": image(1), "v1.2.cls": b"0", "a.b/v1.3.JPEG": image(2)}
         write(tmp_path / f"{number}.tar", files | dotted)
-    assert load(f"tar:{tmp_path}", "train").notes[-1] == "left out: 4 images with a dot in their names"
+    assert load(f"tar:{tmp_path}", "train").notes[-1] == "left out: 8 images with a dot in their names"
     write(tmp_path / "0.tar", dotted)
     with pytest.raises(UserError, match="left out: 2 images with a dot in their names"):
         load(f"tar:{tmp_path}/0.tar", "train")
+
+
+@pytest.mark.parametrize("junk", ["._{}", "__MACOSX/._{}", "__MACOSX/{}", "./.{}", "thumbs.db", "./.x/{}"])
+@pytest.mark.parametrize("start", ["", "./", "../", "a/b/"])
+def test_what_systems_leave_between_the_files_divides_no_sample(tmp_path, junk, start):
+    files: dict[str, bytes] = {}
+    for name, data in samples(0, 3).items():
+        files |= {start + junk.format(name): b"of a Mac", start + name: data}
+    source = load(f"tar:{write(tmp_path / '0.tar', files)}", "train")
+    assert len(source) == 3 and source.labels.tolist() == [0, 1, 2]
+    assert "dot" not in str(source.notes)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +131,9 @@ def test_samples_with_a_dot_in_their_names_are_told(tmp_path, capsys):
         ({"a/1.png": image(1), "a/2.png": image(2)}, "train has no labels: 2 images"),
         ({**samples(0, 3), "x.png": image(1)}, r"0.tar/x.png: no label; others of train have"),
         ({"x.png": image(1), "x.jpg": image(1), "x.cls": b"0"}, "sample 'x' has 2 images"),
+        ({"x.PNG": image(1), "x.png": image(2), "x.cls": b"0"}, "sample 'x' has 2 images"),
+        ({"x.png": image(1), "x.cls": b"0", "x.CLS": b"1"}, "sample 'x' has 2 labels"),
+        ({"x.png": image(1), "x.JSON": b"{}", "x.json": b"{}"}, "sample 'x' has 2 labels"),
         ({"x.cls": b"0"}, "sample 'x' has 0 images"),
         ({"x.png": image(1), "x.cls": b"cat"}, r"0.tar/x.cls: label b'cat'; allowed: digits"),
         ({"x.png": image(1), "x.cls": b"-3"}, "label -3 of example 0 is out of range"),

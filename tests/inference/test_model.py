@@ -1,6 +1,7 @@
 """From a run folder to predictions, pictures, comparisons and files for other programs."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.data import datasets
 from cnnjax.errors import UserError
-from cnnjax.explore import comparison, layers
+from cnnjax.explore import comparison, explain, layers
 from cnnjax.explore.explain import explainer, heat_function
 from cnnjax.inference import export, sidecar
 from cnnjax.inference.model import Failure
@@ -267,6 +268,51 @@ def test_explanations_lie_beside_the_images_and_overwrite_nothing(tiny_run, pict
     methods = [json.loads(line)["method"] for line in capsys.readouterr().out.splitlines()[-5:]]
     assert methods == ["occlusion"] * 5
     assert len(list(other.iterdir())) == 5
+
+
+@pytest.mark.parametrize("stem", ["n" * 251, "ü" * 125, "n" + "é" * 125])
+def test_the_picture_of_a_long_name_has_a_name_that_fits(tiny_run, pictures, stem, capsys):
+    (pictures / "0.png").rename(pictures / f"{stem}.png")
+    command = ["predict", f"--workdir={tiny_run}", str(pictures), "--explain", "--json"]
+    for end in ("", "-2"):
+        assert main.run(command) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert len(rows) == 5 and all(Path(row["explanation"]).is_file() for row in rows)
+        (drawn,) = (Path(row["explanation"]).name for row in rows if row["image"].endswith(f"/{stem}.png"))
+        assert drawn.endswith(f".gradcam{end}.png") and stem.startswith(
+            drawn.removesuffix(f".gradcam{end}.png")
+        )
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_picture_that_cannot_be_written_loses_no_answer(
+    tiny_run, pictures, broken, form, capsys, monkeypatch
+):
+    if broken:
+        (pictures / "5.png").write_bytes(b"x")
+
+    def full(file, *arguments):
+        if "2.gradcam" in str(file):
+            file.touch()  # as it is made before the disk is full
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return open(file, *arguments)
+
+    monkeypatch.setattr(explain, "open", full, raising=False)
+    command = ["predict", f"--workdir={tiny_run}", str(pictures), "--explain", "--batch_size=2"]
+    assert main.run(command + ["--json"] * (form == "json")) == 2
+    printed = capsys.readouterr()
+    words = (
+        f"1 of the pictures could not be written: {pictures}/2.gradcam.png cannot be written (No space left"
+    )
+    assert words in printed.err and printed.err.count("\n") == 1
+    assert ("1 of the images could not be read: " in printed.err) == broken
+    assert not (pictures / "2.gradcam.png").exists()
+    if form == "json":
+        rows = [json.loads(line) for line in printed.out.splitlines()]
+        assert sum("classes" in row for row in rows) == 5 and sum("explanation" in row for row in rows) == 4
+    else:
+        assert all(f"{pictures}/{i}." in printed.out for i in range(5)) and "3.gradcam.png" in printed.out
 
 
 def test_an_empty_grad_cam_is_replaced_and_says_so(trained):

@@ -1,6 +1,7 @@
 """`cnnjax train --data=FOLDER`: what is chosen for images of which nothing is known."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -50,6 +51,14 @@ def test_small_images_stay_as_they_are_and_each_class_has_one_held_out(tmp_path)
 def test_no_more_is_held_out_than_there_is(tmp_path):
     values, _ = chosen(write(tmp_path / "one", [(32, 32)]))
     assert values["data.num_validation"] == 0
+
+
+@pytest.mark.parametrize(("images", "held_out"), [(40, 4), (12, 2), (3, 1)])
+def test_classes_without_images_do_not_count(tmp_path, images, held_out):
+    """Only their names are known; with more of them than half the images none, or half, was held out."""
+    arrays = {"x": np.zeros((images, 8, 8), np.uint8), "y": np.arange(images) % 2}
+    np.savez(tmp_path / "a.npz", **arrays, class_names=[f"class {i}" for i in range(30)])
+    assert chosen(tmp_path / "a.npz")[0]["data.num_validation"] == held_out
 
 
 def test_a_validation_split_of_its_own_is_taken(tmp_path):
@@ -191,3 +200,29 @@ def test_a_folder_is_data_and_a_known_name_is_that_data_set(door, tmp_path, monk
     with pytest.raises(UserError, match="data='' names no data set"):
         name("")
     assert door == "suited" or (name("mnist"), name("nowhere")) == ("mnist", "nowhere")
+
+
+@pytest.mark.parametrize("door", ["suited", "with_data"])
+def test_an_archive_or_arrays_are_data_too(door, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", [(8, 8)] * 5)
+    for form in ("zip", "tar"):
+        shutil.make_archive("photos", form, "photos")
+    np.savez("photos.npz", x=np.zeros((10, 8, 8, 3), np.uint8), y=np.arange(10) % 2)
+    (tmp_path / "photos.zip").rename("photos.ZIP")
+
+    def name(data):
+        if door == "with_data":
+            return with_data(None, data, (8, 8, 3)).data.name
+        return suited(config_lib.default(), data)[0].data.name
+
+    assert name("photos.ZIP") == "folder:photos.ZIP" and name("photos.npz") == "npz:photos.npz"
+    assert name("folder:photos.tar") == "folder:photos.tar"
+    words = r"^--data=photos.tar .*; allowed: folder:photos.tar for class folders, tar:photos.tar for Web"
+    with pytest.raises(UserError, match=words):
+        name("photos.tar")
+
+
+def test_an_unknown_data_set_is_named_by_its_flag(tmp_path, capsys):
+    assert main.run(["train", "--data=nowhere.zip", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err.startswith("cnnjax: --data: unknown data set 'nowhere.zip'")

@@ -152,8 +152,9 @@ def is_junk(name: str) -> bool:
 
 
 @functools.lru_cache
-def _in_junk(folder: str) -> bool:
-    return any(map(is_junk, folder.split("/")))
+def in_junk(folder: str) -> bool:
+    """Whether a folder, or one above it, is junk."""
+    return any(is_junk(part) for part in PurePosixPath(folder).parts if part != "..")
 
 
 def walk(root: Path) -> Iterator[Row]:
@@ -214,7 +215,7 @@ def _zip_members(root: Path) -> Iterator[Row]:
                     reaches = f"{root}: member {info.filename!r} reaches beyond the archive"
                     raise UserError(f"{reaches}; copy it again")
                 folder, _, last = name.rpartition("/")
-                if not last or _in_junk(folder) or is_junk(last):
+                if not last or in_junk(folder) or is_junk(last):
                     doubtful.append((info.filename, info.orig_filename, info.header_offset))
                 if not last:
                     yield from ((each, *FOLDER) for each in [name] if each)

@@ -4,6 +4,7 @@ What holds for one split holds for all: each function takes the arrays of every 
 what could mean two things.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,25 +16,34 @@ from cnnjax.errors import UserError
 BySplit = Mapping[str, np.ndarray]
 
 
-def to_bytes(images: BySplit, what: object) -> dict[str, np.ndarray]:
-    """uint8 [N, H, W, C] of [N, H, W], [N, H, W, C] or [N, C, H, W], of bytes, 0 to 255, 0 to 1 or truths."""
+def to_bytes(images: BySplit, what: object) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """uint8 [N, H, W, C] of [N, H, W], [N, H, W, C] or [N, C, H, W], of bytes, 0 to 255, 0 to 1 or truths.
+
+    And notes on what they were understood as. The scale is that of all splits, so it takes all of a set.
+    """
     images = {split: _channels_last(each, f"{what}: {split} images") for split, each in images.items()}
     kinds = {split: each.dtype for split, each in images.items()}
     kind = next(iter(kinds.values()))
     if len(set(kinds.values())) > 1 or kind.kind not in "biuf":
         given = ", ".join(f"{split} {each}" for split, each in kinds.items())
         raise UserError(f"{what}: images are {given}; allowed: numbers of one type, of 0 to 255 or 0 to 1")
-    if kind == np.uint8:
-        return {split: np.ascontiguousarray(each) for split, each in images.items()}
-    filled = [each for each in images.values() if each.size] or [np.zeros(1, kind)]
-    low, high = float(min(map(np.min, filled))), float(max(map(np.max, filled)))
-    unit = kind.kind == "b" or (kind.kind == "f" and high <= 1)
+    tops = {split: float(each.max()) for split, each in images.items() if each.size}
+    # NumPy's ends, as Python's may pass over a NaN.
+    low = float(np.min([each.min() for each in images.values() if each.size] or [0]))
+    unit = (high := float(np.max([*tops.values()] or [0]))) <= 1
     # Fractions that end at 16, say, are on a scale of their own.
-    if not (low >= 0 and (unit or high <= 255) and (unit or kind.kind != "f" or high > 127)):
+    if not (low >= 0 and (unit or (high <= 255 and (kind.kind != "f" or high > 127)))):
         allowed = "0 to 255, or 0 to 1, before normalization"
         raise UserError(f"{what}: images are {kind} from {low:.6g} to {high:.6g}; allowed: {allowed}")
+    if not unit and any(0 < top <= 1 for top in tops.values()):  # black ones are of either scale
+        given = ", ".join(f"{split} up to {top:.6g}" for split, top in tops.items())
+        raise UserError(f"{what}: images are {kind}, {given}; allowed: 0 to 255, or 0 to 1, in all splits")
+    note = f"{kind} images of 0 and 1 are read as black and white"
+    notes = (note,) if kind.kind in "iu" and high == 1 else ()
+    if kind == np.uint8 and not unit:
+        return {split: np.ascontiguousarray(each) for split, each in images.items()}, notes
     scale = np.float32(255 if unit else 1)
-    return {split: np.rint(each * scale).astype(np.uint8, order="C") for split, each in images.items()}
+    return {split: np.rint(each * scale).astype(np.uint8, order="C") for split, each in images.items()}, notes
 
 
 def _channels_last(images: np.ndarray, what: str) -> np.ndarray:
@@ -41,12 +51,13 @@ def _channels_last(images: np.ndarray, what: str) -> np.ndarray:
     if images.ndim == 3:
         return images[..., None]
     if images.ndim == 4:
-        first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
-        if first and not last:
+        second, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
+        if second and not last:
             return images.transpose(0, 2, 3, 1)
-        if not first and (last or images.shape[3] <= min(images.shape[1:3])):
+        if not second and (last or images.shape[3] <= min(images.shape[1:3])):
             return images
-    allowed = "[N, H, W], [N, H, W, C] or [N, C, H, W], where C is 1 or 3 and H and W are not"
+    as_last, as_second = "C is 1, 3, or at most H and W, and H not 1 or 3", "C is 1 or 3, and W not 1 or 3"
+    allowed = f"[N, H, W]; [N, H, W, C], where {as_last}; or [N, C, H, W], where {as_second}"
     raise UserError(f"{what} are {list(images.shape)}; allowed: {allowed}; reshape or transpose them")
 
 
@@ -64,6 +75,10 @@ def to_numbers(labels: BySplit, names: list[str], what: object) -> tuple[dict[st
             f"{what}: labels are names in {', '.join(texts)} only; allowed: names or numbers in all splits"
         )
     if texts:
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            raise UserError(
+                f"{what}: class_names has {listed(twice)} twice; allowed: each once, as labels are names"
+            )
         names = names or sorted({name for each in texts.values() for name in each} - {""})
         places = {"": UNLABELLED} | {name: place for place, name in enumerate(names)}
         if strange := sorted({name for each in texts.values() for name in each} - places.keys()):

@@ -72,8 +72,8 @@ def open_npz(place: Place) -> Opened:
     if not splits:
         allowed = "train_image, train_label, test_image, ..., or x_train, y_train, ..."
         raise UserError(f"{path}: arrays {listed(sorted(given))}; allowed: {allowed}")
-    splits = place.chosen(splits)
-    images = arrays.to_bytes({split: given[found[split, "image"]] for split in splits}, path)
+    images, told = arrays.to_bytes({split: given[found[split, "image"]] for split in splits}, path)
+    splits = place.chosen(splits)  # after the scale, which is that of all
     with_labels = {split: given[found[split, "label"]] for split in splits if (split, "label") in found}
     listed_names = given.get(found.get(CLASS_NAMES, ""), np.zeros(0))
     labels, class_names = arrays.to_numbers(
@@ -84,7 +84,7 @@ def open_npz(place: Place) -> Opened:
     known = sets.read_labels({split: labels[split] for split in splits}, class_names, path)
     sets.check_shapes({split: images[split].shape[1:] for split in known.splits}, path)
     others = sorted(given.keys() - found.values())
-    notes = (*known.notes, *([f"left out: arrays {listed(others)}"] if others else []))
+    notes = (*known.notes, *told, *([f"left out: arrays {listed(others)}"] if others else []))
 
     def read(split: str) -> ArraySource:
         return ArraySource(

@@ -23,7 +23,7 @@ from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
 from cnnjax.data.files import allow_open, open_file, parse_json, raise_open_limit, read_lines
 from cnnjax.data.machine import num_cores
 from cnnjax.data.sources import sets, shards, tars
-from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, is_junk
+from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, in_junk, is_junk
 from cnnjax.data.sources.layout import split_of
 from cnnjax.data.sources.members import Member, Members
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
@@ -169,20 +169,31 @@ def _read_tar(path: Path) -> tuple[Members, np.ndarray, int]:
 def _images(path: Path, labels: list[int], dotted: list[str]) -> Iterator[Member]:
     """One image for each sample; adds its label to `labels`, and to `dotted` images with more dots."""
     with open_file(path) as file:
-        for key, entries in itertools.groupby(tars.read_entries(path), _key):
-            found = {entry.name[len(key) :].lower(): entry for entry in entries}
-            images = [suffix for suffix in found if suffix in IMAGE_SUFFIXES]
-            marks = [suffix for suffix in (".cls", ".json") if suffix in found]
-            name = key.rpartition("/")[2]  # "" of a hidden file
-            if is_junk(name) or not (images or ".cls" in found):
-                dotted += [each for each in found if name and each.endswith(IMAGE_SUFFIXES)]
+        for key, entries in itertools.groupby(_kept(path), _key):
+            found: dict[str, list[tars.Entry]] = {}
+            for entry in entries:
+                found.setdefault(entry.name[len(key) :].lower(), []).append(entry)
+            images = [entry for suffix in found if suffix in IMAGE_SUFFIXES for entry in found[suffix]]
+            others = [suffix for suffix in found if suffix not in IMAGE_SUFFIXES]
+            dotted += [e.name for suffix in others if suffix.endswith(IMAGE_SUFFIXES) for e in found[suffix]]
+            if not (images or ".cls" in found):
                 continue
-            if len(images) != 1:
-                given = f"sample {key!r} has {len(images)} images"
-                raise UserError(f"{path}: {given}; allowed: one, beside its .cls or .json")
-            image = found[images[0]]
-            labels.append(_label(path, file.fileno(), found[marks[0]]) if marks else sets.UNLABELLED)
-            yield Member(image.name, image.size, image.offset)
+            marks = found.get(".cls") or found.get(".json") or []
+            if len(images) != 1 or len(marks) > 1:
+                given = f"{len(images)} images" if len(images) != 1 else f"{len(marks)} labels"
+                raise UserError(
+                    f"{path}: sample {key!r} has {given}; allowed: one image, beside its .cls or .json"
+                )
+            labels.append(_label(path, file.fileno(), marks[0]) if marks else sets.UNLABELLED)
+            yield Member(images[0].name, images[0].size, images[0].offset)
+
+
+def _kept(path: Path) -> Iterator[tars.Entry]:
+    """Without what systems leave behind, which would divide a sample that it is in."""
+    for entry in tars.read_entries(path):
+        folder, _, name = entry.name.rpartition("/")
+        if not (is_junk(name) or in_junk(folder)):
+            yield entry
 
 
 def _key(entry: tars.Entry) -> str:
