@@ -69,7 +69,7 @@ class Features:
 
     def __call__(self, variables: Variables, image: jax.Array) -> dict[str, jax.Array]:
         """The maps of images float [B, H, W, C] of any size that the network takes, in evaluation."""
-        traced = trace(self.model, variables, image)
+        traced = trace(unrolled(self.model), variables, image)
         keep = [found.layer for found in stages_of(traced, variables) if found.name in self.stages]
         _, values = run(traced, variables, image, keep=keep)
         return {name: value.astype(jnp.float32) for name, value in zip(self.stages, values, strict=True)}
@@ -89,7 +89,7 @@ def model_features(
     assert image_shape, "a module has no input size of its own"
     image = image_struct(image_shape)
     variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
-    found = stages_of(trace(model, variables, image), variables)
+    found = stages_of(trace(unrolled(model), variables, image), variables)
     if names is None:
         by_stride: dict[int, Stage] = {}
         for stage in found:

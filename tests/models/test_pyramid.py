@@ -32,15 +32,15 @@ def test_strides_and_widths_are_known_without_running(name):
     assert " ".join(found) == PYRAMIDS[name]
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_a_pyramid_is_what_the_blocks_return(scan):
-    """At another size than it was asked for, with equal blocks in a loop too."""
-    model = create_model(f"resnet20_cifar(stage_sizes=(3, 2), widths=(4, 8), scan_blocks={scan})")
+@pytest.mark.parametrize("options", ["", ", scan_blocks=True", ", remat=True", ", scan_blocks=True, remat=True"])
+def test_a_pyramid_is_what_the_blocks_return(options):
+    """At another size than it was asked for, with equal blocks in a loop or computed again too."""
+    model = create_model(f"resnet20_cifar(stage_sizes=(3, 2), widths=(4, 8){options})")
     features = model_features(model, image_shape=(32, 32, 3))
     variables = init_variables(model, jax.random.key(0), (32, 32, 3))
     image = jax.random.normal(jax.random.key(1), (2, 16, 24, 3))
     maps = jax.jit(features)(variables, image)
-    _, state = model.clone(scan_blocks=False).apply(
+    _, state = model.clone(scan_blocks=False, remat=False).apply(
         variables, image, capture_intermediates=lambda *_: True, mutable=True
     )
     wanted = {f"stage{i}": state["intermediates"][f"stage{i}_block{5 - i - 1}"] for i in (1, 2)}
