@@ -26,6 +26,7 @@ from cnnjax.inference.direct import Direct, direct
 from cnnjax.inference.fused import Fused, fuse
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
 from cnnjax.models import create_model, variant
+from cnnjax.models.forward import unrolled
 from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.cpu import takes
@@ -203,8 +204,8 @@ class TrainedModel:
 
     def _in_float32(self) -> Callable[[jax.Array], jax.Array]:
         dtype = jnp.dtype(jnp.float32)
-        same = getattr(self.model, "dtype", dtype) == dtype
-        model = self.model if same else self.model.clone(dtype=dtype)
+        model = unrolled(self.model)
+        model = model if getattr(model, "dtype", dtype) == dtype else model.clone(dtype=dtype)
         return lambda image: jnp.asarray(model.apply(self.variables, image))
 
     @property
