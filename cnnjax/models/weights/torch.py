@@ -155,7 +155,14 @@ def _leaves(model: nn.Module, image_shape: Shape) -> dict[tuple[str, ...], Shape
 
 
 def _entries(leaves: Leaves, model: nn.Module, family: TorchNames) -> list[Entry]:
-    return [torch_entry(path, shape, model, family) for path, shape in leaves.items()]
+    entries = [torch_entry(path, shape, model, family) for path, shape in leaves.items()]
+    named: dict[str, Entry] = {}
+    for entry in entries:
+        if (other := named.setdefault(entry.name, entry)) is not entry:
+            both = " and ".join("/".join(each.path[1:]) for each in (other, entry))
+            problem = f"{type(model).__name__} with these fields: torch has one name, {entry.name}, for {both}"
+            raise UserError(f"{problem}; `cnnjax export` writes it under its own names")
+    return entries
 
 
 def torch_entry(path: tuple[str, ...], shape: Shape, model: nn.Module, family: TorchNames) -> Entry:
