@@ -169,6 +169,21 @@ def kind(name: str) -> tuple:
     return (type(model), variant(name).preset.num_classes, *map(without_numbers, fields))
 
 
+def test_logits_are_float32_sums_that_nothing_rounds_to_bfloat16():
+    model = create_model("resnet18(stage_sizes=(1,), widths=(8,), stem='cifar')", dtype=jnp.bfloat16)
+    image = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), image)
+    rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
+    assert logits.dtype == jnp.float32 and (rounded != logits).mean() > 0.9
+
+    def loss(params):
+        return jnp.square(model.apply({**variables, "params": params}, image)).sum()
+
+    products = [e for e in jax.make_jaxpr(jax.grad(loss))(variables["params"]).eqns if len(e.invars) == 2]
+    products = [e for e in products if e.primitive.name == "dot_general"]
+    assert [v.aval.dtype for e in products for v in e.invars] == [jnp.bfloat16] * 4
+
+
 def first_of_each_kind() -> list:
     """All models; those after the first of their kind in the family's table are slow."""
     first = {*{kind(name): name for name in reversed(variants())}.values()}

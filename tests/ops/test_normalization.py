@@ -294,6 +294,7 @@ def test_a_bfloat16_product_has_bfloat16_products_and_float32_sums_in_its_gradie
         np.float64(np.asarray(dy)),
     )
     assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(dense(x, kernel, dtype=jnp.float32), wide[0] @ wide[1], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(np.float64(np.asarray(y)), wide[0] @ wide[1], rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(np.float64(np.asarray(dx)), wide[2] @ wide[1].T, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(dkernel, wide[0].T @ wide[2], rtol=1e-5, atol=1e-5)
