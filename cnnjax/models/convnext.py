@@ -18,6 +18,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import Conv, ConvNorm, Dense, DropPath, LayerNorm, logits
 from cnnjax.models.net import Constructor, Net, check_stem
+from cnnjax.models.stages import check_stages
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
 
 truncated = nn.initializers.truncated_normal(0.02)
@@ -107,11 +108,12 @@ class Stages(Net, abc.ABC):
         conv = partial(Conv, kernel_init=truncated, dtype=self.dtype)
         dense = partial(Dense, kernel_init=truncated, dtype=self.dtype)
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        stages = check_stages(self.widths, self.stage_sizes)
         rates = iter(np.linspace(0, self.drop_path_rate, sum(self.stage_sizes)).tolist())
         patch = PATCH[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3
         x = ConvNorm(self.widths[0], patch, patch, "valid", conv=conv, norm=norm, name="stem")(x)  # 56 56 96
-        for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
+        for i, (width, size) in enumerate(stages, 1):
             if i > 1:
                 x = Downsample(width, conv, norm, name=f"downsample{i - 1}")(x)
             for j in range(1, size + 1):  # 56 56 96, 28 28 192, 14 14 384, 7 7 768

@@ -15,6 +15,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import check_count
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, DropPath, logits
 from cnnjax.models.net import Activation, Constructor, Net, he_fan_out
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
@@ -66,6 +67,7 @@ class Xception(Net):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        check_count("middle", self.middle, 0)
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
         unit = partial(ConvNorm, conv=conv, norm=norm_relu)

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import numpy.typing as npt
 from flax import linen as nn
@@ -14,7 +13,7 @@ from flax import traverse_util
 from flax.typing import VariableDict as Variables
 
 from cnnjax.errors import UserError, parse_call, visible
-from cnnjax.models import create_model, family_table, init_variables, names_in_torch, variant
+from cnnjax.models import create_model, family_table, names_in_torch, variable_shapes, variant
 from cnnjax.models.variants import TorchNames
 from cnnjax.models.weights.fit import Fit, Shape, first, fit
 
@@ -150,7 +149,7 @@ def torch_entries(model: nn.Module, image_shape: Shape) -> list[Entry]:
 
 
 def _leaves(model: nn.Module, image_shape: Shape) -> dict[tuple[str, ...], Shape]:
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    shapes = variable_shapes(model, image_shape)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
 
@@ -160,7 +159,7 @@ def _entries(leaves: Leaves, model: nn.Module, family: TorchNames) -> list[Entry
     for entry in entries:
         if (other := named.setdefault(entry.name, entry)) is not entry:
             both = " and ".join("/".join(each.path[1:]) for each in (other, entry))
-            problem = f"{type(model).__name__} with these fields: torch has one name, {entry.name}, for {both}"
+            problem = f"this {type(model).__name__}: torch has one name, {entry.name}, for {both}"
             raise UserError(f"{problem}; `cnnjax export` writes it under its own names")
     return entries
 
