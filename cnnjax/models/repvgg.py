@@ -36,7 +36,8 @@ class RepBlock(nn.Module):
         unit = partial(ConvNorm, self.features, strides=self.strides, groups=self.groups)
         unit = partial(unit, conv=partial(self.conv, use_bias=False), norm=self.norm)
         y = unit(kernel_size=3, name="conv3x3")(x) + unit(kernel_size=1, name="conv1x1")(x)
-        return ops.relu(y + self.norm(name="identity")(x) if y.shape == x.shape else y)
+        same = self.strides == 1 and x.shape[-1] == self.features
+        return ops.relu(y + self.norm(name="identity")(x) if same else y)
 
 
 class FusedBlock(RepBlock):

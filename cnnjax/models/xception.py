@@ -123,7 +123,7 @@ class AlignedBlock(nn.Module):
         for i, width in enumerate(self.widths, 1):
             strides = self.strides if i == 3 else 1
             y = NormedSeparable(width, self.conv, self.norm, strides, name=f"conv{i}")(ops.relu(y))
-        if y.shape != x.shape:
+        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             unit = partial(ConvNorm, conv=self.conv, norm=self.norm, name="shortcut")
             x = unit(y.shape[-1], 1, self.strides)(x)
         return self.drop_path(y) + x
@@ -145,7 +145,7 @@ class PreactBlock(AlignedBlock):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, y = self._branch(x)
-        if y.shape != x.shape:
+        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             x = self.conv(y.shape[-1], 1, self.strides, name="shortcut")(x)
         return self.drop_path(y) + x
 
