@@ -303,6 +303,31 @@ def test_densenet_files_of_torchvisions_first_releases_have_other_names():
     jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))
 
 
+@pytest.mark.parametrize(
+    ("there", "here", "named"),
+    [
+        ("resnet50_v1", "resnet50", "differs in block$"),
+        ("tf_efficientnet_b0", "efficientnet_b0", "padding='same', not padding=None; epsilon=0.001, not"),
+        ("alexnet", "caffenet", "response_norm='paper', not response_norm='caffe'; order="),
+        (
+            "preact_resnet50(order='original')",
+            "preact_resnet50(order='relu_before_add')",
+            "order='original', not",
+        ),
+        ("mobilenet_v2", "mobilenet_v2(stem='cifar')", "stem='imagenet', not stem='cifar'"),
+        ("resnet50", "resnet50(zero_init=True, remat=True, norm_groups=2, dtype='bfloat16')", ""),
+        ("resnext50_32x4d", "resnext50_32x4d(num_classes=3, scan_blocks=True)", ""),
+        ("wrn_40_10", "wrn_40_10(dropout=0.0)", ""),
+        ("alexnet", "alexnet(std=0.1, bias=0.0, dropout_rate=0.1)", ""),
+        ("simple_cnn", "simple_cnn(widths=(2, 3))", ""),  # which does not fit, so that loading fails
+    ],
+)
+def test_a_network_of_the_same_shapes_that_means_something_else_is_told(there, here, named):
+    """To fields that matter in training at most, nothing is said."""
+    with pytest.warns(UserWarning, match=named) if named else contextlib.nullcontext():
+        torch_names.require_same(there, create_model(here))
+
+
 # --- safetensors ----------------------------------------------------------------------------------
 
 DTYPES = [

@@ -1,9 +1,11 @@
 """Torchvision's state dicts as linen variables, and back: strict, with NumPy alone, by `TorchNames`."""
 
+import contextlib
 import dataclasses
+import functools
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,13 @@ Leaves = Mapping[tuple[str, ...], Shape]
 
 HEAD = "head"  # the name of a network's last layer, and of auxiliary ones below theirs
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+# Fields that change what a network does in training at most, or how it computes, and those of linen.
+SAME_MEANING = {
+    *("num_classes", "dtype", "norm_groups", "scan_blocks", "remat", "parent", "name"),
+    *("dropout_rate", "drop_path_rate", "dropout"),
+    *("zero_init", "std", "stds", "bias", "layer_scale_init"),  # initial values
+}
 
 
 def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
@@ -108,12 +117,37 @@ def require_told(spec: str) -> None:
 
 
 def require_same(spec: str, model: nn.Module) -> None:
-    """A UserError if weights of the model `spec` would fit `model` and yet mean something else in it."""
+    """A UserError if weights of the model `spec` fit `model` by fields that weights cannot tell apart.
+
+    Other fields that differ and leave the shapes as they are, such as padding, are named in a warning.
+    """
     there, known = create_model(spec), family_table("TORCH_NAMES")
-    if type(there) is type(model) and type(model) in known:
-        for field in names_in_torch(model)[0].untold:
-            if (theirs := getattr(there, field)) != (here := getattr(model, field)):
-                raise UserError(f"its weights are of {spec}, {field}={theirs!r}, not {field}={here!r}")
+    if type(there) is not type(model):
+        return
+    for field in names_in_torch(model)[0].untold if type(model) in known else ():
+        if (theirs := getattr(there, field)) != (here := getattr(model, field)):
+            raise UserError(f"its weights are of {spec}, {field}={theirs!r}, not {field}={here!r}")
+    differing = []
+    for field in (each.name for each in dataclasses.fields(model) if each.name not in SAME_MEANING):
+        theirs, here = getattr(there, field), getattr(model, field)
+        if _parts(theirs) != _parts(here):
+            differing.append(field if callable(here) else f"{field}={theirs!r}, not {field}={here!r}")
+    if differing and len({*map(repr, _body_shapes(variant(spec).preset.input_size, there, model))}) == 1:
+        warnings.warn(
+            visible(f"the weights are of {spec}, which differs in {'; '.join(differing)}"), stacklevel=3
+        )
+
+
+def _parts(field: object) -> object:
+    """What partials are compared by; they are equal only to themselves."""
+    return (field.func, field.args, field.keywords) if isinstance(field, functools.partial) else field
+
+
+def _body_shapes(image_shape: Shape, *models: nn.Module) -> Iterator[dict[tuple[str, ...], Shape]]:
+    """The shapes of each model's leaves but those of the head; none of one that takes other images."""
+    for model in models:
+        with contextlib.suppress(UserError):
+            yield {path: shape for path, shape in _leaves(model, image_shape).items() if HEAD not in path}
 
 
 def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
