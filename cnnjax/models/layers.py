@@ -171,7 +171,10 @@ class ConvNorm(nn.Module):
 def conv_unit(
     net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
 ) -> Constructor:
-    """Convolution without bias and `norm`; `width` multiplies the features."""
+    """Convolution without bias and `norm`; `width` multiplies the features.
+
+    BatchNorm's epsilon is 1e-3, as in the authors' code for Inception and MobileNet v1 (TensorFlow-Slim).
+    """
     conv = partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
     return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
 
