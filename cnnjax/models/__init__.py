@@ -75,7 +75,7 @@ def create_model(spec: str, **fields: object) -> nn.Module:
     if wrong := [field for field in fields if field not in allowed]:
         raise unknown(f"field of model {name}", wrong[0], allowed)
     check_count("num_classes", fields["num_classes"], 1)
-    if (dtype := fields.get("dtype", jnp.float32)) not in map(jnp.dtype, DTYPES):
+    if (dtype := fields.get("dtype", jnp.float32)) not in [jnp.dtype(each) for each in DTYPES]:
         raise unknown(f"dtype of model {name}", dtype, DTYPES)
     return build(**fields)
 

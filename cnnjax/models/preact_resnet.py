@@ -188,8 +188,8 @@ _MEAN_STD = {(16, 4): 94.98, (40, 4): 95.47, (16, 8): 95.73, (28, 10): 96.00, (5
 _ZCA = {(40, 1): 93.15, (40, 2): 94.67, (22, 8): 95.62, (22, 10): 95.56, (40, 8): 95.34, (28, 12): 95.67}
 
 
-def _wide(depth: int, k: int, top1: float, published: str, **fields: float) -> Variant:
-    build = partial(WideResNet, depth=depth, widen_factor=k, **fields)
+def _wide(depth: int, k: int, top1: float, published: str, dropout: float = 0.0) -> Variant:
+    build = partial(WideResNet, depth=depth, widen_factor=k, dropout=dropout)
     return Variant(build, "Zagoruyko & Komodakis 2016", CIFAR, top1, published=published)
 
 
