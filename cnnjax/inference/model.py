@@ -25,7 +25,8 @@ from cnnjax.inference import int8
 from cnnjax.inference.direct import Direct, direct
 from cnnjax.inference.fused import Fused, fuse
 from cnnjax.inference.images import AnyImage, Batch, Failure, Images
-from cnnjax.models import create_model, variant
+from cnnjax.models import create_model, variable_shapes, variant
+from cnnjax.models.forward import unrolled
 from cnnjax.models.pyramid import layer_values
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.cpu import takes
@@ -203,8 +204,8 @@ class TrainedModel:
 
     def _in_float32(self) -> Callable[[jax.Array], jax.Array]:
         dtype = jnp.dtype(jnp.float32)
-        same = getattr(self.model, "dtype", dtype) == dtype
-        model = self.model if same else self.model.clone(dtype=dtype)
+        model = unrolled(self.model)
+        model = model if getattr(model, "dtype", dtype) == dtype else model.clone(dtype=dtype)
         return lambda image: jnp.asarray(model.apply(self.variables, image))
 
     @property
@@ -331,6 +332,7 @@ def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     preset = variant(spec).preset
     network = create_model(spec, dtype=jnp.dtype(jnp.float32 if whole else dtype))
     shape, names = preset.input_size, numbered_names(preset.num_classes)
+    variable_shapes(network, shape, f"model={spec!r}")
     augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
     variables = run_init(functools.partial(network.init, jax.random.key(0), jnp.zeros((1, *shape))))
     facts = Facts(names, shape, augment, covering(*shape[:2]), None)

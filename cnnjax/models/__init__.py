@@ -6,16 +6,20 @@ import importlib
 import inspect
 import pkgutil
 import zlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import FlaxError
 from flax.typing import Collection, VariableDict
 
-from cnnjax.errors import UserError, by_name, check_count, parse_call, unknown, unknown_model
+from cnnjax.errors import UserError, by_name, check_count, one_line, parse_call, unknown, unknown_model
 from cnnjax.models.variants import Preset, TorchNames, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
+
+DTYPES = ("float32", "bfloat16")  # of computation
 
 
 @functools.cache
@@ -71,7 +75,40 @@ def create_model(spec: str, **fields: object) -> nn.Module:
     if wrong := [field for field in fields if field not in allowed]:
         raise unknown(f"field of model {name}", wrong[0], allowed)
     check_count("num_classes", fields["num_classes"], 1)
+    if (dtype := fields.get("dtype", jnp.float32)) not in [jnp.dtype(each) for each in DTYPES]:
+        raise unknown(f"dtype of model {name}", dtype, DTYPES)
     return build(**fields)
+
+
+def variable_shapes(model: nn.Module, image_shape: Sequence[int], name: str = "") -> VariableDict:
+    """The variables of a model for images of [H, W, C], as shapes; nothing is computed.
+
+    A UserError, which begins with `name`, if its fields fit neither each other nor these images.
+    """
+    name, shape = name or type(model).__name__, tuple(image_shape)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    try:
+        return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except (ArithmeticError, AttributeError, FlaxError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be built for images of {shape}: {one_line(error)}") from None
+
+
+def sized(
+    model: nn.Module | str, image_shape: Sequence[int] | None
+) -> tuple[nn.Module, Sequence[int], VariableDict]:
+    """A model by its spec or itself, the shape [H, W, C] of its images, and `variable_shapes`.
+
+    Without a shape it is that of the spec's preset; a module has none, which is a UserError.
+    """
+    name = ""
+    if isinstance(model, str):
+        image_shape = image_shape or variant(model).preset.input_size
+        name, model = f"model={model!r}", create_model(model)
+    if not image_shape:
+        raise UserError(f"{type(model).__name__}: a module has no image size; pass image_shape=(H, W, C)")
+    return model, image_shape, variable_shapes(model, image_shape, name)
 
 
 def stream_key(key: jax.Array, stream: str, step: jax.Array | int) -> jax.Array:

@@ -3,8 +3,8 @@
 Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, "A ConvNet for the 2020s", 2201.03545, table 9 and section 3.1
 of its appendix. V2: Woo, Debnath, Hu, Chen, Liu, Kweon, Xie 2023, "ConvNeXt V2: co-designing and scaling
 ConvNets with masked autoencoders", 2301.00808, without its masked training. Kernels are drawn from a normal
-with standard deviation 0.02, truncated at two of them; biases are 0, layer scale begins at 1e-6; GELU is
-exact, not the tanh approximation.
+with standard deviation 0.02 (the authors truncate it at +-2, a hundred deviations away); biases are 0, layer
+scale begins at 1e-6; GELU is exact, not the tanh approximation.
 """
 
 import abc
@@ -18,9 +18,10 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import Conv, ConvNorm, Dense, DropPath, LayerNorm, logits
 from cnnjax.models.net import Constructor, Net, check_stem
+from cnnjax.models.stages import check_stages
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
 
-truncated = nn.initializers.truncated_normal(0.02)
+normal = nn.initializers.normal(0.02)
 PATCH = {"imagenet": 4, "cifar": 2}  # the side of a patch that the stem turns into one pixel
 
 
@@ -104,21 +105,22 @@ class Stages(Net, abc.ABC):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        conv = partial(Conv, kernel_init=truncated, dtype=self.dtype)
-        dense = partial(Dense, kernel_init=truncated, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=normal, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=normal, dtype=self.dtype)
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        stages = check_stages(self.widths, self.stage_sizes)
         rates = iter(np.linspace(0, self.drop_path_rate, sum(self.stage_sizes)).tolist())
         patch = PATCH[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3
         x = ConvNorm(self.widths[0], patch, patch, "valid", conv=conv, norm=norm, name="stem")(x)  # 56 56 96
-        for i, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
+        for i, (width, size) in enumerate(stages, 1):
             if i > 1:
                 x = Downsample(width, conv, norm, name=f"downsample{i - 1}")(x)
             for j in range(1, size + 1):  # 56 56 96, 28 28 192, 14 14 384, 7 7 768
                 drop_path = DropPath(next(rates), train)
                 x = self.block()(conv, dense, norm, drop_path, name=f"stage{i}_block{j}")(x)
         x = norm(name="norm")(ops.global_avg_pool(x))  # 768
-        return logits(x, self.num_classes, self.dtype, kernel_init=truncated)
+        return logits(x, self.num_classes, self.dtype, kernel_init=normal)
 
 
 class ConvNeXt(Stages):

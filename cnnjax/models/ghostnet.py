@@ -98,7 +98,7 @@ class GhostBottleneck(nn.Module):
         if self.squeeze_excite:
             y = self.squeeze_excite(divisible(width / 4, 4), name="se")(y)
         y = Ghost(self.features, self.linear, name="ghost2")(y)
-        if y.shape != x.shape:
+        if self.strides != 1 or channels != self.features:
             x = strided(channels, groups=channels, name="shortcut1")(x)
             x = self.linear(self.features, name="shortcut2")(x)
         return y + x

@@ -49,20 +49,24 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """A fully connected layer on the last axis; parameters `kernel` [in, out] and `bias` [out]."""
+    """A fully connected layer on the last axis; parameters `kernel` [in, out] and `bias` [out].
+
+    The result is of `out_dtype`, float32 without a rounding of the sums, or else of `dtype`.
+    """
 
     features: int
     use_bias: bool = True
     kernel_init: Initializer = lecun_normal
     bias_init: Initializer = zeros
     dtype: Dtype = jnp.float32
+    out_dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         check_widths(self, (x.shape[-1], self.features))
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
-        return ops.dense(x.astype(self.dtype), kernel, bias)
+        return ops.dense(x.astype(self.dtype), kernel, bias, dtype=self.out_dtype)
 
 
 class LayerNorm(nn.Module):
@@ -167,7 +171,10 @@ class ConvNorm(nn.Module):
 def conv_unit(
     net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
 ) -> Constructor:
-    """Convolution without bias and `norm`; `width` multiplies the features."""
+    """Convolution without bias and `norm`; `width` multiplies the features.
+
+    BatchNorm's epsilon is 1e-3, as in the authors' code for Inception and MobileNet v1 (TensorFlow-Slim).
+    """
     conv = partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
     return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
 
@@ -215,5 +222,6 @@ class DropPath(nn.Module):
 def logits(
     x: Array, num_classes: int, dtype: Dtype, use_bias: bool = True, kernel_init: Initializer = lecun_normal
 ) -> Array:
-    """The classifier `head`: dense to `num_classes`, float32 whatever the compute dtype."""
-    return Dense(num_classes, use_bias, kernel_init, dtype=dtype, name="head")(x).astype(jnp.float32)
+    """The classifier `head`: dense to `num_classes`; its float32 sums whatever the compute dtype."""
+    head = Dense(num_classes, use_bias, kernel_init, dtype=dtype, out_dtype=jnp.float32, name="head")
+    return head(x)

@@ -88,13 +88,13 @@ def units(model: MnasNet, stage: int) -> tuple[str, ...]:
 
 
 def _torch_name(path: str, model: MnasNet) -> str:
-    """'stage2_block1/project/conv' -> 'layers.8.0.layers.6'; the first stage's stands in the outer row."""
+    """'stage2_block1/project/conv' -> 'layers.8.0.layers.6'; a first block that expands nothing, outside."""
     if path == "head":
         return "classifier.1"
     block, *unit, layer = path.split("/")
     norm = layer == "norm"
     match place(block):
-        case [1, 1]:
+        case [1, 1] if "expand" not in units(model, 1):
             return f"layers.{3 + 3 * (unit[0] == 'project') + norm}"
         case [stage, i]:
             within = 3 * ("expand", "depthwise", "project").index(unit[0]) + norm

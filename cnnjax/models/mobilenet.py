@@ -49,7 +49,7 @@ class InvertedResidual(nn.Module):
         y = self.unit(width, name="expand")(x) if self.expansion != 1 else x
         y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
         y = self.linear(self.features, name="project")(y)
-        return self.drop_path(y) + x if y.shape == x.shape else y
+        return self.drop_path(y) + x if self.strides == 1 and x.shape[-1] == self.features else y
 
 
 class MobileNetV1(Net):

@@ -123,8 +123,10 @@ VARIANTS = {
 def units(model: MobileNetV3, path: str) -> tuple[str, ...]:
     """The modules of the block at a path, in their order."""
     stage, i = place(path.partition("/")[0])
-    _, _, gated, _, _, widths = model.stages[stage - 1]
-    expand = ("expand",) * ((stage, i) != (1, 1) or widths[0] != 16)  # the stem's channels
+    _, channels, gated, _, _, widths = model.stages[stage - 1]
+    if i == 1:  # reads what the stage before it, or the stem, gives
+        channels = model.stages[stage - 2][1] if stage > 1 else 16
+    expand = ("expand",) * (divisible(widths[i - 1] * model.width) != divisible(channels * model.width))
     return (*expand, "depthwise", *("se",) * gated, "project")
 
 

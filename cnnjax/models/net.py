@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from cnnjax import ops
-from cnnjax.errors import UserError, check_fraction, unknown
+from cnnjax.errors import UserError, check, check_count, check_fraction, unknown
 
 Dtype = jax.typing.DTypeLike
 Initializer = Callable[..., Array]
@@ -35,6 +35,10 @@ class Net(nn.Module):
     def __post_init__(self) -> None:
         for field in ("dropout_rate", "drop_path_rate", "dropout"):
             check_fraction(field, getattr(self, field, 0.0))
+        for field in ("width", "depth", "stem_width", "last_width", "widen_factor"):
+            if (value := getattr(self, field, None)) is not None:
+                check(field, value, "greater than 0", lambda v: v > 0)
+        check_count("norm_groups", self.norm_groups, 1)
         super().__post_init__()
 
     def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:
@@ -48,7 +52,8 @@ def scaled(layer: Constructor, width: float) -> Constructor:
 
 
 def divisible(width: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to a width, never less than 90 % of it."""
+    """The multiple of `divisor` nearest to a width, never less than 90 % of it, which must be above 0."""
+    check("width", width, "greater than 0", lambda v: v > 0)
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * width else rounded
 

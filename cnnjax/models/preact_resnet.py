@@ -188,12 +188,12 @@ _MEAN_STD = {(16, 4): 94.98, (40, 4): 95.47, (16, 8): 95.73, (28, 10): 96.00, (5
 _ZCA = {(40, 1): 93.15, (40, 2): 94.67, (22, 8): 95.62, (22, 10): 95.56, (40, 8): 95.34, (28, 12): 95.67}
 
 
-def _wide(depth: int, k: int, top1: float, published: str) -> Variant:
-    build = partial(WideResNet, depth=depth, widen_factor=k)
+def _wide(depth: int, k: int, top1: float, published: str, dropout: float = 0.0) -> Variant:
+    build = partial(WideResNet, depth=depth, widen_factor=k, dropout=dropout)
     return Variant(build, "Zagoruyko & Komodakis 2016", CIFAR, top1, published=published)
 
 
-_TABLES = {"CIFAR-10": _MEAN_STD, "CIFAR-10, ZCA": _ZCA, "CIFAR-10, dropout 0.3": {(40, 10): 96.2}}
+_TABLES = {"CIFAR-10": _MEAN_STD, "CIFAR-10, ZCA": _ZCA}
 
 VARIANTS = {
     "preact_resnet110_cifar": _cifar(18, 93.63, "basic", "a"),
@@ -212,4 +212,5 @@ VARIANTS = {
         for published, table in _TABLES.items()
         for (depth, k), top1 in table.items()
     },
+    "wrn_40_10": _wide(40, 10, 96.2, "CIFAR-10, dropout 0.3", dropout=0.3),
 }

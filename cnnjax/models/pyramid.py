@@ -19,7 +19,7 @@ from flax.typing import VariableDict
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from cnnjax.errors import unknown
-from cnnjax.models import create_model, variant
+from cnnjax.models import sized
 from cnnjax.models.forward import (
     HEAD,
     Layer,
@@ -69,7 +69,7 @@ class Features:
 
     def __call__(self, variables: Variables, image: jax.Array) -> dict[str, jax.Array]:
         """The maps of images float [B, H, W, C] of any size that the network takes, in evaluation."""
-        traced = trace(self.model, variables, image)
+        traced = trace(unrolled(self.model), variables, image)
         keep = [found.layer for found in stages_of(traced, variables) if found.name in self.stages]
         _, values = run(traced, variables, image, keep=keep)
         return {name: value.astype(jnp.float32) for name, value in zip(self.stages, values, strict=True)}
@@ -83,13 +83,8 @@ def model_features(
     `model` is a name or spec as in `create_model`, or a module, which needs `image_shape` [H, W, C]; the
     default is the preset's. UserError for an unknown stage, with the names of all.
     """
-    if isinstance(model, str):
-        image_shape = image_shape or variant(model).preset.input_size
-        model = create_model(model)
-    assert image_shape, "a module has no input size of its own"
-    image = image_struct(image_shape)
-    variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
-    found = stages_of(trace(model, variables, image), variables)
+    model, image_shape, variables = sized(model, image_shape)
+    found = stages_of(trace(unrolled(model), variables, image_struct(image_shape)), variables)
     if names is None:
         by_stride: dict[int, Stage] = {}
         for stage in found:

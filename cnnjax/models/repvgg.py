@@ -16,6 +16,7 @@ from cnnjax import ops
 from cnnjax.errors import by_name
 from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, logits
 from cnnjax.models.net import Constructor, Net, he_fan_out
+from cnnjax.models.stages import check_stages
 from cnnjax.models.variants import Rules, TorchNames, Variant, substitute, timm_preset
 
 EPSILON = 1e-5  # of batch normalization
@@ -35,7 +36,8 @@ class RepBlock(nn.Module):
         unit = partial(ConvNorm, self.features, strides=self.strides, groups=self.groups)
         unit = partial(unit, conv=partial(self.conv, use_bias=False), norm=self.norm)
         y = unit(kernel_size=3, name="conv3x3")(x) + unit(kernel_size=1, name="conv1x1")(x)
-        return ops.relu(y + self.norm(name="identity")(x) if y.shape == x.shape else y)
+        same = self.strides == 1 and x.shape[-1] == self.features
+        return ops.relu(y + self.norm(name="identity")(x) if same else y)
 
 
 class FusedBlock(RepBlock):
@@ -65,7 +67,7 @@ class RepVGG(Net):
         block = partial(by_name("form", self.form, BLOCKS), conv=conv, norm=norm)
         x = image.astype(self.dtype)  # 224 224 3
         x = block(min(64, self.widths[0]), 2, 1, name="stem")(x)  # 112 112 64
-        for i, (width, size) in enumerate(zip(self.widths, self.stage_sizes, strict=True), 1):
+        for i, (width, size) in enumerate(check_stages(self.widths, self.stage_sizes), 1):
             for j in range(1, size + 1):  # of b0: 56 56 64, 28 28 128, 14 14 256, 7 7 1280
                 groups = self.groups if j % 2 == 0 else 1
                 x = block(width, 2 if j == 1 else 1, groups, name=f"stage{i}_block{j}")(x)

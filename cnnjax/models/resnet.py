@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.errors import by_name
+from cnnjax.errors import UserError, by_name
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits, ones, zeros
 from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
@@ -145,6 +145,11 @@ class ResNet(StagedNet):
     # Each block's last scale begins at 0, so that it is the identity (Goyal et al. 2017, arXiv:1706.02677,
     # section 5.1); not with shortcut "none".
     zero_init: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zero_init and self.shortcut == "none":
+            raise UserError("zero_init=True needs a shortcut: without one the net is constant; leave it out")
+        super().__post_init__()
 
     def stages(self) -> list[tuple[int, int]]:
         return check_stages(self.widths, self.stage_sizes)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import UserError
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits
 from cnnjax.models.net import Constructor, check_stem, torch_uniform
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks
@@ -66,6 +67,8 @@ class ShuffleNetV2(StagedNet):
     last_width: int = 1024
 
     def stages(self) -> list[tuple[int, int]]:
+        if any(width % 2 for width in self.widths):
+            raise UserError(f"widths {self.widths}: each must be even, as units split their channels in half")
         return check_stages(self.widths, self.stage_sizes)
 
     @nn.compact

@@ -15,6 +15,7 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
+from cnnjax.errors import check_count
 from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, DropPath, logits
 from cnnjax.models.net import Activation, Constructor, Net, he_fan_out
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
@@ -66,6 +67,7 @@ class Xception(Net):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+        check_count("middle", self.middle, 0)
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
         unit = partial(ConvNorm, conv=conv, norm=norm_relu)
@@ -121,7 +123,7 @@ class AlignedBlock(nn.Module):
         for i, width in enumerate(self.widths, 1):
             strides = self.strides if i == 3 else 1
             y = NormedSeparable(width, self.conv, self.norm, strides, name=f"conv{i}")(ops.relu(y))
-        if y.shape != x.shape:
+        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             unit = partial(ConvNorm, conv=self.conv, norm=self.norm, name="shortcut")
             x = unit(y.shape[-1], 1, self.strides)(x)
         return self.drop_path(y) + x
@@ -143,7 +145,7 @@ class PreactBlock(AlignedBlock):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, y = self._branch(x)
-        if y.shape != x.shape:
+        if self.strides != 1 or x.shape[-1] != y.shape[-1]:
             x = self.conv(y.shape[-1], 1, self.strides, name="shortcut")(x)
         return self.drop_path(y) + x
 

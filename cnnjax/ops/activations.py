@@ -57,7 +57,8 @@ def silu(x: jax.Array) -> jax.Array:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": jax.nn.gelu,  # the tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2)
+    "gelu": gelu,
+    "gelu_tanh": jax.nn.gelu,  # its approximation by tanh (Hendrycks, Gimpel 2016, 1606.08415, section 2)
     "identity": identity,
     "relu": relu,
     "sigmoid": jax.nn.sigmoid,

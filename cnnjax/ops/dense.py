@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.cpu import takes
@@ -12,20 +13,22 @@ from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
 from cnnjax.ops.portable import is_portable
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """A fully connected layer on the last axis, summed in float32: [..., K] of the dtype of x.
+def dense(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, dtype: DTypeLike | None = None
+) -> jax.Array:
+    """A fully connected layer on the last axis, summed in float32: [..., K] of `dtype`, by default that of x.
 
     x is float [..., C], kernel float32 [C, K], rounded to the dtype of x, bias float32 [K]. Products are of
     the dtype of x and sums float32, in the gradient too, for which that of the result is rounded to the dtype
     of x; that of the kernel is not rounded again. Forward mode and further derivatives are the product's.
     """
-    if x.ndim == 4 and not is_portable() and takes(x, kernel):
+    if dtype is None and x.ndim == 4 and not is_portable() and takes(x, kernel):
         return conv2d(x, kernel.astype(x.dtype)[None, None], bias)
     narrow = x.dtype == jnp.bfloat16 and not is_portable()
     y = _dense.bind(x, kernel)[0] if narrow else _product(x, kernel)[0]
     if bias is not None:
         y = y + lax.expand_dims(bias, range(y.ndim - 1))
-    return y.astype(x.dtype)
+    return y.astype(dtype or x.dtype)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array]:

@@ -15,7 +15,7 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
 from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, unknown
-from cnnjax.models import create_model, variant
+from cnnjax.models import create_model, variable_shapes, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.peers import process
 from cnnjax.profiling.peers.process import Tell
@@ -55,6 +55,7 @@ class TrainBench:
         shape = (image_size or height, image_size or width, channels)
         self.image_shape, self.num_classes = shape, preset.num_classes
         model = create_model(spec, dtype=jnp.dtype(dtype))
+        variable_shapes(model, shape, f"model={spec!r}")
         schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
         tx = optimizers.make_optimizer("sgd", schedule)
         augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)

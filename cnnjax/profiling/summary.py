@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from cnnjax.models import create_model, variant
+from cnnjax.models import sized
 from cnnjax.models.forward import inner_jaxpr, shape_of
 from cnnjax.models.macs import equation_macs
 from cnnjax.models.stages import StagedNet
@@ -75,14 +75,10 @@ def image_fields(jaxpr: Jaxpr) -> dict[Var, Field]:
 
 def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bool) -> "_Walk":
     """Walks one image's forward pass of plain `lax` operations; with `scan` equal blocks are one, unnamed."""
-    if isinstance(model, str):
-        image_shape = image_shape or variant(model).preset.input_size
-        model = create_model(model)
-    assert image_shape, "a module has no input size of its own"
+    model, image_shape, variables = sized(model, image_shape)
     if isinstance(model, StagedNet):
         model = model.clone(scan_blocks=scan, remat=False)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
     with cpu.paused():
         jaxpr = jax.make_jaxpr(model.apply)(variables, image).jaxpr
     sizes: Counter[str] = Counter()

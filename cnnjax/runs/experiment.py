@@ -21,8 +21,8 @@ from cnnjax.data.augment.chain import Augmentation
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, describe, sample_images
-from cnnjax.errors import UserError, counted, one_line, parse_call
-from cnnjax.models import count_params, create_model, variant
+from cnnjax.errors import UserError, counted, parse_call
+from cnnjax.models import count_params, create_model, variable_shapes, variant
 from cnnjax.models.macs import count_macs
 from cnnjax.models.pyramid import module_layers
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
@@ -282,13 +282,8 @@ def _model(config: ConfigDict, classes: int, norm_groups: int) -> nn.Module:
 
 def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> VariableDict:
     """The variables of a model, as shapes; a UserError if it cannot take images of [H, W, C]."""
-    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     try:
-        init = functools.partial(model.init, train=False)
-        return jax.eval_shape(init, jax.random.key(0), image)
+        return variable_shapes(model, image_shape, f"config.model={spec!r}")
     except UserError as error:
-        hint = "config.data.size resizes image folders"
-        raise UserError(f"config.model={spec!r}: {error}; {hint}") from None
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        problem = f"config.model={spec!r} cannot be built for images of {image_shape}: {one_line(error)}"
-        raise UserError(f"{problem}; `cnnjax models` shows the input size of each model") from None
+        hint = "`cnnjax models` shows the input size of each model, config.data.size resizes image folders"
+        raise UserError(f"{error}; {hint}") from None

@@ -114,6 +114,18 @@ def test_predictions_are_those_of_the_plain_network(tiny_run, tiny_data):
     assert "_fused" not in vars(plain)
 
 
+@pytest.mark.parametrize("options", ["scan_blocks=True", "remat=True"])
+def test_how_a_network_was_trained_does_not_matter_to_its_program(options):
+    spec = "resnet20_cifar(stage_sizes=(3,), widths=(4,){})"
+    plain, trained = untrained(spec.format("")), untrained(spec.format(f", {options}"))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    assert trained._fused is not None
+    (wanted,), (found,) = plain.predict(image), trained.predict(image)
+    np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=1e-4)
+    if not cpu.lacks_int8():
+        assert untrained(spec.format(f", {options}"), "int8").predict(image)
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_bfloat16_gives_the_probabilities_within_its_rounding(paused, tiny_run, tiny_data):
     images = datasets.load(tiny_data, "test").images[:7]

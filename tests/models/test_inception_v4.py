@@ -146,6 +146,14 @@ def test_a_ghost_of_an_odd_width_leaves_the_last_channel_out():
     np.testing.assert_array_equal(Ghost(5, unit).apply(variables, x), even[..., :5])
 
 
+@pytest.mark.parametrize("name", ["convnext_tiny", "convnextv2_atto"])
+def test_convnext_kernels_start_with_the_authors_standard_deviation(name):
+    model = create_model(f"{name}(stage_sizes=(1,), widths=(128,), stem='cifar')")
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    for kernel in (params["stage1_block1"]["dense1"]["kernel"], params["head"]["kernel"]):
+        np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.01)
+
+
 def test_global_response_norm_is_the_papers_and_its_gradient_is_finite_where_a_channel_is_dead():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5)).at[..., 1].set(0)
     scale, bias = np.arange(5.0, dtype=np.float32), np.ones(5, np.float32)

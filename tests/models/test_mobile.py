@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax.models import create_model, names_in_torch
+from cnnjax.models import create_model, names_in_torch, variable_shapes
 from cnnjax.models.regnet import TIMM, TORCHVISION, linear_stages, nearest
 from cnnjax.models.shufflenet import shuffle
 
@@ -164,3 +164,29 @@ def test_names_of_torchvision_and_timm(name):
     model = create_model(name)
     for family, wanted in zip(names_in_torch(model), ENTRIES[name], strict=True):
         assert {path: family.rename(path, model) for path in wanted} == wanted
+
+
+# Networks with a strided block that neither adds channels nor, on a map of one pixel, changes the size.
+STRIDED = [
+    "repvgg_a0(stage_sizes=(1, 2), widths=(4, 4))",
+    "xception41(entry=(((4, 4, 4), 2), ((4, 4, 4), 2)), middle=(), stem_widths=(4, 4))",
+    "xception41p(entry=(((4, 4, 4), 2), ((4, 4, 4), 2)), middle=(), stem_widths=(4, 4))",
+    "ghostnet_100(stages=(((3, 2, 16, 16, False),),))",
+    "mobilenet_v2(stages=((1, 32, 1, 2),), last_width=8)",
+    "efficientnet_lite0(stages=((1, 3, 2, 32, 1),))",
+    "efficientnet_b0(stages=((1, 3, 2, 32, 1),))",
+]
+
+
+@pytest.mark.parametrize("spec", STRIDED)
+def test_a_strided_block_has_no_plain_shortcut_whatever_the_size_of_the_image(spec):
+    """As in torch, which decides by stride and channels: else parameters depend on the image."""
+    model = create_model(spec)
+    tiny, usual = (variable_shapes(model, (size, size, 3)) for size in (1, 32))
+    assert jax.tree.map(jnp.shape, tiny) == jax.tree.map(jnp.shape, usual)
+    if spec.startswith(("mobilenet", "efficientnet")):  # whose shortcut has no parameters
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tiny)
+        zeros["params"]["stem"]["norm"]["bias"] = jnp.ones(32)
+        _, state = model.apply(zeros, jnp.ones((1, 1, 1, 3)), capture_intermediates=True, mutable=True)
+        assert state["intermediates"]["stem"]["__call__"][0].max() > 0
+        assert not state["intermediates"]["stage1_block1"]["__call__"][0].any()

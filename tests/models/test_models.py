@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import linen as nn
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
 from cnnjax.explore import layers
-from cnnjax.models import count_params, create_model, init_variables, list_models, variant, variants
+from cnnjax.models import count_params, create_model, init_variables, list_models, sized, variant, variants
 from cnnjax.models.pyramid import Stage, stages_of
 from tests.models import count_variant_params, published_counts
 
@@ -167,6 +168,60 @@ def kind(name: str) -> tuple:
     model = create_model(name)
     fields = (getattr(model, field.name) for field in dataclasses.fields(model))
     return (type(model), variant(name).preset.num_classes, *map(without_numbers, fields))
+
+
+UNBUILT = "cannot be built for images of"
+IMPOSSIBLE = {
+    "vgg11(depths=(1, 1))": UNBUILT,
+    "repvgg_a0(widths=(4, 4))": "as many of each",
+    "convnext_tiny(widths=(4, 4))": "as many of each",
+    "dpn68(stage_sizes=(1, 1))": UNBUILT,
+    "alexnet(widths=(1, 2, 3))": UNBUILT,
+    "alexnet_cifar_local(widths=(1, 2))": UNBUILT,
+    "alexnet_cifar(poolings=('max',))": UNBUILT,
+    "nin_cifar(widths=((1,),))": UNBUILT,
+    "inception_resnet_v2(cells=(1, 2))": UNBUILT,
+    "mobilenet_v2(stages=((1, 2, 3),))": UNBUILT,
+    "resnet18(block='basic')": UNBUILT,
+    "resnet18(widths=(64, 32, 16, 8), shortcut='a')": UNBUILT,
+    "regnet_x_400mf(group_width=0)": UNBUILT,
+    "xception(middle=-1)": "middle=-1 must be an integer of at least 0",
+    "xception41(end=((4, 4), 4))": UNBUILT,
+    # These were built, as other networks.
+    "plain18(zero_init=True)": "needs a shortcut",
+    "mobilenet_v2(width=-1)": "width=-1 must be greater than 0",
+    "efficientnet_b0(width=0)": "width=0 must be greater than 0",
+    "efficientnet_b0(depth=-1.0)": "depth=-1.0 must be greater than 0",
+    "mnasnet0_5(stem_width=0)": "stem_width=0 must be greater than 0",
+    "mobilenet_v1(stages=((-8, 1, 1),))": "width=-8.0 must be greater than 0",
+    "shufflenet_v2_x0_5(widths=(49, 96, 192))": "each must be even",
+    "resnet18(norm_groups=0)": "norm_groups=0 must be an integer of at least 1",
+    "resnet18(norm_groups=-2)": "norm_groups=-2 must be an integer of at least 1",
+    "resnet18(dtype='float16')": "unknown dtype of model resnet18 'float16'",
+    "resnet18(dtype='float65')": "allowed: bfloat16, float32",
+}
+
+
+@pytest.mark.parametrize("spec", IMPOSSIBLE)
+def test_impossible_options_are_one_line(spec):
+    with pytest.raises(UserError, match=re.escape(IMPOSSIBLE[spec])) as caught:
+        sized(spec, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_are_float32_sums_that_nothing_rounds_to_bfloat16():
+    model = create_model("resnet18(stage_sizes=(1,), widths=(8,), stem='cifar')", dtype=jnp.bfloat16)
+    image = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    logits, variables = jax.jit(model.init_with_output)(jax.random.key(0), image)
+    rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
+    assert logits.dtype == jnp.float32 and (rounded != logits).mean() > 0.9
+
+    def loss(params):
+        return jnp.square(model.apply({**variables, "params": params}, image)).sum()
+
+    products = [e for e in jax.make_jaxpr(jax.grad(loss))(variables["params"]).eqns if len(e.invars) == 2]
+    products = [e for e in products if e.primitive.name == "dot_general"]
+    assert [v.aval.dtype for e in products for v in e.invars] == [jnp.bfloat16] * 4
 
 
 def first_of_each_kind() -> list:

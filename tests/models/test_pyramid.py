@@ -9,6 +9,7 @@ import cnnjax
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables
 from cnnjax.models.pyramid import layer_values, model_features, module_layers
+from cnnjax.profiling.summary import summarize
 
 # By network: name, stride and width of each stage of its pyramid.
 PYRAMIDS = {
@@ -32,15 +33,17 @@ def test_strides_and_widths_are_known_without_running(name):
     assert " ".join(found) == PYRAMIDS[name]
 
 
+@pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("scan", [False, True])
-def test_a_pyramid_is_what_the_blocks_return(scan):
-    """At another size than it was asked for, with equal blocks in a loop too."""
-    model = create_model(f"resnet20_cifar(stage_sizes=(3, 2), widths=(4, 8), scan_blocks={scan})")
+def test_a_pyramid_is_what_the_blocks_return(scan, remat):
+    """At another size than it was asked for, with equal blocks in a loop or computed again too."""
+    options = {"scan_blocks": scan, "remat": remat}
+    model = create_model("resnet20_cifar(stage_sizes=(3, 2), widths=(4, 8))", **options)
     features = model_features(model, image_shape=(32, 32, 3))
     variables = init_variables(model, jax.random.key(0), (32, 32, 3))
     image = jax.random.normal(jax.random.key(1), (2, 16, 24, 3))
     maps = jax.jit(features)(variables, image)
-    _, state = model.clone(scan_blocks=False).apply(
+    _, state = model.clone(scan_blocks=False, remat=False).apply(
         variables, image, capture_intermediates=lambda *_: True, mutable=True
     )
     wanted = {f"stage{i}": state["intermediates"][f"stage{i}_block{5 - i - 1}"] for i in (1, 2)}
@@ -79,6 +82,12 @@ def test_other_names_list_those_that_there_are():
     variables = init_variables(model, jax.random.key(0), (8, 8, 1))
     with pytest.raises(UserError, match="unknown layer 'stage1'.*conv1, "):
         layer_values(model, variables, jnp.zeros((1, 8, 8, 1)), "stage1")
+
+
+@pytest.mark.parametrize("of", [model_features, summarize])
+def test_a_module_needs_the_size_of_its_images(of):
+    with pytest.raises(UserError, match=r"SimpleCNN: .*pass image_shape=\(H, W, C\)"):
+        of(create_model("simple_cnn"))
 
 
 def test_layers_are_in_the_order_of_the_forward_pass_with_their_normalizations():

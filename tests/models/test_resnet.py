@@ -340,6 +340,12 @@ def test_shortcut_option_a_pads_channels_and_takes_every_second_pixel():
     np.testing.assert_array_equal(resnet.option_a_centered(x, 3, 1), x)
 
 
+def test_a_wide_net_has_the_dropout_of_its_published_accuracy():
+    rates = {name: create_model(name).dropout for name in list_models("wrn_*")}
+    assert {name: rate for name, rate in rates.items() if rate} == {"wrn_40_10": 0.3}
+    assert variant("wrn_40_10").published == "CIFAR-10, dropout 0.3"
+
+
 def test_zero_init_makes_a_block_the_identity_and_its_relu():
     def variables(name):
         model = create_model(TINY[name], zero_init=True)

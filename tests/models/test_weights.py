@@ -83,6 +83,45 @@ def test_to_torch_and_back_is_exact(family):
     jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "mnasnet0_5(stages=((3, 3, 1, 16, 1), (3, 3, 2, 24, 2)), last_width=16)",
+        "mnasnet0_5(stages=((1, 3, 1, 16, 2), (1, 3, 2, 24, 2)), last_width=16)",
+        "mobilenet_v2(width=0.1, stages=((6, 16, 2, 1), (1, 24, 2, 2)), last_width=16)",
+        "mobilenet_v3_large(width=0.1, hidden_width=16)",
+        "mobilenet_v3_small(width=0.1, hidden_width=104)",
+        "efficientnet_b0(width=0.1, stages=((6, 3, 1, 16, 2), (1, 3, 2, 24, 2)))",
+        "efficientnet_v2_s(width=0.1, depth=0.1, fused_stages=2)",
+        "efficientnet_lite0(width=0.1)",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the ImageNet stem")
+def test_every_leaf_has_a_name_of_its_own_whatever_the_stages(spec):
+    model = create_model(spec)
+    variables = random_variables(model, 64)
+    for family in torch_names.names_in_torch(model):
+        entries = torch_names._entries(torch_names._leaves(model, (64, 64, 3)), model, family)
+        assert len({entry.name for entry in entries}) == len(jax.tree.leaves(variables))
+
+
+@pytest.mark.filterwarnings("ignore:the ImageNet stem")
+def test_a_block_that_expands_nothing_begins_with_its_depthwise_convolution():
+    """At this width torchvision's second block too has as many channels as it reads."""
+    model = create_model("mobilenet_v3_small(width=0.1, hidden_width=104)")
+    names = torch_names.to_torch(random_variables(model, 32), model)
+    assert names["features.2.block.0.0.weight"].shape == (8, 1, 3, 3)
+    assert names["features.3.block.0.0.weight"].shape == (8, 1, 3, 3)
+    assert names["features.5.block.0.0.weight"].shape == (24, 8, 1, 1)
+
+
+def test_two_leaves_of_one_name_are_refused(monkeypatch):
+    model, variables = tiny_resnet()
+    monkeypatch.setitem(family_table("TORCH_NAMES"), ResNet, TorchNames(substitute({r"norm\d": "norm"})))
+    with pytest.raises(UserError, match="one name, stage1_block1.norm.*norm1/.* and .*norm2/"):
+        torch_names.to_torch(variables, model)
+
+
 def test_layouts_are_torchs():
     model, variables = tiny_resnet()
     state_dict = torch_names.to_torch(variables, model)
@@ -262,6 +301,31 @@ def test_densenet_files_of_torchvisions_first_releases_have_other_names():
     assert old.keys() != new.keys()
     back = torch_names.convert_into(old, model, (64, 64, 3))
     jax.tree.map(np.testing.assert_array_equal, back, jax.device_get(variables))
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "named"),
+    [
+        ("resnet50_v1", "resnet50", "differs in block$"),
+        ("tf_efficientnet_b0", "efficientnet_b0", "padding='same', not padding=None; epsilon=0.001, not"),
+        ("alexnet", "caffenet", "response_norm='paper', not response_norm='caffe'; order="),
+        (
+            "preact_resnet50(order='original')",
+            "preact_resnet50(order='relu_before_add')",
+            "order='original', not",
+        ),
+        ("mobilenet_v2", "mobilenet_v2(stem='cifar')", "stem='imagenet', not stem='cifar'"),
+        ("resnet50", "resnet50(zero_init=True, remat=True, norm_groups=2, dtype='bfloat16')", ""),
+        ("resnext50_32x4d", "resnext50_32x4d(num_classes=3, scan_blocks=True)", ""),
+        ("wrn_40_10", "wrn_40_10(dropout=0.0)", ""),
+        ("alexnet", "alexnet(std=0.1, bias=0.0, dropout_rate=0.1)", ""),
+        ("simple_cnn", "simple_cnn(widths=(2, 3))", ""),  # which does not fit, so that loading fails
+    ],
+)
+def test_a_network_of_the_same_shapes_that_means_something_else_is_told(there, here, named):
+    """To fields that matter in training at most, nothing is said."""
+    with pytest.warns(UserWarning, match=named) if named else contextlib.nullcontext():
+        torch_names.require_same(there, create_model(here))
 
 
 # --- safetensors ----------------------------------------------------------------------------------

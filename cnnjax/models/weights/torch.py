@@ -1,12 +1,13 @@
 """Torchvision's state dicts as linen variables, and back: strict, with NumPy alone, by `TorchNames`."""
 
+import contextlib
 import dataclasses
+import functools
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import numpy.typing as npt
 from flax import linen as nn
@@ -14,7 +15,7 @@ from flax import traverse_util
 from flax.typing import VariableDict as Variables
 
 from cnnjax.errors import UserError, parse_call, visible
-from cnnjax.models import create_model, family_table, init_variables, names_in_torch, variant
+from cnnjax.models import create_model, family_table, names_in_torch, variable_shapes, variant
 from cnnjax.models.variants import TorchNames
 from cnnjax.models.weights.fit import Fit, Shape, first, fit
 
@@ -22,6 +23,13 @@ Leaves = Mapping[tuple[str, ...], Shape]
 
 HEAD = "head"  # the name of a network's last layer, and of auxiliary ones below theirs
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+# Fields that change what a network does in training at most, or how it computes, and those of linen.
+SAME_MEANING = {
+    *("num_classes", "dtype", "norm_groups", "scan_blocks", "remat", "parent", "name"),
+    *("dropout_rate", "drop_path_rate", "dropout"),
+    *("zero_init", "std", "stds", "bias", "layer_scale_init"),  # initial values
+}
 
 
 def convert(state_dict: Mapping[str, npt.ArrayLike], model: str) -> Variables:
@@ -109,12 +117,37 @@ def require_told(spec: str) -> None:
 
 
 def require_same(spec: str, model: nn.Module) -> None:
-    """A UserError if weights of the model `spec` would fit `model` and yet mean something else in it."""
+    """A UserError if weights of the model `spec` fit `model` by fields that weights cannot tell apart.
+
+    Other fields that differ and leave the shapes as they are, such as padding, are named in a warning.
+    """
     there, known = create_model(spec), family_table("TORCH_NAMES")
-    if type(there) is type(model) and type(model) in known:
-        for field in names_in_torch(model)[0].untold:
-            if (theirs := getattr(there, field)) != (here := getattr(model, field)):
-                raise UserError(f"its weights are of {spec}, {field}={theirs!r}, not {field}={here!r}")
+    if type(there) is not type(model):
+        return
+    for field in names_in_torch(model)[0].untold if type(model) in known else ():
+        if (theirs := getattr(there, field)) != (here := getattr(model, field)):
+            raise UserError(f"its weights are of {spec}, {field}={theirs!r}, not {field}={here!r}")
+    differing = []
+    for field in (each.name for each in dataclasses.fields(model) if each.name not in SAME_MEANING):
+        theirs, here = getattr(there, field), getattr(model, field)
+        if _parts(theirs) != _parts(here):
+            differing.append(field if callable(here) else f"{field}={theirs!r}, not {field}={here!r}")
+    if differing and len({*map(repr, _body_shapes(variant(spec).preset.input_size, there, model))}) == 1:
+        warnings.warn(
+            visible(f"the weights are of {spec}, which differs in {'; '.join(differing)}"), stacklevel=3
+        )
+
+
+def _parts(field: object) -> object:
+    """What partials are compared by; they are equal only to themselves."""
+    return (field.func, field.args, field.keywords) if isinstance(field, functools.partial) else field
+
+
+def _body_shapes(image_shape: Shape, *models: nn.Module) -> Iterator[dict[tuple[str, ...], Shape]]:
+    """The shapes of each model's leaves but those of the head; none of one that takes other images."""
+    for model in models:
+        with contextlib.suppress(UserError):
+            yield {path: shape for path, shape in _leaves(model, image_shape).items() if HEAD not in path}
 
 
 def to_torch(variables: Variables, model: nn.Module) -> dict[str, np.ndarray]:
@@ -150,12 +183,19 @@ def torch_entries(model: nn.Module, image_shape: Shape) -> list[Entry]:
 
 
 def _leaves(model: nn.Module, image_shape: Shape) -> dict[tuple[str, ...], Shape]:
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    shapes = variable_shapes(model, image_shape)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
 
 
 def _entries(leaves: Leaves, model: nn.Module, family: TorchNames) -> list[Entry]:
-    return [torch_entry(path, shape, model, family) for path, shape in leaves.items()]
+    entries = [torch_entry(path, shape, model, family) for path, shape in leaves.items()]
+    named: dict[str, Entry] = {}
+    for entry in entries:
+        if (other := named.setdefault(entry.name, entry)) is not entry:
+            both = " and ".join("/".join(each.path[1:]) for each in (other, entry))
+            problem = f"this {type(model).__name__}: torch has one name, {entry.name}, for {both}"
+            raise UserError(f"{problem}; `cnnjax export` writes it under its own names")
+    return entries
 
 
 def torch_entry(path: tuple[str, ...], shape: Shape, model: nn.Module, family: TorchNames) -> Entry:
