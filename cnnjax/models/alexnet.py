@@ -251,7 +251,7 @@ PRESET = Preset((227, 227, 3), std=RAW_PIXELS)
 CIFAR_PRESET = dataclasses.replace(CIFAR, mean=(0.4914, 0.4822, 0.4465), std=RAW_PIXELS)
 PAPER, ONE_CROP = "Krizhevsky et al. 2012", "ImageNet 1-crop"
 LOCAL_PRESET = dataclasses.replace(CIFAR_PRESET, input_size=(24, 24, 3), resize=32)
-TORCHVISION = ("Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, ONE_CROP)
+TORCHVISION = ("Krizhevsky 2014, torchvision", Preset(), 56.522, 79.066, f"{ONE_CROP}, torchvision V1")
 caffenet = partial(AlexNet, response_norm="caffe", order=("pool", "norm"))
 
 VARIANTS = {

@@ -142,7 +142,7 @@ class ConvNeXtV2(Stages):
 def _row(depth: int, width: int, drop_path_rate: float, resize: int, *top: float) -> Variant:
     widths, sizes = (width, 2 * width, 4 * width, 8 * width), (3, 3, depth, 3)
     build = partial(ConvNeXt, stage_sizes=sizes, widths=widths, drop_path_rate=drop_path_rate)
-    (top1, top5), published = top, "ImageNet 1-crop, torchvision"
+    (top1, top5), published = top, "ImageNet 1-crop, torchvision V1"
     return Variant(build, "Liu et al. 2022, 2201.03545", Preset(resize=resize), top1, top5, published)
 
 

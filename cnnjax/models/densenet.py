@@ -104,7 +104,7 @@ PAPER = "Huang et al. 2016, 1608.06993"
 
 def _imagenet(stage_sizes: tuple[int, ...], growth_rate: int, top1: float, top5: float) -> Variant:
     build = partial(DenseNet, stage_sizes=stage_sizes, growth_rate=growth_rate, stem_width=2 * growth_rate)
-    return Variant(build, PAPER, Preset(), top1, top5, "ImageNet 1-crop, torchvision")
+    return Variant(build, PAPER, Preset(), top1, top5, "ImageNet 1-crop, torchvision V1")
 
 
 def _cifar(depth: int, growth_rate: int, top1: float | None = None) -> Variant:

@@ -146,7 +146,7 @@ class EfficientNet(Net):
         return logits(x, self.num_classes, self.dtype, kernel_init=head_init)
 
 
-_torchvision = "ImageNet 1-crop, torchvision"
+_torchvision = "ImageNet 1-crop, torchvision V1"
 _tf_norm = partial(EfficientNet, epsilon=1e-3, momentum=0.99)
 _v2 = partial(EfficientNet, fused_stages=3, last_width=1280, epsilon=1e-3)
 _half = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels from -1 to 1
@@ -196,7 +196,9 @@ VARIANTS = {
     "efficientnet_v2_l": _row_v2(V2_L, 0.4, _v2_l, (85.808, 97.788)),
 }
 VARIANTS["efficientnet_b1"] = dataclasses.replace(
-    VARIANTS["efficientnet_b1"], preset=Preset((240, 240, 3), resize=255)
+    VARIANTS["efficientnet_b1"],
+    preset=Preset((240, 240, 3), resize=255),
+    published="ImageNet 1-crop, torchvision V2",
 )
 VARIANTS["efficientnet_b5"] = dataclasses.replace(VARIANTS["efficientnet_b5"], timm="-")
 _b5 = timm_preset((448, 448, 3), 1000, 1.0, "bicubic", "squash")

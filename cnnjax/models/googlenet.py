@@ -194,7 +194,8 @@ small = partial(batch_norm, stem="cifar", width=0.25)
 PAPER, ONE_CROP = "Szegedy et al. 2014, 1409.4842", "ImageNet 1-crop"
 PUBLISHED = (PAPER, Preset(), None, 89.93, ONE_CROP)
 WITH_BN = ("Szegedy et al. 2015, 1512.00567, table 3", Preset(), 73.2, None, ONE_CROP)
-TORCHVISION = ("torchvision", Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), 69.778, 89.530, ONE_CROP)
+_torchvision = Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+TORCHVISION = ("torchvision", _torchvision, 69.778, 89.530, f"{ONE_CROP}, torchvision V1")
 
 VARIANTS = {
     "googlenet": Variant(GoogLeNet, *PUBLISHED),

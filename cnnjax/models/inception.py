@@ -251,7 +251,7 @@ class InceptionV2(Net):
 
 V2 = ("Ioffe, Szegedy 2015, 1502.03167, figure 5", Preset(), 74.8, 92.2, "ImageNet 1-crop")
 V3_PRESET = Preset((299, 299, 3), resize=342, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-V3 = ("Szegedy et al. 2015, 1512.00567", V3_PRESET, 77.294, 93.450, "ImageNet 1-crop, torchvision")
+V3 = ("Szegedy et al. 2015, 1512.00567", V3_PRESET, 77.294, 93.450, "ImageNet 1-crop, torchvision V1")
 
 VARIANTS = {
     "inception_v2": Variant(InceptionV2, *V2),

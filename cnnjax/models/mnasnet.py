@@ -68,7 +68,7 @@ def _row(
     timm: str = "",
 ) -> Variant:
     build = partial(MnasNet, width=width, stem_width=width if stem_width is None else stem_width)
-    preset, published = Preset(resize=resize), "ImageNet 1-crop, torchvision"
+    preset, published = Preset(resize=resize), "ImageNet 1-crop, torchvision V1"
     return Variant(build, "Tan et al. 2018, 1807.11626", preset, *top, published, timm=timm)
 
 

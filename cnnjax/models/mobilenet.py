@@ -124,7 +124,7 @@ def _v1(width: float, top1: float) -> Variant:  # of table 6
     return Variant(build, f"Howard et al. 2017, width {width}", top1=top1, published="ImageNet 1-crop")
 
 
-V2 = ("Sandler et al. 2018; torchvision", Preset(), 71.878, 90.286, "ImageNet 1-crop")
+V2 = ("Sandler et al. 2018; torchvision", Preset(), 71.878, 90.286, "ImageNet 1-crop, torchvision V1")
 VARIANTS = {
     "mobilenet_v1": _v1(1.0, 70.6),
     "mobilenet_v1_075": _v1(0.75, 68.4),

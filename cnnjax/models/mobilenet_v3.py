@@ -94,7 +94,7 @@ class MobileNetV3(Net):
 
 
 _large, _small = partial(MobileNetV3), partial(MobileNetV3, stages=SMALL, hidden_width=1024)
-_source, _torchvision = "Howard et al. 2019, 1905.02244", "ImageNet 1-crop, torchvision"
+_source, _published = "Howard et al. 2019, 1905.02244", "ImageNet 1-crop, torchvision "
 
 
 def _timm(build: partial) -> Variant:
@@ -111,8 +111,8 @@ def _tensorflow(build: partial) -> Variant:
 
 
 VARIANTS = {
-    "mobilenet_v3_large": Variant(_large, _source, Preset(resize=232), 75.274, 92.566, _torchvision),
-    "mobilenet_v3_small": Variant(_small, _source, Preset(), 67.668, 87.402, _torchvision),
+    "mobilenet_v3_large": Variant(_large, _source, Preset(resize=232), 75.274, 92.566, _published + "V2"),
+    "mobilenet_v3_small": Variant(_small, _source, Preset(), 67.668, 87.402, _published + "V1"),
     "mobilenetv3_large_100": _timm(_large),
     "mobilenetv3_small_100": _timm(_small),
     "tf_mobilenetv3_large_100": _tensorflow(_large),

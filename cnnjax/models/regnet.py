@@ -105,7 +105,7 @@ def linear_stages(growth: Growth, fit: Fit = divisible) -> tuple[tuple[int, ...]
 
 
 _net: dict[str, Constructor] = {"x": RegNet, "y": partial(RegNet, block=SEBottleneck)}
-_source, _torchvision = "Radosavovic et al. 2020, 2003.13678", "ImageNet 1-crop, torchvision"
+_source, _torchvision = "Radosavovic et al. 2020, 2003.13678", "ImageNet 1-crop, torchvision V2"
 
 
 def _build(kind: str, growth: Growth, fit: Fit = divisible) -> partial:
@@ -151,7 +151,8 @@ for _name, (_growth, _timm, _top1, _top5) in TORCHVISION.items():
     _row = Variant(_build(_name[0], _growth), _source, _V2, _top1, _top5, _torchvision)
     VARIANTS[f"regnet_{_name}"] = dataclasses.replace(_row, timm=f"regnet{_name[0]}_{_timm}")
 _row = VARIANTS["regnet_y_128gf"]
-VARIANTS["regnet_y_128gf"] = dataclasses.replace(_row, preset=_SWAG)
+_published = "ImageNet 1-crop, torchvision SWAG"
+VARIANTS["regnet_y_128gf"] = dataclasses.replace(_row, preset=_SWAG, published=_published)
 for _name, _growth in TIMM.items():
     _preset = timm_preset((224, 224, 3), 1000, interpolation="bicubic")
     VARIANTS[f"regnet{_name}"] = Variant(_build(_name[0], _growth, nearest), _source, _preset)

@@ -89,7 +89,7 @@ class ShuffleNetV2(StagedNet):
 
 def _row(widths: tuple[int, int, int], resize: int, top1: float, top5: float, last: int = 1024) -> Variant:
     build, preset = partial(ShuffleNetV2, widths=widths, last_width=last), Preset(resize=resize)
-    return Variant(build, "Ma et al. 2018, 1807.11164", preset, top1, top5, "ImageNet 1-crop, torchvision")
+    return Variant(build, "Ma et al. 2018, 1807.11164", preset, top1, top5, "ImageNet 1-crop, torchvision V1")
 
 
 VARIANTS = {

@@ -61,7 +61,7 @@ class SqueezeNet(Net):
         return ops.global_avg_pool(x.astype(jnp.float32))  # 1000
 
 
-SOURCE, ONE_CROP = "Iandola et al. 2016, SqueezeNet {}; torchvision", "ImageNet 1-crop"
+SOURCE, ONE_CROP = "Iandola et al. 2016, SqueezeNet {}; torchvision", "ImageNet 1-crop, torchvision V1"
 squeezes = ((16, 16), (32, 32), (48, 48, 64, 64))
 v1_1 = partial(SqueezeNet, stem_kernel=3, stem_width=64, squeezes=squeezes)
 

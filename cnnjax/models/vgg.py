@@ -52,7 +52,7 @@ class VGG(Net):
 def _row(configuration: str, depths: tuple[int, ...], norm: bool, top1: float, top5: float) -> Variant:
     build = partial(VGG, depths=depths, batch_norm=norm)
     source = f"Simonyan & Zisserman 2014, table 1 {configuration}; torchvision"
-    return Variant(build, source, Preset(), top1, top5, "ImageNet 1-crop")
+    return Variant(build, source, Preset(), top1, top5, "ImageNet 1-crop, torchvision V1")
 
 
 VARIANTS = {

@@ -660,7 +660,7 @@ def test_subsets_keep_order_and_fingerprints_tell_them_apart():
             {"num_validation": 9, "validation_fraction": 0.1},
             ["num_validation=9", "one of them"],
         ),
-        (("fashion_mnist_mini", "train"), {"seed": -1}, ["seed=-1", ">= 0"]),
+        (("fashion_mnist_mini", "train"), {"seed": -1}, ["seed=-1", "an integer of at least 0"]),
         (("fashion_mnist_mini", "train"), {"data_dir": "/no/where"}, ["'/no/where'", "not a folder"]),
     ],
 )
