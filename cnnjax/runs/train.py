@@ -155,7 +155,7 @@ def live(
         if step not in log.evaluated:
             scores = {name: evaluator(tree, stop_if_told)[0] for name, tree in state.weights().items()}
             log.evaluation(step, scores, evaluator.batches)
-        checkpoints.add_metrics(step, {"accuracy": log.evaluated[step]})
+        checkpoints.add_metrics(step, log.evaluated[step])
 
     stop.kept = kept
     begin(experiment, step, progress)

@@ -138,7 +138,9 @@ def test_a_signal_stops_an_evaluation_which_is_made_up_for(step, tiny_config, tm
     saved = Checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.steps()[-1] == step and saved.metrics(step) == {}
     train.train(tiny_config, tmp_path / "run")
-    assert saved.best_metrics()["step"] in saved.steps() and saved.metrics(10)
+    row = Run.open(tmp_path / "run").metrics()[-1]
+    assert saved.best() in saved.steps() and saved.metrics(10)
+    assert all(saved.metrics(10)[name] == row[f"validation_{name}"] for name in ("accuracy", "ema_accuracy"))
     assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
 
 
