@@ -243,6 +243,13 @@ class Run:
             self.check_there()
             atomic_write(self.path / name, content)
 
+    def remove_scores(self) -> None:
+        """Removes the scores of the test split, which are of other weights than those about to be trained."""
+        if processes.is_first():
+            self.check_there()
+            for name in ("test.json", "predictions.npz"):
+                (self.path / name).unlink(missing_ok=True)
+
     def metrics(self) -> list[Json]:
         """The rows of metrics.jsonl; an incomplete last line is left out, and with a warning damaged ones."""
         file, rows, damaged = self.path / "metrics.jsonl", [], []

@@ -75,6 +75,8 @@ class Log:
         rest = step % experiment.config.log_every_steps if step < experiment.total_steps else 0
         self.since = step - rest  # where the interval began
         rows = run.start_metrics(step)
+        if step < experiment.total_steps:
+            run.remove_scores()
         for line in run.trackers.where if run.trackers else ():
             progress.note(line)
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,3 +205,26 @@ def test_a_resumed_run_knows_the_images_that_were_skipped(limit, process, tiny_c
     skipped = json.loads((run / "skipped_images.json").read_text())["skipped"]
     assert len(skipped) == 2 and f"skipped: {skipped[0]}" == first
     assert Run.open(run).metrics()[-1]["skipped_images"] == 2
+
+
+@pytest.mark.parametrize("lost", ["all", "last", "none"])
+def test_test_scores_are_those_of_the_weights(lost, tiny_run, tmp_path):
+    """Those of weights that are trained again are removed before the first step."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    scores = run.read_json("test.json")
+    run.write_json("test.json", {**scores, "accuracy": 2.0})
+    for step in (checkpoints := Checkpoints(run.path / "checkpoints")).steps():
+        if lost == "all" or (lost == "last" and step == scores["step"]):
+            shutil.rmtree(checkpoints.folder(step))
+    seen = []
+
+    class Watch(Progress):
+        def row(self, row: dict) -> None:
+            seen.extend(run.path / name for name in ("test.json", "predictions.npz"))
+            assert not any(file.exists() for file in seen)
+
+    result = train.train(run.config(), run.path, Watch())
+    assert bool(seen) == (lost != "none")
+    assert result.test["accuracy"] == (2.0 if lost == "none" else scores["accuracy"])
+    assert (run.path / "predictions.npz").exists()
