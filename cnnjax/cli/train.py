@@ -65,7 +65,7 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "", listed, given=fields)
+            config, line = suited(config, data, weights or "", listed, given=fields, workdir=workdir)
             say(line)
         if print_config:
             config_lib.validate(config)

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -12,15 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnjax import config as config_lib
 from cnnjax import load_run
+from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.models import stream_key
 from cnnjax.runs import evaluate, train
 from cnnjax.runs import step as steps
 from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
+from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
 from cnnjax.training.steps import batch_statistics
@@ -78,6 +82,53 @@ def test_fine_tuning_moves_what_is_not_frozen(pretrained, tmp_path):
     assert not np.array_equal(end.params["head"]["kernel"], start.params["head"]["kernel"])
 
 
+def photos(root, sizes):
+    """Image files of the tiny training set, their sizes in turn."""
+    arrays = tiny_arrays()
+    for i, (image, label) in enumerate(zip(arrays["train_image"], arrays["train_label"], strict=True)):
+        file = root / "train" / f"class{label}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).resize(sizes[i % len(sizes)]).save(file)
+    return root
+
+
+@pytest.mark.parametrize("data", ["arrays", "files of several sizes", "own images"])
+def test_a_run_that_began_with_weights_is_resumed_and_replayed_without_them(
+    data, tiny_data, tmp_path, capsys
+):
+    base, run = tmp_path / "base", tmp_path / "run"
+    place = photos(tmp_path / "photos", [(8, 8), (9, 11)][: 1 + ("several" in data)])
+    name = tiny_data if data == "arrays" else f"folder:{place}"
+    held, model = "--config.data.num_validation=10", "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)"
+    common = [
+        "train",
+        "--config.total_epochs=2",
+        "--config.eval_every_epochs=1",
+        "--config.batch_size=16",
+        "--config.keep_checkpoints=9",
+    ]
+    own = [held, model, f"--config.data.name={name}"]
+    size = 0 if data == "arrays" else 8
+    assert main.run([*common, *own, f"--workdir={base}", f"--config.data.size={size}"]) == 0
+    start = [*own, f"--config.init_from={base}", "--config.init_head=new"]
+    start = [f"--data={place}", f"--weights={base}"] if data == "own images" else start
+    command = [*common, *start, f"--workdir={run}"]
+    assert main.run(command) == 0
+    first, *_, last = Checkpoints(run / "checkpoints").steps()
+    loss = evaluate.evaluate(run, split="train")[0]["loss"]
+    shutil.rmtree(base)
+    shutil.rmtree(run / "checkpoints" / str(last))
+    assert main.run(command) == 0
+    assert evaluate.evaluate(run, split="train")[0]["loss"] == loss
+    assert main.run(["replay", f"--workdir={run}", f"--step={first}"]) == 0
+    capsys.readouterr()
+    assert main.run(["replay", f"--workdir={run}", "--step=0"]) == 2  # of before its first checkpoint
+    assert "base" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints")
+    assert main.run(command) == 2
+    assert "base" in capsys.readouterr().err
+
+
 METHODS = {
     "a head first, and a teacher": {"freeze": "until(1, all but head)"},
     "SAM in microbatches, and SWA": {"optimizer.sam_rho": 0.05, "accumulate_steps": 2, "swa_start": 0.3},
@@ -102,7 +153,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, tiny_config, ti
         train.train(config, tmp_path / "run", Stop())
     again = train.train(config, tmp_path / "run").state
     jax.tree.map(np.testing.assert_array_equal, again, whole)
-    assert train.Run.open(tmp_path / "run").metrics()[-1]["step"] == int(whole.step)
+    assert Run.open(tmp_path / "run").metrics()[-1]["step"] == int(whole.step)
 
 
 @pytest.mark.parametrize("stopped", [True, False])
