@@ -19,7 +19,7 @@ from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Log, Progress
-from cnnjax.runs.record import make_record
+from cnnjax.runs.record import make_record, resumed
 from cnnjax.runs.signals import Interrupted, caught_signals
 from cnnjax.runs.step import (
     Inputs,
@@ -199,11 +199,16 @@ def opened(
     run = processes.first_then_others(
         lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
     )
-    if not run.read_json("record.json"):
-        run.write_json("record.json", make_record(**experiment.facts()))
-    check_teacher(run, experiment.teacher)
     checkpoints = Saver(run.path / "checkpoints", keep=experiment.config.keep_checkpoints)
     try:
+        check_teacher(run, experiment.teacher)
+        if not (record := run.read_json("record.json")):
+            run.write_json("record.json", make_record(**experiment.facts()))
+        elif experiment.total_steps not in checkpoints.steps():
+            longer, differences = resumed(record)
+            run.write_json("record.json", longer)
+            if differences:
+                progress.note(f"resumed with {differences}: results may differ in the last bits")
         yield experiment, run, checkpoints
     finally:
         progress.stop()

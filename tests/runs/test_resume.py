@@ -228,3 +228,35 @@ def test_test_scores_are_those_of_the_weights(lost, tiny_run, tmp_path):
     assert bool(seen) == (lost != "none")
     assert result.test["accuracy"] == (2.0 if lost == "none" else scores["accuracy"])
     assert (run.path / "predictions.npz").exists()
+
+
+def test_sessions_are_recorded_and_what_differs_is_told_once(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    config, record = run.config(), run.read_json("record.json")
+    last = Checkpoints(run.path / "checkpoints").steps()[-1]
+    others = {"versions": {**record["versions"], "jax": "0.1.2"}, "commit": "c0ffee", "cpu_kernels": "none"}
+    run.write_json("record.json", {**record, **others, "machine": {"processor": "abacus"}})
+    notes = []
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            notes.extend([text] if "last bits" in text else [])
+
+    for _ in range(2):
+        shutil.rmtree(run.path / "checkpoints" / str(last))
+        train.train(config, run.path, Notes())
+        (note,) = notes
+        train.train(config, run.path, Notes())  # it is finished: no session
+    for name, now, before in [
+        ("jax", jax.__version__, "0.1.2"),
+        ("commit", record["commit"], "c0ffee"),
+        ("CPU kernels", record["cpu_kernels"], "none"),
+        ("processor", record["machine"]["processor"], "abacus"),
+    ]:
+        assert f"{name} {now}, before {before}" in note
+    assert "flax" not in note
+    again = run.read_json("record.json")
+    assert again["commit"] == "c0ffee" and again["id"] == record["id"]
+    keys = {"started", "command", "versions", "commit", "cpu_kernels", "machine"}
+    assert [set(each) for each in again["sessions"]] == [keys, keys]
