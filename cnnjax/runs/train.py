@@ -18,6 +18,7 @@ from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import seen_before
 from cnnjax.runs.log import Log, Progress
 from cnnjax.runs.record import make_record, resumed
 from cnnjax.runs.signals import Interrupted, caught_signals
@@ -217,11 +218,14 @@ def opened(
 
 
 def begin(experiment: Experiment, step: int, progress: Progress) -> None:
-    """Tells which splits a run lacks, and that it begins after `step`."""
+    """Tells which splits a run lacks or its start has seen, and that it begins after `step`."""
     source, total = experiment.train_source, experiment.total_steps
     for split, meaning in NEEDED.items():
         if split not in source.splits:
             progress.note(f"{source.name} has no labelled {split} split: {meaning}")
+    validated = step == 0 and "validation" in source.splits
+    if validated and (line := seen_before(experiment.config, experiment.known.listed)):
+        progress.note(line)
     if "test" in source.splits and step < total:
         experiment.open("test")  # so that what is wrong with it is told now, not after the last step
     progress.start(step, total)

@@ -25,6 +25,7 @@ from cnnjax.runs import step as steps
 from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import seen_before
 from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
 from cnnjax.training.steps import batch_statistics
@@ -77,7 +78,10 @@ def test_fine_tuning_moves_what_is_not_frozen(pretrained, tmp_path):
     config, result = pretrained
     other = copy(config, init_from=str(result.path), freeze="conv|norm", total_epochs=2.0)
     start = build(other).init_state()
-    end = train.train(other, tmp_path / "run").state
+    other.seed, notes = 1, Progress()
+    notes.note = (told := []).append
+    end = train.train(other, tmp_path / "run", notes).state
+    assert any("config.seed=0 with config.data.num_validation=10" in line for line in told)
     jax.tree.map(np.testing.assert_array_equal, end.params["conv1"], start.params["conv1"])
     assert not np.array_equal(end.params["head"]["kernel"], start.params["head"]["kernel"])
 
@@ -127,6 +131,36 @@ def test_a_run_that_began_with_weights_is_resumed_and_replayed_without_them(
     shutil.rmtree(run / "checkpoints")
     assert main.run(command) == 2
     assert "base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "advice"),
+    [
+        ({}, ""),
+        ({"data.num_validation": 5}, ""),  # five of its ten
+        ({"seed": 1}, "config.seed=0 with config.data.num_validation=10 holds out those of that run"),
+        ({"data.num_validation": 12}, "config.seed=0 with config.data.num_validation=10"),
+        ({"start": 0}, "train that run with config.data.num_validation too"),
+        ({"seed": 1, "own": True}, ""),
+        ({"start": 0, "own": True}, ""),
+        ({"seed": 1, "other": True}, ""),
+    ],
+)
+def test_held_out_images_that_the_start_was_trained_on_are_told(fields, advice, tiny_config, tmp_path):
+    arrays, base = tiny_arrays(), tmp_path / "base"
+    if fields.pop("own", False):
+        arrays |= {"val_image": arrays["test_image"], "val_label": arrays["test_label"]}
+    for name in ("set", "other"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    tiny_config.data.name = f"npz:{tmp_path / 'set.npz'}"
+    start = config_lib.assign(tiny_config, {"data.num_validation": fields.pop("start", 10)})
+    start.data.name = start.data.name.replace("set", "other" if fields.pop("other", False) else "set")
+    (base / "checkpoints").mkdir(parents=True)
+    (base / "config.json").write_text(config_lib.to_json(start))
+    config = config_lib.assign(tiny_config, {"init_from": str(base), **fields})
+    line = seen_before(config)
+    assert bool(line) == bool(advice) and advice in line
+    assert not seen_before(config_lib.assign(config, {"init_from": ""}))
 
 
 METHODS = {
