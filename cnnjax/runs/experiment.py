@@ -242,7 +242,7 @@ def build(
     recipe, listed = None, {} if listed is None else listed
     if source is None:
         source, config, recipe = open_train(config, listed, workdir)
-    before = resumed(config, workdir) if workdir else None
+    before = resumed(config, workdir, source.fingerprint) if workdir else None
     facts = dataclasses.replace(before or of_images(config, source, recipe), listed=listed)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics

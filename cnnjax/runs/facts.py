@@ -159,10 +159,10 @@ def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) 
     return Facts(classes, shape, augment, recipe, values)
 
 
-def resumed(config: ConfigDict, workdir: str | Path) -> Facts | None:
-    """The facts of the run in a folder, if training with this config resumes it."""
+def resumed(config: ConfigDict, workdir: str | Path, fingerprint: str) -> Facts | None:
+    """The facts of the run in a folder, if training with this config, on these images, resumes it."""
     run = Run(workdir)
-    if not (run.path / "config.json").is_file() or config_lib.differing(run.config(), config):
+    if not (run.path / "config.json").is_file() or run.differing(config, fingerprint):
         return None
     return recorded(run)
 
