@@ -108,9 +108,11 @@ def _before_recipes(shape: Shape) -> Recipe:
 
 
 def of_run(run: Run) -> Facts:
-    """The facts of a run: recorded, or found from its train split as when it began."""
+    """The facts of a run: recorded, or for older records found from its train split as when it began."""
     if facts := recorded(run):
         return facts
+    if not run.read_json("record.json"):
+        raise UserError(f"{run.path / 'record.json'} is missing; restore it, or train again")
     facts = of_images(run.config(), load_split(run.config(), "train"))
     return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 

@@ -274,6 +274,17 @@ def test_own_images_that_have_changed_are_told(split, colour, tmp_path, capsys):
         assert "No pictures" in (run / "report.html").read_text()
 
 
+def test_a_run_without_a_record_is_not_used(colour, tmp_path, capsys):
+    """How its images were prepared is unknown."""
+    run, _ = copy_of(colour, tmp_path)
+    (run / "record.json").unlink()
+    assert main.run(["evaluate", f"--workdir={run}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{run / 'record.json'} is missing; restore it" in error and error.count("\n") == 1
+    with pytest.raises(UserError, match=r"record.json is missing"):
+        cnnjax.load_run(run)
+
+
 def test_own_images_that_have_moved_keep_their_splits(colour, tmp_path, capsys):
     run, own = copy_of(colour, tmp_path)
     before = {split: cnnjax.evaluate(run, split=split)[0] for split in ("test", "validation", "train")}
