@@ -102,7 +102,7 @@ def checkpoint(
     if words == ["prune"]:
         say(f"removed {', '.join(checkpoints.prune(workdir, keep)) or 'nothing'}")
         return 0
-    table = Table("step", "files", "bytes", "accuracy %", "state")
+    table = Table("step", "files", "bytes", "accuracy %", "EMA accuracy %", "state")
     rows = checkpoints.describe(workdir, verify=words == ["verify"])
     for row in rows:
         table.add_row(*map(str, row.values()))

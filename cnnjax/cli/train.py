@@ -1,11 +1,13 @@
 """`cnnjax train`: one run, or one process of it; `launch`: several, ended and restarted together."""
 
+import contextlib
 import functools
 import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Annotated as Flag
 
@@ -65,7 +67,7 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "", listed, given=fields)
+            config, line = suited(config, data, weights or "", listed, given=fields, workdir=workdir)
             say(line)
         if print_config:
             config_lib.validate(config)
@@ -81,23 +83,44 @@ def train(
             hang_seconds = hang_seconds or HANG_SECONDS
             processes.join(coordinator, process_count, process_index, hang_seconds=hang_seconds)
         compile_cache.enable()
-        workdir, again = _folder(workdir, config)
         board = Bar(console, status) if console.is_terminal else Lines(console)
-        run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed, again=again)
+        run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed)
+        run = functools.partial(run, stop_seconds=stop_seconds, hang_seconds=hang_seconds)
         shown = board if processes.is_first() else Progress()
-        result = run(config, workdir, shown, stop_seconds=stop_seconds, hang_seconds=hang_seconds)
+        with _folder(workdir, config) as (folder, again):
+            result = run(config, folder, shown, again=again)
         if processes.is_first():
             _print_result(result, board, listed)
     finally:
         status.stop()
 
 
-def _folder(workdir: str | None, config: ConfigDict) -> tuple[str, str]:
-    """The run folder, and what resumes a run there: without --workdir each run has a folder of its own."""
+@contextlib.contextmanager
+def _folder(workdir: str | None, config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """The run folder, and what resumes a run there: without --workdir each run makes one of its own."""
     if workdir:
-        return workdir, "the same command"
-    own = time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
-    return own, f"the same command with --workdir={own}"
+        yield workdir, "the same command"
+        return
+    own = _new_folder(config)
+    try:
+        yield own, f"the same command with --workdir={own}"
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty: it holds a run
+            Path(own).rmdir()
+
+
+def _new_folder(config: ConfigDict) -> str:
+    """Makes a folder that no other process has, named by the time."""
+    stem = time.strftime(f"runs/%Y-%m-%d_%H%M%S_{config.model.partition('(')[0]}")
+    for own in (stem, *(f"{stem}_{n}" for n in range(2, 1000))):
+        try:
+            Path(own).mkdir(parents=True)
+        except FileExistsError:
+            continue  # of a run that began in the same second
+        except OSError as error:
+            raise UserError(f"{own} cannot be written: {error.strerror}; choose a --workdir") from None
+        return own
+    raise UserError(f"{stem} and its like exist; choose a --workdir")
 
 
 def _print_result(result: "Result", board: "Lines", listed: "Listed") -> None:

@@ -1,4 +1,4 @@
-"""Saving and restoring the training state with orbax: complete or absent, the newest few and the best.
+"""Saving and restoring the training state with orbax: complete or absent, the newest few and the best ones.
 
 A save is written to `.STEP.part`, gets its manifest (see `manifest`) and is renamed to `STEP` at last; only
 then are older ones removed. A damaged one is renamed to `STEP.damaged`, never overwritten.
@@ -26,6 +26,7 @@ from cnnjax.runs import manifest as manifests
 from cnnjax.runs.folder import Run
 from cnnjax.runs.manifest import Manifest, Numbers
 
+ACCURACY = {"raw": "accuracy", "ema": "ema_accuracy"}  # by weights, what a checkpoint of them is judged by
 SPARE_BYTES = 2**19  # what orbax and the manifest write beside the arrays, with some to spare
 Tree = Any  # arrays, or their `ShapeDtypeStruct`s, in dicts and data classes
 _T = TypeVar("_T")
@@ -57,11 +58,29 @@ class Checkpoints:
         except ValueError:
             return {}
 
-    def best_metrics(self) -> dict[str, int | float]:
-        """{"step", "accuracy", ...} of the checkpoint with the highest accuracy; {} without any."""
-        rows = [{"step": step, **self.metrics(step)} for step in self.steps()]
-        judged = [row for row in rows if "accuracy" in row]
-        return max(judged, key=lambda row: (row["accuracy"], -row["step"]), default={})
+    def accuracy(self, step: int, weights: str = "raw") -> float | None:
+        """The accuracy on validation of a checkpoint's "raw" weights or their "ema"; None if it has none."""
+        metrics = self.metrics(step)
+        # Before each kind of weights had its own, a manifest held the higher one alone.
+        return metrics.get(ACCURACY[weights], metrics.get("accuracy"))
+
+    def best(self, weights: str = "raw") -> int | None:
+        """The step of the checkpoint whose weights have the highest accuracy; None without any."""
+        scores = [
+            (score, -step) for step in self.steps() if (score := self.accuracy(step, weights)) is not None
+        ]
+        return -max(scores)[1] if scores else None
+
+    def unreadable(self) -> dict[int, str]:
+        """By step what is wrong with its manifest, of those that cannot be read."""
+        problems: dict[int, str] = {}
+        for step in self.steps():
+            try:
+                manifests.read(self.folder(step))
+            except ValueError as error:
+                if os.path.lexists(self.folder(step)):  # else it was pruned meanwhile
+                    problems[step] = one_line(error)
+        return problems
 
     def problem(self, step: int) -> str:
         """What is wrong with a checkpoint, in one line; '' if each file is as it was saved."""
@@ -71,15 +90,21 @@ class Checkpoints:
             return str(error)
         return ""
 
-    def find(self, checkpoint: str | int) -> int:
-        """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means."""
+    def find(self, checkpoint: str | int, weights: str = "raw") -> int:
+        """The step that "last" (the newest sound one), "best" (the highest accuracy) or a number means.
+
+        Without any accuracy the best is the last.
+        """
         checkpoint = str(checkpoint)
         if not (steps := self.steps()):
             raise UserError(f"{self.directory} contains no checkpoint yet; run `cnnjax train`")
-        if checkpoint == "last":
+        if checkpoint == "best" and (best := self.best(weights)) is not None:
+            for step, problem in self.unreadable().items():
+                warnings.warn(f"checkpoint {step}: {problem}; skipped", stacklevel=3)
+            return best
+        if checkpoint in ("best", "last"):
             return self._newest(lambda step: manifests.verify(self.folder(step)))[0]
-        named = {"best": int(self.best_metrics().get("step", steps[-1])), "last": steps[-1]}
-        named |= {str(step): step for step in steps}
+        named = {"best": steps[-1], "last": steps[-1], **{str(step): step for step in steps}}
         return by_name("checkpoint", checkpoint, named)
 
     def _newest(self, read: Callable[[int], _T], most: float = math.inf) -> tuple[int, _T]:
@@ -127,10 +152,10 @@ class Checkpoints:
 
     def variables(self, checkpoint: str | int, weights: str) -> tuple[int, dict[str, Tree]]:
         """The step that `find` names, and its "raw" params and batch_stats, or their "ema", in NumPy."""
-        if weights not in ("raw", "ema"):
-            raise unknown("weights", weights, ["raw", "ema"])
+        if weights not in ACCURACY:
+            raise unknown("weights", weights, ACCURACY)
         while True:
-            step = self.find(checkpoint)
+            step = self.find(checkpoint, weights)
             try:
                 state = self.read(step)["state"]
                 break
@@ -146,7 +171,7 @@ class Checkpoints:
 
 
 class Saver(Checkpoints):
-    """The checkpoints of the run that this process trains; the `keep` newest and the best one survive."""
+    """The checkpoints of the run that this process trains; the `keep` newest and the best ones survive."""
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
         super().__init__(directory)
@@ -198,7 +223,8 @@ class Saver(Checkpoints):
                 self._remove_old()
 
     def _remove_old(self) -> None:
-        kept = {*self.steps()[-self.keep :], self.best_metrics().get("step")}
+        # The one that cannot be read may be the best.
+        kept = {*self.steps()[-self.keep :], *map(self.best, ACCURACY), *self.unreadable()}
         for step in self.steps():
             if step not in kept:
                 _remove(self.folder(step))
@@ -221,10 +247,10 @@ class Saver(Checkpoints):
         return damaged
 
     def prune(self, keep: int) -> list[str]:
-        """Removes all but the `keep` newest sound checkpoints and the best, if one is sound; says which."""
+        """Removes all but the `keep` newest sound checkpoints and the best ones of these; says which."""
         if not (sound := [step for step in self.steps() if not self.problem(step)]):
             return []
-        kept = {*sound[-keep:], self.best_metrics().get("step")} & set(sound)
+        kept = {*sound[-keep:], *map(self.best, ACCURACY)} & set(sound)
         gone = [self.folder(step) for step in self.steps() if step not in kept]
         gone += sorted(self.directory.glob("*.damaged*"))
         for folder in gone:
@@ -272,7 +298,7 @@ class Saver(Checkpoints):
 
 
 def describe(workdir: str | Path, *, verify: bool = False) -> list[dict[str, int | str]]:
-    """One row a checkpoint of a run: step, files, bytes, accuracy in per cent, state.
+    """One row a checkpoint of a run: step, files, bytes, accuracy in per cent also of the average, state.
 
     Another process may be training in the folder. Unless `verify`, the manifests alone are read.
     """
@@ -285,13 +311,14 @@ def _row(step: int, folder: Path, verify: bool) -> dict[str, int | str]:
     try:
         manifest = (manifests.verify if verify else manifests.read)(folder)
     except ValueError as error:
-        return {"step": step, "files": "", "bytes": "", "accuracy": "", "state": f"damaged: {error}"}
-    accuracy = manifest["metrics"].get("accuracy")
+        blank = dict.fromkeys(("files", "bytes", *ACCURACY.values()), "")
+        return {"step": step, **blank, "state": f"damaged: {error}"}
+    scores = {name: manifest["metrics"].get(name) for name in ACCURACY.values()}
     return {
         "step": step,
         "files": len(manifest["files"]),
         "bytes": sum(file["bytes"] for file in manifest["files"].values()),
-        "accuracy": "" if accuracy is None else f"{100 * accuracy:.2f}",
+        **{name: "" if score is None else f"{100 * score:.2f}" for name, score in scores.items()},
         "state": "sound" if verify else "not checked",
     }
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from cnnjax.data.batches import Batches
+from cnnjax.data.files import expanded
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
 from cnnjax.runs.experiment import Experiment
@@ -98,19 +99,25 @@ def evaluate_loaded(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """As `evaluate`, for a loaded network."""
     facts = trained.facts
-    config = with_data(trained.config, data, facts.image_shape)
+    run = Run.open(trained.name) if trained.config else None
+    # An official test split needs no look at train.
+    splits = run if split != "test" or (run and run.config().data.test_split != "test") else None
+    config = with_data(trained.config, data, facts.image_shape, splits)
     if not config:
         hint = "name a data set, as in --data=folder:PATH"
         raise UserError(f"weights {trained.name} come without images; {hint}")
     config.eval_protocol = trained.protocol.spec
     network = Network(config, parallel.make_mesh("", None), facts, trained.protocol, trained.model)
     variables = parallel.put(trained.variables, network.replicated)
-    run = Run.open(trained.name) if trained.config and not data else None
     with cpu.chosen(config.cpu_kernels):
         try:
-            evaluator = Evaluator(network, split, run)
+            evaluator = Evaluator(network, split, None if data else run)
         except UserError as error:
-            raise UserError(str(error).replace("config.data.name", "data", bool(data))) from None
+            form, _, place = config.data.name.partition(":")
+            gone = run and not data and place and form != "tfds" and not expanded(place).exists()
+            advice = "; if it was moved, name it with --data" if gone else ""
+            line = str(error).replace("config.data.name", "data", bool(data))
+            raise UserError(f"{line}{advice}") from None
         scores, predictions = evaluator(variables)
     return {"step": trained.step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
 

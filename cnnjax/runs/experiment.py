@@ -27,7 +27,16 @@ from cnnjax.models.macs import count_macs
 from cnnjax.models.pyramid import module_layers
 from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.ops import cpu
-from cnnjax.runs.facts import check_head, of_images, open_train, parse_augment, resumed, statistics
+from cnnjax.runs.facts import (
+    Facts,
+    begun,
+    check_head,
+    of_images,
+    open_train,
+    parse_augment,
+    resumed,
+    statistics,
+)
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
@@ -49,7 +58,7 @@ class Experiment(Network):
     schedule: schedules.Schedule
     steps_per_epoch: int
     total_steps: int
-    initial: VariableDict | None  # variables of config.init_from, in place of drawn ones
+    initial: Callable[[], VariableDict | None]  # variables of config.init_from, in place of drawn ones
     teacher: Teacher | None
 
     @property
@@ -104,7 +113,7 @@ class Experiment(Network):
     def init_state(self) -> TrainState:
         """The state before the first step as the step takes it, on the devices of the mesh."""
         place = jax.tree.map(lambda x: x.sharding, self.abstract_step_state)
-        state, initial = run_init(self._init_step_state, out_shardings=place), self.initial
+        state, initial = run_init(self._init_step_state, out_shardings=place), self.initial()
         if not initial and (from_images := variant(self.config.model).from_images):
             images = jnp.asarray(sample_images(self.train_source, START_IMAGES))
             initial = from_images(self.eval_augment.preprocess(images))
@@ -222,8 +231,8 @@ def build(
     """Checks a config against its data, its model and the devices, all there are by default.
 
     Errors name the field and what is allowed. `source` stands in place of the images that the config names;
-    the facts of a run that is resumed in the folder `workdir` are loaded from there. `listed` is of
-    `datasets.load`: a folder is listed once for all splits.
+    the facts of a run that is resumed in the folder `workdir` are loaded from there, and the weights that it
+    began with are not read. `listed` is of `datasets.load`: a folder is listed once for all splits.
     """
     config_lib.validate(config)
     with errors_name_fields("mesh"):
@@ -232,8 +241,8 @@ def build(
     check_names(config)
     recipe, listed = None, {} if listed is None else listed
     if source is None:
-        source, config, recipe = open_train(config, listed)
-    before = resumed(config, workdir) if workdir else None
+        source, config, recipe = open_train(config, listed, workdir)
+    before = resumed(config, workdir, source.fingerprint) if workdir else None
     facts = dataclasses.replace(before or of_images(config, source, recipe), listed=listed)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics
@@ -254,12 +263,9 @@ def build(
     by_depth = "_decay(" in config.optimizer.learning_rate_scales
     layers = module_layers(model, eval_augment.output_shape) if by_depth else {}
     tx, schedule = make_optimizer(config, total_steps, per_epoch, layers)
-    initial = None
-    if config.init_from:
-        check_head(config, facts)
-        start, shape = place_of(config.init_from, config.model), eval_augment.output_shape
-        asked = {"head": config.init_head, "spec": "" if before else config.model}
-        initial = initial_variables(start, model, shape, **asked)
+    initial = functools.cache(lambda: _initial(config, model, facts, spec="" if before else config.model))
+    if not begun(config, workdir):
+        initial()
     learned = tx, schedule, per_epoch, total_steps, initial, make_teacher(config, augment, facts, mesh)
     experiment = Experiment(config, mesh, facts, protocol, model, source, augment, *learned)
     with errors_name_fields("optimizer.name"):
@@ -278,6 +284,15 @@ def _model(config: ConfigDict, classes: int, norm_groups: int) -> nn.Module:
         given = f"config.model={config.model!r}: num_classes={model.num_classes!r}"
         raise UserError(f"{given}, the data has {classes} classes; leave it out")
     return model
+
+
+def _initial(config: ConfigDict, model: nn.Module, facts: Facts, spec: str) -> VariableDict | None:
+    """The variables that `config.init_from` names, if it does; `spec` is of `initial_variables`."""
+    if not config.init_from:
+        return None
+    check_head(config, facts)
+    start, shape = place_of(config.init_from, config.model), facts.eval_augment.output_shape
+    return initial_variables(start, model, shape, head=config.init_head, spec=spec)
 
 
 def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> VariableDict:

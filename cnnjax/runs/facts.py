@@ -5,6 +5,7 @@ evaluates or uses the run loads them, so that other images are seen as the run's
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
 from cnnjax.models import Preset
 from cnnjax.models.variants import preset_augment
+from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run, naming
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.pretrained import Pretrained, is_run, resolve
@@ -106,26 +108,45 @@ def _before_recipes(shape: Shape) -> Recipe:
 
 
 def of_run(run: Run) -> Facts:
-    """The facts of a run: recorded, or found from its train split as when it began."""
+    """The facts of a run: recorded, or for older records found from its train split as when it began."""
     if facts := recorded(run):
         return facts
+    if not run.read_json("record.json"):
+        raise UserError(f"{run.path / 'record.json'} is missing; restore it, or train again")
     facts = of_images(run.config(), load_split(run.config(), "train"))
     return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 
 
-def open_train(config: ConfigDict, listed: Listed) -> tuple[Source, ConfigDict, Recipe | None]:
+def begun(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
+    """The config of the run in a folder that began with the weights `config.init_from` and has a checkpoint.
+
+    It needs these weights no more: its checkpoint holds what came of them, its record the facts.
+    """
+    if not config.init_from or not workdir or not os.path.lexists((run := Run(workdir)).path / "config.json"):
+        return None
+    before = run.config()
+    same = before.init_from == config.init_from and Checkpoints(run.path / "checkpoints").steps()
+    return before if same else None
+
+
+def open_train(
+    config: ConfigDict, listed: Listed, workdir: str | Path | None = None
+) -> tuple[Source, ConfigDict, Recipe | None]:
     """The train split, and the config and recipe that it is opened with.
 
     Images of several sizes, for which config.data.size names none, are brought to size as the weights that
-    config.init_from names have it; else the recipe is None.
+    config.init_from names have it; else the recipe is None. The run in `workdir` knows the size itself.
     """
-    weights = weights_recipe(config)
+    before = begun(config, workdir)
+    weights = None if before else weights_recipe(config)
+    size = before.data.size if before else weights.shape[0] if weights and len({*weights.shape}) == 1 else 0
     try:
-        return load_split(config, "train", one_size=weights is not None, listed=listed), config, None
+        one_size = size > 0 or weights is not None
+        return load_split(config, "train", one_size=one_size, listed=listed), config, None
     except SeveralSizes:
-        if weights is None or len(set(weights.shape)) > 1:
+        if not size:
             raise
-    config = config_lib.assign(config, {"data.size": weights.shape[0]})
+    config = config_lib.assign(config, {"data.size": size})
     return load_split(config, "train", listed=listed), config, weights
 
 
@@ -140,10 +161,10 @@ def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) 
     return Facts(classes, shape, augment, recipe, values)
 
 
-def resumed(config: ConfigDict, workdir: str | Path) -> Facts | None:
-    """The facts of the run in a folder, if training with this config resumes it."""
+def resumed(config: ConfigDict, workdir: str | Path, fingerprint: str) -> Facts | None:
+    """The facts of the run in a folder, if training with this config, on these images, resumes it."""
     run = Run(workdir)
-    if not (run.path / "config.json").is_file() or config_lib.differing(run.config(), config):
+    if not (run.path / "config.json").is_file() or run.differing(config, fingerprint):
         return None
     return recorded(run)
 

@@ -135,12 +135,18 @@ class Run:
             raise UserError(f"--workdir={given} is neither empty nor a run folder; choose another")
 
     def _check_same(self, config: ConfigDict, fingerprint: str) -> None:
-        if differences := config_lib.differing(self.config(), config):
+        if differences := self.differing(config, fingerprint):
             problem = f"{self.path} contains a run with another config ({'; '.join(differences)})"
             raise UserError(f"{problem}; give the same values to resume it, or another --workdir")
         for name in KINDS:
             self.read_json(name)  # a damaged one is told before the first step
         self.check_images("train", fingerprint, "or choose another --workdir")
+
+    def differing(self, config: ConfigDict, fingerprint: str) -> list[str]:
+        """What forbids a resumption with a config; the images of train may have moved to another name."""
+        same = config_lib.assign(config, {"data.name": self.config().data.name})
+        moved = self.images()["train"] == fingerprint
+        return config_lib.differing(self.config(), same if moved else config)
 
     def images(self) -> dict[str, str]:
         """By split the fingerprint of its images when the run first used it, as far as it is recorded."""
@@ -242,6 +248,13 @@ class Run:
         if processes.is_first():
             self.check_there()
             atomic_write(self.path / name, content)
+
+    def remove_scores(self) -> None:
+        """Removes the scores of the test split, which are of other weights than those about to be trained."""
+        if processes.is_first():
+            self.check_there()
+            for name in ("test.json", "predictions.npz"):
+                (self.path / name).unlink(missing_ok=True)
 
     def metrics(self) -> list[Json]:
         """The rows of metrics.jsonl; an incomplete last line is left out, and with a warning damaged ones."""

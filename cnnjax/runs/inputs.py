@@ -1,5 +1,6 @@
 """What a config names: images, and the variables that a training starts from."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
 from cnnjax.data import datasets
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
@@ -23,6 +25,7 @@ from cnnjax.models.weights.torch import HEAD, Variables, match, require_same, re
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
 from cnnjax.runs.optimizer import errors_name_fields
+from cnnjax.runs.pretrained import is_run
 
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
@@ -126,6 +129,25 @@ def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: st
     require_same(Run.open(path).config().model, model)
     _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
     return _fitting(variables, path, model, image_shape, head)
+
+
+def seen_before(config: ConfigDict, listed: Listed | None = None) -> str:
+    """A line if the run that training starts from has seen the images that are held out here; '' if not."""
+    if not config.init_from or not is_run(config.init_from):
+        return ""
+    start = Run.open(config.init_from).config()
+    name, seed, count = start.data.name, start.seed, start.data.num_validation
+    more = config.data.num_validation > count  # fewer are among those of the same seed
+    if name != config.data.name or (seed == config.seed and not more):
+        return ""
+    with contextlib.suppress(UserError):  # that run had no validation split
+        same = config_lib.assign(config, {"seed": seed, "data.num_validation": count})
+        ours, theirs = (open_split(each, "validation", listed=listed) for each in (config, same))
+        if ours.fingerprint == theirs.fingerprint:  # the data set's own
+            return ""
+    advice = f"config.seed={seed} with config.data.num_validation={count} holds out those of that run"
+    advice = advice if count else "train that run with config.data.num_validation too"
+    return f"config.init_from={config.init_from} was trained on images that are held out here: {advice}"
 
 
 def own_tree(arrays: Mapping[str, np.ndarray]) -> Variables | None:

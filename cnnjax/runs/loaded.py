@@ -1,5 +1,6 @@
 """A trained network with what it knows of its images: of a run folder, or of weights from elsewhere."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import data_name, own_tree
+from cnnjax.runs.inputs import data_name, load_split, own_tree
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -94,11 +95,22 @@ def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path
     return Loaded(found.source, found.spec, 0, None, facts, network, looks, variables, found.license)
 
 
-def with_data(config: ConfigDict | None, data: str | Path | None, image_shape: Shape) -> ConfigDict | None:
-    """A run's config, or the default one, with another data set in the network's shape."""
+def with_data(
+    config: ConfigDict | None, data: str | Path | None, image_shape: Shape, run: Run | None = None
+) -> ConfigDict | None:
+    """A run's config, or the default one, with another data set in the network's shape.
+
+    If it is the one that `run` was trained on, under any name, it keeps its splits.
+    """
     if data is None:
         return config
     config, data = config or config_lib.default(), data_name(data)
+    if run and (fingerprint := run.images()["train"]):
+        own = {"data.name": data, **({} if data == config.data.name else {"data.dir": ""})}
+        moved = config_lib.assign(config, own)
+        with contextlib.suppress(UserError):  # it may lack a train split
+            if load_split(moved, "train").fingerprint == fingerprint:
+                return moved
     fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
     if data != config.data.name:
         fields["dir"] = ""  # that of the run is of its own data set

@@ -9,7 +9,7 @@ import jax
 from cnnjax.config import skip_limit
 from cnnjax.data.batches import Batches
 from cnnjax.runs import processes
-from cnnjax.runs.checkpoints import Saver
+from cnnjax.runs.checkpoints import ACCURACY, Saver
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import SKIPPED, Run
 from cnnjax.training import schedules
@@ -75,11 +75,13 @@ class Log:
         rest = step % experiment.config.log_every_steps if step < experiment.total_steps else 0
         self.since = step - rest  # where the interval began
         rows = run.start_metrics(step)
+        if step < experiment.total_steps:
+            run.remove_scores()
         for line in run.trackers.where if run.trackers else ():
             progress.note(line)
         self.skipped_before = sum(row.get("skipped_steps", 0) for row in rows)
         # Evaluations whose row was written, though the run was stopped before the checkpoint knew of it.
-        self.evaluated = {row["step"]: accuracy for row in rows if (accuracy := _accuracy(row)) is not None}
+        self.evaluated = {row["step"]: scores for row in rows if (scores := _accuracies(row))}
         # Messages of the images of each split that the user has been told of; those of train are "skipped".
         # They are of process 0: other images count towards the limit of another.
         self.skipped: dict[str, list[str]] = run.read_json(SKIPPED) if step and processes.is_first() else {}
@@ -168,8 +170,9 @@ class Log:
         self.skipped_images("validation", batches)
         kept = [name for name in EVALUATED if name != "top5_accuracy" or has_top5(scores[""])]
         names = {f"validation_{prefix}{name}": (prefix, name) for prefix in scores for name in kept}
-        self._write(step, {key: scores[prefix][name] for key, (prefix, name) in names.items()})
-        self.evaluated[step] = max(each["accuracy"] for each in scores.values())
+        row = {key: scores[prefix][name] for key, (prefix, name) in names.items()}
+        self._write(step, row)
+        self.evaluated[step] = _accuracies(row)
 
     def skipped_images(self, split: str, batches: Batches) -> dict[str, int]:
         """How many images were skipped so far; the run folder lists them, and the user is told."""
@@ -190,7 +193,7 @@ class Log:
         self.progress.row(row)
 
 
-def _accuracy(row: Mapping[str, float]) -> float | None:
-    """The accuracy in the row of an evaluation, the higher one of two; None in other rows."""
-    names = ("validation_accuracy", "validation_ema_accuracy")
-    return max((row[name] for name in names if name in row), default=None)
+def _accuracies(row: Mapping[str, float]) -> dict[str, float]:
+    """{"accuracy", of an average "ema_accuracy"} in the row of an evaluation; {} in other rows."""
+    names = {name: f"validation_{name}" for name in ACCURACY.values()}
+    return {name: row[column] for name, column in names.items() if column in row}

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Listed
 from cnnjax.errors import UserError
 from cnnjax.models.weights.published import published
+from cnnjax.runs.facts import begun
 from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import data_name, open_split
 from cnnjax.runs.pretrained import is_run, resolve
@@ -28,6 +30,7 @@ def suited(
     weights: str = "",
     listed: Listed | None = None,
     given: Collection[str] = (),
+    workdir: str | Path | None = None,
 ) -> tuple[ConfigDict, str]:
     """The config with a data set, defaults replaced by what suits it, and a line that lists the choices.
 
@@ -36,6 +39,7 @@ def suited(
       weights: to start from, as in config.init_from; the head is initialized anew.
       listed: see `datasets.load`.
       given: fields that stay as they are though they are at their defaults.
+      workdir: of a run that is resumed, which needs the weights no more.
     """
     data = data_name(data)
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
@@ -46,7 +50,8 @@ def suited(
     except UserError as error:
         raise type(error)(str(error).replace("config.data.name: ", "--data: ", 1)) from None
     if config.init_from and "model" in free:
-        fields["model"] = _model_of(config.init_from)
+        before = begun(config, workdir)
+        fields["model"] = before.model if before else _model_of(config.init_from)
     chosen = {name: value for name, value in fields.items() if name in free and value != default[name]}
     words = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "nothing"
     line = f"chosen for {data}: {words}; --config.FIELD=VALUE sets another"

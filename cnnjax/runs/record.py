@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import jax
 
@@ -63,6 +64,17 @@ class Machine(TypedDict, total=False):
     cores: int | None
 
 
+class Session(TypedDict, total=False):
+    """What record.json says of a process that resumed the run."""
+
+    started: str
+    command: list[str]
+    versions: dict[str, str]
+    commit: str
+    cpu_kernels: str
+    machine: Machine
+
+
 class Record(TypedDict, total=False):
     """What is read of record.json, of what `make_record` and the experiment put there; old runs lack some."""
 
@@ -76,6 +88,7 @@ class Record(TypedDict, total=False):
     devices: list[str]
     cpu_kernels: str
     compile_seconds: float
+    sessions: list[Session]  # after the first
     data: DataFacts
     model: ModelFacts
     teacher: dict[str, str]  # of config.loss.distill: its source and fingerprint
@@ -101,6 +114,27 @@ def make_record(**facts: object) -> dict[str, object]:
         "devices": [str(device) for device in jax.devices()],
         "flags": {k: v for k, v in os.environ.items() if k.startswith(("XLA_", "JAX_", "CNNJAX_"))},
         **facts,
+    }
+
+
+def resumed(given: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
+    """A record with this process as one more session, and what differs from the one before; '' if nothing."""
+    record, now = cast(Record, given), make_record()
+    sessions = record.get("sessions", [])
+    session = cast(Session, {name: now[name] for name in Session.__annotations__})
+    old, new = _numerics(sessions[-1] if sessions else record), _numerics(session)
+    names = [name for name in new if old.get(name) not in (None, new[name])]
+    told = "; ".join(f"{name} {new[name] or 'unknown'}, before {old[name] or 'unknown'}" for name in names)
+    return {**record, "sessions": [*sessions, session]}, told
+
+
+def _numerics(session: Session | Record) -> dict[str, str | None]:
+    """What the last bits of results depend on; None for what is not recorded."""
+    return {
+        **session.get("versions", {}),
+        "CPU kernels": session.get("cpu_kernels"),
+        "commit": session.get("commit"),
+        "processor": session.get("machine", {}).get("processor"),
     }
 
 

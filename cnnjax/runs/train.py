@@ -18,8 +18,9 @@ from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.evaluate import Evaluator, test_scores
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import seen_before
 from cnnjax.runs.log import Log, Progress
-from cnnjax.runs.record import make_record
+from cnnjax.runs.record import make_record, resumed
 from cnnjax.runs.signals import Interrupted, caught_signals
 from cnnjax.runs.step import (
     Inputs,
@@ -155,7 +156,7 @@ def live(
         if step not in log.evaluated:
             scores = {name: evaluator(tree, stop_if_told)[0] for name, tree in state.weights().items()}
             log.evaluation(step, scores, evaluator.batches)
-        checkpoints.add_metrics(step, {"accuracy": log.evaluated[step]})
+        checkpoints.add_metrics(step, log.evaluated[step])
 
     stop.kept = kept
     begin(experiment, step, progress)
@@ -199,11 +200,16 @@ def opened(
     run = processes.first_then_others(
         lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
     )
-    if not run.read_json("record.json"):
-        run.write_json("record.json", make_record(**experiment.facts()))
-    check_teacher(run, experiment.teacher)
     checkpoints = Saver(run.path / "checkpoints", keep=experiment.config.keep_checkpoints)
     try:
+        check_teacher(run, experiment.teacher)
+        if not (record := run.read_json("record.json")):
+            run.write_json("record.json", make_record(**experiment.facts()))
+        elif experiment.total_steps not in checkpoints.steps():
+            longer, differences = resumed(record)
+            run.write_json("record.json", longer)
+            if differences:
+                progress.note(f"resumed with {differences}: results may differ in the last bits")
         yield experiment, run, checkpoints
     finally:
         progress.stop()
@@ -212,11 +218,14 @@ def opened(
 
 
 def begin(experiment: Experiment, step: int, progress: Progress) -> None:
-    """Tells which splits a run lacks, and that it begins after `step`."""
+    """Tells which splits a run lacks or its start has seen, and that it begins after `step`."""
     source, total = experiment.train_source, experiment.total_steps
     for split, meaning in NEEDED.items():
         if split not in source.splits:
             progress.note(f"{source.name} has no labelled {split} split: {meaning}")
+    validated = step == 0 and "validation" in source.splits
+    if validated and (line := seen_before(experiment.config, experiment.known.listed)):
+        progress.note(line)
     if "test" in source.splits and step < total:
         experiment.open("test")  # so that what is wrong with it is told now, not after the last step
     progress.start(step, total)

@@ -241,7 +241,7 @@ def read_manifest(data: bytes, folder: Path) -> None:
     (place / "tree" / "a").write_bytes(b"")
     (place / manifests.NAME).write_bytes(data)
     saved = Checkpoints(folder / "checkpoints")
-    saved.best_metrics()
+    saved.best()
     problem = saved.problem(1)
     try:
         manifests.verify(place)

@@ -602,3 +602,18 @@ def test_the_report_of_one_run_is_written_where_it_is_wanted(trained, tmp_path, 
     assert main.run(["report", str(trained), f"--out={tmp_path / 'a.html'}"]) == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'a.html'}\n"
     assert "Confusion matrix" in (tmp_path / "a.html").read_text()  # a comparison has none
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form, *_: form.replace("%Y-%m-%d_%H%M%S", "now"))
+    flags = [f"--config.data.name={tiny_data}", *TINY]
+    assert main.run(["train", *flags]) == 0
+    assert main.run(["train", *flags, "--config.data.num_validation=500"]) == 2  # and leaves none behind
+    assert main.run(["train", *flags, "--config.seed=1"]) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["now_simple_cnn", "now_simple_cnn_2"]
+    shutil.rmtree("runs")
+    Path("runs").touch()
+    capsys.readouterr()
+    assert main.run(["train", *flags]) == 2
+    assert "runs/now_simple_cnn cannot be written: Not a directory" in capsys.readouterr().err

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnnjax.cli import main
 from cnnjax.errors import UserError
-from cnnjax.runs.checkpoints import Checkpoints, Saver
+from cnnjax.runs.checkpoints import Checkpoints, Saver, describe
 
 
 def tree(value: float) -> dict:
@@ -30,7 +31,70 @@ def saved(tmp_path):
 
 def test_the_newest_and_the_best_survive(saved):
     assert saved.steps() == [2, 4, 5]
-    assert saved.best_metrics() == {"step": 2, "accuracy": 0.9}
+    assert saved.best() == 2 and saved.metrics(2) == {"accuracy": 0.9}
+    assert saved.best("ema") == saved.find("best", "ema") == 2  # of before each had its own accuracy
+
+
+SCORES = {1: (0.9, 0.1), 2: (0.8, 0.9), 3: (0.3, 0.8), 4: (0.3, 0.8)}  # raw, of the average
+
+
+@pytest.fixture
+def averaged(tmp_path):
+    """Four checkpoints, of which the first has the best raw weights and the second the best average."""
+    checkpoints = Saver(tmp_path / "checkpoints", keep=1)
+    for step, (raw, ema) in SCORES.items():
+        state = {"params": tree(raw), "batch_stats": {}, "ema": {"params": tree(ema), "batch_stats": {}}}
+        checkpoints.save(step, {"state": state}, {})
+        checkpoints.add_metrics(step, {"accuracy": raw, "ema_accuracy": ema})
+    yield checkpoints
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(("weights", "best"), [("raw", 1), ("ema", 2)])
+def test_the_best_is_that_of_the_weights_that_are_asked_for(averaged, weights, best):
+    step, variables = averaged.variables("best", weights)
+    highest = max(SCORES[each][weights == "ema"] for each in SCORES)
+    assert step == best and np.allclose(variables["params"]["w"], highest)
+
+
+def test_the_best_of_both_kinds_of_weights_survive(averaged):
+    assert averaged.steps() == [1, 2, 4]
+    assert averaged.prune(1) == []
+    assert averaged.steps() == [1, 2, 4]
+
+
+def test_checkpoints_are_listed_with_both_accuracies(averaged, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    rows = describe(tmp_path)
+    assert [(row["step"], row["accuracy"], row["ema_accuracy"]) for row in rows] == [
+        (step, *(f"{100 * each:.2f}" for each in SCORES[step])) for step in (1, 2, 4)
+    ]
+    (averaged.folder(2) / "manifest.json").write_text("{}")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main.run(["checkpoint", "list", f"--workdir={tmp_path}"]) == 1
+    told = capsys.readouterr().out
+    assert "EMA accuracy %" in told and "80.00" in told and "damaged" in told
+
+
+def test_a_best_one_whose_manifest_is_damaged_is_reported_and_kept(saved):
+    (saved.folder(2) / "manifest.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"checkpoint 2: .*manifest.json.*; skipped"):
+        assert saved.find("best") == 5
+    for step in (6, 7, 8):
+        saved.save(step, tree(step), {}, {"accuracy": 0.1})
+    saved.wait()
+    assert saved.steps() == [2, 5, 7, 8]
+
+
+def test_without_an_accuracy_the_best_is_the_newest_sound_one(tmp_path):
+    checkpoints = Saver(tmp_path / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, tree(step), {})
+    checkpoints.wait()
+    damage(checkpoints.folder(2), "bit")
+    with pytest.warns(UserWarning, match="checkpoint 2: .*skipped"):
+        assert checkpoints.find("best") == 1
+    checkpoints.close()
 
 
 def test_those_between_evaluations_are_not_kept_for_ever(tmp_path):
@@ -54,7 +118,7 @@ def test_what_was_saved_comes_back(saved):
 def test_without_a_checkpoint_there_is_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert checkpoints.restore(tree(0)) is None
-    assert checkpoints.best_metrics() == {}
+    assert checkpoints.best() is None
 
 
 def test_a_damaged_newest_one_is_passed_over_with_a_warning(saved, tmp_path):
@@ -170,7 +234,7 @@ def test_metrics_are_added_to_a_checkpoint_after_its_save(saved):
     saved.save(6, tree(6), {"position": 60})
     saved.add_metrics(6, {"accuracy": 0.95})
     assert saved.steps() == [5, 6]  # the best is another one now
-    assert saved.best_metrics() == {"step": 6, "accuracy": 0.95}
+    assert saved.best() == 6 and saved.metrics(6) == {"accuracy": 0.95}
     assert saved.restore(tree(0))[2] == {"position": 60}
 
 

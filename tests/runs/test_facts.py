@@ -274,6 +274,47 @@ def test_own_images_that_have_changed_are_told(split, colour, tmp_path, capsys):
         assert "No pictures" in (run / "report.html").read_text()
 
 
+def test_a_run_without_a_record_is_not_used(colour, tmp_path, capsys):
+    """How its images were prepared is unknown."""
+    run, _ = copy_of(colour, tmp_path)
+    (run / "record.json").unlink()
+    assert main.run(["evaluate", f"--workdir={run}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{run / 'record.json'} is missing; restore it" in error and error.count("\n") == 1
+    with pytest.raises(UserError, match=r"record.json is missing"):
+        cnnjax.load_run(run)
+
+
+def test_own_images_that_have_moved_keep_their_splits(colour, tmp_path, capsys):
+    run, own = copy_of(colour, tmp_path)
+    before = {split: cnnjax.evaluate(run, split=split)[0] for split in ("test", "validation", "train")}
+    own.rename(moved := tmp_path / "moved")
+    for split, scores in before.items():
+        assert main.run(["evaluate", f"--workdir={run}", f"--split={split}"]) == 2
+        assert "if it was moved, name it with --data" in capsys.readouterr().err
+        again = cnnjax.evaluate(run, split=split, data=moved)[0]
+        assert (again["count"], again["loss"]) == (scores["count"], scores["loss"])
+    assert main.run(["evaluate", f"--workdir={run}", f"--data={moved}", "--split=tset"]) == 2
+    assert "if it was moved" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_resumes_if_its_images_have_moved(same, colour, tmp_path):
+    run, own = copy_of(colour, tmp_path)
+    own.rename(moved := tmp_path / "moved")
+    config, known = Run.open(run).config(), Run.open(run).read_json("record.json")["data"]
+    if not same:
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(next((moved / "train").rglob("*.png")))
+    config.data.name = f"folder:{moved}"
+    if same:
+        assert build(config, workdir=run).known.record()["statistics"] == known["statistics"]
+        train.train(config, run)
+        assert cnnjax.evaluate(run)[0]["count"]  # the run knows the new name
+    else:
+        with pytest.raises(UserError, match=r"another config \(config.data.name: saved"):
+            train.train(config, run)
+
+
 def test_a_resumed_run_keeps_the_normalization_that_it_began_with(colour, tmp_path):
     run, _ = copy_of(colour, tmp_path)
     config = Run.open(run).config()

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -12,15 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cnnjax import config as config_lib
 from cnnjax import load_run
+from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.models import stream_key
 from cnnjax.runs import evaluate, train
 from cnnjax.runs import step as steps
 from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
+from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import seen_before
 from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
 from cnnjax.training.steps import batch_statistics
@@ -73,9 +78,89 @@ def test_fine_tuning_moves_what_is_not_frozen(pretrained, tmp_path):
     config, result = pretrained
     other = copy(config, init_from=str(result.path), freeze="conv|norm", total_epochs=2.0)
     start = build(other).init_state()
-    end = train.train(other, tmp_path / "run").state
+    other.seed, notes = 1, Progress()
+    notes.note = (told := []).append
+    end = train.train(other, tmp_path / "run", notes).state
+    assert any("config.seed=0 with config.data.num_validation=10" in line for line in told)
     jax.tree.map(np.testing.assert_array_equal, end.params["conv1"], start.params["conv1"])
     assert not np.array_equal(end.params["head"]["kernel"], start.params["head"]["kernel"])
+
+
+def photos(root, sizes):
+    """Image files of the tiny training set, their sizes in turn."""
+    arrays = tiny_arrays()
+    for i, (image, label) in enumerate(zip(arrays["train_image"], arrays["train_label"], strict=True)):
+        file = root / "train" / f"class{label}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).resize(sizes[i % len(sizes)]).save(file)
+    return root
+
+
+@pytest.mark.parametrize("data", ["arrays", "files of several sizes", "own images"])
+def test_a_run_that_began_with_weights_is_resumed_and_replayed_without_them(
+    data, tiny_data, tmp_path, capsys
+):
+    base, run = tmp_path / "base", tmp_path / "run"
+    place = photos(tmp_path / "photos", [(8, 8), (9, 11)][: 1 + ("several" in data)])
+    name = tiny_data if data == "arrays" else f"folder:{place}"
+    held, model = "--config.data.num_validation=10", "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)"
+    common = [
+        "train",
+        "--config.total_epochs=2",
+        "--config.eval_every_epochs=1",
+        "--config.batch_size=16",
+        "--config.keep_checkpoints=9",
+    ]
+    own = [held, model, f"--config.data.name={name}"]
+    size = 0 if data == "arrays" else 8
+    assert main.run([*common, *own, f"--workdir={base}", f"--config.data.size={size}"]) == 0
+    start = [*own, f"--config.init_from={base}", "--config.init_head=new"]
+    start = [f"--data={place}", f"--weights={base}"] if data == "own images" else start
+    command = [*common, *start, f"--workdir={run}"]
+    assert main.run(command) == 0
+    first, *_, last = Checkpoints(run / "checkpoints").steps()
+    loss = evaluate.evaluate(run, split="train")[0]["loss"]
+    shutil.rmtree(base)
+    shutil.rmtree(run / "checkpoints" / str(last))
+    assert main.run(command) == 0
+    assert evaluate.evaluate(run, split="train")[0]["loss"] == loss
+    assert main.run(["replay", f"--workdir={run}", f"--step={first}"]) == 0
+    capsys.readouterr()
+    assert main.run(["replay", f"--workdir={run}", "--step=0"]) == 2  # of before its first checkpoint
+    assert "base" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints")
+    assert main.run(command) == 2
+    assert "base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "advice"),
+    [
+        ({}, ""),
+        ({"data.num_validation": 5}, ""),  # five of its ten
+        ({"seed": 1}, "config.seed=0 with config.data.num_validation=10 holds out those of that run"),
+        ({"data.num_validation": 12}, "config.seed=0 with config.data.num_validation=10"),
+        ({"start": 0}, "train that run with config.data.num_validation too"),
+        ({"seed": 1, "own": True}, ""),
+        ({"start": 0, "own": True}, ""),
+        ({"seed": 1, "other": True}, ""),
+    ],
+)
+def test_held_out_images_that_the_start_was_trained_on_are_told(fields, advice, tiny_config, tmp_path):
+    arrays, base = tiny_arrays(), tmp_path / "base"
+    if fields.pop("own", False):
+        arrays |= {"val_image": arrays["test_image"], "val_label": arrays["test_label"]}
+    for name in ("set", "other"):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    tiny_config.data.name = f"npz:{tmp_path / 'set.npz'}"
+    start = config_lib.assign(tiny_config, {"data.num_validation": fields.pop("start", 10)})
+    start.data.name = start.data.name.replace("set", "other" if fields.pop("other", False) else "set")
+    (base / "checkpoints").mkdir(parents=True)
+    (base / "config.json").write_text(config_lib.to_json(start))
+    config = config_lib.assign(tiny_config, {"init_from": str(base), **fields})
+    line = seen_before(config)
+    assert bool(line) == bool(advice) and advice in line
+    assert not seen_before(config_lib.assign(config, {"init_from": ""}))
 
 
 METHODS = {
@@ -102,7 +187,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(method, tiny_config, ti
         train.train(config, tmp_path / "run", Stop())
     again = train.train(config, tmp_path / "run").state
     jax.tree.map(np.testing.assert_array_equal, again, whole)
-    assert train.Run.open(tmp_path / "run").metrics()[-1]["step"] == int(whole.step)
+    assert Run.open(tmp_path / "run").metrics()[-1]["step"] == int(whole.step)
 
 
 @pytest.mark.parametrize("stopped", [True, False])

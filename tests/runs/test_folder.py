@@ -23,10 +23,12 @@ def run(tmp_path):
 
 def test_only_the_first_process_writes(run, monkeypatch):
     run.write_json("x.json", {"a": 1})
+    run.write_json("test.json", {})
     monkeypatch.setattr(processes, "is_first", lambda: False)
     before = {file: file.read_bytes() for file in run.path.iterdir()}
     other = Run(run.path)
     other.start_metrics(0)
+    other.remove_scores()
     other.append_metrics({"step": 1, "loss": 0.5})
     other.write_json("x.json", {"a": 2})
     other.write_arrays("y.npz", {"y": np.zeros(3)})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,7 +139,9 @@ def test_a_signal_stops_an_evaluation_which_is_made_up_for(step, tiny_config, tm
     saved = Checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.steps()[-1] == step and saved.metrics(step) == {}
     train.train(tiny_config, tmp_path / "run")
-    assert saved.best_metrics()["step"] in saved.steps() and saved.metrics(10)
+    row = Run.open(tmp_path / "run").metrics()[-1]
+    assert saved.best() in saved.steps() and saved.metrics(10)
+    assert all(saved.metrics(10)[name] == row[f"validation_{name}"] for name in ("accuracy", "ema_accuracy"))
     assert_same(tmp_path / "run", outcome(tmp_path / "whole"))
 
 
@@ -202,3 +205,58 @@ def test_a_resumed_run_knows_the_images_that_were_skipped(limit, process, tiny_c
     skipped = json.loads((run / "skipped_images.json").read_text())["skipped"]
     assert len(skipped) == 2 and f"skipped: {skipped[0]}" == first
     assert Run.open(run).metrics()[-1]["skipped_images"] == 2
+
+
+@pytest.mark.parametrize("lost", ["all", "last", "none"])
+def test_test_scores_are_those_of_the_weights(lost, tiny_run, tmp_path):
+    """Those of weights that are trained again are removed before the first step."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    scores = run.read_json("test.json")
+    run.write_json("test.json", {**scores, "accuracy": 2.0})
+    for step in (checkpoints := Checkpoints(run.path / "checkpoints")).steps():
+        if lost == "all" or (lost == "last" and step == scores["step"]):
+            shutil.rmtree(checkpoints.folder(step))
+    seen = []
+
+    class Watch(Progress):
+        def row(self, row: dict) -> None:
+            seen.extend(run.path / name for name in ("test.json", "predictions.npz"))
+            assert not any(file.exists() for file in seen)
+
+    result = train.train(run.config(), run.path, Watch())
+    assert bool(seen) == (lost != "none")
+    assert result.test["accuracy"] == (2.0 if lost == "none" else scores["accuracy"])
+    assert (run.path / "predictions.npz").exists()
+
+
+def test_sessions_are_recorded_and_what_differs_is_told_once(tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    config, record = run.config(), run.read_json("record.json")
+    last = Checkpoints(run.path / "checkpoints").steps()[-1]
+    others = {"versions": {**record["versions"], "jax": "0.1.2"}, "commit": "c0ffee", "cpu_kernels": "none"}
+    run.write_json("record.json", {**record, **others, "machine": {"processor": "abacus"}})
+    notes = []
+
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            notes.extend([text] if "last bits" in text else [])
+
+    for _ in range(2):
+        shutil.rmtree(run.path / "checkpoints" / str(last))
+        train.train(config, run.path, Notes())
+        (note,) = notes
+        train.train(config, run.path, Notes())  # it is finished: no session
+    for name, now, before in [
+        ("jax", jax.__version__, "0.1.2"),
+        ("commit", record["commit"], "c0ffee"),
+        ("CPU kernels", record["cpu_kernels"], "none"),
+        ("processor", record["machine"]["processor"], "abacus"),
+    ]:
+        assert f"{name} {now}, before {before}" in note
+    assert "flax" not in note
+    again = run.read_json("record.json")
+    assert again["commit"] == "c0ffee" and again["id"] == record["id"]
+    keys = {"started", "command", "versions", "commit", "cpu_kernels", "machine"}
+    assert [set(each) for each in again["sessions"]] == [keys, keys]

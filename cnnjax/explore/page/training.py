@@ -50,7 +50,9 @@ class Training:
             points = [[row["step"], row[name]] for row in rows if np.isfinite(row.get(name, np.nan))]
             if points:
                 curves[name] = [points[i] for i in evenly_spaced(len(points), CURVE_POINTS)]
-        steps = [{"step": step, "metrics": checkpoints.metrics(step)} for step in self._steps().values()]
+        scores = {step: checkpoints.accuracy(step, self.weights) for step in self._steps().values()}
+        metrics = {step: {} if score is None else {"accuracy": score} for step, score in scores.items()}
+        steps = [{"step": step, "metrics": metrics[step]} for step in metrics]
         return {"steps": steps, "curves": curves}
 
     @functools.lru_cache(maxsize=3)  # noqa: B019, one object lives as long as its process
