@@ -107,6 +107,7 @@ def _folder(workdir: str | None, config: ConfigDict) -> Iterator[tuple[str, str]
     finally:
         with contextlib.suppress(OSError):  # it is not empty: it holds a run
             Path(own).rmdir()
+            Path(own).parent.rmdir()
 
 
 def _new_folder(config: ConfigDict) -> str:
