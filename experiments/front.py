@@ -47,7 +47,7 @@ def fine_tuning() -> tuple[str, str]:
 
 
 def training_speed() -> tuple[str, str]:
-    """Against the fastest of the others, on the machine measured last."""
+    """Against the fastest of the others, on the machine measured last; those measured with all are named."""
     rows = speed.read_rows()
     machine = speed.newest(rows, "train")
     found = [
@@ -56,7 +56,7 @@ def training_speed() -> tuple[str, str]:
         if (where, dtype) == (machine, "float32") and speed.best([*bench.values()])
     ]
     ratio = statistics.geometric_mean(top[1] for bench in found if (top := speed.best([*bench.values()])))
-    measured = {name for bench in found for name, row in bench.items() if row["ratio"]}
+    measured = set.intersection(*({name for name, row in bench.items() if row["ratio"]} for bench in found))
     peers = [words for name, words in PEERS.items() if name in measured]
     most = {1: "", 2: "the faster of "}.get(len(peers), "the fastest of ")
     return (
