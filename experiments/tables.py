@@ -197,6 +197,8 @@ def size(*groups: Sequence[Row], pixels: int) -> str:
 
 def verdict(found: Difference, words: str) -> str:
     """'holds (SIZE)' if the difference is above 0, 'the reverse (SIZE)' if below, else not decided."""
+    if math.isnan(found.value):
+        return "no run yet"
     if not found.decided:
         return f"not decided at this size ({words})"
     return f"{'holds' if found.value > 0 else 'the reverse'} ({words})"
