@@ -15,10 +15,10 @@ def fill(page: str, mark: str, text: str) -> str:
     return f"{head}{begin}\n{text}\n{end}{tail}"
 
 
-def check(page: Path, mark: str) -> None:
-    """Raises a UserError unless `write` can fill the page."""
+def filled(page: Path, mark: str, text: str) -> str:
+    """`fill` of a file; a UserError names one that is missing or lacks the marks."""
     try:
-        fill(page.read_text(), mark, "")
+        return fill(page.read_text(), mark, text)
     except (OSError, UserError) as error:
         raise UserError(f"{page}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -26,5 +26,4 @@ def check(page: Path, mark: str) -> None:
 def write(pages: tuple[Path, ...], mark: str, text: str) -> None:
     """Fills the marked place of each page."""
     for page in pages:
-        check(page, mark)
-        page.write_text(fill(page.read_text(), mark, text))
+        page.write_text(filled(page, mark, text))

@@ -15,7 +15,7 @@ from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.files import scratch_folder
 from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, unknown
-from cnnjax.models import create_model, variable_shapes, variant
+from cnnjax.models import DTYPES, create_model, variable_shapes, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.peers import process
 from cnnjax.profiling.peers.process import Tell
@@ -32,7 +32,6 @@ from cnnjax.training.steps import (
 )
 
 Figures = dict[str, object]  # by name: numbers and words, and more of these
-DTYPES = ("float32", "bfloat16")
 # What a profiled operation is, by the JAX functions that made it, of convolutions and dense layers by the
 # innermost, whose modules convert and add biases too; the first match counts.
 KINDS = {

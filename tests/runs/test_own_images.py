@@ -1,5 +1,6 @@
 """`cnnjax train --data=FOLDER`: what is chosen for images of which nothing is known."""
 
+import functools
 import json
 import shutil
 import sys
@@ -185,16 +186,18 @@ def test_weights_need_data(capsys):
     assert "--weights needs --data" in capsys.readouterr().err
 
 
+def name_of(door, data):
+    """What a door takes --data for."""
+    if door == "with_data":
+        return with_data(None, data, (8, 8, 3)).data.name
+    return suited(config_lib.default(), data)[0].data.name
+
+
 @pytest.mark.parametrize("door", ["suited", "with_data"])
 def test_a_folder_is_data_and_a_known_name_is_that_data_set(door, tmp_path, monkeypatch):
     """For train, and for evaluate, probe, explore and calibration; `./mnist` is a folder."""
     monkeypatch.chdir(write(tmp_path, [(8, 8)] * 5, ("photos/cat", "photos/dog", "mnist/cat")))
-
-    def name(data):
-        if door == "with_data":
-            return with_data(None, data, (8, 8, 3)).data.name
-        return suited(config_lib.default(), data)[0].data.name
-
+    name = functools.partial(name_of, door)
     assert name("photos") == "folder:photos" and name("folder:photos") == "folder:photos"
     assert name("./mnist") == "folder:./mnist"
     with pytest.raises(UserError, match="data='' names no data set"):
@@ -210,12 +213,7 @@ def test_an_archive_or_arrays_are_data_too(door, tmp_path, monkeypatch, capsys):
         shutil.make_archive("photos", form, "photos")
     np.savez("photos.npz", x=np.zeros((10, 8, 8, 3), np.uint8), y=np.arange(10) % 2)
     (tmp_path / "photos.zip").rename("photos.ZIP")
-
-    def name(data):
-        if door == "with_data":
-            return with_data(None, data, (8, 8, 3)).data.name
-        return suited(config_lib.default(), data)[0].data.name
-
+    name = functools.partial(name_of, door)
     assert name("photos.ZIP") == "folder:photos.ZIP" and name("photos.npz") == "npz:photos.npz"
     assert name("folder:photos.tar") == "folder:photos.tar"
     words = r"^--data=photos.tar .*; allowed: folder:photos.tar for class folders, tar:photos.tar for Web"

@@ -51,8 +51,8 @@ class Training:
             if points:
                 curves[name] = [points[i] for i in evenly_spaced(len(points), CURVE_POINTS)]
         scores = {step: checkpoints.accuracy(step, self.weights) for step in self._steps().values()}
-        metrics = {step: {} if score is None else {"accuracy": score} for step, score in scores.items()}
-        steps = [{"step": step, "metrics": metrics[step]} for step in metrics]
+        metrics = [{} if score is None else {"accuracy": score} for score in scores.values()]
+        steps = [{"step": step, "metrics": each} for step, each in zip(scores, metrics, strict=True)]
         return {"steps": steps, "curves": curves}
 
     @functools.lru_cache(maxsize=3)  # noqa: B019, one object lives as long as its process
