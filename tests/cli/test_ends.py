@@ -16,12 +16,12 @@ from tests import ROOT
 
 # The command, which gets a signal at the moment when it imports a module.
 AT_IMPORT = """
-import os, sys, time
+import signal, sys, time
 module, signum = sys.argv[1], int(sys.argv[2])
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == module:
-            os.kill(os.getpid(), signum)
+            signal.raise_signal(signum)
             time.sleep(20)
 sys.meta_path.insert(0, Finder())
 from cnnjax.__main__ import main
@@ -68,11 +68,11 @@ def python_handler():
 
 def test_a_signal_that_comes_too_late_for_a_run_is_not_lost(python_handler):
     with pytest.raises(KeyboardInterrupt), signals.caught_signals() as caught:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         while not caught:
             time.sleep(0.001)
     with signals.caught_signals() as caught:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         while not caught:
             time.sleep(0.001)
         caught.clear()  # as who has dealt with it does
@@ -103,7 +103,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 with replacing(Path(sys.argv[1])) as part, scratch_folder() as folder:
     part.write_text("half")
     print(child.pid, folder, flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     time.sleep(20)
 """
 

@@ -570,7 +570,7 @@ def test_a_stopped_run_says_which_command_resumes_it(named, tiny_data, tmp_path,
 
     def told(self, step):
         if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             time.sleep(0.1)
 
     monkeypatch.setattr(Lines, "advance", told)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import shutil
 import signal
 import time
@@ -174,7 +173,7 @@ class Stop(Progress):
 
     def row(self, row):
         if row["step"] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -202,7 +201,7 @@ def test_a_signal_while_the_average_gets_its_statistics_loses_nothing(
         if name == "average":
             calls.append(time.sleep(0.5))
             if stopped and len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
         return stream_key(key, name, index)
 
     monkeypatch.setattr(steps, "stream_key", slow)

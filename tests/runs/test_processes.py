@@ -257,7 +257,7 @@ from cnnjax.runs import processes
 from cnnjax.runs.signals import caught_signals
 with caught_signals() as caught, processes.Stop(caught, seconds=0.5) as stop:
     stop.kept = lambda: sys.argv[1]
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     time.sleep(100)
 """
 

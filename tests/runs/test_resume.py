@@ -125,7 +125,7 @@ class SignalAt(Progress):
 
     def row(self, row: dict) -> None:
         if row["step"] == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("step", [5, 10], ids=["evaluation", "last evaluation"])
