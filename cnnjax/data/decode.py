@@ -58,7 +58,7 @@ def decode_image(
     `channels`, which only arrays have, are a UserError.
     """
     if channels not in (1, 3):
-        allowed = "a network of 1 or 3 channels, or images as arrays, such as npz:FILE"
+        allowed = "a network of 1 or 3 channels; others take arrays, in Python or as --data=npz:FILE"
         raise UserError(f"{what}: a file cannot be read as {channels} channels; allowed: {allowed}")
     if not data:
         raise BadImage(f"{what}: an empty file; remove it or copy it again")

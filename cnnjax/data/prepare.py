@@ -111,6 +111,8 @@ def prepare(
     if on_bad_image not in ("error", "skip"):
         raise unknown("on_bad_image", on_bad_image, ["error", "skip"])
     _check_alike(sources)
+    if encoding == "jpeg" and (channels := sources["train"].image_shape[2]) not in (1, 3):
+        raise UserError(f"images have {channels} channels and JPEG has 1 or 3; choose encoding raw")
     check_utf8(out).mkdir(parents=True, exist_ok=True)
     plan = {
         "class_names": list(sources["train"].class_names),

@@ -58,7 +58,7 @@ def _make_batch(key: jax.Array, images: np.ndarray, labels: Sequence[int]) -> Ba
 
 
 def contact_sheet(images: np.ndarray, specs: dict[str, str] | None = None, *, seed: int = 0) -> Figure:
-    """Images, uint8 [B, H, W, 1 or 3], and a row for each spec by its title; None: for every augmentation."""
+    """Images, uint8 [B, H, W, C], and a row for each spec by its title; None: for every augmentation."""
     key = jax.random.key(seed)
     batch = _make_batch(key, images, range(len(images)))
     rows = {"original": images}

@@ -20,6 +20,7 @@ from cnnjax.errors import UserError, check_local, unknown
 from cnnjax.explore import attribution, plots
 from cnnjax.explore.faithfulness import Method
 from cnnjax.explore.layers import Variables
+from cnnjax.explore.markup import grey_or_rgb
 from cnnjax.inference.model import TrainedModel
 
 SHORTEST_SIDE = 224  # of a picture, pixels
@@ -114,7 +115,7 @@ def pictures(
 ) -> list[Explanation]:
     """(method, the image as the network sees it beside itself with the heat map), uint8 [H, 2 W, 3]."""
     shown = zip(trained.picture(np.stack(images)), explanations, strict=True)
-    return [(method, beside(image, plots.blend(image, heat))) for image, (method, heat) in shown]
+    return [(method, beside(grey_or_rgb(image), plots.blend(image, heat))) for image, (method, heat) in shown]
 
 
 def beside(image: np.ndarray, other: np.ndarray) -> np.ndarray:

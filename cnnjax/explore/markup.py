@@ -62,13 +62,20 @@ def table(
 
 
 def image(pixels: np.ndarray, alt: str = "") -> Markup:
-    """An image, uint8 [H, W, 1 or 3]."""
+    """An image, uint8 [H, W, C], see `grey_or_rgb`."""
     return Markup(f'<img alt="{join(alt)}" src="{png(pixels)}">')
 
 
+def grey_or_rgb(image: np.ndarray) -> np.ndarray:
+    """An image [..., C] as [..., 1 or 3]: as it is, or the mean over channels that are no colours."""
+    if image.shape[-1] in (1, 3):
+        return image
+    return image.mean(-1, keepdims=True).astype(image.dtype)
+
+
 def png(pixels: np.ndarray) -> str:
-    """An image, uint8 [H, W, 1 or 3], as a data URL."""
-    data = io.BytesIO()
+    """An image, uint8 [H, W, C], as a data URL, see `grey_or_rgb`."""
+    data, pixels = io.BytesIO(), grey_or_rgb(pixels)
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(data, format="png")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from cnnjax.errors import visible
 from cnnjax.explore.layers import Box, crop
+from cnnjax.explore.markup import grey_or_rgb
 from cnnjax.training.metrics import Calibration
 
 FEW = 40  # points of a line that are still marked one by one
@@ -47,7 +48,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
-    cmap = "gray" if image.ndim == 2 or image.shape[-1] == 1 else None
+    image = grey_or_rgb(image if image.ndim == 3 else image[..., None])
+    cmap = "gray" if image.shape[-1] == 1 else None
     axes.imshow(np.squeeze(image), interpolation="nearest", cmap=cmap, vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -84,15 +86,13 @@ def map_grid(maps: np.ndarray, *, columns: int = 8, most: int = 64) -> Figure:
 
 def filter_grid(filters: np.ndarray, *, columns: int = 8, most: int = 64) -> Figure:
     """The first `most` filters [F, kh, kw, C]: in colour if C is 3, else the mean over channels."""
-    filters = np.asarray(filters)[:most]
-    filters = filters if filters.shape[-1] == 3 else filters.mean(-1, keepdims=True)
-    return image_grid(list(filters), columns=columns)
+    return image_grid(list(grey_or_rgb(np.asarray(filters)[:most])), columns=columns)
 
 
 def blend(image: np.ndarray, heat: np.ndarray, *, strength: float = 0.5) -> np.ndarray:
     """A heat map [H, W] of 0..1 laid over an image uint8 [H, W, C]: uint8 [H, W, 3]."""
     colour = matplotlib.colormaps["viridis"](np.asarray(heat))[..., :3]
-    base = np.broadcast_to(to_unit(image), (*image.shape[:2], 3))
+    base = np.broadcast_to(to_unit(grey_or_rgb(image)), (*image.shape[:2], 3))
     share = strength * np.asarray(heat)[..., None]
     return np.round(255 * ((1 - share) * base + share * colour)).astype(np.uint8)
 

@@ -246,3 +246,17 @@ def test_the_contact_sheet_has_a_row_for_each_augmentation():
     shown = {name: specs[name] for name in ("mirror", "mixup", "normalize", "alternating_flip")}
     titles = [axes.get_ylabel() for axes in augmentations.contact_sheet(images, shown).axes[::2]]
     assert titles == ["original", *shown]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_are_no_colours_are_left_alone_by_operations_on_colours(channels):
+    from cnnjax.explore import augmentations
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 28, channels), np.uint8)
+    colours = {"contrast", "saturation", "hue", "rand_augment", "trivial_augment"}
+    assert set(AUGMENTATIONS) - set(augmentations.examples_of_each(images.shape[1:])) == colours
+    sheet = augmentations.contact_sheet(images)
+    assert len(sheet.axes) == 2 * (1 + len(AUGMENTATIONS) - len(colours))
+    for name in sorted(colours - {"rand_augment", "trivial_augment"}):
+        with pytest.raises(UserError, match=f"augmentation {name}: images have {channels} channels"):
+            parse(f"{name}(0.2)|scale", image_shape=images.shape[1:], num_classes=2)

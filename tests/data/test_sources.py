@@ -339,6 +339,17 @@ def test_a_record_that_is_damaged_while_it_is_read_is_named(tmp_path, encoding):
     assert len(kept) + len(kept.skipped) == 41
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_jpeg_records_of_two_or_four_channels_are_refused_before_a_file_is_written(channels, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), np.uint8)
+    sources = {"train": ArraySource(images, np.array([0, 1, 0, 1]), ("a", "b"), "mine", "train")}
+    with pytest.raises(UserError, match=f"images have {channels} channels and JPEG has 1 or 3"):
+        prepare.prepare(sources, tmp_path / "out", encoding="jpeg")
+    assert not (tmp_path / "out").exists()
+    prepare.prepare(sources, tmp_path / "out")
+    assert load(f"records:{tmp_path / 'out'}", "train")[1]["image"].shape == (8, 8, channels)
+
+
 def test_a_preparation_of_splits_that_differ_is_refused(tmp_path):
     """What is recorded of train would not hold for the others."""
     train = ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2), ("a", "b"), "x", "train")

@@ -10,7 +10,17 @@ from flax import linen as nn
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from cnnjax.errors import UserError
-from cnnjax.explore import attribution, explain, faithfulness, landscape, layers, pictures, plots, units
+from cnnjax.explore import (
+    attribution,
+    explain,
+    faithfulness,
+    landscape,
+    layers,
+    markup,
+    pictures,
+    plots,
+    units,
+)
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.layers import Conv, Dense
 from cnnjax.training import metrics
@@ -522,6 +532,20 @@ def test_every_picture_can_be_drawn(tiny, image):
         assert np.asarray(canvas.buffer_rgba())[..., :3].std() > 0
     blended = plots.blend(byte, np.zeros((12, 12)))
     np.testing.assert_array_equal(blended, np.broadcast_to(byte, (12, 12, 3)))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_are_no_colours_are_drawn_as_their_mean(channels):
+    image = np.random.default_rng(0).integers(0, 255, (12, 12, channels), np.uint8)
+    mean = image.mean(-1, keepdims=True).astype(np.uint8)
+    heat = np.linspace(0, 1, 144).reshape(12, 12)
+    assert markup.png(image) == markup.png(mean)
+    np.testing.assert_array_equal(plots.blend(image, heat), plots.blend(mean, heat))
+    canvases = [FigureCanvasAgg(plots.image_grid([each])) for each in (image, mean)]
+    for canvas in canvases:
+        canvas.draw()
+    drawn = (np.asarray(canvas.buffer_rgba(), int) for canvas in canvases)
+    np.testing.assert_allclose(*drawn, atol=2)  # one mean is of bytes, the other was rounded to one
 
 
 FAMILIES = {  # by network: the map that Grad-CAM looks at, and the features before the classifier

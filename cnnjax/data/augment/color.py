@@ -79,6 +79,13 @@ def away_from(low: jax.Array, images: jax.Array, factor: jax.Array) -> jax.Array
     return low + jnp.maximum(moved, -1e9)  # so that no multiply-add rounds once where Pillow rounds twice
 
 
+def grey_or_rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
+    """[H, W, C] unchanged; raises UserError if it is neither grey nor RGB."""
+    if shape[2] not in (1, 3):
+        raise UserError(f"images have {shape[2]} channels; allowed: 1 (grey) or 3 (RGB)")
+    return shape
+
+
 def _rgb_shape(shape: Shape, arguments: Arguments) -> Shape:
     if shape[2] != 3:
         raise UserError(f"images have {shape[2]} channels; allowed: 3 (RGB)")
@@ -92,7 +99,7 @@ def brightness(key: Key, batch: Batch, strength: float) -> Batch:
     return _recoloured(batch, images.astype(jnp.float32) * _factors(key, images, strength))
 
 
-@operation(takes=("uint8", "unit"))
+@operation(grey_or_rgb_shape, takes=("uint8", "unit"))
 def contrast(key: Key, batch: Batch, strength: float) -> Batch:
     """Moves each image away from, or towards, its mean grey, as Pillow's ImageEnhance.Contrast."""
     images = batch["image"]

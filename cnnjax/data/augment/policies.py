@@ -9,9 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cnnjax.data.augment.color import away_from, grey, mean_grey
-from cnnjax.data.augment.register import Arguments, Batch, Key, Shape, operation
-from cnnjax.errors import UserError
+from cnnjax.data.augment.color import away_from, grey, grey_or_rgb_shape, mean_grey
+from cnnjax.data.augment.register import Batch, Key, operation
 
 
 class _Range(NamedTuple):
@@ -38,13 +37,7 @@ NAMES = tuple(OPERATIONS)
 PerName = dict[str, jax.Array]  # a number or a flag for each operation, of one image
 
 
-def _grey_or_rgb(shape: Shape, arguments: Arguments) -> Shape:
-    if shape[2] not in (1, 3):
-        raise UserError(f"images have {shape[2]} channels; allowed: 1 (grey) or 3 (RGB)")
-    return shape
-
-
-@operation(_grey_or_rgb, takes=("uint8",))
+@operation(grey_or_rgb_shape, takes=("uint8",))
 def rand_augment(key: Key, batch: Batch, magnitude: float = 0.3, count: int = 2) -> Batch:
     """Applies to each image `count` (the paper's N) of fourteen operations, at one magnitude, any sign.
 
@@ -63,7 +56,7 @@ def rand_augment(key: Key, batch: Batch, magnitude: float = 0.3, count: int = 2)
     return batch | {"image": images}
 
 
-@operation(_grey_or_rgb, takes=("uint8",))
+@operation(grey_or_rgb_shape, takes=("uint8",))
 def trivial_augment(key: Key, batch: Batch, magnitude: float = 1.0) -> Batch:
     """Applies to each image one of fourteen operations, with a sign and a magnitude of its own.
 
