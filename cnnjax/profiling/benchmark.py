@@ -66,7 +66,7 @@ class TrainBench:
         label = draw.integers(0, preset.num_classes, batch_size).astype(np.int32)
         batch = jax.device_put({"image": image, "label": label, "mask": np.ones(batch_size, np.float32)})
         self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, batch, key).compile()
-        memory, run = device_memory(self.compiled), cpu.settled(self.compiled)
+        memory, run = device_memory(self.compiled), cpu.settled(self.compiled, cpu.workspace(self.compiled))
         self._step = lambda state: in_turn_on_cpu(run(state, batch, key), memory)
         self.compile_seconds = time.perf_counter() - start
         self.step()

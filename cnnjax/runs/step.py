@@ -134,7 +134,8 @@ def compiled_step(experiment: Experiment) -> tuple[Callable[..., Outputs], int]:
     thaw = experiment.frozen_steps
     begins = [0, int(thaw)] if thaw < experiment.total_steps else [0]
     programs = [lower_step(experiment, step).compile() for step in begins]
-    memory, steps = max(map(device_memory, programs)), [*map(cpu.settled, programs)]
+    memory = max(map(device_memory, programs))
+    steps = [cpu.settled(each, cpu.workspace(each)) for each in programs]
     taught = [experiment.teacher.variables] if experiment.teacher else []
     if not taught and len(programs) == 1:
         return steps[0], memory

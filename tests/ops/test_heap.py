@@ -59,7 +59,7 @@ def test_a_step_reuses_the_memory_of_the_step_before_it():
 # The same with `settled` after each block; it also prints the bytes that the process holds then.
 SETTLED = """
 from cnnjax.ops.cpu.heap import settled
-done, held = settled(lambda: None), []
+done, held = settled(lambda: None, size), []
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
@@ -74,6 +74,34 @@ def test_the_workspaces_of_the_first_steps_do_not_add_up():
     faults, held = faults_of_steps("cnnjax.ops.cpu", SETTLED)
     assert max(faults[heap.SETTLING_STEPS + 2 :]) < 0.01 * PAGES  # reused, as without it
     assert max(held) - min(held) < 1.5 * 2**26  # at most the one block that is reused
+
+
+# Steps whose workspace is freed a moment after they have ended.
+LATE = """
+import ctypes, json, resource, sys, threading
+from cnnjax.ops.cpu import heap
+libc, size, held = ctypes.CDLL(None), 1 << 26, []
+
+def step():
+    block = ctypes.c_void_p()
+    assert libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(size)) == 0
+    libc.memset(block, 1, ctypes.c_size_t(size))
+    held.append(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize())
+    threading.Timer(0.002, libc.free, [block]).start()
+
+heap.LARGE, heap.LONGEST_WAIT = 0, 0.1  # for a busy machine
+run = heap.settled(step, size) if sys.argv[1] == "settled" else step
+for _ in range(24):
+    run()
+print(json.dumps(held))
+"""
+
+
+@needs_glibc
+def test_a_step_waits_for_the_workspace_of_the_step_before_it():
+    settled, plain = faults_of_steps("settled", LATE), faults_of_steps("plain", LATE)
+    assert max(plain) - plain[0] > 0.9 * 2**26
+    assert max(settled[: heap.SETTLING_STEPS]) - settled[0] < 0.2 * 2**26
 
 
 @needs_glibc

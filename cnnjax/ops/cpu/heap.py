@@ -17,6 +17,8 @@ _SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX":
 # Aligned blocks are cut from larger ones, and glibc keeps the cuttings apart, up to seven of a size and
 # thread: until it has them, a freed workspace is a few bytes too small for the next one.
 SETTLING_STEPS = 16  # seven, and as many more as other blocks have taken cuttings
+LARGE = 2**29  # bytes of a workspace that no process should hold twice
+LONGEST_WAIT = 0.01  # seconds
 _Args = ParamSpec("_Args")
 _Results = TypeVar("_Results")
 
@@ -42,15 +44,43 @@ def keep_freed_memory() -> bool:
     return libc is not None and 0 not in [libc.mallopt(*setting) for setting in _SETTINGS.values()]
 
 
-def settled(step: Callable[_Args, _Results]) -> Callable[_Args, _Results]:
-    """`step`, which takes what its last call returned; before its first calls free memory goes back."""
-    libc, calls = _glibc(), itertools.count()
+def workspace(compiled: jax.stages.Compiled) -> int:
+    """Bytes of device memory that a compiled program takes and gives back at each call; 0 if unknown."""
+    memory = compiled.memory_analysis()
+    return 0 if memory is None else memory.temp_size_in_bytes
+
+
+def _place(libc: ctypes.CDLL, size: int) -> int:
+    """The address that a block of so many bytes would get now."""
+    block = ctypes.c_void_p()
+    libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(size))
+    libc.free(block)
+    return block.value or 0
+
+
+def settled(step: Callable[_Args, _Results], size: int) -> Callable[_Args, _Results]:
+    """`step`, which takes what its last call returned; the process seldom holds its workspace twice.
+
+    `size` is the workspace's, in bytes. XLA frees it a moment after its results are there; a step that begins
+    before takes new memory, and from then on there are two. So the first calls, and all of a step of over
+    512 MiB, wait for the place of the last one. If other blocks have taken of it, free memory goes back to
+    the system, but then not again for a while: the next step is slower, as it gets its pages anew.
+    """
+    if (libc := _glibc()) is None:
+        return step
+    calls, place, trimmed = itertools.count(), 0, 0
+    far = max(1, size // 2)  # small blocks move the place a little
 
     def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:
-        if libc is not None and next(calls) <= SETTLING_STEPS:
+        nonlocal place, trimmed
+        if (call := next(calls)) <= SETTLING_STEPS or size > LARGE:
             jax.block_until_ready(args)
-            time.sleep(0.005)  # XLA frees a workspace a moment after its results are there
-            libc.malloc_trim(0)
+            end, before = time.perf_counter() + (LONGEST_WAIT if call else 0), place
+            while abs((place := _place(libc, size)) - before) >= far and time.perf_counter() < end:
+                time.sleep(LONGEST_WAIT / 20)
+            if abs(place - before) >= far and not SETTLING_STEPS < call < trimmed + SETTLING_STEPS:
+                libc.malloc_trim(0)
+                trimmed = call
         return step(*args, **kwargs)
 
     return run
