@@ -89,7 +89,7 @@ def step():
     held.append(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize())
     threading.Timer(0.002, libc.free, [block]).start()
 
-heap.LARGE, heap.LONGEST_WAIT = 0, 0.1  # for a busy machine
+heap.LARGE, heap.LONGEST_WAIT = 0, 0.5  # for a busy machine
 run = heap.settled(step, size) if sys.argv[1] == "settled" else step
 for _ in range(24):
     run()
