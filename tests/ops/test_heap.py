@@ -6,7 +6,10 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from cnnjax.ops.cpu import heap
@@ -95,6 +98,15 @@ for _ in range(24):
     run()
 print(json.dumps(held))
 """
+
+
+def test_a_workspace_counts_on_a_cpu_alone():
+    """The steps of an accelerator are dispatched ahead; to wait for each would hold it up."""
+    step = jax.jit(lambda x: (x @ x) @ x).lower(jnp.zeros((256, 256))).compile()
+    assert heap.workspace(step) == step.memory_analysis().temp_size_in_bytes >= 2**18
+    elsewhere = SimpleNamespace(device_set=[SimpleNamespace(platform="gpu")])
+    there = SimpleNamespace(input_shardings=((elsewhere,), {}), memory_analysis=step.memory_analysis)
+    assert heap.workspace(there) == 0
 
 
 @needs_glibc

@@ -45,9 +45,10 @@ def keep_freed_memory() -> bool:
 
 
 def workspace(compiled: jax.stages.Compiled) -> int:
-    """Bytes of device memory that a compiled program takes and gives back at each call; 0 if unknown."""
-    memory = compiled.memory_analysis()
-    return 0 if memory is None else memory.temp_size_in_bytes
+    """Bytes of this heap that a compiled program takes and gives back at each call; 0 on other devices."""
+    shardings, memory = jax.tree.leaves(compiled.input_shardings), compiled.memory_analysis()
+    on_cpu = all(device.platform == "cpu" for sharding in shardings for device in sharding.device_set)
+    return memory.temp_size_in_bytes if on_cpu and memory is not None else 0
 
 
 def _place(libc: ctypes.CDLL, size: int) -> int:
