@@ -198,7 +198,7 @@ def test_a_launcher_sees_any_process_that_dies_and_ends_the_others_after_a_grace
 
 # Each process of a launched run says that it is there, and at SIGTERM ends with its own of the codes.
 SAVING = """
-import os, signal, sys, threading
+import glob, os, signal, threading, time
 from cnnjax.cli import main, train
 train.COMMAND = ["-c", '''
 import os, signal, sys, time
@@ -206,9 +206,16 @@ code = int(sys.argv[1].split(",")[int(sys.argv[-1][-1])])
 signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 print("there", flush=True)
+open("there" + sys.argv[-1][-1], "w").close()
 time.sleep(60)
 ''']
-threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+def stop():
+    while len(glob.glob("there?")) < 2:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=stop, daemon=True).start()
 main.main(["launch", "--processes=2", "--max_restarts=2", "--", "train", "--workdir=x"])
 """
 
@@ -216,9 +223,10 @@ main.main(["launch", "--processes=2", "--max_restarts=2", "--", "train", "--work
 @pytest.mark.parametrize(
     ("codes", "code"), [((143, 143), 143), ((143, 1), 1), ((5, 143), 5), ((0, 143), 143)]
 )
-def test_a_launcher_that_got_a_signal_says_saved_only_if_all_were_and_never_restarts(codes, code):
+def test_a_launcher_that_got_a_signal_says_saved_only_if_all_were_and_never_restarts(codes, code, tmp_path):
     script = SAVING.replace("sys.argv[1]", repr(",".join(map(str, codes))))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (code, "there\n" * 2), done.stderr
 
 
