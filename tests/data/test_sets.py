@@ -152,6 +152,24 @@ def test_the_scale_is_that_of_all_splits_whichever_is_read(tmp_path, case, known
     assert (told in source.notes) == ("bits" in case)
 
 
+@pytest.mark.parametrize("tops", [(1, 1), (0, 1), (1, 0), (0, 255), (0, 0)])
+def test_idx_files_of_zeros_and_ones_are_black_and_white(tmp_path, tops):
+    write_idx(tmp_path, {"train": 6, "test": 6})
+    for prefix, top in zip(("train", "t10k"), tops, strict=True):
+        path = tmp_path / f"{prefix}-images-idx3-ubyte"
+        path.write_bytes(path.read_bytes()[:16] + bytes([top]) * 72)
+    for split, top in zip(("train", "test"), tops, strict=True):
+        source = load(f"idx:{tmp_path}", split)
+        assert (source.images == (255 if top else 0)).all()
+        told = "uint8 images of 0 and 1 are read as black and white" in source.notes
+        assert told == (max(tops) == 1)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:16] + bytes([255]) * 72)
+    if tops[1] == 1:
+        text = message(load, f"idx:{tmp_path}", "test")
+        assert "train up to 255, test up to 1; allowed" in text or "test up to 1, train up to 255" in text
+
+
 def test_splits_that_differ_in_shape_type_or_twice_named_are_refused(tmp_path):
     more = {"train_label": LABEL, "test_label": LABEL}
     text = message(load, npz(tmp_path, train_image=GREY, test_image=COLOUR, **more), "train")
@@ -212,6 +230,8 @@ def test_labels_that_are_names_are_the_classes_of_all_splits(tmp_path, kind):
     name = npz(tmp_path, **arrays, class_names=["cat", "dog", "emu", "cat"])
     for split in ("train", "test"):
         assert "class_names has cat twice" in message(load, name, split)
+    name = npz(tmp_path, **arrays, class_names=["cat", "", "dog", "emu"])
+    assert "class_names has an empty name" in message(load, name, "train")
     arrays |= {"train_label": LABEL, "test_label": LABEL[:2]}  # numbers say which of the two they mean
     assert load(npz(tmp_path, **arrays, class_names=["cat", "dog", "cat"]), "train").labels.tolist()[2] == 2
 

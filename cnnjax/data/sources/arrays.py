@@ -79,6 +79,10 @@ def to_numbers(labels: BySplit, names: list[str], what: object) -> tuple[dict[st
             raise UserError(
                 f"{what}: class_names has {listed(twice)} twice; allowed: each once, as labels are names"
             )
+        if "" in names:
+            raise UserError(
+                f"{what}: class_names has an empty name; allowed: none, as images without label have it"
+            )
         names = names or sorted({name for each in texts.values() for name in each} - {""})
         places = {"": UNLABELLED} | {name: place for place, name in enumerate(names)}
         if strange := sorted({name for each in texts.values() for name in each} - places.keys()):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data.sources import sets
+from cnnjax.data.sources import arrays, sets
 from cnnjax.data.sources.archive import read_bytes
 from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, Shape
 from cnnjax.errors import UserError
@@ -77,9 +77,13 @@ def open_idx(place: Place) -> Opened:
     sets.check_shapes({split: _image_shape(folder, stems[split]) for split in known.splits}, folder)
 
     def read(split: str) -> ArraySource:
-        return ArraySource(
-            *read_split(folder, split), known.class_names, place.name, split, notes=known.notes
-        )
+        images, numbers = read_split(folder, split)
+        every = {split: images}
+        if images.size and images.max() <= 1:  # black, or of 0 to 1: the other splits tell
+            every |= {other: read_split(folder, other)[0] for other in splits if other != split}
+        scaled, told = arrays.to_bytes(every, folder)
+        notes = (*known.notes, *told)
+        return ArraySource(scaled[split], numbers, known.class_names, place.name, split, notes=notes)
 
     return Opened(known.splits, read, known.notes)
 
