@@ -13,7 +13,7 @@ from flax.linen import Module
 from jax import Array
 
 from cnnjax.errors import UserError
-from cnnjax.explore.layers import Layer, Trace, Variables, run, trace, unrolled
+from cnnjax.models.forward import Layer, Trace, Variables, run, trace, unrolled
 
 Weigh = Callable[[Array, Array], Array]  # (values of a layer, gradient by them) -> weights
 Score = Callable[[Array, Array], Array]  # (logits [B, K], values of a layer [B, h, w, c]) -> a number

@@ -19,9 +19,9 @@ from cnnjax.data.sources.source import as_labels
 from cnnjax.errors import UserError, check_local, unknown
 from cnnjax.explore import attribution, plots
 from cnnjax.explore.faithfulness import Method
-from cnnjax.explore.layers import Variables
 from cnnjax.explore.markup import grey_or_rgb
 from cnnjax.inference.model import TrainedModel
+from cnnjax.models.forward import Variables
 
 SHORTEST_SIDE = 224  # of a picture, pixels
 MOST_NAME = 255  # bytes of a file's name, as systems allow

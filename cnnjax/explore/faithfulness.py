@@ -9,7 +9,7 @@ import numpy as np
 from flax.linen import Module
 from jax import Array
 
-from cnnjax.explore.layers import Variables, trace, unrolled
+from cnnjax.models.forward import Variables, trace, unrolled
 
 AnyArray = Array | np.ndarray
 Method = Callable[..., Array]  # (model, variables, image, label) -> a map [B, h, w]

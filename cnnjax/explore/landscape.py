@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from cnnjax.errors import UserError
-from cnnjax.explore.layers import Variables
+from cnnjax.models.forward import Variables
 
 Loss = Callable[[Variables], Array]  # of variables; a number
 

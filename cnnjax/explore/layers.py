@@ -3,16 +3,10 @@
 import numpy as np
 from flax.linen import Module
 
-from cnnjax.models.forward import Layer as Layer
 from cnnjax.models.forward import Shape, Variables, image_struct, trace, unrolled
-from cnnjax.models.forward import Trace as Trace
-from cnnjax.models.forward import called_name as called_name
 from cnnjax.models.forward import feature_maps as feature_maps
-from cnnjax.models.forward import first_convolution as first_convolution
 from cnnjax.models.forward import layer_shapes as layer_shapes
-from cnnjax.models.forward import module_path as module_path
 from cnnjax.models.forward import penultimate as penultimate
-from cnnjax.models.forward import run as run
 from cnnjax.profiling.receptive_fields import Field, field_size
 from cnnjax.profiling.summary import image_fields
 

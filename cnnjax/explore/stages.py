@@ -16,8 +16,19 @@ from flax import traverse_util
 from flax.linen import Module
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 
-from cnnjax.explore.layers import Layer, Shape, Trace, Variables, image_struct, module_path, trace, unrolled
-from cnnjax.models.forward import called_name, inner_jaxpr, shape_of
+from cnnjax.models.forward import (
+    Layer,
+    Shape,
+    Trace,
+    Variables,
+    called_name,
+    image_struct,
+    inner_jaxpr,
+    module_path,
+    shape_of,
+    trace,
+    unrolled,
+)
 from cnnjax.models.macs import equation_macs
 from cnnjax.ops.portable import portable
 from cnnjax.profiling.receptive_fields import Field

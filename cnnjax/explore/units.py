@@ -11,15 +11,16 @@ from flax.linen import Module
 from jax import Array
 
 from cnnjax.errors import UserError
-from cnnjax.explore import layers
-from cnnjax.explore.layers import Box, Shape, Variables
+from cnnjax.explore.layers import Box, receptive_box
+from cnnjax.models import forward
+from cnnjax.models.forward import Shape, Variables
 
 Batches = Iterable[Array]  # of images as the network takes them, float [B, H, W, C]
 
 
 def first_filters(model: Module, variables: Variables, image_shape: Shape) -> np.ndarray:
     """The kernels of the first convolution on the image, float32 [F, kh, kw, C]."""
-    scope = layers.first_convolution(model, variables, layers.image_struct(image_shape))
+    scope = forward.first_convolution(model, variables, forward.image_struct(image_shape))
     flat = traverse_util.flatten_dict(variables["params"])
     for path, kernel in flat.items():
         if path[: len(scope)] == scope and np.ndim(kernel) == 4:
@@ -76,7 +77,7 @@ def peaks(model: Module, variables: Variables, batches: Batches, layer: str) -> 
 
 
 def _layer_values(model: Module, variables: Variables, batches: Batches, layer: str) -> Iterable[Array]:
-    values = jax.jit(lambda variables, image: layers.feature_maps(model, variables, image, [layer])[layer])
+    values = jax.jit(lambda variables, image: forward.feature_maps(model, variables, image, [layer])[layer])
     return (values(variables, batch) for batch in batches)
 
 
@@ -99,7 +100,7 @@ def best_patches(
     patches = []
     for i in strongest(peaks, unit, count):
         row, column = map(int, peaks.place[i, unit])
-        box = layers.receptive_box(model, variables, image_shape, peaks.layer, (row, column))
+        box = receptive_box(model, variables, image_shape, peaks.layer, (row, column))
         patches.append(Patch(int(i), float(peaks.value[i, unit]), box))
     return patches
 
@@ -131,12 +132,12 @@ def maximize(
     Source: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Simonyan et al. 2013,
     arXiv:1312.6034, section 2; jitter and decay as Mordvintsev et al. 2015, "Inceptionism".
     """
-    traced = layers.trace(layers.unrolled(model), variables, layers.image_struct(image_shape))
+    traced = forward.trace(forward.unrolled(model), variables, forward.image_struct(image_shape))
     keep = [] if layer is None else [traced.layer(layer)]
     _check_unit(unit, keep[0].shape[-1] if keep else traced.jaxpr.out_avals[0].shape[-1])
 
     def score(image: Array) -> Array:
-        logits, values = layers.run(traced, variables, image, keep=keep)
+        logits, values = forward.run(traced, variables, image, keep=keep)
         return (values[0] if values else logits)[..., unit].mean()
 
     def climb(image: Array, key: Array) -> tuple[Array, None]:

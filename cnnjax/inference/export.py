@@ -14,20 +14,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
 from jax.typing import DTypeLike
 
 from cnnjax.data import recipe as recipes
-from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.files import atomic_write, expanded, read_json, replacing, sha256_of
-from cnnjax.errors import UserError, check_count, listed, one_line, unknown
+from cnnjax.data.files import atomic_write, expanded, replacing, sha256_of
+from cnnjax.errors import UserError, check_count, listed, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
 from cnnjax.inference.int8 import BATCH, Int8
 from cnnjax.inference.model import TrainedModel
-from cnnjax.models import create_model
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops.portable import portable
@@ -150,25 +147,6 @@ def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> No
         raise UserError(f"with_preprocessing: {problem}; export it without")
 
 
-def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_lib.Augmentation]:
-    """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
-    path = expanded(file)
-    beside = path.with_name(f"{path.name}.json")
-    facts = read_json(beside, sidecar.Facts)
-    try:
-        model = create_model(facts["model"], num_classes=len(facts["class_names"]))
-        spec = "|".join(map(sidecar.call, facts["preprocessing"]))
-        augment = augment_lib.parse(spec, image_shape=facts["image_shape"])
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{beside} is damaged: {one_line(error)}") from None
-    return model, _read_variables(path), augment
-
-
-def _read_variables(path: Path) -> Variables:
-    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, files.read(path)), sep="/")
-    return _cast({"params": {}, "batch_stats": {}, **tree}, jnp.float32)
-
-
 def _cast(variables: Variables, dtype: jax.typing.DTypeLike) -> Variables:
     """The same with floating leaves in another dtype."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, variables)
@@ -222,7 +200,9 @@ def _write_safetensors(trained: TrainedModel, path: Path, batch_size: int | None
 
 
 def _read_safetensors(trained: TrainedModel, path: Path) -> Logits:
-    variables, apply = _read_variables(path), jax.jit(trained.model.apply)
+    tree = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, files.read(path)), sep="/")
+    variables = _cast({"params": {}, "batch_stats": {}, **tree}, jnp.float32)
+    apply = jax.jit(trained.model.apply)
     return lambda image: np.asarray(apply(variables, image))
 
 

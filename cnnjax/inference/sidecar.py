@@ -1,33 +1,17 @@
 """FILE.json beside an exported network: what another program must know to use it."""
 
 import datetime
-from typing import TypedDict
 
 import jaxlib
 
 from cnnjax.inference.model import TrainedModel
-from cnnjax.runs.facts import Facts as OfImages
+from cnnjax.runs.facts import Facts
 
 DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
 
 # No jaxlib from these versions on was built before these days, which jax's sources name. jax.export promises
 # to load what a jaxlib wrote with any other that was built within six months of it.
 BUILT = {(0, 10, 2): datetime.date(2026, 5, 15), (0, 12, 0): datetime.date(2026, 7, 28)}
-
-
-class Step(TypedDict):
-    """A step of the preprocessing; its other entries are the arguments."""
-
-    name: str
-
-
-class Facts(TypedDict):
-    """What is read of `description`."""
-
-    model: str
-    class_names: list[str]
-    preprocessing: list[Step]
-    image_shape: list[int]
 
 
 def loads_until(version: str = jaxlib.__version__) -> str:
@@ -55,7 +39,7 @@ def description(
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
-    images = OfImages(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
+    images = Facts(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
     return {
         "format": form,
         "sha256": sha256,
@@ -81,9 +65,3 @@ def _step(name: str, arguments: dict[str, object]) -> dict[str, object]:
     """A step of the preprocessing, and what it computes where its name does not say it."""
     formula = {"computes": "(pixel / 255 - mean) / std"} if name == "normalize" else {}
     return {"name": name, **arguments, **formula}
-
-
-def call(step: dict[str, object]) -> str:
-    """{"name": "crop", "size": [8, 8]} as 'crop(size=(8, 8))'."""
-    values = {key: tuple(x) if isinstance(x, list) else x for key, x in step.items() if key != "computes"}
-    return f"{values.pop('name')}({', '.join(f'{key}={value!r}' for key, value in values.items())})"

@@ -21,7 +21,7 @@ from cnnjax.explore import (
     plots,
     units,
 )
-from cnnjax.models import create_model, init_variables, variant
+from cnnjax.models import create_model, forward, init_variables, variant
 from cnnjax.models.layers import Conv, Dense
 from cnnjax.training import metrics
 
@@ -96,10 +96,10 @@ def test_layers_are_named_in_order_and_hold_what_the_modules_give(tiny, image):
 def test_blocks_have_names_and_run_gives_the_logits(image):
     model, variables = build("resnet20_cifar(widths=(4, 8), stage_sizes=(2, 1))", (8, 8, 1))
     small = image[:, :8, :8]
-    traced = layers.trace(layers.unrolled(model), variables, small)
+    traced = forward.trace(forward.unrolled(model), variables, small)
     assert {"stem", "stage1_block2/conv1", "stage2_block1"} <= set(traced.layers)
     assert traced.last_map.name == "stage2_block1"
-    logits = jax.jit(lambda v, x: layers.run(traced, v, x)[0])(variables, small)
+    logits = jax.jit(lambda v, x: forward.run(traced, v, x)[0])(variables, small)
     np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, small), rtol=1e-4, atol=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_grad_cam_of_a_pooled_linear_net_is_the_weighted_map(image):
 def test_grad_cam_and_its_second_form_in_numpy(tiny, image):
     """From values of the map and numerical derivatives of the logit by them."""
     model, variables = tiny
-    traced = layers.trace(model, variables, image)
+    traced = forward.trace(model, variables, image)
     last = traced.last_map
     assert last.name == "norm2:out"
     value = np.asarray(values(model, variables, image, "norm2:out")["norm2:out"], np.float64)
@@ -578,13 +578,13 @@ def test_every_family_has_a_sensible_default_layer(name):
     image = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     label = jax.ShapeDtypeStruct((2,), jnp.int32)
     layer, size, features = (FAMILIES | SLOW_FAMILIES)[name]
-    found = layers.trace(model, variables, layers.image_struct(shape)).last_map
+    found = forward.trace(model, variables, forward.image_struct(shape)).last_map
     assert (found.name, found.shape) == (layer, size)
     heat = jax.eval_shape(functools.partial(attribution.grad_cam, model), variables, image, label)
     assert heat.shape == (2, *size[:2])
     kept = jax.eval_shape(functools.partial(layers.penultimate, model), variables, image)
     assert kept.shape == (2, features)
-    assert layers.first_convolution(model, variables, image)
+    assert forward.first_convolution(model, variables, image)
     top, left, bottom, right = layers.receptive_box(model, variables, shape, None, (1, 1))
     assert 0 <= top < bottom <= shape[0]
     assert 0 <= left < right <= shape[1]

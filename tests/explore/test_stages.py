@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnnjax.explore import layers, windows
+from cnnjax.explore import windows
 from cnnjax.explore.stages import IMAGE, counts, stages
 from cnnjax.models import create_model, init_variables, variant
+from cnnjax.models.forward import run
 from cnnjax.models.macs import count_macs
 from tests.explore.test_explore import SHAPE, build
 
@@ -59,7 +60,7 @@ def test_products_and_bias_add_up_to_what_the_network_computes(spec):
     found = stages(model, variables, shape)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(1, *shape)), jnp.float32)
     keep = [row.layer for row in found.rows]
-    _, values = jax.jit(lambda v, x: layers.run(found.traced, v, x, keep=keep))(variables, image)
+    _, values = jax.jit(lambda v, x: run(found.traced, v, x, keep=keep))(variables, image)
     looked_at = 0
     for row, value in zip(found.rows[:16], values, strict=False):
         if row.window is None:

@@ -343,8 +343,7 @@ def test_the_sidecar_says_how_to_prepare_an_image(imported, tmp_path):
     np.testing.assert_allclose(ours, by_hand, atol=1.01 / 255 / min(STD))
     assert np.abs(ours - by_hand).mean() < 0.05 / 255 / min(STD)
     assert facts["class_names"] == ["0", "1", "2"]
-    _, _, augment = export.load_safetensors(tmp_path / "net.safetensors")
-    assert augment.steps == trained.augment.steps
+    assert load_model(weights=tmp_path / "net.safetensors").augment.steps == trained.augment.steps
 
 
 MISTAKES = {

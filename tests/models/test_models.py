@@ -14,8 +14,16 @@ from flax import linen as nn
 
 from cnnjax.data.datasets import load
 from cnnjax.errors import UserError
-from cnnjax.explore import layers
-from cnnjax.models import count_params, create_model, init_variables, list_models, sized, variant, variants
+from cnnjax.models import (
+    count_params,
+    create_model,
+    forward,
+    init_variables,
+    list_models,
+    sized,
+    variant,
+    variants,
+)
 from cnnjax.models.pyramid import Stage, stages_of
 from tests.models import count_variant_params, published_counts
 
@@ -243,10 +251,10 @@ def test_logits_and_variables_are_float32_and_grad_cam_has_a_map_to_look_at(name
     assert count_params(variables["params"]) == published_counts()[name]
     if name == "lenet_300_100":  # it has no map at all
         with pytest.raises(UserError, match="no map"):
-            layers.trace(model, variables, image).layer(None)
+            forward.trace(model, variables, image).layer(None)
         return
     scanned = model.clone(scan_blocks=True) if hasattr(model, "scan_blocks") else model
-    traced = layers.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32))
+    traced = forward.trace(scanned, variables, jax.ShapeDtypeStruct((1, *size), jnp.float32))
     last = traced.last_map
     assert 3 <= last.shape[0] == last.shape[1] <= 19, last  # 19: 600 pixels
     assert not last.name.startswith("head")

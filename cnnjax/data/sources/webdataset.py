@@ -30,7 +30,6 @@ from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
 from cnnjax.errors import BadImage, UserError, counted
 
 MOST_LABEL_BYTES = 2**20  # of a .json
-THREADS = 16  # that wait for a disk
 FIELDS = ("label", "cls")  # of a .json
 
 

@@ -19,11 +19,10 @@ from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS
 from cnnjax.data.sources.source import Source, evenly_spaced
 from cnnjax.errors import UserError
-from cnnjax.explore import layers
-from cnnjax.explore.layers import Variables
 from cnnjax.explore.stages import Stage, stages
 from cnnjax.explore.units import Peaks
 from cnnjax.inference.model import TrainedModel
+from cnnjax.models.forward import Variables, run
 from cnnjax.runs.inputs import load_split
 
 MAX_PIXELS = 40_000_000  # of an uploaded image
@@ -115,7 +114,7 @@ class Network:
     def _values(self, variables: Variables, images: Array) -> tuple[Array, Array, list[Array]]:
         inputs = self.trained.prepare(images)
         keep = [stage.layer for stage in self.rows]
-        logits, values = layers.run(self.stages.traced, variables, inputs, keep=keep)
+        logits, values = run(self.stages.traced, variables, inputs, keep=keep)
         floats = [value[0].astype(jnp.float32) for value in values]
         return inputs[0].astype(jnp.float32), jax.nn.softmax(logits)[0], floats
 

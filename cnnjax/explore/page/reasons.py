@@ -10,11 +10,11 @@ from jax import Array
 from cnnjax.errors import UserError, by_name
 from cnnjax.explore import faithfulness, plots
 from cnnjax.explore.explain import METHODS, OF_PIXELS, Heat, heat_function
-from cnnjax.explore.layers import Variables
 from cnnjax.explore.markup import png
 from cnnjax.explore.page import tiles
 from cnnjax.explore.page.network import Network
 from cnnjax.explore.page.operations import Answer
+from cnnjax.models.forward import Variables
 
 STEPS, MOST_MODULES = 16, 8  # of the curves; of the sanity check, spread over the depth
 UNITS = 8  # in which two images differ most

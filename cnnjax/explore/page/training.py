@@ -9,10 +9,10 @@ import numpy as np
 
 from cnnjax.data.sources.source import evenly_spaced
 from cnnjax.errors import UserError, by_name
-from cnnjax.explore.layers import Variables
 from cnnjax.explore.page.operations import Answer
 from cnnjax.explore.page.views import Views, filters_of
 from cnnjax.models import init_variables
+from cnnjax.models.forward import Variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
 from cnnjax.runs.pretrained import IN_A_RUN
