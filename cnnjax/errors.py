@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 Entry = TypeVar("Entry")
 MOST_INT, MOST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32, which devices count and compute in
 MOST = 2000  # characters of a text that is shown in one line
-MOST_NAMES = 20  # that an error lists
 MOST_MARKS = 8  # accents and the like on one letter
 BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that nobody sees
 
@@ -89,13 +88,13 @@ def unknown_model(name: str, names: Iterable[str]) -> UserError:
     return UserError(f"unknown model {name!r}{hint}; `cnnjax models{pattern}` lists {words}")
 
 
-def listed(names: Iterable[str], near: object = "", separator: str = ", ") -> str:
-    """The names; of more than `MOST_NAMES` only some, the nearest to `near` if any is, and how many more."""
+def listed(names: Iterable[str], near: object = "", most: int = 10) -> str:
+    """The names; of more than twice `most` so many, those nearest to `near` if any is, and how many more."""
     names = list(names)
-    if len(names) <= MOST_NAMES:
-        return separator.join(names)
-    some = difflib.get_close_matches(str(near), names, MOST_NAMES // 2, 0.3) or names[: MOST_NAMES // 2]
-    return f"{separator.join(some)} and {len(names) - len(some)} more"
+    if len(names) <= 2 * most:
+        return ", ".join(names)
+    some = difflib.get_close_matches(str(near), names, most, 0.3) or names[:most]
+    return f"{', '.join(some)} and {len(names) - len(some)} more"
 
 
 def counted(count: float, noun: str) -> str:

@@ -16,8 +16,8 @@ from cnnjax.data import recipe as recipes
 from cnnjax.data.files import replacing
 from cnnjax.data.sources import tfds
 from cnnjax.data.sources.sets import SeveralSizes
-from cnnjax.data.sources.source import Source, describe, listed
-from cnnjax.errors import UserError
+from cnnjax.data.sources.source import Source, describe
+from cnnjax.errors import UserError, listed
 
 SHORT_SIDE = 256
 MOST_CLASSES = 50  # that are listed
@@ -94,7 +94,7 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
     table = Table(*columns, "copies", "unreadable")
     for split, seen in summaries.items():
         counts = [seen.classes[label] for label in range(source.num_classes)]
-        sizes = listed([f"{h}x{w} ({count})" for (h, w), count in seen.sizes.most_common()], 3)
+        sizes = listed([f"{h}x{w} ({count})" for (h, w), count in seen.sizes.most_common()], most=3)
         channels = len(seen.colours.mean) if seen.colours else 0
         cells = (sum(counts), sum(map(bool, counts)), f"{min(counts)}, {max(counts)}", channels, seen.grey)
         table.add_row(split, *map(str, cells), sizes, str(len(seen.copies)), str(len(seen.unreadable)))

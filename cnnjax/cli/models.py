@@ -97,8 +97,7 @@ def layer_table(spec: str, image_size: int | None = None) -> Table:
     from cnnjax.models import variant
     from cnnjax.profiling.summary import summarize
 
-    height, width, channels = variant(spec).preset.input_size
-    shape = (image_size or height, image_size or width, channels)
+    shape = variant(spec).preset.image_shape(image_size)
     summary = summarize(spec, shape)
     table = Table("layer", "output", "parameters", "MACs", "receptive field", title=f"{spec} on {shape}")
     for row in summary.layers:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnnjax.data import web
-from cnnjax.data.files import PART, open_file, read_file
+from cnnjax.data.files import PART, read_file, sha256_of
 from cnnjax.errors import UserError, visible
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class Remote:
 def digits_of(path: Path, kind: str) -> str:
     """The SHA-256 of a file in hex, or git's name of it, whichever `kind` is of."""
     if len(kind) != GIT_DIGITS:
-        with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     data = read_file(path)
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cnnjax.errors import UserError, check_local
+from cnnjax.errors import UserError, check_local, one_line
 
 PART = ".cnnjax-part-"  # how the names of unfinished files begin; they are ignored everywhere
 _unfinished: set[Path] = set()
@@ -203,7 +203,7 @@ def parse_json(data: bytes, kind: Any = dict[str, Any]) -> Any:
     try:
         value = json.loads(data, object_pairs_hook=_unique, parse_int=_integer)
     except (ValueError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())[:120]) from None
+        raise ValueError(one_line(error, 120)) from None
     level: list[Any] = [[value]]
     for _ in range(MOST_NESTED):
         inner = (x for each in level for x in (each.values() if isinstance(each, dict) else each))

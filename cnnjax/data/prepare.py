@@ -18,9 +18,9 @@ from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sh
 from cnnjax.data.machine import num_cores
 from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
 from cnnjax.data.sources.sets import check_shapes
-from cnnjax.data.sources.source import Source, listed
+from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
-from cnnjax.errors import BadImage, UserError, extra, unknown
+from cnnjax.errors import BadImage, UserError, extra, listed, unknown
 
 # Its progress is shown as it comes; the standard output has the error alone, whole.
 PREPARE_TFDS = """

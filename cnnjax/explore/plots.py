@@ -118,21 +118,6 @@ def patch_row(images: Sequence[np.ndarray], patches: Sequence[Box], titles: Sequ
     return image_grid(list(map(crop, images, patches)), titles, columns=9)
 
 
-def numbers(values: np.ndarray, title: str = "", *, digits: int = 2) -> Figure:
-    """A small matrix [H, W] as a picture with its numbers written in."""
-    height, width = values.shape
-    figure, axes = _figure(0.55 * width + 0.3, 0.5 * height + 0.6)
-    limit = max(float(np.abs(values).max()), 1e-9)
-    axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit)
-    for (row, column), value in np.ndenumerate(values):
-        colour = "white" if abs(value) > 0.6 * limit else "black"
-        text = f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
-        axes.text(column, row, "0" if text == "-0" else text, ha="center", va="center", color=colour)
-    axes.set_axis_off()
-    axes.set_title(words(title), fontsize=10)
-    return figure
-
-
 def curves(
     series: Mapping[str, Line],
     x: str,

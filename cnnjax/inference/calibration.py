@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
-from cnnjax.data.sources.source import Shape, Source
+from cnnjax.data.sources.source import Shape, Source, evenly_spaced
 from cnnjax.errors import UserError
 from cnnjax.inference.images import AnyImage, Images, name_images
 from cnnjax.runs.inputs import open_split
@@ -30,11 +30,11 @@ def choose(
             source = _held_out(known, recipe)
         except UserError as error:
             raise UserError(str(error).replace("config.data.name", "calibration", bool(given))) from None
-        return [np.asarray(source[i]["image"]) for i in _spread(len(source))]
+        return [np.asarray(source[i]["image"]) for i in evenly_spaced(len(source), COUNT)]
     images = [image for _, image in name_images(given)]
     if not images:
         raise UserError("calibration: no image")
-    return [images[i] for i in _spread(len(images))]
+    return [images[i] for i in evenly_spaced(len(images), COUNT)]
 
 
 def _held_out(config: ConfigDict, recipe: Recipe) -> Source:
@@ -42,7 +42,3 @@ def _held_out(config: ConfigDict, recipe: Recipe) -> Source:
         return open_split(config, "validation", (), None, recipe)
     except UserError:  # nothing is held out; what else is wrong train tells
         return open_split(config, "train", (), None, recipe)
-
-
-def _spread(count: int) -> list[int]:
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, COUNT))})

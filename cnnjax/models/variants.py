@@ -22,6 +22,11 @@ class Preset:
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)  # per channel of 0..1; None: the data set's
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
 
+    def image_shape(self, side: int | None) -> tuple[int, int, int]:
+        """[H, W, C] of the images, or of square ones with a side of so many pixels."""
+        height, width, channels = self.input_size
+        return side or height, side or width, channels
+
 
 # Small images, at their own size and by the statistics of the data set.
 CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)

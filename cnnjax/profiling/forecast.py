@@ -157,12 +157,10 @@ def model_memory(
 ) -> Forecast:
     """The memory of a training step of one model, compiled for one CPU device; None is its preset's size."""
     preset = variant(spec).preset
-    height, width, channels = preset.input_size
-    shape = image_size or height, image_size or width, channels
     config = config_lib.default()
     config.update({"model": spec, "batch_size": batch_size, "dtype": dtype, "mesh": "data:1"})
     config.augment.train = config.augment.eval = "normalize(mean=0.5, std=0.25)"
-    return forecast(config, "cpu:1", source=blank_source(shape, preset.num_classes))
+    return forecast(config, "cpu:1", source=blank_source(preset.image_shape(image_size), preset.num_classes))
 
 
 def facts(found: Forecast) -> dict[str, object]:

@@ -23,9 +23,9 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
 from cnnjax.data.sources.classes import known_as, numbered
 from cnnjax.data.sources.sets import SeveralSizes
-from cnnjax.data.sources.source import Listed, Shape, Source, listed, numbered_names
+from cnnjax.data.sources.source import Listed, Shape, Source, numbered_names
 from cnnjax.data.statistics import channel_statistics
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, listed
 from cnnjax.models import Preset
 from cnnjax.models.variants import preset_augment
 from cnnjax.runs.checkpoints import Checkpoints

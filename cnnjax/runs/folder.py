@@ -32,7 +32,7 @@ from cnnjax.data.files import (
     read_json,
     remove_left,
 )
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, listed
 from cnnjax.runs import processes
 from cnnjax.runs.record import Record
 from cnnjax.runs.trackers import Place, Trackers
@@ -266,8 +266,7 @@ class Run:
             except ValueError as error:
                 damaged += [f"line {number} ({error})"] if number <= len(lines) else []
         if damaged and processes.is_first():
-            more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-            warnings.warn(f"{file}: damaged lines skipped: {', '.join(damaged[:3])}{more}", stacklevel=1)
+            warnings.warn(f"{file}: damaged lines skipped: {listed(damaged, most=3)}", stacklevel=1)
         return rows
 
     def start_metrics(self, step: int) -> list[Json]:

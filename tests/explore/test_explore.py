@@ -17,7 +17,6 @@ from cnnjax.explore import (
     landscape,
     layers,
     markup,
-    pictures,
     plots,
     units,
 )
@@ -519,7 +518,6 @@ def test_every_picture_can_be_drawn(tiny, image):
         plots.heat_row(byte, {"one": heat, "two": heat}),
         plots.boxes(byte, [(0, 0, 3, 3)]),
         plots.patch_row([byte], [(0, 0, 3, 3)], ["1.5"]),
-        plots.numbers(pictures.picture("9") / 9),
         plots.curves({"a": ([0, 1], [2, 3])}, "x", "y"),
         plots.points(draw.normal(size=(9, 2)), np.arange(9) % 3, ["a", "b", "c"]),
         plots.confusion(np.eye(3, dtype=int), ["a", "b", "c"]),

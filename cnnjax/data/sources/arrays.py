@@ -10,8 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cnnjax.data.sources.sets import UNLABELLED
-from cnnjax.data.sources.source import listed
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, listed
 
 BySplit = Mapping[str, np.ndarray]
 

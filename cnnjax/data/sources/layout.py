@@ -20,9 +20,8 @@ from cnnjax.data.decode import IMAGE_SUFFIXES
 from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.classes import known_as, same, unknown_classes
 from cnnjax.data.sources.members import Members
-from cnnjax.data.sources.source import listed
 from cnnjax.data.sources.tree import NONE, Folder, find_images, other_files, read_tree
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, listed
 
 SPLIT_WORDS = {
     "train": "train", "training": "train",

@@ -15,8 +15,8 @@ from cnnjax.data.files import open_file
 from cnnjax.data.sources import arrays, sets
 from cnnjax.data.sources.archive import MAX_RATIO, most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS, SPLITS
-from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place, listed
-from cnnjax.errors import UserError
+from cnnjax.data.sources.source import Arrays, ArraySource, Opened, Place
+from cnnjax.errors import UserError, listed
 
 KINDS = {
     **dict.fromkeys(("image", "images", "img", "imgs", "x", "data"), "image"),

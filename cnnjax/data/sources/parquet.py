@@ -23,7 +23,7 @@ from cnnjax.data.sources import sets, shards
 from cnnjax.data.sources.archive import most_bytes
 from cnnjax.data.sources.layout import SPLIT_WORDS
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
-from cnnjax.errors import BadImage, UserError
+from cnnjax.errors import BadImage, UserError, one_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -206,8 +206,7 @@ def _read(path: Path, group: int | None, column: str) -> "pyarrow.ChunkedArray":
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{path}: cannot be read as Parquet ({reason}); copy or download it again")
+    return UserError(f"{path}: cannot be read as Parquet ({one_line(error)}); copy or download it again")
 
 
 def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:

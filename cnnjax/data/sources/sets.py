@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax.data.machine import num_cores
-from cnnjax.data.sources.source import FileSource, Header, Shape, as_labels, listed, numbered_names
-from cnnjax.errors import BadImage, UserError
+from cnnjax.data.sources.source import FileSource, Header, Shape, as_labels, numbered_names
+from cnnjax.errors import BadImage, UserError, listed
 
 UNLABELLED = -1  # in place of a label; so do the sets of TFDS and of the Hugging Face Hub
 MOST_HEADERS = 10_000  # read after two shapes have been seen
@@ -112,7 +112,7 @@ def shape_of(name: str, splits: Sequence[FileSource], any_size: bool) -> Shape |
     first, *others = counts.most_common()
     if others and not any_size:
         seen, total = counts.total(), sum(source.total for source in splits)
-        given = listed([f"{in_words(shape[:2])} ({count})" for shape, count in (first, *others)], 5)
+        given = listed([f"{in_words(shape[:2])} ({count})" for shape, count in (first, *others)], most=5)
         among = f", among the first {seen} of {total}" if seen < total else ""
         side = min(first[0][:2])
         one = f"size={side} must be given, to resize all images"

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cnnjax.data.sources.archive import is_junk, walk
-from cnnjax.data.sources.source import listed
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, listed
 
 
 def find_files(root: Path, suffix: str) -> list[Path]:

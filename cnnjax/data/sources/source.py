@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, TypedDict
 import numpy as np
 
 from cnnjax.data.recipe import Recipe
-from cnnjax.errors import BadImage, UserError, check_local, visible
+from cnnjax.errors import BadImage, UserError, check_local, listed, visible
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 [N, H, W, C] and labels int32 [N]
 Indices = Sequence[int] | np.ndarray
@@ -250,11 +250,6 @@ def check_label(label: int, num_classes: int, what: str) -> None:
     """BadImage names an example whose label is no class."""
     if not 0 <= label < num_classes:
         raise BadImage(f"{what}: label {label} is out of range; allowed: 0 to {num_classes - 1}")
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """The first names, and how many there are if there are more."""
-    return ", ".join(names[:most]) + (f", ... {len(names)} in all" if len(names) > most else "")
 
 
 def describe(source: Source) -> str:

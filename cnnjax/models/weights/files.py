@@ -112,8 +112,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:  # the library keeps the last of several tensors of one name
             json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_unique)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(f"{path} is not a whole safetensors file: {reason}") from None
+        raise UserError(f"{path} is not a whole safetensors file: {one_line(error, 400)}") from None
     _check_dtypes(path, dtypes, DTYPES)
     return tensors
 
