@@ -7,6 +7,7 @@ A tar belongs to the split whose word its name or a folder of it has (`imagenet-
 headers of all tars are read once, by threads; then each image is one read.
 """
 
+import bisect
 import functools
 import itertools
 import os
@@ -112,7 +113,7 @@ class _Reader:
         decode: Callable[..., np.ndarray],
     ):
         self.files, self.members, self.labels, self.decode = files, members, labels, decode
-        self.ends = np.cumsum([*map(len, members)])
+        self.ends = np.cumsum([*map(len, members)]).tolist()
         self._open: dict[int, int] = {}
         allow_open(len(files), files[0].parent)
 
@@ -125,8 +126,8 @@ class _Reader:
 
     def find(self, position: int) -> tuple[int, str, Member]:
         """The number of an image's tar, its name for messages, and where it is."""
-        tar = int(np.searchsorted(self.ends, position, side="right"))
-        member = self.members[tar][position - int(self.ends[tar - 1] if tar else 0)]
+        tar = bisect.bisect_right(self.ends, position)
+        member = self.members[tar][position - (self.ends[tar - 1] if tar else 0)]
         return tar, f"{self.files[tar]}/{member.name}", member
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
