@@ -4,7 +4,9 @@ import dataclasses
 import errno
 import io
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,13 +128,14 @@ def test_a_batch_has_an_image_at_least(what, batch_size, trained, tiny_data, tmp
             getattr(trained, what)(images, batch_size=batch_size)
 
 
-def test_one_image_after_a_whole_batch_costs_little_more_than_one(tiny_run):
+def test_one_image_after_a_whole_batch_costs_little_more_than_one(tiny_run, caplog):
     """On the way through XLA, where each size of a batch is compiled."""
     trained = cnnjax.load_run(tiny_run)
-    with cpu.paused():
+    with cpu.paused(), jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         for count in (64, 1, 1):
             trained.predict(np.zeros((count, *trained.image_shape), np.uint8))
-        assert trained._sizes == {64, 1}
+    compiled = [m for m in caplog.messages if m.startswith("Compiling") and "probabilities" in m]
+    assert [re.findall(r"uint8\[(\d+)", m) for m in compiled] == [["64"], ["1"]]
 
 
 def test_a_protocol_averages_views_as_evaluation_does(trained, tiny_run, tiny_data):
