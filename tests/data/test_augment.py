@@ -138,6 +138,16 @@ def test_same_key_same_images_other_key_other_images_and_jit_equals_eager():
     np.testing.assert_allclose(pair[1], on(chain, keys[1], images), atol=1e-6)
 
 
+@pytest.mark.parametrize("spec", ["normalize(mean=0.5,std=0.25)", "center_crop(2)|scale", "mirror|scale"])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, bool])
+def test_pixels_of_another_type_are_refused_not_read_on_another_scale(spec, dtype):
+    chain = parse(spec, image_shape=(4, 4, 3))
+    images = np.full((1, 4, 4, 3), 1, dtype)
+    for call in (chain.preprocess, jax.jit(chain.preprocess)):
+        with pytest.raises(UserError, match="images; allowed: uint8 pixels"):
+            call(images)
+
+
 def test_two_of_the_same_operation_draw_apart():
     """Two fair flips with one key would cancel; with their own they leave half the images flipped."""
     images = numbered(64, 2, 3)

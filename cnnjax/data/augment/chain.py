@@ -24,6 +24,7 @@ class Augmentation:
     steps: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]  # (name, arguments), with the data set's facts
     spec: str  # normalised, without those facts
     output_shape: Shape  # [H, W, C] of an image after the chain
+    takes: str = "uint8"  # the kind of pixel that goes in; others are of floats
 
     @property
     def training_only(self) -> tuple[str, ...]:
@@ -31,7 +32,11 @@ class Augmentation:
         return tuple(name for name, _ in self.steps if AUGMENTATIONS[name].needs)
 
     def __call__(self, key: Key, batch: Batch) -> Batch:
-        batch = batch | {"image": jnp.asarray(batch["image"])}
+        images = jnp.asarray(batch["image"])
+        if not jnp.issubdtype(images.dtype, jnp.uint8 if self.takes == "uint8" else jnp.floating):
+            given = f"augmentation {self.spec!r} is given {images.dtype} images"
+            raise UserError(f"{given}; allowed: {self.takes} pixels; convert them")
+        batch = batch | {"image": images}
         for position, (name, arguments) in enumerate(self.steps):
             step = AUGMENTATIONS[name]
             if missing := [entry for entry in step.needs if entry not in batch]:

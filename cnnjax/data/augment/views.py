@@ -84,6 +84,8 @@ def _at_crop(
     parts = augment.steps[:at], augment.steps[at + 1 :]
     before, after = (dataclasses.replace(augment, steps=steps) for steps in parts)
     before = dataclasses.replace(before, output_shape=_shape_after(before, image_shape, name))
+    kinds = [augment.takes, *(AUGMENTATIONS[step].gives for step, _ in before.steps)]
+    after = dataclasses.replace(after, takes=[kind for kind in kinds if kind][-1])
     return before, after, pair(dict(augment.steps[at][1])["size"])
 
 
