@@ -1,6 +1,5 @@
 """What a study keeps of a run beside its row: curves.csv, its metrics, and scores.csv, measured after."""
 
-import csv
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,23 +19,24 @@ Curve = list[dict[str, float]]
 
 def write(out: Path) -> None:
     """Adds the metrics of the run folders that are here to curves.csv."""
-    curves = read(out)
+    new = dict[str, Curve]()
     for row in read_results(out):
         path = out / "runs" / row["run"]
         if (path / "metrics.jsonl").exists():
             merged: dict[float, dict[str, float]] = {}
             for values in Run.open(path).metrics():
                 merged.setdefault(round(values["epoch"], 3), {}).update(values)
-            curves[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
-    if not curves:
+            new[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
+    if not new:
         return
-    with open(out / CURVES, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", *COLUMNS))
-        for run, curve in sorted(curves.items()):
-            for point in curve:
-                cells = (point.get(column) for column in COLUMNS)
-                writer.writerow((run, *("" if cell is None else f"{cell:.5g}" for cell in cells)))
+    with results.locked(out):
+        curves = read(out) | new
+        points = [(run, point) for run in sorted(curves) for point in curves[run]]
+        rows = [
+            {"run": run, **{k: f"{point[k]:.5g}" for k in COLUMNS if point.get(k) is not None}}
+            for run, point in points
+        ]
+        results.write(out / CURVES, ["run", *COLUMNS], rows)
 
 
 def read(out: Path) -> dict[str, Curve]:

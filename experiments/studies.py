@@ -307,9 +307,10 @@ def draw(study: Study, out: Path) -> None:
         parts = [f"# Here\n\n{study.text(out)}"]
         published = dataclasses.replace(study, size="ours")
         parts += [f"# As published\n\n{published.text(study.here)}"] if study.rows() else []
-        (out / "table.md").write_text("\n\n".join(parts) + "\n")
+        atomic_write(out / "table.md", "\n\n".join(parts) + "\n")
         print((out / "table.md").read_text())
-    study.figure(study, out).savefig(out / "figure.svg", metadata={"Date": None})
+    with replacing(out / "figure.svg") as part:
+        study.figure(study, out).savefig(part, metadata={"Date": None})
 
 
 def start(work: Callable[[], None]) -> None:
