@@ -55,22 +55,26 @@ def last(out: Path, rows: Sequence[Row], column: str) -> list[float]:
     return [values[-1] for values in found if values]
 
 
+def unmeasured(out: Path) -> list[str]:
+    """The finished runs whose folder is here and that scores.csv has no row of, as after a kill."""
+    found = _scores(out)
+    ended = [row["run"] for row in read_results(out) if row["outcome"] == "finished"]
+    return [run for run in ended if run not in found and (out / "runs" / run).is_dir()]
+
+
 def add_scores(out: Path, measure: Callable[[Path], Mapping[str, float]]) -> None:
     """Measures the run folders that scores.csv has no row of yet, and adds their rows to it."""
-    found = _scores(out)
-    for row in read_results(out):
-        if row["run"] not in found and row["outcome"] == "finished" and (out / "runs" / row["run"]).is_dir():
-            found[row["run"]] = {k: f"{v:.6g}" for k, v in measure(out / "runs" / row["run"]).items()}
-            with open(out / SCORES, "w", newline="") as file:
-                writer = csv.DictWriter(file, ["run", *found[row["run"]]], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows({"run": run, **scores} for run, scores in sorted(found.items()))
+    for run in unmeasured(out):
+        scores = {name: f"{value:.6g}" for name, value in measure(out / "runs" / run).items()}
+        with results.locked(out):
+            found = _scores(out) | {run: {"run": run, **scores}}
+            results.write(out / SCORES, ["run", *scores], [found[run] for run in sorted(found)])
 
 
 def with_scores(rows: Sequence[Row], out: Path) -> list[Row]:
-    """The rows that scores.csv has a row of, with its columns."""
+    """The rows with the columns of scores.csv; a run that diverged has none of these."""
     found = _scores(out)
-    return [{**row, **found[row["run"]]} for row in rows if row["run"] in found]
+    return [row | found.get(row["run"], {}) for row in rows]
 
 
 def _scores(out: Path) -> dict[str, Row]:

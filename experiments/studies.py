@@ -132,6 +132,12 @@ class Study:
             found.append(run)
         return found
 
+    def waiting(self, out: Path | None = None) -> list[Planned]:
+        """The runs that lack a row, or that are still to be measured."""
+        due = curves.unmeasured(out or self.here) if self.measure else []
+        rows = [row for row in read_results(out or self.here) if row["run"] not in due]
+        return [run for run in self.runs(out) if not any(map(run.is_row, rows))]
+
     def groups(self, out: Path | None = None) -> dict[str, list[Row]]:
         """By label the rows of its runs, in the order of the plan; labels without runs are left out."""
         found, rows = dict[str, list[Row]](), self.rows(out)
@@ -148,13 +154,15 @@ class Study:
 
     def train_next(self, out: Path, data: str, *, later: bool = True) -> bool:
         """Trains the first run that is missing; False if none is."""
+        if self.measure:
+            curves.add_scores(out, self.measure)  # of a run that was killed before it was measured
         config = self.config()
         config.data.name = data
         config.optimizer.warmup_epochs *= self.factor()
         if self.size == "minute":
             config.data.num_validation, config.batch_size, config.eval_batch_size = 64, 32, 64
-        for run in self.runs(out):
-            if (run.later and not later) or any(map(run.is_row, read_results(out))):
+        for run in self.waiting(out):
+            if run.later and not later:
                 continue
             config.seed = run.seed
             out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def mean(rows: Sequence[Row], column: str) -> float:
 
 def percent(column: str) -> Column:
     """Mean and spread of a share, in per cent."""
-    return lambda rows, out: spread([row[column] for row in rows])
+    return lambda rows, out: spread([row.get(column, "") for row in rows])
 
 
 def training_error(rows: Sequence[Row], out: Path) -> str:
