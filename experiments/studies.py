@@ -22,19 +22,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.cli.boards import Lines
-from cnnjax.data.datasets import load
 from cnnjax.data.files import atomic_write, read_json, replacing
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 from cnnjax.runs import compile_cache
 from cnnjax.runs.results import Row, read_results
 from cnnjax.runs.signals import Interrupted, end_at_once
 from cnnjax.runs.sweep import Board, Values, sweep
-from experiments import curves, pages, speeds
+from experiments import curves, pages, sample, speeds
 from experiments.tables import COPIES
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +163,6 @@ class Study:
             if run.later and not later:
                 continue
             config.seed = run.seed
-            out.mkdir(parents=True, exist_ok=True)
             if not (out / "sweep.json").exists():  # other files may be there: the study's own
                 atomic_write(out / "sweep.json", config_lib.to_json(config))
             one: Values = {field: [value] for field, value in run.fields().items()}
@@ -251,25 +248,15 @@ def cifar10() -> config_lib.ConfigDict:
 def data_of(study: Study, out: Path, given: str | None) -> str:
     """The data set: as given, that of the rows so far, the copies if they are there, or the study's own."""
     own = str(study.config().data.name)
-    if given or (out / "sweep.json").exists():
-        return given or str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
+    if (out / "sweep.json").exists():
+        name = str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
+        if given not in (None, name):
+            there = f"--data={given}: {out} holds runs on {name}"
+            raise UserError(f"{there}; leave --data out, or choose another --size and --out")
+        return name
+    if given:
+        return given
     return f"records:{COPIES}" if own == "cifar10" and (ROOT / COPIES).is_dir() else own
-
-
-def sample(folder: Path) -> str:
-    """The name of a set of a few images of the package's sample, as 32x32 in colour, written to a folder."""
-    file = folder / "sample.npz"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        splits = {split: load("fashion_mnist_mini", split) for split in ("train", "test")}
-        arrays = {}
-        for split, source in splits.items():
-            images = np.stack([source[i]["image"] for i in range(128)])
-            arrays[f"{split}_image"] = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(3, -1)
-            arrays[f"{split}_label"] = np.array([source[i]["label"] for i in range(128)])
-        with replacing(file) as part:
-            np.savez(part, **arrays)
-    return f"npz:{file}"
 
 
 def main(*own: Study) -> None:
@@ -297,9 +284,18 @@ def run(study: Study, given: argparse.Namespace) -> None:
     out = study.here if given.size == "ours" else elsewhere / study.name
     if out == study.here:
         pages.filled(study.home / "README.md", study.name, "")  # a mistake, before hours of training
+    small = given.size == "minute" and not given.data
+    data = "" if small else data_of(study, out, given.data)
     if not given.tables:
-        small = given.size == "minute" and not given.data
-        data = sample(elsewhere) if small else data_of(study, out, given.data)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if out == study.here:
+                raise
+            raise UserError(
+                f"--out={elsewhere} cannot be written: {error.strerror}; choose another"
+            ) from None
+        data = data or sample.written(elsewhere, study.side)
         while study.train_next(out, data, later=given.later) and not given.next:
             pass
     draw(study, out)
@@ -322,14 +318,21 @@ def draw(study: Study, out: Path) -> None:
 
 
 def start(work: Callable[[], None]) -> None:
-    """Does the work of a study; a user's mistake or a signal ends it with one line."""
+    """Does the work of a study; a mistake, a file or a signal ends it with one line and an exit code."""
     try:
         work()
+        return
     except UserError as error:
-        raise SystemExit(f"{sys.argv[0]}: {error}") from None
+        code, line = 2, str(error)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        code, line = 1, f"{error.filename or 'a file'} cannot be written or read: {reason}"
     except Interrupted as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(128 + error.signum) from None
+        code, line = 128 + error.signum, str(error)
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    print(f"{sys.argv[0]}: {line}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 def every(names: Sequence[str]) -> Iterator[Study]:
