@@ -81,7 +81,7 @@ class Study:
     table: Callable[["Study", Path], str]
     figure: Callable[["Study", Path], Figure]
     claim: Callable[["Study", Path], Claim]
-    paper_epochs: float  # of the paper's schedule, whose shape all sizes share
+    paper_epochs: float | Callable[[Planned], float]  # of the paper's schedule, whose shape all sizes share
     size: str = "ours"  # one of `SIZES`
     images: int = 50_000  # of the train split, with those held out
     measure: Callable[[Path], Mapping[str, float]] | None = None  # of a run folder, as its run ends
@@ -110,7 +110,9 @@ class Study:
         """The runs of a size; of equal ones the first."""
         found, first = list[Planned](), dict[str, int]()
         for run in self.plan(read_results(out or self.here)):
-            run = dataclasses.replace(run, epochs=self.paper_epochs) if size == "paper" else run
+            if size == "paper":
+                paper = self.paper_epochs
+                run = dataclasses.replace(run, epochs=paper(run) if callable(paper) else paper)
             if size == "minute":  # of few images, and all the same ones
                 values = {k: v for k, v in run.values.items() if not k.startswith("data.")}
                 later = run.later or run.seed > first.setdefault(run.label, run.seed)

@@ -177,6 +177,21 @@ def test_runs_of_other_lengths_are_not_mixed_at_another_size(tmp_path):
             assert bool(told) == (study is degradation)
 
 
+def test_the_papers_epochs_are_those_of_each_net_and_number_of_images():
+    def paper(name):
+        study = next(study for study in ALL if study.name == name)
+        runs = study.planned(size="paper")
+        assert {run.label for run in runs} == {run.label for run in study.planned()}
+        return {run.label: run.epochs for run in runs}
+
+    lengths = paper("alexnet_ablation")
+    assert {lengths[label] for label in lengths if label.startswith("18 %")} == {140}
+    assert {lengths[label] for label in lengths if label.startswith("local")} == {470}
+    lengths = paper("alexnet_regularization")
+    steps = {images * lengths[f"all, {images:,} images"] for images in (5_000, 15_000, 45_000)}
+    assert steps == {90.0 * 45_000} and lengths["dropout"] == 90
+
+
 def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
     """Not with that of the committed size: runs of another are shorter, and a verdict would rest on it."""
     study = next(study for study in ALL if study.name == "relu_vs_tanh")
