@@ -90,8 +90,8 @@ def published(net: tuple[str, ...], *, on: str = "") -> float:
 
 def epochs(net: tuple[str, ...], seconds: float, images: int, unknown: float) -> float:
     """That fit into a time on the first machine in speeds.csv; `unknown` of a net that is not there."""
-    rate = published(net)
-    return unknown if math.isnan(rate) else round(seconds * rate / images, 1)
+    speed = published(net)
+    return unknown if math.isnan(speed) else round(seconds * speed / images, 1)
 
 
 if __name__ == "__main__":
