@@ -145,6 +145,62 @@ def test_a_claim_is_decided_at_five_per_cent_by_students_t_and_twice_the_standar
     assert not tables.difference([], [0.1, 0.2]).decided
 
 
+SHARED = {
+    "why_convolution": {3},  # CNNs, each against the best dense net
+    "why_convolution/cifar10": {2},
+    "alexnet_ablation": {1, 3},  # of the local net, of the 18 % net
+    "alexnet_regularization": {4},
+    "auxiliary_heads": {2},
+    "inception_factorization": {2},
+    "pooling_types": {6},
+    "pooling_types/cifar10": {3},
+    "two_towers": {1},  # two scores
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_is_compared_with_one_shares_the_five_per_cent(name, monkeypatch):
+    decided, among = tables.Difference.decided, set()
+
+    def spied(found):
+        among.add(found.among)
+        return decided.fget(found)
+
+    monkeypatch.setattr(tables.Difference, "decided", property(spied))
+    study = next(study for study in ALL if study.name == name)
+    labels = dict.fromkeys(run.label for run in study.planned())
+    scores = dict.fromkeys(("test_accuracy", "train_accuracy", "colour_more", "colour_less"), "0.5")
+    rows = [{"run": "0", "seed": str(s), "epochs": "1", "params": "1"} | scores for s in range(3)]
+    study.claim(types.SimpleNamespace(groups=lambda out: dict.fromkeys(labels, rows), side=32), study.here)
+    assert among == SHARED[name]
+
+
+def test_a_split_that_costs_accuracy_is_worse(tmp_path):
+    """The claim is that it costs nothing: 'holds' would be said of a gain alone."""
+    study = next(study for study in ALL if study.name == "two_towers")
+    scores = zip(
+        ("two towers", "one tower, same width", "one tower, same parameters"), (0.5, 0.6, 0.6), strict=True
+    )
+    groups = {
+        label: [{"run": str(i), "epochs": "1", "test_accuracy": str(score + i / 1000)} for i in range(3)]
+        for label, score in scores
+    }
+    found = study.claim(types.SimpleNamespace(groups=lambda out: groups, side=32), tmp_path)
+    assert found.verdict.endswith("accuracy: worse (32x32, 1 epochs, 3 seeds)")
+
+
+def test_the_nets_of_an_hour_take_an_hour():
+    study = next(study for study in ALL if study.name == "fashion_mnist/hour")
+    for run in study.planned():
+        assert math.isclose(run.epochs * 55_000 / speeds.published(study.net(run)), 3600, rel_tol=0.002)
+
+
+def test_a_legend_says_how_many_runs_a_band_is_of():
+    study = next(study for study in ALL if study.name == "fashion_mnist")
+    legend = study.figure(study, study.here).axes[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["SimpleCNN, n = 3"]
+
+
 def test_the_best_rate_is_chosen_on_validation_of_a_seed_of_its_own():
     nets = {"a": {"model": "simple_cnn"}}
     first = studies.tuned([], nets, (0.1, 0.2), 2.0, {"a": 5.0}, 3)

@@ -71,9 +71,12 @@ def table(study: studies.Study, out: Path) -> str:
 
 
 def gain(study: studies.Study, out: Path, name: str) -> tables.Difference:
-    """Test accuracy with less that without."""
+    """Test accuracy with less that without, among all that is compared of this net."""
     with_it, without = (tables.scores(study.groups(out).get(label, ())) for label in PAIRS[name])
-    return tables.difference(with_it, without)
+    net = PAIRS[name][1].partition(",")[0]
+    return tables.difference(
+        with_it, without, among=sum(other.startswith(net) for _, other in PAIRS.values())
+    )
 
 
 def figure(study: studies.Study, out: Path) -> Figure:

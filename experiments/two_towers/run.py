@@ -87,6 +87,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
 
 
 def claim(study: studies.Study, out: Path) -> studies.Claim:
+    """Whether the split is better or worse; no difference found is not the same as none."""
     groups = study.groups(out)
     split, wide, equal = (groups.get(label, []) for label in NETS)
     size = tables.size(*groups.values(), pixels=study.side)
@@ -98,7 +99,8 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
         f"colour apart by {points(apart(split))} points in two towers, "
         f"{points(apart(wide))} in the halves of one; two towers "
         f"{better.points()} against one of the same parameters",
-        f"specialisation: {tables.verdict(specialised, size)}; accuracy: {tables.verdict(better, size)}",
+        f"specialisation: {tables.verdict(specialised, size)}; "
+        f"accuracy: {tables.verdict(better, size, 'better', 'worse')}",
     )
 
 

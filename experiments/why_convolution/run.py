@@ -128,7 +128,8 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     params = {net: int(rows[0]["params"]) for net, rows in groups.items()}
     means = {net: statistics.mean(values) for net, values in test.items()}
     dense = max((net for net in test if not net.startswith("CNN")), key=means.__getitem__, default="")
-    ahead = {n: tables.difference(test[n], test.get(dense, ())) for n in test if n.startswith("CNN")}
+    cnns = [net for net in test if net.startswith("CNN")]
+    ahead = {net: tables.difference(test[net], test.get(dense, ()), among=len(cnns)) for net in cnns}
     better = [net for net, found in ahead.items() if found.decided and found.value > 0]
     size = tables.size(*groups.values(), pixels=study.side)
     ours = "no dense net has a score yet"
