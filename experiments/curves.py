@@ -95,7 +95,9 @@ def draw(
         epochs = sorted(set.intersection(*map(set, found))) if found else []
         values = [[points[epoch] for points in found] for epoch in epochs]
         values = [[100 - 100 * v for v in each] for each in values] if error else values
-        axes.plot(epochs, [statistics.mean(v) for v in values], color=colour, label=label)
+        axes.plot(
+            epochs, [statistics.mean(v) for v in values], color=colour, label=f"{label}, n = {len(found)}"
+        )
         axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2)
     axes.set_xlabel("epochs")
     axes.grid(alpha=0.3)

@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
 RATE, EPOCHS = "optimizer.learning_rate", "total_epochs"
 
+BANDS = "Lines are means over seeds; a shaded band reaches from the lowest seed to the highest."
 SIZES = ("ours", "paper", "hour", "minute")
 
 
@@ -150,7 +151,7 @@ class Study:
         found = self.claim(self, out)
         figure = (out / "figure.svg").relative_to(self.home if out == self.here else out)
         verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. {found.ours}."
-        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{verdict}"
+        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{BANDS}\n\n{verdict}"
 
     def train_next(self, out: Path, data: str, *, later: bool = True) -> bool:
         """Trains the first run that is missing; False if none is."""
