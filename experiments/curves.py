@@ -1,6 +1,5 @@
 """What a study keeps of a run beside its row: curves.csv, its metrics, and scores.csv, measured after."""
 
-import csv
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,23 +19,24 @@ Curve = list[dict[str, float]]
 
 def write(out: Path) -> None:
     """Adds the metrics of the run folders that are here to curves.csv."""
-    curves = read(out)
+    new = dict[str, Curve]()
     for row in read_results(out):
         path = out / "runs" / row["run"]
         if (path / "metrics.jsonl").exists():
             merged: dict[float, dict[str, float]] = {}
             for values in Run.open(path).metrics():
                 merged.setdefault(round(values["epoch"], 3), {}).update(values)
-            curves[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
-    if not curves:
+            new[row["run"]] = [{**values, "epoch": epoch} for epoch, values in sorted(merged.items())]
+    if not new:
         return
-    with open(out / CURVES, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("run", *COLUMNS))
-        for run, curve in sorted(curves.items()):
-            for point in curve:
-                cells = (point.get(column) for column in COLUMNS)
-                writer.writerow((run, *("" if cell is None else f"{cell:.5g}" for cell in cells)))
+    with results.locked(out):
+        curves = read(out) | new
+        points = [(run, point) for run in sorted(curves) for point in curves[run]]
+        rows = [
+            {"run": run, **{k: f"{point[k]:.5g}" for k in COLUMNS if point.get(k) is not None}}
+            for run, point in points
+        ]
+        results.write(out / CURVES, ["run", *COLUMNS], rows)
 
 
 def read(out: Path) -> dict[str, Curve]:
@@ -55,22 +55,26 @@ def last(out: Path, rows: Sequence[Row], column: str) -> list[float]:
     return [values[-1] for values in found if values]
 
 
+def unmeasured(out: Path) -> list[str]:
+    """The finished runs whose folder is here and that scores.csv has no row of, as after a kill."""
+    found = _scores(out)
+    ended = [row["run"] for row in read_results(out) if row["outcome"] == "finished"]
+    return [run for run in ended if run not in found and (out / "runs" / run).is_dir()]
+
+
 def add_scores(out: Path, measure: Callable[[Path], Mapping[str, float]]) -> None:
     """Measures the run folders that scores.csv has no row of yet, and adds their rows to it."""
-    found = _scores(out)
-    for row in read_results(out):
-        if row["run"] not in found and row["outcome"] == "finished" and (out / "runs" / row["run"]).is_dir():
-            found[row["run"]] = {k: f"{v:.6g}" for k, v in measure(out / "runs" / row["run"]).items()}
-            with open(out / SCORES, "w", newline="") as file:
-                writer = csv.DictWriter(file, ["run", *found[row["run"]]], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows({"run": run, **scores} for run, scores in sorted(found.items()))
+    for run in unmeasured(out):
+        scores = {name: f"{value:.6g}" for name, value in measure(out / "runs" / run).items()}
+        with results.locked(out):
+            found = _scores(out) | {run: {"run": run, **scores}}
+            results.write(out / SCORES, ["run", *scores], [found[run] for run in sorted(found)])
 
 
 def with_scores(rows: Sequence[Row], out: Path) -> list[Row]:
-    """The rows that scores.csv has a row of, with its columns."""
+    """The rows with the columns of scores.csv; a run that diverged has none of these."""
     found = _scores(out)
-    return [{**row, **found[row["run"]]} for row in rows if row["run"] in found]
+    return [row | found.get(row["run"], {}) for row in rows]
 
 
 def _scores(out: Path) -> dict[str, Row]:
@@ -91,7 +95,9 @@ def draw(
         epochs = sorted(set.intersection(*map(set, found))) if found else []
         values = [[points[epoch] for points in found] for epoch in epochs]
         values = [[100 - 100 * v for v in each] for each in values] if error else values
-        axes.plot(epochs, [statistics.mean(v) for v in values], color=colour, label=label)
+        axes.plot(
+            epochs, [statistics.mean(v) for v in values], color=colour, label=f"{label}, n = {len(found)}"
+        )
         axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2)
     axes.set_xlabel("epochs")
     axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cnnjax.data.files import atomic_write
 from cnnjax.errors import UserError
 
 
@@ -26,4 +27,4 @@ def filled(page: Path, mark: str, text: str) -> str:
 def write(pages: tuple[Path, ...], mark: str, text: str) -> None:
     """Fills the marked place of each page."""
     for page in pages:
-        page.write_text(filled(page, mark, text))
+        atomic_write(page, filled(page, mark, text))

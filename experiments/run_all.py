@@ -41,18 +41,12 @@ STUDIES = (
 QUEUE = HERE / "queue.csv"
 
 
-def waiting(study: studies.Study) -> list[studies.Planned]:
-    """The planned runs without a row."""
-    rows = study.rows()
-    return [run for run in study.planned() if not any(map(run.is_row, rows))]
-
-
 def write_queue(failed: dict[str, str]) -> str:
     """Writes queue.csv, a line a run that is still to be trained; returns it."""
     lines = ["study,run,seed,epochs,when,note"]
     for later in (False, True):
         for study in studies.every(STUDIES):
-            for run in (run for run in waiting(study) if run.later == later):
+            for run in (run for run in study.waiting() if run.later == later):
                 when = "while hours last" if later else "least"
                 note = failed.get(study.name, "")
                 lines.append(f'{study.name},"{run.label}",{run.seed},{run.epochs:g},{when},{note}')
@@ -70,7 +64,7 @@ def estimate() -> None:
         for run in study.planned():
             cost = study.seconds(run) / 3600
             hours["in all"] += cost
-            if run in waiting(study):
+            if run in study.waiting():
                 hours["later" if run.later else "to run"] += cost
         total += hours["to run"]
         print(f"{study.name:26}", *(f"{kind} {value:6.1f} h  " for kind, value in hours.items()), flush=True)
@@ -81,7 +75,7 @@ def next_run(failed: dict[str, str]) -> tuple[studies.Study, bool] | None:
     """The study whose turn it is, and whether it is among the later ones."""
     for later in (False, True):
         for study in studies.every(STUDIES):
-            if study.name not in failed and any(run.later == later for run in waiting(study)):
+            if study.name not in failed and any(run.later == later for run in study.waiting()):
                 return study, later
     return None
 

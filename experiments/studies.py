@@ -22,25 +22,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
 from cnnjax.cli.boards import Lines
-from cnnjax.data.datasets import load
 from cnnjax.data.files import atomic_write, read_json, replacing
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, one_line
 from cnnjax.runs import compile_cache
 from cnnjax.runs.results import Row, read_results
 from cnnjax.runs.signals import Interrupted, end_at_once
 from cnnjax.runs.sweep import Board, Values, sweep
-from experiments import curves, pages, speeds
+from experiments import curves, pages, sample, speeds
 from experiments.tables import COPIES
 
 ROOT = Path(__file__).parents[1]
 matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
 RATE, EPOCHS = "optimizer.learning_rate", "total_epochs"
 
+BANDS = "Lines are means over seeds; a shaded band reaches from the lowest seed to the highest."
 SIZES = ("ours", "paper", "hour", "minute")
 
 
@@ -83,7 +82,7 @@ class Study:
     table: Callable[["Study", Path], str]
     figure: Callable[["Study", Path], Figure]
     claim: Callable[["Study", Path], Claim]
-    paper_epochs: float  # of the paper's schedule, whose shape all sizes share
+    paper_epochs: float | Callable[[Planned], float]  # of the paper's schedule, whose shape all sizes share
     size: str = "ours"  # one of `SIZES`
     images: int = 50_000  # of the train split, with those held out
     measure: Callable[[Path], Mapping[str, float]] | None = None  # of a run folder, as its run ends
@@ -112,7 +111,9 @@ class Study:
         """The runs of a size; of equal ones the first."""
         found, first = list[Planned](), dict[str, int]()
         for run in self.plan(read_results(out or self.here)):
-            run = dataclasses.replace(run, epochs=self.paper_epochs) if size == "paper" else run
+            if size == "paper":
+                paper = self.paper_epochs
+                run = dataclasses.replace(run, epochs=paper(run) if callable(paper) else paper)
             if size == "minute":  # of few images, and all the same ones
                 values = {k: v for k, v in run.values.items() if not k.startswith("data.")}
                 later = run.later or run.seed > first.setdefault(run.label, run.seed)
@@ -132,6 +133,12 @@ class Study:
             found.append(run)
         return found
 
+    def waiting(self, out: Path | None = None) -> list[Planned]:
+        """The runs that lack a row, or that are still to be measured."""
+        due = curves.unmeasured(out or self.here) if self.measure else []
+        rows = [row for row in read_results(out or self.here) if row["run"] not in due]
+        return [run for run in self.runs(out) if not any(map(run.is_row, rows))]
+
     def groups(self, out: Path | None = None) -> dict[str, list[Row]]:
         """By label the rows of its runs, in the order of the plan; labels without runs are left out."""
         found, rows = dict[str, list[Row]](), self.rows(out)
@@ -144,20 +151,21 @@ class Study:
         found = self.claim(self, out)
         figure = (out / "figure.svg").relative_to(self.home if out == self.here else out)
         verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. {found.ours}."
-        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{verdict}"
+        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{BANDS}\n\n{verdict}"
 
     def train_next(self, out: Path, data: str, *, later: bool = True) -> bool:
         """Trains the first run that is missing; False if none is."""
+        if self.measure:
+            curves.add_scores(out, self.measure)  # of a run that was killed before it was measured
         config = self.config()
         config.data.name = data
         config.optimizer.warmup_epochs *= self.factor()
         if self.size == "minute":
             config.data.num_validation, config.batch_size, config.eval_batch_size = 64, 32, 64
-        for run in self.runs(out):
-            if (run.later and not later) or any(map(run.is_row, read_results(out))):
+        for run in self.waiting(out):
+            if run.later and not later:
                 continue
             config.seed = run.seed
-            out.mkdir(parents=True, exist_ok=True)
             if not (out / "sweep.json").exists():  # other files may be there: the study's own
                 atomic_write(out / "sweep.json", config_lib.to_json(config))
             one: Values = {field: [value] for field, value in run.fields().items()}
@@ -243,25 +251,15 @@ def cifar10() -> config_lib.ConfigDict:
 def data_of(study: Study, out: Path, given: str | None) -> str:
     """The data set: as given, that of the rows so far, the copies if they are there, or the study's own."""
     own = str(study.config().data.name)
-    if given or (out / "sweep.json").exists():
-        return given or str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
+    if (out / "sweep.json").exists():
+        name = str(config_lib.from_dict(read_json(out / "sweep.json")).data.name)
+        if given not in (None, name):
+            there = f"--data={given}: {out} holds runs on {name}"
+            raise UserError(f"{there}; leave --data out, or choose another --size and --out")
+        return name
+    if given:
+        return given
     return f"records:{COPIES}" if own == "cifar10" and (ROOT / COPIES).is_dir() else own
-
-
-def sample(folder: Path) -> str:
-    """The name of a set of a few images of the package's sample, as 32x32 in colour, written to a folder."""
-    file = folder / "sample.npz"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        splits = {split: load("fashion_mnist_mini", split) for split in ("train", "test")}
-        arrays = {}
-        for split, source in splits.items():
-            images = np.stack([source[i]["image"] for i in range(128)])
-            arrays[f"{split}_image"] = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(3, -1)
-            arrays[f"{split}_label"] = np.array([source[i]["label"] for i in range(128)])
-        with replacing(file) as part:
-            np.savez(part, **arrays)
-    return f"npz:{file}"
 
 
 def main(*own: Study) -> None:
@@ -289,9 +287,18 @@ def run(study: Study, given: argparse.Namespace) -> None:
     out = study.here if given.size == "ours" else elsewhere / study.name
     if out == study.here:
         pages.filled(study.home / "README.md", study.name, "")  # a mistake, before hours of training
+    small = given.size == "minute" and not given.data
+    data = "" if small else data_of(study, out, given.data)
     if not given.tables:
-        small = given.size == "minute" and not given.data
-        data = sample(elsewhere) if small else data_of(study, out, given.data)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if out == study.here:
+                raise
+            raise UserError(
+                f"--out={elsewhere} cannot be written: {error.strerror}; choose another"
+            ) from None
+        data = data or sample.written(elsewhere, study.side)
         while study.train_next(out, data, later=given.later) and not given.next:
             pass
     draw(study, out)
@@ -307,20 +314,28 @@ def draw(study: Study, out: Path) -> None:
         parts = [f"# Here\n\n{study.text(out)}"]
         published = dataclasses.replace(study, size="ours")
         parts += [f"# As published\n\n{published.text(study.here)}"] if study.rows() else []
-        (out / "table.md").write_text("\n\n".join(parts) + "\n")
+        atomic_write(out / "table.md", "\n\n".join(parts) + "\n")
         print((out / "table.md").read_text())
-    study.figure(study, out).savefig(out / "figure.svg", metadata={"Date": None})
+    with replacing(out / "figure.svg") as part:
+        study.figure(study, out).savefig(part, metadata={"Date": None})
 
 
 def start(work: Callable[[], None]) -> None:
-    """Does the work of a study; a user's mistake or a signal ends it with one line."""
+    """Does the work of a study; a mistake, a file or a signal ends it with one line and an exit code."""
     try:
         work()
+        return
     except UserError as error:
-        raise SystemExit(f"{sys.argv[0]}: {error}") from None
+        code, line = 2, str(error)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        code, line = 1, f"{error.filename or 'a file'} cannot be written or read: {reason}"
     except Interrupted as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-        raise SystemExit(128 + error.signum) from None
+        code, line = 128 + error.signum, str(error)
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    print(f"{sys.argv[0]}: {line}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 def every(names: Sequence[str]) -> Iterator[Study]:

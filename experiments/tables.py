@@ -35,7 +35,7 @@ def mean(rows: Sequence[Row], column: str) -> float:
 
 def percent(column: str) -> Column:
     """Mean and spread of a share, in per cent."""
-    return lambda rows, out: spread([row[column] for row in rows])
+    return lambda rows, out: spread([row.get(column, "") for row in rows])
 
 
 def training_error(rows: Sequence[Row], out: Path) -> str:
@@ -168,7 +168,7 @@ class Difference:
         return f"{100 * self.value:+.2f}{error} points"
 
 
-def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+def difference(a: Sequence[float], b: Sequence[float], among: int = 1) -> Difference:
     """The mean of `a` less that of `b`; of a single run no error is known, so nothing is decided."""
     if min(len(a), len(b)) < 2:
         value = statistics.mean(a) - statistics.mean(b) if a and b else math.nan
@@ -176,7 +176,7 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     parts = [(statistics.variance(values) / len(values), len(values) - 1) for values in (a, b)]
     square = sum(part for part, _ in parts)
     freedom = square**2 / sum(part**2 / count for part, count in parts) if square else math.inf
-    return Difference(statistics.mean(a) - statistics.mean(b), math.sqrt(square), freedom)
+    return Difference(statistics.mean(a) - statistics.mean(b), math.sqrt(square), freedom, among)
 
 
 def scores(rows: Sequence[Row], column: str = "test_accuracy") -> list[float]:
@@ -195,10 +195,10 @@ def size(*groups: Sequence[Row], pixels: int) -> str:
     return f"{pixels}x{pixels}, {between} epochs, {count} seed{'s' * (count != 1)}"
 
 
-def verdict(found: Difference, words: str) -> str:
+def verdict(found: Difference, words: str, above: str = "holds", below: str = "the reverse") -> str:
     """'holds (SIZE)' if the difference is above 0, 'the reverse (SIZE)' if below, else not decided."""
     if math.isnan(found.value):
         return "no run yet"
     if not found.decided:
         return f"not decided at this size ({words})"
-    return f"{'holds' if found.value > 0 else 'the reverse'} ({words})"
+    return f"{above if found.value > 0 else below} ({words})"

@@ -7,7 +7,6 @@ import shlex
 import pytest
 
 from cnnjax.cli import main
-from cnnjax.data.datasets import load
 from experiments import front, pages, results, studies
 from experiments.cpu_speed import tables as speed_tables
 from tests import ROOT
@@ -103,11 +102,6 @@ def test_the_promises_rest_on_what_was_tried():
     run = runpy.run_path(str(ROOT / "experiments" / "reliability" / "run.py"))
     page = (DOCS / "promises.md").read_text()
     assert pages.fill(page, "promises", run["promise"](run["read_rows"]())) == page
-
-
-def test_a_mistake_ends_a_study_with_one_line():
-    with pytest.raises(SystemExit, match=r"^.*: .*/nowhere\.npz"):
-        studies.start(lambda: load("npz:/nowhere.npz", "train"))
 
 
 def test_the_claims_are_those_of_the_csvs():

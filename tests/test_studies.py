@@ -1,8 +1,8 @@
 """The studies: their queue, their verdicts, and a run of each cut down to two steps."""
 
 import argparse
-import csv
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -15,12 +15,14 @@ import types
 import numpy as np
 import pytest
 
+from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.models import create_model
+from cnnjax.runs import experiment
 from cnnjax.runs.results import SCORES, Results, read_results
 from cnnjax.runs.signals import Interrupted
-from experiments import pages, run_all, studies, tables
+from experiments import curves, pages, results, run_all, sample, speeds, studies, tables
 
 ALL = list(studies.every(run_all.STUDIES))
 
@@ -45,46 +47,77 @@ def test_a_study_trains_in_the_folder_of_its_own_files(tmp_path, monkeypatch):
     assert ALL[0].train_next(tmp_path, "fashion_mnist")
 
 
+def write_runs(study, out, runs, **others):
+    """Adds rows of runs to results.csv, like one of another study."""
+    like = read_results(studies.ROOT / "experiments" / "why_convolution")[0]
+    del like["model"]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "sweep.json").write_text(config_lib.to_json(study.config()))
+    for number, run in enumerate(runs, len(read_results(out))):
+        row = {"run": number} | run.fields() | {"seed": run.seed}
+        results.append(out / "results.csv", row | {k: v for k, v in like.items() if k not in row} | others)
+
+
 LOST = dict.fromkeys(SCORES, "") | {"outcome": "not finite"}
-FIRST = [(study, lost) for study in ALL for lost in ({}, LOST) if not (lost and study.measure)]
+MEASURED = [study for study in ALL if study.measure]
+
+
+class Measured(dict):
+    """A row with whatever the study asks for."""
+
+    def get(self, name, default=None):
+        return dict.get(self, name, "0.5")
+
+    def __missing__(self, name):
+        return "0.5"
 
 
 @pytest.mark.parametrize(
-    ("study", "lost"), FIRST, ids=[study.name + ", diverged" * bool(lost) for study, lost in FIRST]
+    ("study", "ended"),
+    [(study, ended) for study in ALL for ended in ("finished", "not finite")]
+    + [(study, "measured") for study in MEASURED],
+    ids=lambda each: getattr(each, "name", each),
 )
-def test_a_page_is_drawn_after_the_first_run(study, lost, tmp_path):
+def test_a_page_is_drawn_after_the_first_run(study, ended, tmp_path, monkeypatch):
     """The queue draws after each run, when most of what a verdict compares is not there."""
     out = tmp_path / study.name
-    out.mkdir(parents=True)
-    (out / "sweep.json").write_text(study.config().to_json())
-    like = read_results(studies.ROOT / "experiments" / "why_convolution")[0]
-    run = study.planned()[0]
-    row = {"run": "one"} | run.fields() | {"seed": run.seed}
-    row |= {name: value for name, value in like.items() if name not in ("model", *row)} | lost
-    measured: dict[str, float] = {}  # whatever columns the study asks for
-    while True:
-        with (out / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*row, *measured])
-            writer.writeheader()
-            writer.writerow(row | measured)
-        unmeasured = dataclasses.replace(study, measure=None)
-        try:
-            page = unmeasured.text(out)
-            break
-        except KeyError as error:
-            assert error.args[0] not in measured
-            measured[error.args[0]] = 0.5
+    write_runs(study, out, study.planned()[:1], **LOST if ended == "not finite" else {})
+    if ended == "measured":
+        monkeypatch.setattr(curves, "with_scores", lambda rows, out: [*map(Measured, rows)])
+    page = study.text(out)
     assert not re.search("holds|reverse|worse|nan", page.partition("**Verdict.**")[2])
-    if lost:
+    if ended == "not finite":
         assert "| 1 |\n" not in page  # in the column of seeds
+        assert "| 0, 1 not finite |\n" in page or study.name == "relu_vs_tanh"  # whose tries are in no table
         assert not re.search("[Bb]elow|[1-9] seed|more than", page.partition("**Verdict.**")[2])
-    unmeasured.figure(unmeasured, out)
+    study.figure(study, out)
+
+
+@pytest.mark.parametrize("study", MEASURED, ids=[study.name for study in MEASURED])
+def test_a_run_that_ended_before_it_was_measured_is_measured_next(study, tmp_path):
+    """The queue counts what the study trains or measures next; a diverged run is neither."""
+    runs, measured = study.planned(), []
+    write_runs(study, tmp_path, runs[:1])
+    write_runs(study, tmp_path, runs[1:], **LOST)
+    (tmp_path / "runs" / "0").mkdir(parents=True)
+
+    def measure(path):
+        measured.append(path.name)
+        return {"shift_1": 0.5}
+
+    study = dataclasses.replace(study, measure=measure)
+    assert study.waiting(tmp_path) == runs[:1]
+    assert not study.train_next(tmp_path, "fashion_mnist")
+    assert not study.train_next(tmp_path, "fashion_mnist")
+    assert measured == ["0"] and study.waiting(tmp_path) == []
+    assert [row.get("shift_1") for row in study.rows(tmp_path)] == ["0.5"] + [None] * len(runs[1:])
+    assert sum(map(len, study.groups(tmp_path).values())) == len(runs)
 
 
 def test_the_queue_names_what_has_no_row(tmp_path, monkeypatch):
     monkeypatch.setattr(run_all, "QUEUE", tmp_path / "queue.csv")
     lines = run_all.write_queue({}).splitlines()
-    waiting = sum(len(run_all.waiting(study)) for study in ALL)
+    waiting = sum(len(study.waiting()) for study in ALL)
     assert len(lines) == 1 + waiting
     assert (run_all.HERE / "queue.csv").read_text() == "\n".join(
         lines
@@ -110,6 +143,62 @@ def test_a_claim_is_decided_at_five_per_cent_by_students_t_and_twice_the_standar
     single = tables.difference([0.9], [0.1])
     assert tables.verdict(single, "x") == "not decided at this size (x)"
     assert not tables.difference([], [0.1, 0.2]).decided
+
+
+SHARED = {
+    "why_convolution": {3},  # CNNs, each against the best dense net
+    "why_convolution/cifar10": {2},
+    "alexnet_ablation": {1, 3},  # of the local net, of the 18 % net
+    "alexnet_regularization": {4},
+    "auxiliary_heads": {2},
+    "inception_factorization": {2},
+    "pooling_types": {6},
+    "pooling_types/cifar10": {3},
+    "two_towers": {1},  # two scores
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_is_compared_with_one_shares_the_five_per_cent(name, monkeypatch):
+    decided, among = tables.Difference.decided, set()
+
+    def spied(found):
+        among.add(found.among)
+        return decided.fget(found)
+
+    monkeypatch.setattr(tables.Difference, "decided", property(spied))
+    study = next(study for study in ALL if study.name == name)
+    labels = dict.fromkeys(run.label for run in study.planned())
+    scores = dict.fromkeys(("test_accuracy", "train_accuracy", "colour_more", "colour_less"), "0.5")
+    rows = [{"run": "0", "seed": str(s), "epochs": "1", "params": "1"} | scores for s in range(3)]
+    study.claim(types.SimpleNamespace(groups=lambda out: dict.fromkeys(labels, rows), side=32), study.here)
+    assert among == SHARED[name]
+
+
+def test_a_split_that_costs_accuracy_is_worse(tmp_path):
+    """The claim is that it costs nothing: 'holds' would be said of a gain alone."""
+    study = next(study for study in ALL if study.name == "two_towers")
+    scores = zip(
+        ("two towers", "one tower, same width", "one tower, same parameters"), (0.5, 0.6, 0.6), strict=True
+    )
+    groups = {
+        label: [{"run": str(i), "epochs": "1", "test_accuracy": str(score + i / 1000)} for i in range(3)]
+        for label, score in scores
+    }
+    found = study.claim(types.SimpleNamespace(groups=lambda out: groups, side=32), tmp_path)
+    assert found.verdict.endswith("accuracy: worse (32x32, 1 epochs, 3 seeds)")
+
+
+def test_the_nets_of_an_hour_take_an_hour():
+    study = next(study for study in ALL if study.name == "fashion_mnist/hour")
+    for run in study.planned():
+        assert math.isclose(run.epochs * 55_000 / speeds.published(study.net(run)), 3600, rel_tol=0.002)
+
+
+def test_a_legend_says_how_many_runs_a_band_is_of():
+    study = next(study for study in ALL if study.name == "fashion_mnist")
+    legend = study.figure(study, study.here).axes[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["SimpleCNN, n = 3"]
 
 
 def test_the_best_rate_is_chosen_on_validation_of_a_seed_of_its_own():
@@ -144,6 +233,21 @@ def test_runs_of_other_lengths_are_not_mixed_at_another_size(tmp_path):
             assert bool(told) == (study is degradation)
 
 
+def test_the_papers_epochs_are_those_of_each_net_and_number_of_images():
+    def paper(name):
+        study = next(study for study in ALL if study.name == name)
+        runs = study.planned(size="paper")
+        assert {run.label for run in runs} == {run.label for run in study.planned()}
+        return {run.label: run.epochs for run in runs}
+
+    lengths = paper("alexnet_ablation")
+    assert {lengths[label] for label in lengths if label.startswith("18 %")} == {140}
+    assert {lengths[label] for label in lengths if label.startswith("local")} == {470}
+    lengths = paper("alexnet_regularization")
+    steps = {images * lengths[f"all, {images:,} images"] for images in (5_000, 15_000, 45_000)}
+    assert steps == {90.0 * 45_000} and lengths["dropout"] == 90
+
+
 def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
     """Not with that of the committed size: runs of another are shorter, and a verdict would rest on it."""
     study = next(study for study in ALL if study.name == "relu_vs_tanh")
@@ -155,7 +259,7 @@ def test_a_run_that_missed_the_goal_counts_with_its_own_length(tmp_path):
             for i in range(len(goals))
         ]
         lines += [f"{name}{i},{min(at, 3)},,{0.75 if at < 3 else 0.5},," for i, at in enumerate(goals)]
-    (tmp_path / "curves.csv").write_text("\n".join(lines))
+    (tmp_path / "curves.csv").write_text("\n".join([*lines, ""]))
     found = study.claim(types.SimpleNamespace(groups=lambda out: groups, side=study.side), tmp_path)
     assert "tanh more than 3 epochs" in found.ours
     assert found.verdict == "ReLU sooner not decided at this size (32x32, 3 epochs, 3 seeds)"
@@ -171,7 +275,7 @@ def test_seeds_that_diverged_are_neither_counted_nor_averaged(tmp_path):
     lines[4] = lines[4].replace("0.9", "0.1")
     (tmp_path / "curves.csv").write_text("run,epoch,loss,accuracy,validation_loss,validation_accuracy\n")
     with (tmp_path / "curves.csv").open("a") as file:
-        file.write("\n".join(lines))
+        file.write("\n".join([*lines, ""]))
     page = tables.score_table(tmp_path, "pooling", kinds, ("training error %", "test %"))
     cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines()}
     assert [cells[f"| {kind}"][-1] for kind in kinds] == ["3 |", "1, 1 not finite |", "0, 1 not finite |"]
@@ -180,6 +284,24 @@ def test_seeds_that_diverged_are_neither_counted_nor_averaged(tmp_path):
     assert tables.size(kinds["max"], kinds["average"], pixels=32).endswith("10 epochs, 1 seed")
     drawn = study.figure(types.SimpleNamespace(groups=lambda out: kinds), tmp_path)
     assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()] == ["max", "average"]
+
+
+@pytest.mark.parametrize("study", ALL, ids=[study.name for study in ALL])
+def test_the_first_run_of_a_study_is_built_at_size_minute(study, tmp_path, monkeypatch):
+    def build(config, values, out, **others):
+        experiment.build(config_lib.assign(config, {field: each[0] for field, each in values.items()}))
+
+    monkeypatch.setattr(studies, "sweep", build)
+    study = dataclasses.replace(study, size="minute", measure=None)
+    assert study.train_next(tmp_path, sample.written(tmp_path, study.side))
+
+
+def test_a_folder_of_runs_that_cannot_be_made_is_named(tmp_path, capfd):
+    (file := tmp_path / "file").touch()
+    assert main.run(["study", "fashion_mnist", "--size=minute", f"--out={file}"]) == 2
+    error = capfd.readouterr().err
+    assert f"--out={file} cannot be written: Not a directory; choose another" in error
+    assert error.count("\n") == 1
 
 
 def run_a_minute(name, tmp_path, capfd):
@@ -245,14 +367,99 @@ def test_a_signal_to_the_command_lets_the_study_save_once(tell, signum, tmp_path
         os.kill(child, 0)
 
 
-def test_a_signal_ends_a_study_with_one_line(capsys):
-    def stopped():
-        raise Interrupted(signal.SIGTERM, "SIGTERM: saved step 1 of 2 in runs/x")
+ENDS = {
+    Interrupted(signal.SIGTERM, "SIGTERM: saved step 1 of 2 in runs/x"): (
+        143,
+        "SIGTERM: saved step 1 of 2 in runs/x",
+    ),
+    KeyboardInterrupt(): (130, "interrupted"),
+    UserError("--size=x"): (2, "--size=x"),
+    OSError(errno.ENOSPC, "No space left on device", "/x"): (
+        *(1, "/x cannot be written or read: No space left on device"),
+    ),
+    TimeoutError("slow"): (1, "a file cannot be written or read: slow"),
+}
+
+
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_an_error_ends_a_study_with_one_line(error, capsys):
+    def work():
+        raise error
 
     with pytest.raises(SystemExit) as ended:
-        studies.start(stopped)
-    assert ended.value.code == 143
-    assert capsys.readouterr().err.endswith(": SIGTERM: saved step 1 of 2 in runs/x\n")
+        studies.start(work)
+    code, line = ENDS[error]
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"{sys.argv[0]}: {line}\n"
+
+
+@pytest.mark.parametrize("missing", [True, False])  # runs
+def test_other_data_than_those_of_the_rows_are_refused(missing, tmp_path):
+    study = ALL[0]
+    write_runs(study, tmp_path / study.name, study.runs()[missing:])
+    given = argparse.Namespace(size="paper", out=tmp_path, tables=False, data="mnist", later=True, next=None)
+    with pytest.raises(UserError, match="--data=mnist: .* holds runs on cifar10; leave --data out"):
+        studies.run(study, given)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 12, None])
+def test_a_cut_table_is_refused_and_not_added_to(cut, tmp_path):
+    """A cut number is another number: 0.5776 was once read as 0."""
+    file = tmp_path / "scores.csv"
+    results.append(file, {"run": "a", "shift_1": 0.5776}, {"run": "b", "shift_1": 0.25})
+    results.append(file, {"run": "c", "shift_1": 0.125})
+    whole = file.read_text()
+    assert results.read(file)[2] == {"run": "c", "shift_1": "0.125"}
+    file.write_text(whole[:-cut] if cut else whole + "d\n")
+    before = file.read_text()
+    for use in (results.read, lambda file: results.append(file, {"run": "e", "shift_1": 1})):
+        with pytest.raises(UserError, match=r"scores.csv is damaged: .*; restore it, or remove it"):
+            use(file)
+    assert file.read_text() == before
+
+
+def test_a_full_disk_leaves_the_files_of_a_study_whole(tmp_path, monkeypatch):
+    """Each is replaced at once by a new one, or not at all."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    study = next(study for study in ALL if study.name == "why_convolution")
+    write_runs(study, tmp_path, study.planned()[:2])
+    (tmp_path / "runs" / "0").mkdir(parents=True)
+    (tmp_path / "runs" / "1").mkdir()
+    page = tmp_path / "README.md"
+    page.write_text("<!-- toy: begin --><!-- toy: end -->")
+    results.append(tmp_path / "scores.csv", {"run": "0", "shift_1": 0.5})
+    results.append(tmp_path / "curves.csv", dict.fromkeys(("run", *curves.COLUMNS), 1))
+    (tmp_path / "figure.svg").write_text("old")
+    monkeypatch.setattr(curves.Run, "metrics", lambda run: [{"epoch": 1.0, "loss": 2.0}])
+    for run in ("0", "1"):
+        (tmp_path / "runs" / run / "metrics.jsonl").touch()
+        (tmp_path / "runs" / run / "config.json").write_text(config_lib.to_json(study.config()))
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    monkeypatch.setattr(os, "replace", full)
+    for write in (
+        *(lambda: curves.write(tmp_path), lambda: curves.add_scores(tmp_path, lambda path: {"shift_1": 1})),
+        *(lambda: pages.write((page,), "toy", "new"), lambda: studies.draw(study, tmp_path)),
+        lambda: results.append(tmp_path / "scores.csv", {"run": "1", "shift_1": 1}),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+def test_a_machine_whose_checkout_cannot_be_written_is_measured_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(speeds, "FILE", tmp_path / "no folder" / "speeds.csv")
+    monkeypatch.setattr(
+        speeds, "bench_train", lambda *_, **__: calls.append(1) or {"images_per_second": 123.4567}
+    )
+    for _ in range(2):  # as two processes
+        speeds.rate.cache_clear()
+        assert speeds.rate(("a net of no study", "128", "float32", "32")) == 123.5
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("between", ["\n", "\nold\n", "\n\nold\ntable\n\n"])

@@ -113,10 +113,7 @@ def keep(file: Path, rows: list[Row], names: Sequence[str] = ("model", "batch", 
     """Writes rows in the place of those that have the same in these columns."""
     this = [rows[0][name] for name in names]
     others = [row for row in results.read(file) if [row[name] for name in names] != this]
-    part = file.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    results.append(part, *others, *rows)
-    part.replace(file)
+    results.write(file, list(rows[0]), [*others, *rows])
 
 
 def measure_ops() -> list[Row]:

@@ -18,7 +18,7 @@ from cnnjax import config as config_lib
 from cnnjax.runs.folder import Run
 from cnnjax.runs.replay import replay_step
 from cnnjax.runs.results import Row, spread
-from experiments import curves, studies, tables
+from experiments import curves, results, studies, tables
 
 NETS = {
     "original": {"model": "preact_resnet110_cifar(order='original')"},
@@ -68,6 +68,11 @@ def norms(row: Row, moment: float) -> list[float]:
     return [float(row[f"at_{moment:g}_stage{i}_block{j}"]) for i, j in blocks()]
 
 
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """Those with gradient norms; a run that diverged has none."""
+    return results.finished(rows, f"at_{MOMENTS[0]:g}_stage1_block1")
+
+
 def decay(row: Row, moment: float) -> float:
     """How many times larger the gradients are in the last stage than in the first, on average."""
     found = norms(row, moment)
@@ -77,7 +82,7 @@ def decay(row: Row, moment: float) -> float:
 def table(study: studies.Study, out: Path) -> str:
     more = {
         f"gradient, last stage / first, at {100 * moment:g} %": lambda rows, out, moment=moment: spread(
-            [str(decay(row, moment)) for row in rows], 1, 2
+            [str(decay(row, moment)) for row in measured(rows)], 1, 2
         )
         for moment in (MOMENTS[0], MOMENTS[2], MOMENTS[-1])
     }
@@ -94,7 +99,7 @@ def figure(study: studies.Study, out: Path) -> Figure:
     left.set_ylabel("training error %")
     for (net, rows), colour in zip(groups.items(), curves.COLOURS, strict=False):
         for moment, style in ((0.0, ":"), (0.1, "--"), (1.0, "-")):
-            found = [norms(row, moment) for row in rows]
+            found = [norms(row, moment) for row in measured(rows)]
             means = [sum(values) / len(values) for values in zip(*found, strict=True)]
             label = f"{net}, at {100 * moment:g} %"
             right.plot(range(1, len(means) + 1), means, style, color=colour, label=label)

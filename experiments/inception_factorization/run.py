@@ -64,26 +64,20 @@ def figure(study: studies.Study, out: Path) -> Figure:
 
 
 def claim(study: studies.Study, out: Path) -> studies.Claim:
+    """Whether two 3x3 are better or worse than one 5x5; no difference found is not the same as none."""
     groups = study.groups(out)
     test = {label: tables.scores(rows) for label, rows in groups.items()}
     relu, linear, whole = (
         test.get(k, []) for k in ("two 3x3, ReLU between", "two 3x3, linear between", "5x5")
     )
     size = tables.size(*groups.values(), pixels=study.side)
-    gain, loss = tables.difference(relu, linear), tables.difference(relu, whole)
+    gain, loss = (tables.difference(relu, other, among=2) for other in (linear, whole))
     return studies.Claim(
         "5x5 = two 3x3 with 18 against 25 weights; ReLU between them beats linear",
         "ImageNet top-1: 77.2 % with ReLU, 76.2 % linear",
         f"ReLU less linear {gain.points()}; two 3x3 less 5x5 {loss.points()}",
-        f"ReLU: {tables.verdict(gain, size)}; against 5x5: {against(loss, size)}",
+        f"ReLU: {tables.verdict(gain, size)}; against 5x5: {tables.verdict(loss, size, 'better', 'worse')}",
     )
-
-
-def against(loss: tables.Difference, size: str) -> str:
-    """Whether two 3x3 are worse or better than the 5x5; no difference found is not the same as none."""
-    if not loss.decided:
-        return f"not decided at this size ({size})"
-    return f"{'better' if loss.value > 0 else 'worse'} ({size})"
 
 
 STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=100.0)

@@ -4,7 +4,6 @@ See `experiments/studies.py` for the flags. Only `pooling` differs: all nets of 
 parameters, start from the same numbers and see the same batches.
 """
 
-import dataclasses
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -102,8 +101,7 @@ def against(groups: Mapping[str, Sequence[Row]], usual: str) -> str:
     others = {kind: tables.scores(rows) for kind, rows in groups.items() if kind != usual}
     found: dict[str, list[str]] = {"better": [], "worse": [], "not decided": []}
     for kind, values in others.items():
-        apart = tables.difference(values, tables.scores(groups.get(usual, ())))
-        apart = dataclasses.replace(apart, among=len(others))
+        apart = tables.difference(values, tables.scores(groups.get(usual, ())), among=len(others))
         found[("better" if apart.value > 0 else "worse") if apart.decided else "not decided"].append(kind)
     return "; ".join(f"{', '.join(kinds)} {word}" for word, kinds in found.items() if kinds) or "not decided"
 

@@ -5,7 +5,6 @@ net trains for 45 minutes of two quiet cores: its epochs follow from its images 
 `experiments/speeds.csv`. WRN-40-1 and WRN-16-2 have about as many parameters, as have WRN-22-2 and WRN-10-4.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +37,7 @@ def make_config() -> config_lib.ConfigDict:
 
 def epochs(model: str) -> float:
     """That fit into the time on the first machine in speeds.csv; the paper's of a net that is not there."""
-    rate = speeds.published((model, "128", "float32", "32"))
-    return PAPER if math.isnan(rate) else round(SECONDS * rate / 45_000, 1)
+    return speeds.epochs((model, "128", "float32", "32"), SECONDS, 45_000, PAPER)
 
 
 def plan(rows: Sequence[Row]) -> list[studies.Planned]:
