@@ -15,8 +15,8 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.efficientnet import STAGES, head_init
+from cnnjax.models.inverted_residual import InvertedResidual, timm_name
 from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, DropPath, logits
-from cnnjax.models.mobilenet import InvertedResidual, timm_name
 from cnnjax.models.net import Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import TorchNames, Variant, timm_preset
 from cnnjax.ops.shapes import Padding
@@ -50,8 +50,9 @@ class EfficientNetLite(Net):
             for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
                 rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
                 features, strides = divisible(width * self.width), stride if j == 0 else 1
-                block = partial(InvertedResidual, features, strides, expansion, unit, linear, kernel_size)
-                x = block(DropPath(rate, train), name=f"stage{i + 1}_block{j + 1}")(x)
+                block = partial(InvertedResidual, features, expansion * x.shape[-1], kernel_size, strides)
+                block = partial(block, unit, linear, drop_path=DropPath(rate, train))
+                x = block(name=f"stage{i + 1}_block{j + 1}")(x)
         x = unit(1280, name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
