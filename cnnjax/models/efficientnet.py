@@ -19,7 +19,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name
 from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, DropPath, SqueezeExcite, logits
-from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out
+from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
 
@@ -92,26 +92,33 @@ class EfficientNet(Net):
     padding: Padding | None = None  # None: half the kernel on each side
     epsilon: float = 1e-5  # of batch normalization
     momentum: float = 0.9
+    act: Activation = ops.silu
+    squeeze_excite: bool = True
+    scale_ends: bool = True  # the stem's width, and the depth of the first and the last stage
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm = {"epsilon": self.epsilon, "momentum": self.momentum}
         layer = partial(ConvNorm, conv=conv, padding=self.padding)
-        unit = partial(layer, norm=self.norm_layer(BatchNormAct, train, **norm))
+        unit = partial(layer, norm=self.norm_layer(BatchNormAct, train, act=self.act, **norm))
         linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
-        squeeze = partial(SqueezeExcite, act=ops.silu, kernel_init=he_fan_out, dtype=self.dtype)
+        squeeze = partial(SqueezeExcite, act=self.act, kernel_init=he_fan_out, dtype=self.dtype)
         sizes = [math.ceil(self.depth * size) for *_, size in self.stages]
+        stem_width = divisible(self.stem_width * self.width)
+        if not self.scale_ends:
+            stem_width, sizes[0], sizes[-1] = self.stem_width, self.stages[0][-1], self.stages[-1][-1]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
         x = image.astype(self.dtype)  # 224 224 3
-        x = unit(divisible(self.stem_width * self.width), 3, strides, name="stem")(x)  # 112 112 32
+        x = unit(stem_width, 3, strides, name="stem")(x)  # 112 112 32
         for i, (expansion, kernel_size, stride, width, _) in enumerate(self.stages):
             kind = FusedMBConv if i < self.fused_stages else InvertedResidual
             for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
                 rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
                 features, channels = divisible(width * self.width), x.shape[-1]
                 block = partial(kind, features, expansion * channels, kernel_size, stride if j == 0 else 1)
-                block = partial(block, unit, linear, partial(squeeze, max(1, channels // 4)))
+                gate = partial(squeeze, max(1, channels // 4)) if self.squeeze_excite else None
+                block = partial(block, unit, linear, gate)
                 x = block(DropPath(rate, train), name=f"stage{i + 1}_block{j + 1}")(x)
         x = unit(self.last_width or 4 * x.shape[-1], name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
@@ -194,7 +201,8 @@ def units(model: EfficientNet, block: str) -> tuple[str, ...]:
     expands = model.stages[stage - 1][0] > 1
     if stage <= model.fused_stages:
         return ("fused", "project")[: 1 + expands]
-    return ("expand", "depthwise", "se", "project")[not expands :]
+    gate = ("se",) if model.squeeze_excite else ()
+    return ("expand", "depthwise", *gate, "project")[not expands :]
 
 
 def _torch_name(path: str, model: EfficientNet) -> str:
