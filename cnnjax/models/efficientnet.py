@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name
-from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, DropPath, SqueezeExcite, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, DropPath, SqueezeExcite, logits
 from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
@@ -99,10 +99,9 @@ class EfficientNet(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm = {"epsilon": self.epsilon, "momentum": self.momentum}
+        norm = self.norm_layer(BatchNorm, train, epsilon=self.epsilon, momentum=self.momentum)
         layer = partial(ConvNorm, conv=conv, padding=self.padding)
-        unit = partial(layer, norm=self.norm_layer(BatchNormAct, train, act=self.act, **norm))
-        linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
+        unit, linear = partial(layer, norm=partial(norm, act=self.act)), partial(layer, norm=norm)
         squeeze = partial(SqueezeExcite, act=self.act, kernel_init=he_fan_out, dtype=self.dtype)
         sizes = [math.ceil(self.depth * size) for *_, size in self.stages]
         stem_width = divisible(self.stem_width * self.width)

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name, units
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, logits
 from cnnjax.models.net import Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
@@ -45,8 +45,9 @@ class MnasNet(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train, momentum=0.9997))
-        linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, momentum=0.9997))
+        norm = self.norm_layer(BatchNorm, train, momentum=0.9997)
+        unit = partial(ConvNorm, conv=conv, norm=partial(norm, act=ops.relu))
+        linear = partial(ConvNorm, conv=conv, norm=norm)
         x = unit(divisible(32 * self.stem_width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (expansion, kernel_size, stride, channels, blocks) in enumerate(self.stages, 1):
             features = divisible(channels * (self.stem_width if stage == 1 else self.width))

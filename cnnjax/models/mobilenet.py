@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name, units
-from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, conv_unit, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, conv_unit, logits
 from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out, he_normal
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
@@ -86,7 +86,7 @@ class MobileNetV2(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train, act=nn.relu6))
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, act=nn.relu6))
         linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32

@@ -15,16 +15,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.errors import by_name
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name
-from cnnjax.models.layers import (
-    BatchNorm,
-    BatchNormAct,
-    BatchNormRelu,
-    Conv,
-    ConvNorm,
-    Dense,
-    SqueezeExcite,
-    logits,
-)
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, SqueezeExcite, logits
 from cnnjax.models.net import Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
@@ -68,10 +59,9 @@ class MobileNetV3(Net):
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         layer = partial(ConvNorm, conv=conv, padding=self.padding)
-        norm = {"epsilon": self.epsilon, "momentum": self.momentum}
-        linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
-        hard = partial(layer, norm=self.norm_layer(BatchNormAct, train, act=nn.hard_swish, **norm))
-        units = {"RE": partial(layer, norm=self.norm_layer(BatchNormRelu, train, **norm)), "HS": hard}
+        norm = self.norm_layer(BatchNorm, train, epsilon=self.epsilon, momentum=self.momentum)
+        linear, hard = partial(layer, norm=norm), partial(layer, norm=partial(norm, act=nn.hard_swish))
+        units = {"RE": partial(layer, norm=partial(norm, act=ops.relu)), "HS": hard}
         squeeze = partial(SqueezeExcite, gate=nn.hard_sigmoid, kernel_init=he_fan_out, dtype=self.dtype)
         x = hard(divisible(16 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         halvings = 1  # 112 112 16
