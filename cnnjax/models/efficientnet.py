@@ -20,7 +20,7 @@ from cnnjax import ops
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name
 from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, DropPath, SqueezeExcite, logits
 from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out
-from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
+from cnnjax.models.variants import HALF, Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -128,7 +128,6 @@ class EfficientNet(Net):
 _torchvision = "ImageNet 1-crop, torchvision V1"
 _tf_norm = partial(EfficientNet, epsilon=1e-3, momentum=0.99)
 _v2 = partial(EfficientNet, fused_stages=3, last_width=1280, epsilon=1e-3)
-_half = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels from -1 to 1
 
 
 def _row(
@@ -160,7 +159,7 @@ def _tensorflow(row: Variant, preset: Preset) -> Variant:
     return _timm(row, preset, padding="same", epsilon=1e-3, momentum=0.9)
 
 
-_v2_l = Preset((480, 480, 3), resize=480, interpolation="bicubic", mean=_half, std=_half)
+_v2_l = Preset((480, 480, 3), resize=480, interpolation="bicubic", mean=HALF, std=HALF)
 VARIANTS = {
     "efficientnet_b0": _row(1.0, 1.0, 0.2, (224, 256), (77.692, 93.532)),
     "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 255), (79.838, 94.934)),
@@ -190,7 +189,7 @@ for _i, (_side, _percent) in enumerate(zip(_SIDES, _PERCENT, strict=True)):
     _preset = timm_preset((_side, _side, 3), 1000, _percent / 100, "bicubic")
     VARIANTS[f"tf_efficientnet_b{_i}"] = _tensorflow(VARIANTS[f"efficientnet_b{_i}"], _preset)
 for _size, _side in {"s": 384, "m": 480, "l": 480}.items():
-    _preset = timm_preset((_side, _side, 3), 1000, 1.0, "bicubic", mean=_half, std=_half)
+    _preset = timm_preset((_side, _side, 3), 1000, 1.0, "bicubic", mean=HALF, std=HALF)
     VARIANTS[f"tf_efficientnetv2_{_size}"] = _tensorflow(VARIANTS[f"efficientnet_v2_{_size}"], _preset)
 
 

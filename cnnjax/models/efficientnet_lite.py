@@ -14,7 +14,7 @@ from flax import linen as nn
 from cnnjax.models.efficientnet import EfficientNet, units
 from cnnjax.models.inverted_residual import timm_name
 from cnnjax.models.net import Activation
-from cnnjax.models.variants import TorchNames, Variant, timm_preset
+from cnnjax.models.variants import HALF, TorchNames, Variant, timm_preset
 
 
 class EfficientNetLite(EfficientNet):
@@ -32,9 +32,9 @@ def _row(size: int, tensorflow: bool) -> Variant:
     if not tensorflow:
         return Variant(build, SOURCE, timm_preset((side, side, 3), 1000, crop_pct, "bicubic"))
     build = partial(build, padding="same", epsilon=1e-3)
-    gray, interpolation = (0.5, 0.5, 0.5), "bicubic" if size < 3 else "bilinear"
+    interpolation = "bicubic" if size < 3 else "bilinear"
     crop_pct = 0.92 if size == 4 else crop_pct
-    preset = timm_preset((side, side, 3), 1000, crop_pct, interpolation, mean=gray, std=gray)
+    preset = timm_preset((side, side, 3), 1000, crop_pct, interpolation, mean=HALF, std=HALF)
     return Variant(build, SOURCE, preset)
 
 

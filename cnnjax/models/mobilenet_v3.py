@@ -17,7 +17,7 @@ from cnnjax.errors import by_name
 from cnnjax.models.inverted_residual import InvertedResidual, timm_name
 from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, SqueezeExcite, logits
 from cnnjax.models.net import Net, check_stem, divisible, he_fan_out
-from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
+from cnnjax.models.variants import HALF, Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
 
 small_normal = nn.initializers.normal(0.01)
@@ -94,8 +94,7 @@ def _timm(build: partial) -> Variant:
 def _tensorflow(build: partial) -> Variant:
     """The net as released for TensorFlow."""
     build = partial(build, padding="same", momentum=0.9)
-    half = (0.5, 0.5, 0.5)
-    return Variant(build, _source, timm_preset((224, 224, 3), 1000, mean=half, std=half))
+    return Variant(build, _source, timm_preset((224, 224, 3), 1000, mean=HALF, std=HALF))
 
 
 VARIANTS = {

@@ -18,7 +18,7 @@ from cnnjax import ops
 from cnnjax.errors import check_count
 from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, DropPath, logits
 from cnnjax.models.net import Activation, Constructor, Net, he_fan_out
-from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
+from cnnjax.models.variants import Rules, TorchNames, Variant, inception_preset, place, substitute
 
 Widths = tuple[int, ...]
 
@@ -202,19 +202,16 @@ class AlignedXception(Net):
         return logits(ops.global_avg_pool(x), self.num_classes, self.dtype)
 
 
-def _preset(crop_pct: float) -> Preset:
-    gray = (0.5, 0.5, 0.5)
-    return timm_preset((299, 299, 3), 1000, crop_pct, "bicubic", mean=gray, std=gray)
-
-
 def _aligned(crop_pct: float, middle: int, net: Constructor = AlignedXception) -> Variant:
     build = partial(net, middle=((728,) * 3,) * middle)
-    return Variant(build, "Chen et al. 2018, 1802.02611; timm", _preset(crop_pct))
+    return Variant(build, "Chen et al. 2018, 1802.02611; timm", inception_preset(crop_pct))
 
 
 _preact = partial(AlignedXception, blocks=(PreactBlock, PreactEnd))
 VARIANTS = {
-    "xception": Variant(Xception, "Chollet 2016, 1610.02357", _preset(0.8975), timm="legacy_xception"),
+    "xception": Variant(
+        Xception, "Chollet 2016, 1610.02357", inception_preset(0.8975), timm="legacy_xception"
+    ),
     "xception41": _aligned(0.903, 8),
     "xception65": _aligned(0.94, 16),
     "xception71": _aligned(0.903, 16, partial(AlignedXception, entry=LONG_ENTRY)),
