@@ -15,6 +15,7 @@ from flax.errors import FlaxError
 from flax.typing import Collection, VariableDict
 
 from cnnjax.errors import UserError, by_name, check_count, one_line, parse_call, unknown, unknown_model
+from cnnjax.models.forward import image_struct
 from cnnjax.models.variants import Preset, TorchNames, Variant
 
 __all__ = ["Preset", "Variant", "create_model", "list_models", "variant", "variants"]
@@ -86,9 +87,8 @@ def variable_shapes(model: nn.Module, image_shape: Sequence[int], name: str = ""
     A UserError, which begins with `name`, if its fields fit neither each other nor these images.
     """
     name, shape = name or type(model).__name__, tuple(image_shape)
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     try:
-        return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
+        return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image_struct(shape))
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except (ArithmeticError, AttributeError, FlaxError, LookupError, TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNormRelu, Conv, logits
+from cnnjax.models.layers import BatchNorm, Conv, logits
 from cnnjax.models.net import Constructor, Net, check_stem, he_normal, torch_uniform
 from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
 
@@ -84,7 +84,7 @@ class DenseNet(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
-        norm_relu = self.norm_layer(BatchNormRelu, train)
+        norm_relu = self.norm_layer(BatchNorm, train, act=ops.relu)
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         stem = STEMS[check_stem(self.stem, image)]
         x = image.astype(self.dtype)  # 224 224 3

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, logits
 from cnnjax.models.net import Constructor, Net, he_fan_out
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, substitute, timm_preset
 
@@ -104,7 +104,7 @@ class DPN(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm_relu = self.norm_layer(BatchNormRelu, train, epsilon=1e-3)
+        norm_relu = self.norm_layer(BatchNorm, train, act=ops.relu, epsilon=1e-3)
         unit = partial(NormConv, conv=conv, norm_relu=norm_relu)
         block = partial(DualPathBlock, unit=unit, end=partial(self.end, conv=conv, norm_relu=norm_relu))
         x = image.astype(self.dtype)  # 224 224 3

@@ -11,16 +11,16 @@ Kernels are He-normal (fan-out), the classifier's uniform within 1 / sqrt(classe
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from functools import partial
 
 import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, DropPath, SqueezeExcite, logits
+from cnnjax.models.inverted_residual import InvertedResidual, timm_name
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, DropPath, SqueezeExcite, logits
 from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out
-from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
+from cnnjax.models.variants import HALF, Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
 
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
@@ -65,35 +65,8 @@ V2_L = (
 )
 
 
-class Ungated(nn.Module):
-    """Its input: what stands for `SqueezeExcite` in blocks without it."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
-
-
-class MBConv(nn.Module):
-    """Expand (1x1), depthwise, squeeze-and-excitation, project (1x1); a shortcut where shapes allow."""
-
-    features: int
-    width: int  # of the depthwise convolution; that of x needs no expansion
-    kernel_size: int
-    strides: int
-    unit: Constructor
-    linear: Constructor
-    squeeze_excite: Constructor = Ungated
-    drop_path: Activation = ops.activation("identity")
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.unit(self.width, name="expand")(x) if self.width != x.shape[-1] else x
-        y = self.unit(self.width, self.kernel_size, self.strides, groups=self.width, name="depthwise")(y)
-        y = self.linear(self.features, name="project")(self.squeeze_excite(name="se")(y))
-        return x + self.drop_path(y) if self.strides == 1 and y.shape == x.shape else y
-
-
-class FusedMBConv(MBConv):
-    """`MBConv` with one convolution for the first two, and for all of them where nothing is expanded."""
+class FusedMBConv(InvertedResidual):
+    """`InvertedResidual` with one convolution for the first two, or for all if nothing is expanded."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -119,26 +92,32 @@ class EfficientNet(Net):
     padding: Padding | None = None  # None: half the kernel on each side
     epsilon: float = 1e-5  # of batch normalization
     momentum: float = 0.9
+    act: Activation = ops.silu
+    squeeze_excite: bool = True
+    scale_ends: bool = True  # the stem's width, and the depth of the first and the last stage
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm = {"epsilon": self.epsilon, "momentum": self.momentum}
+        norm = self.norm_layer(BatchNorm, train, epsilon=self.epsilon, momentum=self.momentum)
         layer = partial(ConvNorm, conv=conv, padding=self.padding)
-        unit = partial(layer, norm=self.norm_layer(BatchNormAct, train, **norm))
-        linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
-        squeeze = partial(SqueezeExcite, act=ops.silu, kernel_init=he_fan_out, dtype=self.dtype)
+        unit, linear = partial(layer, norm=partial(norm, act=self.act)), partial(layer, norm=norm)
+        squeeze = partial(SqueezeExcite, act=self.act, kernel_init=he_fan_out, dtype=self.dtype)
         sizes = [math.ceil(self.depth * size) for *_, size in self.stages]
+        stem_width = divisible(self.stem_width * self.width)
+        if not self.scale_ends:
+            stem_width, sizes[0], sizes[-1] = self.stem_width, self.stages[0][-1], self.stages[-1][-1]
         strides = 1 if check_stem(self.stem, image) == "cifar" else 2
         x = image.astype(self.dtype)  # 224 224 3
-        x = unit(divisible(self.stem_width * self.width), 3, strides, name="stem")(x)  # 112 112 32
+        x = unit(stem_width, 3, strides, name="stem")(x)  # 112 112 32
         for i, (expansion, kernel_size, stride, width, _) in enumerate(self.stages):
-            kind = FusedMBConv if i < self.fused_stages else MBConv
+            kind = FusedMBConv if i < self.fused_stages else InvertedResidual
             for j in range(sizes[i]):  # 112 112 16 to 7 7 320, see STAGES
                 rate = self.drop_path_rate * (sum(sizes[:i]) + j) / sum(sizes)
                 features, channels = divisible(width * self.width), x.shape[-1]
                 block = partial(kind, features, expansion * channels, kernel_size, stride if j == 0 else 1)
-                block = partial(block, unit, linear, partial(squeeze, max(1, channels // 4)))
+                gate = partial(squeeze, max(1, channels // 4)) if self.squeeze_excite else None
+                block = partial(block, unit, linear, gate)
                 x = block(DropPath(rate, train), name=f"stage{i + 1}_block{j + 1}")(x)
         x = unit(self.last_width or 4 * x.shape[-1], name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
@@ -149,7 +128,6 @@ class EfficientNet(Net):
 _torchvision = "ImageNet 1-crop, torchvision V1"
 _tf_norm = partial(EfficientNet, epsilon=1e-3, momentum=0.99)
 _v2 = partial(EfficientNet, fused_stages=3, last_width=1280, epsilon=1e-3)
-_half = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels from -1 to 1
 
 
 def _row(
@@ -181,7 +159,7 @@ def _tensorflow(row: Variant, preset: Preset) -> Variant:
     return _timm(row, preset, padding="same", epsilon=1e-3, momentum=0.9)
 
 
-_v2_l = Preset((480, 480, 3), resize=480, interpolation="bicubic", mean=_half, std=_half)
+_v2_l = Preset((480, 480, 3), resize=480, interpolation="bicubic", mean=HALF, std=HALF)
 VARIANTS = {
     "efficientnet_b0": _row(1.0, 1.0, 0.2, (224, 256), (77.692, 93.532)),
     "efficientnet_b1": _row(1.0, 1.1, 0.2, (240, 255), (79.838, 94.934)),
@@ -211,16 +189,18 @@ for _i, (_side, _percent) in enumerate(zip(_SIDES, _PERCENT, strict=True)):
     _preset = timm_preset((_side, _side, 3), 1000, _percent / 100, "bicubic")
     VARIANTS[f"tf_efficientnet_b{_i}"] = _tensorflow(VARIANTS[f"efficientnet_b{_i}"], _preset)
 for _size, _side in {"s": 384, "m": 480, "l": 480}.items():
-    _preset = timm_preset((_side, _side, 3), 1000, 1.0, "bicubic", mean=_half, std=_half)
+    _preset = timm_preset((_side, _side, 3), 1000, 1.0, "bicubic", mean=HALF, std=HALF)
     VARIANTS[f"tf_efficientnetv2_{_size}"] = _tensorflow(VARIANTS[f"efficientnet_v2_{_size}"], _preset)
 
 
-def units(model: EfficientNet, stage: int) -> tuple[str, ...]:
-    """The modules of a block of that stage, from 1, in their order."""
+def units(model: EfficientNet, block: str) -> tuple[str, ...]:
+    """The modules of a block such as 'stage2_block1' in order."""
+    stage, _ = place(block)
     expands = model.stages[stage - 1][0] > 1
     if stage <= model.fused_stages:
         return ("fused", "project")[: 1 + expands]
-    return ("expand", "depthwise", "se", "project")[not expands :]
+    gate = ("se",) if model.squeeze_excite else ()
+    return ("expand", "depthwise", *gate, "project")[not expands :]
 
 
 def _torch_name(path: str, model: EfficientNet) -> str:
@@ -232,44 +212,12 @@ def _torch_name(path: str, model: EfficientNet) -> str:
     if not unit:
         return f"features.{0 if block == 'stem' else len(model.stages) + 1}.{index}"
     stage, i = place(block)
-    return f"features.{stage}.{i - 1}.block.{units(model, stage).index(unit[0])}.{index}"
-
-
-TIMM_LAYERS = {
-    **{"stem/conv": "conv_stem", "stem/norm": "bn1", "last/conv": "conv_head", "last/norm": "bn2"},
-    **{"head": "classifier", "se/fc1": "se.conv_reduce", "se/fc2": "se.conv_expand"},
-}
-
-
-def timm_name(path: str, units: Sequence[str]) -> str:
-    """'stage2_block1/project/conv' -> 'blocks.1.0.conv_pwl' if that block has those `units`."""
-    block, _, layer = path.partition("/")
-    if not block.startswith("stage"):
-        return TIMM_LAYERS[path]
-    stage, i = place(block)
-    if layer not in TIMM_LAYERS:
-        unit, kind = layer.split("/")
-        number = [each for each in units if each != "se"].index(unit) + 1
-        layer = f"bn{number}" if kind == "norm" else _timm_convolution(unit, units)
-    return f"blocks.{stage - 1}.{i - 1}.{TIMM_LAYERS.get(layer, layer)}"
-
-
-def _timm_convolution(unit: str, units: Sequence[str]) -> str:
-    if len(units) == 1:
-        return "conv"
-    if unit == "project":
-        return "conv_pw" if units[0] == "depthwise" else "conv_pwl"
-    return {"expand": "conv_pw", "depthwise": "conv_dw", "fused": "conv_exp"}[unit]
-
-
-def _timm_name(path: str, model: EfficientNet) -> str:
-    stage = place(path.partition("/")[0])
-    return timm_name(path, units(model, stage[0]) if stage else ())
+    return f"features.{stage}.{i - 1}.block.{units(model, block).index(unit[0])}.{index}"
 
 
 TORCH_NAMES = {
     EfficientNet: (
         TorchNames(_torch_name, convolved=(r".*/se/fc\d",)),
-        TorchNames(_timm_name, convolved=(r".*/se/fc\d",)),
+        TorchNames(partial(timm_name, units=units), convolved=(r".*/se/fc\d",)),
     )
 }

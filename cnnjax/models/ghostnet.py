@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, Dense, SqueezeExcite, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, SqueezeExcite, logits
 from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Rules, TorchNames, Variant, substitute, timm_preset
 
@@ -116,7 +116,7 @@ class GhostNet(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train))
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, act=ops.relu))
         linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         gated = partial(GatedGhost, unit=unit, linear=linear)
         squeeze_excite = partial(SqueezeExcite, gate=jax.nn.hard_sigmoid, dtype=self.dtype)

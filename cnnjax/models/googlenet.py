@@ -21,7 +21,7 @@ from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models.layers import Conv, ConvNorm, Dense, Relu, conv_unit, logits
 from cnnjax.models.net import Activation, Constructor, Dtype, Net, check_stem, he_normal, scaled
-from cnnjax.models.variants import CIFAR, Preset, TorchNames, Variant, substitute
+from cnnjax.models.variants import CIFAR, HALF, Preset, TorchNames, Variant, substitute
 
 # Of each cell: 1x1, 1x1 before the 3x3, 3x3, 1x1 before the 5x5, 5x5, 1x1 after the pooling.
 CELLS = {
@@ -194,7 +194,7 @@ small = partial(batch_norm, stem="cifar", width=0.25)
 PAPER, ONE_CROP = "Szegedy et al. 2014, 1409.4842", "ImageNet 1-crop"
 PUBLISHED = (PAPER, Preset(), None, 89.93, ONE_CROP)
 WITH_BN = ("Szegedy et al. 2015, 1512.00567, table 3", Preset(), 73.2, None, ONE_CROP)
-_torchvision = Preset(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+_torchvision = Preset(mean=HALF, std=HALF)
 TORCHVISION = ("torchvision", _torchvision, 69.778, 89.530, f"{ONE_CROP}, torchvision V1")
 
 VARIANTS = {

@@ -25,7 +25,7 @@ from flax import linen as nn
 from cnnjax import ops
 from cnnjax.models.layers import conv_unit, logits
 from cnnjax.models.net import Activation, Constructor, Dtype, Net
-from cnnjax.models.variants import Preset, TorchNames, Variant, substitute
+from cnnjax.models.variants import HALF, Preset, TorchNames, Variant, substitute
 
 truncated = nn.initializers.truncated_normal
 pool = partial(ops.max_pool, window=3, strides=2)
@@ -250,7 +250,7 @@ class InceptionV2(Net):
 
 
 V2 = ("Ioffe, Szegedy 2015, 1502.03167, figure 5", Preset(), 74.8, 92.2, "ImageNet 1-crop")
-V3_PRESET = Preset((299, 299, 3), resize=342, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+V3_PRESET = Preset((299, 299, 3), resize=342, mean=HALF, std=HALF)
 V3 = ("Szegedy et al. 2015, 1512.00567", V3_PRESET, 77.294, 93.450, "ImageNet 1-crop, torchvision V1")
 
 VARIANTS = {

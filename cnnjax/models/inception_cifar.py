@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, by_name
-from cnnjax.models.layers import BatchNorm, conv_unit, logits
+from cnnjax.models.layers import conv_unit, logits
 from cnnjax.models.net import Constructor, Net, he_normal
 from cnnjax.models.variants import CIFAR, Variant
 from cnnjax.ops.shapes import Size
@@ -82,7 +82,7 @@ class InceptionCifar(Net):
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
             raise UserError(f"kernel_size {self.kernel_size}: allowed are odd numbers from 3 on")
         unit = conv_unit(self, train, he_normal)
-        linear = conv_unit(self, train, he_normal, norm=BatchNorm)
+        linear = conv_unit(self, train, he_normal, act=ops.activation("identity"))
         large = by_name("large", self.large, LARGE)(self.kernel_size, unit, linear)
         x = image.astype(self.dtype)  # 32 32 3
         x = unit(2 * self.widths[0], 3, name="stem")(x)  # 32 32 32

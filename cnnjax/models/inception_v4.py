@@ -24,7 +24,7 @@ from cnnjax import ops
 from cnnjax.models.inception import Part, StemV3, chain, pool
 from cnnjax.models.layers import Conv, conv_unit, logits
 from cnnjax.models.net import Activation, Constructor, Net, he_normal
-from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, substitute, timm_preset
+from cnnjax.models.variants import Rules, TorchNames, Variant, inception_preset, substitute
 
 average_same = partial(ops.avg_pool, window=3, strides=1, padding=1)  # of the pixels inside the image
 ACROSS, DOWN = (1, 7), (7, 1)
@@ -220,15 +220,10 @@ class InceptionResNetV2(Net):
         return logits(x, self.num_classes, self.dtype)
 
 
-def _preset(crop_pct: float) -> Preset:
-    gray = (0.5, 0.5, 0.5)
-    return timm_preset((299, 299, 3), 1000, crop_pct, "bicubic", mean=gray, std=gray)
-
-
 PAPER = "Szegedy et al. 2016, 1602.07261"
 VARIANTS = {
-    "inception_v4": Variant(InceptionV4, PAPER, _preset(0.875)),
-    "inception_resnet_v2": Variant(InceptionResNetV2, PAPER, _preset(0.8975)),
+    "inception_v4": Variant(InceptionV4, PAPER, inception_preset(0.875)),
+    "inception_resnet_v2": Variant(InceptionResNetV2, PAPER, inception_preset(0.8975)),
 }
 
 UNITS: Rules = {

@@ -83,12 +83,13 @@ class LayerNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over B, H, W (Ioffe & Szegedy 2015, 1502.03167), and nothing after it.
+    """Batch normalization over B, H, W (Ioffe & Szegedy 2015, 1502.03167), then `act` and pooling.
 
     Statistics are float32: those of the global batch, or of each of `groups` equal parts of it. `momentum` is
     the decay of the old running value (PyTorch's momentum is one minus it). The running variance is the
     biased one, as in the paper's training step; PyTorch stores the unbiased one. A layer named in the
-    collection `frozen` keeps its statistics and normalizes with them in training too.
+    collection `frozen` keeps its statistics and normalizes with them in training too. On a CPU ReLU, ReLU6,
+    SiLU, hard swish, and pooling by 2 after ReLU are in the same pass.
     """
 
     train: bool = False
@@ -98,18 +99,17 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = ones
     bias_init: Initializer = zeros
     dtype: Dtype = jnp.float32
+    act: Activation = identity
+    pool: int = 1  # pixels a side of the windows of the maximum pooling after it
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return self._normalize(x)
-
-    def _normalize(self, x: Array, *, act: Activation = identity, pool: int = 1) -> Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        x, epsilon = x.astype(self.dtype), self.epsilon
+        x, epsilon, act, pool = x.astype(self.dtype), self.epsilon, self.act, self.pool
         if not self.train or self.has_variable("frozen", "statistics"):
             norm = partial(ops.batch_norm_inference, epsilon=epsilon, act=act, pool=pool)
             return norm(x, scale, bias, mean.value, var.value)
@@ -121,28 +121,8 @@ class BatchNorm(nn.Module):
         return y
 
 
-class BatchNormRelu(BatchNorm):
-    """`BatchNorm`, ReLU, then maximum pooling in windows of `pool` pixels a side: one pass on a CPU."""
-
-    pool: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return self._normalize(x, act=ops.relu, pool=self.pool)
-
-
-class BatchNormAct(BatchNorm):
-    """`BatchNorm`, then an activation: one pass on a CPU for ReLU6, SiLU and hard swish."""
-
-    act: Activation = ops.silu
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return self._normalize(x, act=self.act)
-
-
 class Relu(nn.Module):
-    """ReLU alone: what stands for `BatchNormRelu` in nets without normalization."""
+    """ReLU alone: what stands for `BatchNorm` and ReLU in nets without normalization."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -158,7 +138,7 @@ class ConvNorm(nn.Module):
     padding: Padding | None = None  # half the kernel on each side, which keeps the size at stride 1
     groups: int = 1
     conv: Constructor = Conv  # with dtype, biases and initializers filled in, as is `norm`
-    norm: Constructor = BatchNormRelu
+    norm: Constructor = partial(BatchNorm, act=ops.relu)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -169,14 +149,15 @@ class ConvNorm(nn.Module):
 
 
 def conv_unit(
-    net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, norm: Constructor = BatchNormRelu
+    net: Net, train: bool, kernel_init: Initializer, width: float = 1.0, act: Activation = ops.relu
 ) -> Constructor:
-    """Convolution without bias and `norm`; `width` multiplies the features.
+    """Convolution without bias, BatchNorm and `act`; `width` multiplies the features.
 
     BatchNorm's epsilon is 1e-3, as in the authors' code for Inception and MobileNet v1 (TensorFlow-Slim).
     """
     conv = partial(Conv, use_bias=False, kernel_init=kernel_init, dtype=net.dtype)
-    return scaled(partial(ConvNorm, conv=conv, norm=net.norm_layer(norm, train, epsilon=1e-3)), width)
+    norm = net.norm_layer(BatchNorm, train, act=act, epsilon=1e-3)
+    return scaled(partial(ConvNorm, conv=conv, norm=norm), width)
 
 
 class SqueezeExcite(nn.Module):

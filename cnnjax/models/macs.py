@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.extend.core import Jaxpr, JaxprEqn
 
-from cnnjax.models.forward import inner_jaxpr, shape_of
-from cnnjax.ops import cpu
+from cnnjax.models import variable_shapes
+from cnnjax.models.forward import image_struct, inner_jaxpr, shape_of, trace
 
 OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_solve", "ragged_dot_general"}
 
@@ -17,10 +16,8 @@ OPAQUE = {"while", "cond", "fft", "cholesky", "eigh", "qr", "svd", "triangular_s
 def count_macs(model: nn.Module, image_shape: Sequence[int]) -> int:
     """Those of one image [H, W, C] in evaluation, without what has no count (`equation_macs`)."""
     model = model.clone(dtype=jnp.float32)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), image)
-    with cpu.paused():
-        return _of_jaxpr(jax.make_jaxpr(model.apply)(variables, image).jaxpr)
+    variables = variable_shapes(model, image_shape)
+    return _of_jaxpr(trace(model, variables, image_struct(image_shape)).jaxpr.jaxpr)
 
 
 def _of_jaxpr(jaxpr: Jaxpr) -> int:

@@ -12,8 +12,8 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.efficientnet import MBConv, timm_name
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits
+from cnnjax.models.inverted_residual import InvertedResidual, timm_name, units
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, logits
 from cnnjax.models.net import Net, check_stem, divisible, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
@@ -45,15 +45,16 @@ class MnasNet(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train, momentum=0.9997))
-        linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, momentum=0.9997))
+        norm = self.norm_layer(BatchNorm, train, momentum=0.9997)
+        unit = partial(ConvNorm, conv=conv, norm=partial(norm, act=ops.relu))
+        linear = partial(ConvNorm, conv=conv, norm=norm)
         x = unit(divisible(32 * self.stem_width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (expansion, kernel_size, stride, channels, blocks) in enumerate(self.stages, 1):
             features = divisible(channels * (self.stem_width if stage == 1 else self.width))
             for i in range(1, blocks + 1):  # 112 112 16 to 7 7 320, see STAGES
                 strides = stride if i == 1 and stage > halvings_left_out else 1
-                block = partial(MBConv, features, expansion * x.shape[-1], kernel_size, strides, unit, linear)
-                x = block(name=f"stage{stage}_block{i}")(x)
+                block = partial(InvertedResidual, features, expansion * x.shape[-1], kernel_size, strides)
+                x = block(unit, linear, name=f"stage{stage}_block{i}")(x)
         x = unit(self.last_width, name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
@@ -82,11 +83,6 @@ VARIANTS = {
 }
 
 
-def units(model: MnasNet, stage: int) -> tuple[str, ...]:
-    """The modules of a block of that stage, from 1, in their order."""
-    return ("expand", "depthwise", "project")[model.stages[stage - 1][0] == 1 :]
-
-
 def _torch_name(path: str, model: MnasNet) -> str:
     """'stage2_block1/project/conv' -> 'layers.8.0.layers.6'; a first block that expands nothing, outside."""
     if path == "head":
@@ -94,7 +90,7 @@ def _torch_name(path: str, model: MnasNet) -> str:
     block, *unit, layer = path.split("/")
     norm = layer == "norm"
     match place(block):
-        case [1, 1] if "expand" not in units(model, 1):
+        case [1, 1] if "expand" not in units(model, block):
             return f"layers.{3 + 3 * (unit[0] == 'project') + norm}"
         case [stage, i]:
             within = 3 * ("expand", "depthwise", "project").index(unit[0]) + norm
@@ -102,9 +98,4 @@ def _torch_name(path: str, model: MnasNet) -> str:
     return f"layers.{(0 if block == 'stem' else len(model.stages) + 7) + norm}"
 
 
-def _timm_name(path: str, model: MnasNet) -> str:
-    stage = place(path.partition("/")[0])
-    return timm_name(path, units(model, stage[0]) if stage else ())
-
-
-TORCH_NAMES = {MnasNet: (TorchNames(_torch_name), TorchNames(_timm_name))}
+TORCH_NAMES = {MnasNet: (TorchNames(_torch_name), TorchNames(timm_name))}

@@ -13,8 +13,9 @@ import jax
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, BatchNormAct, Conv, ConvNorm, conv_unit, logits
-from cnnjax.models.net import Activation, Constructor, Net, check_stem, divisible, he_fan_out, he_normal
+from cnnjax.models.inverted_residual import InvertedResidual, timm_name, units
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, conv_unit, logits
+from cnnjax.models.net import Constructor, Net, check_stem, divisible, he_fan_out, he_normal
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
 
@@ -30,26 +31,6 @@ class SeparableBlock(nn.Module):
         channels = x.shape[-1]
         x = self.unit(channels, 3, self.strides, groups=channels, name="depthwise")(x)
         return self.unit(self.features, name="pointwise")(x)
-
-
-class InvertedResidual(nn.Module):
-    """v2's block: 1x1 to `expansion` times the channels, depthwise, linear 1x1 back; plus x if alike."""
-
-    features: int
-    strides: int
-    expansion: int
-    unit: Constructor
-    linear: Constructor
-    kernel_size: int = 3  # of the depthwise convolution
-    drop_path: Activation = ops.activation("identity")
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1] * self.expansion
-        y = self.unit(width, name="expand")(x) if self.expansion != 1 else x
-        y = self.unit(width, self.kernel_size, self.strides, groups=width, name="depthwise")(y)
-        y = self.linear(self.features, name="project")(y)
-        return self.drop_path(y) + x if self.strides == 1 and x.shape[-1] == self.features else y
 
 
 class MobileNetV1(Net):
@@ -105,14 +86,15 @@ class MobileNetV2(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormAct, train, act=nn.relu6))
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, act=nn.relu6))
         linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         x = unit(divisible(32 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, 1):  # 112 112 32
             for i in range(1, blocks + 1):  # 112 16 | 56 24 | 28 32 | 14 64 | 14 96 | 7 160 | 7 320
                 strides = stride if i == 1 and stage > halvings_left_out else 1
-                features, name = divisible(channels * self.width), f"stage{stage}_block{i}"
-                x = InvertedResidual(features, strides, expansion, unit, linear, name=name)(x)
+                features, width = divisible(channels * self.width), expansion * x.shape[-1]
+                block = partial(InvertedResidual, features, width, 3, strides, unit, linear)
+                x = block(name=f"stage{stage}_block{i}")(x)
         x = unit(divisible(self.last_width * max(1.0, self.width)), name="last")(x)  # 7 7 1280
         x = ops.global_avg_pool(x)  # 1280
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
@@ -143,23 +125,9 @@ def _torch_name(path: str, model: MobileNetV2) -> str:
     if block in (["stem"], ["last"]):
         return f"features.{0 if block == ['stem'] else sum(depths) + 1}.{index}"
     stage, i = place(block[0])
-    unit = ("expand", "depthwise", "project").index(block[1]) - (model.stages[stage - 1][0] == 1)
+    unit = units(model, block[0]).index(block[1])
     within = f"{unit + index}" if block[1] == "project" else f"{unit}.{index}"
     return f"features.{sum(depths[: stage - 1]) + i}.conv.{within}"
-
-
-def timm_name(path: str, model: nn.Module) -> str:
-    """'stage2_block1/project/conv' -> 'blocks.1.0.conv_pwl'; 'conv_pw' if `model.stages` do not expand it."""
-    if path == "head":
-        return "classifier"
-    block, *unit, layer = path.split("/")
-    if not unit:
-        return {"stem": ("conv_stem", "bn1"), "last": ("conv_head", "bn2")}[block][layer == "norm"]
-    stage, i = place(block)
-    expands = model.stages[stage - 1][0] > 1
-    index = ("expand", "depthwise", "project")[not expands :].index(unit[0])
-    convolution = (("dw", "pw"), ("pw", "dw", "pwl"))[expands][index]
-    return f"blocks.{stage - 1}.{i - 1}." + (f"conv_{convolution}" if layer == "conv" else f"bn{index + 1}")
 
 
 TORCH_NAMES = {MobileNetV2: (TorchNames(_torch_name), TorchNames(timm_name))}

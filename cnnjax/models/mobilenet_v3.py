@@ -14,19 +14,10 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import by_name
-from cnnjax.models.efficientnet import MBConv, Ungated, timm_name
-from cnnjax.models.layers import (
-    BatchNorm,
-    BatchNormAct,
-    BatchNormRelu,
-    Conv,
-    ConvNorm,
-    Dense,
-    SqueezeExcite,
-    logits,
-)
+from cnnjax.models.inverted_residual import InvertedResidual, timm_name
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, SqueezeExcite, logits
 from cnnjax.models.net import Net, check_stem, divisible, he_fan_out
-from cnnjax.models.variants import Preset, TorchNames, Variant, place, timm_preset
+from cnnjax.models.variants import HALF, Preset, TorchNames, Variant, place, timm_preset
 from cnnjax.ops.shapes import Padding
 
 small_normal = nn.initializers.normal(0.01)
@@ -68,10 +59,9 @@ class MobileNetV3(Net):
         halvings_left_out = 2 if check_stem(self.stem, image) == "cifar" else 0
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         layer = partial(ConvNorm, conv=conv, padding=self.padding)
-        norm = {"epsilon": self.epsilon, "momentum": self.momentum}
-        linear = partial(layer, norm=self.norm_layer(BatchNorm, train, **norm))
-        hard = partial(layer, norm=self.norm_layer(BatchNormAct, train, act=nn.hard_swish, **norm))
-        units = {"RE": partial(layer, norm=self.norm_layer(BatchNormRelu, train, **norm)), "HS": hard}
+        norm = self.norm_layer(BatchNorm, train, epsilon=self.epsilon, momentum=self.momentum)
+        linear, hard = partial(layer, norm=norm), partial(layer, norm=partial(norm, act=nn.hard_swish))
+        units = {"RE": partial(layer, norm=partial(norm, act=ops.relu)), "HS": hard}
         squeeze = partial(SqueezeExcite, gate=nn.hard_sigmoid, kernel_init=he_fan_out, dtype=self.dtype)
         x = hard(divisible(16 * self.width), 3, 1 if halvings_left_out else 2, name="stem")(image)
         halvings = 1  # 112 112 16
@@ -80,12 +70,10 @@ class MobileNetV3(Net):
             for i, expanded in enumerate(widths, 1):  # 112 112 16 to 7 7 160, see LARGE and SMALL
                 strides = stride if i == 1 and halvings > halvings_left_out else 1
                 features, wide = divisible(channels * self.width), divisible(expanded * self.width)
-                gate = partial(squeeze, divisible(wide // 4)) if gated else Ungated
+                gate = partial(squeeze, divisible(wide // 4)) if gated else None
                 unit = by_name("nonlinearity", act, units)
-                block = MBConv(
-                    features, wide, kernel_size, strides, unit, linear, gate, name=f"stage{stage}_block{i}"
-                )
-                x = block(x)
+                block = partial(InvertedResidual, features, wide, kernel_size, strides, unit, linear, gate)
+                x = block(name=f"stage{stage}_block{i}")(x)
         x = hard(6 * x.shape[-1], name="last")(x)  # 7 7 960 or 576
         dense = Dense(self.hidden_width, kernel_init=small_normal, dtype=self.dtype, name="dense")
         x = nn.hard_swish(dense(ops.global_avg_pool(x)))  # 1280 or 1024
@@ -106,8 +94,7 @@ def _timm(build: partial) -> Variant:
 def _tensorflow(build: partial) -> Variant:
     """The net as released for TensorFlow."""
     build = partial(build, padding="same", momentum=0.9)
-    half = (0.5, 0.5, 0.5)
-    return Variant(build, _source, timm_preset((224, 224, 3), 1000, mean=half, std=half))
+    return Variant(build, _source, timm_preset((224, 224, 3), 1000, mean=HALF, std=HALF))
 
 
 VARIANTS = {
@@ -120,9 +107,9 @@ VARIANTS = {
 }
 
 
-def units(model: MobileNetV3, path: str) -> tuple[str, ...]:
-    """The modules of the block at a path, in their order."""
-    stage, i = place(path.partition("/")[0])
+def units(model: MobileNetV3, block: str) -> tuple[str, ...]:
+    """The modules of a block such as 'stage2_block1' in order."""
+    stage, i = place(block)
     _, channels, gated, _, _, widths = model.stages[stage - 1]
     if i == 1:  # reads what the stage before it, or the stem, gives
         channels = model.stages[stage - 2][1] if stage > 1 else 16
@@ -140,14 +127,14 @@ def _torch_name(path: str, model: MobileNetV3) -> str:
     if not unit:
         return f"features.{0 if block == 'stem' else sum(sizes) + 1}.{index}"
     stage, i = place(block)
-    return f"features.{sum(sizes[: stage - 1]) + i}.block.{units(model, path).index(unit[0])}.{index}"
+    return f"features.{sum(sizes[: stage - 1]) + i}.block.{units(model, block).index(unit[0])}.{index}"
 
 
 def _timm_name(path: str, model: MobileNetV3) -> str:
     """As in EfficientNet; the last convolution is a stage there, and the hidden layer its head."""
     last = f"blocks.{len(model.stages)}.0"
     fixed = {"last/conv": f"{last}.conv", "last/norm": f"{last}.bn1", "dense": "conv_head"}
-    return fixed.get(path) or timm_name(path, units(model, path) if path.startswith("stage") else ())
+    return fixed.get(path) or timm_name(path, model, units)
 
 
 TORCH_NAMES = {

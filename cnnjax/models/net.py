@@ -11,10 +11,10 @@ from jax import Array
 
 from cnnjax import ops
 from cnnjax.errors import UserError, check, check_count, check_fraction, unknown
+from cnnjax.ops.activations import Activation
 
 Dtype = jax.typing.DTypeLike
 Initializer = Callable[..., Array]
-Activation = Callable[[Array], Array]
 Constructor = Callable[..., nn.Module]
 
 # Fan-out keeps the gradient's scale through a ReLU (He et al. 2015, 1502.01852, section 2.2).

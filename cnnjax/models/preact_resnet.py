@@ -24,7 +24,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, by_name
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, logits
+from cnnjax.models.layers import BatchNorm, Conv, logits
 from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.resnet import option_a
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
@@ -111,7 +111,8 @@ class PreactResNet(StagedNet):
         order, convolutions = by_name("order", self.order, ORDERS), by_name("unit", self.unit, UNITS)
         project = by_name("shortcut", self.shortcut, {"a": False, "b": True})
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
+        norm = self.norm_layer(BatchNorm, train)
+        norm_relu = partial(norm, act=ops.relu)
         unit = partial(Unit, project=project, conv=conv, norm=norm, norm_relu=norm_relu)
         x = image.astype(self.dtype)
         x = stem(self.stem, x, self.widths[0], conv, norm_relu)  # 56 56 64; CIFAR 32 32 16
@@ -161,7 +162,7 @@ class WideResNet(StagedNet):
         if self.depth < 10 or (self.depth - 4) % 6:
             raise UserError(f"depth {self.depth}: a wide ResNet has 6n + 4 layers: 10, 16, 22, 28, 40, ...")
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm_relu = self.norm_layer(BatchNormRelu, train)
+        norm_relu = self.norm_layer(BatchNorm, train, act=ops.relu)
         dropout = partial(nn.Dropout, self.dropout, deterministic=not train)
         block = partial(WideBlock, conv=conv, norm_relu=norm_relu, dropout=dropout)
         x = conv(16, 3, padding=1, name="stem")(image)  # 32 32 16

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from cnnjax import ops
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, SqueezeExcite, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, SqueezeExcite, logits
 from cnnjax.models.net import Constructor, check_stem, divisible, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks
 from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, substitute, timm_preset
@@ -71,7 +71,7 @@ class RegNet(StagedNet):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         small = check_stem(self.stem, image) == "cifar"
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train))
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, act=ops.relu))
         linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         block = partial(self.block, group_width=self.group_width, unit=unit, linear=linear)
         x = unit(self.stem_width, 3, 1 if small else 2, name="stem")(image.astype(self.dtype))  # 112 112 32

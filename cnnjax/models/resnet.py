@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, by_name
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits, ones, zeros
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, logits, ones, zeros
 from cnnjax.models.net import Constructor, he_fan_out
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks, stem
 from cnnjax.models.variants import CIFAR, Preset, Rules, TorchNames, Variant, substitute
@@ -158,7 +158,8 @@ class ResNet(StagedNet):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         shortcut = by_name("shortcut", self.shortcut, SHORTCUTS)
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
+        norm = self.norm_layer(BatchNorm, train)
+        norm_relu = partial(norm, act=ops.relu)
         last_norm = partial(norm, scale_init=zeros if self.zero_init else ones)
         block = partial(self.block, conv=conv, norm_relu=norm_relu, last_norm=last_norm)
         block = partial(block, shortcut=partial(shortcut, conv=conv, norm=norm))

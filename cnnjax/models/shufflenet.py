@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, logits
 from cnnjax.models.net import Constructor, check_stem, torch_uniform
 from cnnjax.models.stages import StagedNet, check_stages, rest_of, run_blocks
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
@@ -75,7 +75,7 @@ class ShuffleNetV2(StagedNet):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         small = check_stem(self.stem, image) == "cifar"
         conv = partial(Conv, use_bias=False, kernel_init=torch_uniform, dtype=self.dtype)
-        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNormRelu, train))
+        unit = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train, act=ops.relu))
         linear = partial(ConvNorm, conv=conv, norm=self.norm_layer(BatchNorm, train))
         x = unit(self.stem_width, 3, 1 if small else 2, name="stem")(image.astype(self.dtype))  # 112 112 24
         x = x if small else ops.max_pool(x, 3, 2, padding=1)  # 56 56 24

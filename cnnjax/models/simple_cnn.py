@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError, by_name
-from cnnjax.models.layers import BatchNormAct, BatchNormRelu, Conv, Dense, logits
+from cnnjax.models.layers import BatchNorm, Conv, Dense, logits
 from cnnjax.models.net import POOLINGS, Net, he_normal
 from cnnjax.models.variants import MNIST, Variant
 
@@ -42,8 +42,7 @@ class SimpleCNN(Net):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         pool, relu = pooling_function(self.pooling), self.activation == "relu"
-        act = self.norm_layer(BatchNormAct, train, act=ops.activation(self.activation))
-        norm = self.norm_layer(BatchNormRelu, train) if relu else act
+        norm = self.norm_layer(BatchNorm, train, act=ops.activation(self.activation))
         x = image.astype(self.dtype)  # 28 28 1
         for i, width in enumerate(self.widths, 1):
             padding = self.kernel_size // 2

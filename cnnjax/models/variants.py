@@ -31,6 +31,7 @@ class Preset:
 # Small images, at their own size and by the statistics of the data set.
 CIFAR = Preset((32, 32, 3), 10, resize=None, mean=None, std=None)
 MNIST = dataclasses.replace(CIFAR, input_size=(28, 28, 1))
+HALF = (0.5, 0.5, 0.5)  # the mean and standard deviation of pixels from -1 to 1
 RAW_PIXELS = (1 / 255, 1 / 255, 1 / 255)  # the standard deviation of pixels that stay 0..255 less the mean
 
 
@@ -60,6 +61,11 @@ def timm_preset(
     """The preset of timm's `pretrained_cfg`; `input_size` is [H, W, C], `statistics` are mean and std."""
     resize = math.floor(input_size[0] / crop_pct)
     return Preset(input_size, num_classes, resize, interpolation, crop_mode, **statistics)
+
+
+def inception_preset(crop_pct: float) -> Preset:
+    """That of Inception v4 and Xception in timm."""
+    return timm_preset((299, 299, 3), 1000, crop_pct, "bicubic", mean=HALF, std=HALF)
 
 
 def preset_augment(preset: Preset) -> str:

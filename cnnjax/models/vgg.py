@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import UserError
-from cnnjax.models.layers import BatchNormRelu, Conv, ConvNorm, Dense, Relu, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, Dense, Relu, logits
 from cnnjax.models.net import Net, he_fan_out
 from cnnjax.models.variants import Preset, TorchNames, Variant, place
 
@@ -34,7 +34,7 @@ class VGG(Net):
         if min(image.shape[1:3]) < least:
             raise UserError(f"image {image.shape[1:3]}: VGG takes at least {least}x{least} pixels")
         conv = partial(Conv, kernel_init=he_fan_out, dtype=self.dtype)
-        norm = self.norm_layer(BatchNormRelu, train) if self.batch_norm else Relu
+        norm = self.norm_layer(BatchNorm, train, act=ops.relu) if self.batch_norm else Relu
         normal = nn.initializers.normal(0.01)
         x = image  # 224 224 3
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):

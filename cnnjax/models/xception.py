@@ -16,9 +16,9 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.errors import check_count
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv, ConvNorm, DropPath, logits
+from cnnjax.models.layers import BatchNorm, Conv, ConvNorm, DropPath, logits
 from cnnjax.models.net import Activation, Constructor, Net, he_fan_out
-from cnnjax.models.variants import Preset, Rules, TorchNames, Variant, place, substitute, timm_preset
+from cnnjax.models.variants import Rules, TorchNames, Variant, inception_preset, place, substitute
 
 Widths = tuple[int, ...]
 
@@ -69,7 +69,8 @@ class Xception(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         check_count("middle", self.middle, 0)
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
-        norm, norm_relu = self.norm_layer(BatchNorm, train), self.norm_layer(BatchNormRelu, train)
+        norm = self.norm_layer(BatchNorm, train)
+        norm_relu = partial(norm, act=ops.relu)
         unit = partial(ConvNorm, conv=conv, norm=norm_relu)
         w = [max(round(self.width * width), 1) for width in (32, 64, 128, 256, 728, 1024, 1536, 2048)]
         first = partial(Block, first_act=ops.activation("identity"))
@@ -185,7 +186,7 @@ class AlignedXception(Net):
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)
         norm = self.norm_layer(BatchNorm, train, epsilon=self.epsilon)
-        norm_relu = self.norm_layer(BatchNormRelu, train, epsilon=self.epsilon)
+        norm_relu = partial(norm, act=ops.relu)
         unit = partial(ConvNorm, conv=conv, norm=norm_relu)
         rows = [*self.entry, *((widths, 1) for widths in self.middle), (self.end[0], 2), (self.end[1], 1)]
         x = image.astype(self.dtype)  # 299 299 3
@@ -201,19 +202,16 @@ class AlignedXception(Net):
         return logits(ops.global_avg_pool(x), self.num_classes, self.dtype)
 
 
-def _preset(crop_pct: float) -> Preset:
-    gray = (0.5, 0.5, 0.5)
-    return timm_preset((299, 299, 3), 1000, crop_pct, "bicubic", mean=gray, std=gray)
-
-
 def _aligned(crop_pct: float, middle: int, net: Constructor = AlignedXception) -> Variant:
     build = partial(net, middle=((728,) * 3,) * middle)
-    return Variant(build, "Chen et al. 2018, 1802.02611; timm", _preset(crop_pct))
+    return Variant(build, "Chen et al. 2018, 1802.02611; timm", inception_preset(crop_pct))
 
 
 _preact = partial(AlignedXception, blocks=(PreactBlock, PreactEnd))
 VARIANTS = {
-    "xception": Variant(Xception, "Chollet 2016, 1610.02357", _preset(0.8975), timm="legacy_xception"),
+    "xception": Variant(
+        Xception, "Chollet 2016, 1610.02357", inception_preset(0.8975), timm="legacy_xception"
+    ),
     "xception41": _aligned(0.903, 8),
     "xception65": _aligned(0.94, 16),
     "xception71": _aligned(0.903, 16, partial(AlignedXception, entry=LONG_ENTRY)),

@@ -8,20 +8,15 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from cnnjax.models import sized
-from cnnjax.models.forward import inner_jaxpr, shape_of
+from cnnjax.models.forward import image_struct, inner_jaxpr, shape_of, trace
 from cnnjax.models.macs import equation_macs
 from cnnjax.models.stages import StagedNet
-from cnnjax.ops import cpu
 from cnnjax.profiling.receptive_fields import IMAGE, UNKNOWN, Field, Fields, field_of, field_size
-
-# Primitives whose multiply-adds cannot be read off their shapes; so are calls into foreign code.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +73,7 @@ def _walk(model: nn.Module | str, image_shape: Sequence[int] | None, *, scan: bo
     model, image_shape, variables = sized(model, image_shape)
     if isinstance(model, StagedNet):
         model = model.clone(scan_blocks=scan, remat=False)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with cpu.paused():
-        jaxpr = jax.make_jaxpr(model.apply)(variables, image).jaxpr
+    jaxpr = trace(model, variables, image_struct(image_shape)).jaxpr.jaxpr
     sizes: Counter[str] = Counter()
     for path, leaf in traverse_util.flatten_dict(variables.get("params", {})).items():
         sizes["/".join(path[:-1])] += leaf.size

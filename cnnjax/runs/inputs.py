@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -18,7 +17,7 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, Shape, Source, to_memory
 from cnnjax.errors import UserError
-from cnnjax.models import init_variables
+from cnnjax.models import variable_shapes
 from cnnjax.models.weights import files
 from cnnjax.models.weights.fit import first, misfits
 from cnnjax.models.weights.torch import HEAD, Variables, match, require_same, require_told
@@ -161,7 +160,7 @@ def own_tree(arrays: Mapping[str, np.ndarray]) -> Variables | None:
 def _fitting(
     variables: Variables, path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str
 ) -> Variables:
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_shape))
+    shapes = variable_shapes(model, image_shape)
     given, wanted = (traverse_util.flatten_dict(tree) for tree in (variables, shapes))
     if head == "new":
         given, wanted = ({p: x for p, x in flat.items() if HEAD not in p} for flat in (given, wanted))

@@ -5,7 +5,6 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import FlaxError
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from cnnjax.data.augment import views
 from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, one_line
 from cnnjax.models import create_model
+from cnnjax.models.forward import image_struct
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
@@ -84,9 +84,8 @@ def load(
 def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path | None) -> Loaded:
     network, variables = read(found)
     facts = of_weights(found, network.num_classes, class_names)
-    image = jax.ShapeDtypeStruct((1, *facts.eval_augment.output_shape), jnp.float32)
     try:
-        jax.eval_shape(network.apply, variables, image)
+        jax.eval_shape(network.apply, variables, image_struct(facts.eval_augment.output_shape))
     except (FlaxError, TypeError, ValueError) as error:
         raise UserError(f"{found.spec} cannot take the images of {found.source}: {one_line(error)}") from None
     spec = protocol or config_lib.default().eval_protocol

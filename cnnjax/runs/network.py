@@ -14,6 +14,7 @@ from cnnjax.data.augment import views
 from cnnjax.data.augment.chain import Augmentation
 from cnnjax.errors import UserError, one_line
 from cnnjax.models import create_model
+from cnnjax.models.forward import image_struct
 from cnnjax.models.weights.torch import Variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.facts import Facts
@@ -63,9 +64,8 @@ def trained(
     """(step, model, protocol, variables) of a checkpoint; a UserError if they do not fit each other."""
     step, variables = Checkpoints(run.path / "checkpoints").variables(checkpoint, weights)
     model = create_model(config.model, num_classes=len(facts.class_names), dtype=jnp.dtype(config.dtype))
-    image = jax.ShapeDtypeStruct((1, *facts.eval_augment.output_shape), jnp.float32)
     try:
-        jax.eval_shape(model.apply, variables, image)
+        jax.eval_shape(model.apply, variables, image_struct(facts.eval_augment.output_shape))
     except (FlaxError, TypeError, ValueError) as error:
         problem = f"{run.path} contains a network that does not fit its data set {config.data.name!r}"
         advice = "name the data set when the weights are imported, as in --config.data.name=cifar10"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cnnjax import ops
 from cnnjax.errors import UserError
 from cnnjax.models import (
     create_model,
@@ -18,7 +19,7 @@ from cnnjax.models import (
     stages,
     variant,
 )
-from cnnjax.models.layers import BatchNorm, BatchNormRelu, Conv
+from cnnjax.models.layers import BatchNorm, Conv
 from cnnjax.ops import cpu
 from tests import golden
 from tests.models import count_variant_params
@@ -387,7 +388,7 @@ def test_a_plain_net_is_a_residual_net_without_its_shortcuts():
 
 def block_layers() -> tuple:
     """Convolution and normalizations as the net hands them to its blocks."""
-    return partial(Conv, use_bias=False), BatchNormRelu, BatchNorm
+    return partial(Conv, use_bias=False), partial(BatchNorm, act=ops.relu), BatchNorm
 
 
 # --- Pre-activation -------------------------------------------------------------------------------
