@@ -38,7 +38,7 @@ KINDS = {
     "convolution": r"conv(?!ert)[^/]*$",
     "dense": r"(dot_general|dense)[^/]*$",
     "pooling": r"pool|reduce_window|select_and",
-    "normalization": r"norm|rsqrt",
+    "normalization": r"norm|rsqrt|/identity/",
     "optimizer": r"optimizer|trace|adam|scale_by",
 }
 
