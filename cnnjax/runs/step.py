@@ -29,7 +29,6 @@ from cnnjax.training.steps import (
     TrainState,
     batch_gradient,
     batch_statistics,
-    device_memory,
     sharpness_aware,
     train_step,
 )
@@ -134,8 +133,8 @@ def compiled_step(experiment: Experiment) -> tuple[Callable[..., Outputs], int]:
     thaw = experiment.frozen_steps
     begins = [0, int(thaw)] if thaw < experiment.total_steps else [0]
     programs = [lower_step(experiment, step).compile() for step in begins]
-    memory = max(map(device_memory, programs))
-    steps = [cpu.settled(each, cpu.workspace(each)) for each in programs]
+    memory = max(map(cpu.device_memory, programs))
+    steps = [cpu.settled(each) for each in programs]
     taught = [experiment.teacher.variables] if experiment.teacher else []
     if not taught and len(programs) == 1:
         return steps[0], memory

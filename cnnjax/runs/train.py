@@ -32,7 +32,7 @@ from cnnjax.runs.step import (
 )
 from cnnjax.runs.steptrace import check_ahead, parse_steps, traced
 from cnnjax.runs.teacher import check_teacher
-from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
+from cnnjax.training.steps import TrainMetrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def train(
             inputs = next(life)
             with traced(compiled, run.path / "profile", window) as step:
                 while True:
-                    inputs = life.send(in_turn_on_cpu(step(*inputs), memory))
+                    inputs = life.send(step(*inputs))
         except StopIteration as end:
             return end.value
 
