@@ -84,15 +84,16 @@ def train(
     config_lib.check_complete(config)
     progress, memory = progress or Progress(), 0
     progress.stage("loading data and network")
-    with (
-        cpu.chosen(config.cpu_kernels),
-        caught_signals() as caught,
-        processes.Stop(caught, again, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
-        contextlib.nullcontext(build(config, workdir=workdir, listed=listed)) as experiment,
-        contextlib.nullcontext(parse_steps(profile_steps, experiment.total_steps)) as window,
-        opened(experiment, workdir, progress) as (_, run, checkpoints),
-        out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu.chosen(config.cpu_kernels))
+        caught = stack.enter_context(caught_signals())
+        stop = processes.Stop(caught, again, seconds=stop_seconds, hang_seconds=hang_seconds)
+        stack.enter_context(stop)
+        experiment = build(config, workdir=workdir, listed=listed)
+        window = parse_steps(profile_steps, experiment.total_steps)
+        run, checkpoints = stack.enter_context(opened(experiment, workdir, progress))
+        device = str(experiment.mesh.local_devices[0])
+        stack.enter_context(out_of_memory(device, config.model, config.batch_size, lambda: memory))
         check_ahead(profile_steps, window, checkpoints.steps())
         life = live(experiment, run, checkpoints, progress, stop)
         try:
@@ -174,9 +175,9 @@ def live(
         if due(config.log_every_steps):
             sums = log.interval(step, sums, state)
         if averages and step == total:
-            step -= 1  # this one is saved: a run that is stopped meanwhile repeats the last
+            step = total - 1  # which is saved: a run that is stopped meanwhile repeats the last
             state = average_statistics(experiment, state, stop_if_told)
-            step += 1
+            step = total
             log.lap("evaluation")
         if due(per_evaluation) or due(config.checkpoint_every_steps) or (averages and step == total - 1):
             save()
@@ -189,9 +190,7 @@ def live(
 
 
 @contextlib.contextmanager
-def opened(
-    experiment: Experiment, workdir: str | Path, progress: Progress
-) -> Iterator[tuple[Experiment, Run, Saver]]:
+def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> Iterator[tuple[Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
     source = experiment.train_source
     for line in (*experiment.header(), f"run folder {workdir}"):
@@ -210,7 +209,7 @@ def opened(
             run.write_json("record.json", longer)
             if differences:
                 progress.note(f"resumed with {differences}: results may differ in the last bits")
-        yield experiment, run, checkpoints
+        yield run, checkpoints
     finally:
         progress.stop()
         checkpoints.close()
