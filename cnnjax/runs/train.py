@@ -100,9 +100,11 @@ def train(
             next(life)
             compiled, memory = compile_step(experiment, run)
             inputs = next(life)
+            number = int(inputs.state.step)
             with traced(compiled, run.path / "profile", window) as step:
                 while True:
-                    inputs = life.send(step(*inputs))
+                    inputs = life.send(step(number, *inputs))
+                    number += 1
         except StopIteration as end:
             return end.value
 
