@@ -154,7 +154,7 @@ def load_safetensors(file: str | Path) -> tuple[nn.Module, Variables, augment_li
     """(model, variables, preprocessing) of what `export` wrote as safetensors with its JSON."""
     path = expanded(file)
     beside = path.with_name(f"{path.name}.json")
-    facts = read_json(beside, sidecar.Facts)
+    facts = read_json(beside, sidecar.Description)
     try:
         model = create_model(facts["model"], num_classes=len(facts["class_names"]))
         spec = "|".join(map(sidecar.call, facts["preprocessing"]))

@@ -6,7 +6,7 @@ from typing import TypedDict
 import jaxlib
 
 from cnnjax.inference.model import TrainedModel
-from cnnjax.runs.facts import Facts as OfImages
+from cnnjax.runs.facts import Facts
 
 DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
 
@@ -21,7 +21,7 @@ class Step(TypedDict):
     name: str
 
 
-class Facts(TypedDict):
+class Description(TypedDict):
     """What is read of `description`."""
 
     model: str
@@ -55,7 +55,7 @@ def description(
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
-    images = OfImages(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
+    images = Facts(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
     return {
         "format": form,
         "sha256": sha256,

@@ -26,7 +26,7 @@ from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
-    """See above."""
+    """A trained network, its weights, and what it knows of its images."""
 
     name: str  # the run folder, or the source of the weights
     spec: str  # of `create_model`

@@ -188,7 +188,7 @@ def live(
         stop_if_told()
     checkpoints.wait()
     test = test_scores(experiment, run, step, state.weights(), stop_if_told, log.skipped_images)
-    return Result(experiment.named(state), run.path, test, experiment.known.class_names)
+    return Result(experiment.named(state), run.path, test, experiment.facts.class_names)
 
 
 @contextlib.contextmanager
@@ -205,7 +205,7 @@ def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> I
     try:
         check_teacher(run, experiment.teacher)
         if not (record := run.read_json("record.json")):
-            run.write_json("record.json", make_record(**experiment.facts()))
+            run.write_json("record.json", make_record(**experiment.record_entries()))
         elif experiment.total_steps not in checkpoints.steps():
             longer, differences = resumed(record)
             run.write_json("record.json", longer)
@@ -225,7 +225,7 @@ def begin(experiment: Experiment, step: int, progress: Progress) -> None:
         if split not in source.splits:
             progress.note(f"{source.name} has no labelled {split} split: {meaning}")
     validated = step == 0 and "validation" in source.splits
-    if validated and (line := seen_before(experiment.config, experiment.known.listed)):
+    if validated and (line := seen_before(experiment.config, experiment.facts.listed)):
         progress.note(line)
     if "test" in source.splits and step < total:
         experiment.open("test")  # so that what is wrong with it is told now, not after the last step
