@@ -77,8 +77,8 @@ def load(
     config, facts = run.config(), of_run(run).named(class_names)
     config.eval_protocol = protocol or config.eval_protocol
     step, network, looks, variables = trained(run, config, facts, checkpoint, weights)
-    what = str(run.path), config.model, step, config, facts
-    return Loaded(*what, network, looks, variables, weights=weights)
+    name, spec = str(run.path), config.model
+    return Loaded(name, spec, step, config, facts, network, looks, variables, weights=weights)
 
 
 def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path | None) -> Loaded:

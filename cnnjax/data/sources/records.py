@@ -81,8 +81,18 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
     shape = height, width, channels
     reader = _Reader(folder, shards, shape, facts["encoding"], labels)
     contents = digest([(s["file"], s["bytes"], s["sha256"]) for s in shards], facts["encoding"], labels)
-    rest = np.arange(len(labels)), contents, labels, classes, name, split, shape
-    return FileSource(reader, len(labels), *rest, into=True)
+    return FileSource(
+        reader,
+        total=len(labels),
+        positions=np.arange(len(labels)),
+        contents=contents,
+        labels=labels,
+        class_names=classes,
+        name=name,
+        split=split,
+        shape=shape,
+        into=True,
+    )
 
 
 def open_records(place: Place) -> Opened:
