@@ -16,7 +16,7 @@ import simplejpeg
 
 from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sha256_of
 from cnnjax.data.machine import num_cores
-from cnnjax.data.sources.records import ENCODINGS, FACTS, Facts, Shard, read_facts
+from cnnjax.data.sources.records import ENCODINGS, FACTS, Prepared, Shard, read_facts
 from cnnjax.data.sources.sets import check_shapes
 from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
@@ -97,7 +97,7 @@ def prepare(
     num_threads: int | None = None,
     on_bad_image: str = "error",
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Facts:
+) -> Prepared:
     """Writes every split as ArrayRecord shards; those of an interrupted run with the same arguments are kept.
 
     The sources are all of one image shape and of the same classes; mean, std and covariance are those of

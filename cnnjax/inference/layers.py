@@ -29,7 +29,7 @@ class Layer:
 
 
 class Finder:
-    """`find(node)` is the layer that computes a node; Unknown if none does."""
+    """Finds the layers of a graph, given its last node."""
 
     def __init__(self, last: Node) -> None:
         self._found: dict[Node, Layer | None] = {}
@@ -42,7 +42,7 @@ class Finder:
             self._found[node] = self._search(node)
 
     def find(self, node: Known) -> Layer:
-        """See above; the same layer for the same node."""
+        """The layer that computes a node, always the same one; Unknown if none does."""
         layer = self._found[node] if isinstance(node, Node) else None
         if layer is None:
             raise Unknown(f"{node.op} {node.shape}" if isinstance(node, Node) else "a constant")

@@ -40,7 +40,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """See above."""
+    """How well two simple classifiers learn the classes from the features of a layer; None is the last."""
 
     layer: str | None
     width: int  # features of an image

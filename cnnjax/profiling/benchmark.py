@@ -22,14 +22,7 @@ from cnnjax.profiling.peers.process import Tell
 from cnnjax.profiling.peers.serve import WARM_UP, Round, Work, measure
 from cnnjax.training import optimizers, schedules
 from cnnjax.training.chips import memory_peak
-from cnnjax.training.steps import (
-    batch_gradient,
-    device_memory,
-    in_turn_on_cpu,
-    init_state,
-    run_init,
-    train_step,
-)
+from cnnjax.training.steps import batch_gradient, init_state, run_init, train_step
 
 Figures = dict[str, object]  # by name: numbers and words, and more of these
 # What a profiled operation is, by the JAX functions that made it, of convolutions and dense layers by the
@@ -66,8 +59,8 @@ class TrainBench:
         label = draw.integers(0, preset.num_classes, batch_size).astype(np.int32)
         batch = jax.device_put({"image": image, "label": label, "mask": np.ones(batch_size, np.float32)})
         self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, batch, key).compile()
-        memory, run = device_memory(self.compiled), cpu.settled(self.compiled, cpu.workspace(self.compiled))
-        self._step = lambda state: in_turn_on_cpu(run(state, batch, key), memory)
+        run = cpu.settled(self.compiled)
+        self._step = lambda state: run(state, batch, key)
         self.compile_seconds = time.perf_counter() - start
         self.step()
         self.first_step_seconds = time.perf_counter() - start

@@ -9,6 +9,8 @@ import jax
 from flax import traverse_util
 from flax.typing import Collection
 
+from cnnjax.ops import cpu
+
 KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
 )  # fmt: skip
@@ -50,20 +52,14 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Bytes of the arguments, results, temporaries and donated arguments of a program on one device."""
+    """What a program takes on one device; `memory` are all the bytes that it holds while it runs."""
 
+    memory: int
     arguments: int
-    results: int
     temporaries: int
-    aliased: int
     flops: float  # this and the next are XLA's own counts, NaN if they are not of the whole program
     bytes_accessed: float
     collectives: tuple[Collective, ...]
-
-    @property
-    def memory(self) -> int:
-        """Bytes of device memory in use while the program runs."""
-        return self.arguments + self.results + self.temporaries - self.aliased
 
     def by_kind(self) -> dict[str, tuple[int, float]]:
         """(count, bytes sent) of each kind of collective."""
@@ -90,10 +86,9 @@ def inspect(compiled: jax.stages.Compiled, layers: Iterable[str] = ()) -> Progra
     text = compiled.as_text() or ""
     cost = cost if _counts_all(text) else {}
     return Program(
+        memory=cpu.device_memory(compiled),
         arguments=memory.argument_size_in_bytes,
-        results=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        aliased=memory.alias_size_in_bytes,
         flops=cost.get("flops", math.nan),
         bytes_accessed=cost.get("bytes accessed", math.nan),
         collectives=tuple(collectives(text, layers)),

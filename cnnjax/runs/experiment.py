@@ -32,9 +32,9 @@ from cnnjax.runs.facts import (
     begun,
     check_head,
     of_images,
+    of_resumed,
     open_train,
     parse_augment,
-    resumed,
     statistics,
 )
 from cnnjax.runs.inputs import initial_variables
@@ -185,7 +185,7 @@ class Experiment(Network):
             f"{devices}{kernels}",
         ]
 
-    def facts(self) -> dict[str, Any]:
+    def record_entries(self) -> dict[str, Any]:
         """What the run record says of this experiment."""
         params, source = self.abstract_state.params, self.train_source
         return {
@@ -193,7 +193,7 @@ class Experiment(Network):
             "data": {
                 "name": source.name,
                 "train_examples": len(source),
-                **self.known.record(),
+                **self.facts.record(),
                 **({"train_recipe": fast(size).record()} if (size := self.config.data.size) else {}),
                 "fingerprint": source.fingerprint,
             },
@@ -242,7 +242,7 @@ def build(
     recipe, listed = None, {} if listed is None else listed
     if source is None:
         source, config, recipe = open_train(config, listed, workdir)
-    before = resumed(config, workdir, source.fingerprint) if workdir else None
+    before = of_resumed(config, workdir, source.fingerprint) if workdir else None
     facts = dataclasses.replace(before or of_images(config, source, recipe), listed=listed)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics

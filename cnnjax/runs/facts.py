@@ -39,7 +39,7 @@ Statistics = dict[str, Any]  # mean, std and covariance of the channels, as far 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """See above."""
+    """What a run knows of its images."""
 
     class_names: tuple[str, ...]  # in the order of the labels
     image_shape: Shape  # [H, W, C] of the images as they are stored
@@ -161,7 +161,7 @@ def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) 
     return Facts(classes, shape, augment, recipe, values)
 
 
-def resumed(config: ConfigDict, workdir: str | Path, fingerprint: str) -> Facts | None:
+def of_resumed(config: ConfigDict, workdir: str | Path, fingerprint: str) -> Facts | None:
     """The facts of the run in a folder, if training with this config, on these images, resumes it."""
     run = Run(workdir)
     if not (run.path / "config.json").is_file() or run.differing(config, fingerprint):

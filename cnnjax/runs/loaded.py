@@ -26,7 +26,7 @@ from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
-    """See above."""
+    """A trained network, its weights, and what it knows of its images."""
 
     name: str  # the run folder, or the source of the weights
     spec: str  # of `create_model`
@@ -77,8 +77,8 @@ def load(
     config, facts = run.config(), of_run(run).named(class_names)
     config.eval_protocol = protocol or config.eval_protocol
     step, network, looks, variables = trained(run, config, facts, checkpoint, weights)
-    what = str(run.path), config.model, step, config, facts
-    return Loaded(*what, network, looks, variables, weights=weights)
+    name, spec = str(run.path), config.model
+    return Loaded(name, spec, step, config, facts, network, looks, variables, weights=weights)
 
 
 def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path | None) -> Loaded:

@@ -25,18 +25,18 @@ from cnnjax.training import parallel
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """See above."""
+    """A network with its preprocessing on a mesh."""
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    known: Facts
+    facts: Facts
     protocol: views.Protocol
     model: nn.Module
 
     @property
     def eval_augment(self) -> Augmentation:
         """The preprocessing of evaluation."""
-        return self.known.eval_augment
+        return self.facts.eval_augment
 
     @property
     def replicated(self) -> jax.sharding.NamedSharding:
@@ -45,11 +45,11 @@ class Network:
 
     def source(self, split: str) -> Any:
         """The images of a split as the run knows its own, in memory if they are few."""
-        return self.known.load(self.config, split)
+        return self.facts.load(self.config, split)
 
     def open(self, split: str) -> Any:
         """The same, its images not read as long as they are in files."""
-        return open_split(self.config, split, *self.known.images, listed=self.known.listed)
+        return open_split(self.config, split, *self.facts.images, listed=self.facts.listed)
 
     def batches(self, source: Any, batch_size: int, seed: int | None = None) -> batches_lib.Batches:
         """Batches of a source on the mesh, shuffled by a seed, or one epoch in order without one."""

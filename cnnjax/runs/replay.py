@@ -56,8 +56,8 @@ def _replay(directory: Path, experiment: Experiment, step: int) -> Replayed:
     batches.set_state({"position": start})
     if start < step:
         advance, _ = compiled_step(experiment)
-    for _ in range(start, step):
-        state, _ = advance(state, experiment.no_sums(), next(batches), key)
+    for number in range(start, step):
+        state, _ = advance(number, state, experiment.no_sums(), next(batches), key)
     differentiate = jax.jit(gradient_of(experiment, step))
     with jax.set_mesh(experiment.mesh):  # layers read it
         loss, _, _, gradient = differentiate(state, next(batches), key)

@@ -64,7 +64,7 @@ def train_together(
         runs: list[Run] = []
         for experiment, workdir in zip(experiments, workdirs, strict=True):
             shown = Progress() if lives else progress
-            _, run, checkpoints = stack.enter_context(opened(experiment, workdir, shown))
+            run, checkpoints = stack.enter_context(opened(experiment, workdir, shown))
             lives.append(live(experiment, run, checkpoints, shown, stop))
             runs.append(run)
         return _drive(lives, experiments[0], runs)

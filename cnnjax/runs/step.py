@@ -29,7 +29,6 @@ from cnnjax.training.steps import (
     TrainState,
     batch_gradient,
     batch_statistics,
-    device_memory,
     sharpness_aware,
     train_step,
 )
@@ -130,20 +129,19 @@ def lower_step(experiment: Experiment, step: int = 0) -> jax.stages.Lowered:
 
 
 def compiled_step(experiment: Experiment) -> tuple[Callable[..., Outputs], int]:
-    """The compiled step, and the bytes that it holds on a device; two programs if some of it thaws midway."""
+    """The compiled step, and the bytes that it holds on a device; two programs if some of it thaws midway.
+
+    It takes its number, from 0, and `Inputs`.
+    """
     thaw = experiment.frozen_steps
     begins = [0, int(thaw)] if thaw < experiment.total_steps else [0]
     programs = [lower_step(experiment, step).compile() for step in begins]
-    memory = max(map(device_memory, programs))
-    steps = [cpu.settled(each, cpu.workspace(each)) for each in programs]
+    memory = max(map(cpu.device_memory, programs))
+    steps = [cpu.settled(each) for each in programs]
     taught = [experiment.teacher.variables] if experiment.teacher else []
-    if not taught and len(programs) == 1:
-        return steps[0], memory
-    at: list[int] = []  # the number of the next step; the first one tells it
 
-    def step(state: TrainState, *others: object) -> Outputs:
-        at[:] = [at[0] + 1] if at else [int(state.step)]
-        return steps[at[0] >= thaw](state, *others, *taught)
+    def step(number: int, *inputs: object) -> Outputs:
+        return steps[number >= thaw](*inputs, *taught)
 
     return step, memory
 

@@ -10,7 +10,6 @@ import jax
 from cnnjax.errors import UserError
 from cnnjax.runs import processes
 from cnnjax.runs.step import Outputs
-from cnnjax.training.steps import TrainState
 
 Step = Callable[..., Outputs]
 
@@ -36,20 +35,18 @@ def check_ahead(given: str, steps: tuple[int, int] | None, saved: Sequence[int])
 
 @contextlib.contextmanager
 def traced(step: Step, folder: Path, steps: tuple[int, int] | None) -> Iterator[Step]:
-    """The step, which writes a trace of the given steps into a folder, in the first of several processes."""
+    """`step`, which takes its number first, with a trace of some steps in a folder; process 0 writes it."""
     if steps is None or not processes.is_first():
         yield step
         return
-    at: list[int] = []  # the number of the next step; the first one tells it
 
-    def call(state: TrainState, *others: object) -> Outputs:
-        at[:] = [at[0] + 1] if at else [int(state.step)]
-        if at[0] == steps[0]:
-            jax.block_until_ready(state)  # what came before is not in it
+    def call(number: int, *inputs: object) -> Outputs:
+        if number == steps[0]:
+            jax.block_until_ready(inputs)  # what came before is not in it
             jax.profiler.start_trace(str(folder))
             stack.callback(jax.profiler.stop_trace)
-        outputs = step(state, *others)
-        if at[0] + 1 == steps[1]:
+        outputs = step(number, *inputs)
+        if number + 1 == steps[1]:
             jax.block_until_ready(outputs)
             stack.close()
         return outputs

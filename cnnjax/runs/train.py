@@ -32,7 +32,7 @@ from cnnjax.runs.step import (
 )
 from cnnjax.runs.steptrace import check_ahead, parse_steps, traced
 from cnnjax.runs.teacher import check_teacher
-from cnnjax.training.steps import TrainMetrics, TrainState, in_turn_on_cpu
+from cnnjax.training.steps import TrainMetrics, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +84,27 @@ def train(
     config_lib.check_complete(config)
     progress, memory = progress or Progress(), 0
     progress.stage("loading data and network")
-    with (
-        cpu.chosen(config.cpu_kernels),
-        caught_signals() as caught,
-        processes.Stop(caught, again, seconds=stop_seconds, hang_seconds=hang_seconds) as stop,
-        contextlib.nullcontext(build(config, workdir=workdir, listed=listed)) as experiment,
-        contextlib.nullcontext(parse_steps(profile_steps, experiment.total_steps)) as window,
-        opened(experiment, workdir, progress) as (_, run, checkpoints),
-        out_of_memory(str(experiment.mesh.local_devices[0]), config.model, config.batch_size, lambda: memory),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu.chosen(config.cpu_kernels))
+        caught = stack.enter_context(caught_signals())
+        stop = processes.Stop(caught, again, seconds=stop_seconds, hang_seconds=hang_seconds)
+        stack.enter_context(stop)
+        experiment = build(config, workdir=workdir, listed=listed)
+        window = parse_steps(profile_steps, experiment.total_steps)
+        run, checkpoints = stack.enter_context(opened(experiment, workdir, progress))
+        device = str(experiment.mesh.local_devices[0])
+        stack.enter_context(out_of_memory(device, config.model, config.batch_size, lambda: memory))
         check_ahead(profile_steps, window, checkpoints.steps())
         life = live(experiment, run, checkpoints, progress, stop)
         try:
             next(life)
             compiled, memory = compile_step(experiment, run)
             inputs = next(life)
+            number = int(inputs.state.step)
             with traced(compiled, run.path / "profile", window) as step:
                 while True:
-                    inputs = life.send(in_turn_on_cpu(step(*inputs), memory))
+                    inputs = life.send(step(number, *inputs))
+                    number += 1
         except StopIteration as end:
             return end.value
 
@@ -174,9 +177,9 @@ def live(
         if due(config.log_every_steps):
             sums = log.interval(step, sums, state)
         if averages and step == total:
-            step -= 1  # this one is saved: a run that is stopped meanwhile repeats the last
+            step = total - 1  # which is saved: a run that is stopped meanwhile repeats the last
             state = average_statistics(experiment, state, stop_if_told)
-            step += 1
+            step = total
             log.lap("evaluation")
         if due(per_evaluation) or due(config.checkpoint_every_steps) or (averages and step == total - 1):
             save()
@@ -185,13 +188,11 @@ def live(
         stop_if_told()
     checkpoints.wait()
     test = test_scores(experiment, run, step, state.weights(), stop_if_told, log.skipped_images)
-    return Result(experiment.named(state), run.path, test, experiment.known.class_names)
+    return Result(experiment.named(state), run.path, test, experiment.facts.class_names)
 
 
 @contextlib.contextmanager
-def opened(
-    experiment: Experiment, workdir: str | Path, progress: Progress
-) -> Iterator[tuple[Experiment, Run, Saver]]:
+def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> Iterator[tuple[Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
     source = experiment.train_source
     for line in (*experiment.header(), f"run folder {workdir}"):
@@ -204,13 +205,13 @@ def opened(
     try:
         check_teacher(run, experiment.teacher)
         if not (record := run.read_json("record.json")):
-            run.write_json("record.json", make_record(**experiment.facts()))
+            run.write_json("record.json", make_record(**experiment.record_entries()))
         elif experiment.total_steps not in checkpoints.steps():
             longer, differences = resumed(record)
             run.write_json("record.json", longer)
             if differences:
                 progress.note(f"resumed with {differences}: results may differ in the last bits")
-        yield experiment, run, checkpoints
+        yield run, checkpoints
     finally:
         progress.stop()
         checkpoints.close()
@@ -224,7 +225,7 @@ def begin(experiment: Experiment, step: int, progress: Progress) -> None:
         if split not in source.splits:
             progress.note(f"{source.name} has no labelled {split} split: {meaning}")
     validated = step == 0 and "validation" in source.splits
-    if validated and (line := seen_before(experiment.config, experiment.known.listed)):
+    if validated and (line := seen_before(experiment.config, experiment.facts.listed)):
         progress.note(line)
     if "test" in source.splits and step < total:
         experiment.open("test")  # so that what is wrong with it is told now, not after the last step

@@ -104,20 +104,6 @@ class TrainMetrics(flax.struct.PyTreeNode):
         return jax.tree.map(jnp.add, self, other).replace(nonfinite_step=first)
 
 
-def device_memory(compiled: jax.stages.Compiled) -> int:
-    """Bytes of device memory in use while a compiled program runs; 0 if unknown."""
-    if (memory := compiled.memory_analysis()) is None:
-        return 0
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return held - memory.alias_size_in_bytes
-
-
-def in_turn_on_cpu(results: Results, memory: int) -> Results:
-    """Returns `results`; on a CPU waits for steps of over 512 MiB, so that no two hold memory at once."""
-    device = next(iter(jax.tree.leaves(results)[0].devices()))
-    return jax.block_until_ready(results) if device.platform == "cpu" and memory > 2**29 else results
-
-
 def train_step(
     state: TrainState,
     batch: Batch,

@@ -155,9 +155,9 @@ def test_a_training_evaluates_with_the_pixels_of_the_weights_that_it_starts_from
     config.data.name, config.data.num_validation = f"folder:{photos}", 3
     config.batch_size = 4
     experiment = build(config)
-    assert experiment.known.recipe == dataclasses.replace(recipe, margin=0)
+    assert experiment.facts.recipe == dataclasses.replace(recipe, margin=0)
     assert (experiment.config.data.size, config.data.size) == (SIDE, 0)
-    record = experiment.facts()["data"]
+    record = experiment.record_entries()["data"]
     assert record["recipe"] == dataclasses.replace(recipe, margin=0).record()
     assert record["train_recipe"] == fast(SIDE).record()
     assert "train is decoded fast" in "".join(experiment.train_source.notes)
@@ -203,10 +203,10 @@ def test_a_file_of_weights_brings_the_recipe_of_its_network(weights, photos):
     config = config_lib.default()
     config.model, config.init_from, config.batch_size = SPEC, str(weights), 4
     config.data.name, config.data.num_validation = f"folder:{photos}", 0
-    known = build(config).known
+    known = build(config).facts
     assert known.recipe == preset_recipe(variant(SPEC).preset, margin=False)
     config.data.size = 40  # what the user says comes first
-    assert build(config).known.recipe == covering(40, 40)
+    assert build(config).facts.recipe == covering(40, 40)
 
 
 def test_a_run_that_recorded_no_recipe_sees_what_it_saw(imported, photos, tmp_path):

@@ -307,7 +307,7 @@ def test_a_run_resumes_if_its_images_have_moved(same, colour, tmp_path):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(next((moved / "train").rglob("*.png")))
     config.data.name = f"folder:{moved}"
     if same:
-        assert build(config, workdir=run).known.record()["statistics"] == known["statistics"]
+        assert build(config, workdir=run).facts.record()["statistics"] == known["statistics"]
         train.train(config, run)
         assert cnnjax.evaluate(run)[0]["count"]  # the run knows the new name
     else:
@@ -329,7 +329,7 @@ def test_a_resumed_run_keeps_the_normalization_that_it_began_with(colour, tmp_pa
     for augment in (resumed.augment, resumed.eval_augment):
         assert dict(augment.steps[0][1]) == {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
     other = recipe(config.data.name, seed=3)
-    assert build(other, workdir=run).known == build(other).known  # no resumption
+    assert build(other, workdir=run).facts == build(other).facts  # no resumption
 
 
 def test_fine_tuning_keeps_the_normalization_of_the_weights_and_refuses_their_head(colour, tmp_path):

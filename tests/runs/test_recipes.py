@@ -33,7 +33,7 @@ def test_a_recipe_can_be_built(name):
     built = experiment.build(
         recipe, source=ArraySource(images, np.zeros(2, np.int32), names, "folder:prepared", "train")
     )
-    assert built.facts()["model"]["num_params"] == PARAMETERS[name]
+    assert built.record_entries()["model"]["num_params"] == PARAMETERS[name]
     trained, tested = built.augment.output_shape, built.eval_augment.output_shape
     assert trained == ((176, 176, 3) if name.endswith("modern") else tested)
     assert built.protocol.input_shapes == {built.eval_augment.output_shape}
@@ -49,8 +49,8 @@ def test_the_speed_run_starts_from_whitened_training_images():
     params = built.init_state().params
     normalized = built.eval_augment.preprocess(images)
     np.testing.assert_allclose(params["whiten"]["kernel"], whitening_kernel(normalized), rtol=1e-4, atol=1e-4)
-    assert "whiten/kernel" in built.facts()["model"]["frozen"]
-    assert "whiten/bias" not in built.facts()["model"]["frozen"]
+    assert "whiten/kernel" in built.record_entries()["model"]["frozen"]
+    assert "whiten/bias" not in built.record_entries()["model"]["frozen"]
 
 
 def test_the_speed_run_trains(tmp_path):

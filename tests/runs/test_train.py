@@ -25,7 +25,6 @@ from cnnjax.runs.log import NonFiniteLoss
 from cnnjax.runs.replay import replay_step
 from cnnjax.runs.step import lower_step
 from cnnjax.training import chips
-from cnnjax.training.steps import in_turn_on_cpu
 from tests.conftest import tiny_arrays
 
 
@@ -235,13 +234,6 @@ def test_the_state_is_donated(tiny_config):
     step = lower_step(experiment).compile()
     step(kept, experiment.no_sums(), next(experiment.train_batches()), experiment.key())
     assert leaf.is_deleted()
-
-
-def test_only_a_large_step_on_a_cpu_is_waited_for():
-    step = jax.jit(lambda x: jax.lax.fori_loop(0, 2000, lambda _, y: y @ y, x))  # a second
-    x = jax.numpy.full((256, 256), 1 / 256)
-    assert in_turn_on_cpu((step(x), x), 2**31)[0].is_ready()  # compiles, too
-    assert not in_turn_on_cpu((step(x), x), 2**20)[0].is_ready()
 
 
 def test_another_config_or_other_images_may_not_resume(finished, tiny_config, tmp_path):

@@ -209,7 +209,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
     (found,) = collectives(text, ["stem/conv", "head"])
     assert found.layers == {"stem/conv": 16, "head": 24, "step": 4} and found.tensors == 3
-    program = Program(0, 0, 0, 0, 0.0, 0.0, (found,))
+    program = Program(0, 0, 0, 0.0, 0.0, (found,))
     assert program.by_kind() == {"all-reduce": (1, 2 * 3 / 4 * 44)}
     assert program.by_layer() == {"head": (1, 36.0), "stem/conv": (1, 24.0), "step": (1, 6.0)}
 

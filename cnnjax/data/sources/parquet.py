@@ -88,16 +88,19 @@ class ParquetFolder:
         place = self.place
         labels, listing = self.known.labels[split], _listing(self.files[split])
         reader = _Reader(self.files[split], self.image, labels, place.recipe, self.channels)
-        facts = (
-            digest(listing, labels, place.size),
-            labels,
-            self.known.class_names,
-            place.name,
-            split,
-            place.shape(self.channels),
-            self.known.notes,
+        return FileSource(
+            reader,
+            total=len(labels),
+            positions=np.arange(len(labels)),
+            contents=digest(listing, labels, place.size),
+            labels=labels,
+            class_names=self.known.class_names,
+            name=place.name,
+            split=split,
+            shape=place.shape(self.channels),
+            notes=self.known.notes,
+            header=reader.header,
         )
-        return FileSource(reader, len(labels), np.arange(len(labels)), *facts, header=reader.header)
 
 
 def open_parquet(place: Place) -> Opened:

@@ -38,7 +38,7 @@ class Shard(TypedDict):
     products: list[list[float]]
 
 
-class Facts(TypedDict):
+class Prepared(TypedDict):
     """What `dataset.json` holds; the statistics are those of `train`."""
 
     class_names: list[str]
@@ -50,11 +50,11 @@ class Facts(TypedDict):
     covariance: list[list[float]]
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path) -> Prepared:
     """The facts of a prepared folder; raises UserError if there are none, or unknown ones."""
     file = check_utf8(folder) / FACTS
     try:
-        facts = read_json(file, Facts)
+        facts = read_json(file, Prepared)
     except UserError as error:
         reason = str(error).removeprefix(f"{file} ")
         raise UserError(f"{file}: {reason}; `cnnjax data prepare` writes it") from None
@@ -81,8 +81,18 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
     shape = height, width, channels
     reader = _Reader(folder, shards, shape, facts["encoding"], labels)
     contents = digest([(s["file"], s["bytes"], s["sha256"]) for s in shards], facts["encoding"], labels)
-    rest = np.arange(len(labels)), contents, labels, classes, name, split, shape
-    return FileSource(reader, len(labels), *rest, into=True)
+    return FileSource(
+        reader,
+        total=len(labels),
+        positions=np.arange(len(labels)),
+        contents=contents,
+        labels=labels,
+        class_names=classes,
+        name=name,
+        split=split,
+        shape=shape,
+        into=True,
+    )
 
 
 def open_records(place: Place) -> Opened:

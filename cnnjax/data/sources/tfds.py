@@ -94,10 +94,19 @@ def open_prepared(folder: Path, place: Place) -> Opened:
         listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
         contents = digest((folder / "dataset_info.json").read_text(), listing, place.size)
         where = records[split], f"{folder} {split}", channels
-        facts = contents, None, tuple(features["label"].names), place.name, split, shape, notes
-        header = functools.partial(_read_shape, *where)
-        reader, total = functools.partial(_read_record, *where, place.recipe), len(records[split])
-        return FileSource(reader, total, np.arange(total), *facts, header=header)
+        return FileSource(
+            functools.partial(_read_record, *where, place.recipe),
+            total=len(records[split]),
+            positions=np.arange(len(records[split])),
+            contents=contents,
+            labels=None,
+            class_names=tuple(features["label"].names),
+            name=place.name,
+            split=split,
+            shape=shape,
+            notes=notes,
+            header=functools.partial(_read_shape, *where),
+        )
 
     notes = (f"{counts} images", *without)
     return Opened(tuple(used), read, notes)

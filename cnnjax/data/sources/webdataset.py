@@ -75,9 +75,19 @@ class TarFolder:
         reader = _Reader(self.files[split], self.members[split], labels, decode)
         listings = [members.listing(np.arange(len(members)), "") for members in reader.members]
         contents = digest([path.name for path in reader.files], *listings, labels, place.size)
-        total, shape = len(labels), place.shape(channels)
-        rest = contents, labels, self.known.class_names, place.name, split, shape, self.known.notes
-        return FileSource(reader, total, np.arange(total), *rest, header=reader.header)
+        return FileSource(
+            reader,
+            total=len(labels),
+            positions=np.arange(len(labels)),
+            contents=contents,
+            labels=labels,
+            class_names=self.known.class_names,
+            name=place.name,
+            split=split,
+            shape=place.shape(channels),
+            notes=self.known.notes,
+            header=reader.header,
+        )
 
 
 def open_tars(place: Place) -> Opened:

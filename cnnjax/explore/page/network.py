@@ -43,7 +43,7 @@ class Seen:
 
 
 class Network:
-    """See above; safe to use from several threads."""
+    """The network that the page shows and the images it has seen; safe to use from several threads."""
 
     def __init__(self, trained: TrainedModel, images: ConfigDict | None = None):
         self.trained, self._images = trained, images or trained.config

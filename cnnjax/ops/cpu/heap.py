@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import jax
 
@@ -17,10 +16,8 @@ _SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX":
 # Aligned blocks are cut from larger ones, and glibc keeps the cuttings apart, up to seven of a size and
 # thread: until it has them, a freed workspace is a few bytes too small for the next one.
 SETTLING_STEPS = 16  # seven, and as many more as other blocks have taken cuttings
-LARGE = 2**29  # bytes of a workspace that no process should hold twice
+LARGE = 2**29  # bytes of a step that no process should hold twice
 LONGEST_WAIT = 0.01  # seconds
-_Args = ParamSpec("_Args")
-_Results = TypeVar("_Results")
 
 
 def _glibc() -> ctypes.CDLL | None:
@@ -44,11 +41,12 @@ def keep_freed_memory() -> bool:
     return libc is not None and 0 not in [libc.mallopt(*setting) for setting in _SETTINGS.values()]
 
 
-def workspace(compiled: jax.stages.Compiled) -> int:
-    """Bytes of this heap that a compiled program takes and gives back at each call; 0 on other devices."""
-    shardings, memory = jax.tree.leaves(compiled.input_shardings), compiled.memory_analysis()
-    on_cpu = all(device.platform == "cpu" for sharding in shardings for device in sharding.device_set)
-    return memory.temp_size_in_bytes if on_cpu and memory is not None else 0
+def device_memory(compiled: jax.stages.Compiled) -> int:
+    """Bytes of device memory in use while a compiled program runs; 0 if unknown."""
+    if (memory := compiled.memory_analysis()) is None:
+        return 0
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
 
 
 def _place(libc: ctypes.CDLL, size: int) -> int:
@@ -59,29 +57,33 @@ def _place(libc: ctypes.CDLL, size: int) -> int:
     return block.value or 0
 
 
-def settled(step: Callable[_Args, _Results], size: int) -> Callable[_Args, _Results]:
-    """`step`, which takes what its last call returned; the process seldom holds its workspace twice.
+def settled(compiled: jax.stages.Compiled) -> Callable:
+    """A step that takes what its last call returned; on a CPU the process seldom holds its memory twice.
 
-    `size` is the workspace's, in bytes. XLA frees it a moment after its results are there; a step that begins
-    before takes new memory, and from then on there are two. So the first calls, and all of a step of over
-    512 MiB, wait for the place of the last one. If other blocks have taken of it, free memory goes back to
-    the system, but then not again for a while: the next step is slower, as it gets its pages anew.
+    XLA frees a step's workspace a moment after its results are there; a step that begins before takes new
+    memory, and from then on there are two. So the first steps, and all of over 512 MiB, run one by one, and
+    each waits for the place of the last one's workspace. If other blocks have taken of it, free memory goes
+    back to the system, but then not again for a while: the next step is slower, as it gets its pages anew.
     """
-    if (libc := _glibc()) is None:
-        return step
-    calls, place, trimmed = itertools.count(), 0, 0
+    inputs, memory = jax.tree.leaves(compiled.input_shardings), compiled.memory_analysis()
+    if memory is None or any(device.platform != "cpu" for each in inputs for device in each.device_set):
+        return compiled
+    libc, large, calls, place, trimmed = _glibc(), device_memory(compiled) > LARGE, itertools.count(), 0, 0
+    size = memory.temp_size_in_bytes
     far = max(1, size // 2)  # small blocks move the place a little
 
-    def run(*args: _Args.args, **kwargs: _Args.kwargs) -> _Results:
+    def run(*args: object) -> object:
         nonlocal place, trimmed
-        if (call := next(calls)) <= SETTLING_STEPS or size > LARGE:
-            jax.block_until_ready(args)
+        call = next(calls)
+        if not large and (libc is None or call > SETTLING_STEPS):
+            return compiled(*args)
+        if libc is not None:
             end, before = time.perf_counter() + (LONGEST_WAIT if call else 0), place
             while abs((place := _place(libc, size)) - before) >= far and time.perf_counter() < end:
                 time.sleep(LONGEST_WAIT / 20)
             if abs(place - before) >= far and not SETTLING_STEPS < call < trimmed + SETTLING_STEPS:
                 libc.malloc_trim(0)
                 trimmed = call
-        return step(*args, **kwargs)
+        return jax.block_until_ready(compiled(*args))
 
     return run
