@@ -174,6 +174,25 @@ def test_reports_are_read_on_a_telephone_in_light_and_in_dark(page, tiny_run, tm
         seen.close()
 
 
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_long_name_leaves_room_for_the_numbers_beside_it(tmp_path):
+    """The first column stays in place, so what it covers cannot be scrolled to."""
+    seen = browser.Browser(tmp_path / "profile")
+    wide = "document.querySelector('tr:last-child th').offsetWidth"
+    try:
+        for name in ("7", "n" * 40, "n" * 400):
+            table = markup.table(["class", *"abcde", "n" * 40], [[name, *["0.1234"] * 6]])
+            (tmp_path / "table.html").write_text(markup.page("table", table))
+            for width in (320, 1280, 3000):
+                seen.show_as(width, dark=False)
+                seen.open((tmp_path / "table.html").as_uri())
+                room = seen.run("document.querySelector('.scroll').clientWidth")
+                assert seen.run(wide) <= (room / 2 if len(name) > 1 else 60), (name, width)
+                assert seen.run("document.querySelector('th:last-child').offsetWidth") <= room / 2
+    finally:
+        seen.close()
+
+
 def test_names_are_escaped(page):
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
