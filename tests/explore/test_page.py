@@ -29,6 +29,7 @@ from cnnjax.models.shufflenet import shuffle
 from cnnjax.runs import train
 from cnnjax.runs.loaded import with_data
 from tests import browser
+from tests.conftest import tiny_arrays
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
 import uvicorn
@@ -477,9 +478,15 @@ def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path):
+    """Of images of two channels, which no image file has."""
+    arrays = tiny_arrays()
+    two = {name: np.repeat(x, 2, -1) for name, x in arrays.items() if x.ndim == 4}
+    np.savez(tmp_path / "two.npz", **(arrays | two))
+    tiny_config.data.name, tiny_config.augment.train = f"npz:{tmp_path / 'two.npz'}", "normalize(0.5, 0.5)"
     tiny_config.model, tiny_config.total_epochs = "lenet_300_100", 1.0
     train.train(tiny_config, tmp_path / "run")
     with served(tmp_path / "run", tmp_path) as page:
+        assert page.run(count("#choose[hidden], #drop[hidden], #draw[hidden]")) == 3
         click(page, "#rail .card", 1)
         page.until(text("bestof") + ".startsWith('Strongest for unit 0 ') && " + QUIET)
         click(page, "#mappages button", 1)
@@ -687,6 +694,16 @@ def see_uploads_drawings_and_mistakes(page, one, tmp_path):
         "canvas.setPointerCapture = () => {}; send('pointerdown', 20); send('pointermove', 90) })()"
     )
     page.until(f"document.getElementById('image').src !== {json.dumps(before)}")
+    page.run("document.getElementById('file').oninput = (event) => { window.file = event.target.files[0] }")
+    page.choose_file("#file", tmp_path / "one.png")  # again
+    page.until(f"document.getElementById('image').src === {json.dumps(before)} && {QUIET}")
+    (tmp_path / "one.png").unlink()
+    drop = "document.getElementById('side').ondrop({preventDefault() {}, dataTransfer: {files: [%s]}})"
+    error = "document.querySelector('#side > .error')?.textContent"
+    page.run(drop % "window.file")
+    page.until(f"{error}?.startsWith('one.png: ') && {error}.includes('not be found')")
+    page.run(drop % "new File([new Uint8Array(25e6)], 'large.png')")
+    page.until(f"{error}?.includes('more than 20 MB')")
     (tmp_path / "two.png").write_bytes(b"no image")
     page.choose_file("#file", tmp_path / "two.png")
     page.until("document.querySelector('#side > .error')?.textContent.includes('not a readable image')")
