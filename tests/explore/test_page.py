@@ -665,7 +665,17 @@ def see_the_operations(page):
         seen = [add_up(page, cell) for cell in (0, last // 2, last)]
         assert seen[0] == seen[2] == (9 if mode == "reflect" else 1)
         assert seen[1] == 9
-    assert page.run(count(".error:not([hidden])")) == 0
+    page.run("document.getElementById('padding').value = 7")  # typed, but not entered yet
+    assert add_up(page, 0) == 9
+    results = ", ".join(f"#m-{name} td" for name in ("convolution", "relu", "pooling"))
+    for name, wrong, right in (("padding", 99, 2), ("divisor", 0, 9)):
+        set_value(page, f"#{name}", wrong)
+        refused = f"document.querySelector('#play-panel > .error')?.textContent.startsWith('{name}={wrong};')"
+        page.until(refused + f" && {QUIET}")
+        assert page.run(count(results)) == 0  # they would be those of other numbers
+        set_value(page, f"#{name}", right)
+        page.until(count(".error:not([hidden])") + f" === 0 && {QUIET}")
+        assert add_up(page, 0) == 9
 
 
 def add_up(page, cell):
