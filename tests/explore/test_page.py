@@ -590,6 +590,11 @@ def see_a_stage(page):
     page.run(press % "ArrowRight")
     page.until(text("stagename") + ".startsWith('Max pool') && " + text("products") + ".includes('max of 4')")
     page.until(QUIET)
+    page.run("document.getElementById('tab-network').focus()")
+    for key, name in (("ArrowRight", "reasons"), ("ArrowLeft", "network")):
+        page.run(press.replace("body", "activeElement") % key)
+        assert page.run(f"document.body.dataset.tab === '{name}' && {focus_on(f'#tab-{name}')}")
+    assert page.run(text("stagename")).startswith("Max pool")
     page.run(press % "2")
     page.until("document.body.dataset.tab === 'reasons'")
 
