@@ -724,6 +724,53 @@ def see_uploads_drawings_and_mistakes(page, one, tmp_path):
     page.until("document.querySelector('#side > .error')?.textContent.includes('not a readable image')")
 
 
+LONG = ("n" * 120, "\u05e9\u05dc", ("two words " * 12).strip())
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_shows_long_and_hebrew_names_and_wide_images(tiny_config, tmp_path):
+    """Of a run with one row of metrics, whose images are 6 high and 16 wide."""
+    arrays = tiny_arrays()
+    wide = {name: np.tile(x[:, :6], (1, 1, 2, 1)) for name, x in arrays.items() if x.ndim == 4}
+    np.savez(tmp_path / "wide.npz", **(arrays | wide), class_names=np.array(LONG))
+    tiny_config.data.name, tiny_config.augment.train = f"npz:{tmp_path / 'wide.npz'}", "normalize"
+    tiny_config.total_epochs, tiny_config.optimizer.warmup_epochs = 1.0, 0.0
+    tiny_config.log_every_steps = 5
+    train.train(tiny_config, tmp_path / "run")
+    beyond = (
+        "[...document.querySelectorAll('main figcaption, main label, main select, main .name, #seen *')]"
+        ".filter((it) => it.clientWidth && it.getBoundingClientRect().right > "
+        "it.closest('.panel').getBoundingClientRect().right).map((it) => it.outerHTML)"
+    )
+    with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#rail .card")
+        page.until(count("#best figcaption bdi") + " > 0 && " + QUIET)
+        for width in (1280, 390):
+            page.show_as(width, dark=False)
+            for name in ("network", "reasons", "compare", "training"):
+                click(page, f"#tab-{name}")
+                page.until(QUIET, 120)
+                assert page.run("document.documentElement.scrollWidth") <= width, name
+                assert page.run(beyond) == [], (name, width)
+        titles = "[...document.querySelectorAll('#predictions .name')].map((it) => it.title)"
+        assert set(page.run(titles)) == set(LONG)
+        click(page, "#tab-network")
+        click(page, "#rail .card", page.run(count("#rail .card")) - 1)
+        page.until(count("#maps .value") + " === 3 && " + QUIET)
+        titles = "[...document.querySelectorAll('#maps .value span:first-child')].map((it) => it.title)"
+        assert page.run(titles) == list(LONG)
+        click(page, "#draw")
+        board = page.run("(({width, height}) => [width, height])(document.getElementById('canvas'))")
+        assert board == [280, 105]
+        click(page, "#tab-training")
+        for step, labels in (("step 5,", 1), ("before training", 3)):  # all points are of step 5
+            page.until(text("steptext") + f".startsWith('{step}') && {QUIET}")
+            assert page.run(count("#runcurves circle.line")) == 4
+            assert page.run(count("#runcurves svg:first-of-type text")) == 2 * (5 + labels + 1)
+            assert page.run("document.querySelector('#runcurves line.mark').x1.baseVal.value") == 46
+            page.run("(() => { const it = document.getElementById('step'); it.value = 0; it.oninput() })()")
+
+
 def test_the_page_and_its_words_agree():
     """Every element that the script asks for is on the page."""
     import re

@@ -97,7 +97,7 @@ export function bars(rows) {
   return rows.map((row) => {
     const bar = el("span", { className: "bar" });
     bar.style.width = `${Math.max(0.5, 100 * row.probability)}%`;
-    return el("li", {}, el("span", { className: "name" }, row.class),
+    return el("li", {}, el("span", { className: "name", title: row.class }, row.class),
       el("span", { className: "share" }, percent(row.probability)), el("span", { className: "track" }, bar));
   });
 }

@@ -44,6 +44,7 @@ export function thumbnails(rows, choose) {
 
 function drawing(size) {
   const canvas = $("canvas"), pen = canvas.getContext("2d");
+  canvas.height = Math.round((canvas.width * size[0]) / size[1]);
   let last = null, waiting = null;
   const clear = () => { pen.fillStyle = "#000"; pen.fillRect(0, 0, canvas.width, canvas.height); };
   const post = () => {
