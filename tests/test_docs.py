@@ -1,5 +1,6 @@
 """The pages: links and anchors lead somewhere, the site is built strictly, generated parts are current."""
 
+import ast
 import base64
 import importlib.util
 import json
@@ -20,6 +21,7 @@ PAGES = [
     *(ROOT / "experiments").rglob("README.md"),
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -104,6 +106,14 @@ def test_the_site_is_built_from_pages_and_docstrings(tmp_path):
     assert "Grad-CAM" in (tmp_path / "docs" / "api" / "cnnjax.explore" / "index.html").read_text()
     for built in tmp_path.rglob("*.html"):
         assert not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=\"?https?:", built.read_text()), built
+
+
+def test_docstrings_align_no_columns():
+    """As Markdown they would run together; lists and code stay apart."""
+    for file in (ROOT / "cnnjax").rglob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, DOCUMENTED)]
+        for line in "\n".join(filter(None, map(ast.get_docstring, nodes))).splitlines():
+            assert line.startswith("    ") or not re.search(r"\S {2,}\S", line), (file, line)
 
 
 def test_the_page_of_configs_is_that_of_the_fields():

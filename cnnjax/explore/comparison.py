@@ -20,6 +20,7 @@ from cnnjax.data.files import atomic_write, expanded
 from cnnjax.errors import UserError, counted
 from cnnjax.explore.markup import BREAK, Markup, element, join, page, table
 from cnnjax.explore.report import (
+    ALL_RIGHT,
     NUM_IMAGES,
     duration,
     ended,
@@ -226,9 +227,11 @@ def _curves(groups: Sequence[Group], words: str = "") -> Markup:
 
 
 def _side_by_side(groups: Sequence[Group]) -> Markup:
-    """Test images that the groups' first runs do not all get right, highest loss first."""
+    """Test images that some of the groups' first runs get right and some not, or a single one gets wrong."""
     title = element("h2", "The same images")
     tables = {group: rows for group in groups if (rows := predictions(group.runs[0]))}
+    if not tables:
+        return join(title, element("p", "No pictures: no run has predictions."))
     labels = [rows["label"] for rows in tables.values()]
     places = [rows["index"] for rows in tables.values()]  # that of a skipped image is missing
     classes = {tuple(group.runs[0].class_names()) for group in tables}
@@ -238,20 +241,27 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
         return join(title, element("p", "No pictures: the runs have no test images in common."))
     wrong = np.sum([rows["prediction"] != rows["label"] for rows in tables.values()], 0)
     loss = np.mean([rows["loss"] for rows in tables.values()], 0)
-    chosen = np.flatnonzero((wrong > 0) & (wrong < len(tables)) if len(tables) > 1 else wrong > 0)
+    alone = len(tables) == 1
+    chosen = np.flatnonzero((wrong > 0) & ((wrong < len(tables)) | alone))
     chosen = chosen[np.argsort(-loss[chosen], kind="stable")][:NUM_IMAGES]
     run = next(iter(tables)).runs[0]
     names, colours = {group: group.runs[0].class_names() for group in tables}, _colours(groups)
 
     def caption(i: int) -> Markup:
-        lines = [join("true ", element("b", run.class_names()[labels[0][i]]))]
+        lines = [join("true ", element("b", element("bdi", run.class_names()[labels[0][i]])))]
         for group, rows in tables.items():
             prediction, share = rows["prediction"][i], percent(rows["confidence"][i])
             mark = "✓" if prediction == labels[0][i] else "✗"
-            seen = f" {mark} {names[group][prediction]} {share}"
-            lines.append(join(BREAK, _swatch(colours[group.name]), seen))
+            seen = (f" {mark} ", element("bdi", names[group][prediction]), f" {share}")
+            lines.append(join(BREAK, _swatch(colours[group.name]), *seen))
         return join(*lines)
 
-    note = element("p", "Test images on which they disagree, highest loss first; the first run of each.")
+    words = "Test images on which they disagree, highest loss first; the first run of each."
+    if alone:
+        words = f"Mistakes of {next(iter(tables)).name}, highest loss first"
+        words += "; the others have no predictions." if len(groups) > 1 else "."
+    legend = _legend({group.name: colours[group.name] for group in tables})
     shown = gallery(run, places[0][chosen], map(caption, map(int, chosen)))
-    return join(title, note, _legend(colours), shown)
+    if not len(chosen):
+        shown = ALL_RIGHT if alone else element("p", "None: each test image is right, or wrong, in all.")
+    return join(title, element("p", words), legend, shown)

@@ -31,6 +31,7 @@ CURVES = {  # title: the columns of the metrics, and what the lines are called
     "Gradient norm": {"gradient_norm": ""},
 }
 NUM_IMAGES = 24
+ALL_RIGHT = element("p", "None: every test image is right.")
 MOST_CLASSES = 30  # of a confusion matrix that can be read as a table
 SCORES = ("precision", "recall", "f1")
 PER_CLASS = (*SCORES, "support")
@@ -122,13 +123,19 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> Markup:
 def figures(
     series: Mapping[str, Mapping[str, plots.Line]], *notes: Markup, colours: Mapping[str, str] | None = None
 ) -> Markup:
-    """A figure for each title, with lines by name."""
+    """A figure for each title that has lines, by name."""
     size = (4.2, 2.8)  # inches
     drawn = [
         svg(plots.curves(lines, "epoch", title=title, size=size, colours=colours))
         for title, lines in series.items()
+        if lines
     ]
-    return join(element("h2", "Training"), *notes, element("div", *drawn, class_="figures"))
+    shown = (
+        [*notes, element("div", *drawn, class_="figures")]
+        if drawn
+        else [element("p", "No curves: no row of metrics yet.")]
+    )
+    return join(element("h2", "Training"), *shown)
 
 
 def _classes(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
@@ -155,14 +162,16 @@ def _mistakes(run: Run, names: Sequence[str], listed: Listed | None) -> Markup:
     rows = predictions(run)
     if rows is None:
         return Markup()
-    worst = worst_mistakes(rows, NUM_IMAGES)
+    title, worst = element("h2", "Worst mistakes"), worst_mistakes(rows, NUM_IMAGES)
+    if not len(worst):
+        return join(title, ALL_RIGHT)
     columns = (rows[name][worst] for name in (*CLASSES, "confidence", "loss"))
     captions = []
     for label, prediction, confidence, loss in zip(*columns, strict=True):
-        predicted = join("predicted ", element("b", names[prediction]), f" {percent(confidence)}")
-        true = join("true ", element("b", names[label]), f" {percent(math.exp(-max(loss, 0)))}")
-        captions.append(join(predicted, BREAK, true))
-    return join(element("h2", "Worst mistakes"), gallery(run, rows["index"][worst], captions, listed))
+        predicted, true = (element("b", element("bdi", names[i])) for i in (prediction, label))
+        shares = percent(confidence), percent(math.exp(-max(loss, 0)))
+        captions.append(join("predicted ", predicted, f" {shares[0]}", BREAK, "true ", true, f" {shares[1]}"))
+    return join(title, gallery(run, rows["index"][worst], captions, listed))
 
 
 def gallery(

@@ -3,10 +3,10 @@
 A model is traced to its jaxpr, whose equations carry the names of their modules and are run one by one.
 So no model needs hooks, and values between modules have names too:
 
-  stage1_block2/conv1   the output of a module
-  norm:relu             what an activation made of the value after module norm, outside any module
-  norm2:out             the last such map before the next module (after pooling, say)
-  norm2:vector          the last such vector (flattened, or averaged over places)
+- `stage1_block2/conv1`: the output of a module
+- `norm:relu`: what an activation made of the value after module norm, outside any module
+- `norm2:out`: the last such map before the next module (after pooling, say)
+- `norm2:vector`: the last such vector (flattened, or averaged over places)
 
 Blocks that a model runs in a scan have names only after `unrolled(model)`.
 """

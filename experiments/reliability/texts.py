@@ -54,7 +54,7 @@ TRAIN += ["--config.data.num_validation=0", "--config.total_epochs=1", "--config
 TAGS = """
     html head meta title style body h1 h2 p span div table tr th td figure figcaption img br b ul li details
     summary pre svg metadata rdf:rdf cc:work dc:type dc:format dc:creator cc:agent dc:title g path defs use
-    rect clippath image
+    rect clippath image bdi
 """
 COMMANDS = {
     "evaluate": ["evaluate", "--workdir={run}"],

@@ -29,6 +29,7 @@ from cnnjax.models.shufflenet import shuffle
 from cnnjax.runs import train
 from cnnjax.runs.loaded import with_data
 from tests import browser
+from tests.conftest import tiny_arrays
 
 testclient = pytest.importorskip("starlette.testclient", reason="starlette is not here: the extra `explore`")
 import uvicorn
@@ -477,9 +478,15 @@ def test_a_browser_walks_through_all_of_the_page(trained, one, tmp_path):
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path):
+    """Of images of two channels, which no image file has."""
+    arrays = tiny_arrays()
+    two = {name: np.repeat(x, 2, -1) for name, x in arrays.items() if x.ndim == 4}
+    np.savez(tmp_path / "two.npz", **(arrays | two))
+    tiny_config.data.name, tiny_config.augment.train = f"npz:{tmp_path / 'two.npz'}", "normalize(0.5, 0.5)"
     tiny_config.model, tiny_config.total_epochs = "lenet_300_100", 1.0
     train.train(tiny_config, tmp_path / "run")
     with served(tmp_path / "run", tmp_path) as page:
+        assert page.run(count("#choose[hidden], #drop[hidden], #draw[hidden]")) == 3
         click(page, "#rail .card", 1)
         page.until(text("bestof") + ".startsWith('Strongest for unit 0 ') && " + QUIET)
         click(page, "#mappages button", 1)
@@ -583,6 +590,11 @@ def see_a_stage(page):
     page.run(press % "ArrowRight")
     page.until(text("stagename") + ".startsWith('Max pool') && " + text("products") + ".includes('max of 4')")
     page.until(QUIET)
+    page.run("document.getElementById('tab-network').focus()")
+    for key, name in (("ArrowRight", "reasons"), ("ArrowLeft", "network")):
+        page.run(press.replace("body", "activeElement") % key)
+        assert page.run(f"document.body.dataset.tab === '{name}' && {focus_on(f'#tab-{name}')}")
+    assert page.run(text("stagename")).startswith("Max pool")
     page.run(press % "2")
     page.until("document.body.dataset.tab === 'reasons'")
 
@@ -658,7 +670,17 @@ def see_the_operations(page):
         seen = [add_up(page, cell) for cell in (0, last // 2, last)]
         assert seen[0] == seen[2] == (9 if mode == "reflect" else 1)
         assert seen[1] == 9
-    assert page.run(count(".error:not([hidden])")) == 0
+    page.run("document.getElementById('padding').value = 7")  # typed, but not entered yet
+    assert add_up(page, 0) == 9
+    results = ", ".join(f"#m-{name} td" for name in ("convolution", "relu", "pooling"))
+    for name, wrong, right in (("padding", 99, 2), ("divisor", 0, 9)):
+        set_value(page, f"#{name}", wrong)
+        refused = f"document.querySelector('#play-panel > .error')?.textContent.startsWith('{name}={wrong};')"
+        page.until(refused + f" && {QUIET}")
+        assert page.run(count(results)) == 0  # they would be those of other numbers
+        set_value(page, f"#{name}", right)
+        page.until(count(".error:not([hidden])") + f" === 0 && {QUIET}")
+        assert add_up(page, 0) == 9
 
 
 def add_up(page, cell):
@@ -687,9 +709,66 @@ def see_uploads_drawings_and_mistakes(page, one, tmp_path):
         "canvas.setPointerCapture = () => {}; send('pointerdown', 20); send('pointermove', 90) })()"
     )
     page.until(f"document.getElementById('image').src !== {json.dumps(before)}")
+    page.run("document.getElementById('file').oninput = (event) => { window.file = event.target.files[0] }")
+    page.choose_file("#file", tmp_path / "one.png")  # again
+    page.until(f"document.getElementById('image').src === {json.dumps(before)} && {QUIET}")
+    (tmp_path / "one.png").unlink()
+    drop = "document.getElementById('side').ondrop({preventDefault() {}, dataTransfer: {files: [%s]}})"
+    error = "document.querySelector('#side > .error')?.textContent"
+    page.run(drop % "window.file")
+    page.until(f"{error}?.startsWith('one.png: ') && {error}.includes('not be found')")
+    page.run(drop % "new File([new Uint8Array(25e6)], 'large.png')")
+    page.until(f"{error}?.includes('more than 20 MB')")
     (tmp_path / "two.png").write_bytes(b"no image")
     page.choose_file("#file", tmp_path / "two.png")
     page.until("document.querySelector('#side > .error')?.textContent.includes('not a readable image')")
+
+
+LONG = ("n" * 120, "\u05e9\u05dc", ("two words " * 12).strip())
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_shows_long_and_hebrew_names_and_wide_images(tiny_config, tmp_path):
+    """Of a run with one row of metrics, whose images are 6 high and 16 wide."""
+    arrays = tiny_arrays()
+    wide = {name: np.tile(x[:, :6], (1, 1, 2, 1)) for name, x in arrays.items() if x.ndim == 4}
+    np.savez(tmp_path / "wide.npz", **(arrays | wide), class_names=np.array(LONG))
+    tiny_config.data.name, tiny_config.augment.train = f"npz:{tmp_path / 'wide.npz'}", "normalize"
+    tiny_config.total_epochs, tiny_config.optimizer.warmup_epochs = 1.0, 0.0
+    tiny_config.log_every_steps = 5
+    train.train(tiny_config, tmp_path / "run")
+    beyond = (
+        "[...document.querySelectorAll('main figcaption, main label, main select, main .name, #seen *')]"
+        ".filter((it) => it.clientWidth && it.getBoundingClientRect().right > "
+        "it.closest('.panel').getBoundingClientRect().right).map((it) => it.outerHTML)"
+    )
+    with served(tmp_path / "run", tmp_path) as page:
+        click(page, "#rail .card")
+        page.until(count("#best figcaption bdi") + " > 0 && " + QUIET)
+        for width in (1280, 390):
+            page.show_as(width, dark=False)
+            for name in ("network", "reasons", "compare", "training"):
+                click(page, f"#tab-{name}")
+                page.until(QUIET, 120)
+                assert page.run("document.documentElement.scrollWidth") <= width, name
+                assert page.run(beyond) == [], (name, width)
+        titles = "[...document.querySelectorAll('#predictions .name')].map((it) => it.title)"
+        assert set(page.run(titles)) == set(LONG)
+        click(page, "#tab-network")
+        click(page, "#rail .card", page.run(count("#rail .card")) - 1)
+        page.until(count("#maps .value") + " === 3 && " + QUIET)
+        titles = "[...document.querySelectorAll('#maps .value span:first-child')].map((it) => it.title)"
+        assert page.run(titles) == list(LONG)
+        click(page, "#draw")
+        board = page.run("(({width, height}) => [width, height])(document.getElementById('canvas'))")
+        assert board == [280, 105]
+        click(page, "#tab-training")
+        for step, labels in (("step 5,", 1), ("before training", 3)):  # all points are of step 5
+            page.until(text("steptext") + f".startsWith('{step}') && {QUIET}")
+            assert page.run(count("#runcurves circle.line")) == 4
+            assert page.run(count("#runcurves svg:first-of-type text")) == 2 * (5 + labels + 1)
+            assert page.run("document.querySelector('#runcurves line.mark').x1.baseVal.value") == 46
+            page.run("(() => { const it = document.getElementById('step'); it.value = 0; it.oninput() })()")
 
 
 def test_the_page_and_its_words_agree():

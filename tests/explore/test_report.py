@@ -91,8 +91,67 @@ def test_a_mistake_is_shown_with_both_probabilities(tiny_run, tmp_path):
     written = report.write(copy).read_text().replace("\u00a0", " ")
     label = columns["label"][5]
     names = Run.open(copy).class_names()
-    predicted, true = (f"<b>{names[i]}</b>" for i in ((label + 1) % 3, label))
+    predicted, true = (f"<b><bdi>{names[i]}</bdi></b>" for i in ((label + 1) % 3, label))
     assert f"<figcaption>predicted {predicted} 75 %<br>true {true} 20 %</figcaption>" in written
+
+
+def with_predictions(run: Path, copy: Path, **columns: np.ndarray) -> Path:
+    """A copy of a run with other columns of its predictions."""
+    shutil.copytree(run, copy)
+    with np.load(copy / "predictions.npz") as arrays:
+        np.savez(copy / "predictions.npz", **(dict(arrays) | columns))
+    return copy
+
+
+def test_a_report_without_mistakes_says_so(tiny_run, tmp_path):
+    label = np.load(tiny_run / "predictions.npz")["label"]
+    right = with_predictions(tiny_run, tmp_path / "right", prediction=label)
+    wrong = with_predictions(tiny_run, tmp_path / "wrong", prediction=(label + 1) % 3)
+    none = "<p>None: every test image is right.</p>"
+    assert f"Worst mistakes</h2>{none}" in report.write(right).read_text()
+    assert none in comparison.compare([right], tmp_path / "one.html").read_text()
+    for run, other in ((right, tmp_path / "too"), (wrong, tmp_path / "wrong_too")):
+        config = Run.open(shutil.copytree(run, other)).config()
+        config.model = "lenet5"
+        (other / "config.json").write_text(to_json(config))
+        written = comparison.compare([run, other], tmp_path / "both.html").read_text()
+        assert "<p>None: each test image is right, or wrong, in all.</p>" in written
+        assert '<div class="mistakes">' not in written
+
+
+def without_end(run: Path, copy: Path, rows: list[dict[str, float]]) -> Path:
+    """A copy of a run, with another learning rate, that stopped after these rows of metrics."""
+    config = Run.open(shutil.copytree(run, copy)).config()
+    config.optimizer.learning_rate = 0.5
+    (copy / "config.json").write_text(to_json(config))
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (copy / "test.json").unlink()
+    (copy / "predictions.npz").unlink()
+    return copy
+
+
+def test_titles_without_lines_are_left_out(tiny_run, tmp_path):
+    for number, rows in enumerate(([], [{"step": 2, "epoch": 0.4, "loss": 1.1}])):
+        run = without_end(tiny_run, tmp_path / str(number), rows)
+        for file in (report.write(run), comparison.compare([run], tmp_path / "all.html")):
+            written = file.read_text()
+            assert written.count("<svg") == len(rows)
+            assert ("No curves: no row of metrics yet." in written) == (not rows)
+
+
+def test_only_runs_with_predictions_are_said_to_disagree(tiny_run, tmp_path):
+    label = np.load(tiny_run / "predictions.npz")["label"]
+    ended = with_predictions(tiny_run, tmp_path / "ended", prediction=(label + 1) % 3)
+    stopped = without_end(tiny_run, tmp_path / "stopped", [])
+    written = comparison.compare([ended, stopped], tmp_path / "both.html").read_text()
+    pictures = written.partition("The same images")[2]
+    words = "Mistakes of learning_rate 0.03, highest loss first; the others have no predictions."
+    assert f"</h2><p>{words}</p>" in pictures
+    assert pictures.count("<li>") == 1 and "</span> learning_rate 0.03</li>" in pictures
+    assert re.search(r"true <b><bdi>\d</bdi></b><br>.*?</span> ✗ <bdi>\d</bdi> \d", pictures)
+    assert "highest loss first.</p>" in comparison.compare([ended], tmp_path / "one.html").read_text()
+    written = comparison.compare([stopped], tmp_path / "none.html").read_text()
+    assert "No pictures: no run has predictions." in written
 
 
 def a_sweep(run: Path, folder: Path, rates=(0.1, 0.2, 0.3), accuracies=(0.5, 0.75, 0.7)) -> Path:
@@ -170,6 +229,25 @@ def test_reports_are_read_on_a_telephone_in_light_and_in_dark(page, tiny_run, tm
                     shades.append(np.median(np.asarray(opened.convert("L"))))
             assert min(shades[:2]) > 240
             assert shades[2] < 40
+    finally:
+        seen.close()
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_long_name_leaves_room_for_the_numbers_beside_it(tmp_path):
+    """The first column stays in place, so what it covers cannot be scrolled to."""
+    seen = browser.Browser(tmp_path / "profile")
+    wide = "document.querySelector('tr:last-child th').offsetWidth"
+    try:
+        for name in ("7", "n" * 40, "n" * 400):
+            table = markup.table(["class", *"abcde", "n" * 40], [[name, *["0.1234"] * 6]])
+            (tmp_path / "table.html").write_text(markup.page("table", table))
+            for width in (320, 1280, 3000):
+                seen.show_as(width, dark=False)
+                seen.open((tmp_path / "table.html").as_uri())
+                room = seen.run("document.querySelector('.scroll').clientWidth")
+                assert seen.run(wide) <= (room / 2 if len(name) > 1 else 60), (name, width)
+                assert seen.run("document.querySelector('th:last-child').offsetWidth") <= room / 2
     finally:
         seen.close()
 

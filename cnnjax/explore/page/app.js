@@ -39,6 +39,8 @@ busy(document.body, async () => {
   $("tabs").onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], now = TABS.indexOf(document.body.dataset.tab);
     if (!step) return;
+    event.preventDefault();
+    event.stopPropagation(); // elsewhere these keys walk along the stages
     const next = TABS[(now + step + TABS.length) % TABS.length];
     tab(next);
     $(`tab-${next}`).focus();

@@ -97,7 +97,7 @@ export function bars(rows) {
   return rows.map((row) => {
     const bar = el("span", { className: "bar" });
     bar.style.width = `${Math.max(0.5, 100 * row.probability)}%`;
-    return el("li", {}, el("span", { className: "name" }, row.class),
+    return el("li", {}, el("span", { className: "name", title: row.class }, row.class),
       el("span", { className: "share" }, percent(row.probability)), el("span", { className: "track" }, bar));
   });
 }
@@ -138,10 +138,10 @@ export const FAMILIES = {
 // A line chart; series are {name, points: [[x, y]], color, dashed}. `choose` gets the x that is clicked.
 export function chart(series, { x = "", y = "", low = null, high = null, mark = null, choose = null } = {}) {
   const all = series.flatMap((row) => row.points), wide = 520, tall = 250, left = 46, foot = 44, top = 10;
-  const xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
-  const x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1e-9);
+  const xs = all.map((p) => p[0]).concat(mark ?? []), ys = all.map((p) => p[1]);
+  const x0 = Math.min(...xs), x1 = Math.max(...xs), across = x1 - x0 || 1;
   const y0 = low ?? Math.min(...ys), y1 = high ?? Math.max(...ys, y0 + 1e-9);
-  const atX = (v) => left + ((v - x0) / (x1 - x0)) * (wide - left - 12);
+  const atX = (v) => left + ((v - x0) / across) * (wide - left - 12);
   const atY = (v) => tall - foot - ((v - y0) / (y1 - y0)) * (tall - foot - top);
   const made = svg("svg", { viewBox: `0 0 ${wide} ${tall}`, class: "chart", role: "img", "aria-label": `${y} by ${x}` });
   for (let i = 0; i <= 4; i++) {
@@ -150,22 +150,23 @@ export function chart(series, { x = "", y = "", low = null, high = null, mark = 
       svg("text", { x: left - 6, y: place + 4, "text-anchor": "end" }, `${+value.toPrecision(2)}`));
   }
   const middle = (x0 + x1) / 2; // of stages and steps a whole one
-  for (const value of [x0, x1 - x0 > 2 ? Math.floor(middle) : middle, x1]) {
+  for (const value of new Set([x0, x1 - x0 > 2 ? Math.floor(middle) : middle, x1])) {
     const anchor = value === x0 ? "start" : value === x1 ? "end" : "middle";
     made.append(svg("text", { x: atX(value), y: tall - foot + 18, "text-anchor": anchor }, `${+value.toPrecision(4)}`));
   }
   made.append(svg("text", { x: (left + wide) / 2, y: tall - 4, "text-anchor": "middle" }, x));
   if (mark !== null) made.append(svg("line", { x1: atX(mark), x2: atX(mark), y1: top, y2: tall - foot, class: "mark" }));
   for (const row of series) {
-    const points = row.points.map(([a, b]) => `${atX(a).toFixed(1)},${atY(Math.min(y1, Math.max(y0, b))).toFixed(1)}`);
-    const line = svg("polyline", { points: points.join(" "), class: row.dashed ? "line dashed" : "line" });
+    const points = row.points.map(([a, b]) => [atX(a).toFixed(1), atY(Math.min(y1, Math.max(y0, b))).toFixed(1)]);
+    const [[cx, cy]] = points, shape = points.length > 1 ? ["polyline", { points: points.join(" ") }] : ["circle", { cx, cy, r: 3 }];
+    const line = svg(shape[0], { ...shape[1], class: row.dashed ? "line dashed" : "line" });
     line.style.stroke = row.color;
     made.append(line);
   }
   if (choose) made.addEventListener("click", (event) => {
     const box = made.getBoundingClientRect();
     const at = ((event.clientX - box.left) / box.width) * wide;
-    choose(x0 + ((at - left) / (wide - left - 12)) * (x1 - x0));
+    choose(x0 + ((at - left) / (wide - left - 12)) * across);
   });
   return made;
 }

@@ -25,6 +25,7 @@ export function look(id) {
 
 function upload(blob) {
   return busy($("side"), async (fresh) => {
+    await blob.slice(0, 1).arrayBuffer().catch((error) => { throw new Error(`${blob.name}: ${error.message}`); });
     const found = await send("upload", blob);
     if (fresh()) show(found);
   });
@@ -43,6 +44,7 @@ export function thumbnails(rows, choose) {
 
 function drawing(size) {
   const canvas = $("canvas"), pen = canvas.getContext("2d");
+  canvas.height = Math.round((canvas.width * size[0]) / size[1]);
   let last = null, waiting = null;
   const clear = () => { pen.fillStyle = "#000"; pen.fillRect(0, 0, canvas.width, canvas.height); };
   const post = () => {
@@ -83,7 +85,12 @@ function drawing(size) {
 }
 
 export async function start() {
-  $("file").onchange = () => $("file").files[0] && upload($("file").files[0]);
+  $("file").onchange = () => {
+    const [file] = $("file").files;
+    $("file").value = ""; // so that the same file can be chosen again
+    if (file) upload(file);
+  };
+  $("choose").hidden = $("drop").hidden = ![1, 3].includes(state.model.input[2]); // image files are grey or RGB
   const side = $("side");
   side.ondragover = (event) => { event.preventDefault(); side.classList.add("over"); };
   side.ondragleave = () => side.classList.remove("over");

@@ -33,10 +33,10 @@ function grid(found) {
   if (found.values) {
     const limit = Math.max(1e-9, Math.abs(found.low), Math.abs(found.high));
     return found.values.map((value, i) => {
-      const unit = found.first + i, bar = el("i", { className: value < 0 ? "minus" : "plus" });
+      const unit = found.first + i, name = names?.[unit] ?? `${unit}`, bar = el("i", { className: value < 0 ? "minus" : "plus" });
       bar.style.width = `${Math.min(50, (50 * Math.abs(value)) / limit)}%`;
       return el("button", { className: "value", onclick: () => pick(unit) },
-        el("span", {}, names?.[unit] ?? `${unit}`), el("span", { className: "axis" }, bar), el("span", {}, short(value)));
+        el("span", { title: name }, name), el("span", { className: "axis" }, bar), el("span", {}, short(value)));
     });
   }
   return found.maps.map((address, i) => el("button", {
@@ -205,7 +205,7 @@ const showBest = () => busy($("bestpanel"), async (fresh) => {
     box(frame, top, left, bottom - top, right - left, [height, width]);
     return el("figure", {}, el("div", { className: "pair" }, picture(row.patch, "the patch"),
       el("span", { className: "boxed" }, picture(row.image, row.class), frame)),
-    el("figcaption", {}, row.class, " ", el("b", {}, short(row.value))));
+    el("figcaption", {}, el("bdi", {}, row.class), " ", el("b", {}, short(row.value))));
   }));
 });
 

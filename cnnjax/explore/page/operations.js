@@ -3,7 +3,7 @@
 import { $, ask, busy, el, fill, send, short, state } from "/dom.js";
 import { shade } from "/inspector.js";
 
-const sheet = { image: [], kernel: [], found: {} };
+const sheet = { image: [], kernel: [], found: {}, asked: {} }; // what was found, and of which numbers
 const number = (id) => Number($(id).value);
 
 // Fills a table with numbers; its cells stay, and with them the focus, while their number is the same.
@@ -22,16 +22,23 @@ function draw(id, rows, cell) {
 const written = (cell, value) => { cell.textContent = `${+value.toFixed(2)}`; };
 
 const compute = () => busy($("play-panel"), async (fresh) => {
-  const divisor = number("divisor") || 1;
-  sheet.weights = sheet.kernel.map((row) => row.map((value) => value / divisor));
-  const body = JSON.stringify({
-    image: sheet.image, kernel: sheet.weights, padding: number("padding"), stride: number("stride"),
-    window: number("window"), pool_stride: number("pool_stride"), padding_mode: $("padding_mode").value,
-    pooling: $("pooling").value,
+  const asked = structuredClone({
+    image: sheet.image, kernel: sheet.kernel, divisor: number("divisor"), padding: number("padding"),
+    stride: number("stride"), window: number("window"), pool_stride: number("pool_stride"),
+    padding_mode: $("padding_mode").value, pooling: $("pooling").value,
   });
-  const found = await send("operation", body);
-  if (!fresh()) return;
-  sheet.found = found;
+  let found = {}; // if the numbers are refused
+  try {
+    if (!asked.divisor) throw new Error("divisor=0; allowed: any other number");
+    const kernel = asked.kernel.map((row) => row.map((value) => value / asked.divisor));
+    found = await send("operation", JSON.stringify({ ...asked, kernel }));
+  } finally {
+    if (fresh()) show(found, asked);
+  }
+});
+
+function show(found, asked) {
+  Object.assign(sheet, { found, asked });
   for (const name of ["convolution", "relu", "pooling"]) {
     draw(`m-${name}`, found[name] ?? [], (cell, value, r, c) => {
       written(cell, value);
@@ -41,7 +48,7 @@ const compute = () => busy($("play-panel"), async (fresh) => {
     });
   }
   clear();
-});
+}
 
 function clear() {
   for (const cell of document.querySelectorAll("#operations td.seen")) cell.classList.remove("seen");
@@ -56,18 +63,17 @@ const span = (start, size) => Array.from({ length: size }, (_, i) => start + i);
 
 // The index that a place in the padding repeats: itself with zeros, mirrored at the border with `reflect`.
 function padded(at, size) {
-  if ($("padding_mode").value !== "reflect") return at;
+  if (sheet.asked.padding_mode !== "reflect") return at;
   return at < 0 ? -at : at < size ? at : 2 * (size - 1) - at;
 }
 
 const told = {
   convolution(r, c, value) {
-    const stride = number("stride"), padding = number("padding"), size = sheet.weights.length;
-    const rows = span(r * stride - padding, size).map((y) => padded(y, sheet.image.length));
-    const columns = span(c * stride - padding, sheet.weights[0].length).map((x) => padded(x, sheet.image[0].length));
+    const { image, kernel, divisor, stride, padding } = sheet.asked;
+    const rows = span(r * stride - padding, kernel.length).map((y) => padded(y, image.length));
+    const columns = span(c * stride - padding, kernel[0].length).map((x) => padded(x, image[0].length));
     mark("m-image", rows, columns);
-    const terms = rows.flatMap((y, i) => columns.map((x, j) => [sheet.image[y]?.[x] ?? 0, sheet.kernel[i][j]]));
-    const divisor = number("divisor") || 1;
+    const terms = rows.flatMap((y, i) => columns.map((x, j) => [image[y]?.[x] ?? 0, kernel[i][j]]));
     const sum = terms.map(([a, b]) => `${short(a)}·${short(b)}`).join(" + ");
     $("sum").textContent = `${divisor === 1 ? sum : `(${sum}) / ${divisor}`} = ${short(value)}`;
   },
@@ -76,10 +82,11 @@ const told = {
     $("sum").textContent = `max(0, ${short(sheet.found.convolution[r][c])}) = ${short(value)}`;
   },
   pooling(r, c, value) {
-    const rows = span(r * number("pool_stride"), number("window")), columns = span(c * number("pool_stride"), number("window"));
+    const { window, pool_stride, pooling } = sheet.asked;
+    const rows = span(r * pool_stride, window), columns = span(c * pool_stride, window);
     mark("m-relu", rows, columns);
     const values = rows.flatMap((y) => columns.map((x) => short(sheet.found.relu[y][x])));
-    $("sum").textContent = `${$("pooling").value === "max" ? "max" : "mean"}(${values.join(", ")}) = ${short(value)}`;
+    $("sum").textContent = `${pooling === "max" ? "max" : "mean"}(${values.join(", ")}) = ${short(value)}`;
   },
 };
 
