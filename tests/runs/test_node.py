@@ -50,10 +50,30 @@ def mpi(count: int, local: int, **more: str) -> dict[str, str]:
         (mpi(4, 1), [2, 3]),
         (mpi(2, 1, CUDA_VISIBLE_DEVICES="GPU-1f,GPU-2a,-1,GPU-3c"), [1]),
         (mpi(2, 1, CUDA_VISIBLE_DEVICES=""), []),
+        # inside of a Slurm job, which tells of the daemon of Open MPI, one a machine with all GPUs
+        (slurm("1(x2)", 0, 1) | mpi(8, 5), [5]),
+        (slurm("1(x2)", 0, SLURM_GPUS_PER_TASK="8", SLURM_GPUS_ON_NODE="8") | mpi(4, 1), [2, 3]),
+        (slurm("1(x2),2", 0, 2) | mpi(2, 1), [4, 5, 6, 7]),
+        (slurm("2", 1, SLURM_NODEID=""), [4, 5, 6, 7]),
     ],
 )
 def test_a_process_takes_its_share_of_the_gpus_of_its_machine(told, gpus):
     assert node.own_gpus(told) == gpus
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        (slurm("2", 1, SLURM_LOCALID="x"), "SLURM_LOCALID=x"),
+        (slurm("2", 1, SLURM_NODEID="-1"), "SLURM_NODEID=-1"),
+        (slurm("2(3)", 1), r"SLURM_STEP_TASKS_PER_NODE=2\(3\)"),
+        (mpi(2, 1, OMPI_COMM_WORLD_LOCAL_RANK="1.0"), "OMPI_COMM_WORLD_LOCAL_RANK=1.0"),
+        (mpi(2, 1, OMPI_COMM_WORLD_LOCAL_SIZE="two"), "OMPI_COMM_WORLD_LOCAL_SIZE=two"),
+    ],
+)
+def test_a_variable_of_a_cluster_that_is_no_number_is_named(told, name):
+    with pytest.raises(UserError, match=f"^{name} must be a number"):
+        node.own_gpus(told)
 
 
 def test_the_shares_of_a_machine_are_all_of_its_gpus_and_no_one_twice(tmp_path):
@@ -118,6 +138,42 @@ def test_an_explicit_coordinator_wins_over_what_a_cluster_tells(monkeypatch):
     monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "3")  # JAX reads it itself
     processes.join("here:1", 2, 1, hang_seconds=10)
     assert calls[1][0] == ("here:1", 2, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (IndexError("list index out of range"), "IndexError: list index out of range"),
+        (KeyError("OMPI_COMM_WORLD_SIZE"), "KeyError: 'OMPI_COMM_WORLD_SIZE'"),
+        (TypeError("'NoneType' object is not iterable"), "TypeError: 'NoneType' object"),
+        (type("ConfigException", (Exception,), {})("no\nservice"), "ConfigException: no service"),
+        (RuntimeError("DEADLINE_EXCEEDED"), "DEADLINE_EXCEEDED"),
+    ],
+)
+@pytest.mark.parametrize("coordinator", ["here:1", None])
+def test_whatever_jax_raises_while_it_joins_is_one_line_with_the_way_out(
+    coordinator, error, words, monkeypatch
+):
+    def initialize(*_, **__):
+        raise error
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setattr(processes, "_detection", lambda _: None)
+    explicit = (coordinator, 2, 1) if coordinator else (None, None, None)
+    with pytest.raises(UserError, match=f"^--distributed: {words}.*; give --coordinator=HOST:PORT") as told:
+        processes.join(*explicit, hang_seconds=10)
+    assert "\n" not in str(told.value) and ("srun" in str(told.value)) == (coordinator is None)
+
+
+@pytest.mark.parametrize("address", ["here", "here:", "here:port", ":8476", "::1", "http://here"])
+def test_an_address_without_host_or_port_is_refused_wherever_it_is_from(address, monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: None)
+    with pytest.raises(UserError, match=f"^--coordinator={address} must be HOST:PORT"):
+        processes.join(address, 2, 1, hang_seconds=10)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT"):
+        processes.join(None, None, None, hang_seconds=10)
+    processes.join("[fe80::1]:8476", 2, 1, hang_seconds=10)
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("kubernetes")), reason="the package kubernetes is here")
