@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, counted
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # (processes of this run on this machine, the place of this one among them), as each program tells it. In a
@@ -28,17 +28,25 @@ def own_gpus(told: Mapping[str, str] = os.environ, devices: Path = Path("/dev"))
             count, index = _tasks(told, counts), _whole(told, place)
             gpus = visible_gpus(told, devices)
             bound = gpus <= _number(told, "SLURM_GPUS_PER_TASK") or gpus < _number(told, "SLURM_GPUS_ON_NODE")
-            return [] if (bound and program == "Slurm") or gpus < count else share(gpus, index, count)
+            return (
+                []
+                if (bound and program == "Slurm") or gpus < count
+                else share(gpus, index, count, f"{counts}={told[counts]}")
+            )
     return []
 
 
-def share(gpus: int, index: int, count: int) -> list[int]:
-    """The GPUs of one of `count` processes, of a machine with so many; [] for all, or if there are none."""
+def share(gpus: int, index: int, count: int, given: str) -> list[int]:
+    """The GPUs of one of `count` processes, of a machine with so many; [] for all, or if there are none.
+
+    A UserError names what `given` set the count, such as '--processes=3', if it does not divide the GPUs.
+    """
     if count == 1 or not gpus:
         return []
     if gpus % count:
         fits = ", ".join(str(n) for n in range(1, gpus + 1) if not gpus % n)
-        raise UserError(f"{count} processes on a machine of {gpus} GPUs; allowed: {fits} processes")
+        problem = f"{given}: {count} processes cannot share {counted(gpus, 'GPU')} equally"
+        raise UserError(f"{problem}; allowed: {fits}, or any number on CPUs with JAX_PLATFORMS=cpu")
     each = gpus // count
     return list(range(index * each, (index + 1) * each))
 

@@ -81,9 +81,13 @@ def test_the_shares_of_a_machine_are_all_of_its_gpus_and_no_one_twice(tmp_path):
         (tmp_path / name).touch()
     assert node.visible_gpus({}, tmp_path) == 4
     for count in (2, 4):
-        assert sorted(gpu for i in range(count) for gpu in node.share(4, i, count)) == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="3 processes on a machine of 4 GPUs; allowed: 1, 2, 4 processes"):
-        node.share(4, 0, 3)
+        assert sorted(gpu for i in range(count) for gpu in node.share(4, i, count, "")) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="3 processes cannot share 4 GPUs equally; allowed: 1, 2, 4, or"):
+        node.share(4, 0, 3, "--processes=3")
+    with pytest.raises(
+        UserError, match=r"^SLURM_STEP_TASKS_PER_NODE=3\(x2\): 3 processes cannot share 8 GPUs"
+    ):
+        node.own_gpus(slurm("3(x2)", 0))
 
 
 JOINING = """
@@ -204,11 +208,26 @@ def test_launch_gives_each_process_its_gpus(count, told):
     assert (done.returncode, sorted(done.stdout.split())) == (0, told), done.stderr
 
 
-def test_launch_refuses_shares_that_do_not_come_out(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert main.run(["launch", "--processes=3", "--", "train", "--workdir=x"]) == 2
-    assert "3 processes on a machine of 4 GPUs" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("processes", "told", "words"),
+    [
+        (3, {}, "--processes=3: 3 processes cannot share 4 GPUs equally; allowed: 1, 2, 4, or "),
+        (
+            2,
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            "--processes=2: 2 processes cannot share 1 GPU equally; allowed: 1, ",
+        ),
+        (2, {"JAX_LOCAL_DEVICE_IDS": "0,1"}, "JAX_LOCAL_DEVICE_IDS=0,1 is of one process"),
+    ],
+)
+def test_launch_refuses_shares_that_do_not_come_out(processes, told, words, monkeypatch, capsys):
+    own = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    for name, value in (own | told).items():
+        monkeypatch.setenv(name, value)
+    assert main.run(["launch", f"--processes={processes}", "--", "train", "--workdir=x"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert ("JAX_PLATFORMS=cpu" in error) != ("CUDA_VISIBLE_DEVICES" in error)
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "launch"
@@ -269,4 +288,5 @@ def test_the_slurm_script_asks_for_one_task_a_node_and_passes_the_signal():
     text = (EXAMPLES / "slurm.sbatch").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
     assert asked["ntasks-per-node"] == "1" and int(asked["gpus-per-node"]) > 1
+    assert int(asked["cpus-per-task"]) > 1 and 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK"' in text
     assert asked["signal"].startswith("TERM@") and int(asked["signal"][5:]) > 60  # --stop_seconds
