@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -21,7 +22,8 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 """
-LACKING = ("grain", "simplejpeg", "isal", "ml_collections", "tensorflow_datasets")
+# tensorstore is what orbax.checkpoint imports.
+LACKING = ("grain", "simplejpeg", "isal", "ml_collections", "tensorflow_datasets", "tensorstore")
 
 
 def rows_of(out) -> dict[str, list[dict[str, str]]]:
@@ -48,8 +50,10 @@ def dry_run(tmp_path, *flags: str, lacking: tuple[str, ...] = (), timeout: float
 
 def test_parity_and_profile_need_no_package_of_data_or_runs(tmp_path):
     said, rows = dry_run(tmp_path, "--only=parity,profile,input,airbench", lacking=LACKING)
-    assert "airbench needs grain, isal, simplejpeg, ml_collections" in said
-    assert "pip install --no-deps --target=experiments/gpu/carried" in said
+    assert "airbench needs grain, isal, simplejpeg, ml_collections, orbax.checkpoint\n" in said
+    (command,) = (line.split() for line in said.splitlines() if "pip install" in line)
+    assert "--target=experiments/gpu/carried" in command and "--no-deps" not in command
+    assert {"grain", "orbax-checkpoint", f"jax=={version('jax')}", f"numpy=={version('numpy')}"} <= {*command}
     for part in ("input", "airbench"):
         assert [row["measure"] for row in rows[part]] == ["not run"]
         assert "missing: grain" in rows[part][0]["note"]

@@ -130,31 +130,36 @@ def compile(
         source = forecast.blank_source((sides[0], sides[1], sides[2]), num_classes)
     cost = forecast.forecast(config, topology, source=source, input_rate=input_rate)
     tables, facts = cost_tables(cost, f"{config.model} on {topology}"), forecast.facts(cost)
-    if image and cost.slowest[0]:
+    if image and (cost.slowest[0] or not math.isnan(cost.compute)):
         hours = config.total_epochs * num_examples / config.batch_size * cost.slowest[1] / 3600
-        facts["hours"] = hours
-        tables[0].add_row(
-            f"{config.total_epochs:g} epochs of {num_examples:,}, minimum hours", f"{hours:.2f}"
-        )
+        facts["hours"] = None if math.isnan(hours) else hours
+        cells = f"{config.total_epochs:g} epochs of {num_examples:,}, minimum hours", _or_none(f"{hours:.2f}")
+        tables[0].add_row(*cells)
     print_result(facts, json, *tables)
+
+
+def _or_none(shown: str) -> str:
+    """A number as it is shown, n/a in place of NaN."""
+    return "n/a" if "nan" in shown else shown
 
 
 def cost_tables(cost: "forecast.Forecast", title: str) -> list[Table]:
     """What a compiled step holds and moves on one device, how well it should scale, and its collectives."""
     program = cost.program
     table = Table("per device", "value", title=title)
-    for name in ("memory", "arguments", "results", "aliased", "temporaries"):
+    for name in ("memory", "arguments", "temporaries"):
         table.add_row(f"{name}, bytes", in_units(getattr(program, name)))
-    table.add_row("FLOPs per step, 6 per MAC", in_units(cost.flops))
+    table.add_row("FLOPs per step", in_units(cost.flops))
     accessed = None if math.isnan(program.bytes_accessed) else program.bytes_accessed
     table.add_row("bytes read and written", in_units(accessed))
     for kind, (count, wire) in program.by_kind().items():
         table.add_row(f"{count} x {kind}, bytes sent", in_units(wire))
     if not math.isnan(cost.compute):
         table.add_row("computation, minimum ms", f"{1e3 * cost.compute:.3f}")
-        table.add_row("network, ms", f"{1e3 * cost.network:.3f}")
+        table.add_row("network, ms", _or_none(f"{1e3 * cost.network:.3f}"))
         hidden, alone = cost.efficiency_hidden, cost.efficiency_alone
-        table.add_row(f"efficiency on {cost.num_devices}", f"{100 * alone:.1f} % to {100 * hidden:.1f} %")
+        shown = _or_none(f"{100 * alone:.1f} % to {100 * hidden:.1f} %")
+        table.add_row(f"efficiency on {cost.num_devices}", shown)
     if not math.isnan(cost.input):
         table.add_row("input, ms", f"{1e3 * cost.input:.3f}")
     if name := cost.slowest[0]:

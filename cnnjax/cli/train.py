@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import signal
 import socket
 import sys
@@ -150,6 +151,9 @@ def launch(
         raise UserError("usage: cnnjax launch --processes=N [--max_restarts=M] -- train --workdir=DIR ...")
     if not any(word.startswith("--workdir") for word in words):
         raise UserError(f"--workdir is missing; {SHARED_FOLDER}")
+    if own := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        advice = "unset it, and name the GPUs that processes share in CUDA_VISIBLE_DEVICES"
+        raise UserError(f"JAX_LOCAL_DEVICE_IDS={own} is of one process, which `cnnjax launch` sets; {advice}")
     code, told = _run_once(words, processes)
     for restart in range(1, max_restarts + 1):
         if code in FINAL or told:
@@ -166,7 +170,8 @@ def _run_once(command: Sequence[str], count: int) -> tuple[int, int]:
     """
     from cnnjax.runs import node
 
-    gpus = [node.share(node.visible_gpus(), index, count) for index in range(count)]
+    visible, given = node.visible_gpus(), f"--processes={count}"
+    gpus = [node.share(visible, index, count, given) for index in range(count)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

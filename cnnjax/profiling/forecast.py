@@ -21,12 +21,14 @@ from cnnjax import config as config_lib
 from cnnjax.data.sources.source import ArraySource, Source, numbered_names
 from cnnjax.errors import UserError, extra, unknown
 from cnnjax.models import variant
+from cnnjax.models.macs import count_macs
 from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
-from cnnjax.runs.experiment import build
+from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.step import lower_step, out_of_memory
-from cnnjax.training.chips import CHIPS, GPUS, TPUS, Chip
+from cnnjax.training.chips import CHIPS, GPUS, NODE, TPUS, Chip
 
+MOST_DEVICES = 2048  # of a topology: XLA takes more CPU devices for those of several processes
 # libtpu's compiler walks a long program by recursion, and the 1 MiB of its threads is too little for
 # ResNet-50 on v6e. 1 GiB is the most that it allows; only touched pages become memory.
 DEEP_STACKS = f"--xla_internal_thread_stack_size_bytes={2**30} --default_thread_stack_size={2**30}"
@@ -37,9 +39,10 @@ class Forecast:
     """A compiled step and, for a chip with known figures, the seconds that it should take (else NaN).
 
     `flops` are those of a step on one device: 6 for each multiply-add of the network and image, 2 forward and
-    4 backward. `compute` is the larger of these over peak and XLA's count of bytes over memory bandwidth; for
-    a GPU, whose program was compiled for CPUs, and where XLA has no count, it is the FLOPs alone. `network`
-    is the time of all collectives in sequence, at the published rate, `input` the time to read a batch. The
+    4 backward, 12 with SAM, and 2 for each of a teacher. `compute` is the larger of these over peak and XLA's
+    count of bytes over memory bandwidth; for a GPU, whose program was compiled for CPUs, and where XLA has no
+    count, it is the FLOPs alone. `network` is the time of all collectives in sequence, at the published rate,
+    and NaN for GPUs of several nodes; `input` is the time to read a batch. The
     efficiency of many chips relative to one ranges from `efficiency_alone` (nothing is hidden behind the
     computation) to `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
     """
@@ -55,7 +58,9 @@ class Forecast:
 
     @property
     def slowest(self) -> tuple[str, float]:
-        """Which of the three takes longest, and its seconds; ("", NaN) if none is known."""
+        """Which of the three takes longest, and its seconds; ("", NaN) if that is not known."""
+        if math.isnan(self.network) and not math.isnan(self.compute):
+            return "", math.nan
         times = {name: getattr(self, name) for name in ("compute", "network", "input")}
         known = {name: seconds for name, seconds in times.items() if not math.isnan(seconds)}
         return max(known.items(), key=lambda item: item[1]) if known else ("", math.nan)
@@ -66,7 +71,7 @@ class Forecast:
 
     @property
     def efficiency_hidden(self) -> float:
-        return self.compute / max(self.compute, self.network)
+        return self.compute / float(np.maximum(self.compute, self.network))  # NaN if either is
 
 
 def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, ...]]:
@@ -78,9 +83,11 @@ def topology(name: str) -> tuple[Sequence[jax.Device], Chip | None, tuple[int, .
     if kind not in (*TPUS, *GPUS, "cpu"):
         names = [*(f"{chip}:2x4" for chip in TPUS), *(f"{chip}:8" for chip in (*GPUS, "cpu"))]
         raise unknown("--topology", name, names)
-    sides = tuple(int(side) for side in shape.split("x")) if re.fullmatch(r"\d+(x\d+)*", shape) else ()
+    sides = tuple(map(int, shape.split("x"))) if re.fullmatch(r"\d{1,9}(x\d{1,9})*", shape) else ()
     if len(sides) != (2 if kind in TPUS else 1):
         raise UserError(f"--topology={name} must give the shape, as in 'v5e:2x4', 'h100:8' or 'cpu:8'")
+    if not 1 <= math.prod(sides) <= MOST_DEVICES:
+        raise UserError(f"--topology={name} must be of at least 1 and at most {MOST_DEVICES} devices")
     if kind in TPUS:
         return _tpus(name), CHIPS[kind], sides
     with contextlib.suppress(RuntimeError):  # too late once the devices have been counted
@@ -127,14 +134,26 @@ def forecast(
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     reading = config.batch_size / input_rate if input_rate else math.nan
     size, known = experiment.mesh.size, {"input": reading, "batch_size": config.batch_size}
-    found = Forecast(program, experiment.flops * config.batch_size / size, size, seconds, **known)
+    found = Forecast(program, _image_flops(experiment) * config.batch_size / size, size, seconds, **known)
     if chip is None:
         return found
     compute = found.flops / chip.flops
     if len(sides) > 1 and not math.isnan(program.bytes_accessed):  # compiled for this very chip
         compute = max(compute, program.bytes_accessed / chip.memory_bandwidth)
     network = sum(each.count * collective_seconds(each, chip, sides) for each in program.collectives)
+    if name.partition(":")[0] in GPUS and size > NODE:
+        network = math.nan
     return dataclasses.replace(found, compute=compute, network=network)
+
+
+def _image_flops(experiment: Experiment) -> float:
+    """FLOPs of a step on an image: of one gradient or SAM's two, and of a teacher's forward pass."""
+    flops, teacher = experiment.flops, experiment.teacher
+    if experiment.config.optimizer.sam_rho:
+        flops *= 2
+    if teacher:  # once, as XLA sees that both gradients take the same
+        flops += 2.0 * count_macs(teacher.model, (*teacher.size, experiment.augment.output_shape[-1]))
+    return flops
 
 
 def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> float:

@@ -120,10 +120,13 @@ class Experiment(Network):
         if not initial:
             return state
         state = self.named(state)
-        flat = traverse_util.flatten_dict(state.variables) | traverse_util.flatten_dict(initial)
+        flat, given, places = (
+            traverse_util.flatten_dict(tree)
+            for tree in (state.variables, initial, self.abstract_state.variables)
+        )
+        # The others are on the devices of all processes already, and no process has the whole of them.
+        flat |= parallel.put(given, {path: places[path].sharding for path in given})
         start = {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(flat)
-        place = {name: getattr(self.abstract_state, name) for name in start}
-        start = parallel.put(start, jax.tree.map(lambda x: x.sharding, place))
         ema = jax.tree.map(jnp.copy, start) if state.ema else {}
         return self.stacked(state.replace(**start, ema=ema))
 

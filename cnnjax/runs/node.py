@@ -5,13 +5,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, counted
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-# (processes of this run on this machine, the place of this one among them), as each program tells it
+# (processes of this run on this machine, the place of this one among them), as each program tells it. In a
+# Slurm job the processes of Open MPI inherit what Slurm tells the daemon that starts them: Slurm comes last.
 LOCAL = {
-    "Slurm": ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
     "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "Slurm": ("SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
 }
 
 
@@ -19,24 +20,33 @@ def own_gpus(told: Mapping[str, str] = os.environ, devices: Path = Path("/dev"))
     """The GPUs that this process takes, by their numbers among those it sees; [] for all of them.
 
     One process a machine takes all. Of several each takes its share in their order, unless Slurm has given
-    each its own already. `told` is the environment; `devices` is where the system lists GPUs.
+    each its own already. `told` is the environment; `devices` is where the system lists GPUs. A UserError
+    names a variable whose value is no number.
     """
-    for counts, place in LOCAL.values():
+    for program, (counts, place) in LOCAL.items():
         if told.get(counts) and told.get(place):
-            count, index = _tasks(told[counts], int(told.get("SLURM_NODEID", 0))), int(told[place])
+            count, index = _tasks(told, counts), _whole(told, place)
             gpus = visible_gpus(told, devices)
             bound = gpus <= _number(told, "SLURM_GPUS_PER_TASK") or gpus < _number(told, "SLURM_GPUS_ON_NODE")
-            return [] if bound or gpus < count else share(gpus, index, count)
+            return (
+                []
+                if (bound and program == "Slurm") or gpus < count
+                else share(gpus, index, count, f"{counts}={told[counts]}")
+            )
     return []
 
 
-def share(gpus: int, index: int, count: int) -> list[int]:
-    """The GPUs of one of `count` processes, of a machine with so many; [] for all, or if there are none."""
+def share(gpus: int, index: int, count: int, given: str) -> list[int]:
+    """The GPUs of one of `count` processes, of a machine with so many; [] for all, or if there are none.
+
+    A UserError names what `given` set the count, such as '--processes=3', if it does not divide the GPUs.
+    """
     if count == 1 or not gpus:
         return []
     if gpus % count:
         fits = ", ".join(str(n) for n in range(1, gpus + 1) if not gpus % n)
-        raise UserError(f"{count} processes on a machine of {gpus} GPUs; allowed: {fits} processes")
+        problem = f"{given}: {count} processes cannot share {counted(gpus, 'GPU')} equally"
+        raise UserError(f"{problem}; allowed: {fits}, or any number on CPUs with JAX_PLATFORMS=cpu")
     each = gpus // count
     return list(range(index * each, (index + 1) * each))
 
@@ -53,12 +63,22 @@ def visible_gpus(told: Mapping[str, str] = os.environ, devices: Path = Path("/de
     return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.glob("nvidia*"))
 
 
-def _tasks(told: str, node: int) -> int:
-    """The processes on one machine of Slurm's list of all: '2(x3),1' is 2, 2, 2 and 1."""
+def _tasks(told: Mapping[str, str], name: str) -> int:
+    """The processes on this machine: a number, or of Slurm's list of all: '2(x3),1' is 2, 2, 2 and 1."""
     counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", told):
-        counts += [int(count)] * int(times or 1)
-    return counts[node] if node < len(counts) else max(counts, default=1)
+    for part in told[name].split(","):
+        if not (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)):
+            raise UserError(f"{name}={told[name]} must be a number, or as '2(x3),1'; correct or unset it")
+        counts += [int(found[1])] * int(found[2] or 1)
+    node = _whole(told, "SLURM_NODEID")
+    return counts[node] if node < len(counts) else max(counts)
+
+
+def _whole(told: Mapping[str, str], name: str) -> int:
+    """A number that a cluster tells; 0 without one."""
+    if not re.fullmatch(r"\d*", value := told.get(name, "")):
+        raise UserError(f"{name}={value} must be a number; correct or unset it")
+    return int(value or 0)
 
 
 def _number(told: Mapping[str, str], name: str) -> int:

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from jax._src import distributed
 from cnnjax.errors import UserError, extra, one_line, visible
 from cnnjax.runs import node, signals
 
+ADDRESS, HOST_PORT = "JAX_COORDINATOR_ADDRESS", r"(\[.+\]|[^:]+):\d+"  # JAX reads the variable
 HUNG = 4  # exit code
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
 WAIT_SECONDS = 600  # the longest that a process waits for another's word, unless `join` is given more
@@ -40,6 +42,9 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     """
     if {coordinator, count, index} & {None} and {coordinator, count, index} != {None}:
         raise UserError("--coordinator, --process_count and --process_index must be given together")
+    if (given := coordinator or os.environ.get(ADDRESS, "")) and not re.fullmatch(HOST_PORT, given):
+        source = "--coordinator" if coordinator else ADDRESS
+        raise UserError(f"{source}={given} must be HOST:PORT of process 0, as in 10.0.0.1:8476")
     if count is not None and index is not None and not 0 <= index < count:
         raise UserError(f"--process_index={index} must be at least 0 and less than --process_count={count}")
     global _wait_seconds
@@ -48,19 +53,23 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, hang_
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # None would be one GPU, that of the place among the processes of a machine; [] is all.
     own = None if os.environ.get("JAX_LOCAL_DEVICE_IDS") else node.own_gpus()
+    detection, patience = _detection(coordinator), max(10, hang_seconds)
     try:
-        patience = max(10, hang_seconds)
         jax.distributed.initialize(
             *(coordinator, count, index, own),
-            cluster_detection_method=_detection(coordinator),
+            cluster_detection_method=detection,
             initialization_timeout=patience,
             heartbeat_timeout_seconds=max(10, min(100, 2 * hang_seconds)),
             shutdown_timeout_seconds=patience,
         )
-    except (ValueError, RuntimeError) as error:
-        advice = "and TPU pods give --coordinator=HOST:PORT, --process_count and --process_index"
-        problem = f"--distributed: {one_line(error)}; outside of Slurm, Open MPI, Kubernetes"
-        raise UserError(f"{problem} {advice}") from None
+    except Exception as error:  # what asks a cluster raises whatever its client does
+        plain = isinstance(error, (ValueError, RuntimeError))  # else the words alone may say little
+        cause = one_line(error) if plain else f"{type(error).__name__}: {one_line(error)}"
+        advice = (
+            "with a free port" if coordinator else "or start it by srun, mpirun, a JobSet or on a TPU pod"
+        )
+        flags = "give --coordinator=HOST:PORT of process 0, --process_count and --process_index"
+        raise UserError(f"--distributed: {cause}; {flags}, {advice}") from None
 
 
 def _detection(coordinator: str | None) -> str | None:

@@ -49,6 +49,7 @@ KINDS = {
 }  # fmt: skip
 TPUS = ("v5e", "v6e")  # whose topologies XLA's compiler knows here
 GPUS = ("a100", "h100", "h200", "b200", "l4")
+NODE = 8  # GPUs that NVLinks join; of the network between nodes nothing is known here
 
 
 def chip_of(kind: str) -> Chip | None:

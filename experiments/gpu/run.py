@@ -11,7 +11,9 @@ packages are missing has a row that names them, and the first lines say what to 
 """
 
 import argparse
-import importlib.util
+import contextlib
+import functools
+import importlib.metadata
 import json
 import os
 import signal
@@ -57,18 +59,44 @@ PARTS = {
 }
 # Where the name to install is another than the module's.
 PACKAGES = {"orbax.checkpoint": "orbax-checkpoint", "absl": "absl-py", "PIL": "pillow"}
+PINNED = ("jax", "jaxlib", "numpy")  # what is carried must fit these as the machine has them
+IMPORT = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        print(name)
+    except Exception:
+        pass
+"""
+
+
+def environment() -> dict[str, str]:
+    """The environment of the parts: the repository and what was carried come first."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), str(CARRIED), os.environ.get("PYTHONPATH", ""))))
+    # PyTorch needs room on the same GPU.
+    return {**os.environ, "PYTHONPATH": paths, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+@functools.cache
+def imported() -> frozenset[str]:
+    """The modules of all parts that a process can import, with all that they import themselves."""
+    names = sorted({module for part in PARTS.values() for module in part.needs})
+    command = [sys.executable, "-c", IMPORT, *names]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    return frozenset(done.stdout.splitlines())
 
 
 def missing(modules: Sequence[str]) -> list[str]:
     """The modules that cannot be imported here."""
+    return [module for module in modules if module not in imported()]
 
-    def there(module: str) -> bool:
-        try:
-            return importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # of its parent
-            return False
 
-    return [module for module in modules if not there(module)]
+def pins() -> list[str]:
+    """The versions of `PINNED` on this machine, as pip takes them."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return [f"{name}=={importlib.metadata.version(name)}" for name in PINNED]
+    return []
 
 
 def what_to_carry(parts: Sequence[str]) -> str:
@@ -80,8 +108,8 @@ def what_to_carry(parts: Sequence[str]) -> str:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         lines.append("to carry them, where there is a network, before the repository is copied:")
         lines.append(
-            f"  pip install --no-deps --target={CARRIED.relative_to(ROOT)} --only-binary=:all: "
-            f"--python-version={version} {' '.join(names)}"
+            f"  pip install --upgrade --target={CARRIED.relative_to(ROOT)} --only-binary=:all: "
+            f"--python-version={version} {' '.join([*names, *pins()])}"
         )
     return "\n".join(lines)
 
@@ -110,15 +138,12 @@ def run_part(name: str, table: Table, *, toy: bool, options: Sequence[str]) -> N
     if lacks := missing(part.needs):
         return table.add(name, {"measure": "not run", "note": f"missing: {', '.join(lacks)}"})
     limit, start = part.toy_seconds if toy else part.seconds, time.monotonic()
-    paths = os.pathsep.join(filter(None, (str(ROOT), str(CARRIED), os.environ.get("PYTHONPATH", ""))))
-    # PyTorch needs room on the same GPU.
-    variables = {**os.environ, "PYTHONPATH": paths, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     command = [sys.executable, "-m", "experiments.gpu.parts", name, *options]
     command += [f"--seconds={limit}", f"--peak={table.peak}", *(["--toy"] if toy else [])]
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             *(command,),
-            **{"cwd": ROOT, "env": variables, "stdout": subprocess.PIPE, "stderr": errors, "text": True},
+            **{"cwd": ROOT, "env": environment(), "stdout": subprocess.PIPE, "stderr": errors, "text": True},
             start_new_session=True,
         )
         stopper = threading.Timer(limit, os.killpg, (child.pid, signal.SIGKILL))

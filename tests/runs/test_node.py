@@ -50,10 +50,30 @@ def mpi(count: int, local: int, **more: str) -> dict[str, str]:
         (mpi(4, 1), [2, 3]),
         (mpi(2, 1, CUDA_VISIBLE_DEVICES="GPU-1f,GPU-2a,-1,GPU-3c"), [1]),
         (mpi(2, 1, CUDA_VISIBLE_DEVICES=""), []),
+        # inside of a Slurm job, which tells of the daemon of Open MPI, one a machine with all GPUs
+        (slurm("1(x2)", 0, 1) | mpi(8, 5), [5]),
+        (slurm("1(x2)", 0, SLURM_GPUS_PER_TASK="8", SLURM_GPUS_ON_NODE="8") | mpi(4, 1), [2, 3]),
+        (slurm("1(x2),2", 0, 2) | mpi(2, 1), [4, 5, 6, 7]),
+        (slurm("2", 1, SLURM_NODEID=""), [4, 5, 6, 7]),
     ],
 )
 def test_a_process_takes_its_share_of_the_gpus_of_its_machine(told, gpus):
     assert node.own_gpus(told) == gpus
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        (slurm("2", 1, SLURM_LOCALID="x"), "SLURM_LOCALID=x"),
+        (slurm("2", 1, SLURM_NODEID="-1"), "SLURM_NODEID=-1"),
+        (slurm("2(3)", 1), r"SLURM_STEP_TASKS_PER_NODE=2\(3\)"),
+        (mpi(2, 1, OMPI_COMM_WORLD_LOCAL_RANK="1.0"), "OMPI_COMM_WORLD_LOCAL_RANK=1.0"),
+        (mpi(2, 1, OMPI_COMM_WORLD_LOCAL_SIZE="two"), "OMPI_COMM_WORLD_LOCAL_SIZE=two"),
+    ],
+)
+def test_a_variable_of_a_cluster_that_is_no_number_is_named(told, name):
+    with pytest.raises(UserError, match=f"^{name} must be a number"):
+        node.own_gpus(told)
 
 
 def test_the_shares_of_a_machine_are_all_of_its_gpus_and_no_one_twice(tmp_path):
@@ -61,9 +81,13 @@ def test_the_shares_of_a_machine_are_all_of_its_gpus_and_no_one_twice(tmp_path):
         (tmp_path / name).touch()
     assert node.visible_gpus({}, tmp_path) == 4
     for count in (2, 4):
-        assert sorted(gpu for i in range(count) for gpu in node.share(4, i, count)) == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="3 processes on a machine of 4 GPUs; allowed: 1, 2, 4 processes"):
-        node.share(4, 0, 3)
+        assert sorted(gpu for i in range(count) for gpu in node.share(4, i, count, "")) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="3 processes cannot share 4 GPUs equally; allowed: 1, 2, 4, or"):
+        node.share(4, 0, 3, "--processes=3")
+    with pytest.raises(
+        UserError, match=r"^SLURM_STEP_TASKS_PER_NODE=3\(x2\): 3 processes cannot share 8 GPUs"
+    ):
+        node.own_gpus(slurm("3(x2)", 0))
 
 
 JOINING = """
@@ -120,6 +144,42 @@ def test_an_explicit_coordinator_wins_over_what_a_cluster_tells(monkeypatch):
     assert calls[1][0] == ("here:1", 2, 1, None)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (IndexError("list index out of range"), "IndexError: list index out of range"),
+        (KeyError("OMPI_COMM_WORLD_SIZE"), "KeyError: 'OMPI_COMM_WORLD_SIZE'"),
+        (TypeError("'NoneType' object is not iterable"), "TypeError: 'NoneType' object"),
+        (type("ConfigException", (Exception,), {})("no\nservice"), "ConfigException: no service"),
+        (RuntimeError("DEADLINE_EXCEEDED"), "DEADLINE_EXCEEDED"),
+    ],
+)
+@pytest.mark.parametrize("coordinator", ["here:1", None])
+def test_whatever_jax_raises_while_it_joins_is_one_line_with_the_way_out(
+    coordinator, error, words, monkeypatch
+):
+    def initialize(*_, **__):
+        raise error
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setattr(processes, "_detection", lambda _: None)
+    explicit = (coordinator, 2, 1) if coordinator else (None, None, None)
+    with pytest.raises(UserError, match=f"^--distributed: {words}.*; give --coordinator=HOST:PORT") as told:
+        processes.join(*explicit, hang_seconds=10)
+    assert "\n" not in str(told.value) and ("srun" in str(told.value)) == (coordinator is None)
+
+
+@pytest.mark.parametrize("address", ["here", "here:", "here:port", ":8476", "::1", "http://here"])
+def test_an_address_without_host_or_port_is_refused_wherever_it_is_from(address, monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_, **__: None)
+    with pytest.raises(UserError, match=f"^--coordinator={address} must be HOST:PORT"):
+        processes.join(address, 2, 1, hang_seconds=10)
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    with pytest.raises(UserError, match=f"^JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT"):
+        processes.join(None, None, None, hang_seconds=10)
+    processes.join("[fe80::1]:8476", 2, 1, hang_seconds=10)
+
+
 @pytest.mark.skipif(bool(importlib.util.find_spec("kubernetes")), reason="the package kubernetes is here")
 def test_a_pod_without_the_package_that_asks_kubernetes_is_told_the_extra(monkeypatch):
     for name in ("SLURM_PROCID", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_ID"):
@@ -148,11 +208,26 @@ def test_launch_gives_each_process_its_gpus(count, told):
     assert (done.returncode, sorted(done.stdout.split())) == (0, told), done.stderr
 
 
-def test_launch_refuses_shares_that_do_not_come_out(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert main.run(["launch", "--processes=3", "--", "train", "--workdir=x"]) == 2
-    assert "3 processes on a machine of 4 GPUs" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("processes", "told", "words"),
+    [
+        (3, {}, "--processes=3: 3 processes cannot share 4 GPUs equally; allowed: 1, 2, 4, or "),
+        (
+            2,
+            {"CUDA_VISIBLE_DEVICES": "0"},
+            "--processes=2: 2 processes cannot share 1 GPU equally; allowed: 1, ",
+        ),
+        (2, {"JAX_LOCAL_DEVICE_IDS": "0,1"}, "JAX_LOCAL_DEVICE_IDS=0,1 is of one process"),
+    ],
+)
+def test_launch_refuses_shares_that_do_not_come_out(processes, told, words, monkeypatch, capsys):
+    own = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    for name, value in (own | told).items():
+        monkeypatch.setenv(name, value)
+    assert main.run(["launch", f"--processes={processes}", "--", "train", "--workdir=x"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert ("JAX_PLATFORMS=cpu" in error) != ("CUDA_VISIBLE_DEVICES" in error)
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "launch"
@@ -213,4 +288,5 @@ def test_the_slurm_script_asks_for_one_task_a_node_and_passes_the_signal():
     text = (EXAMPLES / "slurm.sbatch").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", text, re.MULTILINE))
     assert asked["ntasks-per-node"] == "1" and int(asked["gpus-per-node"]) > 1
+    assert int(asked["cpus-per-task"]) > 1 and 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK"' in text
     assert asked["signal"].startswith("TERM@") and int(asked["signal"][5:]) > 60  # --stop_seconds

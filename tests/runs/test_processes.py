@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from cnnjax.errors import UserError
 from cnnjax.runs import children, evaluate, processes
 from cnnjax.runs import train as loop
 from cnnjax.runs.checkpoints import Checkpoints
+from experiments.reliability.place import tiny_arrays
 from tests.conftest import simulated
 
 MODEL = "resnet20_cifar(stage_sizes=(1,1), widths=(4,8))"
@@ -143,6 +145,58 @@ def test_a_signal_to_one_stops_all_at_one_step_and_a_hang_ends_all_with_stacks(t
         assert not Path(f"/proc/{stopped}").exists()
     text = log.read_text()
     assert "process 0 of 2" in text and "most recent call first" in text
+
+
+BEGINNING = """
+import json, sys, jax
+from cnnjax.config import assign, default
+from cnnjax.runs import processes
+from cnnjax.runs.experiment import build
+port, index, count, *configs = sys.argv[1:]
+if count != "1":
+    processes.join(f"127.0.0.1:{port}", int(count), int(index), hang_seconds=60)
+sums = jax.jit(lambda leaves: [abs(leaf).sum() for leaf in leaves])
+for fields in map(json.loads, configs):
+    experiment = build(assign(default(), fields))
+    state, places = experiment.init_state(), experiment.abstract_step_state
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, state, places))
+    print("sums", [float(x) for x in sums(jax.tree.leaves((state.params, state.batch_stats, state.ema)))])
+"""
+
+
+@pytest.mark.slow
+def test_processes_begin_with_the_same_given_weights_as_one(tiny_run, tmp_path):
+    """What is drawn beside them, a new head or all but the whitening of airbench, spans the processes."""
+    np.savez(tmp_path / "tiny.npz", **tiny_arrays(size=12))
+    shared = {
+        "data.name": f"npz:{tmp_path / 'tiny.npz'}",
+        "data.num_validation": 10,
+        "batch_size": 16,
+        "ema_decay": 0.9,
+    }
+    given = {
+        "init_from": str(tiny_run),
+        "init_head": "new",
+        "model": "simple_cnn(widths=(2, 3), kernel_size=3)",
+    }
+    nets = given, given | {"sharding": "fsdp"}, {"model": "airbench94(widths=(4, 8, 8))"}
+    configs = [json.dumps(shared | net) for net in nets]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    logs = [tmp_path / f"{name}.log" for name in ("alone", "first", "second")]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with contextlib.ExitStack() as stack:
+        for log, index, count in zip(logs, "001", "122", strict=True):
+            command = [sys.executable, "-c", BEGINNING, port, index, count, *configs]
+            process = stack.enter_context(running(command, log, env))
+            stack.callback(process.wait, timeout=240)
+    lines = [re.findall(r"^sums \[(.*)\]$", log.read_text(), re.MULTILINE) for log in logs]
+    alone, *both = [[[float(x) for x in line.split(", ")] for line in each] for each in lines]
+    text = "\n".join(log.read_text() for log in logs)
+    assert [len(each) for each in (alone, *both)] == [len(configs)] * 3, text[-3000:]
+    for each in both:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), each, alone)
 
 
 MANAGERS = {

@@ -288,7 +288,7 @@ def test_out_of_memory_names_batch_model_estimate_and_remedies(tiny_config, tmp_
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("v5x:2x4", "unknown --topology"), ("v5e:8", "must give the shape"), ("cpu:9999", "already runs with")],
+    [("v5x:2x4", "unknown --topology"), ("v5e:8", "must give the shape"), ("cpu:99", "already runs with")],
 )
 def test_an_unknown_topology_is_told(name, words, capsys):
     jax.devices()
