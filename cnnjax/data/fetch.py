@@ -54,7 +54,9 @@ def is_whole(path: Path, remote: Remote) -> bool:
 def fetch(remote: Remote, path: Path) -> None:
     """Fetches a file to a path unless the right one is there, with a bar on a terminal.
 
-    It appears whole and checked; what an interrupted process has received is resumed by the next. Raises:
+    It appears whole and checked; what an interrupted process has received is resumed by the next.
+
+    Raises:
       NoNetwork: the server does not answer, breaks off, or must not be asked.
       UserError: it has no such file, or another one, or there is no room; nothing is left of it.
     """

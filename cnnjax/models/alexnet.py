@@ -5,6 +5,7 @@ sections 3 and 5 and fig. 2. The towers of its two GPUs are the two groups of co
 first half of the channels of every layer is the first tower.
 
 Deviations and choices where the paper is silent or wrong:
+
 - the input is 227x227: with 224, as printed, no padding gives 55x55 maps;
 - response normalization sums over the neighbours in both towers (the paper's N counts all kernels);
 - `caffenet` is BVLC's reference model: pooling before normalization, in Caffe's form; fc6 and fc7 start at

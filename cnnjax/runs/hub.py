@@ -44,7 +44,9 @@ def cache() -> Path:
 def snapshot(repository: str, revision: str = "main") -> Path:
     """A folder with config.json and the weights of a repository, each file checked.
 
-    Of several networks the newest commit is asked for; without one the last that is known is used. Raises:
+    Of several networks the newest commit is asked for; without one the last that is known is used.
+
+    Raises:
       NoNetwork: it is not here; the error says what to fetch by hand, and where it goes.
       UserError: there is no such repository, or it has no such files.
     """

@@ -80,7 +80,9 @@ class Config(Cfg, total=False):
 def resolve(source: str, model: str = "") -> Pretrained:
     """What a source of weights stands for; it is fetched unless it is here.
 
-    `model` is a spec, needed if the source does not tell the network. Raises:
+    `model` is a spec, needed if the source does not tell the network.
+
+    Raises:
       NoNetwork: it is not here; the error says what to fetch by hand, and where to put it.
       UserError: there is no such source, or it is another file than it should be.
     """

@@ -152,7 +152,7 @@ export function chart(series, { x = "", y = "", low = null, high = null, mark = 
   const middle = (x0 + x1) / 2; // of stages and steps a whole one
   for (const value of new Set([x0, x1 - x0 > 2 ? Math.floor(middle) : middle, x1])) {
     const anchor = value === x0 ? "start" : value === x1 ? "end" : "middle";
-    made.append(svg("text", { x: atX(value), y: tall - foot + 18, "text-anchor": anchor }, `${+value.toPrecision(4)}`));
+    made.append(svg("text", { x: atX(value), y: tall - foot + 18, "text-anchor": anchor }, `${+value.toPrecision(Number.isInteger(value) ? 16 : 4)}`));
   }
   made.append(svg("text", { x: (left + wide) / 2, y: tall - 4, "text-anchor": "middle" }, x));
   if (mark !== null) made.append(svg("line", { x1: atX(mark), x2: atX(mark), y1: top, y2: tall - foot, class: "mark" }));
