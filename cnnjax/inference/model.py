@@ -260,7 +260,7 @@ class TrainedModel:
             found = self._apply_fused(fused.number, _filled(images, size))
         else:  # compiling takes longer than a few images more, at most as many again
             most = min(2 * size, batch_size)
-            size = min((known for known in self._sizes if size <= known <= most), default=size)
+            size = min((known for known in tuple(self._sizes) if size <= known <= most), default=size)
             self._sizes.add(size)
             found = self._apply(self.variables, _filled(images, size))
         return np.asarray(found)[: len(images)]

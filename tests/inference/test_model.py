@@ -11,6 +11,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -148,6 +149,29 @@ def test_a_network_in_integers_is_not_copied_as_its_program_is_of_this_process()
         with pytest.raises(UserError, match="dtype=int8: .*with_dtype") as caught:
             act(untrained("simple_cnn", "int8"))
         assert "\n" not in str(caught.value)
+
+
+def test_other_threads_may_add_sizes_of_batches_during_a_prediction(tiny_run):
+    trained, ended, before = cnnjax.load_run(tiny_run), threading.Event(), sys.getswitchinterval()
+    images, sizes = np.zeros((2, *trained.image_shape), np.uint8), trained._sizes
+    sizes.update(range(100, 100_000))
+
+    def grow():
+        while not ended.is_set():
+            sizes.add(100_000)
+            sizes.discard(100_000)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    sys.setswitchinterval(1e-5)
+    try:
+        with cpu.paused():
+            for _ in range(50):
+                assert len(trained.predict(images)) == 2
+    finally:
+        sys.setswitchinterval(before)
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("layer", [None, "conv2"])
