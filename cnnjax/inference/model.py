@@ -50,7 +50,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A network with its preprocessing: `model.apply(variables, prepare(images))`."""
+    """A network with its preprocessing: `model.apply(variables, prepare(images))`.
+
+    Other weights make another one, `dataclasses.replace(trained, variables=...)`; `predict` keeps its first.
+    """
 
     name: str  # the run folder, or the source of the weights
     spec: str  # of `create_model`

@@ -115,6 +115,18 @@ def test_numbers_and_dtypes_of_numpy_are_as_good_as_pythons(trained, tiny_data, 
             trained.with_dtype(dtype)
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_replaced_weights_count_after_a_prediction_with_the_first_ones(trained, tiny_data, paused):
+    images = datasets.load(tiny_data, "test").images[:5]
+    with cpu.chosen(not paused):
+        trained.predict(images), trained.features(images)
+        other = dataclasses.replace(trained, variables=jax.tree.map(lambda x: 2 * x, trained.variables))
+        logits = other.model.apply(other.variables, other.prepare(images))
+        found = [p.probabilities for p in other.predict(images)]
+        np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-4, atol=1e-6)
+        assert not np.allclose(other.features(images), trained.features(images))
+
+
 @pytest.mark.parametrize("way", ["pickle", "deepcopy", "copy"])
 @pytest.mark.parametrize("protocol", ["center", "mirror", "mirror_translate(pixels=1)"])
 def test_a_network_is_copied_after_its_predictions_as_before_them(tiny_run, tiny_data, way, protocol):
