@@ -45,8 +45,9 @@ def of_logits(logits: Array, label: Array, loss: Array) -> dict[str, Array]:
     The prediction is the highest logit, the first of equals. The label is in the top 5 if fewer than five
     classes have a higher logit, or an equal one and a lower index: equal logits are no free hits.
     """
-    own = jnp.take_along_axis(logits, label[:, None], axis=-1, mode="fill", fill_value=jnp.nan)
-    earlier = (logits == own) & (jnp.arange(logits.shape[-1])[None] < label[:, None])
+    place, places = label.astype(jnp.int32)[:, None], jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+    own = jnp.take_along_axis(logits, place, axis=-1, mode="fill", fill_value=jnp.nan)
+    earlier = (logits == own) & (places < place)
     before = jnp.sum(~(logits <= own) | earlier, axis=-1)  # NaN comes before everything
     return {
         "label": label,

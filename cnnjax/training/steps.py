@@ -191,7 +191,7 @@ def batch_gradient(
             losses += aux_weight * cross_entropy(aux, label, label_smoothing)
         losses = teach(batch["image"], logits, losses) if teach else losses
         hard = label if label.ndim == 1 else label.argmax(-1)  # of a mixed label the largest entry counts
-        correct = jnp.where(logits.argmax(-1) == hard, mask, 0.0).sum()
+        correct = jnp.where(logits.argmax(-1).astype(jnp.int32) == hard.astype(jnp.int32), mask, 0.0).sum()
         return masked_mean(losses, mask), (correct, updates.get("batch_stats", {}))
 
     return _accumulated(loss_fn, state, batch, stream_key(key, "dropout", state.step), microbatches)
@@ -314,8 +314,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 
     logits = logits.astype(jnp.float32)
     if label.ndim == logits.ndim:
         of_label = optax.softmax_cross_entropy(logits, label.astype(jnp.float32))
-    else:  # a negative index would count from the end
-        index = jnp.where(label < 0, logits.shape[-1], label)
+    else:  # a negative index would count from the end; an int8 one may not hold the number of classes
+        index = jnp.where(label < 0, logits.shape[-1], label.astype(jnp.int32))
         of_label = optax.softmax_cross_entropy_with_integer_labels(logits, index)
     if not label_smoothing:
         return of_label
