@@ -341,7 +341,8 @@ def distilled(
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of `values` [B] weighted by `mask` [B], 0 for padding: float32 [].
 
-    Values under a mask of 0 do not count even if they are NaN or infinite. Without any example it is 0.0.
+    Values under a mask of 0 do not count even if they are NaN or infinite; the gradient is 0 there, but NaN
+    again behind what computed such values: pad with finite examples. Without any example it is 0.0.
     """
     mask = mask.astype(jnp.float32)
     total, weight = jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)), jnp.sum(mask)
