@@ -61,7 +61,7 @@ def local_response_norm_caffe(
     x: jax.Array, *, n: int = 5, k: float = 1.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
     """`local_response_norm` as Caffe and torch compute it: alpha is divided by n, and k is 1 by default."""
-    return local_response_norm(x, n=n, k=k, alpha=alpha / n, beta=beta)
+    return local_response_norm(x, n=n, k=k, alpha=alpha / max(n, 1), beta=beta)  # which refuses n < 1
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:

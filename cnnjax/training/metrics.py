@@ -143,7 +143,9 @@ def worst_mistakes(predictions: Predictions, count: int = 24) -> np.ndarray:
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927)."""
+    """Wilson's 95 % interval of a proportion (Wilson 1927): of no trials (0.0, 1.0), all that it can be."""
+    if not count:
+        return 0.0, 1.0
     z, share = 1.959964, hits / count
     middle, scale = share + z * z / (2 * count), 1 + z * z / count
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -58,10 +58,11 @@ def test_lrn_gradient_is_the_slope():
         np.testing.assert_allclose(gradient[..., c], (up - down) / 2e-5, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"n": 4}, {"n": 0}, {"k": 0.0}])
-def test_lrn_mistakes(options):
+@pytest.mark.parametrize("options", [{"n": 4}, {"n": 0}, {"n": -1}, {"k": 0.0}])
+@pytest.mark.parametrize("norm", [local_response_norm, local_response_norm_caffe])
+def test_lrn_mistakes(norm, options):
     with pytest.raises(UserError, match=next(iter(options))):
-        local_response_norm(jnp.ones((1, 1, 1, 3)), **options)
+        norm(jnp.ones((1, 1, 1, 3)), **options)
 
 
 def batch_norm_reference(x, scale, bias, epsilon=1e-5):

@@ -227,6 +227,7 @@ def test_the_interval_is_wilsons():
         (0, 20, 0.0, 0.1611),
     ):
         np.testing.assert_allclose(metrics.interval(hits, count), (low, high), atol=5e-5)
+    assert metrics.interval(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
