@@ -50,7 +50,10 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A network with its preprocessing: `model.apply(variables, prepare(images))`."""
+    """A network with its preprocessing: `model.apply(variables, prepare(images))`.
+
+    Other weights make another one, `dataclasses.replace(trained, variables=...)`; `predict` keeps its first.
+    """
 
     name: str  # the run folder, or the source of the weights
     spec: str  # of `create_model`
@@ -73,14 +76,13 @@ class TrainedModel:
         """
         check_count("top", top, 1)
         check_count("batch_size", batch_size, 1)
+        predictions: list[Prediction] = []
         if (arrays := image_files.ready(images, self.recipe, self.image_shape[2])) is not None:
-            predictions = []
             for start in range(0, len(arrays), batch_size):
                 batch = arrays[start : start + batch_size]
                 names = [f"image {start + i}" for i in range(len(batch))]
                 predictions += self._predictions(names, self._probabilities(batch, batch_size), top)
             return predictions
-        predictions = []
         for item in self.stream(images, top=top, batch_size=batch_size):
             if isinstance(item, Failure):
                 raise UserError(item.reason)
@@ -120,19 +122,17 @@ class TrainedModel:
         """
         if isinstance(self.model, int8.Int8):
             raise UserError("dtype=int8 gives classes, not features; use float32")
-        if layer not in self._values:
+        if (compiled := self._values.get(layer)) is None:
             values = functools.partial(layer_values, self.model, layer=layer)
-            self._values[layer] = jax.jit(lambda v, images: values(v, self.augment.preprocess(images)))
+            compiled = self._values[layer] = jax.jit(lambda v, x: values(v, self.augment.preprocess(x)))
         check_count("batch_size", batch_size, 1)
-        shape = jax.eval_shape(
-            self._values[layer], self.variables, np.zeros((1, *self.image_shape), np.uint8)
-        )
+        shape = jax.eval_shape(compiled, self.variables, np.zeros((1, *self.image_shape), np.uint8))
         rows = [np.zeros((0, *shape.shape[1:]), np.float32)]
         for batch in self.batches(images, batch_size):
             if failures := [image for _, image in batch if isinstance(image, Failure)]:
                 raise UserError(failures[0].reason)
             stacked = _filled(np.stack([np.asarray(image) for _, image in batch]), batch_size)
-            rows.append(np.asarray(self._values[layer](self.variables, stacked))[: len(batch)])
+            rows.append(np.asarray(compiled(self.variables, stacked))[: len(batch)])
         return np.concatenate(rows)
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
@@ -155,8 +155,7 @@ class TrainedModel:
 
     def with_class_names(self, file: str | Path) -> "TrainedModel":
         """A copy with the class names of a text file, one per line."""
-        names = read_names(file, len(self.class_names))
-        return dataclasses.replace(self, class_names=names)
+        return dataclasses.replace(self, class_names=read_names(file, len(self.class_names)))
 
     def with_dtype(self, dtype: DTypeLike | None, calibration: Images | None = None) -> "TrainedModel":
         """A copy that computes in float32, bfloat16 or int8, or None as it does; probabilities stay float32.
@@ -198,15 +197,19 @@ class TrainedModel:
         if self.protocol.input_shapes != {self.input_shape}:
             problem = f"protocol {self.protocol.spec} looks at several sizes of image"
             raise UserError(f"dtype=int8: {problem}; allowed: those of one size, as center")
-        images, apply = self.calibration_images(calibration), self._in_float32()
-        model, variables = int8.calibrated(apply, images)
+        model, variables = int8.calibrated(self._in_float32(), self.calibration_images(calibration))
         return dataclasses.replace(self, model=model, variables=variables)
 
     def _in_float32(self) -> Callable[[jax.Array], jax.Array]:
-        dtype = jnp.dtype(jnp.float32)
-        model = unrolled(self.model)
+        model, dtype = unrolled(self.model), jnp.dtype(jnp.float32)
         model = model if getattr(model, "dtype", dtype) == dtype else model.clone(dtype=dtype)
         return lambda image: jnp.asarray(model.apply(self.variables, image))
+
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone, for pickle and copy: what is compiled stays in this process."""
+        if isinstance(self.model, int8.Int8):
+            raise UserError("dtype=int8: not to be pickled or copied; do so in float32, then call with_dtype")
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -229,13 +232,11 @@ class TrainedModel:
             return self.model.fused
         if jax.device_count() > 1 or self.protocol.input_shapes != {self.input_shape}:
             return None
-        dtype = jnp.dtype(getattr(self.model, "dtype", jnp.float32))
-        return fuse(self._in_float32(), self.input_shape, dtype)
+        return fuse(self._in_float32(), self.input_shape, getattr(self.model, "dtype", jnp.float32))
 
     @functools.cached_property
     def _direct(self) -> Direct | None:
-        assert self._fused is not None
-        return direct(self._fused.program, self.protocol, self.image_shape)
+        return direct(self._fused.program, self.protocol, self.image_shape) if self._fused else None
 
     @functools.cached_property
     def _apply_fused(self) -> Callable[[jax.Array, np.ndarray], jax.Array]:
@@ -262,7 +263,7 @@ class TrainedModel:
             found = self._apply_fused(fused.number, _filled(images, size))
         else:  # compiling takes longer than a few images more, at most as many again
             most = min(2 * size, batch_size)
-            size = min((known for known in self._sizes if size <= known <= most), default=size)
+            size = min((known for known in tuple(self._sizes) if size <= known <= most), default=size)
             self._sizes.add(size)
             found = self._apply(self.variables, _filled(images, size))
         return np.asarray(found)[: len(images)]
@@ -338,9 +339,8 @@ def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     facts = Facts(names, shape, augment, covering(*shape[:2]), None)
     looks = protocols.parse("center", augment, shape)
     made = usable(Loaded(spec, spec, 0, None, facts, network, looks, variables))
-    if not whole:
-        return made
-    return made.with_dtype("int8", np.random.default_rng(0).integers(0, 256, (int8.BATCH, *shape), np.uint8))
+    rng = np.random.default_rng(0)
+    return made.with_dtype("int8", rng.integers(0, 256, (int8.BATCH, *shape), np.uint8)) if whole else made
 
 
 def usable(it: Loaded) -> TrainedModel:

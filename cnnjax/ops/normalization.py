@@ -61,7 +61,7 @@ def local_response_norm_caffe(
     x: jax.Array, *, n: int = 5, k: float = 1.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
     """`local_response_norm` as Caffe and torch compute it: alpha is divided by n, and k is 1 by default."""
-    return local_response_norm(x, n=n, k=k, alpha=alpha / n, beta=beta)
+    return local_response_norm(x, n=n, k=k, alpha=alpha / max(n, 1), beta=beta)  # which refuses n < 1
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float = 1e-6) -> jax.Array:
@@ -78,7 +78,7 @@ def _layer_norm_in_xla(x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsil
     wide = _widen(x)
     centered = wide - wide.mean(-1, keepdims=True)
     inverse = lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + epsilon)
-    return (centered * (inverse * _like(x, scale)) + _like(x, bias)).astype(x.dtype)
+    return (centered * (inverse * _like(wide, scale)) + _like(wide, bias)).astype(x.dtype)
 
 
 _layer_norm_on_cpu = make_layer_norm(_layer_norm_in_xla)
@@ -128,7 +128,8 @@ def batch_norm_train(
     else:
         y, mean, var = _batch_norm_in_xla(x, scale, bias, epsilon=epsilon)
     y = _in_xla(act)(y)
-    return (y if pool == 1 else max_pool(y, pool)), mean, var
+    y = y if pool == 1 else max_pool(y, pool)
+    return y, mean.astype(jnp.float32), var.astype(jnp.float32)
 
 
 # The names that the kernels know activations by.
@@ -207,8 +208,8 @@ def _normalize_tangents(
 
 
 def _like(x: jax.Array, vector: jax.Array) -> jax.Array:
-    """A vector [C] with as many axes as x [..., C]."""
-    return lax.expand_dims(vector, range(x.ndim - 1))
+    """A vector [C] with as many axes as x [..., C], and of its dtype."""
+    return lax.expand_dims(vector.astype(x.dtype), range(x.ndim - 1))
 
 
 _batch_norm_on_cpu = make_batch_norm(_batch_norm_in_xla)
@@ -245,8 +246,9 @@ def batch_norm_inference(
 ) -> jax.Array:
     """Batch normalization with running statistics, in float32, all [C] (arXiv:1502.03167, algorithm 2)."""
     _check_channels(x, scale=scale, bias=bias, mean=mean, var=var)
-    factor = lax.rsqrt(var + epsilon) * scale
-    y = (_widen(x) - _like(x, mean)) * _like(x, factor) + _like(x, bias)
+    wide = _widen(x)
+    factor = lax.rsqrt(var.astype(wide.dtype) + epsilon) * scale.astype(wide.dtype)
+    y = (wide - _like(wide, mean)) * _like(wide, factor) + _like(wide, bias)
     y = _in_xla(act)(y.astype(x.dtype))
     return y if pool == 1 else max_pool(y, pool)
 
@@ -260,7 +262,8 @@ def scale_channels(x: jax.Array, factor: jax.Array) -> jax.Array:
     if takes(x, factor) and x.shape[:3] != (batch, 1, 1):
         rows = x if groups == batch else x[None]
         return scale_rows(rows, factor.reshape(groups, channels).astype(jnp.float32)).reshape(x.shape)
-    return (_widen(x) * widen(factor).reshape(groups, 1, 1, channels)).astype(x.dtype)
+    wide = _widen(x)
+    return (wide * factor.astype(wide.dtype).reshape(groups, 1, 1, channels)).astype(x.dtype)
 
 
 def _widen(x: jax.Array) -> jax.Array:

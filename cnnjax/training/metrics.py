@@ -4,6 +4,7 @@ The rows (`Predictions`) come from `eval_step`, `evaluate` or a run's prediction
 prediction int [N], confidence (the highest probability) and loss (in nats) float [N], and top5 bool [N],
 whether the label is among the five highest logits (older files lack it). Of evaluations there is also
 index int [N], each example's place in the source: one that could not be read has no row (older files: none).
+Rows of `eval_step` have a mask, too, and those whose mask is 0, padding, do not count. Arrays may be JAX's.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from cnnjax.errors import UserError
 
-Predictions = Mapping[str, np.ndarray]
+Predictions = Mapping[str, ArrayLike]
 Scores = dict[str, Any]
 
 
@@ -45,8 +46,9 @@ def of_logits(logits: Array, label: Array, loss: Array) -> dict[str, Array]:
     The prediction is the highest logit, the first of equals. The label is in the top 5 if fewer than five
     classes have a higher logit, or an equal one and a lower index: equal logits are no free hits.
     """
-    own = jnp.take_along_axis(logits, label[:, None], axis=-1, mode="fill", fill_value=jnp.nan)
-    earlier = (logits == own) & (jnp.arange(logits.shape[-1])[None] < label[:, None])
+    place, places = label.astype(jnp.int32)[:, None], jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+    own = jnp.take_along_axis(logits, place, axis=-1, mode="fill", fill_value=jnp.nan)
+    earlier = (logits == own) & (places < place)
     before = jnp.sum(~(logits <= own) | earlier, axis=-1)  # NaN comes before everything
     return {
         "label": label,
@@ -67,7 +69,8 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     `ece` is that of `calibration`. A label or prediction outside 0..K-1 raises UserError, see
     `confusion_matrix`.
     """
-    confusion = confusion_matrix(predictions, num_classes)
+    rows = _counted(predictions)
+    confusion = confusion_matrix(rows, num_classes)
     count = int(confusion.sum())
     hits, support, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     precision, recall = _ratio(hits, predicted), _ratio(hits, support)
@@ -76,10 +79,10 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     accuracy, share = float(_ratio(hits.sum(), count, none)), _ratio(support, count, none)
     return {
         "count": count,
-        "loss": float(_ratio(predictions["loss"].sum(dtype=np.float64), count, none)),
+        "loss": float(_ratio(rows["loss"].sum(dtype=np.float64), count, none)),
         "accuracy": accuracy,
-        "top5_accuracy": float(_ratio(predictions["top5"].sum(), count, none)),
-        "ece": calibration(predictions).error,
+        "top5_accuracy": float(_ratio(rows["top5"].sum(), count, none)),
+        "ece": calibration(rows).error,
         "macro": {name: float(np.mean(values) + none) for name, values in classes.items()},
         "occurring": {
             name: float(values[support > 0].mean() if count else none) for name, values in classes.items()
@@ -108,12 +111,13 @@ def averages(scores: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str,
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Number of examples by (label, prediction): int64 [K, K]; UserError if one is outside 0..K-1."""
+    rows = _counted(predictions)
     for name in ("label", "prediction"):
-        values = predictions[name]
+        values = rows[name]
         if outside := int(np.sum((values < 0) | (values >= num_classes))):
             given = f"{name}: {outside} of {len(values)} {name}s lie outside 0..{num_classes - 1}"
             raise UserError(f"{given}; check num_classes and the data set")
-    pairs = predictions["label"].astype(np.int64) * num_classes + predictions["prediction"]
+    pairs = rows["label"].astype(np.int64) * num_classes + rows["prediction"]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -122,8 +126,9 @@ def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
 
     A NaN confidence makes the first bin's mean NaN. Source: Guo et al. 2017, arXiv:1706.04599, section 3.
     """
-    confidence = predictions["confidence"].astype(np.float64)
-    correct = (predictions["label"] == predictions["prediction"]).astype(np.float64)
+    rows = _counted(predictions)
+    confidence = rows["confidence"].astype(np.float64)
+    correct = (rows["label"] == rows["prediction"]).astype(np.float64)
     share = np.clip(np.nan_to_num(confidence), 0, 1)  # that of a diverged network may be infinite
     place = np.maximum(np.ceil(share * bins).astype(int) - 1, 0)
     count, right, sure = (np.bincount(place, weights, bins) for weights in (None, correct, confidence))
@@ -132,16 +137,25 @@ def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
 
 def worst_mistakes(predictions: Predictions, count: int = 24) -> np.ndarray:
     """Indices of wrongly classified examples, highest loss first: int64, at most `count`."""
-    wrong = np.flatnonzero(predictions["label"] != predictions["prediction"])
-    return wrong[np.argsort(-predictions["loss"][wrong], kind="stable")][:count]
+    label, prediction, loss = (np.asarray(predictions[name]) for name in ("label", "prediction", "loss"))
+    wrong = np.flatnonzero((label != prediction) & (np.asarray(predictions.get("mask", 1)) > 0))
+    return wrong[np.argsort(-loss[wrong], kind="stable")][:count]
 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927)."""
+    """Wilson's 95 % interval of a proportion (Wilson 1927): of no trials (0.0, 1.0), all that it can be."""
+    if not count:
+        return 0.0, 1.0
     z, share = 1.959964, hits / count
     middle, scale = share + z * z / (2 * count), 1 + z * z / count
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _counted(predictions: Predictions) -> dict[str, np.ndarray]:
+    """The rows in NumPy, for sums in float64, without padding."""
+    rows = {name: np.asarray(values) for name, values in predictions.items()}
+    return {name: values[rows["mask"] > 0] for name, values in rows.items()} if "mask" in rows else rows
 
 
 def _ratio(part: ArrayLike, whole: ArrayLike, empty_value: float = 0.0) -> np.ndarray:

@@ -16,6 +16,7 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
 from cnnjax.errors import UserError, by_name, check, check_count, check_fraction, own_values, unknown
+from cnnjax.ops.pooling import widen
 from cnnjax.training.parameter_groups import decay_mask, held, partitioned, path_name
 from cnnjax.training.schedules import Schedule
 
@@ -210,7 +211,13 @@ def ema_update(ema: optax.Params, new: optax.Params, decay: float, step: int | A
     """
     count = jnp.asarray(step, jnp.float32)
     warm = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
-    return jax.tree.map(lambda old, now: old + ((1 - warm) * (now - old)).astype(old.dtype), ema, new)
+    return jax.tree.map(functools.partial(_moved, 1 - warm), ema, new)
+
+
+def _moved(share: Array, old: Array, now: Array) -> Array:
+    """old + share * (now - old), of the dtype of old, computed in float32 or wider."""
+    wide = widen(old)
+    return (wide + share.astype(wide.dtype) * (now.astype(wide.dtype) - wide)).astype(old.dtype)
 
 
 def swa_update(
@@ -224,4 +231,4 @@ def swa_update(
     left, most = total - 1 - jnp.asarray(step, jnp.int32), (total - max(start, 1)) // every + 1
     share = jnp.where(left % every == 0, 1 / jnp.maximum(most - left // every, 1).astype(jnp.float32), 0.0)
     share = jnp.where(left >= (most - 1) * every, 1.0, share)
-    return jax.tree.map(lambda old, now: old + (share * (now - old)).astype(old.dtype), average, new)
+    return jax.tree.map(functools.partial(_moved, share), average, new)

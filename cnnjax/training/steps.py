@@ -177,7 +177,7 @@ def batch_gradient(
             losses += aux_weight * cross_entropy(aux, label, label_smoothing)
         losses = teach(batch["image"], logits, losses) if teach else losses
         hard = label if label.ndim == 1 else label.argmax(-1)  # of a mixed label the largest entry counts
-        correct = jnp.where(logits.argmax(-1) == hard, mask, 0.0).sum()
+        correct = jnp.where(logits.argmax(-1).astype(jnp.int32) == hard.astype(jnp.int32), mask, 0.0).sum()
         return masked_mean(losses, mask), (correct, updates.get("batch_stats", {}))
 
     return _accumulated(loss_fn, state, batch, stream_key(key, "dropout", state.step), microbatches)
@@ -300,8 +300,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 
     logits = logits.astype(jnp.float32)
     if label.ndim == logits.ndim:
         of_label = optax.softmax_cross_entropy(logits, label.astype(jnp.float32))
-    else:  # a negative index would count from the end
-        index = jnp.where(label < 0, logits.shape[-1], label)
+    else:  # a negative index would count from the end; an int8 one may not hold the number of classes
+        index = jnp.where(label < 0, logits.shape[-1], label.astype(jnp.int32))
         of_label = optax.softmax_cross_entropy_with_integer_labels(logits, index)
     if not label_smoothing:
         return of_label
@@ -327,7 +327,8 @@ def distilled(
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of `values` [B] weighted by `mask` [B], 0 for padding: float32 [].
 
-    Values under a mask of 0 do not count even if they are NaN or infinite. Without any example it is 0.0.
+    Values under a mask of 0 do not count even if they are NaN or infinite; the gradient is 0 there, but NaN
+    again behind what computed such values: pad with finite examples. Without any example it is 0.0.
     """
     mask = mask.astype(jnp.float32)
     total, weight = jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32) * mask, 0.0)), jnp.sum(mask)

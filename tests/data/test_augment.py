@@ -156,20 +156,22 @@ def test_two_of_the_same_operation_draw_apart():
     assert 16 < flipped.sum() < 48
 
 
-@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
-def test_every_operation_has_checked_arguments_and_says_its_shape(name):
+def chain_of(name):
+    """One augmentation on images [8, 8, 3], with values for the arguments that have no default."""
     op = AUGMENTATIONS[name]
-    assert set(op.parameters) <= set(ARGUMENTS)
-    assert op.apply.__doc__
     given = {"size": "6", "mean": "0.5", "std": "0.25", "strength": "0.4", "hue": "0.1", "num_classes": "5"}
     given["covariance"] = "((1, 0, 0), (0, 1, 0), (0, 0, 1))"
     needed = [f"{a}={given[a]}" for a, p in op.parameters.items() if p.default is p.empty]
     call = f"{name}({', '.join(needed)})"
-    chain = parse(
-        (call if op.gives else f"{call}|scale") if "uint8" in op.takes else f"scale|{call}",
-        image_shape=(8, 8, 3),
-        num_classes=5,
-    )
+    spec = (call if op.gives else f"{call}|scale") if "uint8" in op.takes else f"scale|{call}"
+    return parse(spec, image_shape=(8, 8, 3), num_classes=5)
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_every_operation_has_checked_arguments_and_says_its_shape(name):
+    op, chain = AUGMENTATIONS[name], chain_of(name)
+    assert set(op.parameters) <= set(ARGUMENTS)
+    assert op.apply.__doc__
     assert chain.training_only == ((name,) if op.needs else ())
     row = jax.ShapeDtypeStruct((2,), jnp.int32)
     batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), "label": row, "index": row, "epoch": row}
@@ -177,6 +179,29 @@ def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     assert out["label"].shape == ((2, 5) if "label" in op.needs else (2,))
     assert out["image"].shape == (2, *chain.output_shape) and out["image"].dtype == jnp.float32
     assert set(out) == {*batch, "run_key"}
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_draws_and_dtypes_are_the_same_where_jax_has_64_bits(name):
+    """Also with labels of rows, as another mix before it leaves them."""
+    row = np.arange(4, dtype=np.int32)
+    image = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for label in (row, np.eye(4, 5)) if "label" in AUGMENTATIONS[name].needs else (row,):
+        found = []
+        for wide in (False, True):
+            with jax.enable_x64(wide), jax.numpy_dtype_promotion("strict"):
+                batch = {
+                    "image": image,
+                    "label": label,
+                    "index": row,
+                    "epoch": row,
+                    "run_key": jax.random.key(0),
+                }
+                out = jax.jit(chain_of(name))(jax.random.key(1), jax.tree.map(jnp.asarray, batch))
+                found.append([out["image"], out["label"]])
+        for narrow, wide in zip(*found, strict=True):
+            assert narrow.dtype == wide.dtype != jnp.float64
+            np.testing.assert_array_equal(narrow, wide)
 
 
 def test_the_name_of_an_augmentation_is_not_taken_again(monkeypatch):

@@ -1,14 +1,17 @@
 """From a run folder to predictions, pictures, comparisons and files for other programs."""
 
+import copy
 import dataclasses
 import errno
 import io
 import json
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -23,11 +26,12 @@ import cnnjax
 from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.data import datasets
+from cnnjax.data.augment import chain, views
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, explain, layers
 from cnnjax.explore.explain import explainer, heat_function
 from cnnjax.inference import export, sidecar
-from cnnjax.inference.model import Failure
+from cnnjax.inference.model import Failure, untrained
 from cnnjax.models import create_model
 from cnnjax.ops import cpu
 from cnnjax.runs.folder import Run
@@ -109,6 +113,77 @@ def test_numbers_and_dtypes_of_numpy_are_as_good_as_pythons(trained, tiny_data, 
     for dtype in (np.float16, "float16", 2, float):
         with pytest.raises(UserError, match="unknown dtype .*allowed: bfloat16, float32, int8"):
             trained.with_dtype(dtype)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_replaced_weights_count_after_a_prediction_with_the_first_ones(trained, tiny_data, paused):
+    images = datasets.load(tiny_data, "test").images[:5]
+    with cpu.chosen(not paused):
+        trained.predict(images), trained.features(images)
+        other = dataclasses.replace(trained, variables=jax.tree.map(lambda x: 2 * x, trained.variables))
+        logits = other.model.apply(other.variables, other.prepare(images))
+        found = [p.probabilities for p in other.predict(images)]
+        np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-4, atol=1e-6)
+        assert not np.allclose(other.features(images), trained.features(images))
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy", "copy"])
+@pytest.mark.parametrize("protocol", ["center", "mirror", "mirror_translate(pixels=1)"])
+def test_a_network_is_copied_after_its_predictions_as_before_them(tiny_run, tiny_data, way, protocol):
+    """Without what it has compiled, which points into this process."""
+    trained, images = (
+        cnnjax.load_run(tiny_run, protocol=protocol),
+        datasets.load(tiny_data, "test").images[:3],
+    )
+    fields = [field.name for field in dataclasses.fields(trained)]
+    through = {
+        "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+        "deepcopy": copy.deepcopy,
+        "copy": copy.copy,
+    }
+    before = through[way](trained)
+    wanted = [p.probabilities for p in trained.predict(images)], trained.features(images)
+    for other in (before, through[way](trained)):
+        assert list(vars(other)) == fields
+        found = [p.probabilities for p in other.predict(images)], other.features(images)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_views_of_several_sizes_are_pickled():
+    augment = chain.parse("center_crop(4)|scale", image_shape=(6, 6, 1))
+    protocol = views.parse("multi_scale(sides=(4, 6))", augment, (6, 6, 1))
+    assert pickle.loads(pickle.dumps(protocol)).input_shapes == protocol.input_shapes
+
+
+@pytest.mark.skipif(bool(cpu.lacks_int8()), reason=cpu.lacks_int8())
+def test_a_network_in_integers_is_not_copied_as_its_program_is_of_this_process():
+    for act in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(UserError, match="dtype=int8: .*with_dtype") as caught:
+            act(untrained("simple_cnn", "int8"))
+        assert "\n" not in str(caught.value)
+
+
+def test_other_threads_may_add_sizes_of_batches_during_a_prediction(tiny_run):
+    trained, ended, before = cnnjax.load_run(tiny_run), threading.Event(), sys.getswitchinterval()
+    images, sizes = np.zeros((2, *trained.image_shape), np.uint8), trained._sizes
+    sizes.update(range(100, 100_000))
+
+    def grow():
+        while not ended.is_set():
+            sizes.add(100_000)
+            sizes.discard(100_000)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    sys.setswitchinterval(1e-5)
+    try:
+        with cpu.paused():
+            for _ in range(50):
+                assert len(trained.predict(images)) == 2
+    finally:
+        sys.setswitchinterval(before)
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("layer", [None, "conv2"])

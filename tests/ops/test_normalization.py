@@ -14,8 +14,10 @@ from cnnjax.ops.activations import ACTIVATIONS, activation, relu
 from cnnjax.ops.normalization import (
     batch_norm_inference,
     batch_norm_train,
+    layer_norm,
     local_response_norm,
     local_response_norm_caffe,
+    scale_channels,
 )
 
 
@@ -56,10 +58,11 @@ def test_lrn_gradient_is_the_slope():
         np.testing.assert_allclose(gradient[..., c], (up - down) / 2e-5, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"n": 4}, {"n": 0}, {"k": 0.0}])
-def test_lrn_mistakes(options):
+@pytest.mark.parametrize("options", [{"n": 4}, {"n": 0}, {"n": -1}, {"k": 0.0}])
+@pytest.mark.parametrize("norm", [local_response_norm, local_response_norm_caffe])
+def test_lrn_mistakes(norm, options):
     with pytest.raises(UserError, match=next(iter(options))):
-        local_response_norm(jnp.ones((1, 1, 1, 3)), **options)
+        norm(jnp.ones((1, 1, 1, 3)), **options)
 
 
 def batch_norm_reference(x, scale, bias, epsilon=1e-5):
@@ -124,6 +127,31 @@ def test_bfloat16_in_and_out_with_float32_statistics():
     expected = batch_norm_reference(np.asarray(x, np.float64), np.ones(3), np.zeros(3))
     np.testing.assert_allclose(var, expected[2], rtol=1e-5)
     np.testing.assert_allclose(np.asarray(y, np.float64), expected[0], atol=2e-2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("vector", [jnp.float32, jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+def test_x_keeps_its_dtype_beside_vectors_of_another_one(dtype, vector, groups):
+    x, ones = normal((2, 3, 3, 4)), np.array([1.5, -0.5, 2.0, 1.0])
+    wanted = [batch_norm_reference(part, ones, ones)[0] for part in np.split(x, groups)]
+    layer = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * ones + ones
+    inference = (x - ones) / np.sqrt(abs(ones) + 1e-5) * ones + ones
+    tolerance = {jnp.float64: 1e-12, jnp.float32: 1e-5, jnp.bfloat16: 5e-2}[dtype]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        x, v = jnp.asarray(x, dtype), jnp.asarray(ones, vector)
+        y, mean, var = batch_norm_train(x, v, v, groups=groups)
+        assert mean.dtype == var.dtype == jnp.float32
+        for found, expected in (
+            (y, np.concatenate(wanted)),
+            (batch_norm_inference(x, v, v, v, abs(v)), inference),
+            (layer_norm(x, v, v), layer),
+            (scale_channels(x, v), x.astype(jnp.float64) * ones[None, None, None]),
+        ):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(np.float64(found), expected, rtol=tolerance, atol=tolerance)
+        slopes = jax.grad(lambda *a: batch_norm_train(*a, groups=groups)[0].sum(), argnums=(0, 1, 2))(x, v, v)
+        assert [slope.dtype for slope in slopes] == [dtype, vector, vector]
 
 
 def test_inference_with_the_batch_statistics_equals_training():

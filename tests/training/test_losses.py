@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
+from cnnjax.training.metrics import of_logits
 from cnnjax.training.steps import cross_entropy, masked_mean
 
 RNG = np.random.default_rng(0)
@@ -63,6 +64,19 @@ def test_large_logits_and_bfloat16_stay_finite_and_float32():
 def test_a_label_out_of_range_gives_nan(label):
     losses = cross_entropy(jnp.asarray(LOGITS[:2]), jnp.asarray([1, label]))
     assert np.isfinite(losses[0]) and np.isnan(losses[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.int32])
+def test_a_label_has_any_dtype_of_whole_numbers(dtype):
+    """200 classes are more than int8 counts."""
+    logits, label = RNG.normal(size=(3, 200)).astype(np.float32), jnp.asarray([0, 100, 127], dtype)
+    losses = cross_entropy(jnp.asarray(logits), label)
+    np.testing.assert_allclose(losses, reference(logits, np.eye(200)[[0, 100, 127]]), rtol=1e-5)
+    rows = of_logits(jnp.asarray(logits), label, losses)
+    order = (-logits).argsort(-1)
+    assert rows["top5"].tolist() == [own in order[i, :5] for i, own in enumerate((0, 100, 127))]
+    if jnp.issubdtype(dtype, jnp.signedinteger):
+        assert np.isnan(cross_entropy(jnp.asarray(logits), jnp.asarray([-3, -1, -128], dtype))).all()
 
 
 def test_masked_mean_counts_only_what_is_not_masked():

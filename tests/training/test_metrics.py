@@ -180,6 +180,23 @@ def test_counts_and_sums_are_exact_beyond_float32():
     assert result["ece"] == 1 - 2**24 / count
 
 
+@pytest.mark.parametrize("padding", [0.0, np.nan])
+def test_rows_of_a_padded_batch_are_scored_without_the_padding(padding):
+    """As `eval_step` gives them: JAX's arrays with a mask, in which float32 cannot sum these losses."""
+    whole = rows(np.random.default_rng(5).normal(size=(6, 4)).astype(np.float32), [0, 1, 2, 3, 0, 1])
+    whole["loss"] = np.asarray([2**24, 1, 1, 1, 0.5, 3], np.float32)
+    pad = {"label": 0, "prediction": 9, "confidence": padding, "loss": padding, "top5": True}
+    padded = {name: jnp.asarray([*values, pad[name]], values.dtype) for name, values in whole.items()}
+    padded |= {"mask": jnp.asarray([1.0] * 6 + [0.0]), "index": jnp.arange(7)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, wanted = metrics.compute(padded, 4), metrics.compute(whole, 4)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert found["loss"] == (2**24 + 6.5) / 6 and found["count"] == 6
+    np.testing.assert_array_equal(metrics.worst_mistakes(padded), metrics.worst_mistakes(whole))
+    np.testing.assert_array_equal(metrics.calibration(padded).count, metrics.calibration(whole).count)
+
+
 def test_rows_are_arrays_of_fixed_types():
     types = {name: values.dtype.name for name, values in rows(np.zeros((2, 3)), [0, 1]).items()}
     assert types == {
@@ -210,6 +227,7 @@ def test_the_interval_is_wilsons():
         (0, 20, 0.0, 0.1611),
     ):
         np.testing.assert_allclose(metrics.interval(hits, count), (low, high), atol=5e-5)
+    assert metrics.interval(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

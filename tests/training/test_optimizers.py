@@ -250,6 +250,24 @@ def test_ema_of_a_constant_is_that_constant():
     jax.tree.map(np.testing.assert_array_equal, ema_update(new, new, 0.999, 3), new)
 
 
+@pytest.mark.parametrize("update", ["ema", "swa"])
+@pytest.mark.parametrize("others", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_averages_keep_their_dtype_and_are_rounded_once(dtype, others, update):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        old = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(4))
+        new = jax.tree.map(lambda x: jnp.asarray(x, others), tree(5))
+        if update == "ema":
+            found, share = ema_update(old, new, 0.99, 5), 0.6
+        else:
+            found, share = swa_update(old, new, start=1, every=1, total=9, step=2), 1 / 3
+        for a, b, c in zip(*map(jax.tree.leaves, (found, old, new)), strict=True):
+            assert a.dtype == dtype
+            exact = np.float64(b) + share * (np.float64(c) - np.float64(b))
+            half = float(jnp.finfo(dtype).eps) / 2 + 1e-6
+            np.testing.assert_allclose(np.float64(a), exact, rtol=half, atol=1e-6)
+
+
 MISTAKES = [
     ("admaw", {}, r"^unknown optimizer 'admaw' \(did you mean 'adamw'\?\)"),
     ("sgd", {"weight_decay": -1.0}, "^weight_decay=-1.0 "),

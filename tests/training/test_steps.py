@@ -230,6 +230,28 @@ def test_frozen_normalizations_keep_their_statistics_and_normalize_by_them():
     assert np.any(found["norm2"]["mean"] != find(variables, {"image": image}, KEY)["norm2"]["mean"])
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, jnp.int64])
+def test_steps_have_one_set_of_dtypes_where_jax_has_64_bits(dtype):
+    state, tx = make_state(ema=True)
+    batch = make_batch([0, 3])
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        batch["label"] = jnp.arange(12).astype(dtype) % 3
+        gradient = functools.partial(batch_gradient, model=Linear(), augment=as_float)
+        step = functools.partial(
+            train_step, tx=tx, gradient=gradient, average=functools.partial(ema_update, decay=0.9)
+        )
+        new, metrics = jax.eval_shape(step, state, batch, KEY)
+        assert jax.tree.map(lambda x: x.dtype, new) == jax.tree.map(lambda x: x.dtype, state)
+        rows = jax.eval_shape(
+            functools.partial(
+                eval_step, model=Linear(), protocol=lambda apply, x: apply(x.astype(jnp.float32))
+            ),
+            state.variables,
+            batch,
+        )
+        assert {x.dtype.name for x in jax.tree.leaves((metrics, rows["loss"]))} == {"float32", "int32"}
+
+
 def test_an_evaluated_batch_has_a_row_for_each_example():
     state, _ = make_state()
     batch = make_batch([0, 3, 4])

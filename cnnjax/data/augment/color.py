@@ -43,7 +43,7 @@ def normalize(key: Key, batch: Batch, mean: PerChannel, std: PerChannel) -> Batc
 def _factors(key: Key, images: jax.Array, strength: float) -> jax.Array:
     """One factor an image, uniform in [max(0, 1 - strength), 1 + strength]: [B, 1, 1, 1]."""
     low = max(0.0, 1.0 - strength)
-    return jax.random.uniform(key, (len(images), 1, 1, 1), minval=low, maxval=1.0 + strength)
+    return jax.random.uniform(key, (len(images), 1, 1, 1), jnp.float32, low, 1.0 + strength)
 
 
 def _recoloured(batch: Batch, values: jax.Array) -> Batch:
@@ -58,7 +58,7 @@ def grey(images: jax.Array) -> jax.Array:
     if images.shape[-1] == 1:
         return images.astype(jnp.float32)
     if images.dtype != jnp.uint8:
-        return (images.astype(jnp.float32) @ jnp.asarray([0.299, 0.587, 0.114]))[..., None]
+        return (images.astype(jnp.float32) @ jnp.asarray([0.299, 0.587, 0.114], jnp.float32))[..., None]
     weights = jnp.asarray([19595, 38470, 7471], jnp.int32)  # in parts of 65536
     return ((images.astype(jnp.int32) @ weights + 32768) >> 16).astype(jnp.float32)[..., None]
 
@@ -117,14 +117,14 @@ def saturation(key: Key, batch: Batch, strength: float) -> Batch:
 def hue(key: Key, batch: Batch, hue: float) -> Batch:
     """Turns the colours of each image by an angle uniform in [-hue, hue] of the circle, in HSV."""
     images = batch["image"]
-    turn = jax.random.uniform(key, (len(images), 1, 1), minval=-hue, maxval=hue)
+    turn = jax.random.uniform(key, (len(images), 1, 1), jnp.float32, -hue, hue)
     values = images.astype(jnp.float32)
     red, green, blue = jnp.moveaxis(values, -1, 0)
     high, spread = values.max(-1), values.max(-1) - values.min(-1)
     safe = jnp.where(spread > 0, spread, 1)
     from_green = jnp.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     angle = jnp.where(high == red, (green - blue) / safe % 6, from_green) + 6 * turn
-    place = (jnp.asarray([[[[5.0, 3.0, 1.0]]]]) + angle[..., None]) % 6
+    place = (jnp.asarray([[[[5.0, 3.0, 1.0]]]], jnp.float32) + angle[..., None]) % 6
     ramp = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
     turned = high[..., None] - spread[..., None] * ramp
     nearest = jnp.round(turned) if images.dtype == jnp.uint8 else turned
@@ -148,6 +148,6 @@ def pca_color(key: Key, batch: Batch, strength: float, covariance: tuple[tuple[f
     """
     images = batch["image"]
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    alpha = strength * jax.random.normal(key, (len(images), len(values)))
+    alpha = strength * jax.random.normal(key, (len(images), len(values)), jnp.float32)
     shift = (alpha * values.astype(np.float32)[None]) @ vectors.T.astype(np.float32)
     return batch | {"image": _unit(images) + shift[:, None, None, :]}

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.image import scale_and_translate
 
 from cnnjax.data.augment.register import Arguments, Batch, Key, Shape, operation
@@ -38,7 +39,7 @@ def _flipped(images: jax.Array, flip: jax.Array) -> jax.Array:
 @operation()
 def mirror(key: Key, batch: Batch, probability: float = 0.5) -> Batch:
     """Flips each image left to right with this probability (Krizhevsky, Sutskever, Hinton 2012, 4.1)."""
-    flip = jax.random.bernoulli(key, float(probability), batch["image"].shape[:1])
+    flip = jax.random.bernoulli(key, np.float32(probability), batch["image"].shape[:1])
     return batch | {"image": _flipped(batch["image"], flip)}
 
 
@@ -50,7 +51,7 @@ def alternating_flip(key: Key, batch: Batch) -> Batch:
     Source: Jordan 2024, arXiv:2404.00498, section 3.6 (there a hash of the index; here a draw by it).
     """
     run_key = batch["run_key"]
-    first = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(run_key, index)))
+    first = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(run_key, index), np.float32(0.5)))
     return batch | {"image": _flipped(batch["image"], first(batch["index"]) ^ (batch["epoch"] % 2 == 1))}
 
 
@@ -67,11 +68,11 @@ def random_crop(key: Key, batch: Batch, size: Size, padding: int = 0, padding_mo
         mode = "constant" if padding_mode == "zero" else "reflect"
         images = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode)
     count, rows, columns, channels = images.shape
-    ends = jnp.array([[rows - height + 1, columns - width + 1]])
-    corners = jax.random.randint(key, (count, 2), 0, ends)
+    ends = jnp.array([[rows - height + 1, columns - width + 1]], jnp.int32)
+    corners = jax.random.randint(key, (count, 2), 0, ends, jnp.int32)
 
     def cut(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], jnp.int32(0)), (height, width, channels))
 
     return batch | {"image": jax.vmap(cut)(images, corners)}
 
@@ -124,9 +125,9 @@ def _rectangles(
 ) -> jax.Array:
     """float32 [B, 2], height and width of a rectangle for each image [B, H, W, C] of `shape`, in pixels."""
     count, height, width, _ = shape
-    part = jax.random.uniform(area_key, (count,), minval=area[0], maxval=area[1]) * height * width
-    low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
-    ratio = jnp.exp(jax.random.uniform(aspect_key, (count,), minval=low, maxval=high))
+    part = jax.random.uniform(area_key, (count,), jnp.float32, *area) * height * width
+    low, high = (jnp.log(jnp.float32(end)) for end in aspect)
+    ratio = jnp.exp(jax.random.uniform(aspect_key, (count,), jnp.float32, low, high))
     return jnp.stack([jnp.sqrt(part / ratio), jnp.sqrt(part * ratio)], -1)
 
 
@@ -150,7 +151,7 @@ def random_resized_crop(
     area_key, aspect_key, place_key = jax.random.split(key, 3)
     sides = jnp.asarray(images.shape[1:3], jnp.float32)[None]
     extent = jnp.minimum(_rectangles(area_key, aspect_key, images.shape, area, aspect), sides)
-    corner = jax.random.uniform(place_key, extent.shape) * (sides - extent)
+    corner = jax.random.uniform(place_key, extent.shape, jnp.float32) * (sides - extent)
     return batch | {"image": _windows(images, corner, extent, pair(size), antialias)}
 
 
@@ -163,11 +164,11 @@ def scale_jitter(key: Key, batch: Batch, size: Size, sides: Range = (256, 480)) 
     """
     images = batch["image"]
     side_key, place_key = jax.random.split(key)
-    side = jax.random.uniform(side_key, images.shape[:1], minval=sides[0], maxval=sides[1])
+    side = jax.random.uniform(side_key, images.shape[:1], jnp.float32, *sides)
     whole = jnp.asarray(images.shape[1:3], jnp.float32)[None]
     shrinking = (min(images.shape[1:3]) / side)[:, None]
     extent = jnp.minimum(jnp.asarray(pair(size), jnp.float32)[None] * shrinking, whole)
-    corner = jax.random.uniform(place_key, extent.shape) * (whole - extent)
+    corner = jax.random.uniform(place_key, extent.shape, jnp.float32) * (whole - extent)
     return batch | {"image": _windows(images, corner, extent, pair(size))}
 
 
@@ -181,11 +182,11 @@ def random_erasing(
     """
     images = batch["image"]
     area_key, aspect_key, place_key, chosen_key = jax.random.split(key, 4)
-    sides = jnp.asarray(images.shape[1:3])[None]
+    sides = jnp.asarray(images.shape[1:3], jnp.int32)[None]
     drawn = jnp.round(_rectangles(area_key, aspect_key, images.shape, area, aspect))
     extent = jnp.minimum(drawn.astype(jnp.int32), sides)
-    corner = jax.random.randint(place_key, extent.shape, 0, sides - extent + 1)
-    chosen = jax.random.bernoulli(chosen_key, float(probability), images.shape[:1])
+    corner = jax.random.randint(place_key, extent.shape, 0, sides - extent + 1, jnp.int32)
+    chosen = jax.random.bernoulli(chosen_key, np.float32(probability), images.shape[:1])
     hole = _box(images.shape, corner, extent) & chosen[:, None, None, None]
     return batch | {"image": jnp.where(hole, 0, images).astype(images.dtype)}
 
@@ -194,8 +195,8 @@ def random_erasing(
 def cutout(key: Key, batch: Batch, size: Size) -> Batch:
     """Sets a square centred on any pixel to 0, as far as it is inside (DeVries, Taylor 2017, 1708.04552)."""
     images = batch["image"]
-    extent = jnp.asarray(pair(size))[None]
-    centre = jax.random.randint(key, (images.shape[0], 2), 0, jnp.asarray(images.shape[1:3])[None])
+    extent, sides = (jnp.asarray(each, jnp.int32)[None] for each in (pair(size), images.shape[1:3]))
+    centre = jax.random.randint(key, (images.shape[0], 2), 0, sides, jnp.int32)
     hole = _box(images.shape, centre - extent // 2, extent)
     return batch | {"image": jnp.where(hole, 0, images).astype(images.dtype)}
 
@@ -203,7 +204,8 @@ def cutout(key: Key, batch: Batch, size: Size) -> Batch:
 def _box(shape: tuple[int, ...], corner: jax.Array, extent: jax.Array) -> jax.Array:
     """bool [B, H, W, 1]: true inside [corner, corner + extent) of each image."""
     end = corner + extent
-    row, column = jnp.arange(shape[1])[None, :, None], jnp.arange(shape[2])[None, None, :]
+    rows, columns = (jnp.arange(side, dtype=jnp.int32) for side in shape[1:3])
+    row, column = rows[None, :, None], columns[None, None, :]
     inside = (row >= corner[:, 0, None, None]) & (row < end[:, 0, None, None])
     inside &= (column >= corner[:, 1, None, None]) & (column < end[:, 1, None, None])
     return inside[..., None]

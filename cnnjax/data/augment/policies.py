@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax.data.augment.color import away_from, grey, grey_or_rgb_shape, mean_grey
 from cnnjax.data.augment.register import Batch, Key, operation
@@ -49,10 +50,10 @@ def rand_augment(key: Key, batch: Batch, magnitude: float = 0.3, count: int = 2)
     images, size = batch["image"], len(batch["image"])
     for one in jax.random.split(key, count):
         name_key, sign_key = jax.random.split(one)
-        chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
-        positive = jax.random.bernoulli(sign_key, 0.5, (size,))
-        amounts = _amounts(images.shape, chosen, jnp.full(size, magnitude), positive, "narrow")
-        images = apply(images, chosen, amounts)
+        chosen = jax.random.randint(name_key, (size,), 0, len(NAMES), jnp.int32)
+        positive = jax.random.bernoulli(sign_key, np.float32(0.5), (size,))
+        alike = jnp.full(size, magnitude, jnp.float32)
+        images = apply(images, chosen, _amounts(images.shape, chosen, alike, positive, "narrow"))
     return batch | {"image": images}
 
 
@@ -67,9 +68,9 @@ def trivial_augment(key: Key, batch: Batch, magnitude: float = 1.0) -> Batch:
         return batch
     images, size = batch["image"], len(batch["image"])
     name_key, sign_key, amount_key = jax.random.split(key, 3)
-    chosen = jax.random.randint(name_key, (size,), 0, len(NAMES))
-    drawn = jax.random.uniform(amount_key, (size,), maxval=float(magnitude))
-    positive = jax.random.bernoulli(sign_key, 0.5, (size,))
+    chosen = jax.random.randint(name_key, (size,), 0, len(NAMES), jnp.int32)
+    drawn = jax.random.uniform(amount_key, (size,), jnp.float32, 0.0, float(magnitude))
+    positive = jax.random.bernoulli(sign_key, np.float32(0.5), (size,))
     return batch | {"image": apply(images, chosen, _amounts(images.shape, chosen, drawn, positive, "wide"))}
 
 
@@ -144,8 +145,9 @@ def _autocontrast(counts: jax.Array) -> jax.Array:
 
     Of whole numbers, where Pillow's floating ones make about 1 level in 230 one lower.
     """
-    level = jnp.arange(256)
-    low, high = jnp.argmax(counts > 0), 255 - jnp.argmax(counts[::-1] > 0)
+    level = jnp.arange(256, dtype=jnp.int32)
+    first, last = (jnp.argmax(each > 0).astype(jnp.int32) for each in (counts, counts[::-1]))
+    low, high = first, 255 - last
     stretched = (level - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip(stretched, 0, 255), level)
 
@@ -153,10 +155,10 @@ def _autocontrast(counts: jax.Array) -> jax.Array:
 def _equalize(counts: jax.Array) -> jax.Array:
     """int32 [256]: the levels so that about as many pixels have each, with Pillow's whole numbers."""
     last = counts[255 - jnp.argmax(counts[::-1] > 0)]
-    step = (counts.sum() - last) // 255
-    below = jnp.cumsum(counts) - counts
+    step = (counts.sum(dtype=jnp.int32) - last) // 255
+    below = jnp.cumsum(counts, dtype=jnp.int32) - counts
     spread = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
-    return jnp.where((step > 0) & ((counts > 0).sum() > 1), spread, jnp.arange(256))
+    return jnp.where((step > 0) & ((counts > 0).sum() > 1), spread, jnp.arange(256, dtype=jnp.int32))
 
 
 def _blended(image: jax.Array, amounts: PerName) -> jax.Array:

@@ -5,6 +5,7 @@ A protocol is a call of literals: `center`, `mirror`, `mirror_translate(pixels=1
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -119,13 +120,14 @@ def mirror_translate(augment: Augmentation, image_shape: Shape, pixels: int = 1)
     most = min(shape[:2]) - 1
     if type(pixels) is not int or not 0 < pixels <= most:
         raise UserError(f"protocol=mirror_translate: pixels={pixels!r}; allowed: 1 to {most}")
-
-    def prepare(images: jax.Array) -> jax.Array:
-        margin = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
-        return jnp.pad(augment.preprocess(images), margin, "reflect")
-
+    prepare = functools.partial(_with_margin, augment, pixels)
     places = _both_ways((pixels, pixels), (0, 0), (2 * pixels, 2 * pixels))
     return (Views(prepare, identity, shape[:2], shape, places, (0.25, 0.125, 0.125) * 2),)
+
+
+def _with_margin(augment: Augmentation, pixels: int, images: jax.Array) -> jax.Array:
+    margin = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+    return jnp.pad(augment.preprocess(images), margin, "reflect")
 
 
 def ten_crop(augment: Augmentation, image_shape: Shape) -> tuple[Views, ...]:
@@ -153,13 +155,14 @@ def multi_scale(
         ratio, weights = side / min(height, width), (0.5 / len(sides),) * 2
         size = (round(height * ratio), round(width * ratio))
         shape = _shape_after(after, (*size, channels), "multi_scale")
-
-        def prepare(images: jax.Array) -> jax.Array:
-            return resize(before.preprocess(images), size)
-
+        prepare = functools.partial(_at_size, before, size)
         return Views(prepare, after.preprocess, size, shape, _both_ways((0, 0)), weights)
 
     return tuple(map(at, sides))
+
+
+def _at_size(augment: Augmentation, size: tuple[int, int], images: jax.Array) -> jax.Array:
+    return resize(augment.preprocess(images), size)
 
 
 PROTOCOLS: dict[str, Callable[..., tuple[Views, ...]]] = {
