@@ -28,11 +28,9 @@ def own_gpus(told: Mapping[str, str] = os.environ, devices: Path = Path("/dev"))
             count, index = _tasks(told, counts), _whole(told, place)
             gpus = visible_gpus(told, devices)
             bound = gpus <= _number(told, "SLURM_GPUS_PER_TASK") or gpus < _number(told, "SLURM_GPUS_ON_NODE")
-            return (
-                []
-                if (bound and program == "Slurm") or gpus < count
-                else share(gpus, index, count, f"{counts}={told[counts]}")
-            )
+            if gpus < count or (bound and program == "Slurm"):
+                return []
+            return share(gpus, index, count, f"{counts}={told[counts]}")
     return []
 
 
