@@ -17,6 +17,7 @@ from cnnjax.data import prepare
 from cnnjax.data.sources.source import ArraySource
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
+from cnnjax.explore.markup import Markup
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
@@ -270,8 +271,7 @@ def test_own_images_that_have_changed_are_told(split, colour, tmp_path, capsys):
     assert main.run(["evaluate", f"--workdir={run}", f"--split={other}", "--json"]) == 0
     if split == "test":
         assert main.run(["evaluate", f"--workdir={run}", f"--data=folder:{own}", "--json"]) == 0
-        report.write(run)
-        assert "No pictures" in (run / "report.html").read_text()
+        assert "No pictures" in report.gallery(Run.open(run), np.asarray([0]), [Markup("a mistake")])
 
 
 def test_a_run_without_a_record_is_not_used(colour, tmp_path, capsys):
