@@ -266,11 +266,12 @@ class StreamBatches(Batches):
 
     def _stream(self, start: int, stop: int) -> Generator[HostBatch]:
         """Host batches of the steps from start to stop, in order; a dead worker is an error that says so."""
-        ahead, threads = max(1, self._batches_ahead // max(1, self.num_workers)), num_cores()
+        ahead = max(1, self._batches_ahead // max(1, self.num_workers))
+        threads = num_cores() + 1  # where one waits for Python's lock, another has its core
         side_by_side = functools.partial(self._read, pool=read_pool(threads), threads=threads)
         steps = grain.MapDataset.range(start, stop).map(self._read if self.num_workers else side_by_side)
-        two = 1 if self.num_workers else min(2, ahead)  # so that the pool has work where one batch ends
-        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=two, prefetch_buffer_size=ahead))
+        at_once = 1 if self.num_workers else min(3, ahead)  # so that the pool has work where batches end
+        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=at_once, prefetch_buffer_size=ahead))
         if self.num_workers:
             flags.FLAGS.mark_as_parsed()  # grain's processes are given flags of its own
             options = grain.MultiprocessingOptions(num_workers=self.num_workers, per_worker_buffer_size=ahead)
