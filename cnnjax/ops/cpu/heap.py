@@ -77,6 +77,7 @@ def settled(compiled: jax.stages.Compiled) -> Callable:
         call = next(calls)
         if not large and (libc is None or call > SETTLING_STEPS):
             return compiled(*args)
+        jax.block_until_ready(args)  # what the first step is given may still be computed
         if libc is not None:
             end, before = time.perf_counter() + (LONGEST_WAIT if call else 0), place
             while abs((place := _place(libc, size)) - before) >= far and time.perf_counter() < end:
