@@ -53,6 +53,7 @@ def test_the_step_trains():
         ("jit(step)/jvp(Net)/dense1/dot_general", "dense"),
         ("jit(step)/jvp(Net)/head/cnnjax_dense", "dense"),
         ("jit(step)/jvp(Net)/norm1/mul", "normalization"),
+        ("jit(step)/jvp(Net)/stage1_block2/identity/mul", "normalization"),  # of RepVGG
         ("jit(step)/jvp()/cnnjax_max_pool", "pooling"),
         ("convolution.3", "convolution"),  # of XLA, without a name of JAX
         ("convert.3", "element-wise and copies"),

@@ -271,6 +271,8 @@ def test_own_images_that_have_changed_are_told(split, colour, tmp_path, capsys):
     assert main.run(["evaluate", f"--workdir={run}", f"--split={other}", "--json"]) == 0
     if split == "test":
         assert main.run(["evaluate", f"--workdir={run}", f"--data=folder:{own}", "--json"]) == 0
+        report.write(run)
+        assert "every test image is right" in (run / "report.html").read_text()
         assert "No pictures" in report.gallery(Run.open(run), np.asarray([0]), [Markup("a mistake")])
 
 

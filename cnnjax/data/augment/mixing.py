@@ -65,9 +65,8 @@ def mixup_or_cutmix(
     part = jax.random.beta(part_key, alpha, alpha, dtype=jnp.float32) if alpha else jnp.ones((), jnp.float32)
     inside = _rectangle(area_key, place_key, image.shape, cutmix_alpha) if cutmix_alpha else None
     kept = jnp.ones((1, 1, 1), jnp.float32) if inside is None else 1 - inside.astype(jnp.float32)
-    own = jnp.where(
-        jax.random.bernoulli(choice_key, np.float32(0.5)), part, kept
-    )  # the share of a pixel's own image
+    # The share of a pixel's own image.
+    own = jnp.where(jax.random.bernoulli(choice_key, np.float32(0.5)), part, kept)
     other = jax.random.permutation(partner_key, len(image))
     mixed = (own[None] * image + (1 - own[None]) * image[other]).astype(image.dtype)
     return batch | {"image": mixed, "label": _mixed_labels(batch, other, own.mean(), num_classes)}
