@@ -24,6 +24,7 @@ IMAGES = RNG.integers(0, 256, (4, 12, 10, 3), dtype=np.uint8)
 )
 def test_colour_jitter_is_pillows_enhancement(name, reference):
     factors = np.asarray(jax.random.uniform(KEY, (4, 1, 1, 1), minval=0.4, maxval=1.6)).ravel()
+    assert factors.min() >= 0.4 and factors.max() <= 1.6 and len(set(factors)) == 4
     apply = AUGMENTATIONS[name].apply
     out = on(apply, KEY, IMAGES, 0.6)
     assert out.dtype == jnp.uint8
