@@ -65,6 +65,13 @@ def test_the_cache_lies_at_home_unless_xdg_names_an_absolute_folder(tmp_path, mo
     assert Path(tmp_path / "xdg/cnnjax/mnist").is_dir()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a system without /proc")
+def test_files_that_tell_no_size_are_read_whole_or_refused():
+    assert read_file("/proc/self/cmdline") == Path("/proc/self/cmdline").read_bytes() != b""
+    with pytest.raises(UserError, match="it has 10 bytes; allowed: at most 9"):
+        read_file("/proc/self/cmdline", 9)
+
+
 def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside.json"
     inside.mkdir()

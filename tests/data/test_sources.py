@@ -1,11 +1,14 @@
 """Archives of images, bad images, prepared records: what is read, what is refused, what is left out."""
 
 import dataclasses
+import gc
 import io
 import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -88,6 +91,35 @@ def six(request, tmp_path) -> Source:
     files = {f"train/{name}": data for name, data in pictures(6).items()}
     source = load(f"folder:{write(tmp_path, 'folder', files)}", "train")
     return to_memory(source) if request.param == "arrays" else source
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_an_archive_is_closed_as_its_source_goes_or_as_python_ends_without_words(tmp_path, form):
+    files = pictures(6)
+    if form == "tar":
+        pairs = [{f"{i}.png": png, f"{i}.cls": b"%d" % (i % 2)} for i, png in enumerate(files.values())]
+        files = {name: data for pair in pairs for name, data in pair.items()}
+    path = write(tmp_path, "tar", files).resolve()
+
+    def descriptors() -> int:
+        return sum(os.path.realpath(file) == str(path) for file in Path("/proc/self/fd").iterdir())
+
+    source = load(f"{form}:{path}", "train")
+    assert source[0]["image"].shape == (6, 5, 3)
+    if Path("/proc/self/fd").exists():
+        assert descriptors() == 1
+        del source
+        gc.collect()
+        assert descriptors() == 0
+    code = f"""
+import numpy
+from cnnjax.data.datasets import load
+from cnnjax.data.sources import archive, webdataset
+numpy.kept = load("{form}:{path}", "train"), archive, webdataset  # as a library keeps what it has loaded
+numpy.kept[0][0]
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_subset_takes_positions_or_a_mask(six):

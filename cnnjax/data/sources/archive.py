@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,16 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error}); copy or download it again") from None
 
 
+def open_for(owner: object, path: Path) -> int:
+    """A descriptor that is closed as its owner goes; raises OSError.
+
+    Unlike by `__del__`, also where the interpreter ends and has nothing left to close it with.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(owner, os.close, descriptor).atexit = False  # threads may still read
+    return descriptor
+
+
 class Files:
     """The files below a folder, .zip or plain .tar, by name; a copy opens it anew.
 
@@ -84,7 +95,7 @@ class Files:
 
     def _opened(self) -> int:
         try:
-            return os.open(self.root, os.O_RDONLY)
+            return open_for(self, self.root)
         except OSError as error:
             raise UserError(f"{self.root}: cannot be read ({error.strerror})") from None
 
@@ -120,10 +131,6 @@ class Files:
         if len(data) != member.size or (member.crc is not None and isal_zlib.crc32(data) != member.crc):
             raise BadImage(f"{self.where(member)}: damaged in the archive; copy or download it again")
         return data
-
-    def __del__(self) -> None:
-        if self._archive is not None:
-            os.close(self._archive)
 
 
 def _kept(root: Path, members: Iterable[Row], folders: set[str], special: set[str]) -> Iterator[Row]:

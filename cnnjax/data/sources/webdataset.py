@@ -24,7 +24,7 @@ from cnnjax.data.decode import IMAGE_SUFFIXES, decode_image, read_header
 from cnnjax.data.files import allow_open, open_file, parse_json, raise_open_limit, read_lines
 from cnnjax.data.machine import num_cores
 from cnnjax.data.sources import sets, shards, tars
-from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, in_junk, is_junk
+from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, in_junk, is_junk, open_for
 from cnnjax.data.sources.layout import split_of
 from cnnjax.data.sources.members import Member, Members
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
@@ -130,10 +130,6 @@ class _Reader:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}}
 
-    def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
-
     def find(self, position: int) -> tuple[int, str, Member]:
         """The number of an image's tar, its name for messages, and where it is."""
         tar = bisect.bisect_right(self.ends, position)
@@ -146,9 +142,7 @@ class _Reader:
             raise BadImage(f"{what}: {member.size} bytes; allowed: at most {MOST_IMAGE_BYTES}")
         try:
             if tar not in self._open:
-                opened = os.open(self.files[tar], os.O_RDONLY)
-                if self._open.setdefault(tar, opened) != opened:  # another thread was first
-                    os.close(opened)
+                self._open[tar] = open_for(self, self.files[tar])
             data = os.pread(self._open[tar], member.size, member.offset)
         except OSError as error:
             raise BadImage(f"{what}: cannot be read ({error.strerror})") from None
