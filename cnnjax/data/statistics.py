@@ -125,7 +125,7 @@ def inspect(
 def _of_any_size(source: Source, index: int) -> Example:
     if not isinstance(source, FileSource):
         return source[index]
-    image, label, what = source.read(int(source.positions[index]))
+    image, label, what = source.read(int(source.positions[index]), None)
     check_label(label, source.num_classes, what)
     return {"image": image, "label": label}
 

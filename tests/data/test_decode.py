@@ -274,6 +274,31 @@ def test_jpegs_that_begin_alike_are_read_as_each_alone(channels):
                 np.testing.assert_array_equal(decode(b"1234" + each, 4, name, out), expected, name)
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("shape", [(24, 24), (24, 32), (32, 18), (16, 36), (48, 48), (10, 10)])
+def test_a_square_is_the_same_decoded_to_given_memory(shape, channels):
+    kinds = {
+        "plain": encoded(photo(*shape), "JPEG"),
+        "grey": encoded(photo(*shape), "JPEG", "L"),
+        "progressive": encoded(photo(*shape), "JPEG", progressive=True),
+        "png": encoded(photo(*shape), "PNG"),
+        **{
+            f"turned {n}": inserted(2, segment(0xE1, exif(n)), data=encoded(photo(*shape), "JPEG"))
+            for n in (3, 6, 7)
+        },
+    }
+    for name, data in kinds.items():
+        expected = decode_image(data, name, channels, fast(24))
+        out = np.zeros((24, 24, channels), np.uint8)
+        found = decode_image(data, name, channels, fast(24), out)
+        np.testing.assert_array_equal(found, expected, name)
+        for other in ((12, 48, channels), (24, 24, 4 - channels), (24, 24)):  # which do not fit
+            found = decode_image(data, name, channels, fast(24), np.zeros(other, np.uint8))
+            np.testing.assert_array_equal(found, expected, name)
+        if name == "plain" and channels == 3 and shape[0] >= 24:  # not copied
+            assert np.may_share_memory(decode_image(data, name, channels, fast(24), out), out)
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 500), (500, 1), (2, 60), (9, 300), (15, 15), (17, 33), (64, 50), (300, 400), (601, 420)]
 )

@@ -111,7 +111,7 @@ def test_a_label_without_a_name_is_no_class_of_a_network_either(label, names):
     """Labels of TFDS are known as they are read: first they are checked, then taken to another's classes."""
     labels, image = [0, label, 1], np.zeros((4, 4, 3), np.uint8)
     facts = "", None, ("a", "b"), "pets", "test", image.shape
-    own = FileSource(lambda i: (image, labels[i], f"record {i}"), 3, np.arange(3), *facts)
+    own = FileSource(lambda i, _: (image, labels[i], f"record {i}"), 3, np.arange(3), *facts)
     source = with_classes(own, names)
     assert [source.class_names[source[i]["label"]] for i in (0, 2)] == ["a", "b"]
     words = f"record 1: label {label} is out of range; allowed: 0 to 1"

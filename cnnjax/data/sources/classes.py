@@ -95,7 +95,9 @@ def unknown_classes(problem: str, theirs: Sequence[str], class_names: Sequence[s
     return UserError(f"{problem}; allowed: {listed(class_names)}; here: {listed(theirs)}{hint}")
 
 
-def _relabel(read: Reader, table: np.ndarray, *position: object) -> tuple[np.ndarray, int, str]:
-    image, label, what = read(*position)
+def _relabel(
+    read: Reader, table: np.ndarray, position: int, out: np.ndarray | None
+) -> tuple[np.ndarray, int, str]:
+    image, label, what = read(position, out)
     check_label(label, len(table), what)  # before it is another one
     return image, int(table[label]), what

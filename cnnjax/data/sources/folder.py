@@ -63,8 +63,13 @@ def _header(files: Files, places: np.ndarray, position: int) -> Shape:
 
 
 def _read(
-    files: Files, places: np.ndarray, labels: np.ndarray, decode: Callable[..., np.ndarray], position: int
+    files: Files,
+    places: np.ndarray,
+    labels: np.ndarray,
+    decode: Callable[..., np.ndarray],
+    position: int,
+    out: np.ndarray | None,
 ) -> tuple[np.ndarray, int, str]:
     member = files.members[int(places[position])]
     what, data = files.where(member), files.read(member)
-    return decode(data, what), int(labels[position]), what
+    return decode(data, what, out=out), int(labels[position]), what

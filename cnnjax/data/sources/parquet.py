@@ -169,9 +169,10 @@ class _Reader:
         height, width, channels = read_header(*self._encoded(position))
         return height, width, self.channels or channels
 
-    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
+    def __call__(self, position: int, out: np.ndarray | None) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)
-        return decode_image(data, what, self.channels or 3, self.recipe), int(self.labels[position]), what
+        image = decode_image(data, what, self.channels or 3, self.recipe, out)
+        return image, int(self.labels[position]), what
 
 
 def _opened(path: Path) -> "parquet.ParquetFile":

@@ -91,7 +91,6 @@ def read_split(folder: Path, split: str, name: str) -> FileSource:
         name=name,
         split=split,
         shape=shape,
-        into=True,
     )
 
 

@@ -170,7 +170,8 @@ class ArraySource:
         return dataclasses.replace(self, images=images, labels=labels, split=split or self.split)
 
 
-Reader = Callable[..., tuple[np.ndarray, int, str]]  # position -> image uint8 [H, W, C], label, its name
+# Position, and memory to decode to if that can be -> image uint8 [H, W, C], label, its name.
+Reader = Callable[[int, np.ndarray | None], tuple[np.ndarray, int, str]]
 Header = Callable[[int], Shape]  # position -> what its image has, without reading the pixels
 
 
@@ -190,7 +191,6 @@ class FileSource:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     header: Header | None = None  # given if `shape` is not
-    into: bool = False  # whether `read` also takes an image's memory, to decode to if it can
 
     @property
     def num_classes(self) -> int:
@@ -199,7 +199,7 @@ class FileSource:
     @property
     def image_shape(self) -> Shape:
         if self.shape is None:
-            self.read(0)  # says what is wrong with it
+            self.read(0, None)  # says what is wrong with it
             raise UserError(f"{self.name}: no image has a header that can be read")
         return self.shape
 
@@ -217,7 +217,7 @@ class FileSource:
     def example(self, index: int, out: np.ndarray | None = None) -> Example:
         """The image and its class; the image may be decoded to `out`, uint8 [H, W, C] and contiguous."""
         position = int(self.positions[index])
-        image, label, what = self.read(position, out) if self.into else self.read(position)
+        image, label, what = self.read(position, out)
         if image.shape != self.image_shape:
             here, others = ("x".join(map(str, shape)) for shape in (image.shape, self.image_shape))
             raise BadImage(f"{what}: {here} pixels, other images have {others}; give one size= for all")

@@ -153,7 +153,12 @@ def _record(records: Sequence[dict], where: str, position: int) -> tuple[dict, s
 
 
 def _read_record(
-    records: Sequence[dict], where: str, channels: int, recipe: Recipe | None, position: int
+    records: Sequence[dict],
+    where: str,
+    channels: int,
+    recipe: Recipe | None,
+    position: int,
+    out: np.ndarray | None,
 ) -> tuple[np.ndarray, int, str]:
     record, what = _record(records, where, position)
-    return decode_image(record["image"], what, channels, recipe), int(record["label"]), what
+    return decode_image(record["image"], what, channels, recipe, out), int(record["label"]), what

@@ -154,9 +154,9 @@ class _Reader:
         """[H, W, 3] of an image, from its header."""
         return *read_header(*self._encoded(position))[:2], 3
 
-    def __call__(self, position: int) -> tuple[np.ndarray, int, str]:
+    def __call__(self, position: int, out: np.ndarray | None) -> tuple[np.ndarray, int, str]:
         data, what = self._encoded(position)
-        return self.decode(data, what), int(self.labels[position]), what
+        return self.decode(data, what, out=out), int(self.labels[position]), what
 
 
 def _read_tar(path: Path) -> tuple[Members, np.ndarray, int]:
