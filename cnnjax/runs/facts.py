@@ -6,6 +6,7 @@ evaluates or uses the run loads them, so that other images are seen as the run's
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cnnjax.data.sources.classes import known_as, numbered
 from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Listed, Shape, Source, numbered_names
 from cnnjax.data.statistics import channel_statistics
-from cnnjax.errors import UserError, listed
+from cnnjax.errors import UserError, listed, visible
 from cnnjax.models import Preset
 from cnnjax.models.variants import preset_augment
 from cnnjax.runs.checkpoints import Checkpoints
@@ -97,8 +98,19 @@ def _read(data: DataFacts, file: Path) -> Facts:
         recipe = recipes.read(data["recipe"]) if "recipe" in data else _before_recipes(shape)
         if recipe.shape != shape[:2]:
             raise UserError(f"the recipe gives {recipe.shape}, data.image_shape is {list(shape)}")
+    _warn_of_draws(augment, file)
     known = data.get("statistics")
     return Facts(tuple(data["class_names"]), shape, augment, recipe, None if known is None else {**known})
+
+
+def _warn_of_draws(augment: Augmentation, file: Path) -> None:
+    """Warns if a file has an augmentation for evaluation that draws, which earlier versions allowed."""
+    if steps := augment.training_only:
+        problem = f"{file}: evaluation draws at random ({listed(steps)})"
+        warnings.warn(
+            visible(f"{problem}; answers depend on an image's place in its batch, scores on eval_batch_size"),
+            stacklevel=1,
+        )
 
 
 def _before_recipes(shape: Shape) -> Recipe:
@@ -114,6 +126,7 @@ def of_run(run: Run) -> Facts:
     if not run.read_json("record.json"):
         raise UserError(f"{run.path / 'record.json'} is missing; restore it, or train again")
     facts = of_images(run.config(), load_split(run.config(), "train"))
+    _warn_of_draws(facts.eval_augment, run.path / "config.json")
     return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 
 
@@ -211,6 +224,7 @@ def of_weights(
     recipe = preset_recipe(found.preset, margin="center_crop" in spec)
     shape = (*recipe.shape, found.preset.input_size[2])
     parsed = augment_lib.parse(spec, image_shape=shape, mean=mean, std=std)
+    check_eval(parsed)
     return Facts(names, shape, parsed, recipe, None)
 
 
@@ -237,12 +251,16 @@ def parse_augment(
         augment = augment_lib.parse(spec, image_shape=image_shape, num_classes=num_classes, **facts)
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
-    if split == "eval" and augment.training_only:
+    return augment
+
+
+def check_eval(augment: Augmentation) -> None:
+    """Raises a UserError if evaluation draws: an answer must not depend on an image's place in its batch."""
+    if augment.training_only:
         raise UserError(
             f"config.augment.eval={augment.spec!r}: {augment.training_only[0]} is for training; remove it "
             "(config.eval_protocol=mirror averages both views)"
         )
-    return augment
 
 
 def statistics(config: ConfigDict, source: Source) -> Statistics:

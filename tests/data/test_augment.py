@@ -172,7 +172,7 @@ def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     op, chain = AUGMENTATIONS[name], chain_of(name)
     assert set(op.parameters) <= set(ARGUMENTS)
     assert op.apply.__doc__
-    assert chain.training_only == ((name,) if op.needs else ())
+    assert chain.training_only == ((name,) if op.draws or op.needs else ())
     row = jax.ShapeDtypeStruct((2,), jnp.int32)
     batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), "label": row, "index": row, "epoch": row}
     out = jax.eval_shape(chain, jax.random.key(0), batch | {"run_key": jax.random.key(0)})

@@ -334,6 +334,27 @@ def test_a_resumed_run_keeps_the_normalization_that_it_began_with(colour, tmp_pa
     assert build(other, workdir=run).facts == build(other).facts  # no resumption
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_of_an_earlier_version_that_draws_in_evaluation_is_read_with_a_warning(
+    recorded, colour, tmp_path
+):
+    run, _ = copy_of(colour, tmp_path)
+    record = json.loads((run / "record.json").read_text())
+    own = record["data"]["eval_augment"]
+    record["data"] = record["data"] | {"eval_augment": f"mirror(probability=0.5)|{own}"} if recorded else {}
+    (run / "record.json").write_text(json.dumps(record))
+    values = json.loads((run / "config.json").read_text())
+    values["augment"]["eval"] = "mirror|normalize"
+    (run / "config.json").write_text(json.dumps(values))
+    place = r"record\.json" if recorded else r"config\.json"
+    for use in (cnnjax.evaluate, cnnjax.load_run):
+        with pytest.warns(UserWarning, match=rf"{place}: evaluation draws at random \(mirror\)"):
+            use(run)
+    if recorded:
+        with pytest.warns(UserWarning, match="draws at random"):
+            build(Run.open(run).config(), workdir=run)
+
+
 def test_fine_tuning_keeps_the_normalization_of_the_weights_and_refuses_their_head(colour, tmp_path):
     names = ("green", "violet", "red")
     data = tree(tmp_path, names, train=pictures(names, 66, seed=1), test=pictures(names, 9, seed=1))

@@ -28,8 +28,8 @@ class Augmentation:
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """The steps that need more of a batch than its images."""
-        return tuple(name for name, _ in self.steps if AUGMENTATIONS[name].needs)
+        """The steps that draw, or need more of a batch than its images."""
+        return tuple(name for name, _ in self.steps if (step := AUGMENTATIONS[name]).draws or step.needs)
 
     def __call__(self, key: Key, batch: Batch) -> Batch:
         images = jnp.asarray(batch["image"])
