@@ -19,6 +19,7 @@ from cnnjax.data import datasets
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import Augmentation, explicit_spec
+from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.data.files import expanded, read_lines
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
@@ -261,6 +262,19 @@ def check_eval(augment: Augmentation) -> None:
             f"config.augment.eval={augment.spec!r}: {augment.training_only[0]} is for training; remove it "
             "(config.eval_protocol=mirror averages both views)"
         )
+
+
+def check_alike(train: Augmentation, evaluation: Augmentation) -> None:
+    """Raises a UserError if a new run would not normalize images in evaluation as it does in training."""
+    wanted, given = train.normalization, evaluation.normalization
+    if wanted is given or (wanted is not None and given is not None and np.allclose(wanted, given)):
+        return
+    names = ((call, call.partition("(")[0]) for call in train.spec.split("|"))
+    call = next((call for call, name in names if AUGMENTATIONS[name].gives == "normalized"), "scale")
+    problem = (
+        f"config.augment.eval={evaluation.spec!r} does not normalize as config.augment.train={train.spec!r}"
+    )
+    raise UserError(f"{problem}; a network must see images as it was trained on them: write {call} there too")
 
 
 def statistics(config: ConfigDict, source: Source) -> Statistics:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax.data.augment import color, geometry, mixing, policies  # noqa: F401 - they register themselves
 from cnnjax.data.augment.register import ANY, ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Key, Shape
@@ -30,6 +31,21 @@ class Augmentation:
     def training_only(self) -> tuple[str, ...]:
         """The steps that draw, or need more of a batch than its images."""
         return tuple(name for name, _ in self.steps if (step := AUGMENTATIONS[name]).draws or step.needs)
+
+    @property
+    def normalization(self) -> np.ndarray | None:
+        """float32 [2, C]: mean and std on the scale 0..1 of `normalize`, 0 and 1 without it.
+
+        None if another step normalizes.
+        """
+        if [name for name, _ in self.steps if AUGMENTATIONS[name].gives == "normalized"] not in (
+            [],
+            ["normalize"],
+        ):
+            return None
+        values = {"mean": 0.0, "std": 1.0, **dict(dict(self.steps).get("normalize", ()))}
+        rows = (np.asarray(values[name], np.float32) for name in ("mean", "std"))
+        return np.stack([np.broadcast_to(row, self.output_shape[2:]) for row in rows])
 
     def __call__(self, key: Key, batch: Batch) -> Batch:
         images = jnp.asarray(batch["image"])
