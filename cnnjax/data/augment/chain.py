@@ -98,13 +98,19 @@ def _write_call(name: str, arguments: Arguments) -> str:
 
 
 def _complete(name: str, arguments: Arguments, facts: Arguments) -> dict[str, Any]:
-    """All arguments: as given, else the default, else the fact of the data set that has the same name."""
+    """All arguments: as given, else the default, else the fact of the data set that has the same name.
+
+    Statistics may be given others than the data set's; the number of classes may not.
+    """
     full = {}
     for argument, parameter in AUGMENTATIONS[name].parameters.items():
         value = arguments.get(argument, parameter.default)
         if value is parameter.empty and argument not in facts:
             raise UserError(f"augmentation {name}: {argument} is missing; allowed: {ARGUMENTS[argument][1]}")
         full[argument] = facts[argument] if value is parameter.empty else value
+        if argument == "num_classes" and full[argument] != (own := facts.get(argument, value)):
+            given = f"augmentation {name}: num_classes = {value}"
+            raise UserError(f"{given}; allowed: {own}, as the data set has; leave it out")
     return full
 
 
