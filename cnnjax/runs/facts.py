@@ -216,7 +216,13 @@ def of_weights(
         counts = f"its head has {num_classes} classes but {len(names)} names"
         raise UserError(f"{found.source}: {counts}; give all names in a file as class_names, one per line")
     if found.data:
-        return dataclasses.replace(_read(found.data, Path(found.source)), class_names=names)
+        own = dataclasses.replace(_read(found.data, Path(found.source)), class_names=names)
+        if augment in ("", found.data["eval_augment"]):
+            return own
+        known = dict(dict(own.eval_augment.steps).get("normalize", ())) or {"mean": mean, "std": std}
+        parsed = augment_lib.parse(augment, image_shape=own.image_shape, **known)
+        check_eval(parsed)
+        return dataclasses.replace(own, eval_augment=parsed)
     if found.preset.mean is None and not augment:
         problem = "the mean and std of its images are unknown"
         advice = "`cnnjax weights import` takes --config.augment.eval='normalize(mean=..., std=...)'"
