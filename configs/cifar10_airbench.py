@@ -8,8 +8,8 @@ falls linearly to 7 %. Every image is flipped in every other epoch. Views at tes
 shifted by a pixel.
 
 Deviations from the script: an exponential average of the weights replaces Lookahead, the rate starts at 0
-instead of 20 %, the bias of the whitening convolution trains to the end, and the last batch of an epoch is
-filled up from the next one.
+instead of 20 %, the bias of the whitening convolution trains to the end, and the last step of an epoch is on
+the images that are left, where the script drops them.
 
   cnnjax train --config=configs/cifar10_airbench.py --workdir=runs/airbench
 """

@@ -30,6 +30,8 @@ from cnnjax.ops import cpu
 from cnnjax.runs.facts import (
     Facts,
     begun,
+    check_alike,
+    check_eval,
     check_head,
     of_images,
     of_resumed,
@@ -250,6 +252,9 @@ def build(
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics
     augment = parse_augment(config, "train", shape, classes, known)
+    if not before:  # a run of an earlier version ends as it began
+        check_eval(eval_augment)
+        check_alike(augment, eval_augment)
     with errors_name_fields("eval_protocol"):
         protocol = views.parse(config.eval_protocol, eval_augment, shape)
     model = _model(config, classes, groups)

@@ -6,6 +6,7 @@ evaluates or uses the run loads them, so that other images are seen as the run's
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cnnjax.data import datasets
 from cnnjax.data import recipe as recipes
 from cnnjax.data.augment import chain as augment_lib
 from cnnjax.data.augment.chain import Augmentation, explicit_spec
+from cnnjax.data.augment.register import AUGMENTATIONS
 from cnnjax.data.files import expanded, read_lines
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
@@ -25,7 +27,7 @@ from cnnjax.data.sources.classes import known_as, numbered
 from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Listed, Shape, Source, numbered_names
 from cnnjax.data.statistics import channel_statistics
-from cnnjax.errors import UserError, listed
+from cnnjax.errors import UserError, listed, visible
 from cnnjax.models import Preset
 from cnnjax.models.variants import preset_augment
 from cnnjax.runs.checkpoints import Checkpoints
@@ -97,8 +99,19 @@ def _read(data: DataFacts, file: Path) -> Facts:
         recipe = recipes.read(data["recipe"]) if "recipe" in data else _before_recipes(shape)
         if recipe.shape != shape[:2]:
             raise UserError(f"the recipe gives {recipe.shape}, data.image_shape is {list(shape)}")
+    _warn_of_draws(augment, file)
     known = data.get("statistics")
     return Facts(tuple(data["class_names"]), shape, augment, recipe, None if known is None else {**known})
+
+
+def _warn_of_draws(augment: Augmentation, file: Path) -> None:
+    """Warns if a file has an augmentation for evaluation that draws, which earlier versions allowed."""
+    if steps := augment.training_only:
+        problem = f"{file}: evaluation draws at random ({listed(steps)})"
+        warnings.warn(
+            visible(f"{problem}; answers depend on an image's place in its batch, scores on eval_batch_size"),
+            stacklevel=1,
+        )
 
 
 def _before_recipes(shape: Shape) -> Recipe:
@@ -114,6 +127,7 @@ def of_run(run: Run) -> Facts:
     if not run.read_json("record.json"):
         raise UserError(f"{run.path / 'record.json'} is missing; restore it, or train again")
     facts = of_images(run.config(), load_split(run.config(), "train"))
+    _warn_of_draws(facts.eval_augment, run.path / "config.json")
     return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 
 
@@ -202,7 +216,13 @@ def of_weights(
         counts = f"its head has {num_classes} classes but {len(names)} names"
         raise UserError(f"{found.source}: {counts}; give all names in a file as class_names, one per line")
     if found.data:
-        return dataclasses.replace(_read(found.data, Path(found.source)), class_names=names)
+        own = dataclasses.replace(_read(found.data, Path(found.source)), class_names=names)
+        if augment in ("", found.data["eval_augment"]):
+            return own
+        known = dict(dict(own.eval_augment.steps).get("normalize", ())) or {"mean": mean, "std": std}
+        parsed = augment_lib.parse(augment, image_shape=own.image_shape, **known)
+        check_eval(parsed)
+        return dataclasses.replace(own, eval_augment=parsed)
     if found.preset.mean is None and not augment:
         problem = "the mean and std of its images are unknown"
         advice = "`cnnjax weights import` takes --config.augment.eval='normalize(mean=..., std=...)'"
@@ -211,6 +231,7 @@ def of_weights(
     recipe = preset_recipe(found.preset, margin="center_crop" in spec)
     shape = (*recipe.shape, found.preset.input_size[2])
     parsed = augment_lib.parse(spec, image_shape=shape, mean=mean, std=std)
+    check_eval(parsed)
     return Facts(names, shape, parsed, recipe, None)
 
 
@@ -237,12 +258,29 @@ def parse_augment(
         augment = augment_lib.parse(spec, image_shape=image_shape, num_classes=num_classes, **facts)
     except UserError as error:
         raise UserError(f"config.augment.{split}: {error}") from None
-    if split == "eval" and augment.training_only:
+    return augment
+
+
+def check_eval(augment: Augmentation) -> None:
+    """Raises a UserError if evaluation draws: an answer must not depend on an image's place in its batch."""
+    if augment.training_only:
         raise UserError(
             f"config.augment.eval={augment.spec!r}: {augment.training_only[0]} is for training; remove it "
             "(config.eval_protocol=mirror averages both views)"
         )
-    return augment
+
+
+def check_alike(train: Augmentation, evaluation: Augmentation) -> None:
+    """Raises a UserError if a new run would not normalize images in evaluation as it does in training."""
+    wanted, given = train.normalization, evaluation.normalization
+    if wanted is given or (wanted is not None and given is not None and np.allclose(wanted, given)):
+        return
+    names = ((call, call.partition("(")[0]) for call in train.spec.split("|"))
+    call = next((call for call, name in names if AUGMENTATIONS[name].gives == "normalized"), "scale")
+    problem = (
+        f"config.augment.eval={evaluation.spec!r} does not normalize as config.augment.train={train.spec!r}"
+    )
+    raise UserError(f"{problem}; a network must see images as it was trained on them: write {call} there too")
 
 
 def statistics(config: ConfigDict, source: Source) -> Statistics:

@@ -54,7 +54,8 @@ def train_together(
         raise UserError(f"runs are trained together on one device, not on {experiments[0].mesh.size}")
     if len({explicit_spec(experiment.augment) for experiment in experiments}) > 1:
         problem = "need one normalization, but that of this data set is computed from the images of each seed"
-        raise UserError(f"runs trained together {problem}; write mean and std into config.augment.train")
+        advice = "write mean and std into config.augment.train and config.augment.eval"
+        raise UserError(f"runs trained together {problem}; {advice}")
     progress = progress or Progress()
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu.chosen(first.cpu_kernels))

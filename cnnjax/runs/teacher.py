@@ -66,7 +66,7 @@ def make_teacher(
     given, wanted = augment.output_shape, known.eval_augment.output_shape
     if given[2] != wanted[2]:
         raise UserError(f"{FIELD}: {source} takes images with {wanted[2]} channels, these have {given[2]}")
-    (mean, std), (own_mean, own_std) = (_pixels(each, given[2]) for each in (augment, known.eval_augment))
+    (mean, std), (own_mean, own_std) = map(_pixels, (augment, known.eval_augment))
     affine = jnp.asarray(std / own_std), jnp.asarray((mean - own_mean) / own_std)
     columns = _columns(source, known.class_names, facts.class_names)
     record = {"source": it.name, "fingerprint": fingerprint(it.variables)}
@@ -111,17 +111,13 @@ def _read(distill: str) -> tuple[str, float, float]:
     return teacher, values["alpha"], values["temperature"]
 
 
-def _pixels(augment: Augmentation, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation, float32 [C] on the scale 0..1, by which pixels are normalized."""
-    steps = dict(augment.steps)
-    if not {"normalize", "scale"} & steps.keys():
+def _pixels(augment: Augmentation) -> np.ndarray:
+    """Mean and standard deviation, float32 [2, C] on the scale 0..1, by which pixels are normalized."""
+    if (rows := augment.normalization) is None:
         raise UserError(
             f"{FIELD}: {augment.spec!r} must have normalize or scale, so that a teacher can see the images"
         )
-    values = dict(steps["normalize"]) if "normalize" in steps else {"mean": 0.0, "std": 1.0}
-    rows = (np.broadcast_to(np.asarray(values[name], np.float32), (channels,)) for name in ("mean", "std"))
-    mean, std = rows
-    return mean, std
+    return rows
 
 
 def _columns(source: str, known: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[int, ...]:

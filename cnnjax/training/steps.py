@@ -14,6 +14,7 @@ from flax.typing import Collection, VariableDict
 from jax.sharding import Sharding
 
 from cnnjax.data.augment.register import Batch
+from cnnjax.errors import UserError
 from cnnjax.models import init_variables, stream_key
 from cnnjax.training.metrics import of_logits
 from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
@@ -295,8 +296,11 @@ def cross_entropy(logits: jax.Array, label: jax.Array, label_smoothing: float = 
     `label` is int [B], or float [B, K] whose rows sum to one (mixed or soft labels); an integer outside
     0..K-1 gives NaN, so that wrong data are noticed and not learned. Label smoothing spreads epsilon / K over
     all K classes, the true one included (Szegedy et al. 2015, arXiv 1512.00567, section 7): the target is
-    (1 - epsilon) * label + epsilon / K, 0 <= epsilon < 1.
+    (1 - epsilon) * label + epsilon / K, 0 <= epsilon < 1. Raises UserError for labels of another shape.
     """
+    if label.shape not in (logits.shape, logits.shape[:-1]):
+        given = f"labels of shape {label.shape} do not fit logits of shape {logits.shape}"
+        raise UserError(f"{given}; allowed: whole numbers {logits.shape[:-1]}, or rows {logits.shape}")
     logits = logits.astype(jnp.float32)
     if label.ndim == logits.ndim:
         of_label = optax.softmax_cross_entropy(logits, label.astype(jnp.float32))

@@ -172,7 +172,7 @@ def test_every_operation_has_checked_arguments_and_says_its_shape(name):
     op, chain = AUGMENTATIONS[name], chain_of(name)
     assert set(op.parameters) <= set(ARGUMENTS)
     assert op.apply.__doc__
-    assert chain.training_only == ((name,) if op.needs else ())
+    assert chain.training_only == ((name,) if op.draws or op.needs else ())
     row = jax.ShapeDtypeStruct((2,), jnp.int32)
     batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8), "label": row, "index": row, "epoch": row}
     out = jax.eval_shape(chain, jax.random.key(0), batch | {"run_key": jax.random.key(0)})
@@ -313,3 +313,15 @@ def test_errors_name_the_operation_the_value_and_what_is_allowed(spec, words):
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, each in AUGMENTATIONS.items() if "num_classes" in each.parameters]
+)
+@pytest.mark.parametrize("given", [1, 2, 4, 20])
+def test_another_number_of_classes_than_the_data_has_is_refused(name, given):
+    """With 1 the labels were spread over all logits; a wrong mean or std is the user's choice."""
+    with pytest.raises(UserError, match=rf"{name}: num_classes = {given}; allowed: 3, as the data set has"):
+        parse(f"scale|{name}(num_classes={given})", image_shape=(8, 8, 3), num_classes=3)
+    for known in (3, None):
+        parse(f"scale|{name}(num_classes=3)", image_shape=(8, 8, 3), num_classes=known)

@@ -1,6 +1,7 @@
 """RandAugment and TrivialAugment beside Pillow on real pictures; the alternating flip; what all promise."""
 
 import itertools
+import re
 import subprocess
 import sys
 
@@ -119,9 +120,11 @@ def test_a_run_trains_with_the_alternating_flip_and_evaluates_without(tiny_confi
     tiny_config.augment.train = "alternating_flip|normalize"
     tiny_config.total_epochs = 1.0
     assert np.isfinite(train.train(tiny_config, tmp_path).test["loss"])
-    tiny_config.augment.eval = "alternating_flip|normalize"
-    with pytest.raises(UserError, match="alternating_flip is for training"):
-        experiment.build(tiny_config)
+    for call in ("alternating_flip", "mirror", "random_crop(8, padding=2)", "scale|mixup"):
+        tiny_config.augment.eval = f"{call}|normalize"
+        name = re.split(r"[|(]", call.removeprefix("scale|"))[0]
+        with pytest.raises(UserError, match=rf"config\.augment\.eval=.*: {name} is for training"):
+            experiment.build(tiny_config)
     with pytest.raises(UserError, match="alternating_flip needs index, epoch, run_key with the images"):
         parse("alternating_flip|scale", image_shape=(4, 4, 3)).preprocess(np.zeros((1, 4, 4, 3), np.uint8))
 
@@ -205,6 +208,14 @@ def test_dtype_range_and_the_sum_of_labels_are_kept(name):
         np.testing.assert_array_equal(batch["label"], np.arange(4))
     if name not in ("normalize", "pca_color"):
         assert out.min() >= 0 and out.max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(STRONG))
+def test_those_that_draw_are_known(name):
+    """Evaluation refuses them: with another key they give other images."""
+    chain = chain_of(STRONG[name])
+    one, other = (chain(key, batch_of(8) | {"run_key": key})["image"] for key in jax.random.split(KEY))
+    assert AUGMENTATIONS[name].draws == (not np.array_equal(one, other)) == (name in chain.training_only)
 
 
 def compare(names: list[str]) -> None:

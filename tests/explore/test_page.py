@@ -482,7 +482,8 @@ def test_a_browser_sees_all_tabs_of_a_network_without_maps(tiny_config, tmp_path
     arrays = tiny_arrays()
     two = {name: np.repeat(x, 2, -1) for name, x in arrays.items() if x.ndim == 4}
     np.savez(tmp_path / "two.npz", **(arrays | two))
-    tiny_config.data.name, tiny_config.augment.train = f"npz:{tmp_path / 'two.npz'}", "normalize(0.5, 0.5)"
+    tiny_config.data.name = f"npz:{tmp_path / 'two.npz'}"
+    tiny_config.augment.train = tiny_config.augment.eval = "normalize(0.5, 0.5)"
     tiny_config.model, tiny_config.total_epochs = "lenet_300_100", 1.0
     train.train(tiny_config, tmp_path / "run")
     with served(tmp_path / "run", tmp_path) as page:

@@ -379,3 +379,8 @@ def test_the_preprocessing_that_a_flag_gives_is_kept_though_it_is_the_default(we
     assert Run.open(tmp_path / "run").config().augment.eval == "normalize"
     steps = dict(load_run(tmp_path / "run").augment.steps)
     assert [*steps] == ["normalize"] and dict(steps["normalize"])["mean"] == variant(SPEC).preset.mean
+    words[-1] = "--config.augment.eval=mirror|normalize"
+    assert main.run([*words, f"--workdir={tmp_path / 'random'}"]) == 2
+    assert (
+        "mirror is for training; remove it" in capsys.readouterr().err and not (tmp_path / "random").exists()
+    )

@@ -136,6 +136,28 @@ def exported(run, tmp_path, capsys) -> Path:
     return file
 
 
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        ("normalize", None),
+        ("normalize(0.5, 0.25)", {"normalize": {"mean": 0.5, "std": 0.25}}),
+        ("scale", {"scale": {}}),
+        ("mirror|normalize", "mirror is for training; remove it"),
+    ],
+)
+def test_a_flag_overrides_the_normalization_of_an_exported_file(spec, steps, tiny_run, tmp_path, capsys):
+    file, place = exported(tiny_run, tmp_path, capsys), tmp_path / "imported"
+    words = ["weights", "import", str(file), f"--config.augment.eval={spec}", f"--workdir={place}"]
+    code, error = main.run(words), capsys.readouterr().err
+    if isinstance(steps, str):
+        assert code == 2 and steps in error and not place.exists()
+        return
+    assert code == 0, error
+    seen = cnnjax.load_run(place).augment.steps
+    own = cnnjax.load_run(tiny_run).augment.steps
+    assert {name: dict(values) for name, values in seen} == (steps or {n: dict(v) for n, v in own})
+
+
 def test_an_exported_file_is_read_back_as_the_run_is(tiny_run, tmp_path, capsys):
     """Its network, classes, size and normalization are those of the run, named or not."""
     file, own = exported(tiny_run, tmp_path, capsys), cnnjax.load_run(tiny_run)

@@ -1,6 +1,7 @@
 """What a run knows of its images is loaded: other data give what `predict` gives on them, or are refused."""
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -332,6 +333,62 @@ def test_a_resumed_run_keeps_the_normalization_that_it_began_with(colour, tmp_pa
         assert dict(augment.steps[0][1]) == {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
     other = recipe(config.data.name, seed=3)
     assert build(other, workdir=run).facts == build(other).facts  # no resumption
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_of_an_earlier_version_that_draws_in_evaluation_is_read_with_a_warning(
+    recorded, colour, tmp_path
+):
+    run, _ = copy_of(colour, tmp_path)
+    record = json.loads((run / "record.json").read_text())
+    own = record["data"]["eval_augment"]
+    record["data"] = record["data"] | {"eval_augment": f"mirror(probability=0.5)|{own}"} if recorded else {}
+    (run / "record.json").write_text(json.dumps(record))
+    values = json.loads((run / "config.json").read_text())
+    values["augment"]["eval"] = "mirror|normalize"
+    (run / "config.json").write_text(json.dumps(values))
+    place = r"record\.json" if recorded else r"config\.json"
+    for use in (cnnjax.evaluate, cnnjax.load_run):
+        with pytest.warns(UserWarning, match=rf"{place}: evaluation draws at random \(mirror\)"):
+            use(run)
+    if recorded:
+        with pytest.warns(UserWarning, match="draws at random"):
+            build(Run.open(run).config(), workdir=run)
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "advice"),
+    [
+        ("mirror|normalize(mean=0.5, std=0.05)", "normalize", "normalize(0.5, 0.05)"),
+        ("mirror|scale", "normalize", "scale"),
+        ("normalize|random_erasing", "scale", "normalize"),
+        ("pca_color(0.1)", "normalize(0.5, 0.25)", "scale"),
+        ("normalize(0.5, 0.25)", "normalize(0.4, 0.25)", "normalize(0.5, 0.25)"),
+        ("normalize(0.5, 0.25)", "normalize((0.5, 0.5, 0.5), 0.25)", ""),
+        ("pca_color(0.1)|mirror", "scale", ""),
+        ("scale|normalize(0.5, 0.25)", "center_crop(8)|normalize((0.5,), std=(0.25, 0.25, 0.25))", ""),
+    ],
+)
+def test_a_new_run_normalizes_in_evaluation_as_in_training(trained, tested, advice, colour):
+    config = Run.open(colour).config()
+    config.augment.train, config.augment.eval = trained, tested
+    if advice:
+        words = rf"config\.augment\.eval='{re.escape(tested)}' .*: write {re.escape(advice)} there too"
+        with pytest.raises(UserError, match=words):
+            build(config)
+    else:
+        build(config)
+
+
+def test_a_run_that_began_with_another_normalization_is_resumed(colour, tmp_path):
+    run, _ = copy_of(colour, tmp_path)
+    values = json.loads((run / "config.json").read_text())
+    values["augment"]["train"] = "normalize(0.5, 0.25)"
+    (run / "config.json").write_text(json.dumps(values))
+    config = Run.open(run).config()
+    assert dict(build(config, workdir=run).augment.steps[0][1])["mean"] == 0.5
+    with pytest.raises(UserError, match="does not normalize as"):
+        build(config)
 
 
 def test_fine_tuning_keeps_the_normalization_of_the_weights_and_refuses_their_head(colour, tmp_path):

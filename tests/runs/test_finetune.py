@@ -275,7 +275,7 @@ def test_a_student_learns_from_a_teacher_alone(tiny_config, tiny_run, tmp_path):
     arrays["train_label"] = np.random.default_rng(0).permutation(arrays["train_label"])
     np.savez(tmp_path / "shuffled.npz", **arrays)
     tiny_config.data.name = f"npz:{tmp_path / 'shuffled.npz'}"
-    tiny_config.augment.train = "normalize(mean=0.1, std=0.3)"  # the teacher has another
+    tiny_config.augment.train = tiny_config.augment.eval = "normalize(0.1, 0.3)"  # the teacher has another
     tiny_config.total_epochs, tiny_config.optimizer.learning_rate = 12.0, 0.03
     tiny_config.loss.distill = f"distill({str(tiny_run)!r}, alpha=1)"
     result = train.train(tiny_config, tmp_path / "run")
@@ -292,7 +292,7 @@ def test_a_student_learns_from_a_teacher_alone(tiny_config, tiny_run, tmp_path):
 
 def test_a_teacher_sees_pixels_and_classes_as_its_own(tiny_config, tiny_run):
     """Whatever the student's normalization, and in the student's order of classes."""
-    tiny_config.augment.train = "normalize(mean=0.5, std=0.25)"
+    tiny_config.augment.train = tiny_config.augment.eval = "normalize(mean=0.5, std=0.25)"
     tiny_config.loss.distill = f"distill({str(tiny_run)!r})"
     experiment, model = build(tiny_config), load_run(tiny_run, checkpoint="best")
     images = tiny_arrays()["test_image"][:5]

@@ -256,6 +256,7 @@ def test_a_config_of_another_type_is_refused(tmp_path):
 def test_seeds_trained_together_are_those_trained_alone(tiny_config, tmp_path):
     """The first goes on from half of its way, where the other meets it."""
     tiny_config.augment.train = "mirror|normalize(mean=0.5, std=0.25)"
+    tiny_config.augment.eval = "normalize(mean=0.5, std=0.25)"
     tiny_config.optimizer.name = "sgd"  # Adam makes whole steps of rounding noise
     configs = [config_lib.assign(tiny_config, {}) for _ in range(2)]
     configs[1].seed = 1
@@ -278,6 +279,7 @@ def test_seeds_trained_together_are_those_trained_alone(tiny_config, tmp_path):
 
 def test_a_sweep_of_seeds_together_tells_whose_loss_was_not_finite(tiny_config, tmp_path):
     tiny_config.augment.train = "mirror|normalize(mean=0.5, std=0.25)"
+    tiny_config.augment.eval = "normalize(mean=0.5, std=0.25)"
     rows = sweep(tiny_config, {FIELD: [1e38]}, tmp_path, seeds=2, together=True)
     assert [row["outcome"] for row in rows] == ["not finite", "not finite"]
 

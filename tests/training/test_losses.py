@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
+from cnnjax.errors import UserError
 from cnnjax.training.metrics import of_logits
 from cnnjax.training.steps import cross_entropy, masked_mean
 
@@ -64,6 +65,12 @@ def test_large_logits_and_bfloat16_stay_finite_and_float32():
 def test_a_label_out_of_range_gives_nan(label):
     losses = cross_entropy(jnp.asarray(LOGITS[:2]), jnp.asarray([1, label]))
     assert np.isfinite(losses[0]) and np.isnan(losses[1])
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7, 4), (7, 6), (1, 5), (1,), (6,), ()])
+def test_labels_of_another_shape_are_refused_not_spread_over_the_logits(shape):
+    with pytest.raises(UserError, match=r"labels of shape .* logits of shape \(7, 5\); allowed: .*\(7,\)"):
+        cross_entropy(jnp.asarray(LOGITS), jnp.zeros(shape, jnp.float32 if len(shape) > 1 else jnp.int32))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.int32])

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cnnjax.data.augment import color, geometry, mixing, policies  # noqa: F401 - they register themselves
 from cnnjax.data.augment.register import ANY, ARGUMENTS, AUGMENTATIONS, Arguments, Batch, Key, Shape
@@ -28,8 +29,23 @@ class Augmentation:
 
     @property
     def training_only(self) -> tuple[str, ...]:
-        """The steps that need more of a batch than its images."""
-        return tuple(name for name, _ in self.steps if AUGMENTATIONS[name].needs)
+        """The steps that draw, or need more of a batch than its images."""
+        return tuple(name for name, _ in self.steps if (step := AUGMENTATIONS[name]).draws or step.needs)
+
+    @property
+    def normalization(self) -> np.ndarray | None:
+        """float32 [2, C]: mean and std on the scale 0..1 of `normalize`, 0 and 1 without it.
+
+        None if another step normalizes.
+        """
+        if [name for name, _ in self.steps if AUGMENTATIONS[name].gives == "normalized"] not in (
+            [],
+            ["normalize"],
+        ):
+            return None
+        values = {"mean": 0.0, "std": 1.0, **dict(dict(self.steps).get("normalize", ()))}
+        rows = (np.asarray(values[name], np.float32) for name in ("mean", "std"))
+        return np.stack([np.broadcast_to(row, self.output_shape[2:]) for row in rows])
 
     def __call__(self, key: Key, batch: Batch) -> Batch:
         images = jnp.asarray(batch["image"])
@@ -82,13 +98,19 @@ def _write_call(name: str, arguments: Arguments) -> str:
 
 
 def _complete(name: str, arguments: Arguments, facts: Arguments) -> dict[str, Any]:
-    """All arguments: as given, else the default, else the fact of the data set that has the same name."""
+    """All arguments: as given, else the default, else the fact of the data set that has the same name.
+
+    Statistics may be given others than the data set's; the number of classes may not.
+    """
     full = {}
     for argument, parameter in AUGMENTATIONS[name].parameters.items():
         value = arguments.get(argument, parameter.default)
         if value is parameter.empty and argument not in facts:
             raise UserError(f"augmentation {name}: {argument} is missing; allowed: {ARGUMENTS[argument][1]}")
         full[argument] = facts[argument] if value is parameter.empty else value
+        if argument == "num_classes" and full[argument] != (own := facts.get(argument, value)):
+            given = f"augmentation {name}: num_classes = {value}"
+            raise UserError(f"{given}; allowed: {own}, as the data set has; leave it out")
     return full
 
 

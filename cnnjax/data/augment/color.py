@@ -25,13 +25,13 @@ def _unit(images: jax.Array) -> jax.Array:
     return values / 255 if images.dtype == jnp.uint8 else values
 
 
-@operation(takes=("uint8",), gives="unit")
+@operation(takes=("uint8",), gives="unit", draws=False)
 def scale(key: Key, batch: Batch) -> Batch:
     """Converts bytes to float32 in [0, 1]."""
     return batch | {"image": _unit(batch["image"])}
 
 
-@operation(_channel_shape, takes=("uint8", "unit"), gives="normalized")
+@operation(_channel_shape, takes=("uint8", "unit"), gives="normalized", draws=False)
 def normalize(key: Key, batch: Batch, mean: PerChannel, std: PerChannel) -> Batch:
     """(image - mean) / std in float32 on the scale 0..1; omitted from a spec, the data set's mean and std."""
     images = batch["image"]

@@ -77,7 +77,7 @@ def random_crop(key: Key, batch: Batch, size: Size, padding: int = 0, padding_mo
     return batch | {"image": jax.vmap(cut)(images, corners)}
 
 
-@operation(_crop_shape)
+@operation(_crop_shape, draws=False)
 def center_crop(key: Key, batch: Batch, size: Size) -> Batch:
     """Cuts the middle window out of each image; an odd pixel stays at the bottom and the right."""
     images = batch["image"]

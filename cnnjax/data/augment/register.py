@@ -86,6 +86,7 @@ class Operation:
     takes: Names = ANY  # kinds of pixel: "uint8", "unit" (float in [0, 1]), "normalized"
     gives: str | None = None  # the kind it leaves behind; None keeps the kind
     needs: Names = ()  # entries of the batch that it reads beside "image"
+    draws: bool = True  # at random, so that evaluation must not have it
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -97,7 +98,12 @@ AUGMENTATIONS: dict[str, Operation] = {}
 
 
 def operation(
-    output_shape: OutputShape = same_shape, *, takes: Names = ANY, gives: str | None = None, needs: Names = ()
+    output_shape: OutputShape = same_shape,
+    *,
+    takes: Names = ANY,
+    gives: str | None = None,
+    needs: Names = (),
+    draws: bool = True,
 ) -> Callable[[Apply], Apply]:
     """Registers a function under its own name in `AUGMENTATIONS`; see `Operation`.
 
@@ -105,7 +111,7 @@ def operation(
     """
 
     def register(apply: Apply) -> Apply:
-        name, made = apply.__name__, Operation(apply, output_shape, takes, gives, needs)
+        name, made = apply.__name__, Operation(apply, output_shape, takes, gives, needs, draws)
         before = AUGMENTATIONS.get(name, made).apply  # the same one if its module is loaded again
         if (before.__module__, before.__qualname__) != (apply.__module__, apply.__qualname__):
             where = f"by {before.__module__} and {apply.__module__}"
