@@ -254,7 +254,7 @@ def build(
     augment = parse_augment(config, "train", shape, classes, known)
     if not before:  # a run of an earlier version ends as it began
         check_eval(eval_augment)
-        check_alike(augment, eval_augment)
+    check_alike(augment, eval_augment)
     with errors_name_fields("eval_protocol"):
         protocol = views.parse(config.eval_protocol, eval_augment, shape)
     model = _model(config, classes, groups)

@@ -271,16 +271,15 @@ def check_eval(augment: Augmentation) -> None:
 
 
 def check_alike(train: Augmentation, evaluation: Augmentation) -> None:
-    """Raises a UserError if a new run would not normalize images in evaluation as it does in training."""
+    """Warns if a run does not normalize images in evaluation as in training."""
     wanted, given = train.normalization, evaluation.normalization
     if wanted is given or (wanted is not None and given is not None and np.allclose(wanted, given)):
         return
     names = ((call, call.partition("(")[0]) for call in train.spec.split("|"))
     call = next((call for call, name in names if AUGMENTATIONS[name].gives == "normalized"), "scale")
-    problem = (
-        f"config.augment.eval={evaluation.spec!r} does not normalize as config.augment.train={train.spec!r}"
-    )
-    raise UserError(f"{problem}; a network must see images as it was trained on them: write {call} there too")
+    fields = f"config.augment.eval={evaluation.spec!r}", f"config.augment.train={train.spec!r}"
+    problem = f"{fields[0]} does not normalize as {fields[1]}: scores are of other pixels than it learns from"
+    warnings.warn(visible(f"{problem}; write {call} there too"), stacklevel=2)
 
 
 def statistics(config: ConfigDict, source: Source) -> Statistics:
