@@ -14,7 +14,7 @@ from flax.typing import VariableDict
 from cnnjax.config import skip_limit
 from cnnjax.data.augment.register import Batch
 from cnnjax.data.batches import abstract_batch
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, counted
 from cnnjax.models import stream_key
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops import cpu
@@ -178,6 +178,24 @@ def average_statistics(
         mean = jax.block_until_ready(jax.tree.map(lambda total, x: total + x / count, mean, found))
         after_each()
     return experiment.stacked(experiment.named(state).replace(ema={**average, "batch_stats": mean}))
+
+
+def norm_groups(experiment: Experiment) -> int:
+    """Groups of a microbatch with BatchNorm statistics of their own; 1 for a network without BatchNorm."""
+    return experiment.model.norm_groups if experiment.abstract_state.batch_stats else 1
+
+
+def check_norm_groups(run: Run, experiment: Experiment) -> None:
+    """Raises a UserError if a run has another number of them than now, as far as it is recorded."""
+    config, now = experiment.config, norm_groups(experiment)
+    if (before := run.read_json("record.json").get("norm_groups", now)) != now:
+        size = config.batch_size // config.accumulate_steps // max(before, 1)
+        given = f"config.batch_norm={config.batch_norm!r}"
+        problem = f"{given} is now {counted(now, 'group')}, in {run.path} {before}"
+        hint = (
+            f"resume it on {before} devices, or take config.batch_norm='groups({size})' in another --workdir"
+        )
+        raise UserError(f"{problem}; {hint}, the same on any number")
 
 
 def record_compilation(run: Run, seconds: float) -> None:
