@@ -207,6 +207,18 @@ def test_mistakes_name_the_field_of_the_config(tiny_config, fields, words):
         build(tiny_config)
 
 
+@pytest.mark.parametrize("freeze", ["all but conv2", "until(1, all but conv2)"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_decay_pattern_may_match_what_is_frozen_alone_but_not_nothing(tiny_config, freeze, name):
+    tiny_config.freeze = freeze
+    tiny_config.optimizer.update({"name": name, "decay": "head/kernel"})
+    experiment = build(tiny_config)
+    assert experiment.record_entries()["model"]["decayed"] == ["head/kernel"]
+    tiny_config.optimizer.decay = "kernal"
+    with pytest.raises(UserError, match="config.optimizer.decay='kernal' must match a parameter path"):
+        build(tiny_config)
+
+
 def test_frozen_leaves_have_no_optimizer_state():
     params = {"stem": {"kernel": jnp.ones(5)}, "head": {"kernel": jnp.ones(3)}}
     schedule = make_schedule("constant", learning_rate=0.1, total_steps=9)
