@@ -21,9 +21,9 @@ from cnnjax.explore import plots
 from cnnjax.explore.markup import BREAK, Markup, element, image, join, page, svg, table
 from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
-from cnnjax.training.metrics import averages, interval, worst_mistakes
+from cnnjax.training.metrics import averages, confusion_matrix, interval, worst_mistakes
 
-LINES = {"": "train", "validation_": "validation", "validation_ema_": "validation, EMA"}
+LINES = {"": "train", "validation_": "validation", "validation_ema_": "validation, averaged"}
 CURVES = {  # title: the columns of the metrics, and what the lines are called
     "Loss, nats": {f"{split}loss": label for split, label in LINES.items()},
     "Accuracy": {f"{split}accuracy": label for split, label in LINES.items()},
@@ -88,8 +88,10 @@ def _summary(
     words = f" (95 % interval {100 * low:.1f} to {100 * high:.1f}), {counted(test['count'], 'image')}"
     words += f", {test['skipped']} skipped" if test.get("skipped") else ""
     ema = test.get("ema_accuracy")
-    averaged = "" if ema is None else f"; with averaged parameters {100 * ema:.1f} %"
-    return join(element("p", score, words, averaged), *lines)
+    averaged = (
+        f"; with averaged parameters {100 * (ema or 0):.1f} %. Classes and mistakes are of the raw ones."
+    )
+    return join(element("p", score, words, "" if ema is None else averaged), *lines)
 
 
 def ended(record: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> bool:
@@ -200,7 +202,7 @@ def test_scores(run: Run) -> dict[str, Any]:
 
 
 def predictions(run: Run) -> dict[str, np.ndarray] | None:
-    """The row of each test image, see `training.metrics`; None if the run has none."""
+    """The row of each test image, see `training.metrics`; None if the run has none of its raw weights."""
     file, test = run.path / "predictions.npz", test_scores(run)
     if not test or not os.path.lexists(file):
         return None
@@ -212,4 +214,7 @@ def predictions(run: Run) -> dict[str, np.ndarray] | None:
     limits = dict.fromkeys(CLASSES, classes) | {"index": math.inf}
     if not fits or any(((rows[name] < 0) | (rows[name] >= most)).any() for name, most in limits.items()):
         raise UserError(f"{file} is damaged: it does not fit test.json; without it the report has no images")
+    averaged = "ema_accuracy" in test  # older runs kept the rows of the average
+    if averaged and not np.array_equal(confusion_matrix(rows, classes), test["confusion_matrix"]):
+        return None
     return {name: rows[name] for name in COLUMNS}

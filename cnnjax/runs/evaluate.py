@@ -137,11 +137,11 @@ def test_scores(
         return scores
     evaluator = Evaluator(experiment, "test", run)
     scores = {"step": step, "split": "test", "protocol": experiment.config.eval_protocol}
-    for prefix, variables in weights.items():
-        metrics_of, predictions = evaluator(variables, after_each)
+    evaluated = {prefix: evaluator(variables, after_each) for prefix, variables in weights.items()}
+    for prefix, (metrics_of, _) in evaluated.items():
         scores |= {f"{prefix}{name}": value for name, value in metrics_of.items()}
     tell_skipped("test", evaluator.batches)
-    run.write_arrays("predictions.npz", predictions)
+    run.write_arrays("predictions.npz", evaluated[""][1])  # of the raw weights, as what reports show beside
     run.write_json("test.json", scores)
     run.track({"step": step, **{f"test_{name}": scores[name] for name in ("accuracy", "loss")}})
     return plain(scores)

@@ -46,7 +46,8 @@ def make_optimizer(
     """The optimizer with its parameter groups, for a model of these layers, and its learning rate."""
     fields = config.optimizer
     name, values = _parse_values("optimizer.schedule", fields.schedule)
-    warmup = round(warmup_epochs(config) * steps_per_epoch)
+    # Shorter than the run in epochs, it may still round to all of its steps.
+    warmup = min(round(warmup_epochs(config) * steps_per_epoch), total_steps - 1)
     values |= {"learning_rate": fields.learning_rate, "warmup_steps": warmup}
     values |= {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     with errors_name_fields(f"optimizer.schedule={fields.schedule!r}"):

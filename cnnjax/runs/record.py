@@ -88,6 +88,7 @@ class Record(TypedDict, total=False):
     devices: list[str]
     cpu_kernels: str
     compile_seconds: float
+    norm_groups: int  # of a microbatch, with BatchNorm statistics of their own
     sessions: list[Session]  # after the first
     data: DataFacts
     model: ModelFacts

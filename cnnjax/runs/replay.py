@@ -13,7 +13,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.step import compiled_step, gradient_of
+from cnnjax.runs.step import check_norm_groups, compiled_step, gradient_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
     if not 0 <= step < experiment.total_steps:
         raise UserError(f"--step={step} must be less than the run's {experiment.total_steps} steps, from 0")
     run.check_images("train", experiment.train_source.fingerprint, "and replay again")
+    check_norm_groups(run, experiment)
     with cpu.chosen(config.cpu_kernels):
         return _replay(run.path / "checkpoints", experiment, step)
 

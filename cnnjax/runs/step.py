@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.typing import VariableDict
 
 from cnnjax.config import skip_limit
 from cnnjax.data.augment.register import Batch
 from cnnjax.data.batches import abstract_batch
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, counted
 from cnnjax.models import stream_key
 from cnnjax.models.weights.torch import Variables
 from cnnjax.ops import cpu
@@ -78,14 +77,6 @@ def gradient_of(
     return gradient
 
 
-def average_of(experiment: Experiment) -> Callable[..., VariableDict]:
-    """How the average of the weights of an experiment moves in a step."""
-    config, every, total = experiment.config, experiment.steps_per_epoch, experiment.total_steps
-    if not config.swa_start:
-        return functools.partial(ema_update, decay=config.ema_decay)
-    return functools.partial(swa_update, start=round(config.swa_start * total), every=every, total=total)
-
-
 def accumulated_step(
     experiment: Experiment,
     state: TrainState,
@@ -97,13 +88,17 @@ def accumulated_step(
 ) -> Outputs:
     """`train_step` of an experiment, at a step, its metrics added to the sums of the interval.
 
-    If no step may be skipped, nothing changes after the first non-finite one of the interval.
+    If no step may be skipped, no weights change after the first non-finite one of the interval.
     """
-    halted = skip_limit(experiment.config.on_nonfinite) == 0 and sums.nonfinite_step != NEVER
-    gradient, average = gradient_of(experiment, step, taught), average_of(experiment)
-    fields = {"tx": experiment.tx, "gradient": gradient, "average": average, "halted": halted}
-    state, metrics = train_step(state, batch, key, **fields)
-    return Outputs(state, sums.merge(metrics))
+    config, every, total = experiment.config, experiment.steps_per_epoch, experiment.total_steps
+    halted = skip_limit(config.on_nonfinite) == 0 and sums.nonfinite_step != NEVER
+    average = functools.partial(ema_update, decay=config.ema_decay) if config.ema_decay else None
+    fields = {"tx": experiment.tx, "gradient": gradient_of(experiment, step, taught), "average": average}
+    new, metrics = train_step(state, batch, key, halted=halted, **fields)
+    if config.swa_start:  # a sample is of the weights, also those that a skipped step leaves
+        at = {"start": round(config.swa_start * total), "every": every, "total": total, "step": state.step}
+        new = new.replace(ema=swa_update(state.ema, new.variables, **at))
+    return Outputs(new, sums.merge(metrics))
 
 
 def abstract_inputs(experiment: Experiment) -> Inputs:
@@ -178,6 +173,24 @@ def average_statistics(
         mean = jax.block_until_ready(jax.tree.map(lambda total, x: total + x / count, mean, found))
         after_each()
     return experiment.stacked(experiment.named(state).replace(ema={**average, "batch_stats": mean}))
+
+
+def norm_groups(experiment: Experiment) -> int:
+    """Groups of a microbatch with BatchNorm statistics of their own; 1 for a network without BatchNorm."""
+    return experiment.model.norm_groups if experiment.abstract_state.batch_stats else 1
+
+
+def check_norm_groups(run: Run, experiment: Experiment) -> None:
+    """Raises a UserError if a run has another number of them than now, as far as it is recorded."""
+    config, now = experiment.config, norm_groups(experiment)
+    if (before := run.read_json("record.json").get("norm_groups", now)) != now:
+        size = config.batch_size // config.accumulate_steps // max(before, 1)
+        given = f"config.batch_norm={config.batch_norm!r}"
+        problem = f"{given} is now {counted(now, 'group')}, in {run.path} {before}"
+        hint = (
+            f"resume it on {before} devices, or take config.batch_norm='groups({size})' in another --workdir"
+        )
+        raise UserError(f"{problem}; {hint}, the same on any number")
 
 
 def record_compilation(run: Run, seconds: float) -> None:

@@ -131,7 +131,8 @@ def points(values: Values, random: int = 0) -> list[Point]:
         if field == "seed":
             raise UserError("seed cannot be set; the number of seeds is --seeds=N")
         if config_lib.field(field).resumable:
-            raise UserError(f"config.{field} cannot be swept: it does not change the result")
+            reason = "it says how a run is carried out, not what is trained"
+            raise UserError(f"config.{field} cannot be swept: {reason}; set it with --config.{field}=VALUE")
         if isinstance(given, str) and not random:
             raise UserError(f"{field}={given} is a range; draw points from it with --random=N")
         if not given:

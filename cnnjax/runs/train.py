@@ -27,7 +27,9 @@ from cnnjax.runs.step import (
     Outputs,
     abstract_inputs,
     average_statistics,
+    check_norm_groups,
     compile_step,
+    norm_groups,
     out_of_memory,
 )
 from cnnjax.runs.steptrace import check_ahead, parse_steps, traced
@@ -205,8 +207,11 @@ def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> I
     try:
         check_teacher(run, experiment.teacher)
         if not (record := run.read_json("record.json")):
-            run.write_json("record.json", make_record(**experiment.record_entries()))
+            run.write_json(
+                "record.json", make_record(norm_groups=norm_groups(experiment), **experiment.record_entries())
+            )
         elif experiment.total_steps not in checkpoints.steps():
+            check_norm_groups(run, experiment)
             longer, differences = resumed(record)
             run.write_json("record.json", longer)
             if differences:

@@ -58,7 +58,7 @@ def make_optimizer(
     if freeze and until < math.inf:
         direction = partitioned(freeze, direction, held(direction, until))
     if weight_decay:
-        shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay))
+        shrink = optax.add_decayed_weights(weight_decay, lambda params: decay_mask(params, decay, freeze))
         direction = optax.chain(*((shrink, direction) if decay_mode == "coupled" else (direction, shrink)))
     chain = [optax.clip_by_global_norm(gradient_clip)] if gradient_clip else []
     chain += [direction, rule.rescale(), _scheduled(schedule)]

@@ -42,16 +42,17 @@ def check_pattern(argument: str, pattern: str) -> None:
         raise UserError(f"{argument}={pattern!r} is not a regular expression: {error}") from None
 
 
-def decay_mask(params: optax.Params, decay: str = "kernels") -> optax.Params:
+def decay_mask(params: optax.Params, decay: str = "kernels", freeze: str = "") -> optax.Params:
     """Which leaves have weight decay: a tree of bools with the structure of `params`.
 
     `decay` is 'kernels' (leaves named `kernel`: no bias, no scale of a normalization), 'all', or a pattern;
-    an invalid regular expression, or one that matches no path, raises UserError.
+    an invalid regular expression, or one that matches no path, raises UserError. If leaves that match
+    `freeze` may have been left out of `params`, a pattern may match nothing of the rest.
     """
     check_pattern("decay", decay)
     pattern = {"kernels": r"(^|/)kernel$", "all": ""}.get(decay, decay)
     mask = jax.tree.map_with_path(lambda path, _: re.search(pattern, path_name(path)) is not None, params)
-    if decay != "kernels" and not any(jax.tree.leaves(mask)):
+    if decay != "kernels" and not freeze and not any(jax.tree.leaves(mask)):
         paths = ", ".join(path_name(path) for path, _ in jax.tree.leaves_with_path(params)[:4])
         raise UserError(f"decay={decay!r} must match a parameter path; paths: {paths}, ...")
     return mask

@@ -119,8 +119,8 @@ def train_step(
 
     If the loss or the gradient is not finite, or `halted` (bool []) is True, only `step` changes, and the
     metrics hold only the number of the step. `gradient` is `batch_gradient` with the model and its other
-    arguments bound; `tx` sees the loss as `value` and `state.step` as `step`; `average` is `ema_update` or
-    `swa_update` with its values bound, for a state that holds one.
+    arguments bound; `tx` sees the loss as `value` and `state.step` as `step`; `average` is `ema_update` with
+    its decay bound, for a state that holds one.
     """
     loss, correct, batch_stats, grads = gradient(state, batch, key)
     gradient_norm = optax.tree.norm(grads)

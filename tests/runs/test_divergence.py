@@ -1,5 +1,6 @@
 """Steps whose loss is not finite: nothing moves after the first, or a few are left out; replay shows them."""
 
+import functools
 import json
 import math
 import re
@@ -111,6 +112,25 @@ def test_a_few_bad_steps_are_left_out_and_no_more(config, tmp_path):
     assert [row["skipped_steps"] for row in rows] == [1, 1]
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert {int(step) for step in json.loads((result.path / "nonfinite.json").read_text())} == set(bad)
+
+
+@pytest.mark.parametrize("bad", [(4,), (9,), (2, 4, 7)])
+def test_a_skipped_step_that_falls_on_a_sample_of_swa_gives_the_weights_it_leaves(config, bad):
+    """Of 10 steps, the 5th and the 10th."""
+    config.update({"on_nonfinite": "skip", "swa_start": 0.1})
+    experiment = build(config)
+    step_fn = compiled_step.lower_step(experiment).compile()
+    served = pipeline.make_batches(experiment.train_source, 16, seed=config.seed)
+    batches = [next(served) for _ in range(10)]
+    broken, *good = sorted(range(10), key=lambda step: BAD not in served.indices(step))
+    state, interval, samples = experiment.init_state(), TrainMetrics.empty(), []
+    for step in range(10):
+        batch = batches[broken if step in bad else good[-1 - step % 5]]
+        state, interval = step_fn(state, interval, batch, jax.random.key(config.seed))
+        samples += [jax.device_get(state.variables)] if step in (4, 9) else []
+    assert int(interval.num_steps) == 10 - len(bad)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda mean, a, b: close(mean, (a + b) / 2), jax.device_get(state.ema), *samples)
 
 
 def test_indices_are_those_of_the_served_examples(config):

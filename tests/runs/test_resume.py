@@ -20,6 +20,7 @@ from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import MEASURED, Progress
+from cnnjax.runs.replay import replay_step
 from cnnjax.runs.signals import Interrupted
 from tests.conftest import USERS
 
@@ -228,6 +229,32 @@ def test_test_scores_are_those_of_the_weights(lost, tiny_run, tmp_path):
     assert bool(seen) == (lost != "none")
     assert result.test["accuracy"] == (2.0 if lost == "none" else scores["accuracy"])
     assert (run.path / "predictions.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "groups"),
+    [
+        ({"model": "resnet20_cifar", "batch_norm": "groups(4)", "accumulate_steps": 2}, 2),
+        ({"model": "lenet5", "batch_norm": "groups(4)"}, 1),  # a network without BatchNorm
+    ],
+)
+def test_only_the_same_groups_of_batchnorm_resume_and_replay(fields, groups, tiny_config, tmp_path):
+    tiny_config.update(fields | {"log_every_steps": 1, "checkpoint_every_steps": 1})
+    with pytest.raises(Interrupted):
+        train.train(tiny_config, tmp_path / "run", SignalAt(1))
+    run = Run.open(tmp_path / "run")
+    record = run.read_json("record.json")
+    assert record["norm_groups"] == groups
+    run.write_json("record.json", {**record, "norm_groups": 8})
+    size = 16 // 8 // tiny_config.accumulate_steps
+    words = rf"batch_norm='.*' is now {groups} groups?, in .*run 8; resume it on 8 .*'groups\({size}\)'"
+    for again in (lambda: train.train(tiny_config, run.path), lambda: replay_step(run.path, 0)):
+        with pytest.raises(UserError, match=words):
+            again()
+    del record["norm_groups"]  # as in a run from before it was recorded
+    run.write_json("record.json", record)
+    with pytest.raises(Interrupted, match="saved step 2"):
+        train.train(tiny_config, run.path, SignalAt(2))
 
 
 def test_sessions_are_recorded_and_what_differs_is_told_once(tiny_run, tmp_path):

@@ -216,7 +216,7 @@ def test_random_points_lie_in_their_range_and_more_of_them_leave_the_first_alone
         ([f"--set={FIELD}=log_uniform(0, 1)", "--random=2"], "low end greater than 0"),
         ([f"--set={FIELD}=uniform(1)", "--random=2"], "uniform(low, high)"),
         (["--set=seed=1,2"], "--seeds=N"),
-        (["--set=keep_checkpoints=1,2"], "does not change the result"),
+        (["--set=keep_checkpoints=1,2"], "it says how a run is carried out, not what is trained"),
         (["--set=model=simple_cnn,resnet9000"], "resnet9000"),
         (["--task=2/2"], "0 <= i < n"),
         (["--task=last"], "must be i/n"),

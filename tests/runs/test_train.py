@@ -14,6 +14,7 @@ from cnnjax import config as config_lib
 from cnnjax.cli import progress
 from cnnjax.data.files import read_json
 from cnnjax.errors import UserError
+from cnnjax.explore import report
 from cnnjax.profiling.summary import summarize
 from cnnjax.runs import evaluate
 from cnnjax.runs import train as loop
@@ -145,6 +146,20 @@ def test_evaluate_reads_the_run_back(finished):
     assert evaluate.evaluate(result.path, split="validation")[0]["count"] == 10
     with pytest.raises(UserError, match="unknown checkpoint 'first'"):
         evaluate.evaluate(result.path, checkpoint="first")
+
+
+@pytest.mark.parametrize("average", [{"ema_decay": 0.9}, {"swa_start": 0.2}])
+def test_kept_predictions_and_the_pages_are_of_the_weights_of_the_score(average, tiny_config, tmp_path):
+    tiny_config.update(average | {"total_epochs": 1.0})
+    result = loop.train(tiny_config, tmp_path / "run")
+    kept = dict(np.load(result.path / "predictions.npz"))
+    assert kept["loss"].mean() == pytest.approx(result.test["loss"], rel=1e-6)
+    assert kept["loss"].mean() != pytest.approx(result.test["ema_loss"], rel=1e-3)
+    page = report.write(result.path).read_text()
+    assert "Classes and mistakes are of the raw ones." in page and "Worst mistakes" in page
+    other = kept | {"prediction": (kept["prediction"] + 1) % 3}  # as older runs, which kept the average's
+    np.savez(result.path / "predictions.npz", **other)
+    assert "Worst mistakes" not in report.write(result.path).read_text()
 
 
 def test_a_finished_run_is_not_trained_again(finished):

@@ -16,7 +16,7 @@ from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.training import parameter_groups
 from cnnjax.training.optimizers import make_optimizer
-from cnnjax.training.schedules import make_schedule
+from cnnjax.training.schedules import SCHEDULES, make_schedule
 
 
 def flat(tree):
@@ -204,6 +204,31 @@ def test_a_factor_for_no_parameter_is_told(tiny_config, text):
 def test_mistakes_name_the_field_of_the_config(tiny_config, fields, words):
     tiny_config.optimizer.update(fields)
     with pytest.raises(UserError, match=f"^{words}"):
+        build(tiny_config)
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES.keys() - {"one_cycle"}))
+@pytest.mark.parametrize(("epochs", "warmup", "steps"), [(1.01, 1.0, 5), (0.31, 0.3, 2), (0.2, 0.19, 1)])
+def test_a_warm_up_that_only_rounds_to_the_run_leaves_its_last_step(
+    tiny_config, schedule, epochs, warmup, steps
+):
+    tiny_config.total_epochs = epochs
+    tiny_config.optimizer.update({"schedule": schedule, "warmup_epochs": warmup, "learning_rate": 1.0})
+    experiment = build(tiny_config)
+    assert experiment.total_steps == steps
+    rates = [float(experiment.schedule(step)) for step in range(steps)]
+    assert rates[0] == pytest.approx(rates[-1] / steps) and rates[-1] > 0
+
+
+@pytest.mark.parametrize("freeze", ["all but conv2", "until(1, all but conv2)"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_decay_pattern_may_match_what_is_frozen_alone_but_not_nothing(tiny_config, freeze, name):
+    tiny_config.freeze = freeze
+    tiny_config.optimizer.update({"name": name, "decay": "head/kernel"})
+    experiment = build(tiny_config)
+    assert experiment.record_entries()["model"]["decayed"] == ["head/kernel"]
+    tiny_config.optimizer.decay = "kernal"
+    with pytest.raises(UserError, match="config.optimizer.decay='kernal' must match a parameter path"):
         build(tiny_config)
 
 
