@@ -2,8 +2,8 @@
 
 import json
 import re
-import warnings
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
