@@ -289,13 +289,13 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def check_utf8(path: Path) -> Path:
-    """The path, for a library that takes no other; a UserError if it is not UTF-8, or an address."""
+    """The path, for a library that takes no other; a UserError if its bytes are not UTF-8, or an address."""
     check_local("", path)
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: this path must be UTF-8; rename it, or choose another") from None
-    return path
+    whole = str(path.absolute())
+    with contextlib.suppress(UnicodeEncodeError):
+        if os.fsencode(whole) == whole.encode():
+            return path
+    raise UserError(f"{path}: this path must be UTF-8; rename it, choose another, or use a UTF-8 locale")
 
 
 def cache_folder(kind: str) -> Path:
