@@ -108,6 +108,16 @@ def test_lower_floors_know_no_config():
             assert not re.search(r"ConfigDict|(?<!jax\.)\bconfig\.[a-z]+", file.read_text()), file
 
 
+def test_a_home_folder_is_found_in_one_place():
+    """Python's own `Path.expanduser` raises for an unknown user, where a shell takes a name."""
+    allowed = {"data/files.py", "cli/flags.py"}  # the latter has words, which are more than paths
+    for file in files():
+        if re.search(r"\bexpanduser\(|Path\.home\(", file.read_text("utf-8")):
+            assert str(file.relative_to(PACKAGE)) in allowed, f"{file}: use `files.expanded`"
+    for name in allowed:
+        assert not re.search(r"(?<!os\.path)\.expanduser\(|Path\.home\(", (PACKAGE / name).read_text("utf-8"))
+
+
 def test_no_file_is_long_and_none_is_a_drawer():
     for file in files():
         assert len(file.read_text().splitlines()) <= 350, file

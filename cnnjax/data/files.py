@@ -284,8 +284,10 @@ def _types(kind: Any) -> set[Any]:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with the home folder in place of ~, as a shell reads it."""
-    return Path(os.path.expanduser(path))
+    """The path with the home folder in place of ~, as a shell reads it; a UserError without a home."""
+    if (whole := os.path.expanduser(path)) == "~" or whole.startswith("~/"):
+        raise UserError(f"{path}: there is no home folder; set HOME, or for the cache XDG_CACHE_HOME")
+    return Path(whole)
 
 
 def check_utf8(path: Path) -> Path:
@@ -301,7 +303,7 @@ def check_utf8(path: Path) -> Path:
 def cache_folder(kind: str) -> Path:
     """$XDG_CACHE_HOME (else ~/.cache) /cnnjax/KIND; a relative $XDG_CACHE_HOME is ignored, as XDG demands."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "cnnjax" / kind
+    return (Path(given) if os.path.isabs(given) else expanded("~/.cache")) / "cnnjax" / kind
 
 
 class OpenToOthers(PermissionError):

@@ -15,7 +15,7 @@ import simplejpeg
 from cnnjax.data import batches as pipeline
 from cnnjax.data import prepare
 from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.files import scratch_folder
+from cnnjax.data.files import expanded, scratch_folder
 from cnnjax.data.machine import num_cores, peak_resident
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
@@ -79,7 +79,7 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
     bad = UserError(f"--data={name} must be folder:PATH of JPEG files")
     if form != "folder":
         raise bad
-    images = ImageFolder(Path(path).expanduser())
+    images = ImageFolder(expanded(path))
     source = images.source("train", Place(name, path, fast(SIDE), None))
     members = [images.files.members[place] for place in images.places("train").tolist()]
     if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):

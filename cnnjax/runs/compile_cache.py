@@ -41,7 +41,7 @@ def enable() -> str:
     try:
         folder = make_cache_folder(key(), alone=True)
         _remove_unfinished(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, UserError) as error:
         sys.stderr.write(f"cnnjax: compiled programs are not cached: {visible(error)}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))

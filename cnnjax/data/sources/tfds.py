@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import UNLABELLED
 from cnnjax.data.sources.source import (
@@ -44,7 +45,7 @@ def find_prepared(name: str, root: Path) -> Path | None:
 def tfds_folders(data_dir: DataDir) -> list[Path]:
     """Where prepared data sets are looked for; the first is where they are prepared."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [*data_folders(data_dir), Path(default).expanduser()]
+    return [*data_folders(data_dir), expanded(default)]
 
 
 def open_tfds(place: Place) -> Opened:
