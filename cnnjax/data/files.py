@@ -100,7 +100,7 @@ def _new_part(folder: Path, name: str) -> tuple[int, Path]:
 def remove_left(folder: Path, name: str = "") -> None:
     """Removes the files that `replacing` a file of that name, or of any, left in killed processes."""
     for part in folder.glob(f"{PART}*{glob.escape(name)}"):
-        with contextlib.suppress(OSError), open(part, opener=_at_once) as file:
+        with contextlib.suppress(OSError), open(part, "rb", opener=_at_once) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by who writes to it
             part.unlink()
 
@@ -194,7 +194,7 @@ def open_to_append(path: Path) -> IO[str]:
     """Opens a file to be added to or locked, created if missing; a UserError for a link, pipe or folder."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise UserError(f"{path} is not a regular file; remove it")
-    return open(path, "a", opener=_at_once)
+    return open(path, "a", encoding="utf-8", opener=_at_once)
 
 
 def sha256_of(path: Path) -> str:

@@ -13,8 +13,8 @@ def num_cores() -> int:
 def peak_resident() -> int:
     """The largest resident size of this process so far, in bytes."""
     try:
-        with open("/proc/self/status") as lines:  # getrusage counts what the process was forked from
-            return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+        with open("/proc/self/status", "rb") as lines:  # getrusage counts what the process was forked from
+            return next(int(line.split()[1]) for line in lines if line.startswith(b"VmHWM")) * 1024
     except (OSError, StopIteration):
         scale = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

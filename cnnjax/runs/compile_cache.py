@@ -60,7 +60,7 @@ def key() -> str:
 
 def _processor_features() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return platform.processor()
     names = ("flags", "Features", "model name")

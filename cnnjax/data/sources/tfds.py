@@ -93,7 +93,7 @@ def open_prepared(folder: Path, place: Place) -> Opened:
         with _told(folder):
             _check_count(folder, split, len(records[split]))
         listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
-        contents = digest((folder / "dataset_info.json").read_text(), listing, place.size)
+        contents = digest((folder / "dataset_info.json").read_text("utf-8"), listing, place.size)
         where = records[split], f"{folder} {split}", channels
         return FileSource(
             functools.partial(_read_record, *where, place.recipe),
