@@ -6,7 +6,7 @@ import sys
 
 
 def num_cores() -> int:
-    """The processor's cores that this process may use: how many images are read side by side."""
+    """The processor's cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
