@@ -40,7 +40,7 @@ def gather(folder: Path) -> None:
     for name, text in api().items():
         place = folder / "docs" / "api" / f"{name}.md"
         place.parent.mkdir(exist_ok=True)
-        place.write_text(text)
+        place.write_text(text, "utf-8")
 
 
 def api() -> dict[str, str]:
@@ -75,7 +75,7 @@ def notebooks(names: list[str]) -> None:
 
 
 def cells(notebook: Path) -> list[dict[str, Any]]:
-    return json.loads(notebook.read_text())["cells"]
+    return json.loads(notebook.read_text("utf-8"))["cells"]
 
 
 def chapter(notebook: Path, run: Path, folder: Path) -> None:
@@ -101,7 +101,7 @@ def chapter(notebook: Path, run: Path, folder: Path) -> None:
                     printed += "".join(output.get("text", data.get("text/plain", "")))
         if printed:
             parts.append(f"```text\n{printed.rstrip()}\n```")
-    (folder / f"{notebook.stem}.md").write_text("\n\n".join(parts) + "\n")
+    (folder / f"{notebook.stem}.md").write_text("\n\n".join(parts) + "\n", "utf-8")
 
 
 def site(out: Path) -> None:
@@ -125,7 +125,7 @@ def configs() -> str:
         example = f"<code>{field.example!r}</code>"  # in backticks &#124; would not be |
         cells = (f"`{name}`", f"`{field.default!r}`", meaning, example)
         rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    return "\n".join([CONFIGS.read_text().partition("\n| field |")[0], *rows, ""])
+    return "\n".join([CONFIGS.read_text("utf-8").partition("\n| field |")[0], *rows, ""])
 
 
 def page(run: Path) -> None:
@@ -167,7 +167,7 @@ def main(words: list[str]) -> None:
         case ["notebooks", *names]:
             notebooks(names)
         case ["configs"]:
-            CONFIGS.write_text(configs())
+            CONFIGS.write_text(configs(), "utf-8")
         case ["page", run]:
             page(Path(run))
         case _:

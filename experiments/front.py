@@ -19,8 +19,8 @@ from experiments.tables import markdown
 PEERS = {
     "torch": "eager PyTorch",
     "torch_compile": "`torch.compile`",
-    "keras": "Keras on JAX",
-    "keras_tensorflow": "Keras on TensorFlow",
+    "keras": "Keras",
+    "keras_tensorflow": "Keras",
 }
 
 
@@ -47,7 +47,7 @@ def fine_tuning() -> tuple[str, str]:
 
 
 def training_speed() -> tuple[str, str]:
-    """Against the fastest of the others, on the machine measured last; those measured with all are named."""
+    """Against the fastest of the others that were measured with a network, on the machine measured last."""
     rows = speed.read_rows()
     machine = speed.newest(rows, "train")
     found = [
@@ -56,12 +56,11 @@ def training_speed() -> tuple[str, str]:
         if (where, dtype) == (machine, "float32") and speed.best([*bench.values()])
     ]
     ratio = statistics.geometric_mean(top[1] for bench in found if (top := speed.best([*bench.values()])))
-    measured = set.intersection(*({name for name, row in bench.items() if row["ratio"]} for bench in found))
-    peers = [words for name, words in PEERS.items() if name in measured]
-    most = {1: "", 2: "the faster of "}.get(len(peers), "the fastest of ")
+    measured = {name for bench in found for name, row in bench.items() if row["ratio"]}
+    *peers, last = dict.fromkeys(words for name, words in PEERS.items() if name in measured)
     return (
         f"Training speed, float32, {len(found)} networks, two CPU cores",
-        f"{ratio:.2f} times {most}{' and '.join(peers)} (geometric mean)",
+        f"{ratio:.2f} times the fastest measured of {', '.join(peers)} and {last} (geometric mean)",
     )
 
 

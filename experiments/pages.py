@@ -19,7 +19,7 @@ def fill(page: str, mark: str, text: str) -> str:
 def filled(page: Path, mark: str, text: str) -> str:
     """`fill` of a file; a UserError names one that is missing or lacks the marks."""
     try:
-        return fill(page.read_text(), mark, text)
+        return fill(page.read_text("utf-8"), mark, text)
     except (OSError, UserError) as error:
         raise UserError(f"{page}: {getattr(error, 'strerror', None) or error}") from None
 

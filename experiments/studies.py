@@ -25,6 +25,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from cnnjax import config as config_lib
+from cnnjax.cli import terminal
 from cnnjax.cli.boards import Lines
 from cnnjax.data.files import atomic_write, read_json, replacing
 from cnnjax.errors import UserError, one_line
@@ -272,6 +273,7 @@ def main(*own: Study) -> None:
     parser.add_argument("--next", metavar="STUDY", help="train one run of it, the next")
     parser.add_argument("--later", action="store_true", help="also what runs only while hours last")
     given = parser.parse_args()
+    terminal.guard()  # whatever it can show
     end_at_once()  # between runs, which catch signals themselves
     os.chdir(ROOT)
     compile_cache.enable()
@@ -314,8 +316,8 @@ def draw(study: Study, out: Path) -> None:
         parts = [f"# Here\n\n{study.text(out)}"]
         published = dataclasses.replace(study, size="ours")
         parts += [f"# As published\n\n{published.text(study.here)}"] if study.rows() else []
-        atomic_write(out / "table.md", "\n\n".join(parts) + "\n")
-        print((out / "table.md").read_text())
+        atomic_write(out / "table.md", text := "\n\n".join(parts) + "\n")
+        print(text)
     with replacing(out / "figure.svg") as part:
         study.figure(study, out).savefig(part, metadata={"Date": None})
 

@@ -1,6 +1,7 @@
 """The house's floors: a room imports only from lower floors, and a heavy library from one room only."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -69,16 +70,9 @@ def test_no_cycles_inside_a_room():
     graph = {}
     for file in files():
         module = ".".join(("cnnjax", *file.relative_to(PACKAGE).with_suffix("").parts))
-        graph[module.removesuffix(".__init__")] = imports(file)
-
-    def visit(module, path):
-        assert module not in path, f"import cycle: {' -> '.join((*path, module))}"
-        for name in graph.get(module, ()):
-            if name in graph and name != module:
-                visit(name, (*path, module))
-
-    for module in graph:
-        visit(module, ())
+        module = module.removesuffix(".__init__")
+        graph[module] = imports(file) - {module}
+    graphlib.TopologicalSorter(graph).prepare()  # else an error that names the cycle
 
 
 def test_heavy_libraries_have_one_owner():
@@ -106,6 +100,28 @@ def test_lower_floors_know_no_config():
     for file in files():
         if room(file) not in DOORS and floor[room(file)] < floor["runs"] and room(file) != "config":
             assert not re.search(r"ConfigDict|(?<!jax\.)\bconfig\.[a-z]+", file.read_text()), file
+
+
+def test_texts_are_utf8_whatever_the_locale():
+    """They are written so, by `atomic_write` and by git."""
+    for file in [*files(), *(ROOT / "experiments").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            own = isinstance(node.func, ast.Name) and node.func.id == "open"  # Python's, not that of a class
+            if own or getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                told = r"""open\(.*, ["'][rwax+]*b|encoding=|["'](utf-8|ascii)["']"""
+                assert re.search(told, call := ast.unparse(node)), f"{file}:{node.lineno}: {call}"
+
+
+def test_a_home_folder_is_found_in_one_place():
+    """Python's own `Path.expanduser` raises for an unknown user, where a shell takes a name."""
+    allowed = {"data/files.py", "cli/flags.py"}  # the latter has words, which are more than paths
+    for file in files():
+        if re.search(r"\bexpanduser\(|Path\.home\(", file.read_text("utf-8")):
+            assert str(file.relative_to(PACKAGE)) in allowed, f"{file}: use `files.expanded`"
+    for name in allowed:
+        assert not re.search(r"(?<!os\.path)\.expanduser\(|Path\.home\(", (PACKAGE / name).read_text("utf-8"))
 
 
 def test_no_file_is_long_and_none_is_a_drawer():

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from cnnjax.explore import report
 from cnnjax.runs.folder import Run
 from experiments.reliability import texts
 from experiments.reliability.texts import HOSTILE, SHORT, TRAIN, Tags, assert_text, shown
+from tests import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,26 @@ def test_a_run_folder_whose_path_is_not_utf8_is_refused(command, tmp_path):
     assert "caf\\udce9" in printed
     assert "UTF-8" in printed
     assert folder.exists() == (command != "train")
+
+
+@pytest.mark.skipif(not shutil.which("localedef"), reason="no localedef")
+def test_a_path_that_the_locale_does_not_write_as_utf8_is_refused(tmp_path):
+    """Python would write parts of a checkpoint there, the library of checkpoints the others elsewhere."""
+    built = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / "latin1")]
+    if subprocess.run(built, capture_output=True).returncode:
+        pytest.skip("no Latin-1 locale can be built")
+    code = "import sys; from cnnjax.cli import main; sys.exit(main.run(sys.argv[1:]))"
+    env = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": "latin1", "PYTHONPATH": str(ROOT)}
+    folder = tmp_path / "été"
+    for words in (
+        ["train", "--config.data.name=fashion_mnist_mini", f"--workdir={folder}"],
+        ["data", "prepare", "fashion_mnist_mini", f"--out={folder}"],
+    ):
+        raw = [word.encode("latin-1") for word in words]
+        done = subprocess.run([sys.executable, "-c", code, *raw], capture_output=True, env=env, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
+        assert b"use a UTF-8 locale" in done.stderr
+    assert os.listdir(tmp_path) == ["latin1"]
 
 
 def test_records_take_utf8_paths_only_and_exports_any(trained, tiny_data, tmp_path):

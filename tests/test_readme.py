@@ -9,6 +9,7 @@ import pytest
 from cnnjax.cli import main
 from experiments import front, pages, results, studies
 from experiments.cpu_speed import tables as speed_tables
+from experiments.data_speed import listing
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -96,6 +97,11 @@ def test_the_table_of_kernels_is_that_of_its_csv():
     page = (ROOT / "experiments" / "cpu_speed" / "README.md").read_text()
     table = speed_tables.ops_table(results.read(speed_tables.OPS))
     assert pages.fill(page, "cpu_ops", table) == page
+
+
+def test_the_table_of_listings_is_that_of_its_csv():
+    page = (ROOT / "experiments" / "data_speed" / "README.md").read_text()
+    assert pages.fill(page, "listing", listing.table(results.read(listing.RESULTS))) == page
 
 
 def test_the_promises_rest_on_what_was_tried():

@@ -296,6 +296,18 @@ def test_the_first_run_of_a_study_is_built_at_size_minute(study, tmp_path, monke
     assert study.train_next(tmp_path, sample.written(tmp_path, study.side))
 
 
+def test_a_study_is_drawn_whatever_the_locale(tmp_path):
+    """Its table has more than ASCII, and is printed to a terminal that may not."""
+    study = ALL[0]
+    write_runs(study, tmp_path / study.name, study.planned()[:1])
+    line = [sys.executable, str(study.home / "run.py"), "--tables", "--size=hour", f"--out={tmp_path}"]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(line, capture_output=True, env={**os.environ, **plain}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / study.name / "table.md").read_text("utf-8")
+    assert not table.isascii() and table.splitlines()[0].encode() in done.stdout
+
+
 def test_a_folder_of_runs_that_cannot_be_made_is_named(tmp_path, capfd):
     (file := tmp_path / "file").touch()
     assert main.run(["study", "fashion_mnist", "--size=minute", f"--out={file}"]) == 2

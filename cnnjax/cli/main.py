@@ -1,8 +1,9 @@
 """The command line: finds the command, runs it, and turns errors into exit codes.
 
-Exit codes: 0 done; 1 a file, a disk or the output cannot be read or written, or a checkpoint is damaged;
-2 usage error; 3 the loss was not finite; 4 a process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended
-it, with nothing lost. One line says why, none if nobody reads the output.
+Exit codes: 0 done; 1 the system cannot read or write a file, a disk or the output, or `checkpoint list` or
+`verify` found a damaged one; 2 a mistake in what is given, a damaged file too; 3 the loss was not finite; 4 a
+process hung; 128 + n signal n (SIGINT 130, SIGTERM 143) ended it, with nothing lost. One line says why, none
+if nobody reads the output.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ def repair() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # else the next file that is opened would take its number
             null = os.open(os.devnull, os.O_RDWR)  # until the end, where Python warns of files that it closes
-            setattr(sys, name, open(null, mode, closefd=False))  # noqa: SIM115
+            setattr(sys, name, open(null, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def broken() -> str | None:

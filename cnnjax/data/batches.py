@@ -331,7 +331,7 @@ def make_batches(
     num_workers: int = 0,
     max_bad: int | None = None,
 ) -> Batches:
-    """The batches of a source: resident if its images fit on the device, else streamed.
+    """The batches of a source: resident if it is an array of at most `RESIDENT_BYTES`, else streamed.
 
     `seed` None keeps the source's order (evaluation); `sharding` None is the default device. `num_workers`
     processes read, with 0 threads; the batches are the same. `max_bad` images may be left out as they cannot

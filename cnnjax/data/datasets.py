@@ -59,8 +59,9 @@ def _places(info: DatasetInfo, data_dir: DataDir) -> list[tuple[str, Path]]:
     given = sources.data_folders(data_dir)
     places = [place for r in given for place in (("files", r / info.name), ("files", r), ("tfds", r))]
     places += [("files", Path(info.system[0]))] if info.system else []
-    places.append(("tfds", tfds.tfds_folders(None)[-1]))
-    with contextlib.suppress(files.OpenToOthers):  # a download tells
+    with contextlib.suppress(UserError):  # no home
+        places.append(("tfds", tfds.tfds_folders(None)[-1]))
+    with contextlib.suppress(UserError, files.OpenToOthers):  # a download tells
         files.check_cache_folder(info.name)
         places.append(("files", files.cache_folder(info.name)))
     return places
@@ -187,7 +188,7 @@ def _check_arguments(data_dir: DataDir, seed: int, num_validation: int, validati
         given = f"num_validation={num_validation}, validation_fraction={validation_fraction}"
         raise UserError(f"{given}; allowed: one of them, the other 0")
     check_local("data_dir", data_dir)
-    if data_dir and not Path(data_dir).expanduser().is_dir():
+    if data_dir and not files.expanded(data_dir).is_dir():
         raise UserError(f"data_dir={str(data_dir)!r} is not a folder; allowed: a folder, or none")
     check_count("seed", seed, 0)
 

@@ -100,7 +100,7 @@ def _new_part(folder: Path, name: str) -> tuple[int, Path]:
 def remove_left(folder: Path, name: str = "") -> None:
     """Removes the files that `replacing` a file of that name, or of any, left in killed processes."""
     for part in folder.glob(f"{PART}*{glob.escape(name)}"):
-        with contextlib.suppress(OSError), open(part, opener=_at_once) as file:
+        with contextlib.suppress(OSError), open(part, "rb", opener=_at_once) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held by who writes to it
             part.unlink()
 
@@ -194,7 +194,7 @@ def open_to_append(path: Path) -> IO[str]:
     """Opens a file to be added to or locked, created if missing; a UserError for a link, pipe or folder."""
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise UserError(f"{path} is not a regular file; remove it")
-    return open(path, "a", opener=_at_once)
+    return open(path, "a", encoding="utf-8", opener=_at_once)
 
 
 def sha256_of(path: Path) -> str:
@@ -284,24 +284,26 @@ def _types(kind: Any) -> set[Any]:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with the home folder in place of ~, as a shell reads it."""
-    return Path(os.path.expanduser(path))
+    """The path with the home folder in place of ~, as a shell reads it; a UserError without a home."""
+    if (whole := os.path.expanduser(path)) == "~" or whole.startswith("~/"):
+        raise UserError(f"{path}: there is no home folder; set HOME, or for the cache XDG_CACHE_HOME")
+    return Path(whole)
 
 
 def check_utf8(path: Path) -> Path:
-    """The path, for a library that takes no other; a UserError if it is not UTF-8, or an address."""
+    """The path, for a library that takes no other; a UserError if its bytes are not UTF-8, or an address."""
     check_local("", path)
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: this path must be UTF-8; rename it, or choose another") from None
-    return path
+    whole = str(path.absolute())
+    with contextlib.suppress(UnicodeEncodeError):
+        if os.fsencode(whole) == whole.encode():
+            return path
+    raise UserError(f"{path}: this path must be UTF-8; rename it, choose another, or use a UTF-8 locale")
 
 
 def cache_folder(kind: str) -> Path:
     """$XDG_CACHE_HOME (else ~/.cache) /cnnjax/KIND; a relative $XDG_CACHE_HOME is ignored, as XDG demands."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "cnnjax" / kind
+    return (Path(given) if os.path.isabs(given) else expanded("~/.cache")) / "cnnjax" / kind
 
 
 class OpenToOthers(PermissionError):

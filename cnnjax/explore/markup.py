@@ -40,7 +40,7 @@ def element(name: str, *content: object, **attributes: str) -> Markup:
 
 def page(title: str, *content: Markup) -> str:
     """A whole page."""
-    style = Path(__file__).with_name("report.css").read_text()
+    style = Path(__file__).with_name("report.css").read_text("utf-8")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head = element("head", Markup(head), element("title", title), element("style", Markup(style)))
     body = element("body", element("h1", title), *content)

@@ -15,7 +15,7 @@ import simplejpeg
 from cnnjax.data import batches as pipeline
 from cnnjax.data import prepare
 from cnnjax.data.augment import chain as augment_lib
-from cnnjax.data.files import scratch_folder
+from cnnjax.data.files import expanded, scratch_folder
 from cnnjax.data.machine import num_cores, peak_resident
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import records
@@ -39,8 +39,9 @@ def bench_data(
     images: int = 50_000,
     step_model: str = "alexnet",
 ) -> Figures:
-    """Measures the pipeline on this machine, alternating with the decoder alone on as many threads.
+    """Measures the pipeline on this machine, alternating with the decoder alone on one thread per core.
 
+    The pipeline has one more, for when one waits for Python's lock, which the decoder does not hold.
     `name` is `folder:PATH` with JPEG files; None generates some (500x375, noise on a smooth picture). The
     figures are jpeg_images_per_second (decoded to 256x256, on the device) and jpeg_alone_images_per_second
     (by simplejpeg at full size, thrown away), medians of jpeg_rounds, three to a round and a third as long;
@@ -79,7 +80,7 @@ def _jpegs(name: str | None, folder: Path) -> tuple[FileSource, list[bytes]]:
     bad = UserError(f"--data={name} must be folder:PATH of JPEG files")
     if form != "folder":
         raise bad
-    images = ImageFolder(Path(path).expanduser())
+    images = ImageFolder(expanded(path))
     source = images.source("train", Place(name, path, fast(SIDE), None))
     members = [images.files.members[place] for place in images.places("train").tolist()]
     if not all(m.name.lower().endswith((".jpg", ".jpeg")) for m in members):
@@ -100,7 +101,7 @@ def _jpeg_records(source: FileSource, folder: Path) -> tuple[FileSource, list[by
 def _decoding(
     name: str, source: FileSource, encoded: list[bytes], rounds: int, seconds: float
 ) -> dict[str, float]:
-    """The pipeline and simplejpeg alone in turn, on as many threads, from the same files."""
+    """The pipeline and simplejpeg alone in turn, from the same files."""
     with ThreadPoolExecutor(num_cores()) as pool:
         _alone(pool, encoded, 0.2)
         alone, ours = [_alone(pool, encoded, seconds / SLICES)], []

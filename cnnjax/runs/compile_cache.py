@@ -41,7 +41,7 @@ def enable() -> str:
     try:
         folder = make_cache_folder(key(), alone=True)
         _remove_unfinished(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, UserError) as error:
         sys.stderr.write(f"cnnjax: compiled programs are not cached: {visible(error)}\n")
         return f"off: {error}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -60,7 +60,7 @@ def key() -> str:
 
 def _processor_features() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return platform.processor()
     names = ("flags", "Features", "model name")

@@ -286,7 +286,7 @@ def statistics(config: ConfigDict, source: Source) -> Statistics:
     """The data set's mean, std and covariance, as far as the augmentations of the config need them."""
     form, _, place = config.data.name.partition(":")
     if form == "records":
-        return records.statistics(Path(place).expanduser())._asdict()
+        return records.statistics(expanded(place))._asdict()
     info = datasets.DATASETS.get(config.data.name)
     known = {"mean": info.mean, "std": info.std} if info else {}
     if info and "pca_color" not in f"{config.augment.train}|{config.augment.eval}":

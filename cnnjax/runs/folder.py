@@ -232,7 +232,8 @@ class Run:
         try:
             return read_json(file, kind, within=self.path)
         except UserError as error:
-            raise UserError(f"{error}; restore or remove it") from None
+            advice = "restore it, or train again" if name == "record.json" else "restore or remove it"
+            raise UserError(f"{error}; {advice}") from None
 
     def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Writes a JSON file of the folder, whole or not at all."""

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from cnnjax.data.fetch import Remote, fetch, is_whole
-from cnnjax.data.files import atomic_write, check_kind, make_cache_folder, read_file, read_json, sha256_of
+from cnnjax.data.files import (
+    atomic_write,
+    check_kind,
+    expanded,
+    make_cache_folder,
+    read_file,
+    read_json,
+    sha256_of,
+)
 from cnnjax.data.web import NoNetwork, get_json, send
 from cnnjax.errors import UserError, listed
 
@@ -38,7 +46,7 @@ def cache() -> Path:
     """The cache of the Hub's own library."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(given or Path(home, "hub")).expanduser()
+    return expanded(given or Path(home, "hub"))
 
 
 def snapshot(repository: str, revision: str = "main") -> Path:

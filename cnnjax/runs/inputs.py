@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data import datasets
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, Shape, Source, to_memory
@@ -36,7 +37,7 @@ def data_name(given: str | Path) -> str:
     """
     if not (given := str(given)):  # as a path it would be the current folder
         raise UserError("data='' names no data set; allowed: a name, a folder of images, or None")
-    if ":" in given or given in datasets.DATASETS or not (path := Path(given).expanduser()).exists():
+    if ":" in given or given in datasets.DATASETS or not (path := expanded(given)).exists():
         return given
     if (suffix := path.suffix.lower()) == ".tar" and path.is_file():
         forms = f"folder:{given} for class folders, tar:{given} for WebDataset samples"

@@ -11,6 +11,7 @@ from cnnjax.data.files import atomic_write, open_file, read_json, sha256_of
 from cnnjax.errors import UserError
 
 NAME = "manifest.json"
+ARRAYS = "tree/manifest.ocdbt"  # the file through which orbax finds all arrays
 Numbers = dict[str, float]
 
 
@@ -40,12 +41,14 @@ class _Signed(TypedDict):
 
 
 def write(folder: Path, step: int, position: Numbers, metrics: Numbers) -> None:
-    """Hashes and syncs every file of a folder, then writes the manifest."""
+    """Hashes and syncs every file of a folder, then writes the manifest; an OSError without the arrays."""
     files: dict[str, File] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME):
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    if ARRAYS not in files:  # they were written to another folder, of which orbax says nothing
+        raise OSError("the arrays of the save are missing")
     _write(folder, {"step": step, "position": position, "metrics": metrics, "files": files})
 
 

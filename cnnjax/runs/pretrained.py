@@ -148,7 +148,7 @@ def _torchvision(row: Published) -> Path:
 
 def _torch_home() -> Path:
     xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TORCH_HOME") or f"{xdg}/torch").expanduser()
+    return expanded(os.environ.get("TORCH_HOME") or f"{xdg}/torch")
 
 
 def _digits(name: str) -> str:

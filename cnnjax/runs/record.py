@@ -157,7 +157,7 @@ def _commit(file: Path = Path(__file__)) -> str:
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name and widest vectors; family and model too if the name has no number."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text("utf-8").splitlines()
     except OSError:
         return platform.processor()
     facts = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in lines if ":" in line}

@@ -138,6 +138,6 @@ def _children() -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{thread}/children") as file:
+            with open(f"/proc/self/task/{thread}/children", encoding="utf-8") as file:
                 found += map(int, file.read().split())
     return found

@@ -140,7 +140,7 @@ def run_part(name: str, table: Table, *, toy: bool, options: Sequence[str]) -> N
     limit, start = part.toy_seconds if toy else part.seconds, time.monotonic()
     command = [sys.executable, "-m", "experiments.gpu.parts", name, *options]
     command += [f"--seconds={limit}", f"--peak={table.peak}", *(["--toy"] if toy else [])]
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         child = subprocess.Popen(
             *(command,),
             **{"cwd": ROOT, "env": environment(), "stdout": subprocess.PIPE, "stderr": errors, "text": True},

@@ -141,12 +141,12 @@ def in_words(values: Sequence[float]) -> str:
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [*csv.DictReader(file)]
 
 
 def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

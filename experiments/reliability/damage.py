@@ -81,7 +81,7 @@ def make_place(place: Path) -> str:
     for args in (("train", f"--workdir={run}"), swept):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert main.run([*args, f"--config.data.name={data}", *TINY]) == 0
-    (run / "nonfinite.json").write_text(json.dumps({"7": {"step": 7, "indices": [1, 2]}}))
+    (run / "nonfinite.json").write_text(json.dumps({"7": {"step": 7, "indices": [1, 2]}}), "utf-8")
     shutil.copytree(run, place / "unfinished")
     shutil.rmtree(place / "unfinished" / "checkpoints" / "10")
     return data

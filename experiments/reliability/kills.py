@@ -57,7 +57,7 @@ def prepare(folder: Path, *, run: bool = True) -> None:
     if run and (
         attempt(words, folder / "none", 0, log)[0] or Fork(lambda: _write_weights(folder), log).wait()
     ):
-        raise SystemExit(f"no run, or no weights:\n{log.read_text()[-3000:]}")
+        raise SystemExit(f"no run, or no weights:\n{log.read_text('utf-8')[-3000:]}")
     gc.collect()
     gc.freeze()  # so that no copy looks through all that is imported, again and again
 
@@ -114,14 +114,14 @@ def attempt(words: Sequence[str], folder: Path, limit: int, log: Path) -> tuple[
     def call() -> int:
         count = watch(folder, limit)
         code = main.run([word.replace("{}", str(folder)) for word in words])
-        counted.write_text(str(count[0]))
+        counted.write_text(str(count[0]), "utf-8")
         return code
 
     fork = Fork(call, log)
     if (code := fork.wait(LONGEST)) is None:
         fork.kill()
         code = -KILLED
-    return code, int(counted.read_text()) if counted.exists() else -1
+    return code, int(counted.read_text("utf-8")) if counted.exists() else -1
 
 
 def outcome(folder: Path) -> dict[str, object]:
@@ -133,7 +133,7 @@ def outcome(folder: Path) -> dict[str, object]:
             continue
         data: object = None
         if file.name == "metrics.jsonl":
-            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
             data = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
         elif file.suffix == ".npz":
             with np.load(file) as arrays:
@@ -141,7 +141,7 @@ def outcome(folder: Path) -> dict[str, object]:
         elif file.name in ("test.json", "config.json") or file.suffix in (".safetensors", ".array_record"):
             data = hashlib.sha256(file.read_bytes()).hexdigest()
         elif file.name == "results.csv":
-            data = [line.split(",")[:8] for line in file.read_text().splitlines()]
+            data = [line.split(",")[:8] for line in file.read_text("utf-8").splitlines()]
         left[name] = data
     return left
 
@@ -154,7 +154,7 @@ def trials(
     whole.mkdir(parents=True)
     code, count = attempt(words, whole, 0, log)
     if code:
-        raise SystemExit(f"{name} failed:\n{log.read_text()[-3000:]}")
+        raise SystemExit(f"{name} failed:\n{log.read_text('utf-8')[-3000:]}")
     expected = outcome(whole)
     for k in chosen(count):
         folder = place / f"{name} {k}"
@@ -166,7 +166,7 @@ def trials(
         if first not in (KILLED, 0):
             problem = f"ended with {first} before the kill"
         elif second:
-            problem = f"ended with {second} when started again: {log.read_text()[-300:]}"
+            problem = f"ended with {second} when started again: {log.read_text('utf-8')[-300:]}"
         elif (left := outcome(folder)) != expected:
             names = sorted(n for n in left.keys() | expected.keys() if left.get(n) != expected.get(n))
             problem = f"other results: {names}"

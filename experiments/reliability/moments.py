@@ -74,7 +74,7 @@ def finish(args: list[str], log: Path) -> str:
 
 
 def _failure(code: int, log: Path) -> str:
-    return "" if code == 0 else f"exit code {code}: {log.read_text()[-600:]}"
+    return "" if code == 0 else f"exit code {code}: {log.read_text('utf-8')[-600:]}"
 
 
 def result(run: Path, log: Path) -> str:
@@ -83,12 +83,12 @@ def result(run: Path, log: Path) -> str:
 
     def call() -> None:  # in a process of its own: reading checkpoints starts threads that no fork has
         left = sorted(p.name for p in run.rglob("*") if PART in p.name or p.name.endswith((".part", ".tmp")))
-        file.write_text(f"{stress.outcome(run)}\nunfinished: {left}")
+        file.write_text(f"{stress.outcome(run)}\nunfinished: {left}", "utf-8")
 
     file.unlink(missing_ok=True)
     if code := Fork(call, log).wait():
-        return f"cannot be read, {code}: {log.read_text()[-600:]}"
-    return file.read_text()
+        return f"cannot be read, {code}: {log.read_text('utf-8')[-600:]}"
+    return file.read_text("utf-8")
 
 
 def at_random(name: str, place: Path, count: int, seed: int) -> Iterator[str]:

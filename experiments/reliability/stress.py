@@ -122,14 +122,14 @@ def finish(fields: dict[str, Any], workdir: Path, log: Path) -> float:
     """Runs to the end; returns seconds. A run that fails is an error with its output."""
     began = time.monotonic()
     if start(fields, workdir, log).wait() != 0:
-        raise SystemExit(f"{workdir} failed:\n{log.read_text()[-3000:]}")
+        raise SystemExit(f"{workdir} failed:\n{log.read_text('utf-8')[-3000:]}")
     return time.monotonic() - began
 
 
 def last_step(workdir: Path) -> int:
     """Of the rows that a run has written so far."""
     try:
-        text = (workdir / "metrics.jsonl").read_text()
+        text = (workdir / "metrics.jsonl").read_text("utf-8")
     except OSError:
         return 0
     lines = text[: text.rfind("\n") + 1].splitlines()

@@ -268,7 +268,7 @@ def inside(kind: str, place: Path) -> Check:
         np.savez(folder / "data.npz", **{name.replace("/", "|"): np.zeros(2) for name in names})
         words = ["data", "inspect", f"npz:{folder}/data.npz"]
     else:
-        (folder / "config.json").write_text(json.dumps(dict.fromkeys(names, names)))
+        (folder / "config.json").write_text(json.dumps(dict.fromkeys(names, names)), "utf-8")
         words = ["evaluate", f"--workdir={folder}"]
     assert len(one_line(*words)) < MOST + 20
     return lambda hostile: None

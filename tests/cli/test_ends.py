@@ -1,6 +1,7 @@
 """How a command begins and ends: signals at any moment, odd streams, places that cannot be used."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,8 +192,31 @@ def test_a_place_that_cannot_be_used_is_told_in_one_line(
     ]
     code = main.run(words)
     error = capfd.readouterr().err
-    assert code in (1, 2), error
+    assert code == (1 if "cannot be written or read: " in error else 2), error  # who says so is the system
     assert error.startswith("cnnjax: ") and error.count("\n") == 1, error
+
+
+DAMAGED = {  # the file that is damaged, the command, its exit code
+    "predict": ("image.png", "predict --workdir={run} {image}", 2),
+    "evaluate": ("manifest.json", "evaluate --workdir={run}", 2),
+    "record": ("record.json", "evaluate --workdir={run}", 2),
+    "config": ("config.json", "report {run}", 2),
+    "list": ("manifest.json", "checkpoint list --workdir={run}", 1),
+    "verify": ("manifest.json", "checkpoint verify --workdir={run}", 1),
+    "unwritable": ("image.png", "data inspect fashion_mnist_mini --out=/proc/x.png", 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* skipped")
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_ends_with_2_and_what_the_system_refuses_with_1(case, tiny_run, tmp_path, capfd):
+    name, command, code = DAMAGED[case]
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (image := run / "image.png").touch()
+    for file in run.rglob(name):
+        file.write_bytes(b"\x89")
+    assert main.run(command.format(run=run, image=image).split()) == code
+    assert capfd.readouterr().err.count("\n") == (case not in ("list", "verify"))
 
 
 STREAMS = {

@@ -1,18 +1,32 @@
 """~ is the home folder at every door, as a shell has it: no folder of that name appears."""
 
+import pwd
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cnnjax import config as config_lib
+from cnnjax import load_dataset
 from cnnjax.cli import main, study
+from cnnjax.data import files
+from cnnjax.data.sources.tfds import tfds_folders
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
 from cnnjax.inference import export, model, push, weights
-from cnnjax.runs import checkpoints, children, evaluate, loaded, pretrained, results, sweep, train
+from cnnjax.runs import (
+    checkpoints,
+    children,
+    compile_cache,
+    evaluate,
+    hub,
+    loaded,
+    pretrained,
+    results,
+    sweep,
+    train,
+)
 from cnnjax.runs.experiment import build
 
 
@@ -24,6 +38,9 @@ def home(tiny_run, tiny_config, tmp_path, monkeypatch):
     elsewhere.mkdir()
     shutil.copytree(tiny_run, folder / "run")
     Image.new("L", (8, 8)).save(folder / "x.png")
+    for place in ("0/a", "0/b", "0/c", "1/a", "1/b", "1/c"):
+        (photo := folder / f"photos/{place}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(photo)
     (folder / "names").write_text("0\n1\n2\n")
     text = f"from cnnjax.config import from_dict\nget_config = lambda: from_dict({tiny_config.to_dict()})"
     (folder / "my.py").write_text(text)
@@ -36,7 +53,9 @@ def home(tiny_run, tiny_config, tmp_path, monkeypatch):
 
 COMMANDS = {
     "train --config=~/my.py --workdir=~/new": "new/test.json",
-    "train --config=~/my.py --config.init_from=~/run --print_config": "",
+    "train --config=~/my.py --config.init_from=~/run --workdir=~/new": "new/test.json",
+    "train --config=~/my.py --config.data.name=folder:~/photos --config.data.size=8 --workdir=~/new "
+    "--config.data.num_validation=0 --config.batch_size=2": "new/checkpoints",
     "sweep --config=~/my.py --out=~/swept": "swept/results.csv",
     "evaluate --workdir=~/run": "",
     "evaluate --weights=~/run --class_names=~/names": "",
@@ -48,6 +67,7 @@ COMMANDS = {
     "push --workdir=~/run --out=~/hub": "hub/config.json",
     "data prepare fashion_mnist_mini --out=~/prepared": "prepared/dataset.json",
     "data inspect fashion_mnist_mini --out=~/sheet.png": "sheet.png",
+    "data inspect folder:~/photos --out=~/sheet.png": "sheet.png",
     "checkpoint verify --workdir=~/run": "",
     "replay --workdir=~/run --step=1": "",
 }
@@ -83,6 +103,7 @@ FUNCTIONS = {
     ),
     "export_weights": (lambda _: weights.export_weights("~/run", "~/t.safetensors"), "t.safetensors"),
     "push": (lambda _: push.write(loaded.load("~/run"), "~/hub"), "hub/config.json"),
+    "load_dataset": (lambda _: load_dataset("folder:~/photos", "train"), ""),
     "checkpoints": (lambda _: checkpoints.describe("~/run"), ""),
 }
 
@@ -96,7 +117,61 @@ def test_the_doors_of_python(name, home, tiny_config):
         assert results.read_results("~/s") and comparison.sweep("~/s") == home / "s/report.html"
 
 
-def test_the_home_of_an_unknown_user_is_a_name(home):
+def test_the_variables_that_name_a_folder(home, monkeypatch):
+    for name in ("CNNJAX_DATA_DIR", "TFDS_DATA_DIR", "TORCH_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, f"~/{name}")
+    assert tfds_folders("~/d") == [home / "d", home / "CNNJAX_DATA_DIR", home / "TFDS_DATA_DIR"]
+    assert (pretrained._torch_home(), hub.cache()) == (home / "TORCH_HOME", home / "HF_HUB_CACHE")
+
+
+UNKNOWN = [
+    "train --data=~typo/photos --workdir=~/new",
+    "train --config=~/my.py --config.data.name=folder:~typo/photos --workdir=~/new",
+    "train --config=~/my.py --config.data.name=mnist --config.data.dir=~typo/d --workdir=~/new",
+    "evaluate --workdir=~/run --data=npz:~typo/x.npz",
+    *(f"data inspect {form}:~typo/x --out=~/x.png" for form in ("folder", "records", "npz", "tar", "idx")),
+    "data inspect mnist --dir=~typo/d --out=~/x.png",
+    "data prepare parquet:~typo/x --out=~/prepared",
+    "bench data --data=folder:~typo/photos",
+    "predict --weights=~typo/run ~/x.png --model=simple_cnn",
+]
+
+
+@pytest.mark.parametrize("command", UNKNOWN)
+def test_the_home_of_an_unknown_user_is_a_name(command, home, capsys):
+    assert main.run(command.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "~typo/" in error, error
+
+
+def test_the_home_of_an_unknown_user_is_a_name_in_python(home, monkeypatch):
+    monkeypatch.setenv("CNNJAX_DATA_DIR", "~typo/d")
+    assert main.run(["data"]) == 0
+    for name in ("folder:~typo/x", "fashion_mnist_mini"):
+        with pytest.raises(UserError, match="~typo"):
+            load_dataset(name, "train", data_dir="~typo/d")
     with pytest.raises(UserError, match="is neither a run folder nor a weights file"):
-        pretrained.resolve("~no-such-user/run")
-    assert not Path("~no-such-user").exists()
+        pretrained.resolve("~typo/run")
+
+
+def test_without_a_home_what_needs_none_is_done_and_the_rest_names_the_variable(home, monkeypatch, capsys):
+    """As in a container with --user."""
+    for name in ("HOME", "XDG_CACHE_HOME", "CNNJAX_COMPILE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(compile_cache.jax.config.values, "jax_compilation_cache_dir", None)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: {}["nobody"])
+    assert main.run(["data"]) == 0 and load_dataset("fashion_mnist_mini", "train")
+    assert "XDG_CACHE_HOME" in compile_cache.enable()
+    monkeypatch.setenv("CNNJAX_COMPILE_CACHE", "off")
+    capsys.readouterr()
+    for command in (
+        "data prepare mnist --out=out",
+        "data inspect folder:~/photos --out=x.png",
+        "predict --model=resnet18 --weights=torchvision {home}/x.png",
+        "train --workdir=~/new",
+    ):
+        assert main.run(command.format(home=home).split()) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "set HOME" in error, error
+    with pytest.raises(UserError, match="set HOME, or for the cache XDG_CACHE_HOME"):
+        files.cache_folder("mnist")

@@ -35,6 +35,16 @@ def test_the_newest_and_the_best_survive(saved):
     assert saved.best("ema") == saved.find("best", "ema") == 2  # of before each had its own accuracy
 
 
+def test_a_save_whose_arrays_are_missing_is_no_checkpoint(tmp_path):
+    """orbax takes the path for a pattern, finds nothing that matches, and saves an empty tree in silence."""
+    checkpoints = Saver(tmp_path / "a[b]")
+    checkpoints.save(1, tree(1), {})
+    with pytest.raises(OSError, match="the arrays of the save are missing"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert not checkpoints.steps()
+
+
 SCORES = {1: (0.9, 0.1), 2: (0.8, 0.9), 3: (0.3, 0.8), 4: (0.3, 0.8)}  # raw, of the average
 
 

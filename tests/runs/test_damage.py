@@ -75,6 +75,14 @@ def test_a_finished_run_that_lost_its_last_metrics_gets_no_row(place, lines):
     assert "metrics.jsonl lacks the last row of a finished run; restore it, or remove" in words
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_only_a_file_that_a_run_can_spare_is_to_be_removed(tmp_path, name):
+    (tmp_path / name).write_text("{")
+    with pytest.raises(UserError, match=r"is damaged: .*; restore") as caught:
+        Run(tmp_path).read_json(name)
+    assert ("or remove it" in str(caught.value)) == (name != "record.json")
+
+
 LINES = (
     *("{", "null", "[]", '"x"', "\0\0", "", "x" * 10_000, '{"step": "3", "loss": 1}', '{"loss": 1}'),
     *('{"step": -1, "loss": 1}', '{"step": 2, "loss": "1"}', '{"step": 2, "step": 3}', "[" * 9999),

@@ -39,7 +39,7 @@ def imagenet_ids() -> dict[str, str]:
     The names are torchvision's, the ids timm's (`experiments/models/weights.py` writes the table).
     """
     file = Path(__file__).parents[1] / "imagenet_classes.csv"
-    return {row["name"]: row["wordnet"] for row in csv.DictReader(file.read_text().splitlines())}
+    return {row["name"]: row["wordnet"] for row in csv.DictReader(file.read_text("utf-8").splitlines())}
 
 
 def imagenet_names() -> tuple[str, ...]:

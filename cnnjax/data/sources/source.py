@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, TypedDict
 
 import numpy as np
 
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.errors import BadImage, UserError, check_local, listed, visible
 
@@ -83,7 +84,7 @@ class Place(NamedTuple):
     @property
     def path(self) -> Path:
         check_local("data", self.name)
-        return Path(self.rest).expanduser()
+        return expanded(self.rest)
 
     @property
     def size(self) -> int | None:
@@ -100,7 +101,7 @@ def data_folders(data_dir: DataDir) -> list[Path]:
     given = {"data_dir": data_dir, "CNNJAX_DATA_DIR": os.environ.get("CNNJAX_DATA_DIR")}
     for name, folder in given.items():
         check_local(name, folder)
-    return [Path(folder).expanduser() for folder in given.values() if folder]
+    return [expanded(folder) for folder in given.values() if folder]
 
 
 def digest(*parts: object) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import UNLABELLED
 from cnnjax.data.sources.source import (
@@ -44,7 +45,7 @@ def find_prepared(name: str, root: Path) -> Path | None:
 def tfds_folders(data_dir: DataDir) -> list[Path]:
     """Where prepared data sets are looked for; the first is where they are prepared."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [*data_folders(data_dir), Path(default).expanduser()]
+    return [*data_folders(data_dir), expanded(default)]
 
 
 def open_tfds(place: Place) -> Opened:
@@ -92,7 +93,7 @@ def open_prepared(folder: Path, place: Place) -> Opened:
         with _told(folder):
             _check_count(folder, split, len(records[split]))
         listing = [(p.name, p.stat().st_size) for p in sorted(folder.glob(f"*-{split}.*"))]
-        contents = digest((folder / "dataset_info.json").read_text(), listing, place.size)
+        contents = digest((folder / "dataset_info.json").read_text("utf-8"), listing, place.size)
         where = records[split], f"{folder} {split}", channels
         return FileSource(
             functools.partial(_read_record, *where, place.recipe),

@@ -67,7 +67,7 @@ def _without(name: str, source: str) -> UserError:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    with (HERE / name).open(newline="") as file:
+    with (HERE / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -126,7 +126,7 @@ def _open() -> ctypes.CDLL:
 
 def _interface() -> int:
     """Version of XLA's call interface: it takes handlers of older versions, and newer ones break it."""
-    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text()
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text("utf-8")
     numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header))
     return 1000 * int(numbers["MAJOR"]) + int(numbers["MINOR"])
 
@@ -171,6 +171,6 @@ def _quotas() -> list[int]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except OSError:
         return ""
