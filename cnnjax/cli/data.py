@@ -78,7 +78,7 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
         print(f"{split}: {sum(len(s['labels']) for s in shards)} images, {len(skipped)} skipped")
         for message in skipped:
             print(f"  skipped: {message}")
-    say(f"train with --config.data.name=records:{out}")
+    say(f"train with --data=records:{out}")
 
 
 def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents]:

@@ -232,6 +232,11 @@ class FileSource:
         return dataclasses.replace(self, positions=positions, labels=labels, split=split or self.split)
 
 
+def resizes(source: Source) -> bool:
+    """Whether its images can be brought to a size: those of files can, arrays and records cannot."""
+    return isinstance(source, FileSource) and source.header is not None
+
+
 def as_positions(indices: Indices, source: Source) -> np.ndarray:
     """Indices, or a mask, as int64 positions of `source`; UserError for what are none."""
     given, total = np.asarray(indices), len(source)
