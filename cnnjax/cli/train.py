@@ -38,6 +38,7 @@ def train(
     *,
     config: ConfigDict,
     fields: frozenset[str],
+    from_file: bool,
     data: Flag[
         str | None, "your images: a folder, or as config.data.name; other defaults are chosen to suit"
     ] = None,
@@ -68,7 +69,8 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "", listed, given=fields, workdir=workdir)
+            known = {"given": fields, "file": from_file, "workdir": workdir}
+            config, line = suited(config, data, weights or "", listed, **known)
             say(line)
         if print_config:
             config_lib.validate(config)

@@ -36,6 +36,7 @@ def suited(
     weights: str = "",
     listed: Listed | None = None,
     given: Collection[str] = (),
+    file: bool = False,
     workdir: str | Path | None = None,
 ) -> tuple[ConfigDict, str]:
     """The config with a data set, defaults replaced by what suits it, and a line that lists the choices.
@@ -45,12 +46,17 @@ def suited(
       weights: to start from, as in config.init_from; the head is initialized anew.
       listed: see `datasets.load`.
       given: fields that stay as they are though they are at their defaults.
+      file: whether the config is of a file, which says all but what no file knows of other images.
       workdir: of a run that is resumed, which needs the weights no more.
     """
     data = data_name(data)
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
     default, now = config_lib.flatten(config_lib.default()), config_lib.flatten(config)
     free = {name for name, value in default.items() if now[name] == value} - {*given}
+    if file:
+        own_size = "augment.train" in free  # else it may crop, to a size that these images have to fit
+        own = {"data.num_validation", *(["data.size"] if own_size else [])}
+        free &= own | ({"model", "init_head"} if weights else set())
     try:
         source, several = _opened(config, {} if listed is None else listed)
     except UserError as error:

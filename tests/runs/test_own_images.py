@@ -282,3 +282,46 @@ def test_photos_of_one_size_come_to_that_of_the_weights_as_others_do(tmp_path, s
 def test_arrays_keep_their_size_whatever_the_weights_take(tmp_path, tiny_run):
     config, _ = suited(config_lib.default(), stored(tmp_path / "own", "npz", (40, 50)), str(tiny_run))
     assert config.data.size == 0
+
+
+def printed(tmp_path, capsys, text, *flags, sizes=((32, 32),) * 10):
+    """The config of `train --config=FILE --data=FOLDER`, and the line of choices."""
+    (tmp_path / "mine.py").write_text(
+        f"from cnnjax.config import default\n\ndef get_config():\n    c = default()\n{text}    return c\n"
+    )
+    words = [f"--config={tmp_path / 'mine.py'}", f"--data={write(tmp_path / 'x', sizes)}", *flags]
+    assert main.run(["train", *words, "--print_config"]) == 0
+    line, *rest = capsys.readouterr().out.splitlines()
+    return "\n".join(rest), line
+
+
+def test_what_a_config_file_says_wins_though_it_is_the_default(tmp_path, capsys):
+    text = "    c.model = 'simple_cnn'\n    c.batch_size = 128\n    c.total_epochs = 10.0\n"
+    config, line = printed(tmp_path, capsys, text)
+    assert "model: 'simple_cnn'" in config and "batch_size: 128" in config and "total_epochs: 10.0" in config
+    assert "train: 'normalize'" in config
+    assert f"chosen for folder:{tmp_path / 'x'}: data.num_validation=2; " in line
+
+
+@pytest.mark.parametrize("sizes", [[(80, 80)] * 10, [(80, 70), (70, 80)] * 5])
+@pytest.mark.parametrize(("text", "size"), [("", 64), ("    c.data.size = 48\n", 48)])
+def test_a_config_file_for_other_images_takes_own_ones_of_any_size(tmp_path, capsys, sizes, text, size):
+    config, line = printed(tmp_path, capsys, text, sizes=sizes)
+    assert f"size: {size}" in config and ("data.size=64" in line) == (size == 64)
+
+
+def test_the_network_of_weights_is_taken_beside_a_config_file(tmp_path, capsys, tiny_run):
+    config, _ = printed(tmp_path, capsys, "    c.batch_size = 16\n", f"--weights={tiny_run}")
+    assert "model: 'simple_cnn(widths=(2, 3), kernel_size=3)'" in config and "init_head: 'new'" in config
+
+
+def test_beside_crops_of_a_config_file_the_size_is_asked_for(tmp_path, capsys):
+    """A size that is chosen would be another than that of the crops."""
+    data = write(tmp_path / "x", [(80, 70), (70, 80)] * 5)
+    assert (
+        main.run(
+            ["train", "--config=fashion_mnist_simple_cnn", f"--data={data}", f"--workdir={tmp_path / 'run'}"]
+        )
+        == 2
+    )
+    assert "config.data.size=70 must be given, to resize all images" in capsys.readouterr().err
