@@ -64,6 +64,10 @@ class UserError(ValueError):
 class BadImage(UserError):
     """One image that cannot be used, and may be left out where the user says so."""
 
+    def refused(self, skipping: str) -> "BadImage":
+        """The same where the user has not said so, with how to: 'train with --config.data...=skip'."""
+        return BadImage(f"{self}; replace or remove it, or {skipping}")
+
 
 def extra(name: str) -> str:
     """How to install an extra of this package, whose name no package index has."""

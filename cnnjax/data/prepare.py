@@ -53,7 +53,7 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
                 example = source[index]
             except BadImage as error:
                 if not skip:
-                    raise
+                    raise error.refused("prepare with --on_bad_image=skip") from None
                 skipped.append(str(error))
                 continue
             image, label = np.ascontiguousarray(example["image"]), example["label"]
@@ -160,9 +160,13 @@ def _check_alike(sources: Mapping[str, Source]) -> None:
 
 
 def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
-    """Raises a UserError if the folder holds shards of another plan."""
+    """Raises a UserError if the folder holds shards of another plan.
+
+    Those of a plan that did not skip bad images have none: they are also of one that does.
+    """
     file = out / "plan.json"
-    if file.exists() and read_json(file) != plan:
+    same = plan, {**plan, "on_bad_image": "error"}
+    if file.exists() and read_json(file) not in same:
         raise UserError(f"out={out} contains images of other data or settings; choose another")
     if not file.is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"out={out} is not empty; choose another")
