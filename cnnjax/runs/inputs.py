@@ -15,7 +15,7 @@ from cnnjax import config as config_lib
 from cnnjax.data import datasets
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
-from cnnjax.data.sources.source import Listed, Shape, Source, to_memory
+from cnnjax.data.sources.source import Listed, Shape, Source, resizes, to_memory
 from cnnjax.errors import UserError
 from cnnjax.models import variable_shapes
 from cnnjax.models.weights import files
@@ -82,8 +82,8 @@ def open_split(
         source = datasets.load(data.name, split, any_size=bad, **place, **splits, **known)
     if image_shape and tuple(source.image_shape) != image_shape:
         given = f"images of {in_words(source.image_shape)}; this run takes {in_words(image_shape)}"
-        advice = "resize them, or prepare them with `cnnjax data prepare`"
-        raise UserError(f"{source.name} {split}: {given}; {advice}")
+        prepare = ", or prepare them with `cnnjax data prepare`" if resizes(source) else ""
+        raise UserError(f"{source.name} {split}: {given}; resize them{prepare}")
     return source
 
 
