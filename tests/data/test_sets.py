@@ -376,6 +376,8 @@ def test_configs_and_revisions_are_not_merged_to_one_set(tmp_path, form, files, 
     [
         ("train-0", "train-1", "test-0"),
         ("data/train-0", "data/train-1", "data/test-0"),
+        ("pets_train_0", "pets_train_1", "pets_test"),
+        ("TrainSet-0", "TrainSet-1", "TestSet"),
         ("train/0", "train/1", "test/0"),
         ("train/part0/0", "train/part1/0", "test/0"),
         ("a/train/train-0", "a/train/train-1", "a/test/test-0"),
