@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.data import datasets
 from cnnjax.data.recipe import Recipe
+from cnnjax.data.sources import records
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, Shape, Source, resizes, to_memory
 from cnnjax.errors import UserError
@@ -32,6 +33,8 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 def data_name(given: str | Path) -> str:
     """The name of a data set that --data gives: one as in config.data.name, or a folder, .zip or .npz.
 
+    A folder that `cnnjax data prepare` wrote is one of records.
+
     A UserError asks what is in a .tar, which may be of class folders or of samples.
     """
     if not (given := str(given)):  # as a path it would be the current folder
@@ -41,6 +44,8 @@ def data_name(given: str | Path) -> str:
     if (suffix := path.suffix.lower()) == ".tar" and path.is_file():
         forms = f"folder:{given} for class folders, tar:{given} for WebDataset samples"
         raise UserError(f"--data={given} could be of two forms; allowed: {forms}")
+    if (path / records.FACTS).is_file() and any(path.glob("*.array_record")):
+        return f"records:{given}"
     form = "folder" if path.is_dir() or suffix == ".zip" else "npz" if suffix == ".npz" else ""
     return f"{form}:{given}" if form else given
 

@@ -132,7 +132,10 @@ def test_names_that_only_look_like_splits_are_classes(tmp_path, name):
         (several("train/Cat", "train/cat"), ["are 'Cat' and 'cat' one class or two"]),
         (several("train/caf\u00e9", "train/cafe\u0301"), ["one class or two"]),
         ([*several("train/a", "train/b"), "train/c/"], ["train/c: a class without images; fill or remove"]),
-        ([*several("train/a"), "train/c/x.txt"], ["train/c: a class without images"]),
+        (
+            [*several("train/a"), "train/c/x.txt", "train/c/d/y.csv"],
+            ["train/c: a class without images but 1 .csv, 1 .txt; fill it or move it away"],
+        ),
         ([*several("train/a"), "train/c/.DS_Store"], ["train/c: a class without images"]),
         (several("train/a", "train/b", "test/a", "test/c"), ["test/c: not a class of train; allowed: a, b"]),
         (

@@ -325,3 +325,12 @@ def test_beside_crops_of_a_config_file_the_size_is_asked_for(tmp_path, capsys):
         == 2
     )
     assert "config.data.size=70 must be given, to resize all images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", ["suited", "with_data"])
+def test_a_prepared_folder_is_data_too(door, tmp_path, monkeypatch):
+    """A folder of images may have a dataset.json of another program."""
+    monkeypatch.chdir(tmp_path)
+    prepare(datasets.load_official(f"folder:{write(tmp_path / 'photos', [(8, 8)] * 5)}"), tmp_path / "rec")
+    (tmp_path / "photos" / "dataset.json").write_text("{}")
+    assert name_of(door, "rec") == "records:rec" and name_of(door, "photos") == "folder:photos"

@@ -161,7 +161,9 @@ def _name_classes(files: Files, folder: Folder) -> ByClass:
     root = files.root
     if filled := _class_folders(root, folder):
         if empty := [each for each in folder.folders if not each.count]:
-            raise UserError(f"{_where(root, empty[0])}: a class without images; fill or remove it")
+            others = other_files(files, find_images(files), below=empty[0].path)
+            hint = f" but {others}; fill it or move it away" if others else "; fill or remove it"
+            raise UserError(f"{_where(root, empty[0])}: a class without images{hint}")
         return {each.name: each.below() for each in filled}
     by_class: dict[str, list[int]] = {}
     for place, member in zip(folder.images.tolist(), files.members.names(folder.images), strict=True):

@@ -28,13 +28,14 @@ def find_images(files: Files) -> np.ndarray:
     return np.fromiter(map(is_image, files.members.names()), bool, len(files.members))
 
 
-def other_files(files: Files, images: np.ndarray) -> str:
-    """'7 .heic, 2 without suffix': how many files are no images, by suffix; '' without any."""
-    others = sorted(files.members.names(np.flatnonzero(~images)))
+def other_files(files: Files, images: np.ndarray, below: str = "") -> str:
+    """'7 .heic, 2 without suffix': how many files, or those below a folder, are no images; '' if all are."""
+    inside = f"{below}/" if below else ""
+    others = sorted(n for n in files.members.names(np.flatnonzero(~images)) if n.startswith(inside))
     suffixes = (PurePosixPath(name).suffix.lower() for name in others)
     counts = Counter(suffix or "without suffix" for suffix in suffixes)
     drawn = {"pictures of --explain": sum(counts.pop(suffix, 0) for suffix in IMAGE_SUFFIXES)}
-    special = {"pipes, devices or links that lead back": files.num_special}
+    special = {"pipes, devices or links that lead back": 0 if below else files.num_special}
     return ", ".join(f"{count} {what}" for what, count in (counts | drawn | special).items() if count)
 
 
