@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from cnnjax.data.augment.register import Batch
 from cnnjax.data.machine import num_cores
 from cnnjax.data.memory import Memory
-from cnnjax.data.sources.source import SKIPPING, ArraySource, FileSource, Source, check_skipped
+from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped
 from cnnjax.errors import BadImage, UserError
 
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
@@ -199,7 +199,7 @@ class BatchReader:
                 label[row] = _read_into(self.source, int(index[row]), image[row])
             except BadImage as error:
                 if not self.skip:
-                    raise error.refused(SKIPPING) from None
+                    raise error.refused("train") from None
                 failed.append((row, str(error)))
         return failed
 

@@ -286,7 +286,7 @@ def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
     files = pictures(12)
     files["a/0.png"], files["b/5.png"] = b"", files["b/5.png"][:50]
     source = load(f"folder:{write(tmp_path, 'zip', files)}", "train")
-    leave_out = "replace or remove it, or train with --config.data.on_bad_image=skip"
+    leave_out = "replace or remove it, or train with on_bad_image=skip"
     with pytest.raises(BadImage, match=rf"a/0.png: an empty file.*; {leave_out}"):
         to_memory(source)
     kept = to_memory(source, max_bad=2)

@@ -20,7 +20,6 @@ Shape = tuple[int, int, int]  # [H, W, C]
 DataDir = str | os.PathLike | None
 Listed = dict[tuple[object, ...], object]  # folders and archives that were listed, to be used again
 MAX_CLASSES = 2**20
-SKIPPING = "train with --config.data.on_bad_image=skip"  # leaves out images that cannot be read
 
 
 class Example(TypedDict):
@@ -295,7 +294,7 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
             images[count], labels[count] = example["image"], example["label"]
         except BadImage as error:
             if max_bad is None:
-                raise error.refused(SKIPPING) from None
+                raise error.refused("train") from None
             skipped.append(str(error))
             check_skipped(skipped, max_bad)
     if not (count := len(source) - len(skipped)):
