@@ -334,3 +334,17 @@ def test_a_prepared_folder_is_data_too(door, tmp_path, monkeypatch):
     prepare(datasets.load_official(f"folder:{write(tmp_path / 'photos', [(8, 8)] * 5)}"), tmp_path / "rec")
     (tmp_path / "photos" / "dataset.json").write_text("{}")
     assert name_of(door, "rec") == "records:rec" and name_of(door, "photos") == "folder:photos"
+
+
+def test_a_run_among_the_images_resumes_and_another_begins(tmp_path, monkeypatch, capsys):
+    """By default it is in runs/ of the current folder; its folder was to be filled or removed."""
+    monkeypatch.chdir(write(tmp_path / "photos", [(12, 12)] * 5))
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    words = ["train", "--data=.", *small, "--config.data.num_validation=2"]
+    assert main.run(words) == 0 and main.run([*words, "--config.seed=1"]) == 0
+    assert main.run(["data", "prepare", "folder:.", "--out=rec"]) == 0
+    first, second = sorted((tmp_path / "photos" / "runs").iterdir())
+    assert main.run([*words, f"--workdir={first}"]) == 0
+    capsys.readouterr()
+    assert main.run(["evaluate", f"--workdir={second}", "--split=validation"]) == 0
+    assert recorded(Run(first)).class_names == recorded(Run(second)).class_names == ("cat", "dog")
