@@ -113,7 +113,10 @@ def test_records_are_prepared_from_it(tmp_path):
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [None]), "without a label"),
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [3]), "label 3 of example 6"),
         (lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {"text": {}}), "columns"),
-        (lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {}, ("label", "image")), "columns"),
+        (
+            lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {}, ("label", "image")),
+            "column 'label' is struct",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_the_file(tmp_path, change, words):
