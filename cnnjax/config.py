@@ -106,9 +106,15 @@ FIELDS: dict[str, Field] = {
         0, "processes that read streamed images; 0: threads", 4, _below(10, 0), resumable=True
     ),
     "data.on_bad_image": Field(
-        "error", "'skip' skips, counts and lists unreadable images", "skip", _one_of("error", "skip")
+        "error",
+        "'skip' skips, counts and lists unreadable images",
+        "skip",
+        _one_of("error", "skip"),
+        resumable=True,  # as it acts only where the run would have ended
     ),
-    "data.max_bad_images": Field(100, "the run ends if it has to skip more images", 10, _FROM_0),
+    "data.max_bad_images": Field(
+        100, "the run ends if it has to skip more images", 10, _FROM_0, resumable=True
+    ),
     "data.test_split": Field(
         "test",
         "split of the final score; with 'validation' (ImageNet), set data.num_validation too",

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 Entry = TypeVar("Entry")
 MOST_INT, MOST_FLOAT = 2**31 - 1, 3.4e38  # of int32 and float32, which devices count and compute in
 MOST = 2000  # characters of a text that is shown in one line
+SKIPPING = "on_bad_image=skip"  # how the user says that bad images are left out
 MOST_MARKS = 8  # accents and the like on one letter
 BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # letters and marks that nobody sees
 
@@ -63,6 +64,10 @@ class UserError(ValueError):
 
 class BadImage(UserError):
     """One image that cannot be used, and may be left out where the user says so."""
+
+    def refused(self, doing: str) -> "BadImage":
+        """The same where the user has not said so: 'train' or 'prepare' with SKIPPING would leave it out."""
+        return BadImage(f"{self}; replace or remove it, or {doing} with {SKIPPING}")
 
 
 def extra(name: str) -> str:

@@ -16,7 +16,7 @@ from cnnjax.data import recipe as recipes
 from cnnjax.data.files import replacing
 from cnnjax.data.sources import tfds
 from cnnjax.data.sources.sets import SeveralSizes
-from cnnjax.data.sources.source import Source, describe
+from cnnjax.data.sources.source import Source, describe, resizes
 from cnnjax.errors import UserError, listed
 
 SHORT_SIDE = 256
@@ -39,6 +39,10 @@ def data(
         case []:
             list_datasets(dir)
         case ["prepare", name] if name.startswith("tfds:") and not out:
+            if short_side:
+                raise UserError(
+                    f"--short_side={short_side} needs --out; name the folder to write, or leave it out"
+                )
             prepare.prepare_tfds(name.removeprefix("tfds:"), tfds.tfds_folders(dir)[0])
         case ["prepare", name]:
             out = given("out", out, "name the folder that `cnnjax data prepare` writes")
@@ -47,7 +51,8 @@ def data(
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
             recipe = recipes.fast(short_side) if short_side else None  # one, else copies differ by split
-            contents = inspect_dataset(datasets.load_official(name, dir, recipe=recipe, any_size=True))
+            sources = datasets.load_official(name, dir, recipe=recipe, any_size=True)
+            contents = inspect_dataset(_resized(sources, short_side))
             if out:
                 draw_dataset(_of_one_size(name, dir, short_side), contents, out, augment)
         case _:
@@ -70,7 +75,8 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
     """Says what a data set was understood as, and writes its splits as records of one size."""
     source = next(iter(sources.values()))
     say(describe(source))
-    say(f"stored as {source.image_shape[0]}x{source.image_shape[1]}; --short_side=N resizes to NxN")
+    hint = "; --short_side=N resizes to NxN" if resizes(source) else ""
+    say(f"stored as {source.image_shape[0]}x{source.image_shape[1]}{hint}")
     with _bar("preparing") as bar:
         facts = prepare.prepare(sources, Path(out), encoding=form, on_bad_image=on_bad_image, progress=bar)
     for split, shards in facts["splits"].items():
@@ -78,7 +84,7 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
         print(f"{split}: {sum(len(s['labels']) for s in shards)} images, {len(skipped)} skipped")
         for message in skipped:
             print(f"  skipped: {message}")
-    say(f"train with --config.data.name=records:{out}")
+    say(f"train with --data=records:{out}")
 
 
 def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents]:
@@ -134,8 +140,17 @@ def draw_dataset(
     say(f"wrote {out}")
 
 
-def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
-    return datasets.load_official(name, folder, size=short_side, any_size=True)
+def _sources(name: str, folder: str | None, short_side: int) -> dict[str, Source]:
+    return _resized(datasets.load_official(name, folder, size=short_side, any_size=True), short_side)
+
+
+def _resized(sources: dict[str, Source], short_side: int | None) -> dict[str, Source]:
+    """The same; a UserError for what keeps its size though another is given."""
+    source = next(iter(sources.values()))
+    if short_side and not resizes(source):
+        kept = f"{source.name}, as arrays and prepared images keep their size; leave it out"
+        raise UserError(f"--short_side={short_side} has no effect on {kept}")
+    return sources
 
 
 def _of_one_size(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
@@ -144,8 +159,8 @@ def _of_one_size(name: str, folder: str | None, short_side: int | None) -> dict[
         return _sources(name, folder, short_side)
     try:
         sources = datasets.load_official(name, folder)
-        side = min(next(iter(sources.values())).image_shape[:2])
-        if side <= SHORT_SIDE:
+        side = min((source := next(iter(sources.values()))).image_shape[:2])
+        if side <= SHORT_SIDE or not resizes(source):
             return sources
     except SeveralSizes as error:
         side = error.side

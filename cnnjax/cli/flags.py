@@ -58,13 +58,14 @@ def command(
     """Makes a command, a function of a list of arguments that returns an exit code, of an annotated function.
 
     A list of up to `words` words beside the flags is its first argument, if any; the flags of the function
-    `like` are its `**keywords`. Of the config, `config` is all of it, and `fields` those that flags set.
+    `like` are its `**keywords`. Of the config, `config` is all of it, `fields` those that flags set, and
+    `from_file` whether it is of a file.
     """
 
     def wrap(function: Command) -> Callable[[list[str]], int]:
         both = [*(_parameters(like) if like else ()), *_parameters(function)]
         parameters = {parameter.name: parameter for parameter in both}
-        has_fields = parameters.pop("fields", None)
+        sources = {each for each in ("fields", "from_file") if parameters.pop(each, None)}
 
         @functools.wraps(function)
         def run(args: list[str]) -> int:
@@ -81,8 +82,8 @@ def command(
                 _check_given(own, parameters)
             keywords: dict[str, Any] = {}
             if "config" in parameters:
-                keywords["config"], fields, args = read_config(args)
-                keywords |= {"fields": fields} if has_fields else {}
+                keywords["config"], args, known = read_config(args)
+                keywords |= {each: known[each] for each in sources}
             flags_only = [parameter for flag, parameter in parameters.items() if flag != "config"]
             if asks:
                 print_help(name, function.__doc__, words, flags_only, keywords.get("config"))
@@ -192,10 +193,10 @@ def _parse(
     return values, rest
 
 
-def read_config(args: list[str]) -> tuple[ConfigDict, frozenset[str], list[str]]:
-    """(config, fields, words): of --config=NAME|FILE, else the default, with every --config.a.b=value.
+def read_config(args: list[str]) -> tuple[ConfigDict, list[str], dict[str, object]]:
+    """The config of --config=NAME|FILE, else the default, with every --config.a.b=value, and all other words.
 
-    The fields are those that have such a flag, the words all others.
+    With them `fields`, those that have such a flag, and `from_file`, whether there is a --config.
     """
     values: dict[str, Any] = {}
     config, rest, words = None, [], iter(args)
@@ -217,5 +218,5 @@ def read_config(args: list[str]) -> tuple[ConfigDict, frozenset[str], list[str]]
             values[field] = not negated
         else:
             values[field] = config_lib.parse_value(field, text if given else next(words, ""))
-    config = config_lib.default() if config is None else config
-    return config_lib.assign(config, values), frozenset(values), rest
+    known = {"fields": frozenset(values), "from_file": config is not None}
+    return config_lib.assign(config_lib.default() if config is None else config, values), rest, known

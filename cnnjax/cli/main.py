@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from cnnjax.cli import streams, terminal
-from cnnjax.errors import UserError, one_line, unknown, visible
+from cnnjax.errors import SKIPPING, BadImage, UserError, one_line, unknown, visible
 from cnnjax.runs.signals import Interrupted, end_at_once
 
 _DEFAULT_FORMAT = warnings.formatwarning
@@ -93,6 +93,9 @@ def run(args: list[str]) -> int:
             code = _run([word for word in args if word not in OFFLINE])
         print(end="", flush=True)  # now, since Python itself would report a closed pipe as it ends
         return code
+    except BadImage as error:  # the rooms below know no flags
+        flag = "--" if "prepare" in args else "--config.data."
+        return _fail(str(error).replace(f" {SKIPPING}", f" {flag}{SKIPPING}"), 2)
     except UserError as error:
         return _fail(error, 2)
     except OSError as error:

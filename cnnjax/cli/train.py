@@ -38,6 +38,7 @@ def train(
     *,
     config: ConfigDict,
     fields: frozenset[str],
+    from_file: bool,
     data: Flag[
         str | None, "your images: a folder, or as config.data.name; other defaults are chosen to suit"
     ] = None,
@@ -68,7 +69,7 @@ def train(
         if data:
             from cnnjax.runs.own_images import suited
 
-            config, line = suited(config, data, weights or "", listed, given=fields, workdir=workdir)
+            config, line = suited(config, data, weights or "", listed, fields, from_file, workdir)
             say(line)
         if print_config:
             config_lib.validate(config)
@@ -87,9 +88,8 @@ def train(
         board = Bar(console, status) if console.is_terminal else Lines(console)
         run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed)
         run = functools.partial(run, stop_seconds=stop_seconds, hang_seconds=hang_seconds)
-        shown = board if processes.is_first() else Progress()
         with _folder(workdir, config) as (folder, again):
-            result = run(config, folder, shown, again=again)
+            result = run(config, folder, board if processes.is_first() else Progress(), again=again)
         if processes.is_first():
             _print_result(result, board, listed)
     finally:

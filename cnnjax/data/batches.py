@@ -199,7 +199,7 @@ class BatchReader:
                 label[row] = _read_into(self.source, int(index[row]), image[row])
             except BadImage as error:
                 if not self.skip:
-                    raise
+                    raise error.refused("train") from None
                 failed.append((row, str(error)))
         return failed
 

@@ -160,7 +160,7 @@ def _recipe_of(size: int | None, split: str) -> Recipe | None:
 
 def _told(source: ArraySource | FileSource, split: str, recipe: Recipe | None) -> list[str]:
     """What a user should know of how images are brought to size."""
-    if recipe and recipe.mode == "square" and isinstance(source, FileSource) and source.header:
+    if recipe and recipe.mode == "square" and sources.resizes(source):
         return [f"{split} is decoded fast: the middle square first, large JPEGs at 1/2 to 1/8 of their size"]
     if recipe and source.image_shape[:2] != recipe.shape:
         return [f"size={recipe.shape[0]} has no effect, as images are stored as arrays"]

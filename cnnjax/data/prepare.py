@@ -16,7 +16,7 @@ import simplejpeg
 
 from cnnjax.data.files import atomic_write, check_utf8, read_json, replacing, sha256_of
 from cnnjax.data.machine import num_cores
-from cnnjax.data.sources.records import ENCODINGS, FACTS, Prepared, Shard, read_facts
+from cnnjax.data.sources.records import ENCODINGS, FACTS, PLAN, Prepared, Shard, read_facts
 from cnnjax.data.sources.sets import check_shapes
 from cnnjax.data.sources.source import Source
 from cnnjax.data.statistics import Moments, moments
@@ -53,7 +53,7 @@ def _write_shard(source: Source, indices: range, file: Path, encoding: str, skip
                 example = source[index]
             except BadImage as error:
                 if not skip:
-                    raise
+                    raise error.refused("prepare") from None
                 skipped.append(str(error))
                 continue
             image, label = np.ascontiguousarray(example["image"]), example["label"]
@@ -160,9 +160,13 @@ def _check_alike(sources: Mapping[str, Source]) -> None:
 
 
 def _check_plan(out: Path, plan: Mapping[str, object]) -> None:
-    """Raises a UserError if the folder holds shards of another plan."""
-    file = out / "plan.json"
-    if file.exists() and read_json(file) != plan:
+    """Raises a UserError if the folder holds shards of another plan.
+
+    Those of a plan that did not skip bad images have none: they are also of one that does.
+    """
+    file = out / PLAN
+    same = plan, {**plan, "on_bad_image": "error"}
+    if file.exists() and read_json(file) not in same:
         raise UserError(f"out={out} contains images of other data or settings; choose another")
     if not file.is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise UserError(f"out={out} is not empty; choose another")

@@ -151,9 +151,7 @@ def open_train(
     Images of several sizes, for which config.data.size names none, are brought to size as the weights that
     config.init_from names have it; else the recipe is None. The run in `workdir` knows the size itself.
     """
-    before = begun(config, workdir)
-    weights = None if before else weights_recipe(config)
-    size = before.data.size if before else weights.shape[0] if weights and len({*weights.shape}) == 1 else 0
+    size, weights = start_size(config, begun(config, workdir))
     try:
         one_size = size > 0 or weights is not None
         return load_split(config, "train", one_size=one_size, listed=listed), config, None
@@ -162,6 +160,17 @@ def open_train(
             raise
     config = config_lib.assign(config, {"data.size": size})
     return load_split(config, "train", listed=listed), config, weights
+
+
+def start_size(config: ConfigDict, before: ConfigDict | None) -> tuple[int, Recipe | None]:
+    """The data.size of the run that is resumed, or of the weights that config.init_from names, 0 for none.
+
+    With it the recipe of these weights, if they are needed.
+    """
+    if before:
+        return before.data.size, None
+    weights = weights_recipe(config)
+    return weights.shape[0] if weights and len({*weights.shape}) == 1 else 0, weights
 
 
 def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) -> Facts:

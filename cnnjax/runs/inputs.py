@@ -15,8 +15,9 @@ from cnnjax import config as config_lib
 from cnnjax.data import datasets
 from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
+from cnnjax.data.sources import records
 from cnnjax.data.sources.sets import in_words
-from cnnjax.data.sources.source import Listed, Shape, Source, to_memory
+from cnnjax.data.sources.source import Listed, Shape, Source, resizes, to_memory
 from cnnjax.errors import UserError
 from cnnjax.models import variable_shapes
 from cnnjax.models.weights import files
@@ -33,6 +34,8 @@ SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 def data_name(given: str | Path) -> str:
     """The name of a data set that --data gives: one as in config.data.name, or a folder, .zip or .npz.
 
+    A folder that `cnnjax data prepare` wrote is one of records.
+
     A UserError asks what is in a .tar, which may be of class folders or of samples.
     """
     if not (given := str(given)):  # as a path it would be the current folder
@@ -42,6 +45,8 @@ def data_name(given: str | Path) -> str:
     if (suffix := path.suffix.lower()) == ".tar" and path.is_file():
         forms = f"folder:{given} for class folders, tar:{given} for WebDataset samples"
         raise UserError(f"--data={given} could be of two forms; allowed: {forms}")
+    if (path / records.FACTS).is_file() and any(path.glob("*.array_record")):
+        return f"records:{given}"
     form = "folder" if path.is_dir() or suffix == ".zip" else "npz" if suffix == ".npz" else ""
     return f"{form}:{given}" if form else given
 
@@ -83,8 +88,8 @@ def open_split(
         source = datasets.load(data.name, split, any_size=bad, **place, **splits, **known)
     if image_shape and tuple(source.image_shape) != image_shape:
         given = f"images of {in_words(source.image_shape)}; this run takes {in_words(image_shape)}"
-        advice = "resize them, or prepare them with `cnnjax data prepare`"
-        raise UserError(f"{source.name} {split}: {given}; {advice}")
+        prepare = ", or prepare them with `cnnjax data prepare`" if resizes(source) else ""
+        raise UserError(f"{source.name} {split}: {given}; resize them{prepare}")
     return source
 
 

@@ -24,6 +24,7 @@ from cnnjax.data.sources.source import Place, describe
 from cnnjax.errors import BadImage, UserError
 from cnnjax.runs.train import train
 
+OTHERS = (".txt", ".csv", ".json", ".array_record")
 KINDS = ("folder", "zip", "tar")
 
 
@@ -36,9 +37,7 @@ def png(level: int = 0) -> bytes:
 def write(root: Path, kind: str, names: Sequence[str]) -> Path:
     """A folder, zip or tar of pictures, of text for names of other files, and of folders that end in /."""
     path = root / f"data.{kind}"
-    files = {
-        name: png(n % 256) if not name.endswith((".txt", ".csv")) else b"x" for n, name in enumerate(names)
-    }
+    files = {name: png(n % 256) if not name.endswith(OTHERS) else b"x" for n, name in enumerate(names)}
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
@@ -132,7 +131,10 @@ def test_names_that_only_look_like_splits_are_classes(tmp_path, name):
         (several("train/Cat", "train/cat"), ["are 'Cat' and 'cat' one class or two"]),
         (several("train/caf\u00e9", "train/cafe\u0301"), ["one class or two"]),
         ([*several("train/a", "train/b"), "train/c/"], ["train/c: a class without images; fill or remove"]),
-        ([*several("train/a"), "train/c/x.txt"], ["train/c: a class without images"]),
+        (
+            [*several("train/a"), "train/c/x.txt", "train/c/d/y.csv"],
+            ["train/c: a class without images but 1 .csv, 1 .txt; fill it or move it away"],
+        ),
         ([*several("train/a"), "train/c/.DS_Store"], ["train/c: a class without images"]),
         (several("train/a", "train/b", "test/a", "test/c"), ["test/c: not a class of train; allowed: a, b"]),
         (
@@ -346,6 +348,42 @@ def test_links_and_pipes(tmp_path):
 def test_an_archive_of_endless_folders_is_refused(tmp_path, kind):
     with pytest.raises(UserError, match="folders more than 20 deep"):
         ImageFolder(write(tmp_path, kind, ["a/" * 2000 + "1.png"]))
+
+
+RUN = ["config.json", "record.json", "checkpoints/2/x.txt", "report/a/1.png", "report/a/2.png"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("above", ["", "train/", "train/a/", "train/more/deep/"])
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ([f"out/{name}" for name in RUN], "out"),
+        ([f"out/seed{seed}/{name}" for seed in range(2) for name in [*RUN, "../sweep.json"]], "out"),
+        (["out/config.json", "out/checkpoints/x.txt"], "out"),  # killed as it began
+        (["out/dataset.json", "out/train-00000.array_record", "out/train-00000.json"], "out"),
+        (["out/plan.json", "out/train-00000.array_record"], "out"),  # not yet whole
+    ],
+)
+def test_runs_and_prepared_data_among_the_images_are_left_out(tmp_path, kind, above, written, shown):
+    """Their pictures became images of a class; without any they were to be filled or removed."""
+    names = several("train/a", "train/b", "test/a")
+    before = ImageFolder(write(tmp_path, kind, names))
+    (tmp_path / "with").mkdir()
+    names += [os.path.normpath(f"{above}{name}") for name in written]
+    after = ImageFolder(path := write(tmp_path / "with", kind, names))
+    top = f"{above}{shown}".replace("more/deep/out", "more")  # what holds nothing else goes with it
+    assert f"left out: {top}, written by cnnjax" in after.notes
+    assert understood(path) == {"train": {"a": 2, "b": 2}, "test": {"a": 2, "b": 0}}
+    for split in before.splits:
+        sources = [images.source(split, Place("", "", None, None)) for images in (before, after)]
+        assert sources[0].fingerprint == sources[1].fingerprint
+
+
+def test_a_description_beside_images_does_not_hide_them(tmp_path):
+    """Other programs write a dataset.json, or a config.json, too."""
+    names = [*several("a", "b"), "dataset.json", "config.json", "a/dataset.json", "b/config.json"]
+    assert understood(write(tmp_path, "folder", names)) == {"train": {"a": 2, "b": 2}}
 
 
 def test_splits_of_names():

@@ -74,6 +74,20 @@ def test_columns_and_classes_without_the_hubs_metadata(tmp_path, features):
     np.testing.assert_array_equal(source[9]["image"], image[9])
 
 
+@pytest.mark.parametrize("other", [[], ["id"]])
+@pytest.mark.parametrize("features", [None, {"image": {"_type": "Image"}}])
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0.5, 1.0]])
+def test_a_label_column_that_is_no_whole_numbers_is_refused_as_such(tmp_path, labels, features, other):
+    """Beside it a column of whole numbers was taken for the labels."""
+    cells = pyarrow.array([{"bytes": b"x", "path": None}] * 2, TYPES["image"])
+    table = pyarrow.table({"image": cells, "label": labels, **{name: [7, 8] for name in other}})
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    parquet.write_table(table, tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=r"0.parquet: column 'label' is (string|double); allowed: whole num"):
+        load(f"parquet:{tmp_path}", "train")
+
+
 def test_the_fingerprint_changes_with_the_labels(tmp_path):
     name, image, label = folder(tmp_path)
     before = load(name, "test").fingerprint
@@ -99,7 +113,10 @@ def test_records_are_prepared_from_it(tmp_path):
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [None]), "without a label"),
         (lambda d: write(d / "train-00001-of-00002.parquet", [b""], [3]), "label 3 of example 6"),
         (lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {"text": {}}), "columns"),
-        (lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {}, ("label", "image")), "columns"),
+        (
+            lambda d: write(d / "train-00000-of-00002.parquet", [b"x"], [0], {}, ("label", "image")),
+            "column 'label' is struct",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_the_file(tmp_path, change, words):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnjax.cli import main
 from cnnjax.data.datasets import load, official_splits
 from cnnjax.data.sources.source import hold_out, to_memory
 from cnnjax.errors import UserError
@@ -375,6 +376,8 @@ def test_configs_and_revisions_are_not_merged_to_one_set(tmp_path, form, files, 
     [
         ("train-0", "train-1", "test-0"),
         ("data/train-0", "data/train-1", "data/test-0"),
+        ("pets_train_0", "pets_train_1", "pets_test"),
+        ("TrainSet-0", "TrainSet-1", "TestSet"),
         ("train/0", "train/1", "test/0"),
         ("train/part0/0", "train/part1/0", "test/0"),
         ("a/train/train-0", "a/train/train-1", "a/test/test-0"),
@@ -527,3 +530,25 @@ def test_the_sets_own_validation_split_is_used_unless_it_is_the_test(tmp_path):
 def test_a_size_that_arrays_are_not_brought_to_is_told(tmp_path):
     notes = load(npz(tmp_path, x=GREY, y=LABEL), "train", size=4).notes
     assert "size=4 has no effect, as images are stored as arrays" in notes
+
+
+@pytest.mark.parametrize("form", ["npz", "records"])
+def test_what_is_not_resized_is_not_said_to_be(tmp_path, form, tiny_run, capsys):
+    """`prepare --short_side` wrote arrays as they are, and evaluation advised to prepare them."""
+    draw = np.random.default_rng(0).integers(0, 256, (12, 300, 300, 1), np.uint8)
+    name = npz(tmp_path, x=draw, y=np.arange(12) % 2)
+    out = tmp_path / "out"
+    assert main.run(["data", "prepare", name, f"--out={out}"]) == 0
+    told = capsys.readouterr().out
+    assert "stored as 300x300\n" in told and "no effect" not in told
+    name = f"records:{out}" if form == "records" else name
+    for words in (
+        ["prepare", name, f"--out={tmp_path / 'new'}"],
+        ["inspect", name],
+        ["inspect", name, f"--out={out}.png"],
+    ):
+        assert main.run(["data", *words, "--short_side=64"]) == 2
+        assert "--short_side=64 has no effect on " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main.run(["evaluate", f"--workdir={tiny_run}", f"--data={name}", "--split=train"]) == 2
+    assert capsys.readouterr().err.endswith("images of 300x300x1; this run takes 8x8x1; resize them\n")

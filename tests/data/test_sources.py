@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cnnjax.cli import main
 from cnnjax.data import decode, prepare
 from cnnjax.data.batches import StreamBatches
 from cnnjax.data.datasets import load
@@ -285,7 +286,8 @@ def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
     files = pictures(12)
     files["a/0.png"], files["b/5.png"] = b"", files["b/5.png"][:50]
     source = load(f"folder:{write(tmp_path, 'zip', files)}", "train")
-    with pytest.raises(BadImage, match=r"a/0.png: an empty file"):
+    leave_out = "replace or remove it, or train with on_bad_image=skip"
+    with pytest.raises(BadImage, match=rf"a/0.png: an empty file.*; {leave_out}"):
         to_memory(source)
     kept = to_memory(source, max_bad=2)
     assert len(kept) == 10 and len(kept.skipped) == 2 and "b/5.png" in kept.skipped[1]
@@ -300,7 +302,7 @@ def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
         assert all(served[image.tobytes()] == label for image, label in rows)
     with pytest.raises(UserError, match="more than 1 images"):
         list(StreamBatches(source, 5, seed=0, max_bad=1).one_epoch())
-    with pytest.raises(BadImage, match="png"):
+    with pytest.raises(BadImage, match=rf"png.*; {leave_out}"):
         list(StreamBatches(source, 5, seed=0).one_epoch())
 
 
@@ -424,6 +426,37 @@ def test_a_preparation_that_was_stopped_goes_on_and_another_is_refused(tmp_path)
     (out / "train-00001.array_record").write_bytes(b"short")
     with pytest.raises(UserError, match=r"train-00001.array_record: 5 bytes"):
         load(f"records:{out}", "train")
+
+
+def test_a_preparation_that_met_a_bad_image_goes_on_without_it(tmp_path, capsys):
+    """The flag that leaves it out was neither named nor taken, so all shards before it were lost."""
+    files = pictures(10)
+    bad = sorted(files)[-1]
+    files[bad] = b"x"
+    words = [
+        "data",
+        "prepare",
+        f"folder:{write(tmp_path, 'zip', files)}",
+        f"--out={tmp_path / 'out'}",
+        "--short_side=8",
+    ]
+    assert main.run(words) == 2
+    assert capsys.readouterr().err.endswith("; replace or remove it, or prepare with --on_bad_image=skip\n")
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert main.run([*words, "--on_bad_image=skip"]) == 0
+    assert "train: 9 images, 1 skipped" in capsys.readouterr().out
+    assert main.run([*words, "--on_bad_image=skip"]) == 0
+    assert main.run(words) == 2  # what is there lacks an image that would now be an error
+    assert "images of other data or settings" in capsys.readouterr().err
+
+
+def test_shards_from_before_a_bad_image_are_kept(tmp_path):
+    files = pictures(10)
+    source = load(f"folder:{write(tmp_path, 'zip', files)}", "train")
+    prepare.prepare({"train": source}, out := tmp_path / "out", shard_examples=4)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    prepare.prepare({"train": source}, out, shard_examples=4, on_bad_image="skip")
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")} == times
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared archives")

@@ -12,8 +12,11 @@ from PIL import Image
 from cnnjax import config as config_lib
 from cnnjax.cli import main
 from cnnjax.data import datasets, fetch
+from cnnjax.data.prepare import prepare
 from cnnjax.errors import UserError
 from cnnjax.runs import hub, pretrained
+from cnnjax.runs.facts import recorded
+from cnnjax.runs.folder import Run
 from cnnjax.runs.loaded import with_data
 from cnnjax.runs.own_images import suited
 
@@ -130,10 +133,10 @@ def test_the_network_is_that_of_the_weights(weights, model, tmp_path, monkeypatc
     monkeypatch.setattr(hub, "snapshot", lambda *_: tmp_path)
     own = {"model": "lenet5", "data": {"name": "flowers"}}
     (tmp_path / "config.json").write_text(json.dumps({"cnnjax": own}))
-    images = write(tmp_path / "x", [(32, 32)] * 4)
-    assert suited(config_lib.default(), str(images), weights)[0].model == model
+    images = stored(tmp_path / "own", "npz", (32, 32))
+    assert suited(config_lib.default(), images, weights)[0].model == model
     fields = {"model": "simple_cnn"}
-    assert suited(config_lib.default(), str(images), weights, given=fields)[0].model == "simple_cnn"
+    assert suited(config_lib.default(), images, weights, given=fields)[0].model == "simple_cnn"
 
 
 def test_the_network_of_a_run_is_taken_and_that_of_a_file_is_asked_for(tmp_path, tiny_run):
@@ -224,3 +227,124 @@ def test_an_archive_or_arrays_are_data_too(door, tmp_path, monkeypatch, capsys):
 def test_an_unknown_data_set_is_named_by_its_flag(tmp_path, capsys):
     assert main.run(["train", "--data=nowhere.zip", f"--workdir={tmp_path / 'run'}"]) == 2
     assert capsys.readouterr().err.startswith("cnnjax: --data: unknown data set 'nowhere.zip'")
+
+
+def stored(folder, form, size):
+    """--data of 40 images of one size that no run resizes: arrays, or prepared records."""
+    folder.mkdir()
+    if form == "npz":
+        draw = np.random.default_rng(0).integers(0, 256, (40, *size, 3), np.uint8)
+        np.savez(folder / "x.npz", x=draw, y=np.arange(40) % 2)
+        return str(folder / "x.npz")
+    sources = datasets.load_official(f"folder:{write(folder / 'photos', [size] * 20)}")
+    prepare(sources, folder / "records")
+    return f"records:{folder / 'records'}"
+
+
+@pytest.mark.parametrize("form", ["npz", "records"])
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [((96, 96), "96, padding=12"), ((28, 44), "(28, 44), padding=3"), ((8, 8), "8, padding=1")],
+)
+def test_what_is_stored_at_one_size_is_trained_on_at_that_size(tmp_path, form, size, crop):
+    """Windows of 64 pixels were trained on, and whole images evaluated."""
+    values, line = chosen(stored(tmp_path / "own", form, size))
+    assert values["augment.train"] == f"random_crop({crop})|mirror|normalize"
+    assert values["data.size"] == 0 and "data.size" not in line
+
+
+def test_what_prepare_tells_to_train_with_works_on_few_images(tmp_path, capsys):
+    write(tmp_path / "photos", [(32, 32)] * 10)
+    assert main.run(["data", "prepare", f"folder:{tmp_path / 'photos'}", f"--out={tmp_path / 'rec'}"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("train with --data=")
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    assert main.run(["train", line.split()[-1], f"--workdir={tmp_path / 'run'}", *small]) == 0
+
+
+@pytest.mark.parametrize("sizes", [[(40, 50)] * 12, [(40, 50), (50, 40)] * 6])
+@pytest.mark.parametrize("flags", [[], ["--config.data.size=20"]])
+def test_photos_of_one_size_come_to_that_of_the_weights_as_others_do(tmp_path, sizes, flags):
+    """Photos of one camera were left at their own size."""
+    small = write(tmp_path / "small", [(12, 12)] * 5)
+    model = "--config.model=simple_cnn(widths=(2, 3), kernel_size=3)"
+    once = "--config.total_epochs=1"
+    assert main.run(["train", f"--data={small}", f"--workdir={tmp_path / 'start'}", model, once]) == 0
+    words = [f"--data={write(tmp_path / 'photos', sizes)}", f"--weights={tmp_path / 'start'}", once, *flags]
+    for _ in range(2):  # it resumes without the weights, as the size is that of the run
+        assert main.run(["train", *words, f"--workdir={tmp_path / 'run'}"]) == 0
+        (tmp_path / "start").rename(tmp_path / "gone") if (tmp_path / "start").exists() else None
+    side = 20 if flags else 12
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["size"] == side
+    assert recorded(Run(tmp_path / "run")).image_shape == (side, side, 3)
+
+
+def test_arrays_keep_their_size_whatever_the_weights_take(tmp_path, tiny_run):
+    config, _ = suited(config_lib.default(), stored(tmp_path / "own", "npz", (40, 50)), str(tiny_run))
+    assert config.data.size == 0
+
+
+def printed(tmp_path, capsys, text, *flags, sizes=((32, 32),) * 10):
+    """The config of `train --config=FILE --data=FOLDER`, and the line of choices."""
+    (tmp_path / "mine.py").write_text(
+        f"from cnnjax.config import default\n\ndef get_config():\n    c = default()\n{text}    return c\n"
+    )
+    words = [f"--config={tmp_path / 'mine.py'}", f"--data={write(tmp_path / 'x', sizes)}", *flags]
+    assert main.run(["train", *words, "--print_config"]) == 0
+    line, *rest = capsys.readouterr().out.splitlines()
+    return "\n".join(rest), line
+
+
+def test_what_a_config_file_says_wins_though_it_is_the_default(tmp_path, capsys):
+    text = "    c.model = 'simple_cnn'\n    c.batch_size = 128\n    c.total_epochs = 10.0\n"
+    config, line = printed(tmp_path, capsys, text)
+    assert "model: 'simple_cnn'" in config and "batch_size: 128" in config and "total_epochs: 10.0" in config
+    assert "train: 'normalize'" in config
+    assert f"chosen for folder:{tmp_path / 'x'}: data.num_validation=2; " in line
+
+
+@pytest.mark.parametrize("sizes", [[(80, 80)] * 10, [(80, 70), (70, 80)] * 5])
+@pytest.mark.parametrize(("text", "size"), [("", 64), ("    c.data.size = 48\n", 48)])
+def test_a_config_file_for_other_images_takes_own_ones_of_any_size(tmp_path, capsys, sizes, text, size):
+    config, line = printed(tmp_path, capsys, text, sizes=sizes)
+    assert f"size: {size}" in config and ("data.size=64" in line) == (size == 64)
+
+
+def test_the_network_of_weights_is_taken_beside_a_config_file(tmp_path, capsys, tiny_run):
+    config, _ = printed(tmp_path, capsys, "    c.batch_size = 16\n", f"--weights={tiny_run}")
+    assert "model: 'simple_cnn(widths=(2, 3), kernel_size=3)'" in config and "init_head: 'new'" in config
+
+
+def test_beside_crops_of_a_config_file_the_size_is_asked_for(tmp_path, capsys):
+    """A size that is chosen would be another than that of the crops."""
+    data = write(tmp_path / "x", [(80, 70), (70, 80)] * 5)
+    assert (
+        main.run(
+            ["train", "--config=fashion_mnist_simple_cnn", f"--data={data}", f"--workdir={tmp_path / 'run'}"]
+        )
+        == 2
+    )
+    assert "config.data.size=70 must be given, to resize all images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", ["suited", "with_data"])
+def test_a_prepared_folder_is_data_too(door, tmp_path, monkeypatch):
+    """A folder of images may have a dataset.json of another program."""
+    monkeypatch.chdir(tmp_path)
+    prepare(datasets.load_official(f"folder:{write(tmp_path / 'photos', [(8, 8)] * 5)}"), tmp_path / "rec")
+    (tmp_path / "photos" / "dataset.json").write_text("{}")
+    assert name_of(door, "rec") == "records:rec" and name_of(door, "photos") == "folder:photos"
+
+
+def test_a_run_among_the_images_resumes_and_another_begins(tmp_path, monkeypatch, capsys):
+    """By default it is in runs/ of the current folder; its folder was to be filled or removed."""
+    monkeypatch.chdir(write(tmp_path / "photos", [(12, 12)] * 5))
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    words = ["train", "--data=.", *small, "--config.data.num_validation=2"]
+    assert main.run(words) == 0 and main.run([*words, "--config.seed=1"]) == 0
+    assert main.run(["data", "prepare", "folder:.", "--out=rec"]) == 0
+    first, second = sorted((tmp_path / "photos" / "runs").iterdir())
+    assert main.run([*words, f"--workdir={first}"]) == 0
+    capsys.readouterr()
+    assert main.run(["evaluate", f"--workdir={second}", "--split=validation"]) == 0
+    assert recorded(Run(first)).class_names == recorded(Run(second)).class_names == ("cat", "dog")

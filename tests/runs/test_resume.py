@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnjax import config as config_lib
+from cnnjax.cli import main
 from cnnjax.errors import UserError
 from cnnjax.runs import inputs, processes, train
 from cnnjax.runs.checkpoints import Checkpoints
@@ -206,6 +208,25 @@ def test_a_resumed_run_knows_the_images_that_were_skipped(limit, process, tiny_c
     skipped = json.loads((run / "skipped_images.json").read_text())["skipped"]
     assert len(skipped) == 2 and f"skipped: {skipped[0]}" == first
     assert Run.open(run).metrics()[-1]["skipped_images"] == 2
+
+
+def test_a_run_that_ended_at_a_bad_image_resumes_without_it(tiny_config, tmp_path, monkeypatch, capsys):
+    """As the error advises."""
+    monkeypatch.setattr(inputs, "SMALL_BYTES", 0)  # so that images are read as they come
+    for i in range(12):
+        (tmp_path / "images" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / "images" / "ab"[i % 2] / f"{i}.png")
+    (tmp_path / "images" / "a" / "4.png").write_bytes(b"x")
+    tiny_config.update(
+        {"data": {"name": f"folder:{tmp_path / 'images'}", "num_validation": 0}, "batch_size": 4}
+    )
+    fields = config_lib.flatten(tiny_config).items() - config_lib.flatten(config_lib.default()).items()
+    flags = [f"--config.{name}={value}" for name, value in fields]
+    assert main.run(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+    assert "or train with --config.data.on_bad_image=skip" in capsys.readouterr().err
+    tiny_config.data.update({"on_bad_image": "skip", "max_bad_images": 1})
+    run = train.train(tiny_config, tmp_path / "run").path
+    assert len(json.loads((run / "skipped_images.json").read_text())["skipped"]) == 1
 
 
 @pytest.mark.parametrize("lost", ["all", "last", "none"])

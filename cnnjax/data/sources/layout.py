@@ -3,8 +3,8 @@
 A folder is a split if its name has one word of `SPLIT_WORDS`, in any case, and else only `AFFIXES` or what
 the folder of another split has too: `Training`, `seg_train`, `test-images`, `val2017` beside `train2017`. A
 lone folder on top is looked into, and in a split one that is named like it, like a split or by an affix.
-Folders beside splits and images beside class folders are left out and told. A split other than train whose
-images tell no class of train is unlabelled. What could mean two things is refused.
+Folders beside splits, images beside class folders, runs and prepared data are left out and told. A split
+other than train whose images tell no class of train is unlabelled. What could mean two things is refused.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from cnnjax.data.decode import IMAGE_SUFFIXES
 from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.classes import known_as, same, unknown_classes
 from cnnjax.data.sources.members import Members
-from cnnjax.data.sources.tree import NONE, Folder, find_images, other_files, read_tree
+from cnnjax.data.sources.tree import NONE, Folder, find_images, find_written, other_files, read_tree
 from cnnjax.errors import UserError, listed
 
 SPLIT_WORDS = {
@@ -73,7 +73,9 @@ def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | Non
     With the `class_names` of a network only one split is looked at, which may have fewer of them.
     """
     images = find_images(files)
-    tree, others = read_tree(files, images), other_files(files, images)
+    tree = read_tree(files, images)
+    written = tree.drop(find_written(files, images))
+    others = other_files(files, images, but=written)
     if not tree.count:
         allowed = f"class/*{', class/*'.join(IMAGE_SUFFIXES)}"
         raise UserError(f"{files.root}: no images{f' but {others}' if others else ''}; allowed: {allowed}")
@@ -94,7 +96,9 @@ def read_layout(files: Files, class_names: tuple[str, ...] = (), only: str | Non
         if classes[split]
     }
     unread = [folder for split, folder in found.items() if split not in folders]
-    return Layout(splits, names, tuple(_notes(files.members, tree, folders, unread, splits, others)))
+    left_out = [f"{listed(sorted(written))}, written by cnnjax"] if written else []
+    left_out += [others] if others else []
+    return Layout(splits, names, tuple(_notes(files.members, tree, folders, unread, splits, left_out)))
 
 
 def _find_splits(root: Path, tree: Folder) -> dict[str, Folder]:
@@ -161,7 +165,9 @@ def _name_classes(files: Files, folder: Folder) -> ByClass:
     root = files.root
     if filled := _class_folders(root, folder):
         if empty := [each for each in folder.folders if not each.count]:
-            raise UserError(f"{_where(root, empty[0])}: a class without images; fill or remove it")
+            others = other_files(files, find_images(files), below=empty[0].path)
+            hint = f" but {others}; fill it or move it away" if others else "; fill or remove it"
+            raise UserError(f"{_where(root, empty[0])}: a class without images{hint}")
         return {each.name: each.below() for each in filled}
     by_class: dict[str, list[int]] = {}
     for place, member in zip(folder.images.tolist(), files.members.names(folder.images), strict=True):
@@ -230,7 +236,7 @@ def _notes(
     folders: Mapping[str, Folder],
     unread: Sequence[Folder],
     splits: Splits,
-    others: str,
+    left_out: Sequence[str],
 ) -> Iterator[str]:
     """What a user should know: counts, what lacks labels or classes, and images of no split."""
     counts = {split: sum(map(len, by_class.values())) for split, (_, by_class) in splits.items()}
@@ -253,8 +259,7 @@ def _notes(
             name = max(names, key=lambda name: name.count("_"))
             yield f"loose files belong to the class before their first _: {name} of {name.partition('_')[0]}"
     outside = [*tree.outside(used, members)]
-    left_out = [f"{listed(outside)}, outside class folders"] if outside else []
-    if left_out := [*left_out, *([others] if others else [])]:
-        yield f"left out: {', '.join(left_out)}"
+    if told := [*([f"{listed(outside)}, outside class folders"] if outside else []), *left_out]:
+        yield f"left out: {', '.join(told)}"
     if empty := [folder.path for folder in tree.empty()]:
         yield f"folders without images: {listed(empty)}"

@@ -1,14 +1,13 @@
 """Data sets of the Hugging Face Hub as they are downloaded: Parquet files of encoded images and labels.
 
-A file belongs to the split that its name or a folder of it begins with (`data/train-00000-of-00002.parquet`,
-`test/0000.parquet`); if no name says any, all are train. Several configs or revisions are refused. Columns
+A file belongs to the split whose word its name or a folder of it has (`data/train-00000-of-00002.parquet`,
+`test/0000.parquet`); if no name has any, all are train. Several configs or revisions are refused. Columns
 and class names are those of the Hub's metadata, else the one column of images and of whole numbers. Row
 groups are read whole, slow at random: `cnnjax data prepare` large data sets once.
 """
 
 import bisect
 import json
-import re
 import reprlib
 import threading
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from cnnjax.data.decode import decode_image, read_header
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import sets, shards
 from cnnjax.data.sources.archive import most_bytes
-from cnnjax.data.sources.layout import SPLIT_WORDS
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
 from cnnjax.errors import BadImage, UserError, one_line
 
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow
     from pyarrow import parquet
 
-SPLIT = re.compile(rf"({'|'.join(SPLIT_WORDS)})(?=[-_.]|$)", re.IGNORECASE)
 _channels: dict[str, int] = {}  # of the sets seen by this process, by names and sizes of their files
 MAX_GROUP_BYTES = 2**31  # of a row group, which is read as a whole
 
@@ -41,7 +38,7 @@ class ParquetFolder:
         self.root = root = place.path
         if not (files := shards.find_files(root, ".parquet")):
             raise UserError(f"{root}: no *.parquet; allowed: a folder of Parquet files from the Hub")
-        by_split = shards.by_split(root, files, _split)
+        by_split = shards.by_split(root, files)
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
         first = self.files.get("train", next(iter(self.files.values())))[0]
         self.image, self.label, names = columns = _columns(first)
@@ -108,11 +105,6 @@ def open_parquet(place: Place) -> Opened:
     folder = ParquetFolder(place)
     splits, notes = folder.known.splits, folder.known.notes
     return Opened(splits, lambda split: folder.source(split), notes)
-
-
-def _split(name: str) -> str | None:
-    match = SPLIT.match(name)
-    return SPLIT_WORDS[match[1].lower()] if match else None
 
 
 def _listing(files: Sequence[Path]) -> list[tuple[str, int]]:
@@ -226,10 +218,14 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
     types = {field.name: field.type for field in schema}
     images = [n for n, t in types.items() if pyarrow.types.is_binary(t) or pyarrow.types.is_struct(t)]
     labels = [n for n, t in types.items() if pyarrow.types.is_integer(t)]
+    named = "label" in types and "label" not in labels
     if features:
         kinds = {name: feature.get("_type") for name, feature in features.items()}
         images = [name for name in images if kinds.get(name) == "Image"]
-        labels = [name for name in labels if kinds.get(name) == "ClassLabel"] or labels
+        classes = [name for name in labels if kinds.get(name) == "ClassLabel"]
+        labels, named = classes or labels, named and not classes
+    if named:
+        raise UserError(f"{path}: column 'label' is {types['label']}; allowed: whole numbers, from 0")
     labels = [name for name in labels if name == "label"] or labels
     if len(images) != 1 or len(labels) != 1:
         given = f"{path}: columns {schema.names}: images {images}, labels {labels}"

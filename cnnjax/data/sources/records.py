@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
 
 FACTS = "dataset.json"
+PLAN = "plan.json"  # of a preparation, from its beginning
 ENCODINGS = ("raw", "jpeg")
 LABEL_BYTES = 4  # before the image
 

@@ -1,9 +1,10 @@
 """Tars and Parquet files below a folder, by the split that the name of each, or of a folder of it, has."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from cnnjax.data.sources.archive import is_junk, walk
+from cnnjax.data.sources.layout import split_of
 from cnnjax.errors import UserError, listed
 
 
@@ -13,10 +14,8 @@ def find_files(root: Path, suffix: str) -> list[Path]:
     return sorted(root / n for n in names if n.endswith(suffix) and not is_junk(n.rpartition("/")[2]))
 
 
-def by_split(
-    root: Path, files: Iterable[Path], split_of: Callable[[str], str | None]
-) -> dict[str, list[Path]]:
-    """Split -> its files; all are train if no name has a split. `split_of` is of one name of a path.
+def by_split(root: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Split -> its files; all are train if no name of a path has the word of one.
 
     Raises: UserError if some names have a split and others none, and for files below several folders that
     may hold the same images: only folders inside that of a split are parts of it.
@@ -25,7 +24,7 @@ def by_split(
     groups = set()
     for path in files:
         parts = path.relative_to(root).parts or (path.name,)
-        splits = [split_of(part) for part in parts]
+        splits = [words[0] if (words := split_of(part)) else None for part in parts]
         found.setdefault(next(filter(None, splits[::-1]), ""), []).append(path)
         outermost = next((place for place, split in enumerate(splits) if split), len(parts) - 1)
         groups.add("/".join(parts[:outermost]) or ".")

@@ -233,6 +233,11 @@ class FileSource:
         return dataclasses.replace(self, positions=positions, labels=labels, split=split or self.split)
 
 
+def resizes(source: Source) -> bool:
+    """Whether its images can be brought to a size: those of files can, arrays and records cannot."""
+    return isinstance(source, FileSource) and source.header is not None
+
+
 def as_positions(indices: Indices, source: Source) -> np.ndarray:
     """Indices, or a mask, as int64 positions of `source`; UserError for what are none."""
     given, total = np.asarray(indices), len(source)
@@ -290,7 +295,7 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
             images[count], labels[count] = example["image"], example["label"]
         except BadImage as error:
             if max_bad is None:
-                raise
+                raise error.refused("train") from None
             skipped.append(str(error))
             check_skipped(skipped, max_bad)
     if not (count := len(source) - len(skipped)):

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -11,7 +11,10 @@ import numpy as np
 from cnnjax.data.decode import IMAGE_SUFFIXES
 from cnnjax.data.sources.archive import Files
 from cnnjax.data.sources.members import Members
+from cnnjax.data.sources.records import FACTS, PLAN
 
+RUN = {"config.json", "record.json"}  # of every run folder
+WRITTEN = {*RUN, "sweep.json", FACTS, PLAN}
 NONE = np.zeros(0, np.int64)  # no images
 
 
@@ -28,13 +31,28 @@ def find_images(files: Files) -> np.ndarray:
     return np.fromiter(map(is_image, files.members.names()), bool, len(files.members))
 
 
-def other_files(files: Files, images: np.ndarray) -> str:
-    """'7 .heic, 2 without suffix': how many files are no images, by suffix; '' without any."""
-    others = sorted(files.members.names(np.flatnonzero(~images)))
+def find_written(files: Files, images: np.ndarray) -> dict[str, set[str]]:
+    """Folder below the root -> which files of WRITTEN it has."""
+    written: dict[str, set[str]] = {}
+    for name in files.members.names(np.flatnonzero(~images)):
+        folder, _, file = name.rpartition("/")
+        if folder and file in WRITTEN:
+            written.setdefault(folder, set()).add(file)
+    return written
+
+
+def other_files(files: Files, images: np.ndarray, below: str = "", but: Iterable[str] = ()) -> str:
+    """'7 .heic, 2 without suffix': how many files, or those below a folder, are no images; '' if all are.
+
+    Those below the folders `but` do not count.
+    """
+    inside, outside = f"{below}/" if below else "", tuple(f"{folder}/" for folder in but)
+    names = files.members.names(np.flatnonzero(~images))
+    others = sorted(name for name in names if name.startswith(inside) and not name.startswith(outside))
     suffixes = (PurePosixPath(name).suffix.lower() for name in others)
     counts = Counter(suffix or "without suffix" for suffix in suffixes)
     drawn = {"pictures of --explain": sum(counts.pop(suffix, 0) for suffix in IMAGE_SUFFIXES)}
-    special = {"pipes, devices or links that lead back": files.num_special}
+    special = {"pipes, devices or links that lead back": 0 if below else files.num_special}
     return ", ".join(f"{count} {what}" for what, count in (counts | drawn | special).items() if count)
 
 
@@ -64,6 +82,23 @@ class Folder:
         """The folders without images below it, none of those in another one."""
         for folder in self.folders:
             yield from folder.empty() if folder.count else (folder,)
+
+    def drop(self, written: Mapping[str, set[str]]) -> list[str]:
+        """Takes out the folders that cnnjax wrote, and those with nothing else; returns their paths.
+
+        A run is one whatever pictures it holds, any other only without images.
+        """
+        own, kept, dropped = self.others - sum(f.others for f in self.folders), [], list[str]()
+        for each in self.folders:
+            inner, files = each.drop(written), written.get(each.path, set())
+            if files >= RUN or (not each.count and (files or inner)):
+                dropped.append(each.path)
+            else:
+                kept.append(each)
+                dropped += inner
+        self.folders, self.count = kept, len(self.images) + sum(f.count for f in kept)
+        self.others = own + sum(f.others for f in kept)
+        return dropped
 
     def outside(self, used: np.ndarray, members: Members) -> Iterator[str]:
         """The images that are not used, bool [N], those of a whole folder as '7 images in FOLDER'."""

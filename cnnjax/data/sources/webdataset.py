@@ -25,7 +25,6 @@ from cnnjax.data.files import allow_open, open_file, parse_json, raise_open_limi
 from cnnjax.data.machine import num_cores
 from cnnjax.data.sources import sets, shards, tars
 from cnnjax.data.sources.archive import MOST_IMAGE_BYTES, in_junk, is_junk, open_for
-from cnnjax.data.sources.layout import split_of
 from cnnjax.data.sources.members import Member, Members
 from cnnjax.data.sources.source import FileSource, Opened, Place, Shape, digest
 from cnnjax.errors import BadImage, UserError, counted
@@ -41,7 +40,7 @@ class TarFolder:
         self.root = root = place.path
         if not (files := [root] if root.is_file() else shards.find_files(root, ".tar")):
             raise UserError(f"{root}: no *.tar; allowed: a folder of WebDataset tars, or one of them")
-        by_split = shards.by_split(root, files, _split)
+        by_split = shards.by_split(root, files)
         self.files = {split: by_split[split] for split in place.chosen([*by_split])}
         self.members, labels, dotted = {}, {}, 0
         raise_open_limit()  # many tars are listed side by side
@@ -105,11 +104,6 @@ def _class_names(file: Path) -> list[str]:
         given = f"line {names.index('') + 1} is empty"
         raise UserError(f"{file}: {given}; allowed: a class name per line, in the order of the labels")
     return names
-
-
-def _split(name: str) -> str | None:
-    words = split_of(name)
-    return words[0] if words else None
 
 
 class _Reader:
