@@ -40,6 +40,8 @@ def description(
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
     images = Facts(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
+    # As `pretrained.resolve` reads it.
+    own = {"model": trained.spec, "data": images.record(), "protocol": trained.protocol.spec}
     return {
         "format": form,
         "sha256": sha256,
@@ -56,7 +58,7 @@ def description(
         "class_names": list(trained.class_names),
         "step": trained.step,
         "weights_of": trained.name,
-        "cnnjax": {"model": trained.spec, "data": images.record()},  # as `pretrained.resolve` reads it
+        "cnnjax": own,
         **({"config": trained.config.to_dict()} if trained.config else {}),
     }
 

@@ -18,7 +18,7 @@ from cnnjax.models.forward import image_struct
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
-from cnnjax.runs.folder import Run
+from cnnjax.runs.folder import Run, naming
 from cnnjax.runs.inputs import data_name, load_split, own_tree
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
@@ -55,7 +55,7 @@ def load(
       model: a name or spec, for weights that do not tell it.
       weights: of a run "raw", or "ema" for the moving average; else a source.
       checkpoint: of a run: "last", "best" (on validation), or a step.
-      protocol: views of an image that are averaged, see `data.augment.views`; None is the run's own.
+      protocol: the views of an image that are averaged, see `data.augment.views`; None are its own.
       class_names: a file that names the classes, one a line; None are those that are known, or numbers.
     """
     model, weights = str(model), str(weights)
@@ -88,8 +88,9 @@ def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path
         jax.eval_shape(network.apply, variables, image_struct(facts.eval_augment.output_shape))
     except (FlaxError, TypeError, ValueError) as error:
         raise UserError(f"{found.spec} cannot take the images of {found.source}: {one_line(error)}") from None
-    spec = protocol or config_lib.default().eval_protocol
-    looks = views.parse(spec, facts.eval_augment, facts.image_shape)
+    spec = protocol or found.protocol or config_lib.default().eval_protocol
+    with contextlib.nullcontext() if protocol else naming(Path(found.source)):
+        looks = views.parse(spec, facts.eval_augment, facts.image_shape)
     check_protocol(found.spec, network, looks, variables)
     return Loaded(found.source, found.spec, 0, None, facts, network, looks, variables, found.license)
 
