@@ -217,6 +217,11 @@ class TrainedModel:
         """[H, W, C] of the network's input."""
         return self.augment.output_shape
 
+    @property
+    def facts(self) -> Facts:
+        """What it knows of its images, but for their statistics."""
+        return Facts(self.class_names, self.image_shape, self.augment, self.recipe, None)
+
     @functools.cached_property
     def _values(self) -> dict[str | None, Callable[[Variables, np.ndarray], jax.Array]]:
         """The compiled functions of `features` by layer."""

@@ -15,7 +15,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run, plain
 from cnnjax.runs.inputs import load_split
-from cnnjax.runs.loaded import Loaded, load, with_data
+from cnnjax.runs.loaded import Loaded, labelled, load, with_data
 from cnnjax.runs.network import Network
 from cnnjax.training import metrics, parallel
 from cnnjax.training.steps import eval_step
@@ -107,6 +107,7 @@ def evaluate_loaded(
         hint = "name a data set, as in --data=folder:PATH"
         raise UserError(f"weights {trained.name} come without images; {hint}")
     config.eval_protocol = trained.protocol.spec
+    facts = labelled(facts, run, config, split)
     network = Network(config, parallel.make_mesh("", None), facts, trained.protocol, trained.model)
     variables = parallel.put(trained.variables, network.replicated)
     with cpu.chosen(config.cpu_kernels):

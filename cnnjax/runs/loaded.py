@@ -19,7 +19,7 @@ from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
 from cnnjax.runs.folder import Run, naming
-from cnnjax.runs.inputs import data_name, load_split, own_tree
+from cnnjax.runs.inputs import data_name, load_split, open_split, own_tree
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -115,6 +115,20 @@ def with_data(
     if data != config.data.name:
         fields["dir"] = ""  # that of the run is of its own data set
     return config_lib.assign(config, {f"data.{field}": value for field, value in fields.items()})
+
+
+def labelled(facts: Facts, run: Run | None, config: ConfigDict, split: str) -> Facts:
+    """The facts with the class names by which a split is labelled.
+
+    They are those that `run` recorded, which its own images have; if they do not fit, those of a file.
+    """
+    recorded = run.read_json("record.json").get("data", {}).get("class_names") if run else None
+    own = dataclasses.replace(facts, class_names=tuple(recorded or facts.class_names))
+    if own.class_names != facts.class_names:
+        with contextlib.suppress(UserError):
+            open_split(config, split, *own.images, listed=own.listed)
+            return own
+    return facts
 
 
 def read(found: Pretrained) -> tuple[nn.Module, Variables]:

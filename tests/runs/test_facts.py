@@ -18,6 +18,7 @@ from cnnjax.data.sources.source import ArraySource
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
 from cnnjax.explore.markup import Markup
+from cnnjax.explore.page import network
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
@@ -213,6 +214,27 @@ def test_colour_becomes_grey_as_for_predict_and_numbers_need_names(form, grey, t
     wanted = [NAMES[int(number)] for number in predicted(grey, images)]
     hits = [name == ("red", "blue", "green")[label] for name, label in zip(wanted, labels, strict=True)]
     assert scores["accuracy"] == pytest.approx(np.mean(hits))
+
+
+@pytest.mark.parametrize("words", [[], ["--split=validation"], ["--data={}"], ["--data={}", "--split=train"]])
+def test_names_of_a_file_leave_the_own_images_their_labels(words, grey, tmp_path, capsys):
+    """Its own are numbered, or named otherwise; the file is for words and for other data."""
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree")
+    own = grey.parent / "own/images.npz"
+    command = ["evaluate", f"--workdir={grey}", *(word.format(own) for word in words)]
+    assert main.run([*command, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert main.run([*command, "--json", f"--class_names={tmp_path / 'names.txt'}"]) == 0
+    assert json.loads(capsys.readouterr().out) == scores
+    assert main.run([*command, f"--class_names={tmp_path / 'names.txt'}"]) == 0
+    assert "three" in capsys.readouterr().out
+
+
+def test_a_page_shows_the_own_images_under_the_names_of_a_file(colour, tmp_path):
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree")
+    named = cnnjax.load_run(colour).with_class_names(tmp_path / "names.txt")
+    tests = [network.Tests.of(each, each.config, 15) for each in (cnnjax.load_run(colour), named)]
+    assert tests[0].labels == tests[1].labels and tests[1].class_names == ("one", "two", "three")
 
 
 @pytest.mark.parametrize("form", [npz, parquet])
