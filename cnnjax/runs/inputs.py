@@ -130,14 +130,25 @@ def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: st
     return _fitting(variables, path, model, image_shape, head)
 
 
+def same_images(run: Run, data: str, folder: str, listed: Listed | None = None) -> ConfigDict | None:
+    """A run's config with another data.name and data.dir, if its train split is known to be the same there."""
+    moved = config_lib.assign(run.config(), {"data.name": data, "data.dir": folder})
+    if before := run.images()["train"]:
+        with contextlib.suppress(UserError):  # it may lack a train split
+            return moved if load_split(moved, "train", listed=listed).fingerprint == before else None
+    return None
+
+
 def seen_before(config: ConfigDict, listed: Listed | None = None) -> str:
     """A line if the run that training starts from has seen the images that are held out here; '' if not."""
     if not config.init_from or not is_run(config.init_from):
         return ""
-    start = Run.open(config.init_from).config()
-    name, seed, count = start.data.name, start.seed, start.data.num_validation
-    more = config.data.num_validation > count  # fewer are among those of the same seed
-    if name != config.data.name or (seed == config.seed and not more):
+    start = (run := Run.open(config.init_from)).config()
+    data, seed, count = config.data, start.seed, start.data.num_validation
+    more = data.num_validation > count  # fewer are among those of the same seed
+    if seed == config.seed and not more:
+        return ""
+    if start.data.name != data.name and not same_images(run, data.name, data.dir, listed):
         return ""
     with contextlib.suppress(UserError):  # that run had no validation split
         same = config_lib.assign(config, {"seed": seed, "data.num_validation": count})

@@ -19,7 +19,7 @@ from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
 from cnnjax.runs.folder import Run, naming
-from cnnjax.runs.inputs import data_name, load_split, open_split, own_tree
+from cnnjax.runs.inputs import data_name, open_split, own_tree, same_images
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -105,15 +105,10 @@ def with_data(
     if data is None:
         return config
     config, data = config or config_lib.default(), data_name(data)
-    if run and (fingerprint := run.images()["train"]):
-        own = {"data.name": data, **({} if data == config.data.name else {"data.dir": ""})}
-        moved = config_lib.assign(config, own)
-        with contextlib.suppress(UserError):  # it may lack a train split
-            if load_split(moved, "train").fingerprint == fingerprint:
-                return moved
-    fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
-    if data != config.data.name:
-        fields["dir"] = ""  # that of the run is of its own data set
+    folder = config.data.dir if data == config.data.name else ""  # that of the run is of its own data set
+    if run and (moved := same_images(run, data, folder)):
+        return moved
+    fields = {"name": data, "dir": folder, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
     return config_lib.assign(config, {f"data.{field}": value for field, value in fields.items()})
 
 
