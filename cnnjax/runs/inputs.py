@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data import datasets
+from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, Shape, Source, to_memory
@@ -26,6 +27,7 @@ from cnnjax.runs.folder import Run
 from cnnjax.runs.optimizer import errors_name_fields
 from cnnjax.runs.pretrained import is_run
 
+NAME_IT = "name the data set with --data"
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
@@ -87,6 +89,19 @@ def open_split(
     return source
 
 
+@contextlib.contextmanager
+def if_moved(config: ConfigDict, advice: str) -> Iterator[None]:
+    """Adds advice to an error about the images of a run, if their place is gone; "" adds nothing."""
+    try:
+        yield
+    except UserError as error:
+        form, _, place = config.data.name.partition(":")
+        places = [config.data.dir, "" if form == "tfds" else place]
+        if not advice or all(expanded(each).exists() for each in places if each):
+            raise
+        raise UserError(f"{error}; if it was moved, {advice}") from None
+
+
 def max_bad_images(config: ConfigDict) -> int | None:
     """Images that may be left out; None if the first one that cannot be read is an error."""
     return config.data.max_bad_images if config.data.on_bad_image == "skip" else None
@@ -131,7 +146,7 @@ def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: st
 
 
 def same_images(run: Run, data: str, folder: str, listed: Listed | None = None) -> ConfigDict | None:
-    """A run's config with another data.name and data.dir, if its train split is known to be the same there."""
+    """A run's config with another data.name and data.dir, if its train split is recorded as the same."""
     moved = config_lib.assign(run.config(), {"data.name": data, "data.dir": folder})
     if before := run.images()["train"]:
         with contextlib.suppress(UserError):  # it may lack a train split

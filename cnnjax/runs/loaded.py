@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.augment import views
+from cnnjax.data.files import expanded
 from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, one_line
 from cnnjax.models import create_model
@@ -105,7 +106,8 @@ def with_data(
     if data is None:
         return config
     config, data = config or config_lib.default(), data_name(data)
-    folder = config.data.dir if data == config.data.name else ""  # that of the run is of its own data set
+    own = data == config.data.name and expanded(config.data.dir).is_dir()  # it may be of another machine
+    folder = config.data.dir if own else ""  # that of the run is of its own data set
     if run and (moved := same_images(run, data, folder)):
         return moved
     fields = {"name": data, "dir": folder, "num_validation": 0, "size": image_shape[0], "test_split": "test"}

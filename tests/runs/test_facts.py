@@ -19,10 +19,12 @@ from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
 from cnnjax.explore.markup import Markup
 from cnnjax.explore.page import network
+from cnnjax.inference.probe import open_images
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.loaded import with_data
+from cnnjax.runs.replay import replay_step
 from tests.data.test_datasets import write_prepared
 from tests.data.test_parquet import HUB
 from tests.data.test_parquet import write as write_parquet
@@ -309,13 +311,39 @@ def test_a_run_without_a_record_is_not_used(colour, tmp_path, capsys):
         cnnjax.load_run(run)
 
 
+READERS = {  # what reads the images of a run, and what is to be done if they are gone
+    "evaluate": (cnnjax.evaluate, "name the data set with --data"),
+    "replay": (lambda run: replay_step(run, 1), "move it back, or make a link there"),
+    "probe": (lambda run: open_images(cnnjax.load_run(run), None, "test"), "name the data set with --data"),
+    "explore": (
+        lambda run: network.Tests.of(made := cnnjax.load_run(run), made.config, 3),
+        "name the data set with --data",
+    ),
+    "int8": (lambda run: cnnjax.load_run(run).calibration_images(), "name images with --calibration"),
+}
+
+
+@pytest.mark.parametrize("field", ["data.name", "data.dir"])
+@pytest.mark.parametrize("reader", READERS)
+def test_images_that_are_gone_are_told_with_what_to_do(reader, field, tiny_run, tiny_data, tmp_path):
+    """As of the run of someone else."""
+    run = Run.open(shutil.copytree(tiny_run, tmp_path / "run"))
+    value = "npz:gone.npz" if field == "data.name" else "gone"
+    (run.path / "config.json").write_text(config_lib.to_json(config_lib.assign(run.config(), {field: value})))
+    read, advice = READERS[reader]
+    with pytest.raises(UserError, match=f"gone.*; if it was moved, {advice}$"):
+        read(run.path)
+    assert cnnjax.evaluate(run.path, data=tiny_data)[0]["count"] == 37
+    assert cnnjax.evaluate(run.path, data=tiny_data, split="validation")[0]["count"] == 10
+
+
 def test_own_images_that_have_moved_keep_their_splits(colour, tmp_path, capsys):
     run, own = copy_of(colour, tmp_path)
     before = {split: cnnjax.evaluate(run, split=split)[0] for split in ("test", "validation", "train")}
     own.rename(moved := tmp_path / "moved")
     for split, scores in before.items():
         assert main.run(["evaluate", f"--workdir={run}", f"--split={split}"]) == 2
-        assert "if it was moved, name it with --data" in capsys.readouterr().err
+        assert "if it was moved, name the data set with --data" in capsys.readouterr().err
         again = cnnjax.evaluate(run, split=split, data=moved)[0]
         assert (again["count"], again["loss"]) == (scores["count"], scores["loss"])
     assert main.run(["evaluate", f"--workdir={run}", f"--data={moved}", "--split=tset"]) == 2
@@ -379,8 +407,8 @@ def test_runs_of_other_classes_have_no_images_in_common(colour, tmp_path):
     assert "no test images in common" in comparison.compare(both, tmp_path / "x.html").read_text()
 
 
-def test_another_data_set_is_not_looked_for_in_the_folder_of_the_run(tiny_config):
-    tiny_config.data.dir = "/data/own"
+def test_another_data_set_is_not_looked_for_in_the_folder_of_the_run(tiny_config, tmp_path):
+    tiny_config.data.dir = own = str(tmp_path)
     assert with_data(tiny_config, "mnist", (28, 28, 1)).data.dir == ""
-    assert with_data(tiny_config, tiny_config.data.name, (8, 8, 1)).data.dir == "/data/own"
-    assert with_data(tiny_config, None, (8, 8, 1)).data.dir == "/data/own"
+    assert with_data(tiny_config, tiny_config.data.name, (8, 8, 1)).data.dir == own
+    assert with_data(tiny_config, None, (8, 8, 1)).data.dir == own

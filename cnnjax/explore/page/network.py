@@ -24,6 +24,7 @@ from cnnjax.explore.units import Peaks
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models.forward import Variables, run
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import NAME_IT, if_moved
 from cnnjax.runs.loaded import labelled
 
 MAX_PIXELS = 40_000_000  # of an uploaded image
@@ -225,10 +226,11 @@ def _own_images(trained: TrainedModel, config: ConfigDict | None) -> Source | No
     """The test split of the data set that a config names, or its first; None without a data set."""
     if not config:
         return None
-    splits = datasets.official_splits(config.data.name, config.data.dir or None)
-    split = "test" if "test" in splits else splits[0]
     run = Run(trained.name) if trained.config else None
-    return labelled(trained.facts, run, config, split).load(config, split)
+    with if_moved(config, NAME_IT if config is trained.config else ""):
+        splits = datasets.official_splits(config.data.name, config.data.dir or None)
+        split = "test" if "test" in splits else splits[0]
+        return labelled(trained.facts, run, config, split).load(config, split)
 
 
 def check_size(data: bytes) -> None:
