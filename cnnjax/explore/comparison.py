@@ -1,8 +1,9 @@
 """The page that compares several runs, and the page of a sweep.
 
-Runs that differ in nothing but `seed` are one group, under what tells its config from the others. `compare`:
-scores, config differences, curves with seeds as bands, images side by side. `sweep`: its points as a table,
-the best on validation first, and the curves of the best.
+Runs that differ in nothing but `seed` are one group, under what tells its config from the others; if the
+images of their data set changed, each of its states is one. `compare`: scores, config differences, curves
+with seeds as bands, images side by side. `sweep`: its points as a table, the best on validation first, and
+the curves of the best.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ COLOURS = [to_hex(matplotlib.colormaps[name](i)) for name in ("tab10", "Dark2") 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one config with several seeds; `fields` is that config by field."""
+    """Runs of one config with several seeds; `fields` is that config by field, and "images" of `_numbers`."""
 
     name: str
     runs: list[Run]
@@ -62,8 +63,10 @@ def compare(paths: Sequence[str | Path], out: str | Path) -> Path:
     if twice := [path for i, path in enumerate(paths) if folders[i] in folders[:i]]:
         raise UserError(f"{twice[0]}: this run folder is given twice; give each once")
     groups = make_groups([Run.open(path) for path in paths])
+    _check_copies(groups)
     parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
-    title = f"{counted(len(groups), 'config')}, {counted(sum(len(group.runs) for group in groups), 'run')}"
+    kind = "group" if _renewed(groups) else "config"
+    title = f"{counted(len(groups), kind)}, {counted(sum(len(group.runs) for group in groups), 'run')}"
     atomic_write(file, page(title, *parts))
     return file
 
@@ -94,16 +97,50 @@ def sweep(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
-    """The runs by config without its seed, in the order given."""
+    """The runs by config without its seed, and by images, in the order given."""
     alike: dict[str, list[Run]] = {}
     configs: dict[str, dict[str, object]] = {}
-    for run in runs:
-        fields = config_lib.flatten(run.config())
-        same = json.dumps({f: value for f, value in fields.items() if f not in UNCOMPARED}, sort_keys=True)
-        alike.setdefault(same, []).append(run)
+    for run, number in zip(runs, _numbers(runs), strict=True):
+        fields = {**config_lib.flatten(run.config()), "images": number}
+        alike.setdefault(same := _key(fields), []).append(run)
         configs.setdefault(same, fields)
     names = _names(list(configs.values()))
     return [Group(name, alike[same], configs[same]) for name, same in zip(names, alike, strict=True)]
+
+
+def _key(fields: Mapping[str, object], start: str = "") -> str:
+    same = {f: value for f, value in fields.items() if f.startswith(start) and f not in UNCOMPARED}
+    return json.dumps(same, sort_keys=True)
+
+
+def _numbers(runs: Sequence[Run]) -> list[int]:
+    """By run 1, or more if runs before it recorded other images of the same data."""
+    states: dict[str, list[dict[str, str]]] = {}  # by data, fingerprints that no run contradicts
+    numbers = []
+    for run in runs:
+        config = run.config()
+        seed = config.seed if config.data.num_validation else ""  # tells what is held out of train
+        images = {
+            split if split == "test" else f"{split} {seed}": x for split, x in run.images().items() if x
+        }
+        known = states.setdefault(_key(config_lib.flatten(config), "data."), [])
+        fits = (i for i, state in enumerate(known) if all(state.get(s, x) == x for s, x in images.items()))
+        if (place := next(fits, len(known))) == len(known):
+            known.append({})
+        known[place] |= images
+        numbers.append(place + 1)
+    return numbers
+
+
+def _check_copies(groups: Sequence[Group]) -> None:
+    """A UserError if a run is there with a copy of its folder, which would count as two seeds."""
+    for group in groups:
+        known: dict[tuple[str, int], Run] = {}
+        for run in group.runs:
+            key = run.read_json("record.json").get("id", ""), run.config().seed
+            if key[0] and key in known:
+                raise UserError(f"{run.path} is a copy of {known[key].path}, the same run; give one of them")
+            known[key] = run
 
 
 def _names(configs: Sequence[Mapping[str, object]]) -> list[str]:
@@ -138,6 +175,12 @@ def _legend(colours: Mapping[str, str]) -> Markup:
     return element("ul", *items, class_="legend")
 
 
+def _renewed(groups: Sequence[Group]) -> str:
+    """A sentence if images of a data set changed between the runs, or ''."""
+    names = dict.fromkeys(str(group.fields["data.name"]) for group in groups if group.fields["images"] != 1)
+    return f" The images of {', '.join(names)} changed: images 1, images 2 are kept apart." if names else ""
+
+
 def _scores(groups: Sequence[Group]) -> Markup:
     head = ["", "test accuracy %", "macro F1", "test loss", "minutes", "seeds", "parameters"]
     rows, folders = [], []
@@ -158,7 +201,7 @@ def _scores(groups: Sequence[Group]) -> Markup:
         rows.append([group.name, *scores, _mean(minutes, 1) or lacking, seeds, params])
         folders.append(element("li", f"{group.name}: {', '.join(str(run.path) for run in group.runs)}"))
     data = ", ".join(dict.fromkeys(str(group.fields["data.name"]) for group in groups))
-    note = element("p", f"Mean ± standard deviation over seeds, on {data}.")
+    note = element("p", f"Mean ± standard deviation over seeds, on {data}.{_renewed(groups)}")
     return join(element("h2", "Scores"), table(head, rows), note, element("ul", *folders))
 
 

@@ -20,6 +20,7 @@ from cnnjax.errors import UserError, check_local, unknown
 from cnnjax.explore import attribution, plots
 from cnnjax.explore.faithfulness import Method
 from cnnjax.explore.markup import grey_or_rgb
+from cnnjax.inference.images import filled, size_of
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models.forward import Variables
 
@@ -81,7 +82,7 @@ def heat_function(trained: TrainedModel, method: str, layer: str | None = None) 
 
 
 def explainer(trained: TrainedModel, layer: str | None = None, method: str = "grad_cam") -> Explain:
-    """Makes a function that finds what in an image speaks for a class; it compiles once per batch size.
+    """Makes a function that finds what in an image speaks for a class; it compiles for few sizes of batches.
 
     It takes uint8 images as `TrainedModel.fit` gives them, labels, and a batch size, and gives for each image
     the method, one of `METHODS`, and a heat map, float32 [H, W] of 0..1. Errors are those of `heat_function`.
@@ -89,6 +90,7 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
     often empty and HiResCAM's replaces it.
     """
     own, other = heat_function(trained, method, layer), heat_function(trained, "hires_cam")
+    sizes: set[int] = set()  # of batches that they are compiled for
     if method == "grad_cam" and layer is not None:
         other = heat_function(trained, "hires_cam", layer)
 
@@ -96,10 +98,9 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
         if not len(images) == len(labels) >= 1:
             problem = f"{len(images)} images and {len(labels)} labels"
             raise UserError(f"explain: {problem}; allowed: one image at least, with a label each")
-        labels = as_labels(np.asarray(labels), "explain", len(trained.class_names)).tolist()
-        missing = batch_size - len(images)
-        batch = np.stack([*images, *[images[0]] * missing])
-        label = np.asarray([*labels, *[labels[0]] * missing], np.int32)
+        classes = as_labels(np.asarray(labels), "explain", len(trained.class_names))
+        sizes.add(size := size_of(len(images), batch_size, sizes))
+        batch, label = filled(np.stack(images), size), filled(classes, size)
         heats = np.asarray(own(trained.variables, batch, label))[: len(images)]
         if method != "grad_cam" or heats.any((1, 2)).all():
             return [(method, heat) for heat in heats]

@@ -8,7 +8,7 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources.source import Shape, Source, evenly_spaced
 from cnnjax.errors import UserError
 from cnnjax.inference.images import AnyImage, Images, name_images
-from cnnjax.runs.inputs import open_split
+from cnnjax.runs.inputs import if_moved, open_split
 from cnnjax.runs.loaded import with_data
 
 COUNT = 256  # images at most, evenly spaced among those that are given
@@ -27,7 +27,8 @@ def choose(
             wanted = "name a folder of images or a data set, as in --calibration=FOLDER (calibration=...)"
             raise UserError(f"dtype=int8 is calibrated on images, and weights {name} come without; {wanted}")
         try:
-            source = _held_out(known, recipe)
+            with if_moved(known, "" if given else "name images with --calibration"):
+                source = _held_out(known, recipe)
         except UserError as error:
             raise UserError(str(error).replace("config.data.name", "calibration", bool(given))) from None
         return [np.asarray(source[i]["image"]) for i in evenly_spaced(len(source), COUNT)]

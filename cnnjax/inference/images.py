@@ -6,7 +6,7 @@ import io
 import itertools
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -134,6 +134,21 @@ def list_folder(folder: str | Path) -> tuple[list[Path], str]:
         found, allowed = f" but {others}" if others else "", f"allowed: *{', *'.join(IMAGE_SUFFIXES)}"
         raise UserError(f"{folder}: a folder without images{found}; {allowed}")
     return [Path(folder, name) for name in images], others
+
+
+def size_of(count: int, batch_size: int, compiled: Collection[int] = ()) -> int:
+    """The size that a batch of so many images is filled up to; of few, as each is compiled.
+
+    It is a third more at most, or as many again if that is among those `compiled`, which takes less time.
+    """
+    sizes = (2**i * (2 + j) // 2 for i in range(int(batch_size).bit_length()) for j in (0, 1))
+    size = min((size for size in sizes if count <= size < batch_size), default=max(count, batch_size))
+    return min((each for each in tuple(compiled) if size <= each <= min(2 * size, batch_size)), default=size)
+
+
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """A batch filled up with its first row to a size."""
+    return np.concatenate([batch, np.broadcast_to(batch[:1], (size - len(batch), *batch.shape[1:]))])
 
 
 def _read_bytes(path: str | Path) -> bytes:

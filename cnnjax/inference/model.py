@@ -24,7 +24,7 @@ from cnnjax.inference import images as image_files
 from cnnjax.inference import int8
 from cnnjax.inference.direct import Direct, direct
 from cnnjax.inference.fused import Fused, fuse
-from cnnjax.inference.images import AnyImage, Batch, Failure, Images
+from cnnjax.inference.images import AnyImage, Batch, Failure, Images, filled, size_of
 from cnnjax.models import create_model, variable_shapes, variant
 from cnnjax.models.forward import unrolled
 from cnnjax.models.pyramid import layer_values
@@ -131,7 +131,8 @@ class TrainedModel:
         for batch in self.batches(images, batch_size):
             if failures := [image for _, image in batch if isinstance(image, Failure)]:
                 raise UserError(failures[0].reason)
-            stacked = _filled(np.stack([np.asarray(image) for _, image in batch]), batch_size)
+            stacked = np.stack([np.asarray(image) for _, image in batch])
+            stacked = filled(stacked, size_of(len(batch), batch_size))
             rows.append(np.asarray(compiled(self.variables, stacked))[: len(batch)])
         return np.concatenate(rows)
 
@@ -216,6 +217,11 @@ class TrainedModel:
         """[H, W, C] of the network's input."""
         return self.augment.output_shape
 
+    @property
+    def facts(self) -> Facts:
+        """What it knows of its images, but for their statistics."""
+        return Facts(self.class_names, self.image_shape, self.augment, self.recipe, None)
+
     @functools.cached_property
     def _values(self) -> dict[str | None, Callable[[Variables, np.ndarray], jax.Array]]:
         """The compiled functions of `features` by layer."""
@@ -256,27 +262,17 @@ class TrainedModel:
         fused = self._fused if takes() else None
         if fused and (whole := self._direct):
             return whole(images)
-        # A third more images than asked at most; few sizes, as each is compiled.
-        sizes = (2**i * (2 + j) // 2 for i in range(int(batch_size).bit_length()) for j in (0, 1))
-        size = min((size for size in sizes if len(images) <= size < batch_size), default=batch_size)
         if fused:
-            found = self._apply_fused(fused.number, _filled(images, size))
-        else:  # compiling takes longer than a few images more, at most as many again
-            most = min(2 * size, batch_size)
-            size = min((known for known in tuple(self._sizes) if size <= known <= most), default=size)
-            self._sizes.add(size)
-            found = self._apply(self.variables, _filled(images, size))
+            found = self._apply_fused(fused.number, filled(images, size_of(len(images), batch_size)))
+        else:
+            self._sizes.add(size := size_of(len(images), batch_size, self._sizes))
+            found = self._apply(self.variables, filled(images, size))
         return np.asarray(found)[: len(images)]
 
     @functools.cached_property
     def _sizes(self) -> set[int]:
         """The sizes of batches that `_apply` is compiled for."""
         return set()
-
-
-def _filled(images: np.ndarray, size: int) -> np.ndarray:
-    """A short batch filled up with its first image, so that few sizes are compiled."""
-    return np.concatenate([images, np.broadcast_to(images[:1], (size - len(images), *images.shape[1:]))])
 
 
 def load_run(

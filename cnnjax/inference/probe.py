@@ -16,7 +16,7 @@ import numpy as np
 from cnnjax.data.sources.source import Source
 from cnnjax.errors import UserError, extra
 from cnnjax.inference.model import TrainedModel
-from cnnjax.runs.inputs import load_split
+from cnnjax.runs.inputs import NAME_IT, if_moved, load_split
 from cnnjax.runs.loaded import with_data
 from cnnjax.training.metrics import interval
 
@@ -89,7 +89,8 @@ def open_images(trained: TrainedModel, data: str | Path | None, split: str) -> S
         raise UserError(
             f"weights {trained.name} come without images; name a data set, as in --data=folder:PATH"
         )
-    return load_split(config, split, (), None, trained.recipe)
+    with if_moved(config, "" if data else NAME_IT):
+        return load_split(config, split, (), None, trained.recipe)
 
 
 def pooled(

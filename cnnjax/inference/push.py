@@ -85,7 +85,7 @@ def _config(trained: Loaded, license: str) -> dict[str, object]:
         "label_names": list(facts.class_names),
         "pretrained_cfg": cfg | {"num_classes": len(facts.class_names), "license": license},
         "license": license,
-        "cnnjax": {"model": trained.spec, "data": facts.record()},
+        "cnnjax": {"model": trained.spec, "data": facts.record(), "protocol": trained.protocol.spec},
     }
 
 
@@ -95,6 +95,7 @@ def _card(trained: Loaded, record: Json, license: str) -> str:
     head |= {"license": license} if license else {}
     facts, count = trained.facts, count_params(trained.variables["params"])
     rows = {"network": trained.spec, "parameters": f"{count:,}", "classes": str(len(facts.class_names))}
+    rows |= {"views averaged": trained.protocol.spec} if trained.protocol.views else {}
     rows |= {"image": "x".join(map(str, facts.eval_augment.output_shape)), "weights of": trained.name}
     if trained.config:
         rows |= {"data set": trained.config.data.name, "step": str(trained.step)}
@@ -120,7 +121,8 @@ def _scores(test: Json, trained: Loaded) -> dict[str, str]:
     if "top5_accuracy" in test and has_top5(test):
         names["top5_accuracy"] = "test top-5 accuracy"
     scores = {words: f"{100 * test[f'{prefix}{name}']:.2f} %" for name, words in names.items()}
-    return scores | {"test loss": f"{test[f'{prefix}loss']:.4f}", "test images": f"{test['count']:,}"}
+    views = {"test views": test["protocol"]} if "protocol" in test else {}  # the run's, whatever is pushed
+    return scores | {"test loss": f"{test[f'{prefix}loss']:.4f}", "test images": f"{test['count']:,}"} | views
 
 
 def _versions(record: Mapping[str, object]) -> str:

@@ -5,7 +5,6 @@ import datetime
 import jaxlib
 
 from cnnjax.inference.model import TrainedModel
-from cnnjax.runs.facts import Facts
 
 DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
 
@@ -39,7 +38,8 @@ def description(
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
-    images = Facts(trained.class_names, trained.image_shape, trained.augment, trained.recipe, None)
+    # As `pretrained.resolve` reads it.
+    own = {"model": trained.spec, "data": trained.facts.record(), "protocol": trained.protocol.spec}
     return {
         "format": form,
         "sha256": sha256,
@@ -56,7 +56,7 @@ def description(
         "class_names": list(trained.class_names),
         "step": trained.step,
         "weights_of": trained.name,
-        "cnnjax": {"model": trained.spec, "data": images.record()},  # as `pretrained.resolve` reads it
+        "cnnjax": own,
         **({"config": trained.config.to_dict()} if trained.config else {}),
     }
 

@@ -46,6 +46,8 @@ def import_weights(
     config.model, own = found.spec, found.data or {}
     if "augment.eval" not in given and config.augment.eval == config_lib.default().augment.eval:
         config.augment.eval = own.get("eval_augment") or preset_augment(found.preset)
+    if "eval_protocol" not in given and config.eval_protocol == config_lib.default().eval_protocol:
+        config.eval_protocol = found.protocol or config.eval_protocol
     config.augment.train = config.augment.eval
     recipe = preset_recipe(found.preset, margin="center_crop" in config.augment.eval)
     config.data.size = own["image_shape"][0] if own else recipe.shape[0]

@@ -9,13 +9,12 @@ import jax
 import numpy as np
 
 from cnnjax.data.batches import Batches
-from cnnjax.data.files import expanded
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
 from cnnjax.runs.experiment import Experiment
 from cnnjax.runs.folder import Run, plain
-from cnnjax.runs.inputs import load_split
-from cnnjax.runs.loaded import Loaded, load, with_data
+from cnnjax.runs.inputs import NAME_IT, if_moved, load_split
+from cnnjax.runs.loaded import Loaded, labelled, load, with_data
 from cnnjax.runs.network import Network
 from cnnjax.training import metrics, parallel
 from cnnjax.training.steps import eval_step
@@ -107,17 +106,15 @@ def evaluate_loaded(
         hint = "name a data set, as in --data=folder:PATH"
         raise UserError(f"weights {trained.name} come without images; {hint}")
     config.eval_protocol = trained.protocol.spec
+    facts = labelled(facts, run, config, split)
     network = Network(config, parallel.make_mesh("", None), facts, trained.protocol, trained.model)
     variables = parallel.put(trained.variables, network.replicated)
     with cpu.chosen(config.cpu_kernels):
         try:
-            evaluator = Evaluator(network, split, None if data else run)
+            with if_moved(config, "" if data else NAME_IT):
+                evaluator = Evaluator(network, split, None if data else run)
         except UserError as error:
-            form, _, place = config.data.name.partition(":")
-            gone = run and not data and place and form != "tfds" and not expanded(place).exists()
-            advice = "; if it was moved, name it with --data" if gone else ""
-            line = str(error).replace("config.data.name", "data", bool(data))
-            raise UserError(f"{line}{advice}") from None
+            raise UserError(str(error).replace("config.data.name", "data", bool(data))) from None
         scores, predictions = evaluator(variables)
     return {"step": trained.step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
 

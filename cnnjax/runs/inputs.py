@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cnnjax.runs.folder import Run
 from cnnjax.runs.optimizer import errors_name_fields
 from cnnjax.runs.pretrained import is_run
 
+NAME_IT = "name the data set with --data"
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
 
 
@@ -93,6 +94,19 @@ def open_split(
     return source
 
 
+@contextlib.contextmanager
+def if_moved(config: ConfigDict, advice: str) -> Iterator[None]:
+    """Adds advice to an error about the images of a run, if their place is gone; "" adds nothing."""
+    try:
+        yield
+    except UserError as error:
+        form, _, place = config.data.name.partition(":")
+        places = [config.data.dir, "" if form == "tfds" else place]
+        if not advice or all(expanded(each).exists() for each in places if each):
+            raise
+        raise UserError(f"{error}; if it was moved, {advice}") from None
+
+
 def max_bad_images(config: ConfigDict) -> int | None:
     """Images that may be left out; None if the first one that cannot be read is an error."""
     return config.data.max_bad_images if config.data.on_bad_image == "skip" else None
@@ -136,14 +150,25 @@ def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: st
     return _fitting(variables, path, model, image_shape, head)
 
 
+def same_images(run: Run, data: str, folder: str, listed: Listed | None = None) -> ConfigDict | None:
+    """A run's config with another data.name and data.dir, if its train split is recorded as the same."""
+    moved = config_lib.assign(run.config(), {"data.name": data, "data.dir": folder})
+    if before := run.images()["train"]:
+        with contextlib.suppress(UserError):  # it may lack a train split
+            return moved if load_split(moved, "train", listed=listed).fingerprint == before else None
+    return None
+
+
 def seen_before(config: ConfigDict, listed: Listed | None = None) -> str:
     """A line if the run that training starts from has seen the images that are held out here; '' if not."""
     if not config.init_from or not is_run(config.init_from):
         return ""
-    start = Run.open(config.init_from).config()
-    name, seed, count = start.data.name, start.seed, start.data.num_validation
-    more = config.data.num_validation > count  # fewer are among those of the same seed
-    if name != config.data.name or (seed == config.seed and not more):
+    start = (run := Run.open(config.init_from)).config()
+    data, seed, count = config.data, start.seed, start.data.num_validation
+    more = data.num_validation > count  # fewer are among those of the same seed
+    if seed == config.seed and not more:
+        return ""
+    if start.data.name != data.name and not same_images(run, data.name, data.dir, listed):
         return ""
     with contextlib.suppress(UserError):  # that run had no validation split
         same = config_lib.assign(config, {"seed": seed, "data.num_validation": count})

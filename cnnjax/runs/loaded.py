@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.augment import views
+from cnnjax.data.files import expanded
 from cnnjax.data.sources.source import Shape
 from cnnjax.errors import UserError, one_line
 from cnnjax.models import create_model
@@ -18,8 +19,8 @@ from cnnjax.models.forward import image_struct
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
 from cnnjax.runs.facts import Facts, of_run, of_weights
-from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import data_name, load_split, own_tree
+from cnnjax.runs.folder import Run, naming
+from cnnjax.runs.inputs import data_name, open_split, own_tree, same_images
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -55,7 +56,7 @@ def load(
       model: a name or spec, for weights that do not tell it.
       weights: of a run "raw", or "ema" for the moving average; else a source.
       checkpoint: of a run: "last", "best" (on validation), or a step.
-      protocol: views of an image that are averaged, see `data.augment.views`; None is the run's own.
+      protocol: the views of an image that are averaged, see `data.augment.views`; None are its own.
       class_names: a file that names the classes, one a line; None are those that are known, or numbers.
     """
     model, weights = str(model), str(weights)
@@ -88,8 +89,9 @@ def _of_weights(found: Pretrained, protocol: str | None, class_names: str | Path
         jax.eval_shape(network.apply, variables, image_struct(facts.eval_augment.output_shape))
     except (FlaxError, TypeError, ValueError) as error:
         raise UserError(f"{found.spec} cannot take the images of {found.source}: {one_line(error)}") from None
-    spec = protocol or config_lib.default().eval_protocol
-    looks = views.parse(spec, facts.eval_augment, facts.image_shape)
+    spec = protocol or found.protocol or config_lib.default().eval_protocol
+    with contextlib.nullcontext() if protocol else naming(Path(found.source)):
+        looks = views.parse(spec, facts.eval_augment, facts.image_shape)
     check_protocol(found.spec, network, looks, variables)
     return Loaded(found.source, found.spec, 0, None, facts, network, looks, variables, found.license)
 
@@ -104,16 +106,26 @@ def with_data(
     if data is None:
         return config
     config, data = config or config_lib.default(), data_name(data)
-    if run and (fingerprint := run.images()["train"]):
-        own = {"data.name": data, **({} if data == config.data.name else {"data.dir": ""})}
-        moved = config_lib.assign(config, own)
-        with contextlib.suppress(UserError):  # it may lack a train split
-            if load_split(moved, "train").fingerprint == fingerprint:
-                return moved
-    fields = {"name": data, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
-    if data != config.data.name:
-        fields["dir"] = ""  # that of the run is of its own data set
+    own = data == config.data.name and expanded(config.data.dir).is_dir()  # it may be of another machine
+    folder = config.data.dir if own else ""  # that of the run is of its own data set
+    if run and (moved := same_images(run, data, folder)):
+        return moved
+    fields = {"name": data, "dir": folder, "num_validation": 0, "size": image_shape[0], "test_split": "test"}
     return config_lib.assign(config, {f"data.{field}": value for field, value in fields.items()})
+
+
+def labelled(facts: Facts, run: Run | None, config: ConfigDict, split: str) -> Facts:
+    """The facts with the class names by which a split is labelled.
+
+    They are those that `run` recorded, which its own images have; if they do not fit, those of a file.
+    """
+    recorded = run.read_json("record.json").get("data", {}).get("class_names") if run else None
+    own = dataclasses.replace(facts, class_names=tuple(recorded or facts.class_names))
+    if own.class_names != facts.class_names:
+        with contextlib.suppress(UserError):
+            open_split(config, split, *own.images, listed=own.listed)
+            return own
+    return facts
 
 
 def read(found: Pretrained) -> tuple[nn.Module, Variables]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from cnnjax.data.fetch import Remote, digits_of, fetch, is_whole
 from cnnjax.data.files import OpenToOthers, atomic_write, check_kind, expanded, make_cache_folder, read_json
@@ -39,6 +39,7 @@ class Pretrained:
     class_names: tuple[str, ...] = ()  # () if nobody knows them
     license: str = ""
     data: DataFacts | None = None  # of networks that were trained here, in place of the preset
+    protocol: str = ""  # the views that they average, if they tell
 
 
 class Own(TypedDict):
@@ -46,6 +47,7 @@ class Own(TypedDict):
 
     model: str
     data: DataFacts
+    protocol: NotRequired[str]  # older ones lack it
 
 
 class Sidecar(TypedDict, total=False):
@@ -218,7 +220,8 @@ def _exported(path: Path) -> Own | None:
 
 def _trained_here(own: Own, file: Path, source: str, model: str, terms: str = "") -> Pretrained:
     names = tuple(own["data"].get("class_names", ()))
-    return Pretrained(source, file, model or own["model"], Preset(), names, terms, own["data"])
+    spec, protocol = model or own["model"], own.get("protocol", "")
+    return Pretrained(source, file, spec, Preset(), names, terms, own["data"], protocol)
 
 
 def _of_folder(folder: Path, source: str, model: str) -> Pretrained:

@@ -13,6 +13,7 @@ from cnnjax.ops import cpu
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import if_moved
 from cnnjax.runs.step import check_norm_groups, compiled_step, gradient_of
 
 
@@ -38,7 +39,8 @@ def replay_step(workdir: str | Path, step: int | None = None) -> Replayed:
         raise UserError(f"{run.path} has no step with a non-finite loss; name one with --step=N")
     step = max(each["step"] for each in recorded.values()) if step is None else step
     config = run.config()
-    experiment = build(config, workdir=run.path)
+    with if_moved(config, "move it back, or make a link there"):
+        experiment = build(config, workdir=run.path)
     if not 0 <= step < experiment.total_steps:
         raise UserError(f"--step={step} must be less than the run's {experiment.total_steps} steps, from 0")
     run.check_images("train", experiment.train_source.fingerprint, "and replay again")

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.files import expanded
+from cnnjax.data.sources.source import Listed
 from cnnjax.errors import UserError, check_count, check_local, parse_call
 from cnnjax.runs import experiment, train
+from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import load_split
 from cnnjax.runs.log import NonFiniteLoss, Progress
 from cnnjax.runs.results import Results, Row, read_results, row_of
 from cnnjax.runs.seeds import train_together
@@ -65,7 +68,7 @@ def sweep(
 
     Returns the rows of results.csv as text by column: run, the fields, seed, outcome ("finished", or "not
     finite" if a training or evaluation loss was not), scores, seconds, machine, versions, command. A mistake
-    in any of the points is a UserError before the first is trained.
+    in any of the points, or other images than those of the rows, is a UserError before the first is trained.
     """
     board = board or Board()
     fields = sorted(values)
@@ -84,6 +87,7 @@ def sweep(
     for name in missing:
         if runs[name][0].seed == config.seed:
             experiment.build(runs[name][0])  # a mistake in the last point shows before the first is trained
+    _check_images(out, config, {runs[name][0].data.name for name in missing})
     board.rows(read_results(out), fields)
     batches: dict[str, list[str]] = {}  # trained at once: a run, or all missing seeds of a point
     for name in missing:
@@ -98,6 +102,22 @@ def sweep(
             results.append(row_of(Run.open(path), runs[name][1], outcome))
         board.rows(read_results(out), fields)
     return read_results(out)
+
+
+def _check_images(out: Path, config: ConfigDict, names: Collection[str]) -> None:
+    """A UserError if a run in the table was of other images of these data sets than there are now."""
+    listed: Listed = {}
+    now: dict[str, str] = {}  # fingerprints: most runs share their images
+    runs = [Run(out / "runs" / row["run"]) for row in read_results(out)] if names else []
+    for run in (run for run in runs if (run.path / "config.json").is_file()):
+        before = config_lib.assign(run.config(), {"data.dir": config.data.dir})
+        recorded = run.images() if before.data.name in names else {}
+        for split in (split for split, fingerprint in recorded.items() if fingerprint):
+            key = json.dumps([split, before.seed, before.data.to_dict()])
+            if key not in now:
+                known = () if split == "train" else of_run(run).images
+                now[key] = load_split(before, split, *known, listed=listed).fingerprint
+            run.check_images(split, now[key], "or choose another --out")
 
 
 def _runs(config: ConfigDict, points: Sequence[Point], seeds: int) -> dict[str, tuple[ConfigDict, Point]]:

@@ -95,6 +95,21 @@ def test_a_mistake_is_shown_with_both_probabilities(tiny_run, tmp_path):
     assert f"<figcaption>predicted {predicted} 75 %<br>true {true} 20 %</figcaption>" in written
 
 
+def another(run: Path, copy: Path, seed: int = 0, **images: str) -> Path:
+    """A copy of a run as one of its own, with a seed and by split with fingerprints of its images."""
+    config = Run.open(shutil.copytree(run, copy)).config()
+    config.seed = seed
+    (copy / "config.json").write_text(to_json(config))
+    record = json.loads((copy / "record.json").read_text())
+    record["id"], record["data"]["fingerprint"] = (
+        copy.name,
+        images.pop("train", record["data"]["fingerprint"]),
+    )
+    record["data"]["fingerprints"] |= images
+    (copy / "record.json").write_text(json.dumps(record))
+    return copy
+
+
 def with_predictions(run: Path, copy: Path, **columns: np.ndarray) -> Path:
     """A copy of a run with other columns of its predictions."""
     shutil.copytree(run, copy)
@@ -259,8 +274,7 @@ def test_names_are_escaped(page):
 
 def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     """They lack the columns `top5` and `index`."""
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
+    copy = another(tiny_run, tmp_path / "run")
     with np.load(copy / "predictions.npz") as arrays:
         columns = dict(arrays)
     assert columns.pop("top5").all()  # of three classes
@@ -312,6 +326,33 @@ def test_a_run_is_not_compared_with_itself(again, tiny_run, tmp_path):
         comparison.compare([tiny_run, again], tmp_path / "both.html")
 
 
+@pytest.mark.parametrize(
+    ("seed", "images", "apart"),
+    [
+        (1, {}, False),
+        (1, {"test": "other"}, True),
+        (1, {"train": "other"}, False),  # what is held out of it depends on the seed
+        (0, {"train": "other"}, True),
+        (0, {"validation": "other"}, True),
+        (0, {}, False),  # trained again
+    ],
+)
+def test_runs_of_other_images_are_no_seeds_of_one_mean(seed, images, apart, tiny_run, tmp_path):
+    runs = [tiny_run, another(tiny_run, tmp_path / "other", seed, **images)]
+    groups = comparison.make_groups([Run.open(path) for path in runs])
+    assert [group.name for group in groups] == (["images 1", "images 2"] if apart else [groups[0].name])
+    written = comparison.compare(runs, tmp_path / "both.html").read_text()
+    assert ("changed: images 1, images 2 are kept apart." in written) == apart
+    assert ("The configs are equal except for their seeds." in written) != apart
+    assert ("2 groups, 2 runs" in written, "1 config, 2 runs" in written) == (apart, not apart)
+
+
+def test_a_copy_of_a_run_is_no_other_seed(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    with pytest.raises(UserError, match=f"copy is a copy of {re.escape(str(tiny_run))}, the same run"):
+        comparison.compare([tiny_run, copy], tmp_path / "both.html")
+
+
 def test_text_and_attributes_are_escaped_once_and_markup_is_not():
     bold = markup.element("b", '<i>"&')
     assert bold == "<b>&lt;i&gt;&quot;&amp;</b>"
@@ -336,8 +377,7 @@ def test_a_folder_that_is_no_run_has_no_report(tmp_path):
     ],
 )
 def test_a_damaged_folder_is_told_in_one_line(tiny_run, tmp_path, file, text, words):
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
+    copy = another(tiny_run, tmp_path / "run")
     (copy / file).write_text(text)
     for write in (report.write, lambda path: comparison.compare([path, tiny_run], tmp_path / "c.html")):
         with pytest.raises(UserError, match=words) as found:

@@ -29,10 +29,11 @@ from cnnjax.data import datasets
 from cnnjax.data.augment import chain, views
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, explain, layers
-from cnnjax.explore.explain import explainer, heat_function
+from cnnjax.explore.explain import METHODS, explainer, heat_function
 from cnnjax.inference import export, sidecar
 from cnnjax.inference.model import Failure, untrained
 from cnnjax.models import create_model
+from cnnjax.models.pyramid import layer_values
 from cnnjax.ops import cpu
 from cnnjax.runs.folder import Run
 from tests.conftest import needs_extra
@@ -404,6 +405,31 @@ def test_an_empty_grad_cam_is_replaced_and_says_so(trained):
     ((method, heat),) = explainer(changed)([image], [0], 1)
     assert method == "hires_cam"
     assert heat.max() == 1
+
+
+@pytest.mark.parametrize("way", ["explain", "features"])
+def test_few_images_are_not_filled_up_to_a_whole_batch(way, trained, monkeypatch):
+    """What is compiled for 64 images takes as long for one of them as for all."""
+    sizes = []
+
+    def mean(network, variables, image, label):
+        sizes.append(len(image))
+        return image.mean(-1)
+
+    def values(network, variables, image, layer):
+        sizes.append(len(image))
+        return layer_values(network, variables, image, layer)
+
+    monkeypatch.setitem(METHODS, "saliency", mean)
+    monkeypatch.setattr("cnnjax.inference.model.layer_values", values)
+    draw, other = explainer(trained, method="saliency"), dataclasses.replace(trained)
+    images = np.random.default_rng(0).integers(0, 255, (64, *trained.image_shape), dtype=np.uint8)
+    for count, size in {1: 1, 5: 6, 64: 64}.items():
+        if way == "explain":
+            assert len(draw(list(images[:count]), [0] * count, 64)) == count
+        else:
+            assert len(other.features(images[:count])) == count
+        assert max(sizes) == size
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import base64
 import errno
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -172,6 +173,41 @@ def test_an_exported_file_is_read_back_as_the_run_is(tiny_run, tmp_path, capsys)
         assert (again.recipe, again.augment.steps) == (own.recipe, own.augment.steps)
         for a, b in zip(again.predict(images), own.predict(images), strict=True):
             np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+@pytest.mark.parametrize("way", ["export", "push", "weights import"])
+def test_the_views_that_a_run_averages_go_with_its_weights(way, tiny_run, tmp_path, capsys):
+    """Unless others are asked for; files from before they were written average none."""
+    run, out = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "net.safetensors"
+    config = json.loads((run / "config.json").read_text()) | {"eval_protocol": "mirror_translate(pixels=3)"}
+    (run / "config.json").write_text(json.dumps(config))
+    word, file = ("push", out / hub.CONFIG) if way == "push" else ("export", tmp_path / f"{out.name}.json")
+    assert main.run([word, f"--workdir={run}", f"--out={out}"]) == 0, capsys.readouterr().err
+    weights = str(out)
+    if way == "weights import":
+        weights = str(tmp_path / "imported")
+        assert main.run(["weights", "import", str(out), f"--workdir={weights}"]) == 0, capsys.readouterr().err
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    own, centre = (cnnjax.load_run(run, protocol=spec).predict(images) for spec in (None, "center"))
+    again = cnnjax.load_model(weights=weights).predict(images)
+    np.testing.assert_array_equal(again[0].probabilities, own[0].probabilities)
+    assert (own[0].probabilities != centre[0].probabilities).any()
+    facts = json.loads(file.read_text())
+    facts["cnnjax"]["protocol"] = "mirror(3)"
+    file.write_text(json.dumps(facts))
+    assert cnnjax.load_model(weights=weights, protocol="center").protocol.spec == "center"
+    if way != "weights import":
+        with pytest.raises(UserError, match=r"net.safetensors: protocol='mirror\(3\)': its values are"):
+            cnnjax.load_model(weights=weights)
+        del facts["cnnjax"]["protocol"]
+        file.write_text(json.dumps(facts))
+        assert cnnjax.load_model(weights=weights).protocol.spec == "center"
+
+
+def test_a_card_names_the_views_of_its_test_score(tiny_run, tmp_path):
+    card = push.write(loaded.load(tiny_run, protocol="mirror"), tmp_path / "out") / "README.md"
+    assert "| test views | `center` |" in card.read_text()
+    assert "| views averaged | `mirror` |" in card.read_text()
 
 
 def test_a_sidecar_that_does_not_fit_is_refused_by_name(tiny_run, tmp_path, capsys):

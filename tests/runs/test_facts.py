@@ -20,10 +20,13 @@ from cnnjax.data.sources.source import ArraySource
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
 from cnnjax.explore.markup import Markup
+from cnnjax.explore.page import network
+from cnnjax.inference.probe import open_images
 from cnnjax.runs import train
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.loaded import with_data
+from cnnjax.runs.replay import replay_step
 from tests.data.test_datasets import write_prepared
 from tests.data.test_parquet import HUB
 from tests.data.test_parquet import write as write_parquet
@@ -217,6 +220,27 @@ def test_colour_becomes_grey_as_for_predict_and_numbers_need_names(form, grey, t
     assert scores["accuracy"] == pytest.approx(np.mean(hits))
 
 
+@pytest.mark.parametrize("words", [[], ["--split=validation"], ["--data={}"], ["--data={}", "--split=train"]])
+def test_names_of_a_file_leave_the_own_images_their_labels(words, grey, tmp_path, capsys):
+    """Its own are numbered, or named otherwise; the file is for words and for other data."""
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree")
+    own = grey.parent / "own/images.npz"
+    command = ["evaluate", f"--workdir={grey}", *(word.format(own) for word in words)]
+    assert main.run([*command, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert main.run([*command, "--json", f"--class_names={tmp_path / 'names.txt'}"]) == 0
+    assert json.loads(capsys.readouterr().out) == scores
+    assert main.run([*command, f"--class_names={tmp_path / 'names.txt'}"]) == 0
+    assert "three" in capsys.readouterr().out
+
+
+def test_a_page_shows_the_own_images_under_the_names_of_a_file(colour, tmp_path):
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree")
+    named = cnnjax.load_run(colour).with_class_names(tmp_path / "names.txt")
+    tests = [network.Tests.of(each, each.config, 15) for each in (cnnjax.load_run(colour), named)]
+    assert tests[0].labels == tests[1].labels and tests[1].class_names == ("one", "two", "three")
+
+
 @pytest.mark.parametrize("form", [npz, parquet])
 def test_data_without_names_fit_a_run_without_names(form, colour, grey, tmp_path):
     images, labels = pictures(NAMES, 9, seed=3)
@@ -289,13 +313,39 @@ def test_a_run_without_a_record_is_not_used(colour, tmp_path, capsys):
         cnnjax.load_run(run)
 
 
+READERS = {  # what reads the images of a run, and what is to be done if they are gone
+    "evaluate": (cnnjax.evaluate, "name the data set with --data"),
+    "replay": (lambda run: replay_step(run, 1), "move it back, or make a link there"),
+    "probe": (lambda run: open_images(cnnjax.load_run(run), None, "test"), "name the data set with --data"),
+    "explore": (
+        lambda run: network.Tests.of(made := cnnjax.load_run(run), made.config, 3),
+        "name the data set with --data",
+    ),
+    "int8": (lambda run: cnnjax.load_run(run).calibration_images(), "name images with --calibration"),
+}
+
+
+@pytest.mark.parametrize("field", ["data.name", "data.dir"])
+@pytest.mark.parametrize("reader", READERS)
+def test_images_that_are_gone_are_told_with_what_to_do(reader, field, tiny_run, tiny_data, tmp_path):
+    """As of the run of someone else."""
+    run = Run.open(shutil.copytree(tiny_run, tmp_path / "run"))
+    value = "npz:gone.npz" if field == "data.name" else "gone"
+    (run.path / "config.json").write_text(config_lib.to_json(config_lib.assign(run.config(), {field: value})))
+    read, advice = READERS[reader]
+    with pytest.raises(UserError, match=f"gone.*; if it was moved, {advice}$"):
+        read(run.path)
+    assert cnnjax.evaluate(run.path, data=tiny_data)[0]["count"] == 37
+    assert cnnjax.evaluate(run.path, data=tiny_data, split="validation")[0]["count"] == 10
+
+
 def test_own_images_that_have_moved_keep_their_splits(colour, tmp_path, capsys):
     run, own = copy_of(colour, tmp_path)
     before = {split: cnnjax.evaluate(run, split=split)[0] for split in ("test", "validation", "train")}
     own.rename(moved := tmp_path / "moved")
     for split, scores in before.items():
         assert main.run(["evaluate", f"--workdir={run}", f"--split={split}"]) == 2
-        assert "if it was moved, name it with --data" in capsys.readouterr().err
+        assert "if it was moved, name the data set with --data" in capsys.readouterr().err
         again = cnnjax.evaluate(run, split=split, data=moved)[0]
         assert (again["count"], again["loss"]) == (scores["count"], scores["loss"])
     assert main.run(["evaluate", f"--workdir={run}", f"--data={moved}", "--split=tset"]) == 2
@@ -407,8 +457,8 @@ def test_runs_of_other_classes_have_no_images_in_common(colour, tmp_path):
     assert "no test images in common" in comparison.compare(both, tmp_path / "x.html").read_text()
 
 
-def test_another_data_set_is_not_looked_for_in_the_folder_of_the_run(tiny_config):
-    tiny_config.data.dir = "/data/own"
+def test_another_data_set_is_not_looked_for_in_the_folder_of_the_run(tiny_config, tmp_path):
+    tiny_config.data.dir = own = str(tmp_path)
     assert with_data(tiny_config, "mnist", (28, 28, 1)).data.dir == ""
-    assert with_data(tiny_config, tiny_config.data.name, (8, 8, 1)).data.dir == "/data/own"
-    assert with_data(tiny_config, None, (8, 8, 1)).data.dir == "/data/own"
+    assert with_data(tiny_config, tiny_config.data.name, (8, 8, 1)).data.dir == own
+    assert with_data(tiny_config, None, (8, 8, 1)).data.dir == own

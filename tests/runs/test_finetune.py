@@ -24,7 +24,7 @@ from cnnjax.runs import step as steps
 from cnnjax.runs.checkpoints import Checkpoints, Saver
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import seen_before
+from cnnjax.runs.inputs import load_split, seen_before
 from cnnjax.runs.log import Progress
 from cnnjax.runs.signals import Interrupted
 from cnnjax.training.steps import batch_statistics
@@ -142,20 +142,31 @@ def test_a_run_that_began_with_weights_is_resumed_and_replayed_without_them(
         ({"start": 0}, "train that run with config.data.num_validation too"),
         ({"seed": 1, "own": True}, ""),
         ({"start": 0, "own": True}, ""),
-        ({"seed": 1, "other": True}, ""),
+        (
+            {"seed": 1, "name": "set.npz"},
+            "config.seed=0 with config.data.num_validation=10",
+        ),  # in another way
+        ({"seed": 1, "name": "copy.npz"}, "config.seed=0 with config.data.num_validation=10"),
+        ({"seed": 1, "name": "copy.npz", "data.size": 4}, "config.seed=0 with config.data.num_validation=10"),
+        ({"seed": 1, "name": "other.npz"}, ""),
+        ({"seed": 1, "name": "none.npz"}, ""),
     ],
 )
 def test_held_out_images_that_the_start_was_trained_on_are_told(fields, advice, tiny_config, tmp_path):
     arrays, base = tiny_arrays(), tmp_path / "base"
     if fields.pop("own", False):
         arrays |= {"val_image": arrays["test_image"], "val_label": arrays["test_label"]}
-    for name in ("set", "other"):
-        np.savez(tmp_path / f"{name}.npz", **arrays)
+    for name in ("set", "copy", "other"):
+        images = {each: 255 - x for each, x in arrays.items() if "image" in each and name == "other"}
+        np.savez(tmp_path / f"{name}.npz", **arrays | images)
     tiny_config.data.name = f"npz:{tmp_path / 'set.npz'}"
     start = config_lib.assign(tiny_config, {"data.num_validation": fields.pop("start", 10)})
-    start.data.name = start.data.name.replace("set", "other" if fields.pop("other", False) else "set")
+    if name := fields.pop("name", ""):
+        tiny_config.data.name = f"npz:{tmp_path}/./{name}"
     (base / "checkpoints").mkdir(parents=True)
     (base / "config.json").write_text(config_lib.to_json(start))
+    record = {"data": {"fingerprint": load_split(start, "train").fingerprint}}
+    (base / "record.json").write_text(json.dumps(record))
     config = config_lib.assign(tiny_config, {"init_from": str(base), **fields})
     line = seen_before(config)
     assert bool(line) == bool(advice) and advice in line

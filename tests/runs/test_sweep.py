@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cnnjax import config as config_lib
@@ -22,6 +23,7 @@ from cnnjax.runs.folder import Run
 from cnnjax.runs.results import SCORES, Results, points_of, row_of, spread, validation_means
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.sweep import sweep
+from tests.conftest import tiny_arrays
 
 FIELD = "optimizer.learning_rate"
 TINY = [
@@ -101,6 +103,32 @@ def test_a_killed_sweep_goes_on_where_it_was_and_leaves_one_row_a_run(tiny_data,
     assert "config.ema_decay: saved 0.0, now 0.5); choose another --out" in capsys.readouterr().err
     assert main.run([*args, "--set=ema_decay=0.5"]) == 2
     assert "belongs to a sweep that sets optimizer.learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "more"),
+    [("train", "seed"), ("train", "point"), ("test", "point"), ("nothing", "seed"), ("no folder", "seed")],
+)
+def test_a_sweep_does_not_mix_runs_of_other_images(changed, more, tmp_path, capsys):
+    """Its rows would be ranked beside each other; a run whose folder is gone cannot be asked."""
+    arrays, out = tiny_arrays(), tmp_path / "out"
+    np.savez(tmp_path / "tiny.npz", **arrays)
+    args = ["sweep", f"--out={out}", f"--config.data.name=npz:{tmp_path / 'tiny.npz'}", *TINY]
+    assert main.run([*args, f"--set={FIELD}=0.01"]) == 0
+    (first,) = table(out)
+    if changed == "no folder":
+        shutil.rmtree(out / "runs" / first["run"])
+    if changed != "nothing":
+        split = "test" if changed == "test" else "train"
+        np.savez(tmp_path / "tiny.npz", **arrays | {f"{split}_image": 255 - arrays[f"{split}_image"]})
+    capsys.readouterr()
+    again = [f"--set={FIELD}=0.01", "--seeds=2"] if more == "seed" else [f"--set={FIELD}=0.01,0.02"]
+    refused = changed in ("train", "test")
+    assert main.run([*args, *again]) == (2 if refused else 0)
+    assert len(table(out)) == (1 if refused else 2)
+    told = capsys.readouterr().err
+    assert (f"{first['run']} was" in told and "restore them, or choose another --out" in told) == refused
+    assert f"tiny.npz {changed} (fingerprint" in told or not refused
 
 
 def test_a_table_of_something_else_is_left_alone(tmp_path):

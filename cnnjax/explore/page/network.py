@@ -23,7 +23,9 @@ from cnnjax.explore.stages import Stage, stages
 from cnnjax.explore.units import Peaks
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models.forward import Variables, run
-from cnnjax.runs.inputs import load_split
+from cnnjax.runs.folder import Run
+from cnnjax.runs.inputs import NAME_IT, if_moved
+from cnnjax.runs.loaded import labelled
 
 MAX_PIXELS = 40_000_000  # of an uploaded image
 KEPT_IMAGES, KEPT_VALUES = 16, 3  # uploads, and images of which all values are kept
@@ -222,11 +224,13 @@ class Tests:
 
 def _own_images(trained: TrainedModel, config: ConfigDict | None) -> Source | None:
     """The test split of the data set that a config names, or its first; None without a data set."""
-    known = trained.class_names, trained.image_shape, trained.recipe
     if not config:
         return None
-    splits = datasets.official_splits(config.data.name, config.data.dir or None)
-    return load_split(config, "test" if "test" in splits else splits[0], *known)
+    run = Run(trained.name) if trained.config else None
+    with if_moved(config, NAME_IT if config is trained.config else ""):
+        splits = datasets.official_splits(config.data.name, config.data.dir or None)
+        split = "test" if "test" in splits else splits[0]
+        return labelled(trained.facts, run, config, split).load(config, split)
 
 
 def check_size(data: bytes) -> None:
