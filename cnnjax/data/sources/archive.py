@@ -108,7 +108,7 @@ class Files:
         try:
             if self._archive is not None:
                 return self._read_archived(self._archive, member)
-            return read_file(self.root / member.name, MOST_IMAGE_BYTES)
+            return read_file(self.where(member), MOST_IMAGE_BYTES)
         except BadImage:
             raise
         except (OSError, UserError) as error:
