@@ -51,8 +51,7 @@ def data(
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
             recipe = recipes.fast(short_side) if short_side else None  # one, else copies differ by split
-            sources = datasets.load_official(name, dir, recipe=recipe, any_size=True)
-            contents = inspect_dataset(_resized(sources, short_side))
+            contents = inspect_dataset(datasets.load_official(name, dir, recipe=recipe, any_size=True))
             if out:
                 draw_dataset(_of_one_size(name, dir, short_side), contents, out, augment)
         case _:
@@ -140,17 +139,8 @@ def draw_dataset(
     say(f"wrote {out}")
 
 
-def _sources(name: str, folder: str | None, short_side: int) -> dict[str, Source]:
-    return _resized(datasets.load_official(name, folder, size=short_side, any_size=True), short_side)
-
-
-def _resized(sources: dict[str, Source], short_side: int | None) -> dict[str, Source]:
-    """The same; a UserError for what keeps its size though another is given."""
-    source = next(iter(sources.values()))
-    if short_side and not resizes(source):
-        kept = f"{source.name}, as arrays and prepared images keep their size; leave it out"
-        raise UserError(f"--short_side={short_side} has no effect on {kept}")
-    return sources
+def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:
+    return datasets.load_official(name, folder, size=short_side, any_size=True)
 
 
 def _of_one_size(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:

@@ -1,11 +1,12 @@
 """The page that compares several runs, and the page of a sweep.
 
 Runs that differ in nothing but `seed` are one group, under what tells its config from the others; if the
-images of their data set changed, each of its states is one. `compare`: scores, config differences, curves
-with seeds as bands, images side by side. `sweep`: its points as a table, the best on validation first, and
-the curves of the best.
+images of their data set changed, each of its states is one, and copies of a run are no seeds. `compare`:
+scores, config differences, curves with seeds as bands, images side by side. `sweep`: its points as a table,
+the best on validation first, and the curves of the best.
 """
 
+import collections
 import dataclasses
 import json
 import shlex
@@ -18,7 +19,7 @@ from matplotlib.colors import to_hex
 
 from cnnjax import config as config_lib
 from cnnjax.data.files import atomic_write, expanded
-from cnnjax.errors import UserError, counted
+from cnnjax.errors import UserError, counted, listed
 from cnnjax.explore.markup import BREAK, Markup, element, join, page, table
 from cnnjax.explore.report import (
     ALL_RIGHT,
@@ -50,7 +51,7 @@ COLOURS = [to_hex(matplotlib.colormaps[name](i)) for name in ("tab10", "Dark2") 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one config with several seeds; `fields` is that config by field, and "images" of `_numbers`."""
+    """Runs of one config with several seeds; `fields` are its own, and "images" and "copy" by number."""
 
     name: str
     runs: list[Run]
@@ -63,9 +64,8 @@ def compare(paths: Sequence[str | Path], out: str | Path) -> Path:
     if twice := [path for i, path in enumerate(paths) if folders[i] in folders[:i]]:
         raise UserError(f"{twice[0]}: this run folder is given twice; give each once")
     groups = make_groups([Run.open(path) for path in paths])
-    _check_copies(groups)
     parts = [_scores(groups), _differences(groups), _curves(groups), _side_by_side(groups)]
-    kind = "group" if _renewed(groups) else "config"
+    kind = "group" if _apart(groups) else "config"
     title = f"{counted(len(groups), kind)}, {counted(sum(len(group.runs) for group in groups), 'run')}"
     atomic_write(file, page(title, *parts))
     return file
@@ -97,11 +97,11 @@ def sweep(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def make_groups(runs: Sequence[Run]) -> list[Group]:
-    """The runs by config without its seed, and by images, in the order given."""
+    """The runs by config without its seed, by images, and apart from their copies, in the order given."""
     alike: dict[str, list[Run]] = {}
     configs: dict[str, dict[str, object]] = {}
-    for run, number in zip(runs, _numbers(runs), strict=True):
-        fields = {**config_lib.flatten(run.config()), "images": number}
+    for run, number, copy in zip(runs, _numbers(runs), _copies(runs), strict=True):
+        fields = {**config_lib.flatten(run.config()), "images": number, "copy": copy}
         alike.setdefault(same := _key(fields), []).append(run)
         configs.setdefault(same, fields)
     names = _names(list(configs.values()))
@@ -132,15 +132,17 @@ def _numbers(runs: Sequence[Run]) -> list[int]:
     return numbers
 
 
-def _check_copies(groups: Sequence[Group]) -> None:
-    """A UserError if a run is there with a copy of its folder, which would count as two seeds."""
-    for group in groups:
-        known: dict[tuple[str, int], Run] = {}
-        for run in group.runs:
-            key = run.read_json("record.json").get("id", ""), run.config().seed
-            if key[0] and key in known:
-                raise UserError(f"{run.path} is a copy of {known[key].path}, the same run; give one of them")
-            known[key] = run
+def _copies(runs: Sequence[Run]) -> list[int]:
+    """By run 1, or more if it is a copy of runs before it, which is no other seed."""
+    seen = collections.Counter[tuple[object, ...]]()
+    numbers = []
+    for run in runs:
+        config = run.config()
+        id_ = run.read_json("record.json").get("id", str(run.path))
+        key = id_, config.seed, _key(config_lib.flatten(config))
+        seen[key] += 1
+        numbers.append(seen[key])
+    return numbers
 
 
 def _names(configs: Sequence[Mapping[str, object]]) -> list[str]:
@@ -175,10 +177,12 @@ def _legend(colours: Mapping[str, str]) -> Markup:
     return element("ul", *items, class_="legend")
 
 
-def _renewed(groups: Sequence[Group]) -> str:
-    """A sentence if images of a data set changed between the runs, or ''."""
+def _apart(groups: Sequence[Group]) -> str:
+    """Sentences if images of a data set changed between the runs, or a run is there twice, or ''."""
     names = dict.fromkeys(str(group.fields["data.name"]) for group in groups if group.fields["images"] != 1)
-    return f" The images of {', '.join(names)} changed: images 1, images 2 are kept apart." if names else ""
+    words = f" The images of {', '.join(names)} changed: images 1, images 2 are kept apart." if names else ""
+    copies = [run.path.name for group in groups if group.fields["copy"] != 1 for run in group.runs]
+    return words + (f" Copies of other folders here, no seeds: {listed(copies)}." if copies else "")
 
 
 def _scores(groups: Sequence[Group]) -> Markup:
@@ -201,7 +205,7 @@ def _scores(groups: Sequence[Group]) -> Markup:
         rows.append([group.name, *scores, _mean(minutes, 1) or lacking, seeds, params])
         folders.append(element("li", f"{group.name}: {', '.join(str(run.path) for run in group.runs)}"))
     data = ", ".join(dict.fromkeys(str(group.fields["data.name"]) for group in groups))
-    note = element("p", f"Mean ± standard deviation over seeds, on {data}.{_renewed(groups)}")
+    note = element("p", f"Mean ± standard deviation over seeds, on {data}.{_apart(groups)}")
     return join(element("h2", "Scores"), table(head, rows), note, element("ul", *folders))
 
 

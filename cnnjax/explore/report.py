@@ -21,7 +21,7 @@ from cnnjax.explore import plots
 from cnnjax.explore.markup import BREAK, Markup, element, image, join, page, svg, table
 from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
-from cnnjax.training.metrics import averages, confusion_matrix, interval, worst_mistakes
+from cnnjax.training.metrics import averages, interval, worst_mistakes
 
 LINES = {"": "train", "validation_": "validation", "validation_ema_": "validation, averaged"}
 CURVES = {  # title: the columns of the metrics, and what the lines are called
@@ -202,7 +202,7 @@ def test_scores(run: Run) -> dict[str, Any]:
 
 
 def predictions(run: Run) -> dict[str, np.ndarray] | None:
-    """The row of each test image, see `training.metrics`; None if the run has none of its raw weights."""
+    """The row of each test image, see `training.metrics`; None if the run has none."""
     file, test = run.path / "predictions.npz", test_scores(run)
     if not test or not os.path.lexists(file):
         return None
@@ -214,7 +214,4 @@ def predictions(run: Run) -> dict[str, np.ndarray] | None:
     limits = dict.fromkeys(CLASSES, classes) | {"index": math.inf}
     if not fits or any(((rows[name] < 0) | (rows[name] >= most)).any() for name, most in limits.items()):
         raise UserError(f"{file} is damaged: it does not fit test.json; without it the report has no images")
-    averaged = "ema_accuracy" in test  # older runs kept the rows of the average
-    if averaged and not np.array_equal(confusion_matrix(rows, classes), test["confusion_matrix"]):
-        return None
     return {name: rows[name] for name in COLUMNS}

@@ -3,6 +3,7 @@
 import pwd
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -158,10 +159,14 @@ def test_without_a_home_what_needs_none_is_done_and_the_rest_names_the_variable(
     """As in a container with --user."""
     for name in ("HOME", "XDG_CACHE_HOME", "CNNJAX_COMPILE_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(compile_cache.jax.config.values, "jax_compilation_cache_dir", None)
     monkeypatch.setattr(pwd, "getpwuid", lambda _: {}["nobody"])
     assert main.run(["data"]) == 0 and load_dataset("fashion_mnist_mini", "train")
-    assert "XDG_CACHE_HOME" in compile_cache.enable()
+    own = jax.config.values[name := "jax_compilation_cache_dir"]
+    jax.config.update(name, None)
+    try:
+        assert "XDG_CACHE_HOME" in compile_cache.enable()
+    finally:
+        jax.config.update(name, own)
     monkeypatch.setenv("CNNJAX_COMPILE_CACHE", "off")
     capsys.readouterr()
     for command in (
