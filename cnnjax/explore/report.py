@@ -87,11 +87,11 @@ def _summary(
     score = element("span", f"test accuracy {100 * test['accuracy']:.1f} %", class_="big")
     words = f" (95 % interval {100 * low:.1f} to {100 * high:.1f}), {counted(test['count'], 'image')}"
     words += f", {test['skipped']} skipped" if test.get("skipped") else ""
-    ema = test.get("ema_accuracy")
-    averaged = (
-        f"; with averaged parameters {100 * (ema or 0):.1f} %. Classes and mistakes are of the raw ones."
-    )
-    return join(element("p", score, words, "" if ema is None else averaged), *lines)
+    if (averaged := test.get("ema_accuracy")) is not None:
+        words += (
+            f"; with averaged parameters {100 * averaged:.1f} %. Classes and mistakes are of the raw ones."
+        )
+    return join(element("p", score, words), *lines)
 
 
 def ended(record: Mapping[str, Any], metrics: Sequence[Mapping[str, float]]) -> bool:

@@ -30,7 +30,6 @@ from cnnjax.ops import cpu
 from cnnjax.runs.facts import (
     Facts,
     begun,
-    check_alike,
     check_eval,
     check_head,
     of_images,
@@ -38,6 +37,7 @@ from cnnjax.runs.facts import (
     open_train,
     parse_augment,
     statistics,
+    warn_unless_alike,
 )
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
@@ -254,7 +254,7 @@ def build(
     augment = parse_augment(config, "train", shape, classes, known)
     if not before:  # a run of an earlier version ends as it began
         check_eval(eval_augment)
-    check_alike(augment, eval_augment)
+    warn_unless_alike(augment, eval_augment)
     with errors_name_fields("eval_protocol"):
         protocol = views.parse(config.eval_protocol, eval_augment, shape)
     model = _model(config, classes, groups)

@@ -279,7 +279,7 @@ def check_eval(augment: Augmentation) -> None:
         )
 
 
-def check_alike(train: Augmentation, evaluation: Augmentation) -> None:
+def warn_unless_alike(train: Augmentation, evaluation: Augmentation) -> None:
     """Warns if a run does not normalize images in evaluation as in training."""
     wanted, given = train.normalization, evaluation.normalization
     if wanted is given or (wanted is not None and given is not None and np.allclose(wanted, given)):

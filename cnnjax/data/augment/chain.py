@@ -38,10 +38,8 @@ class Augmentation:
 
         None if another step normalizes.
         """
-        if [name for name, _ in self.steps if AUGMENTATIONS[name].gives == "normalized"] not in (
-            [],
-            ["normalize"],
-        ):
+        names = [name for name, _ in self.steps if AUGMENTATIONS[name].gives == "normalized"]
+        if names and names != ["normalize"]:
             return None
         values = {"mean": 0.0, "std": 1.0, **dict(dict(self.steps).get("normalize", ()))}
         rows = (np.asarray(values[name], np.float32) for name in ("mean", "std"))
