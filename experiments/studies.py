@@ -151,7 +151,7 @@ class Study:
         """The table, the figure and the verdict."""
         found = self.claim(self, out)
         figure = (out / "figure.svg").relative_to(self.home if out == self.here else out)
-        verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. {found.ours}."
+        verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. Measured: {found.ours}."
         return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{BANDS}\n\n{verdict}"
 
     def train_next(self, out: Path, data: str, *, later: bool = True) -> bool:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from cnnjax import config as config_lib
 from cnnjax.data.files import read_json
+from cnnjax.errors import counted
 from cnnjax.runs.results import Row, read_results, spread
 from experiments import curves, results, speeds
 
@@ -124,8 +125,8 @@ def footer(out: Path, columns: Sequence[str]) -> str:
     versions = ", ".join(f"{library} {each(rows, 'versions', library)}" for library in ("jax", "flax"))
     notes = "".join(words for column, words in NOTES.items() if column in columns)
     return (
-        f"Mean ± standard deviation over seeds; {len(rows)} runs. {notes}Data: {data} {machines}; CPU "
-        f"kernels: {each(rows, 'cpu_kernels')}, {config.dtype}, {versions}. Written by "
+        f"Mean ± standard deviation over seeds; {counted(len(rows), 'run')}. {notes}Data: {data} {machines}; "
+        f"CPU kernels: {each(rows, 'cpu_kernels')}, {config.dtype}, {versions}. Written by "
         f"`python experiments/{folder}/run.py` from `results.csv` and `curves.csv`."
     )
 
@@ -192,13 +193,13 @@ def size(*groups: Sequence[Row], pixels: int) -> str:
     epochs = sorted({float(row["epochs"]) for row in rows})
     between = f"{epochs[0]:g}" if len(epochs) == 1 else f"{epochs[0]:g} to {epochs[-1]:g}"
     count = min(len(results.finished(members)) for members in groups)
-    return f"{pixels}x{pixels}, {between} epochs, {count} seed{'s' * (count != 1)}"
+    return f"{pixels}x{pixels}, {between} epochs, {counted(count, 'seed')}"
 
 
 def verdict(found: Difference, words: str, above: str = "holds", below: str = "the reverse") -> str:
     """'holds (SIZE)' if the difference is above 0, 'the reverse (SIZE)' if below, else not decided."""
     if math.isnan(found.value):
-        return "no run yet"
+        return "runs are missing"
     if not found.decided:
         return f"not decided at this size ({words})"
     return f"{above if found.value > 0 else below} ({words})"
