@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -25,6 +26,7 @@ from cnnjax.runs import node, signals
 
 ADDRESS, HOST_PORT = "JAX_COORDINATOR_ADDRESS", r"(\[.+\]|[^:]+):\d+"  # JAX reads the variable
 HUNG = 4  # exit code
+NO_STEP = "no step was completed"
 GRACE_SECONDS = 2.0  # from SIGTERM until a process ends that has nothing to save
 WAIT_SECONDS = 600  # the longest that a process waits for another's word, unless `join` is given more
 _wait_seconds = WAIT_SECONDS
@@ -154,14 +156,15 @@ class Stop:
         seconds: float | None = None,
         hang_seconds: float | None = None,
     ):
-        """Starts nothing yet. `kept`, which the run sets, says what is saved, '' if a step would be lost.
+        """Starts nothing yet. `runs` has by folder what says what a run under way has saved: `NO_STEP`, or ''
+        if a step would be lost.
 
         `caught` fills with the signals of this process; `again` is what resumes the run. The limits, None for
         none: `seconds` from a signal to the end of the process, and `hang_seconds` from one call of `at` to
         the next.
         """
         self.again = again
-        self.kept: Callable[[], str] = lambda: f"no step was completed; {again} starts again"
+        self.runs: dict[Path, Callable[[], str]] = {}
         self._caught, self._seconds, self._hang_seconds = caught, seconds, hang_seconds
         self._frozen, self._decided, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -176,6 +179,16 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+    def kept(self) -> str:
+        """What is kept if the process ends now; '' if a run would lose a step."""
+        saved = {kept() for kept in tuple(self.runs.values())} or {NO_STEP}
+        resumes = "starts again" if saved == {NO_STEP} else "resumes there"
+        return f"{', '.join(sorted(saved))}; {self.again} {resumes}" if all(saved) else ""
+
+    def interrupted(self, signum: int) -> signals.Interrupted:
+        """The error that ends a run for a signal; it says what is kept."""
+        return signals.Interrupted(signum, f"{signal.Signals(signum).name}: {self.kept()}")
 
     def at(self) -> int:
         """The signal to stop for at this call; 0 to continue."""

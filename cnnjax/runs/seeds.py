@@ -25,8 +25,15 @@ from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss, Progress
 from cnnjax.runs.signals import Interrupted, caught_signals
-from cnnjax.runs.step import Inputs, Outputs, abstract_inputs, accumulated_step, record_compilation
-from cnnjax.runs.train import Life, Result, live, opened
+from cnnjax.runs.step import (
+    Inputs,
+    Outputs,
+    abstract_inputs,
+    accumulated_step,
+    out_of_memory,
+    record_compilation,
+)
+from cnnjax.runs.train import Life, Result, introduce, live, opened
 
 
 def train_together(
@@ -59,44 +66,66 @@ def train_together(
     progress = progress or Progress()
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu.chosen(first.cpu_kernels))
+        introduce(experiments[0], workdirs[0], progress)
+        device = str(experiments[0].mesh.local_devices[0])
+        stack.enter_context(out_of_memory(device, first.model, first.batch_size, runs=len(configs)))
         caught = stack.enter_context(caught_signals())
         stop = stack.enter_context(processes.Stop(caught, seconds=stop_seconds))
         lives: list[Life] = []
         runs: list[Run] = []
         for experiment, workdir in zip(experiments, workdirs, strict=True):
-            shown = Progress() if lives else progress
+            shown = _Notes(progress, workdir) if lives else progress
             run, checkpoints = stack.enter_context(opened(experiment, workdir, shown))
             lives.append(live(experiment, run, checkpoints, shown, stop))
             runs.append(run)
-        return _drive(lives, experiments[0], runs)
+        return _drive(lives, experiments[0], runs, stop)
+
+
+class _Notes(Progress):
+    """The notes of a run beside the first, with its folder's name; nothing else of it is shown."""
+
+    def __init__(self, progress: Progress, workdir: str | Path):
+        self.progress, self.workdir = progress, workdir
+
+    def note(self, text: str) -> None:
+        self.progress.note(f"{self.workdir}: {text}")
 
 
 def _drive(
-    lives: Sequence[Life], experiment: Experiment, runs: Sequence[Run]
+    lives: Sequence[Life], experiment: Experiment, runs: Sequence[Run], stop: processes.Stop
 ) -> list[Result | NonFiniteLoss]:
     """Takes every run to its end with one step for all that are under way; returns how each has ended."""
     ends: dict[int, Result | NonFiniteLoss] = {}
     inputs: dict[int, Inputs] = {}
     interrupted: list[Interrupted] = []
 
-    def resume(i: int, outputs: Outputs | None) -> None:
+    def resume(i: int, outputs: Outputs | Interrupted | None = None) -> None:
         """To its next step, or to its end."""
         inputs.pop(i, None)
+        life = lives[i]
         try:
-            inputs[i] = next(lives[i]) if outputs is None else lives[i].send(outputs)
+            match outputs:
+                case Interrupted():
+                    inputs[i] = life.throw(outputs)
+                case None:
+                    inputs[i] = next(life)
+                case _:
+                    inputs[i] = life.send(outputs)
         except StopIteration as end:
             ends[i] = end.value
         except NonFiniteLoss as error:
             ends[i] = error
-        except Interrupted as signal:  # the others are saved too, each at its own turn
+        except Interrupted as signal:
             interrupted.append(signal)
+        if i in ends:
+            stop.runs.pop(runs[i].path)
 
     for i in range(len(lives)):
-        resume(i, None)
-    if together := list(inputs):  # not if all are finished already
+        resume(i)
+    if (together := list(inputs)) and not interrupted:  # not if all are finished already
         step = _compile(experiment, [runs[i] for i in together])
-    for i in together:
-        resume(i, None)
+        for i in together:
+            resume(i)
     while inputs and not interrupted:
         if together != list(inputs):  # some have ended
             together = list(inputs)
@@ -105,7 +134,9 @@ def _drive(
         for i, outputs in zip(together, step(*columns), strict=True):
             resume(i, outputs)
     if interrupted:
-        raise interrupted[0]
+        for i in list(inputs):  # those whose turn in this step was before the signal
+            resume(i, interrupted[0])
+        raise stop.interrupted(interrupted[0].signum)
     return [ends[i] for i in range(len(lives))]
 
 

@@ -199,10 +199,12 @@ def record_compilation(run: Run, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory(where: str, model: str, batch_size: int, needed: Callable[[], int] = int) -> Iterator[None]:
+def out_of_memory(
+    where: str, model: str, batch_size: int, needed: Callable[[], int] = int, runs: int = 1
+) -> Iterator[None]:
     """Turns XLA's error for too little memory into a UserError that names the remedies.
 
-    `needed` returns the bytes of the compiled step on a device, 0 if they are not known.
+    `needed` returns the bytes of the compiled step on a device, 0 if they are not known, for so many `runs`.
     """
     try:
         yield
@@ -214,8 +216,10 @@ def out_of_memory(where: str, model: str, batch_size: int, needed: Callable[[], 
         step = f"; the compiled step needs {needed() / 2**30:.1f} GiB per device" if needed() else ""
     else:
         return
+    several, fewer = (f", {runs} seeds at once", "train fewer seeds at once, ") if runs > 1 else ("", "")
     raise UserError(
-        f"out of memory on {where}{size}: config.model={model!r}, batch_size={batch_size}{step}; lower "
-        "the batch, raise config.accumulate_steps, take config.dtype='bfloat16', config.sharding='fsdp' on "
-        "more devices, or remat=True in a residual net; `cnnjax models NAME --memory` predicts it"
+        f"out of memory on {where}{size}: config.model={model!r}, batch_size={batch_size}{several}{step}; "
+        f"{fewer}lower the batch, raise config.accumulate_steps, take config.dtype='bfloat16', "
+        "config.sharding='fsdp' on more devices, or remat=True in a residual net; "
+        "`cnnjax models NAME --memory` predicts it"
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,9 @@ def train(
       again: what resumes the run, in the line that a signal ends it with.
 
     Raises:
-      UserError: a mistake in the config, the data or the folder; raised before anything compiles.
+      UserError: a mistake in the config, the data or the folder, if possible before anything compiles; later
+        for too little memory, too many unreadable images, or test images that have changed.
+      OSError: a checkpoint or a file of the folder cannot be written; earlier checkpoints are intact.
       NonFiniteLoss: the loss or gradient was not finite; the state before that step was kept.
       Interrupted: SIGINT or SIGTERM; the state was saved. A second signal ends the process at once.
     """
@@ -93,6 +94,7 @@ def train(
         stack.enter_context(stop)
         experiment = build(config, workdir=workdir, listed=listed)
         window = parse_steps(profile_steps, experiment.total_steps)
+        introduce(experiment, workdir, progress)
         run, checkpoints = stack.enter_context(opened(experiment, workdir, progress))
         device = str(experiment.mesh.local_devices[0])
         stack.enter_context(out_of_memory(device, config.model, config.batch_size, lambda: memory))
@@ -143,19 +145,15 @@ def live(
             saved = step
             log.lap("checkpoint")
 
-    def kept() -> str:
-        """What is kept if the run ends now; '' if a step would be lost."""
-        if step == 0:
-            return f"no step was completed; {stop.again} starts again"
-        if step != saved or not checkpoints.settled():
-            return ""
-        return f"saved step {step} of {total} in {run.path}; {stop.again} resumes there"
+    def kept() -> str:  # see `Stop.runs`
+        told = f"saved step {step} of {total} in {run.path}" if step else processes.NO_STEP
+        return told if step == saved and checkpoints.settled() else ""
 
     def stop_if_told() -> None:
         if signum := stop.at():
             save()
             checkpoints.wait()
-            raise Interrupted(signum, f"{signal.Signals(signum).name}: {kept()}")
+            raise stop.interrupted(signum)
 
     def evaluate(evaluator: Evaluator) -> None:
         if step not in log.evaluated:
@@ -163,7 +161,7 @@ def live(
             log.evaluation(step, scores, evaluator.batches)
         checkpoints.add_metrics(step, log.evaluated[step])
 
-    stop.kept = kept
+    stop.runs[run.path] = kept
     begin(experiment, step, progress)
     if evaluator and step and due(per_evaluation) and not checkpoints.metrics(step):
         evaluate(evaluator)  # it was under way when the run was stopped
@@ -172,7 +170,11 @@ def live(
     log.lap("compile")
     stop_if_told()
     while step < total:
-        state, sums = yield Inputs(state, sums, log.next_batch(), key)
+        try:
+            state, sums = yield Inputs(state, sums, log.next_batch(), key)
+        except Interrupted:  # thrown in: a run that shares the step stops, and the step is not taken
+            batches.set_state({"position": step})
+            stop_if_told()
         step += 1
         progress.advance(step)
         checkpoints.check()
@@ -193,12 +195,20 @@ def live(
     return Result(experiment.named(state), run.path, test, experiment.facts.class_names)
 
 
+def introduce(experiment: Experiment, workdir: str | Path, progress: Progress) -> None:
+    """Tells what is trained, where, and which splits it lacks; the first of several seeds for all."""
+    source = experiment.train_source
+    for line in (*experiment.header(), f"run folder {workdir}"):
+        progress.note(line)
+    for split, meaning in NEEDED.items():
+        if split not in source.splits:
+            progress.note(f"{source.name} has no labelled {split} split: {meaning}")
+
+
 @contextlib.contextmanager
 def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> Iterator[tuple[Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
     source = experiment.train_source
-    for line in (*experiment.header(), f"run folder {workdir}"):
-        progress.note(line)
     progress.stage("initializing")
     run = processes.first_then_others(
         lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
@@ -224,11 +234,8 @@ def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> I
 
 
 def begin(experiment: Experiment, step: int, progress: Progress) -> None:
-    """Tells which splits a run lacks or its start has seen, and that it begins after `step`."""
+    """Tells what a run's start has seen of its splits, and that it begins after `step`."""
     source, total = experiment.train_source, experiment.total_steps
-    for split, meaning in NEEDED.items():
-        if split not in source.splits:
-            progress.note(f"{source.name} has no labelled {split} split: {meaning}")
     validated = step == 0 and "validation" in source.splits
     if validated and (line := seen_before(experiment.config, experiment.facts.listed)):
         progress.note(line)

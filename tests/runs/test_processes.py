@@ -318,7 +318,7 @@ import os, signal, sys, time
 from cnnjax.runs import processes
 from cnnjax.runs.signals import caught_signals
 with caught_signals() as caught, processes.Stop(caught, seconds=0.5) as stop:
-    stop.kept = lambda: sys.argv[1]
+    stop.runs["run"] = lambda: sys.argv[1]
     signal.raise_signal(signal.SIGTERM)
     time.sleep(100)
 """
