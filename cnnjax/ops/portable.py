@@ -22,7 +22,7 @@ def portable() -> Iterator[None]:
     """Functions traced inside use operations that converters know, and none of this package's kernels."""
     token = _portable.set(True)
     try:
-        with paused():
+        with paused("for export"):
             yield
     finally:
         _portable.reset(token)

@@ -2,7 +2,7 @@
 
 For small nets, of which one leaves an accelerator idle. Each seed has its run folder, as if it had been
 trained alone, and may be resumed alone; the numbers agree but for rounding, since XLA adds in another
-order. The CPU kernels take no mapped weights, so on a CPU the step goes through XLA.
+order. The CPU kernels take no mapped weights, so on a CPU everything goes through XLA.
 """
 
 import contextlib
@@ -65,6 +65,7 @@ def train_together(
         raise UserError(f"runs trained together {problem}; {advice}")
     progress = progress or Progress()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu.paused("for seeds trained together"))
         stack.enter_context(cpu.chosen(first.cpu_kernels))
         introduce(experiments[0], workdirs[0], progress)
         device = str(experiments[0].mesh.local_devices[0])

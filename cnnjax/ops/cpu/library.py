@@ -28,7 +28,7 @@ HANDLERS = (
 SPIN = {"GOMP_SPINCOUNT": "2000", "OMP_WAIT_POLICY": "active"}
 LONGEST_UNROLLED = 36  # turns of a loop; the longest stage of ResNet-152 has 35 equal blocks
 
-_paused = contextvars.ContextVar("paused", default=False)
+_paused = contextvars.ContextVar("paused", default="")  # why
 
 
 class Missing(Exception):
@@ -37,8 +37,8 @@ class Missing(Exception):
 
 def status() -> str:
     """Which kernels convolutions on a CPU use: "oneDNN 3.2", or "off: " and the reason."""
-    if _paused.get():
-        return "off: as the config asks"
+    if why := _paused.get():
+        return f"off: {why}"
     library, words = _load()
     return words if library else f"off: {words}"
 
@@ -50,13 +50,13 @@ def library() -> ctypes.CDLL | None:
 
 def chosen(on: bool) -> contextlib.AbstractContextManager[None]:
     """`paused`, unless on."""
-    return contextlib.nullcontext() if on else paused()
+    return contextlib.nullcontext() if on else paused("as the config asks")
 
 
 @contextlib.contextmanager
-def paused() -> Iterator[None]:
-    """Functions traced inside go through XLA: for comparing the two."""
-    token = _paused.set(True)
+def paused(why: str = "for comparison") -> Iterator[None]:
+    """Functions traced inside go through XLA; `status` says why."""
+    token = _paused.set(why)
     try:
         yield
     finally:
@@ -82,8 +82,8 @@ def turns_unrolled(length: int) -> int:
     XLA:CPU convolves about ten times slower inside a loop than outside. Where it convolves, without kernels
     or for several devices, short loops are unrolled; compiling 100 blocks one by one would take minutes.
     """
-    convolves = _platform() == "cpu" and (_paused.get() or get_abstract_mesh().size > 1 or not library())
-    return length if convolves and length <= LONGEST_UNROLLED else 1
+    kernels = not _paused.get() and get_abstract_mesh().size <= 1 and library() is not None
+    return length if _platform() == "cpu" and not kernels and length <= LONGEST_UNROLLED else 1
 
 
 def _platform() -> str:
