@@ -217,10 +217,7 @@ class Experiment(Network):
 def _norm_groups(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     """Groups of a microbatch with their own statistics, if the batch divides by microbatches and devices."""
     count, size = config.accumulate_steps, config.batch_size
-    if size % count:
-        raise UserError(f"config.accumulate_steps={count} must divide config.batch_size={size}")
-    field = f"config.batch_size / accumulate_steps={count}" if count > 1 else "config.batch_size"
-    parallel.check_divides(field, size // count, mesh)
+    parallel.check_divides("config.batch_size", size, mesh, count)
     with errors_name_fields("batch_norm"):
         return parallel.norm_groups(config.batch_norm, size // count, mesh)
 

@@ -81,12 +81,16 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_divides(argument: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError if the devices do not divide the global batch."""
-    if rest := batch_size % (devices := mesh.shape["data"]):
+def check_divides(argument: str, batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises a UserError if the devices, times the microbatches, do not divide the global batch."""
+    counts = {f"accumulate_steps={microbatches}": microbatches}
+    counts |= {f"the {mesh.shape['data']} devices on 'data'": mesh.shape["data"]}
+    if rest := batch_size % (parts := math.prod(counts.values())):
         lower = batch_size - rest
-        problem = f"{argument}={batch_size} is not divisible by the {devices} devices on 'data'"
-        raise UserError(f"{problem}; use {lower or devices} or {lower + devices}")
+        by = " times ".join(name for name, count in counts.items() if count > 1)
+        raise UserError(
+            f"{argument}={batch_size} is not divisible by {by}; use {lower or parts} or {lower + parts}"
+        )
 
 
 def rules_of(sharding: str) -> tuple[Rule, ...]:
@@ -152,5 +156,6 @@ def norm_groups(batch_norm: str, batch_size: int, mesh: Mesh) -> int:
     if not (groups := re.fullmatch(r"groups\((\d+)\)", batch_norm.replace(" ", ""))):
         raise UserError(f"batch_norm={batch_norm!r} must be 'global', 'device' or 'groups(32)'")
     if (size := int(groups[1])) < 1 or batch_size % size:
-        raise UserError(f"batch_norm={batch_norm!r}: groups must divide {batch_size} examples")
+        problem = f"batch_norm={batch_norm!r}: groups must divide the {batch_size} examples of a microbatch"
+        raise UserError(f"{problem}, batch_size / accumulate_steps")
     return batch_size // size

@@ -124,9 +124,13 @@ def test_a_batch_that_devices_do_not_divide_is_told(tiny_data, tmp_path):
         ({"mesh": "data:1,data:1"}, "must be an axis and a number"),
         ({"mesh": "data:4096"}, "config.mesh='data:4096' takes 4096 devices, but there are"),
         ({"sharding": "fdsp"}, "unknown config.sharding 'fdsp' .did you mean 'fsdp'"),
-        ({"batch_norm": "groups(3)"}, "groups must divide 16 examples"),
+        ({"batch_norm": "groups(3)"}, "groups must divide the 16 examples of a microbatch"),
         ({"batch_norm": "local"}, "config.batch_norm='local' must be 'global', 'device' or 'groups.32.'"),
-        ({"accumulate_steps": 3}, "accumulate_steps=3 must divide config.batch_size=16"),
+        (
+            {"accumulate_steps": 3},
+            "config.batch_size=16 is not divisible by accumulate_steps=3; use 15 or 18",
+        ),
+        ({"batch_norm": "groups(3)", "accumulate_steps": 2}, "groups must divide the 8 examples of a mic"),
     ],
 )
 def test_mistakes_are_told_before_anything_compiles(tiny_config, tmp_path, fields, words):
