@@ -64,11 +64,15 @@ def make_optimizer(
 
 @contextlib.contextmanager
 def errors_name_fields(chosen: str) -> Iterator[None]:
-    """Puts the config's field in place of the argument that an error names, or `chosen` before it."""
+    """Puts the config's field in place of the argument that an error names, or `chosen` before it.
+
+    Such an error begins with "argument=value" or "unknown argument"; a path may begin with the same word.
+    """
     try:
         yield
     except UserError as error:
-        argument = re.split(r"\W", str(error).removeprefix("unknown "))[0]
+        named = re.match(r"(\w+)=|unknown (\w+) ", str(error))
+        argument = named[1] or named[2] if named else ""
         field = f"config.{_FIELDS.get(argument, chosen)}"
         if argument and field.endswith(argument):
             raise type(error)(str(error).replace(argument, field, 1)) from None

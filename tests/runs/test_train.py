@@ -279,6 +279,20 @@ def test_batch_and_devices_must_agree(tiny_config):
     fake = type("Mesh", (), {"shape": {"data": 4}})()
     with pytest.raises(UserError, match=r"config.batch_size=7 is not divisible by the 4 devices"):
         parallel.check_divides("config.batch_size", 7, fake)
+    with pytest.raises(UserError, match=r"=40 is .* by accumulate_steps=4 times the 4 devices .*32 or 48"):
+        parallel.check_divides("config.batch_size", 40, fake, 4)
+    parallel.check_divides("config.batch_size", 48, fake, 4)
+
+
+@pytest.mark.parametrize("place", ["size", "freeze", "decay/zz", "name.zip"])
+def test_a_path_that_begins_like_a_field_is_told_whole(place, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_config.data.name = f"folder:{place}"
+    with pytest.raises(UserError, match=f"^config.data.name: {place}: no such "):
+        build(tiny_config)
+    Path(place).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^config.data.name: {place}: no images"):
+        build(tiny_config)
 
 
 def test_a_net_of_one_size_wants_the_images_of_training_and_evaluation_alike(tiny_config):
