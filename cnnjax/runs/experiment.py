@@ -29,6 +29,7 @@ from cnnjax.models.stages import scanned_blocks, stack_blocks, unstack_blocks
 from cnnjax.ops import cpu
 from cnnjax.runs.facts import (
     Facts,
+    Start,
     begun,
     check_eval,
     check_head,
@@ -36,13 +37,13 @@ from cnnjax.runs.facts import (
     of_resumed,
     open_train,
     parse_augment,
+    start_of,
     statistics,
     warn_unless_alike,
 )
 from cnnjax.runs.inputs import initial_variables
 from cnnjax.runs.network import Network, check_protocol
 from cnnjax.runs.optimizer import check_names, errors_name_fields, make_optimizer
-from cnnjax.runs.pretrained import place_of
 from cnnjax.runs.teacher import Teacher, make_teacher
 from cnnjax.training import optimizers, parallel, parameter_groups, schedules
 from cnnjax.training.steps import TrainMetrics, TrainState, init_state, run_init
@@ -242,10 +243,11 @@ def build(
     groups = _norm_groups(config, mesh)
     check_names(config)
     recipe, listed = None, {} if listed is None else listed
+    start, resumed = functools.cache(functools.partial(start_of, config)), begun(config, workdir)
     if source is None:
-        source, config, recipe = open_train(config, listed, workdir)
+        source, config, recipe = open_train(config, listed, resumed, start)
     before = of_resumed(config, workdir, source.fingerprint) if workdir else None
-    facts = dataclasses.replace(before or of_images(config, source, recipe), listed=listed)
+    facts = dataclasses.replace(before or of_images(config, source, start(), recipe), listed=listed)
     shape, classes, eval_augment = facts.image_shape, len(facts.class_names), facts.eval_augment
     known = statistics(config, source) if facts.statistics is None else facts.statistics
     augment = parse_augment(config, "train", shape, classes, known)
@@ -268,8 +270,9 @@ def build(
     by_depth = "_decay(" in config.optimizer.learning_rate_scales
     layers = module_layers(model, eval_augment.output_shape) if by_depth else {}
     tx, schedule = make_optimizer(config, total_steps, per_epoch, layers)
-    initial = functools.cache(lambda: _initial(config, model, facts, spec="" if before else config.model))
-    if not begun(config, workdir):
+    spec = "" if before else config.model
+    initial = functools.cache(lambda: _initial(config, model, facts, start(), spec))
+    if not resumed:
         initial()
     learned = tx, schedule, per_epoch, total_steps, initial, make_teacher(config, augment, facts, mesh)
     experiment = Experiment(config, mesh, facts, protocol, model, source, augment, *learned)
@@ -291,13 +294,15 @@ def _model(config: ConfigDict, classes: int, norm_groups: int) -> nn.Module:
     return model
 
 
-def _initial(config: ConfigDict, model: nn.Module, facts: Facts, spec: str) -> VariableDict | None:
-    """The variables that `config.init_from` names, if it does; `spec` is of `initial_variables`."""
-    if not config.init_from:
+def _initial(
+    config: ConfigDict, model: nn.Module, facts: Facts, start: Start | None, spec: str
+) -> VariableDict | None:
+    """The variables of the weights that training starts from, if any; `spec` is of `initial_variables`."""
+    if not start:
         return None
-    check_head(config, facts)
-    start, shape = place_of(config.init_from, config.model), facts.eval_augment.output_shape
-    return initial_variables(start, model, shape, head=config.init_head, spec=spec)
+    check_head(config, start, facts)
+    shape = facts.eval_augment.output_shape
+    return initial_variables(start.place, model, shape, head=config.init_head, spec=spec)
 
 
 def _shapes_of(spec: str, model: nn.Module, image_shape: tuple[int, ...]) -> VariableDict:

@@ -7,7 +7,7 @@ evaluates or uses the run loads them, so that other images are seen as the run's
 import dataclasses
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def of_run(run: Run) -> Facts:
         return facts
     if not run.read_json("record.json"):
         raise UserError(f"{run.path / 'record.json'} is missing; restore it, or train again")
-    facts = of_images(run.config(), load_split(run.config(), "train"))
+    config = run.config()
+    facts = of_images(config, load_split(config, "train"), start_of(config))
     _warn_of_draws(facts.eval_augment, run.path / "config.json")
     return dataclasses.replace(facts, recipe=_before_recipes(facts.image_shape))
 
@@ -143,15 +144,48 @@ def begun(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
     return before if same else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The weights that `config.init_from` names, and what they bring along."""
+
+    place: Path  # a run folder or a file
+    class_names: tuple[str, ...] = ()  # () if nobody knows them
+    recipe: Recipe | None = None  # how they bring images to what their network takes; None if unknown
+    normalization: Statistics = dataclasses.field(default_factory=dict)  # mean and std, if known
+
+    def statistics(self, channels: int) -> Statistics:
+        """The mean and std that they were trained with, if these fit so many channels."""
+        values = {name: np.atleast_1d(value).tolist() for name, value in self.normalization.items()}
+        values = {name: value * (channels if len(value) == 1 else 1) for name, value in values.items()}
+        return values if all(len(value) == channels for value in values.values()) else {}
+
+
+def start_of(config: ConfigDict) -> Start | None:
+    """What `config.init_from` names, fetched unless it is here; None if it names nothing."""
+    if not (source := config.init_from):
+        return None
+    found = None if is_run(source) else resolve(source, config.model)
+    if found and not found.data:
+        known = {"mean": found.preset.mean, "std": found.preset.std} if found.preset.mean else {}
+        return Start(found.file, found.class_names, preset_recipe(found.preset, margin=False), known)
+    place = found.file if found else expanded(source)
+    facts = _read(found.data, Path(found.source)) if found and found.data else recorded(Run(source))
+    if not facts:  # a run from before they were recorded
+        return Start(place)
+    own, known = facts.recipe, dict(dict(facts.eval_augment.steps).get("normalize", ()))
+    recipe = recipes.covering(*own.shape) if own.mode == "square" else dataclasses.replace(own, margin=0)
+    return Start(place, facts.class_names, recipe, known)
+
+
 def open_train(
-    config: ConfigDict, listed: Listed, workdir: str | Path | None = None
+    config: ConfigDict, listed: Listed, before: ConfigDict | None, start: Callable[[], Start | None]
 ) -> tuple[Source, ConfigDict, Recipe | None]:
     """The train split, and the config and recipe that it is opened with.
 
-    Images of several sizes, for which config.data.size names none, are brought to size as the weights that
-    config.init_from names have it; else the recipe is None. The run in `workdir` knows the size itself.
+    Images of several sizes, for which config.data.size names none, are brought to size as the weights `start`
+    have it; else the recipe is None. The run that is resumed, of the config `before`, knows the size itself.
     """
-    size, weights = start_size(config, begun(config, workdir))
+    size, weights = start_size(before, start)
     try:
         one_size = size > 0 or weights is not None
         return load_split(config, "train", one_size=one_size, listed=listed), config, None
@@ -162,24 +196,26 @@ def open_train(
     return load_split(config, "train", listed=listed), config, weights
 
 
-def start_size(config: ConfigDict, before: ConfigDict | None) -> tuple[int, Recipe | None]:
-    """The data.size of the run that is resumed, or of the weights that config.init_from names, 0 for none.
+def start_size(before: ConfigDict | None, start: Callable[[], Start | None]) -> tuple[int, Recipe | None]:
+    """The data.size of the run that is resumed, or else of the weights that a run starts from, 0 for none.
 
     With it the recipe of these weights, if they are needed.
     """
     if before:
         return before.data.size, None
-    weights = weights_recipe(config)
+    weights = found.recipe if (found := start()) else None
     return weights.shape[0] if weights and len({*weights.shape}) == 1 else 0, weights
 
 
-def of_images(config: ConfigDict, source: Source, recipe: Recipe | None = None) -> Facts:
-    """The facts of a new run on a train split; weights that it starts from bring their mean and std along."""
+def of_images(
+    config: ConfigDict, source: Source, start: Start | None = None, recipe: Recipe | None = None
+) -> Facts:
+    """The facts of a new run on a train split; the weights `start` bring their mean and std along."""
     shape, classes = source.image_shape, tuple(source.class_names)
-    values = {**statistics(config, source), **_normalization(config, shape[2])}
+    values = {**statistics(config, source), **(start.statistics(shape[2]) if start else {})}
     if recipe is None:
-        weights = weights_recipe(config)
-        recipe = recipes.covering(shape[0], shape[1], weights.interpolation if weights else "bilinear")
+        interpolation = start.recipe.interpolation if start and start.recipe else "bilinear"
+        recipe = recipes.covering(shape[0], shape[1], interpolation)
     augment = parse_augment(config, "eval", shape, len(classes), values)
     return Facts(classes, shape, augment, recipe, values)
 
@@ -190,19 +226,6 @@ def of_resumed(config: ConfigDict, workdir: str | Path, fingerprint: str) -> Fac
     if not (run.path / "config.json").is_file() or run.differing(config, fingerprint):
         return None
     return recorded(run)
-
-
-def started_from(config: ConfigDict) -> Facts | None:
-    """The facts of the network that `config.init_from` names, if it was trained here."""
-    if found := _pretrained(config):
-        return _read(found.data, Path(found.source)) if found.data else None
-    return recorded(Run(config.init_from)) if config.init_from else None
-
-
-def _pretrained(config: ConfigDict) -> Pretrained | None:
-    """The weights that `config.init_from` names, if they are none of a run folder."""
-    source = config.init_from
-    return resolve(source, config.model) if source and not is_run(source) else None
 
 
 def of_weights(
@@ -244,15 +267,13 @@ def of_weights(
     return Facts(names, shape, parsed, recipe, None)
 
 
-def check_head(config: ConfigDict, facts: Facts) -> None:
+def check_head(config: ConfigDict, start: Start, facts: Facts) -> None:
     """Raises a UserError if weights start with a head for as many classes of other names."""
-    found, start = _pretrained(config), started_from(config)
-    known = start.class_names if start else found.class_names if found else ()
-    names = known, facts.class_names
-    if config.init_head == "new" or len(known) != len(names[1]) or any(map(numbered, names)):
+    names = known, ours = start.class_names, facts.class_names
+    if config.init_head == "new" or len(known) != len(ours) or any(map(numbered, names)):
         return
-    if [*map(known_as, known)] != [*map(known_as, names[1])]:
-        problem = f"its head has the classes {listed(names[0])}; the images have {listed(names[1])}"
+    if [*map(known_as, known)] != [*map(known_as, ours)]:
+        problem = f"its head has the classes {listed(known)}; the images have {listed(ours)}"
         raise UserError(
             f"config.init_from={config.init_from}: {problem}; initialize a new one with config.init_head=new"
         )
@@ -313,25 +334,3 @@ def preset_recipe(preset: Preset, *, margin: bool = True) -> Recipe:
         tuple(round(255 * value) for value in preset.mean or (0,)) if preset.crop_mode == "border" else (0,)
     )
     return Recipe(sides, (height, width), preset.interpolation, preset.crop_mode, fill, spare)
-
-
-def weights_recipe(config: ConfigDict) -> Recipe | None:
-    """How the weights of `config.init_from` bring images to what their network takes; None if unknown."""
-    if start := started_from(config):
-        fast = start.recipe.mode == "square"
-        return recipes.covering(*start.recipe.shape) if fast else dataclasses.replace(start.recipe, margin=0)
-    found = _pretrained(config)
-    return preset_recipe(found.preset, margin=False) if found else None
-
-
-def _normalization(config: ConfigDict, channels: int) -> Statistics:
-    """Mean and std that the weights of `config.init_from` were trained with, if they fit these channels."""
-    if start := started_from(config):
-        known = dict(dict(start.eval_augment.steps).get("normalize", ()))
-    elif found := _pretrained(config):
-        known = {"mean": found.preset.mean, "std": found.preset.std} if found.preset.mean else {}
-    else:
-        return {}
-    values = {name: np.atleast_1d(value).tolist() for name, value in known.items()}
-    values = {name: value * (channels if len(value) == 1 else 1) for name, value in values.items()}
-    return values if all(len(value) == channels for value in values.values()) else {}

@@ -13,7 +13,7 @@ from cnnjax.data.sources.sets import SeveralSizes
 from cnnjax.data.sources.source import Listed, Shape, Source, resizes
 from cnnjax.errors import UserError
 from cnnjax.models.weights.published import published
-from cnnjax.runs.facts import begun, start_size
+from cnnjax.runs.facts import begun, start_of, start_size
 from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import data_name, open_split
 from cnnjax.runs.pretrained import is_run, resolve
@@ -69,7 +69,7 @@ def suited(
             fields["model"] = before.model if before else _model_of(config.init_from)
             config = config_lib.assign(config, {"model": fields["model"]})
         if resize and not several:  # those of several sizes are brought to it in any case
-            size, _ = start_size(config, before)
+            size, _ = start_size(before, functools.partial(start_of, config))
             fields["data.size"] = 0 if source.image_shape[:2] == (size, size) else size
         fields |= FINE_TUNING
     else:

@@ -115,11 +115,6 @@ def is_run(source: str | Path) -> bool:
     return os.path.isdir(expanded(source) / "checkpoints")
 
 
-def place_of(source: str, model: str = "") -> str | Path:
-    """The run folder that a source is, or the file that it stands for."""
-    return expanded(source) if is_run(source) else resolve(source, model).file
-
-
 def _of_table(kind: str, rest: str, model: str) -> Pretrained:
     """Weights of torchvision or timm, by the name in `rest` or by the model's."""
     name, _, tag = rest.partition(":" if kind == "torchvision" else ".")

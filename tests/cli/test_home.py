@@ -95,7 +95,6 @@ FUNCTIONS = {
     "weights": (lambda _: loaded.load(weights="~/run"), ""),
     "load_run": (lambda _: model.load_run("~/run").predict("~/x.png"), ""),
     "init_from": (lambda config: build(config_lib.assign(config, {"init_from": "~/run"})), ""),
-    "place": (lambda _: pretrained.place_of("~/run").joinpath("config.json").stat(), ""),
     "report": (lambda _: report.write("~/run"), "run/report.html"),
     "compare": (lambda _: comparison.compare(["~/run"], "~/page.html"), "page.html"),
     "export": (

@@ -517,15 +517,17 @@ def test_an_import_has_the_classes_of_its_file(place, capsys):
     )
 
 
-def test_training_starts_from_weights_by_name(place, capsys):
+def test_training_starts_from_weights_by_name(place, server, capsys):
     shutil.copytree("images/test", "images/train")
     config = config_lib.default()
     config.update({"model": SPEC, "batch_size": 4, "eval_batch_size": 4, "total_epochs": 9.0})
     config.update({"init_from": "hf:org/net", "init_head": "new"})
     config.data.update({"name": "folder:images", "size": 33, "num_validation": 0})
     config.augment.train = "normalize"
+    server.requests.clear()
     experiment = build(config)
     state = experiment.init_state()
+    assert len(server.asked("/api/")) == 1  # so that all that they bring along is of one commit
     start = cnnjax.load_model(SPEC, "hf:org/net")
     first = start.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(state.params["stem"]["conv"]["kernel"], first)
