@@ -180,8 +180,8 @@ class Saver(Checkpoints):
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: concurrent.futures.Future[None] | None = None
 
-    def save(self, step: int, tree: Tree, position: Numbers, metrics: Numbers | None = None) -> None:
-        """Starts a save in the background, when the one before is complete.
+    def save(self, step: int, tree: Tree, position: Numbers) -> None:
+        """Starts a save in the background, when the one before is complete; `add_metrics` judges it later.
 
         An OSError if this save, or the one before, could not be written; the older ones are still there.
         """
@@ -196,14 +196,14 @@ class Saver(Checkpoints):
                 shutil.rmtree(part, ignore_errors=True)
             part.mkdir(exist_ok=True)
             self._saver.save(part / "tree", args=ocp.args.StandardSave(tree))
-        self._pending = self._thread.submit(self._complete, part, step, position, metrics or {})
+        self._pending = self._thread.submit(self._complete, part, step, position)
 
-    def _complete(self, part: Path, step: int, position: Numbers, metrics: Numbers) -> None:
+    def _complete(self, part: Path, step: int, position: Numbers) -> None:
         """Waits for the arrays, adds the manifest, makes the checkpoint visible and removes older ones."""
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
-                manifests.write(part, step, position, metrics)
+                manifests.write(part, step, position)
                 if self.folder(step).exists():
                     self._set_aside(step)
                 part.rename(self.folder(step))

@@ -40,7 +40,7 @@ class _Signed(TypedDict):
     sha256: str
 
 
-def write(folder: Path, step: int, position: Numbers, metrics: Numbers) -> None:
+def write(folder: Path, step: int, position: Numbers) -> None:
     """Hashes and syncs every file of a folder, then writes the manifest; an OSError without the arrays."""
     files: dict[str, File] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / NAME):
@@ -49,7 +49,7 @@ def write(folder: Path, step: int, position: Numbers, metrics: Numbers) -> None:
             os.fsync(file.fileno())
     if ARRAYS not in files:  # they were written to another folder, of which orbax says nothing
         raise OSError("the arrays of the save are missing")
-    _write(folder, {"step": step, "position": position, "metrics": metrics, "files": files})
+    _write(folder, {"step": step, "position": position, "metrics": {}, "files": files})
 
 
 def set_metrics(folder: Path, metrics: Numbers) -> None:

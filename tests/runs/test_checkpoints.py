@@ -23,8 +23,8 @@ def saved(tmp_path):
     """Five checkpoints of which the second is the best; two of the newest are kept."""
     checkpoints = Saver(tmp_path / "checkpoints", keep=2)
     for step, accuracy in enumerate((0.5, 0.9, 0.7, 0.6, 0.8), 1):
-        checkpoints.save(step, tree(step), {"position": 10 * step}, {"accuracy": accuracy})
-    checkpoints.wait()
+        checkpoints.save(step, tree(step), {"position": 10 * step})
+        checkpoints.add_metrics(step, {"accuracy": accuracy})
     yield checkpoints
     checkpoints.close()
 
@@ -91,8 +91,8 @@ def test_a_best_one_whose_manifest_is_damaged_is_reported_and_kept(saved):
     with pytest.warns(UserWarning, match=r"checkpoint 2: .*manifest.json.*; skipped"):
         assert saved.find("best") == 5
     for step in (6, 7, 8):
-        saved.save(step, tree(step), {}, {"accuracy": 0.1})
-    saved.wait()
+        saved.save(step, tree(step), {})
+        saved.add_metrics(step, {"accuracy": 0.1})
     assert saved.steps() == [2, 5, 7, 8]
 
 
@@ -110,7 +110,9 @@ def test_without_an_accuracy_the_best_is_the_newest_sound_one(tmp_path):
 def test_those_between_evaluations_are_not_kept_for_ever(tmp_path):
     checkpoints = Saver(tmp_path / "checkpoints", keep=2)
     for step in range(1, 7):
-        checkpoints.save(step, tree(step), {}, {"accuracy": 0.5} if step == 2 else None)
+        checkpoints.save(step, tree(step), {})
+        if step == 2:
+            checkpoints.add_metrics(step, {"accuracy": 0.5})
     checkpoints.wait()
     assert checkpoints.steps() == [2, 5, 6]
     checkpoints.close()
