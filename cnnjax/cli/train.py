@@ -88,7 +88,7 @@ def train(
         board = Bar(console, status) if console.is_terminal else Lines(console)
         run = functools.partial(loop.train, profile_steps=profile_steps, listed=listed)
         run = functools.partial(run, stop_seconds=stop_seconds, hang_seconds=hang_seconds)
-        with _folder(workdir, config) as (folder, again):
+        with _folder(workdir, config, listed) as (folder, again):
             result = run(config, folder, board if processes.is_first() else Progress(), again=again)
         if processes.is_first():
             _print_result(result, board, listed)
@@ -97,11 +97,14 @@ def train(
 
 
 @contextlib.contextmanager
-def _folder(workdir: str | None, config: ConfigDict) -> Iterator[tuple[str, str]]:
+def _folder(workdir: str | None, config: ConfigDict, listed: "Listed") -> Iterator[tuple[str, str]]:
     """The run folder, and what resumes a run there: without --workdir each run makes one of its own."""
     if workdir:
         yield workdir, "the same command"
         return
+    from cnnjax.runs.inputs import list_images
+
+    list_images(config, listed)
     own = _new_folder(config)
     try:
         yield own, f"the same command with --workdir={own}"

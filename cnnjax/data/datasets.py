@@ -176,9 +176,9 @@ def load_official(name: str, data_dir: DataDir = None, **arguments: Any) -> dict
     return {split: load(name, split, data_dir=data_dir, listed=listed, **arguments) for split in splits}
 
 
-def official_splits(name: str, data_dir: DataDir = None) -> tuple[str, ...]:
-    """The names of the official splits of a data set."""
-    return _open(name, data_dir, None, True).splits
+def official_splits(name: str, data_dir: DataDir = None, listed: Listed | None = None) -> tuple[str, ...]:
+    """The names of the official splits of a data set; `listed` is as in `load`."""
+    return _open(name, data_dir, None, True, listed=listed).splits
 
 
 def _check_arguments(data_dir: DataDir, seed: int, num_validation: int, validation_fraction: float) -> None:

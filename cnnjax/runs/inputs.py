@@ -94,6 +94,13 @@ def open_split(
     return source
 
 
+def list_images(config: ConfigDict, listed: Listed) -> None:
+    """Lists a folder of images before a run folder is made, which may be below it; see `datasets.load`."""
+    if config.data.name.startswith("folder:"):
+        with errors_name_fields("data.name"):
+            datasets.official_splits(config.data.name, config.data.dir or None, listed)
+
+
 @contextlib.contextmanager
 def if_moved(config: ConfigDict, advice: str) -> Iterator[None]:
     """Adds advice to an error about the images of a run, if their place is gone; "" adds nothing."""

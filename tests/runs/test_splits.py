@@ -186,3 +186,14 @@ def test_a_damaged_test_split_is_told_before_the_first_step(tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-9])
     code, rows, _ = train(tmp_path / "run", f"records:{out}", "--config.data.num_validation=10")
     assert code == 2 and not rows and str(shard) in capsys.readouterr().err
+
+
+def test_images_in_the_current_folder_are_trained_on_beside_their_runs(tmp_path, monkeypatch, capsys):
+    """The folder of a run is made below them, when they are listed; the next run leaves it out."""
+    pictures(tmp_path, {"": "abc"})
+    monkeypatch.chdir(tmp_path)
+    own = ["--config.data.name=folder:.", "--config.data.num_validation=0"]
+    command = ["train", *own, *FLAGS, "--config.total_epochs=0.1"]
+    for number in (1, 2):
+        assert main.run([*command, f"--config.seed={number}"]) == 0, capsys.readouterr().err
+        assert len([*Path("runs").iterdir()]) == number
