@@ -17,9 +17,9 @@ from cnnjax.data.sources.source import ArraySource
 from cnnjax.profiling.compiled import inspect, layer_paths
 from cnnjax.runs.checkpoints import Saver
 from cnnjax.runs.experiment import Experiment, build
-from cnnjax.runs.step import gradient_values, lower_step
+from cnnjax.runs.step import gradient_of, lower_step
 from cnnjax.training import parallel
-from cnnjax.training.steps import TrainMetrics, batch_gradient
+from cnnjax.training.steps import TrainMetrics
 from tests.conftest import tiny_arrays
 
 RESNET = "resnet20_cifar(stage_sizes=(1, 1), widths=(8, 16))"
@@ -125,11 +125,8 @@ def gradient(experiment: Experiment, start: Any) -> dict[str, np.ndarray]:
     batches = pipeline.make_batches(
         experiment.train_source, 16, seed=0, sharding=parallel.split_batch(experiment.mesh)
     )
-    places, values = placed_as(experiment), gradient_values(experiment)
-    differentiate = jax.jit(
-        lambda state, batch, key: batch_gradient(state, batch, key, **values).grads,
-        out_shardings=places.params,
-    )
+    places, of_batch = placed_as(experiment), gradient_of(experiment)
+    differentiate = jax.jit(lambda *inputs: of_batch(*inputs).grads, out_shardings=places.params)
     key = jax.device_put(jax.random.key(0), parallel.replicated(experiment.mesh))
     with jax.set_mesh(experiment.mesh):
         grads = differentiate(jax.device_put(start, places), next(batches), key)

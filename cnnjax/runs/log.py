@@ -111,7 +111,7 @@ class Log:
         self.skipped_images("skipped", self.batches)
         return batch
 
-    def finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
+    def check_finite(self, step: int, sums: TrainMetrics) -> TrainMetrics:
         """The interval's sums on the host; nonfinite.json gets its first non-finite step and the examples."""
         sums = jax.device_get(sums)
         self.training += self.lap("steps")  # the device has done all steps that it was given
@@ -137,7 +137,7 @@ class Log:
 
     def interval(self, step: int, sums: TrainMetrics, state: TrainState) -> TrainMetrics:
         """Writes the row of an interval; returns the sums that the next one begins with."""
-        sums = self.finite(step, sums)
+        sums = self.check_finite(step, sums)
         rate = schedules.learning_rate_at(self.experiment.schedule, step - 1, state.opt_state)
         row = {"learning_rate": float(rate)}
         if sums.num_steps:

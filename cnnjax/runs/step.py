@@ -5,7 +5,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,30 +49,23 @@ class Inputs(NamedTuple):
     key: jax.Array | jax.ShapeDtypeStruct
 
 
-def gradient_values(experiment: Experiment, step: int = 0) -> dict[str, Any]:
-    """What `steps.batch_gradient` takes of an experiment at a step."""
-    config, teacher = experiment.config, experiment.teacher
-    return {
-        "model": experiment.model,
-        "augment": experiment.augment,
-        "label_smoothing": config.loss.label_smoothing,
-        "aux_weight": config.loss.aux_weight,
-        "freeze": experiment.frozen_at(step),
-        "microbatches": config.accumulate_steps,
-        "teach": teacher and teacher.teaching(teacher.variables),
-        "gather": parallel.gatherer(experiment.mesh, experiment.rules),
-    }
-
-
 def gradient_of(
     experiment: Experiment, step: int = 0, taught: Variables | None = None
 ) -> Callable[[TrainState, Batch, jax.Array], Gradient]:
     """The gradient of a batch in an experiment at a step; `taught` are the teacher's variables, if traced."""
-    values, teacher = gradient_values(experiment, step), experiment.teacher
-    if teacher and taught:
-        values["teach"] = teacher.teaching(taught)
-    gradient = functools.partial(batch_gradient, **values)
-    if rho := experiment.config.optimizer.sam_rho:
+    config, teacher = experiment.config, experiment.teacher
+    gradient = functools.partial(
+        batch_gradient,
+        model=experiment.model,
+        augment=experiment.augment,
+        label_smoothing=config.loss.label_smoothing,
+        aux_weight=config.loss.aux_weight,
+        freeze=experiment.frozen_at(step),
+        microbatches=config.accumulate_steps,
+        teach=teacher.teaching(taught or teacher.variables) if teacher else None,
+        gather=parallel.gatherer(experiment.mesh, experiment.rules),
+    )
+    if rho := config.optimizer.sam_rho:
         return functools.partial(sharpness_aware, gradient=gradient, rho=rho)
     return gradient
 

@@ -138,7 +138,7 @@ def live(
     def save() -> None:
         nonlocal saved
         if step != saved:
-            log.finite(step, sums)
+            log.check_finite(step, sums)
             tree = {"state": experiment.named(state), "interval": sums}
             run.check_there()
             checkpoints.save(step, tree, {**batches.get_state(), "seconds": log.seconds})
