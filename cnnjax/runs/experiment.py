@@ -159,6 +159,11 @@ class Experiment(Network):
         return 6.0 * count_macs(self.model, self.augment.output_shape)
 
     @property
+    def kernels(self) -> str:
+        """Which CPU kernels its programs have, or why none, if they are compiled now."""
+        return cpu.status(self.mesh.size)
+
+    @property
     def averages(self) -> bool:
         """Whether the state holds an average of the weights."""
         return max(self.config.ema_decay, self.config.swa_start) > 0
@@ -180,7 +185,7 @@ class Experiment(Network):
         kinds = Counter(device.device_kind for device in self.mesh.devices.flat)
         names = {kind: "CPU" if kind == "cpu" else kind for kind in kinds}
         devices = ", ".join(f"{f'{kinds[kind]} x ' * (kinds[kind] > 1)}{names[kind]}" for kind in kinds)
-        kernels = f", kernels: {cpu.status()}" if "cpu" in kinds else ""
+        kernels = f", kernels: {self.kernels}" if "cpu" in kinds else ""
         return [
             f"{describe(source)}; images {'x'.join(map(str, source.image_shape))}",
             f"{config.model}: {count_params(self.abstract_state.params):,} parameters, {config.dtype}; "
@@ -196,6 +201,7 @@ class Experiment(Network):
         params, source = self.abstract_state.params, self.train_source
         return {
             "seed": self.config.seed,
+            "cpu_kernels": self.kernels,
             "data": {
                 "name": source.name,
                 "train_examples": len(source),

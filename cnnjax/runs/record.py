@@ -118,9 +118,9 @@ def make_record(**facts: object) -> dict[str, object]:
     }
 
 
-def resumed(given: Mapping[str, object]) -> tuple[Mapping[str, object], str]:
+def resumed(given: Mapping[str, object], **facts: object) -> tuple[Mapping[str, object], str]:
     """A record with this process as one more session, and what differs from the one before; '' if nothing."""
-    record, now = cast(Record, given), make_record()
+    record, now = cast(Record, given), make_record(**facts)
     sessions = record.get("sessions", [])
     session = cast(Session, {name: now[name] for name in Session.__annotations__})
     old, new = _numerics(sessions[-1] if sessions else record), _numerics(session)

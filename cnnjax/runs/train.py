@@ -222,7 +222,7 @@ def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> I
             )
         elif experiment.total_steps not in checkpoints.steps():
             check_norm_groups(run, experiment)
-            longer, differences = resumed(record)
+            longer, differences = resumed(record, cpu_kernels=experiment.kernels)
             run.write_json("record.json", longer)
             if differences:
                 progress.note(f"resumed with {differences}: results may differ in the last bits")

@@ -1,9 +1,11 @@
 """Seeds trained together: stopped together, and each with a record and notes of its own."""
 
+import dataclasses
 import shutil
 import signal
 import time
 
+import jax
 import pytest
 
 from cnnjax import config as config_lib
@@ -12,10 +14,12 @@ from cnnjax.ops import cpu
 from cnnjax.ops.portable import portable
 from cnnjax.runs import manifest
 from cnnjax.runs.checkpoints import Checkpoints
+from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Progress
 from cnnjax.runs.seeds import train_together
 from cnnjax.runs.signals import Interrupted
+from cnnjax.training import parallel
 
 
 @pytest.fixture
@@ -78,6 +82,14 @@ def test_each_seed_records_that_no_kernel_ran_and_tells_what_differs(configs, tm
     differ = "resumed with CPU kernels off: for seeds trained together, before oneDNN: results may differ"
     assert any(line.startswith(differ) for line in notes.told)
     assert any(line.startswith(f"{folders[1]}: {differ}") for line in notes.told)
+
+
+def test_a_run_on_several_devices_records_that_no_kernel_ran(tiny_config):
+    several = jax.sharding.AbstractMesh((2, 1), parallel.AXES)
+    experiment = dataclasses.replace(build(tiny_config), mesh=several)
+    assert experiment.kernels == "off: for several devices"
+    one = build(tiny_config)
+    assert one.kernels == one.record_entries()["cpu_kernels"] == cpu.status()
 
 
 @pytest.mark.skipif(cpu.status().startswith("off"), reason=f"CPU kernels {cpu.status()}")

@@ -35,9 +35,9 @@ class Missing(Exception):
     """Why the kernels are unavailable, in a few words."""
 
 
-def status() -> str:
-    """Which kernels convolutions on a CPU use: "oneDNN 3.2", or "off: " and the reason."""
-    if why := _paused.get():
+def status(devices: int = 1) -> str:
+    """Which kernels a program of so many devices has on a CPU: "oneDNN 3.2", or "off: " and the reason."""
+    if why := _paused.get() or "for several devices" * (devices > 1):
         return f"off: {why}"
     library, words = _load()
     return words if library else f"off: {words}"
