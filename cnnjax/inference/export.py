@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from cnnjax.data import recipe as recipes
 from cnnjax.data.files import atomic_write, expanded, replacing, sha256_of
-from cnnjax.errors import UserError, check_count, listed, unknown
+from cnnjax.errors import UserError, by_name, check_count, listed, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
 from cnnjax.inference.int8 import BATCH, Int8
@@ -79,7 +79,7 @@ def export(
         that of `load_run`; compared on its images.
     """
     path = expanded(out)
-    suffix, write, write_whole, read = FORMATS[form]
+    suffix, write, write_whole, read = by_name("form", form, FORMATS)
     if path.suffix != suffix:
         raise UserError(f"out={out}: files of format {form} end in {suffix}")
     if not path.parent.is_dir():
