@@ -140,7 +140,7 @@ class TrainedModel:
         return image_files.read_batches(images, self.recipe, self.image_shape[2], batch_size)
 
     def fit(self, image: AnyImage, name: str = "image") -> np.ndarray:
-        """Resizes one image, a path, encoded bytes or uint8 [H, W, C], to uint8 of `image_shape`."""
+        """Resizes a path, encoded bytes, an image of Pillow or uint8 [H, W, C] to uint8 of `image_shape`."""
         return image_files.fit(image, self.recipe, self.image_shape[2], name)
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:

@@ -91,7 +91,7 @@ def imported_data(
 
 
 def export_weights(
-    workdir: str | Path, file: str | Path, checkpoint: str | int = "last", weights: str = "raw"
+    workdir: str | Path, file: str | Path, *, checkpoint: str | int = "last", weights: str = "raw"
 ) -> int:
     """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
 
