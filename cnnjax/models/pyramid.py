@@ -21,7 +21,6 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from cnnjax.errors import UserError, listed, unknown
 from cnnjax.models import sized
 from cnnjax.models.forward import (
-    HEAD,
     Layer,
     Trace,
     Variables,
@@ -35,6 +34,7 @@ from cnnjax.models.forward import (
     trace,
     unrolled,
 )
+from cnnjax.models.net import HEAD
 
 Strides = dict[Var, int | None]  # of values that depend on the image; None of those that are no maps
 NUMBERED = re.compile(r"stage\d+(?=_|$)")
