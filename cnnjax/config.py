@@ -187,12 +187,14 @@ SHORT = {
     **{"pretrained": "init_from", "weights": "init_from", "ema": "ema_decay", "precision": "dtype"},
     **{"smoothing": "loss.label_smoothing", "scheduler": "optimizer.schedule"},
 }
-# What the config.json of an old run may lack; all other fields have always been there.
-LATER = {
-    *("eval_protocol", "mesh", "sharding", "batch_norm", "accumulate_steps", "init_from", "init_head"),
-    *("freeze", "cpu_kernels", "on_nonfinite", "optimizer.learning_rate_scales", "data.size"),
-    *("data.num_workers", "data.on_bad_image", "data.max_bad_images", "data.test_split"),
-    *("loss.distill", "optimizer.sam_rho", "swa_start", "trackers"),
+# What the config.json of any run has, also of the first; what has come since an old one may lack.
+FIRST = {
+    *("seed", "total_epochs", "batch_size", "eval_batch_size", "dtype", "model", "ema_decay"),
+    *("log_every_steps", "eval_every_epochs", "checkpoint_every_steps", "keep_checkpoints"),
+    *("data.name", "data.dir", "data.num_validation", "data.download", "augment.train", "augment.eval"),
+    *("loss.label_smoothing", "loss.aux_weight", "optimizer.name", "optimizer.learning_rate"),
+    *("optimizer.schedule", "optimizer.warmup_epochs", "optimizer.weight_decay", "optimizer.decay"),
+    *("optimizer.decay_mode", "optimizer.gradient_clip"),
 }
 
 
@@ -320,7 +322,7 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
         kind = type(field(name).default)
         if not isinstance(value, Value):
             raise UserError(f"config.{name}={value!r:.40} must be {kind.__name__}")
-    if missing := sorted(FIELDS.keys() - flat.keys() - LATER):
+    if missing := sorted(FIRST - flat.keys()):
         raise UserError(f"config.{missing[0]} is missing")
     return assign(default(), flat)
 

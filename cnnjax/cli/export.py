@@ -78,7 +78,8 @@ def weights(
     from cnnjax.inference import weights as exchange
 
     if words[0] == "export":
-        count = exchange.export_weights(workdir, words[1], checkpoint or "last", weights or "raw")
+        chosen = {"checkpoint": checkpoint or "last", "weights": weights or "raw"}
+        count = exchange.export_weights(workdir, words[1], **chosen)
         say(f"wrote {count} tensors to {words[1]}")
         return
     config_lib.validate(config)

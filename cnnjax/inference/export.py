@@ -7,7 +7,7 @@ any number of them unless one is asked for; the JSON says how to prepare them.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from cnnjax.data import recipe as recipes
 from cnnjax.data.files import atomic_write, expanded, replacing, sha256_of
-from cnnjax.errors import UserError, check_count, listed, unknown
+from cnnjax.errors import UserError, by_name, check_count, listed, unknown
 from cnnjax.inference import onnx_files, onnx_int8, pixels, sidecar
 from cnnjax.inference.images import Images
 from cnnjax.inference.int8 import BATCH, Int8
@@ -44,6 +44,7 @@ class Format(NamedTuple):
     write: Callable[[TrainedModel, Path, int | None], None]
     write_whole: Callable[[TrainedModel, Path], None] | None  # with the preprocessing, from uint8 [H, W, C]
     read: Callable[[TrainedModel, Path], Logits]
+    resizes: Collection[str] = ()  # the interpolations of `write_whole`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def export(
         that of `load_run`; compared on its images.
     """
     path = expanded(out)
-    suffix, write, write_whole, read = FORMATS[form]
+    suffix, write, write_whole, read, _ = by_name("form", form, FORMATS)
     if path.suffix != suffix:
         raise UserError(f"out={out}: files of format {form} end in {suffix}")
     if not path.parent.is_dir():
@@ -138,10 +139,11 @@ def _images(
 
 def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> None:
     """Raises a UserError for a graph with the preprocessing that cannot be written."""
-    known = {"onnx": onnx_files.MODES, "stablehlo": pixels.KERNELS}.get(form)
-    if known is None or batch_size:
+    known = FORMATS[form].resizes
+    if not known or batch_size:
         given = f"batch_size={batch_size}" if known else f"format {form}"
-        raise UserError(f"with_preprocessing: {given}; allowed: onnx or stablehlo, and no batch size")
+        allowed = " or ".join(sorted(name for name, each in FORMATS.items() if each.resizes))
+        raise UserError(f"with_preprocessing: {given}; allowed: {allowed}, and no batch size")
     if (how := trained.recipe.interpolation) not in known:
         problem = f"format {form} cannot resize by {how!r}; allowed: {listed(list(known))}"
         raise UserError(f"with_preprocessing: {problem}; export it without")
@@ -245,6 +247,10 @@ def _write_whole_onnx(trained: TrainedModel, path: Path) -> None:
 
 FORMATS = {
     "safetensors": Format(".safetensors", _write_safetensors, None, _read_safetensors),
-    "stablehlo": Format(".stablehlo", _write_stablehlo, _write_whole_stablehlo, _read_stablehlo),
-    "onnx": Format(".onnx", _write_onnx, _write_whole_onnx, lambda trained, path: onnx_files.load(path)),
+    "stablehlo": Format(
+        ".stablehlo", _write_stablehlo, _write_whole_stablehlo, _read_stablehlo, pixels.KERNELS
+    ),
+    "onnx": Format(
+        ".onnx", _write_onnx, _write_whole_onnx, lambda trained, path: onnx_files.load(path), onnx_files.MODES
+    ),
 }

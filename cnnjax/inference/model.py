@@ -92,7 +92,6 @@ class TrainedModel:
     def stream(self, images: Images, *, top: int = 5, batch_size: int = 64) -> Iterator[Prediction | Failure]:
         """Yields the prediction of each image in order, a `Failure` for an unreadable one."""
         check_count("top", top, 1)
-        check_count("batch_size", batch_size, 1)
         for batch in self.batches(images, batch_size):
             yield from self.classify(batch, top=top, batch_size=batch_size)
 
@@ -125,7 +124,6 @@ class TrainedModel:
         if (compiled := self._values.get(layer)) is None:
             values = functools.partial(layer_values, self.model, layer=layer)
             compiled = self._values[layer] = jax.jit(lambda v, x: values(v, self.augment.preprocess(x)))
-        check_count("batch_size", batch_size, 1)
         shape = jax.eval_shape(compiled, self.variables, np.zeros((1, *self.image_shape), np.uint8))
         rows = [np.zeros((0, *shape.shape[1:]), np.float32)]
         for batch in self.batches(images, batch_size):
@@ -138,10 +136,11 @@ class TrainedModel:
 
     def batches(self, images: Images, batch_size: int) -> Iterator[Batch]:
         """Yields lists of (name, uint8 `image_shape` or Failure); threads decode ahead."""
+        check_count("batch_size", batch_size, 1)
         return image_files.read_batches(images, self.recipe, self.image_shape[2], batch_size)
 
     def fit(self, image: AnyImage, name: str = "image") -> np.ndarray:
-        """Resizes one image, a path, encoded bytes or uint8 [H, W, C], to uint8 of `image_shape`."""
+        """Resizes a path, encoded bytes, an image of Pillow or uint8 [H, W, C] to uint8 of `image_shape`."""
         return image_files.fit(image, self.recipe, self.image_shape[2], name)
 
     def prepare(self, images: jax.Array | np.ndarray) -> jax.Array:
@@ -325,9 +324,8 @@ def load_model(
 
 def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     """A network with random weights, for images of its preset's size."""
-    whole = jnp.dtype(dtype) == jnp.int8
     preset = variant(spec).preset
-    network = create_model(spec, dtype=jnp.dtype(jnp.float32 if whole else dtype))
+    network = create_model(spec)
     shape, names = preset.input_size, numbered_names(preset.num_classes)
     variable_shapes(network, shape, f"model={spec!r}")
     augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
@@ -335,8 +333,8 @@ def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     facts = Facts(names, shape, augment, covering(*shape[:2]), None)
     looks = protocols.parse("center", augment, shape)
     made = usable(Loaded(spec, spec, 0, None, facts, network, looks, variables))
-    rng = np.random.default_rng(0)
-    return made.with_dtype("int8", rng.integers(0, 256, (int8.BATCH, *shape), np.uint8)) if whole else made
+    noise = np.random.default_rng(0).integers(0, 256, (int8.BATCH, *shape), np.uint8)
+    return made.with_dtype(dtype, noise if jnp.dtype(jnp.int8) == dtype else None)
 
 
 def usable(it: Loaded) -> TrainedModel:

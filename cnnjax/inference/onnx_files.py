@@ -1,8 +1,9 @@
 """ONNX: networks converted and run, and a recipe of images as nodes before them (`Resize` with antialias)."""
 
+import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,8 @@ def convert(function: Callable[..., jax.Array], inputs: Sequence[object], advice
         from jax2onnx import to_onnx
     except ImportError as error:
         raise UserError(f"format onnx needs {error.name}; {extra('onnx')}") from None
-    logging.disable(logging.WARNING)  # the converter reports each of its plugins
     try:
-        with portable():
+        with portable(), quiet():  # the converter reports each of its plugins
             return to_onnx(function, inputs, model_name="cnnjax")
     except Exception as error:  # whatever an operation that it lacks makes it raise
         versions = f"jax2onnx {importlib.metadata.version('jax2onnx')} with jax {jax.__version__}"
@@ -40,8 +40,17 @@ def convert(function: Callable[..., jax.Array], inputs: Sequence[object], advice
             f"format onnx: {versions} cannot convert this network ({one_line(error, 160)}); {advice}"
             f"or compatible versions: {extra('onnx')}"
         ) from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of loggers; afterwards those are off that were before."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def load(path: Path) -> Callable[[np.ndarray], np.ndarray]:

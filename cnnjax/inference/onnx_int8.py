@@ -1,6 +1,5 @@
 """ONNX networks in 8-bit integers: QuantizeLinear and DequantizeLinear around their layers (QDQ)."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ import numpy as np
 
 from cnnjax.data.files import scratch_folder
 from cnnjax.errors import UserError, extra
+from cnnjax.inference.onnx_files import quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -36,35 +36,33 @@ def quantize(file: Path, images: np.ndarray, batch_size: int) -> None:
         import onnx
         import onnxruntime
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise UserError(f"dtype=int8: format onnx needs {error.name}; {extra('onnx')}") from None
-    onnxruntime.set_default_logger_severity(3)  # errors: of each constant that folding leaves it warns
-    logging.disable(logging.WARNING)
-    try:
-        # Padding by -inf before a pooling has no finite range, which is computed and not used.
-        with scratch_folder() as folder, np.errstate(invalid="ignore"):
-            onnx.save(_foldable(onnx.load(file)), folder / "plain.onnx")
-            quant_pre_process(folder / "plain.onnx", folder / "folded.onnx", skip_symbolic_shape=True)
-            folded = onnx.load(folder / "folded.onnx")
-            dense = [node.name for node in folded.graph.node if node.op_type in ("Gemm", "MatMul")]
-            batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
-            quantize_static(
-                folded,
-                file,
-                _Reader(folded.graph.input[0].name, batches),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                activation_type=QuantType.QUInt8,
-                op_types_to_quantize=LAYERS,
-                nodes_to_exclude=dense[-1:],
-                # ONNX Runtime 1.32 fails to widen weights of a dense layer with bias for the bias's sake.
-                extra_options={"CalibMovingAverage": True, "QDQDisableWeightAdjustForInt32Bias": True},
-            )
-    finally:
-        logging.disable(logging.NOTSET)
-        onnxruntime.set_default_logger_severity(2)
+    # Padding by -inf before a pooling has no finite range, which is computed and not used.
+    with scratch_folder() as folder, np.errstate(invalid="ignore"), quiet():
+        # As `quant_pre_process`, whose severity is that of the whole process and cannot be read.
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: of each constant that folding leaves it warns
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folder / "folded.onnx")
+        plain = _foldable(onnx.load(file)).SerializeToString()
+        onnxruntime.InferenceSession(plain, options, providers=["CPUExecutionProvider"])
+        folded = onnx.shape_inference.infer_shapes(onnx.load(folder / "folded.onnx"))
+        dense = [node.name for node in folded.graph.node if node.op_type in ("Gemm", "MatMul")]
+        batches = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        quantize_static(
+            folded,
+            file,
+            _Reader(folded.graph.input[0].name, batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            op_types_to_quantize=LAYERS,
+            nodes_to_exclude=dense[-1:],
+            # ONNX Runtime 1.32 fails to widen weights of a dense layer with bias for the bias's sake.
+            extra_options={"CalibMovingAverage": True, "QDQDisableWeightAdjustForInt32Bias": True},
+        )
 
 
 def _foldable(model: "ModelProto") -> "ModelProto":

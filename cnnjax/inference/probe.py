@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.sources.source import Source
-from cnnjax.errors import UserError, extra
+from cnnjax.errors import UserError, check_count, extra
 from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.inputs import NAME_IT, if_moved, load_split
 from cnnjax.runs.loaded import with_data
@@ -69,6 +69,7 @@ def probe(
         import sklearn  # noqa: F401 - asked for before the images are read
     except ImportError:
         raise UserError(f"a probe needs scikit-learn; {extra('probe')}") from None
+    check_count("seed", seed, 0)
     sources = [open_images(trained, data, split) for split in ("train", "test")]
     (features, labels), (others, wanted) = (pooled(trained, each, layer, batch_size) for each in sources)
     names = sources[0].class_names
@@ -97,6 +98,7 @@ def pooled(
     trained: TrainedModel, source: Source, layer: str | None = None, batch_size: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [N, D] of all images of a source, maps averaged over places, and labels int [N]."""
+    check_count("batch_size", batch_size, 1)
     rows, labels = [], []
     for start in range(0, len(source), batch_size):
         examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]

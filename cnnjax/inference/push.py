@@ -10,6 +10,7 @@ from flax import traverse_util
 
 from cnnjax.data.files import PART, atomic_write, expanded, read_json, replacing, scratch_folder
 from cnnjax.errors import UserError, check_local, visible
+from cnnjax.inference.sidecar import own
 from cnnjax.models import count_params, variant
 from cnnjax.models.weights import files, to_torch
 from cnnjax.runs import hub
@@ -85,7 +86,7 @@ def _config(trained: Loaded, license: str) -> dict[str, object]:
         "label_names": list(facts.class_names),
         "pretrained_cfg": cfg | {"num_classes": len(facts.class_names), "license": license},
         "license": license,
-        "cnnjax": {"model": trained.spec, "data": facts.record(), "protocol": trained.protocol.spec},
+        "cnnjax": own(trained),
     }
 
 

@@ -5,6 +5,7 @@ import datetime
 import jaxlib
 
 from cnnjax.inference.model import TrainedModel
+from cnnjax.runs.loaded import Loaded
 
 DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
 
@@ -38,8 +39,6 @@ def description(
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
-    # As `pretrained.resolve` reads it.
-    own = {"model": trained.spec, "data": trained.facts.record(), "protocol": trained.protocol.spec}
     return {
         "format": form,
         "sha256": sha256,
@@ -56,9 +55,14 @@ def description(
         "class_names": list(trained.class_names),
         "step": trained.step,
         "weights_of": trained.name,
-        "cnnjax": own,
+        "cnnjax": own(trained),
         **({"config": trained.config.to_dict()} if trained.config else {}),
     }
+
+
+def own(trained: TrainedModel | Loaded) -> dict[str, object]:
+    """What `pretrained.resolve` reads of a network, see `pretrained.Own`."""
+    return {"model": trained.spec, "data": trained.facts.record(), "protocol": trained.protocol.spec}
 
 
 def _step(name: str, arguments: dict[str, object]) -> dict[str, object]:

@@ -40,7 +40,7 @@ def import_weights(
     `config.augment.eval` differs from its default or is among the fields `given`. If they do not fit, no
     folder is made. Returns the parameters' paths.
     """
-    config_lib.check_complete(config)
+    config = config_lib.assign(config, {})  # a copy, whose fields are filled in
     found = resolve(str(source), model)
     network, variables = read(found)
     config.model, own = found.spec, found.data or {}
@@ -91,7 +91,7 @@ def imported_data(
 
 
 def export_weights(
-    workdir: str | Path, file: str | Path, checkpoint: str | int = "last", weights: str = "raw"
+    workdir: str | Path, file: str | Path, *, checkpoint: str | int = "last", weights: str = "raw"
 ) -> int:
     """Writes the weights of a run as safetensors under torch's names; returns how many tensors.
 

@@ -24,12 +24,12 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from cnnjax.errors import UserError, unknown
+from cnnjax.models.net import HEAD
 from cnnjax.ops import cpu
 
 Variables = Mapping[str, Any]  # params and batch_stats of a linen module
 Shape = Sequence[int]  # [H, W, C] of images as the network takes them
 ImageLike = Array | jax.ShapeDtypeStruct
-HEAD = "head"
 
 
 @dataclasses.dataclass(frozen=True)

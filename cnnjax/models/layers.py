@@ -9,7 +9,7 @@ from jax import Array
 
 from cnnjax import ops
 from cnnjax.errors import UserError, check_fraction
-from cnnjax.models.net import Activation, Constructor, Dtype, Initializer, Net, he_normal, scaled
+from cnnjax.models.net import HEAD, Activation, Constructor, Dtype, Initializer, Net, he_normal, scaled
 from cnnjax.ops.activations import identity
 from cnnjax.ops.shapes import Padding, Size, pair
 
@@ -204,5 +204,5 @@ def logits(
     x: Array, num_classes: int, dtype: Dtype, use_bias: bool = True, kernel_init: Initializer = lecun_normal
 ) -> Array:
     """The classifier `head`: dense to `num_classes`; its float32 sums whatever the compute dtype."""
-    head = Dense(num_classes, use_bias, kernel_init, dtype=dtype, out_dtype=jnp.float32, name="head")
+    head = Dense(num_classes, use_bias, kernel_init, dtype=dtype, out_dtype=jnp.float32, name=HEAD)
     return head(x)

@@ -17,6 +17,8 @@ Dtype = jax.typing.DTypeLike
 Initializer = Callable[..., Array]
 Constructor = Callable[..., nn.Module]
 
+HEAD = "head"  # the name of a network's last layer, and of auxiliary ones below theirs
+
 # Fan-out keeps the gradient's scale through a ReLU (He et al. 2015, 1502.01852, section 2.2).
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # Fan-in keeps the activation's scale through a ReLU (same, eq. 10).

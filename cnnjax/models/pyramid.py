@@ -18,10 +18,9 @@ from flax import traverse_util
 from flax.typing import VariableDict
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from cnnjax.errors import unknown
+from cnnjax.errors import UserError, listed, unknown
 from cnnjax.models import sized
 from cnnjax.models.forward import (
-    HEAD,
     Layer,
     Trace,
     Variables,
@@ -35,6 +34,7 @@ from cnnjax.models.forward import (
     trace,
     unrolled,
 )
+from cnnjax.models.net import HEAD
 
 Strides = dict[Var, int | None]  # of values that depend on the image; None of those that are no maps
 NUMBERED = re.compile(r"stage\d+(?=_|$)")
@@ -68,10 +68,17 @@ class Features:
         return {name: stage.width for name, stage in self.stages.items()}
 
     def __call__(self, variables: Variables, image: jax.Array) -> dict[str, jax.Array]:
-        """The maps of images float [B, H, W, C] of any size that the network takes, in evaluation."""
+        """The maps of images float [B, H, W, C] of any size that the network takes, in evaluation.
+
+        UserError if the network has other stages at that size.
+        """
         traced = trace(unrolled(self.model), variables, image)
-        keep = [found.layer for found in stages_of(traced, variables) if found.name in self.stages]
-        _, values = run(traced, variables, image, keep=keep)
+        found = {stage.name: stage.layer for stage in stages_of(traced, variables)}
+        if missing := [name for name in self.stages if name not in found]:
+            size = "x".join(map(str, image.shape[1:3]))
+            problem = f"stage {missing[0]!r} is missing in images of {size}; allowed there: {listed(found)}"
+            raise UserError(f"{problem}; name those, or take images of another size")
+        _, values = run(traced, variables, image, keep=[found[name] for name in self.stages])
         return {name: value.astype(jnp.float32) for name, value in zip(self.stages, values, strict=True)}
 
 

@@ -14,23 +14,17 @@ from flax import linen as nn
 
 from cnnjax import ops
 from cnnjax.models.net import Constructor
-from cnnjax.models.resnet import NAMES, ResNet, Shortcut
+from cnnjax.models.resnet import NAMES, BasicBlock, ResNet
 from cnnjax.models.variants import Rules, TorchNames, Variant, substitute, timm_preset
 
 
-class MultiScaleBlock(nn.Module):
+class MultiScaleBlock(BasicBlock):
     """1x1, then `scale` parts of the channels, a 3x3 for all but the last, 1x1 up to four times `width`.
 
     Each part first adds the result of the part before it. In a block that changes the shape none does, and
     the last part is averaged to the new size.
     """
 
-    width: int
-    stride: int
-    conv: Constructor
-    norm_relu: Constructor
-    last_norm: Constructor
-    shortcut: Shortcut
     scale: int = 4
     part_width: int = 26  # the channels of a part in the first stage, later times `width` / 64
     groups: int = 1  # of the 3x3 convolutions, each `part_width` wide
@@ -49,7 +43,8 @@ class MultiScaleBlock(nn.Module):
         if changes_shape:
             last = ops.avg_pool(last, 3, self.stride, padding=1, count_padding=True)
         y = self.conv(features, 1, name="conv3")(jnp.concatenate([*done, last], axis=-1))
-        return ops.relu(self.last_norm(name="norm3")(y) + self.shortcut(x, features, self.stride))
+        y = self.gate(self.last_norm(name="norm3")(y))
+        return ops.relu(y + self.shortcut(x, features, self.stride))
 
 
 class Res2Net(ResNet):

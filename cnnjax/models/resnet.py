@@ -105,15 +105,9 @@ class BasicBlock(nn.Module):
         return y
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(BasicBlock):
     """1x1 down to the inner width, 3x3, 1x1 up to four times `width`."""
 
-    width: int
-    stride: int
-    conv: Constructor
-    norm_relu: Constructor
-    last_norm: Constructor
-    shortcut: Shortcut
     groups: int = 1  # of the 3x3 convolution, ResNeXt's cardinality
     group_width: int = 64  # the channels of each in the first stage, later times `width` / 64
     strided: int = 2  # the number of the convolution with the stride
@@ -128,10 +122,6 @@ class Bottleneck(nn.Module):
         y = self.norm_relu(name="norm2")(y)
         y = self.gate(self.last_norm(name="norm3")(self.conv(features, 1, name="conv3")(y)))
         return ops.relu(y + self.shortcut(x, features, self.stride))
-
-    def gate(self, y: jax.Array) -> jax.Array:
-        """What the residual goes through before the addition."""
-        return y
 
 
 class ResNet(StagedNet):

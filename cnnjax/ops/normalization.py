@@ -114,7 +114,7 @@ def batch_norm_train(
         raise UserError(f"batch normalization of x {x.shape}: no values to take a mean of")
     devices = axis_size("data")
     in_groups = functools.partial(batch_norm_in_groups, x, scale, bias, epsilon=epsilon)
-    if groups > 1:
+    if groups != 1:
         y, mean, var = in_groups(groups=groups)
     elif devices > 1 and x.shape[0] % devices == 0:
         together = functools.partial(lax.with_sharding_constraint, shardings=P())
@@ -225,7 +225,7 @@ def batch_norm_in_groups(
     gather: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`batch_norm_train` in groups; if `gather` brings their rows [2 C] together, by shared statistics."""
-    if x.shape[0] % groups:
+    if groups < 1 or x.shape[0] % groups:
         raise UserError(f"batch normalization of x {x.shape} in {groups} groups: they must divide the batch")
     wide = _widen(x).reshape(groups, x.shape[0] // groups, *x.shape[1:])
     y, mean, var = _normalize(wide, scale, bias, epsilon, tuple(range(1, wide.ndim - 1)), gather)

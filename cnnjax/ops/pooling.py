@@ -51,7 +51,7 @@ def max_pool(
         return _max_pool_on_cpu(x, shape, steps, sides)
     padded, before = _pad(x, sides, -np.inf), (sides[0][0], sides[1][0])
     if shape == padded.shape[1:3]:  # one window, over these pixels
-        return global_max_pool(x[:, : shape[0] - before[0], : shape[1] - before[1]])[:, None, None, :]
+        return _one_window(x[:, : shape[0] - before[0], : shape[1] - before[1]], steps)
     return _window_maxima(padded, padded.shape[1:3], shape, steps, before)
 
 
@@ -159,6 +159,13 @@ def global_max_pool(x: Array) -> Array:
     _check_image(x)
     size = x.shape[1] * x.shape[2]
     return x.max((1, 2)) if is_portable() else _first_max(x.reshape(x.shape[0], size, x.shape[3]), size)
+
+
+def _one_window(x: Array, strides: Pair) -> Array:
+    """The largest value of each channel, [B, 1, 1, C]; a trace sees maps alone, and the strides."""
+    size = x.shape[1] * x.shape[2]
+    best = _first_max(x.reshape(x.shape[0], size, 1, x.shape[3]), size)[:, None]
+    return lax.slice(best, (0, 0, 0, 0), best.shape, (1, *strides, 1))
 
 
 def _adaptive_max(x: Array, axis: int, output_size: int) -> Array:
@@ -296,7 +303,7 @@ def _send_back(grad: Array, place: Array, axis: int, size: int, window: int, str
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _first_max(x: Array, size: int) -> Array:
-    """Maximum over the pixels of [B, size, C]; the gradient goes to the first one among equals."""
+    """Maximum over the pixels of [B, size, ..., C]; the gradient goes to the first one among equals."""
     return x.max(1)
 
 
@@ -306,7 +313,7 @@ def _first_max_forward(x: Array, size: int) -> tuple[Array, Array]:
 
 
 def _first_max_backward(size: int, first: Array, grad: Array) -> tuple[Array]:
-    place = lax.broadcasted_iota(jnp.int32, (grad.shape[0], size, grad.shape[1]), 1)
+    place = lax.broadcasted_iota(jnp.int32, (grad.shape[0], size, *grad.shape[1:]), 1)
     return (jnp.where(place == first[:, None], grad[:, None], 0),)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cnnjax import config as config_lib
 from cnnjax.data.batches import Batches
 from cnnjax.errors import UserError
 from cnnjax.ops import cpu
@@ -105,7 +106,7 @@ def evaluate_loaded(
     if not config:
         hint = "name a data set, as in --data=folder:PATH"
         raise UserError(f"weights {trained.name} come without images; {hint}")
-    config.eval_protocol = trained.protocol.spec
+    config = config_lib.assign(config, {"eval_protocol": trained.protocol.spec})
     facts = labelled(facts, run, config, split)
     network = Network(config, parallel.make_mesh("", None), facts, trained.protocol, trained.model)
     variables = parallel.put(trained.variables, network.replicated)

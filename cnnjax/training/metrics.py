@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, check_count
 
 Predictions = Mapping[str, ArrayLike]
 Scores = dict[str, Any]
@@ -65,9 +65,9 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     Precision, recall and F1, float64 [K] in `per_class` beside `support` int64 [K], are 0 where their
     denominator is 0 (scikit-learn's zero_division=0). Of these, `macro` is the mean over all K classes,
     including those that never occur, `occurring` over those that do, `weighted` the mean weighted by class
-    frequency; `micro` pools all decisions and so equals the accuracy. For K <= 5 the top-5 accuracy is 1;
-    `ece` is that of `calibration`. A label or prediction outside 0..K-1 raises UserError, see
-    `confusion_matrix`.
+    frequency; `micro` pools all decisions and so equals the accuracy. The top-5 accuracy is 1 for K <= 5, and
+    left out for rows without it; `ece` is that of `calibration`. A label or prediction outside 0..K-1 raises
+    UserError, see `confusion_matrix`.
     """
     rows = _counted(predictions)
     confusion = confusion_matrix(rows, num_classes)
@@ -76,12 +76,13 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     precision, recall = _ratio(hits, predicted), _ratio(hits, support)
     classes = {"precision": precision, "recall": recall, "f1": _ratio(2 * hits, support + predicted)}
     none = np.nan if count == 0 else 0.0
+    top5 = {"top5_accuracy": float(_ratio(rows["top5"].sum(), count, none))} if "top5" in rows else {}
     accuracy, share = float(_ratio(hits.sum(), count, none)), _ratio(support, count, none)
     return {
         "count": count,
         "loss": float(_ratio(rows["loss"].sum(dtype=np.float64), count, none)),
         "accuracy": accuracy,
-        "top5_accuracy": float(_ratio(rows["top5"].sum(), count, none)),
+        **top5,
         "ece": calibration(rows).error,
         "macro": {name: float(np.mean(values) + none) for name, values in classes.items()},
         "occurring": {
@@ -126,6 +127,7 @@ def calibration(predictions: Predictions, bins: int = 15) -> Calibration:
 
     A NaN confidence makes the first bin's mean NaN. Source: Guo et al. 2017, arXiv:1706.04599, section 3.
     """
+    check_count("bins", bins, 1)
     rows = _counted(predictions)
     confidence = rows["confidence"].astype(np.float64)
     correct = (rows["label"] == rows["prediction"]).astype(np.float64)

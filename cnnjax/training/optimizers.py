@@ -16,6 +16,7 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
 from cnnjax.errors import UserError, by_name, check, check_count, check_fraction, own_values, unknown
+from cnnjax.models.net import HEAD
 from cnnjax.ops.pooling import widen
 from cnnjax.training.parameter_groups import decay_mask, held, partitioned, path_name
 from cnnjax.training.schedules import Schedule
@@ -173,7 +174,7 @@ def _muon(
 
     def role(path: jax.tree_util.KeyPath, leaf: Array) -> str:
         names = path_name(path).split("/")
-        return "muon" if leaf.ndim > 1 and names[-1] == "kernel" and "head" not in names else "adam"
+        return "muon" if leaf.ndim > 1 and names[-1] == "kernel" and HEAD not in names else "adam"
 
     steps = {"ns_steps": newton_schulz_steps, "beta": momentum}
     orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=matrices, **steps)

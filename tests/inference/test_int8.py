@@ -1,6 +1,7 @@
 """Networks in 8-bit integers against the same in float32."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -209,6 +210,20 @@ def test_an_export_to_onnx_has_integers_around_its_layers(sample_run, tmp_path, 
         wanted = trained.model.apply(trained.variables, images)
         assert (logits.argmax(1) == wanted.argmax(1)).mean() >= 0.97
         assert 0 < abs(logits - wanted).max() < 0.05 * abs(wanted).max()
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR])
+def test_an_export_is_quiet_and_leaves_loggers_as_they_were(level, tmp_path, capfd, monkeypatch):
+    needs_extra("onnx")
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", None)  # of the process; it cannot be read
+    monkeypatch.setattr(logging.root.manager, "disable", level)
+    images = np.random.default_rng(1).integers(0, 256, (8, 28, 28, 1), np.uint8)
+    network = untrained("simple_cnn(widths=(2, 3))")
+    export.export(network, "onnx", tmp_path / "net.onnx", dtype="int8", calibration=images)
+    assert logging.root.manager.disable == level
+    assert not capfd.readouterr().err
 
 
 def test_mistakes_of_an_export_in_integers_are_told_in_one_line(tiny_run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import errno
+import functools
 import io
 import json
 import logging
@@ -30,7 +31,7 @@ from cnnjax.data.augment import chain, views
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, explain, layers
 from cnnjax.explore.explain import METHODS, explainer, heat_function
-from cnnjax.inference import export, sidecar
+from cnnjax.inference import export, probe, sidecar
 from cnnjax.inference.model import Failure, untrained
 from cnnjax.models import create_model
 from cnnjax.models.pyramid import layer_values
@@ -193,15 +194,28 @@ def test_features_of_no_images_have_the_shape_of_others(layer, trained, tiny_dat
     assert trained.features([], layer).shape == (0, *some.shape[1:])
 
 
-@pytest.mark.parametrize("what", ["features", "predict", "export"])
+@pytest.mark.parametrize("what", ["features", "predict", "stream", "batches", "export", "probe", "pooled"])
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_a_batch_has_an_image_at_least(what, batch_size, trained, tiny_data, tmp_path):
-    images = datasets.load(tiny_data, "test").images[:2]
+    source = datasets.load(tiny_data, "test")
+    doors = {
+        "stream": lambda **options: list(trained.stream(source.images[:2], **options)),
+        "export": functools.partial(export.export, trained, "stablehlo", tmp_path / "net.stablehlo"),
+        "probe": functools.partial(probe.probe, trained),
+        "pooled": functools.partial(probe.pooled, trained, source),
+    }
+    door = doors.get(what) or functools.partial(getattr(trained, what), source.images[:2])
     with pytest.raises(UserError, match=f"batch_size={batch_size}"):
-        if what == "export":
-            export.export(trained, "stablehlo", tmp_path / "net.stablehlo", batch_size=batch_size)
-        else:
-            getattr(trained, what)(images, batch_size=batch_size)
+        door(batch_size=batch_size)
+
+
+def test_names_and_seeds_that_there_are_not_are_told(trained, tmp_path):
+    with pytest.raises(UserError, match="unknown form 'tflite'; allowed: onnx, safetensors, stablehlo"):
+        export.export(trained, "tflite", tmp_path / "net.tflite")
+    with pytest.raises(UserError, match="unknown dtype .float8.*allowed: bfloat16, float32, int8"):
+        untrained("simple_cnn", "float8")
+    with pytest.raises(UserError, match="seed=-1 must be"):
+        probe.probe(trained, seed=-1)
 
 
 def test_one_image_after_a_whole_batch_costs_little_more_than_one(tiny_run, caplog):

@@ -19,6 +19,7 @@ from cnnjax import config as config_lib
 from cnnjax import evaluate, load_model, load_run
 from cnnjax.cli import main
 from cnnjax.data import datasets
+from cnnjax.data.augment import views
 from cnnjax.data.decode import decode_image
 from cnnjax.data.recipe import Recipe, covering, fast
 from cnnjax.errors import UserError
@@ -29,9 +30,12 @@ from cnnjax.inference.probe import open_images, pooled
 from cnnjax.inference.weights import import_weights
 from cnnjax.models import create_model, init_variables, variant
 from cnnjax.models.weights import files, to_torch
+from cnnjax.runs import loaded
+from cnnjax.runs.evaluate import evaluate_loaded
 from cnnjax.runs.experiment import build
 from cnnjax.runs.facts import preset_recipe
 from cnnjax.runs.folder import Run
+from cnnjax.runs.own_images import suited
 from tests.conftest import needs_extra
 from tests.data.test_recipe import assert_is, cut_middle, jpeg, photo, pillows, upright
 
@@ -312,6 +316,22 @@ def test_a_normalization_that_is_given_keeps_the_crop(spec, weights, photos, tmp
     assert trained.input_shape == (224, 224, 3)
     theirs = pillows(image.read_bytes(), 224, 256, "bilinear")
     assert_is(trained.picture(trained.fit(image)[None])[0], theirs, spec)
+
+
+@pytest.mark.parametrize("door", ["build", "suited", "import", "evaluate"])
+def test_a_config_stays_as_it_was_given(door, weights, tiny_config, tiny_data, tiny_run, tmp_path):
+    trained = loaded.load(tiny_run)
+    looks = views.parse("mirror", trained.facts.eval_augment, trained.facts.image_shape)
+    mirrored = dataclasses.replace(trained, protocol=looks)
+    doors = {
+        "build": lambda: build(tiny_config, workdir=tmp_path / "run"),
+        "suited": lambda: suited(tiny_config, tiny_data),
+        "import": lambda: import_weights(weights, tiny_config, tmp_path / "run", model=SPEC),
+        "evaluate": lambda: evaluate_loaded(mirrored),
+    }
+    before = [config.to_dict() for config in (tiny_config, trained.config)]
+    doors[door]()
+    assert [config.to_dict() for config in (tiny_config, trained.config)] == before
 
 
 def png(image: np.ndarray) -> bytes:

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import cnnjax
 from cnnjax.errors import UserError
-from cnnjax.models import create_model, init_variables
+from cnnjax.models import create_model, init_variables, variable_shapes, variant
 from cnnjax.models.pyramid import layer_values, model_features, module_layers
 from cnnjax.profiling.summary import summarize
 
@@ -56,6 +57,39 @@ def test_a_pyramid_is_what_the_blocks_return(scan, remat):
             features.widths[name],
         )
         np.testing.assert_allclose(value, wanted[name]["__call__"][0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("squeezenet1_1", 32), ("googlenet", 32), ("nin_imagenet", 40), ("vgg11", 32), ("simple_cnn", 28)],
+)
+def test_stages_keep_their_strides_where_one_window_covers_a_map(name, side):
+    features = model_features(name)
+    shape = (side, side, variant(name).preset.input_size[2])
+    small = model_features(create_model(name), image_shape=shape)
+    assert (small.strides, small.widths) == (features.strides, features.widths)
+    maps = jax.eval_shape(features, variable_shapes(create_model(name), shape), jnp.zeros((2, *shape)))
+    shapes = {stage.name: (2, *stage.layer.shape) for stage in small.stages.values()}
+    assert {stage: value.shape for stage, value in maps.items()} == shapes
+
+
+class Shallow(nn.Module):
+    """A network that leaves out a stage of small images."""
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        x = nn.Conv(2, (3, 3), name="stage1")(image)
+        if image.shape[1] > 8:
+            x = nn.Conv(2, (3, 3), strides=2, name="stage2")(x)
+        return nn.Dense(2, name="head")(x.mean((1, 2)))
+
+
+def test_a_stage_that_is_missing_at_a_size_is_named():
+    features = model_features(Shallow(), image_shape=(9, 9, 3))
+    variables = init_variables(Shallow(), jax.random.key(0), (9, 9, 3))
+    assert [*features(variables, jnp.zeros((1, 10, 10, 3)))] == ["stage1", "stage2"]
+    with pytest.raises(UserError, match="stage 'stage2' is missing in images of 8x8; allowed there: stage1;"):
+        features(variables, jnp.zeros((1, 8, 8, 3)))
 
 
 def test_a_stage_ends_after_its_activation_and_before_the_pooling():

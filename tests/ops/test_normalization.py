@@ -212,6 +212,9 @@ def test_batch_norm_mistakes():
         batch_norm_train(x.astype(jnp.int32), two, two)
     with pytest.raises(UserError, match="window"):
         batch_norm_train(x, two, two, pool=0)
+    for groups in (0, 3):
+        with pytest.raises(UserError, match=f"in {groups} groups: they must divide the batch"):
+            batch_norm_train(x, two, two, groups=groups)
     with pytest.raises(UserError, match="pooling of x"):
         batch_norm_train(x[0], two, two, pool=2)
 

@@ -111,6 +111,20 @@ def test_a_class_that_never_occurs_and_one_never_predicted():
     assert result["per_class"]["recall"][2] == result["per_class"]["precision"][1] == 0.0
 
 
+def test_rows_of_older_files_have_all_scores_but_the_top_5():
+    label = np.array([0, 5, 1])
+    new = measure(np.eye(6, dtype=np.float32)[[0, 5, 2]], label, 3)
+    wanted = metrics.compute(new, 6)
+    assert wanted.pop("top5_accuracy") == 1
+    found = metrics.compute({name: values for name, values in new.items() if name != "top5"}, 6)
+    np.testing.assert_equal(found, wanted)
+
+
+def test_bins_are_one_at_least():
+    with pytest.raises(UserError, match="bins=0 must be an integer of at least 1"):
+        metrics.calibration(measure(np.eye(6, dtype=np.float32), np.arange(6), 6), 0)
+
+
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 1000])
 def test_every_example_counts_once(count):
     rng = np.random.default_rng(count)

@@ -16,12 +16,12 @@ from flax.typing import VariableDict as Variables
 
 from cnnjax.errors import UserError, parse_call, visible
 from cnnjax.models import create_model, family_table, names_in_torch, variable_shapes, variant
+from cnnjax.models.net import HEAD
 from cnnjax.models.variants import TorchNames
 from cnnjax.models.weights.fit import Fit, Shape, first, fit
 
 Leaves = Mapping[tuple[str, ...], Shape]
 
-HEAD = "head"  # the name of a network's last layer, and of auxiliary ones below theirs
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 # Fields that change what a network does in training at most, or how it computes, and those of linen.
