@@ -20,9 +20,11 @@ from flax import linen as nn
 from PIL import Image
 
 import cnnjax
+from cnnjax import config as config_lib
 from cnnjax import ops
 from cnnjax.data import datasets
 from cnnjax.data.augment import views as protocols
+from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables
 from cnnjax.models.layers import BatchNorm, Conv, Dense, LayerNorm
 from cnnjax.models.shufflenet import shuffle
@@ -378,6 +380,19 @@ def test_each_checkpoint_predicts_with_its_own_weights(raw_and_averaged, weights
         (right,) = dataclasses.replace(trained, variables=variables).predict(image, batch_size=1)
         found = {row["class"]: row["probability"] for row in told.step(step, "s1", 0)["predictions"]}
         assert found == pytest.approx(dict(right.top), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, init_from, drawn",
+    [("simple_cnn", "", True), ("simple_cnn", "runs/other", False), ("airbench94", "", False)],
+)
+def test_the_start_is_shown_only_if_the_seed_alone_gives_it(model, init_from, drawn, trained):
+    config = config_lib.assign(trained.config, {"model": model, "init_from": init_from})
+    told = training.Training(views.Views(dataclasses.replace(trained, config=config)))
+    steps = [row["step"] for row in told.run()["steps"]]
+    assert (0 in steps) == drawn and trained.step in steps
+    with contextlib.nullcontext() if drawn else pytest.raises(UserError, match="step"):
+        told.step(0, "s0", 0)
 
 
 def test_each_curve_of_a_long_run_is_thinned_on_its_own(trained, tmp_path):
