@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ testclient = pytest.importorskip("starlette.testclient", reason="starlette is no
 import uvicorn
 
 from cnnjax.cli import explore
-from cnnjax.explore.page import network, operations, server, training, views
+from cnnjax.explore.page import network, operations, reasons, server, training, views
 
 SCRIPT = "\n".join(path.read_text() for path in sorted(Path(server.__file__).parent.glob("*.js")))
 
@@ -346,6 +347,18 @@ def test_samples_are_of_all_classes_or_of_evenly_spaced_ones(classes):
     else:
         assert (shown[0], shown[-1], len(set(shown))) == (0, classes - 1, network.SAMPLES)
         assert max(np.diff(shown)) <= classes / network.SAMPLES + 2
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "alike"),
+    [([0, 0], [0, 0], 1), ([0, 0], [1, 2], 0), ([2, 1], [0, 0], 0), ([1, 2], [2, 4], 1)],
+)
+def test_an_image_without_values_at_a_stage_is_only_like_another_without(one, two, alike, trained):
+    shown = views.Views(trained)
+    values = {"s0": one, "s1": two}
+    seen = {token: types.SimpleNamespace(values=[np.array(x, np.float32)]) for token, x in values.items()}
+    shown.network.seen = seen.__getitem__
+    assert reasons.Reasons(shown.network).similarities("s0", "s1") == {"similarity": pytest.approx([alike])}
 
 
 @pytest.fixture
