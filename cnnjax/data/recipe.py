@@ -30,6 +30,8 @@ class Fields(TypedDict, total=False):
 class Recipe:
     """Sides and offsets are rounded as torchvision rounds them ("center", "squash"), or timm ("border").
 
+    A side halfway between two numbers becomes the even one, where timm's quotients may miss the half.
+
     `mode` is "center": the aspect is kept and `resize` covered; "squash": it is not kept; "border": the
     aspect is kept, all of the image fits into `resize`, and `fill` lies around it; or "square", fast but not
     exact: the middle square is cut first, of a JPEG decoded at 1/2, 1/4 or 1/8 if that leaves twice the size.
@@ -85,9 +87,10 @@ class Recipe:
         if len(self.resize) == 1:
             short, long = self.resize[0], int(self.resize[0] * max(height, width) / min(height, width))
             return (short, long) if height <= width else (long, short)
-        ratios = height / self.resize[0], width / self.resize[1]
-        ratio = max(ratios) if self.mode == "border" else min(ratios)
-        return max(1, round(height / ratio)), max(1, round(width / ratio))
+        rows, columns = self.resize  # products first: exported graphs have no exact quotients of quotients
+        if (height * columns >= width * rows) == (self.mode == "border"):
+            return rows, max(1, round(width * rows / height))
+        return max(1, round(height * columns / width)), columns
 
     def offset(self, length: int, axis: int) -> int:
         """Where what is cut begins on an axis of a resized image, in pixels; below 0 what lies outside."""

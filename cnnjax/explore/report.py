@@ -21,7 +21,7 @@ from cnnjax.explore import plots
 from cnnjax.explore.markup import BREAK, Markup, element, image, join, page, svg, table
 from cnnjax.runs.facts import of_run
 from cnnjax.runs.folder import Run
-from cnnjax.training.metrics import averages, interval, worst_mistakes
+from cnnjax.training.metrics import MOST_IN_MATRIX, averages, interval, worst_mistakes
 
 LINES = {"": "train", "validation_": "validation", "validation_ema_": "validation, averaged"}
 CURVES = {  # title: the columns of the metrics, and what the lines are called
@@ -63,8 +63,7 @@ def _page(run: Run, listed: Listed | None) -> str:
     parts = [_summary(record, test, metrics), _curves(metrics)]
     if test:
         names = run.class_names()
-        confusion = _confusion(np.asarray(test["confusion_matrix"]), names)
-        parts += [_classes(test, names), confusion, _mistakes(run, names, listed)]
+        parts += [_classes(test, names), _confusion(test, names), _mistakes(run, names, listed)]
     for title, text in (("Config", config_lib.to_json(config)), ("Record", json.dumps(record, indent=2))):
         parts.append(element("details", element("summary", title), element("pre", text)))
     return page(f"{config.model} on {config.data.name}", *parts)
@@ -148,15 +147,18 @@ def _classes(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
     return join(element("h2", "Classes"), table(["class", "precision", "recall", "F1", "images"], rows))
 
 
-def _confusion(matrix: np.ndarray, names: Sequence[str]) -> Markup:
-    shares = plots.row_shares(matrix)
+def _confusion(test: Mapping[str, Any], names: Sequence[str]) -> Markup:
+    title = element("h2", "Confusion matrix")
+    if "confusion_matrix" not in test:
+        return join(title, element("p", f"Not kept for more than {MOST_IN_MATRIX:,} classes."))
+    shares = plots.row_shares(matrix := np.asarray(test["confusion_matrix"]))
     if len(matrix) > MOST_CLASSES:
         pixels = matplotlib.colormaps["Blues"](shares, bytes=True)[..., :3]
         shown = element("div", image(pixels, "confusion matrix"), style="max-width: 40rem")
     else:
         rows = ([name, *counts] for name, counts in zip(names, matrix, strict=True))
         shown = table(["", *names], rows, shares)
-    return join(element("h2", "Confusion matrix"), element("p", "Rows: label. Columns: prediction."), shown)
+    return join(title, element("p", "Rows: label. Columns: prediction."), shown)
 
 
 def _mistakes(run: Run, names: Sequence[str], listed: Listed | None) -> Markup:
@@ -195,8 +197,10 @@ def gallery(
 def test_scores(run: Run) -> dict[str, Any]:
     """What test.json holds, if it fits the classes of the run; {} before the end."""
     if test := run.read_json("test.json"):
-        matrix, classes = test["confusion_matrix"], len(run.class_names())
-        if {len(matrix), *map(len, (*matrix, *(test["per_class"][name] for name in PER_CLASS)))} != {classes}:
+        classes, columns = len(run.class_names()), [test["per_class"][name] for name in PER_CLASS]
+        if "confusion_matrix" in test:
+            columns += [test["confusion_matrix"], *test["confusion_matrix"]]
+        if {*map(len, columns)} != {classes}:
             raise UserError(f"{run.path / 'test.json'} is damaged: its classes are not the run's {classes}")
     return test
 

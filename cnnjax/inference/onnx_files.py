@@ -99,10 +99,12 @@ class _Graph:
             side = self.constant(np.asarray([recipe.resize[0]]))
             return self("Where", upright, side, longer), self("Where", upright, longer, side)
         lengths = [self("Cast", x, to=DOUBLE) for x in (height, width)]
-        ratios = [self("Div", x, [float(side)]) for x, side in zip(lengths, recipe.resize, strict=True)]
-        ratio = self("Max" if recipe.mode == "border" else "Min", *ratios)
-        whole = [self("Cast", self("Round", self("Div", x, ratio)), to=INT64) for x in lengths]
-        return self("Max", whole[0], [1]), self("Max", whole[1], [1])
+        down, across = (self("Mul", x, [float(n)]) for x, n in zip(lengths, recipe.resize[::-1], strict=True))
+        by_height = self("GreaterOrEqual" if recipe.mode == "border" else "Less", down, across)
+        others = self("Div", down, lengths[1]), self("Div", across, lengths[0])
+        free = [self("Max", self("Cast", self("Round", x), to=INT64), [1]) for x in others]
+        fixed = [self.constant(np.asarray([side])) for side in recipe.resize]
+        return self("Where", by_height, fixed[0], free[0]), self("Where", by_height, free[1], fixed[1])
 
     def start(self, recipe: Recipe, side: str, axis: int) -> str:
         """`Recipe.offset`, of int64 [1]."""

@@ -53,7 +53,7 @@ def cut(recipe: Recipe, image: jax.Array) -> jax.Array:
 
 
 def _resized(recipe: Recipe, height: jax.Array, width: jax.Array) -> list[jax.Array]:
-    """`Recipe.resized` in whole numbers."""
+    """`Recipe.resized`."""
     if recipe.mode in ("squash", "square"):
         return [jnp.asarray(side, jnp.int32) for side in (recipe.resize[0], recipe.resize[-1])]
     if len(recipe.resize) == 1:

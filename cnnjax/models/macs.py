@@ -39,4 +39,6 @@ def equation_macs(eqn: JaxprEqn) -> int | None:
     if name == "dot_general":
         left, ((contracted, _), _) = shape_of(eqn.invars[0]), eqn.params["dimension_numbers"]
         return size * math.prod(left[axis] for axis in contracted)
-    return None if name in OPAQUE or "call" in name else 0
+    if name == "cnnjax_dense":  # of bfloat16, see `ops.dense`
+        return size * shape_of(eqn.invars[1])[0]
+    return None if name in OPAQUE or "call" in name or name.startswith("cnnjax_") else 0

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from cnnjax.ops.convolution import conv2d
 from cnnjax.ops.cpu import takes
 from cnnjax.ops.cpu.primitive import make_primitive, set_gradient
+from cnnjax.ops.mesh import is_manual
 from cnnjax.ops.portable import is_portable
 
 
@@ -20,11 +21,12 @@ def dense(
 
     x is float [..., C], kernel float32 [C, K], rounded to the dtype of x, bias float32 [K]. Products are of
     the dtype of x and sums float32, in the gradient too, for which that of the result is rounded to the dtype
-    of x; that of the kernel is not rounded again. Forward mode and further derivatives are the product's.
+    of x; that of the kernel is not rounded again. Forward mode, further derivatives, and inside `shard_map`
+    the gradient, are the product's.
     """
     if dtype is None and x.ndim == 4 and not is_portable() and takes(x, kernel):
         return conv2d(x, kernel.astype(x.dtype)[None, None], bias)
-    narrow = x.dtype == jnp.bfloat16 and not is_portable()
+    narrow = x.dtype == jnp.bfloat16 and not is_portable() and not is_manual()
     y = _dense.bind(x, kernel)[0] if narrow else _product(x, kernel)[0]
     if bias is not None:
         y = y + lax.expand_dims(bias, range(y.ndim - 1))

@@ -8,3 +8,11 @@ def axis_size(axis: str) -> int:
     mesh = get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return mesh.shape[axis] if kinds.get(axis) == AxisType.Auto else 1
+
+
+def is_manual() -> bool:
+    """Whether it is traced inside `shard_map`, where JAX follows which values differ between devices.
+
+    A primitive of this package would hide that.
+    """
+    return AxisType.Manual in get_abstract_mesh().axis_types

@@ -21,10 +21,9 @@ from cnnjax import config as config_lib
 from cnnjax.data.sources.source import ArraySource, Source, numbered_names
 from cnnjax.errors import UserError, extra, unknown
 from cnnjax.models import variant
-from cnnjax.models.macs import count_macs
 from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
-from cnnjax.runs.experiment import Experiment, build
+from cnnjax.runs.experiment import build
 from cnnjax.runs.step import lower_step, out_of_memory
 from cnnjax.training.chips import CHIPS, GPUS, NODE, TPUS, Chip
 
@@ -39,16 +38,17 @@ class Forecast:
     """A compiled step and, for a chip with known figures, the seconds that it should take (else NaN).
 
     `flops` are those of a step on one device: 6 for each multiply-add of the network and image, 2 forward and
-    4 backward, 12 with SAM, and 2 for each of a teacher. `compute` is the larger of these over peak and XLA's
-    count of bytes over memory bandwidth; for a GPU, whose program was compiled for CPUs, and where XLA has no
-    count, it is the FLOPs alone. `network` is the time of all collectives in sequence, at the published rate,
-    and NaN for GPUs of several nodes; `input` is the time to read a batch. The
-    efficiency of many chips relative to one ranges from `efficiency_alone` (nothing is hidden behind the
-    computation) to `efficiency_hidden` (all that fits is). A real computation takes longer, which hides more.
+    4 backward, 12 with SAM, and 2 for each of a teacher; None if a part is frozen, and `compute` is NaN. Else
+    that is the larger of these over peak and XLA's count of bytes over memory bandwidth; for a GPU, whose
+    program was compiled for CPUs, and where XLA has no count, it is the FLOPs alone. `network` is the time of
+    all collectives in sequence, at the published rate, and NaN for GPUs of several nodes; `input` is the time
+    to read a batch. The efficiency of many chips relative to one ranges from `efficiency_alone` (nothing is
+    hidden behind the computation) to `efficiency_hidden` (all that fits is). A real computation takes longer,
+    which hides more.
     """
 
     program: Program
-    flops: float
+    flops: float | None
     num_devices: int
     compile_seconds: float
     compute: float = math.nan
@@ -59,7 +59,7 @@ class Forecast:
     @property
     def slowest(self) -> tuple[str, float]:
         """Which of the three takes longest, and its seconds; ("", NaN) if that is not known."""
-        if math.isnan(self.network) and not math.isnan(self.compute):
+        if math.isnan(self.network) != math.isnan(self.compute):
             return "", math.nan
         times = {name: getattr(self, name) for name in ("compute", "network", "input")}
         known = {name: seconds for name, seconds in times.items() if not math.isnan(seconds)}
@@ -134,26 +134,18 @@ def forecast(
     program = inspect(compiled, layer_paths(experiment.abstract_state.params))
     reading = config.batch_size / input_rate if input_rate else math.nan
     size, known = experiment.mesh.size, {"input": reading, "batch_size": config.batch_size}
-    found = Forecast(program, _image_flops(experiment) * config.batch_size / size, size, seconds, **known)
+    flops = experiment.flops()
+    flops = None if flops is None else flops * config.batch_size / size
+    found = Forecast(program, flops, size, seconds, **known)
     if chip is None:
         return found
-    compute = found.flops / chip.flops
-    if len(sides) > 1 and not math.isnan(program.bytes_accessed):  # compiled for this very chip
+    compute = math.nan if flops is None else flops / chip.flops
+    if len(sides) > 1 and not math.isnan(compute + program.bytes_accessed):  # compiled for this very chip
         compute = max(compute, program.bytes_accessed / chip.memory_bandwidth)
     network = sum(each.count * collective_seconds(each, chip, sides) for each in program.collectives)
     if name.partition(":")[0] in GPUS and size > NODE:
         network = math.nan
     return dataclasses.replace(found, compute=compute, network=network)
-
-
-def _image_flops(experiment: Experiment) -> float:
-    """FLOPs of a step on an image: of one gradient or SAM's two, and of a teacher's forward pass."""
-    flops, teacher = experiment.flops, experiment.teacher
-    if experiment.config.optimizer.sam_rho:
-        flops *= 2
-    if teacher:  # once, as XLA sees that both gradients take the same
-        flops += 2.0 * count_macs(teacher.model, (*teacher.size, experiment.augment.output_shape[-1]))
-    return flops
 
 
 def collective_seconds(each: Collective, chip: Chip, sides: tuple[int, ...]) -> float:

@@ -152,6 +152,11 @@ def _dot(op: Operation) -> Field | None:
     return _moved(op, axes, operand=side)
 
 
+def _dense(op: Operation) -> Field | None:
+    """The last axis of the first operand by the first of the second."""
+    return _dot(op._replace(params={"dimension_numbers": (((len(op.out) - 1,), (0,)), ((), ()))}))
+
+
 def _reshape(op: Operation) -> Field | None:
     """Axes stay, or are split into several; those that are merged put their values together."""
     shape, out = op.shapes[0], op.out
@@ -197,6 +202,7 @@ def _concatenate(op: Operation) -> Field | None:
 FIELD_RULES: dict[str, Callable[[Operation], Field | None]] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
+    "cnnjax_dense": _dense,
     "reshape": _reshape,
     "slice": _slice,
     "pad": _pad,

@@ -153,10 +153,18 @@ class Experiment(Network):
         interval = jax.tree.map(lambda x: array(x.shape, x.dtype), TrainMetrics.empty())
         return {"state": self.abstract_state, "interval": interval}
 
+    def flops(self, step: int = 0) -> float | None:
+        """FLOPs of a step on an image; None while a part is frozen, whose gradients are not computed."""
+        return None if self.frozen_at(step) else self._flops
+
     @functools.cached_property
-    def flops(self) -> float:
-        """FLOPs of training on an image: 2 a multiply-add, forward once and backward twice."""
-        return 6.0 * count_macs(self.model, self.augment.output_shape)
+    def _flops(self) -> float:
+        """2 a multiply-add, forward once and backward twice; with SAM all twice, a teacher's forward once."""
+        shape, teacher = self.augment.output_shape, self.teacher
+        flops = (12.0 if self.config.optimizer.sam_rho else 6.0) * count_macs(self.model, shape)
+        if teacher:  # once, as XLA sees that both gradients take the same
+            flops += 2.0 * count_macs(teacher.model, (*teacher.size, shape[-1]))
+        return flops
 
     @property
     def kernels(self) -> str:

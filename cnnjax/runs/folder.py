@@ -74,7 +74,7 @@ class Test(TypedDict):
     weighted: Averages
     occurring: NotRequired[Averages]
     per_class: PerClass
-    confusion_matrix: list[list[int]]
+    confusion_matrix: NotRequired[list[list[int]]]
 
 
 class NonFinite(TypedDict):

@@ -158,8 +158,9 @@ class Log:
         """How fast the interval was, and where the time of this process has gone."""
         mesh, whole = self.experiment.mesh, sum(self.spent.values())
         row = {"images_per_second": rate, "images_per_second_per_device": rate / mesh.size}
-        if chip := chip_of(mesh.devices.flat[0].device_kind):
-            row["mfu"] = rate * self.experiment.flops / (mesh.size * chip.flops)
+        chip, flops = chip_of(mesh.devices.flat[0].device_kind), self.experiment.flops(self.since)
+        if chip and flops is not None:
+            row["mfu"] = rate * flops / (mesh.size * chip.flops)
         row["memory_bytes"] = memory_peak(mesh.local_devices[0])
         row["goodput"] = self.spent["steps"] / whole
         return row | {f"{cause}_share": self.spent[cause] / whole for cause in CAUSES}

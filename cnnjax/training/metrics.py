@@ -22,6 +22,7 @@ from cnnjax.errors import UserError, check_count
 
 Predictions = Mapping[str, ArrayLike]
 Scores = dict[str, Any]
+MOST_IN_MATRIX = 2000  # classes, of which the matrix takes 36 MB of test.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,13 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
     denominator is 0 (scikit-learn's zero_division=0). Of these, `macro` is the mean over all K classes,
     including those that never occur, `occurring` over those that do, `weighted` the mean weighted by class
     frequency; `micro` pools all decisions and so equals the accuracy. The top-5 accuracy is 1 for K <= 5, and
-    left out for rows without it; `ece` is that of `calibration`. A label or prediction outside 0..K-1 raises
-    UserError, see `confusion_matrix`.
+    left out for rows without it; `ece` is that of `calibration`. `confusion_matrix` is there for up to
+    `MOST_IN_MATRIX` classes. A label or prediction outside 0..K-1 raises UserError.
     """
     rows = _counted(predictions)
-    confusion = confusion_matrix(rows, num_classes)
-    count = int(confusion.sum())
-    hits, support, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    label, prediction = _classes(rows, num_classes)
+    count, right = len(label), label[label == prediction]
+    hits, support, predicted = (np.bincount(x, minlength=num_classes) for x in (right, label, prediction))
     precision, recall = _ratio(hits, predicted), _ratio(hits, support)
     classes = {"precision": precision, "recall": recall, "f1": _ratio(2 * hits, support + predicted)}
     none = np.nan if count == 0 else 0.0
@@ -91,7 +92,9 @@ def compute(predictions: Predictions, num_classes: int) -> Scores:
         "micro": dict.fromkeys(classes, accuracy),
         "weighted": {name: float(np.sum(values * share)) for name, values in classes.items()},
         "per_class": {**classes, "support": support},
-        "confusion_matrix": confusion,
+        **(
+            {"confusion_matrix": confusion_matrix(rows, num_classes)} if num_classes <= MOST_IN_MATRIX else {}
+        ),
     }
 
 
@@ -112,14 +115,19 @@ def averages(scores: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str,
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
     """Number of examples by (label, prediction): int64 [K, K]; UserError if one is outside 0..K-1."""
-    rows = _counted(predictions)
+    label, prediction = _classes(_counted(predictions), num_classes)
+    pairs = label * num_classes + prediction
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _classes(rows: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarray]:
+    """Labels and predictions, int64 [N]; UserError if one is outside 0..K-1."""
     for name in ("label", "prediction"):
         values = rows[name]
         if outside := int(np.sum((values < 0) | (values >= num_classes))):
             given = f"{name}: {outside} of {len(values)} {name}s lie outside 0..{num_classes - 1}"
             raise UserError(f"{given}; check num_classes and the data set")
-    pairs = rows["label"].astype(np.int64) * num_classes + rows["prediction"]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return [rows[name].astype(np.int64) for name in ("label", "prediction")]
 
 
 def calibration(predictions: Predictions, bins: int = 15) -> Calibration:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -20,9 +21,11 @@ from flax import linen as nn
 from PIL import Image
 
 import cnnjax
+from cnnjax import config as config_lib
 from cnnjax import ops
 from cnnjax.data import datasets
 from cnnjax.data.augment import views as protocols
+from cnnjax.errors import UserError
 from cnnjax.models import create_model, init_variables
 from cnnjax.models.layers import BatchNorm, Conv, Dense, LayerNorm
 from cnnjax.models.shufflenet import shuffle
@@ -35,7 +38,7 @@ testclient = pytest.importorskip("starlette.testclient", reason="starlette is no
 import uvicorn
 
 from cnnjax.cli import explore
-from cnnjax.explore.page import network, operations, server, training, views
+from cnnjax.explore.page import network, operations, reasons, server, training, views
 
 SCRIPT = "\n".join(path.read_text() for path in sorted(Path(server.__file__).parent.glob("*.js")))
 
@@ -346,6 +349,18 @@ def test_samples_are_of_all_classes_or_of_evenly_spaced_ones(classes):
         assert max(np.diff(shown)) <= classes / network.SAMPLES + 2
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "alike"),
+    [([0, 0], [0, 0], 1), ([0, 0], [1, 2], 0), ([2, 1], [0, 0], 0), ([1, 2], [2, 4], 1)],
+)
+def test_an_image_without_values_at_a_stage_is_only_like_another_without(one, two, alike, trained):
+    shown = views.Views(trained)
+    values = {"s0": one, "s1": two}
+    seen = {token: types.SimpleNamespace(values=[np.array(x, np.float32)]) for token, x in values.items()}
+    shown.network.seen = seen.__getitem__
+    assert reasons.Reasons(shown.network).similarities("s0", "s1") == {"similarity": pytest.approx([alike])}
+
+
 @pytest.fixture
 def raw_and_averaged(trained, tmp_path):
     """A copy of a run: after 3 steps only the raw weights are the trained ones, later only the average."""
@@ -378,6 +393,19 @@ def test_each_checkpoint_predicts_with_its_own_weights(raw_and_averaged, weights
         (right,) = dataclasses.replace(trained, variables=variables).predict(image, batch_size=1)
         found = {row["class"]: row["probability"] for row in told.step(step, "s1", 0)["predictions"]}
         assert found == pytest.approx(dict(right.top), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, init_from, drawn",
+    [("simple_cnn", "", True), ("simple_cnn", "runs/other", False), ("airbench94", "", False)],
+)
+def test_the_start_is_shown_only_if_the_seed_alone_gives_it(model, init_from, drawn, trained):
+    config = config_lib.assign(trained.config, {"model": model, "init_from": init_from})
+    told = training.Training(views.Views(dataclasses.replace(trained, config=config)))
+    steps = [row["step"] for row in told.run()["steps"]]
+    assert (0 in steps) == drawn and trained.step in steps
+    with contextlib.nullcontext() if drawn else pytest.raises(UserError, match="step"):
+        told.step(0, "s0", 0)
 
 
 def test_each_curve_of_a_long_run_is_thinned_on_its_own(trained, tmp_path):

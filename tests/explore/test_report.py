@@ -284,6 +284,16 @@ def test_predictions_of_older_runs_still_make_a_report(tiny_run, tmp_path):
     comparison.compare([copy, tiny_run], tmp_path / "both.html")
 
 
+def test_the_report_of_many_classes_says_that_their_matrix_was_not_kept(tiny_run, tmp_path):
+    copy = another(tiny_run, tmp_path / "run")
+    test = json.loads((copy / "test.json").read_text())
+    del test["confusion_matrix"]
+    (copy / "test.json").write_text(json.dumps(test))
+    page = report.write(copy).read_text()
+    assert "Not kept for more than 2,000 classes." in page and "Worst mistakes" in page
+    comparison.compare([copy, tiny_run], tmp_path / "both.html")
+
+
 @pytest.mark.parametrize("left_out", [{"test.json"}, {"test.json", "metrics.jsonl"}])
 def test_a_run_without_a_test_split_is_finished(left_out, tiny_run, tmp_path):
     copy = tmp_path / "run"

@@ -285,6 +285,42 @@ def test_a_recipe_in_a_graph_gives_pillows_pixels(recipe):
             assert difference.max() <= 2 and difference.mean() <= 0.1, (size, difference.max())
 
 
+def sides_in_a_graph(recipe: Recipe, lengths: np.ndarray) -> np.ndarray | None:
+    """int64 [2, N] of ONNX nodes; None if that cannot be run here."""
+    if not importlib.util.find_spec("onnxruntime"):
+        return None
+    from onnx import helper
+    from onnxruntime import InferenceSession
+
+    graph, whole = onnx_files._Graph(), functools.partial(helper.make_tensor_value_info, shape=["N"])
+    sides = graph.sides(recipe, "height", "width")
+    inputs, outputs = ([whole(name, onnx_files.INT64) for name in x] for x in (("height", "width"), sides))
+    opset = [helper.make_opsetid("", onnx_files.OPSET)]
+    model = helper.make_model(helper.make_graph(graph.nodes, "sides", inputs, outputs), opset_imports=opset)
+    model.ir_version = 9  # which any runtime knows
+    run = InferenceSession(model.SerializeToString()).run
+    return np.stack(run(None, dict(zip(("height", "width"), lengths, strict=True))))
+
+
+@pytest.mark.parametrize(
+    ("mode", "sides"),
+    [
+        *(("center", sides) for sides in ((30, 40), (48, 64), (33,))),
+        *(("border", sides) for sides in ((36, 36), (40, 30))),
+    ],
+)
+def test_every_way_resizes_to_the_same_sides(mode, sides):
+    """Of random sizes, and of one whose side is 127.5, which quotients of quotients miss."""
+    recipe = Recipe(sides, (30, 30), mode=mode)
+    lengths = np.random.default_rng(0).integers(1, 700, (2, 20_000))
+    lengths[:, 0] = 92, 391
+    wanted = np.transpose([recipe.resized(*size) for size in lengths.T.tolist()])
+    found = jax.jit(functools.partial(pixels._resized, recipe))(*lengths.astype(np.int32))
+    np.testing.assert_array_equal(np.broadcast_arrays(*found), wanted)
+    if (nodes := sides_in_a_graph(recipe, lengths)) is not None:
+        np.testing.assert_array_equal(nodes, wanted)
+
+
 def test_a_grey_image_is_bordered_by_the_mean_of_the_colour():
     image = photo(40, 20, 9, 0)[..., :1]
     theirs = RECIPES["border"][0].apply(image)

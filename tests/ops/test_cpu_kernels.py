@@ -503,6 +503,39 @@ def test_other_dtypes_and_shard_map_go_through_xla():
     assert_equal(found, jax.jit(jax.value_and_grad(net, (0, 1, 2)))(*NET))
 
 
+MAPS = (2, 8, 8, 32)
+INSIDE = {  # name: a function of an array of the shape and of float32 vectors
+    "dense": (lambda x, *v: ops.dense(x, jnp.stack(v, 1)), (2, 32)),
+    "dense of maps": (lambda x, *v: ops.dense(x, jnp.stack(v, 1)), MAPS),
+    "conv2d": (lambda x, *v: ops.conv2d(x, jnp.stack(v, 1).astype(x.dtype)[None, None]), MAPS),
+    "batch_norm": (lambda x, *v: ops.batch_norm_train(x, *v, act=ops.relu)[0], MAPS),
+    "layer_norm": (lambda x, *v: ops.gelu(ops.layer_norm(x, *v)), MAPS),
+    "max_pool": (lambda x, *_: ops.max_pool(x, 3, 2), MAPS),
+    "scale": (lambda x, *_: ops.scale_channels(x, ops.global_avg_pool(x)), MAPS),
+    "response_norm": (lambda x, *_: ops.local_response_norm(ops.silu(x)), MAPS),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", INSIDE)
+def test_inside_shard_map_jax_knows_what_differs_between_devices(name, dtype):
+    function, shape = INSIDE[name]
+    x, vectors = normal(0, shape, dtype), (normal(1, (32,)), normal(2, (32,)))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def inside(function, out_specs):
+        in_specs = spec("data"), spec(), spec()
+        sharded = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        return jax.eval_shape(sharded, x, *vectors)
+
+    gradient = jax.grad(lambda *arrays: function(*arrays).astype(jnp.float32).sum(), (0, 1, 2))
+    found = inside(gradient, (spec("data"), spec(), spec()))
+    assert [leaf.shape for leaf in found] == [shape, (32,), (32,)]
+    with pytest.raises(ValueError, match="replicat"):
+        inside(function, spec())
+
+
 def test_threads_may_call_at_the_same_time():
     def call(i):
         x = normal(i, (2, 6 + i, 7, 3))

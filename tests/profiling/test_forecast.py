@@ -55,6 +55,15 @@ def test_flops_are_of_both_gradients_of_sam_and_of_the_teachers_forward_pass(
     assert found.flops == 8 * (own * (12 if sam else 6) + 2 * other * taught)
 
 
+@pytest.mark.parametrize("freeze", ["conv1", "until(1, all but head)"])
+def test_of_a_step_with_frozen_parts_neither_flops_nor_time_is_told(freeze, tiny_config):
+    config = config_lib.assign(tiny_config, {"mesh": "data:1", "batch_size": 8, "freeze": freeze})
+    found = forecast.forecast(config, "h100:1", input_rate=100.0)
+    facts = json.loads(json.dumps(forecast.facts(found), allow_nan=False))
+    assert facts["flops"] is facts["compute_seconds"] is facts["step_seconds"] is facts["slowest"] is None
+    assert facts["memory_bytes"] > 0
+
+
 @pytest.mark.parametrize("name", ["cpu:0", "h100:0", "v5e:0x4", "cpu:100000", "h100:2049", "v6e:99x99"])
 def test_a_topology_of_no_or_too_many_devices_is_refused_by_its_name(name):
     with pytest.raises(UserError, match=f"^--topology={name} must be of at least 1 and at most 2048 devices"):

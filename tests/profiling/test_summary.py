@@ -11,7 +11,9 @@ from cnnjax.cli import main
 from cnnjax.cli.models import NETWORKS
 from cnnjax.models import create_model, list_models, variant
 from cnnjax.models.layers import Conv
+from cnnjax.models.macs import equation_macs
 from cnnjax.models.net import POOLINGS
+from cnnjax.ops.cpu.primitive import make_primitive
 from cnnjax.profiling import summary
 from cnnjax.profiling.summary import summarize
 from experiments import results
@@ -155,6 +157,21 @@ class Foreign(nn.Module):
         x = Conv(2, 3, name="conv")(image)
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         return jax.pure_callback(lambda x: np.asarray(x), shape, x)
+
+
+@pytest.mark.parametrize(
+    "spec, shape",
+    [("lenet5", (32, 32, 1)), ("convnext_tiny(stage_sizes=(1, 1), widths=(4, 8))", (32, 32, 3))],
+)
+def test_the_table_of_a_bfloat16_net_is_that_of_float32(spec, shape):
+    model = create_model(spec)
+    assert summarize(model.clone(dtype=jnp.bfloat16), shape) == summarize(model, shape)
+
+
+def test_a_kernel_of_this_package_that_has_no_rule_is_not_counted():
+    x = jnp.ones((1, 8, 8, 32))
+    (eqn,) = jax.make_jaxpr(make_primitive("unheard_of", jnp.sin).bind)(x).eqns
+    assert equation_macs(eqn) is None
 
 
 def test_what_cannot_be_counted_is_none_and_never_zero():

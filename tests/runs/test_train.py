@@ -113,13 +113,29 @@ def test_steps_are_traced_into_the_folder_and_utilization_told_of_a_known_chip(
     experiment = build(tiny_config)
     for row in train:
         rate = row["images_per_second_per_device"]
-        assert row["mfu"] == pytest.approx(rate * experiment.flops / chips.CHIPS["h100"].flops)
+        assert row["mfu"] == pytest.approx(rate * experiment.flops() / chips.CHIPS["h100"].flops)
         assert f"MFU {100 * row['mfu']:.1f} %" in progress.describe(row)
     with pytest.raises(UserError, match=f"--profile_steps=2:4: the run resumes at step {train[-1]['step']}"):
         loop.train(tiny_config, tmp_path / "run", profile_steps="2:4")
-    assert experiment.flops == 6 * summarize(experiment.model, experiment.augment.output_shape).macs > 0
+    assert experiment.flops() == 6 * summarize(experiment.model, experiment.augment.output_shape).macs > 0
     old = {"step": 3, "epoch": 1.0, "loss": 0.5, "images_per_second": 100.0}  # of a run from before
     assert progress.describe(old) == "step 3  epoch 1.00  loss 0.5000  100 images/s"
+
+
+def test_utilization_counts_what_a_step_computes(tiny_config, tmp_path, monkeypatch):
+    """Both gradients of SAM; while a part is frozen it is not known."""
+    monkeypatch.setitem(chips.KINDS, jax.devices()[0].device_kind, "h100")
+    tiny_config.optimizer.sam_rho, tiny_config.freeze = 0.05, "until(1, conv1)"
+    experiment, run = build(tiny_config), Run.open(loop.train(tiny_config, tmp_path / "run").path)
+    rows = [row for row in run.metrics() if "loss" in row]
+    thawed, per_epoch = [row for row in rows if "mfu" in row], experiment.steps_per_epoch
+    before = [row["step"] - tiny_config.log_every_steps for row in thawed]
+    assert before and min(before) >= per_epoch and len(thawed) < len(rows)
+    assert all("MFU" in progress.describe(row) for row in thawed)
+    macs = summarize(experiment.model, experiment.augment.output_shape).macs
+    for row in thawed:
+        share = row["images_per_second_per_device"] * 12 * macs / chips.CHIPS["h100"].flops
+        assert row["mfu"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("steps", ["4:2", "2:2", "a:b", "0:9999", "5", "-1:3"])

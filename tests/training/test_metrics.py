@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, on random and degenerate inputs, for any cut into batches."""
 
 import itertools
+import json
 import warnings
 
 import jax
@@ -176,6 +177,23 @@ def test_labels_and_predictions_out_of_range_are_reported(name, value):
     wrong = rows(np.zeros((2, 6)), [2, 3]) | {name: np.array([2, value])}
     with pytest.raises(UserError, match=rf"^{name}: 1 of 2 {name}s lie outside 0\.\.5"):
         metrics.compute(wrong, 6)
+
+
+def test_of_many_classes_there_is_no_matrix_and_all_else(monkeypatch):
+    """8 TB would be needed for it, and the file could not be read again."""
+    draw = np.random.default_rng(6)
+    found = rows(draw.normal(size=(40, 8)).astype(np.float32), draw.integers(0, 8, 40))
+    few, many = (metrics.compute(found, count) for count in (8, 2**20))
+    assert "confusion_matrix" not in many and many["accuracy"] == few["accuracy"]
+    monkeypatch.setattr(metrics, "MOST_IN_MATRIX", 7)
+    assert few.pop("confusion_matrix").sum() == 40
+    jax.tree.map(np.testing.assert_array_equal, metrics.compute(found, 8), few)
+
+
+def test_the_largest_matrix_is_a_file_of_tens_of_megabytes():
+    """Of a cell, as JSON is indented, the file has nine bytes."""
+    largest = np.zeros((2, metrics.MOST_IN_MATRIX), int).tolist()
+    assert len(json.dumps(largest, indent=2)) / 2 * metrics.MOST_IN_MATRIX < 40e6
 
 
 def test_counts_and_sums_are_exact_beyond_float32():

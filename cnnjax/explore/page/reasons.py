@@ -87,12 +87,12 @@ class Reasons:
         return {"method": used, "rows": rows}
 
     def similarities(self, token: str, other: str) -> Answer:
-        """How alike two images are at each stage: the cosine between their values."""
+        """How alike two images are at each stage: the cosine between their values; of two zeros it is 1."""
         one, two = self.network.seen(token), self.network.seen(other)
         rows = []
         for a, b in zip(one.values, two.values, strict=True):
             norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-            rows.append(float((a * b).sum()) / norms if norms > 0 else 1.0)
+            rows.append(float((a * b).sum()) / norms if norms > 0 else float(not (a.any() or b.any())))
         return {"similarity": rows}
 
     def differences(self, token: str, other: str, stage: int) -> Answer:

@@ -11,7 +11,7 @@ from cnnjax.data.sources.source import evenly_spaced
 from cnnjax.errors import UserError, by_name
 from cnnjax.explore.page.operations import Answer
 from cnnjax.explore.page.views import Views, filters_of
-from cnnjax.models import init_variables
+from cnnjax.models import init_variables, variant
 from cnnjax.models.forward import Variables
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
@@ -39,7 +39,7 @@ class Training:
         """The steps of the checkpoints, and 0 if the start can be drawn again."""
         steps = Checkpoints(self._run.path / "checkpoints").steps()
         config = self.trained.config
-        drawn = config is not None and not config.init_from and 0 not in steps
+        drawn = config and not config.init_from and not variant(config.model).from_images and 0 not in steps
         return {str(step): step for step in ([0] if drawn else []) + steps}
 
     def run(self) -> Answer:
