@@ -1,6 +1,6 @@
 """What a run shows as it trains: a bar on a terminal, elsewhere one line per interval, or nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.progress import (
@@ -23,6 +23,10 @@ class Lines(log.Progress):
 
     def __init__(self, console: Console):
         self.console = console
+
+    def header(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self.note(line)
 
     def row(self, row: dict[str, Any]) -> None:
         self.note(describe(row))

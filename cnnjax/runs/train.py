@@ -71,6 +71,7 @@ def train(
 
     Args:
       workdir: the run folder, created if missing.
+      progress: shows rows and notes, such as skipped images; by default nothing does, see `Progress`.
       stop_seconds: seconds to shut down after a signal, then the process is ended; None waits for the end of
         the step, of the evaluation's batch or of the compilation.
       hang_seconds: seconds without a step until the process is ended (exit code 4); None sets no limit.
@@ -197,8 +198,7 @@ def live(
 def opened(experiment: Experiment, workdir: str | Path, progress: Progress) -> Iterator[tuple[Run, Saver]]:
     """A new or resumed run in its folder, which is locked; with its checkpoints."""
     source = experiment.train_source
-    for line in (*experiment.header(), f"run folder {workdir}"):
-        progress.note(line)
+    progress.header([*experiment.header(), f"run folder {workdir}"])
     progress.stage("initializing")
     run = processes.first_then_others(
         lambda: Run.create(workdir, experiment.config, source.fingerprint), lambda: Run(workdir)
