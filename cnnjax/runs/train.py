@@ -7,11 +7,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.batches import Batches
-from cnnjax.data.sources.source import Listed
+from cnnjax.data.sources.source import Listed, Source
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
@@ -49,8 +50,7 @@ class Result:
 
 # What a run does without a split.
 NEEDED = {
-    "validation": "nothing is evaluated before the end and the last step counts as the best; "
-    "config.data.num_validation holds one out of train",
+    "validation": "nothing is evaluated before the end and the last step counts as the best",
     "test": "there will be no test score",
 }
 Life = Generator[Inputs, Outputs, Result]
@@ -228,13 +228,20 @@ def begin(experiment: Experiment, step: int, progress: Progress) -> None:
     source, total = experiment.train_source, experiment.total_steps
     for split, meaning in NEEDED.items():
         if split not in source.splits:
-            progress.note(f"{source.name} has no labelled {split} split: {meaning}")
+            advice = hold_out_advice(source) if split == "validation" else ""
+            progress.note(f"{source.name} has no labelled {split} split: {meaning}{advice}")
     validated = step == 0 and "validation" in source.splits
     if validated and (line := seen_before(experiment.config, experiment.facts.listed)):
         progress.note(line)
     if "test" in source.splits and step < total:
         experiment.open("test")  # so that what is wrong with it is told now, not after the last step
     progress.start(step, total)
+
+
+def hold_out_advice(source: Source) -> str:
+    """What makes a validation split; "" if it cannot be made, as each class has one image."""
+    single = source.labels is not None and len(source) == len(np.unique(source.labels))
+    return "" if single else "; config.data.num_validation holds one out of train"
 
 
 def restore(

@@ -184,6 +184,16 @@ def test_training_lists_each_folder_once(tmp_path, splits, scanned):
     assert len(ours) == len(set(ours)) == 1 + 3 * len(splits)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_split_is_not_advised_that_cannot_be_held_out(images, tmp_path, capsys):
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    data = write(tmp_path / "photos", [(12, 12)] * images)
+    words = [f"--data={data}", f"--workdir={tmp_path / 'run'}", "--config.data.num_validation=0"]
+    assert main.run(["train", *words, *small]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "has no labelled validation split" in x)
+    assert line.endswith("; config.data.num_validation holds one out of train") == (images > 1)
+
+
 def test_weights_need_data(capsys):
     assert main.run(["train", "--weights=torchvision"]) == 2
     assert "--weights needs --data" in capsys.readouterr().err
