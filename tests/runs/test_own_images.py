@@ -184,6 +184,17 @@ def test_training_lists_each_folder_once(tmp_path, splits, scanned):
     assert len(ours) == len(set(ours)) == 1 + 3 * len(splits)
 
 
+def test_the_config_of_a_run_is_where_another_or_a_sweep_begins(tmp_path, capsys, monkeypatch):
+    """With what `--data` chose; as a Python file its `true` was a NameError."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", [(12, 12)] * 6)
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    assert main.run(["train", "--data=photos", "--workdir=run", *small]) == 0
+    assert main.run(["sweep", "--config=run/config.json", "--set=batch_size=4", "--out=swept"]) == 0
+    (point,) = (tmp_path / "swept" / "runs").glob("*/config.json")
+    assert Run(point.parent).config() == config_lib.assign(Run("run").config(), {"batch_size": 4})
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_split_is_not_advised_that_cannot_be_held_out(images, tmp_path, capsys):
     small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
