@@ -41,7 +41,8 @@ def data_name(given: str | Path) -> str:
     """
     if not (given := str(given)):  # as a path it would be the current folder
         raise UserError("data='' names no data set; allowed: a name, a folder of images, or None")
-    if ":" in given or given in datasets.DATASETS or not (path := expanded(given)).exists():
+    known = given in datasets.DATASETS or given.startswith(tuple(f"{form}:" for form in datasets.FORMS))
+    if known or not (path := expanded(given)).exists():
         return given
     if (suffix := path.suffix.lower()) == ".tar" and path.is_file():
         forms = f"folder:{given} for class folders, tar:{given} for WebDataset samples"
