@@ -28,10 +28,26 @@ def as_table(rows: Sequence[Row], fields: Sequence[str]) -> Table:
     return table
 
 
-class Lines(Board):
+class Notes(Board):
+    """What the user should know of the runs, each line once though several runs note it."""
+
+    def __init__(self) -> None:
+        self.name, self.noted = "", set[str]()
+
+    def begin(self, name: str, number: int, count: int) -> None:
+        self.name = name
+
+    def note(self, text: str) -> None:
+        if text not in self.noted:
+            self.noted.add(text)
+            say(f"{self.name}: {text}" if self.name else text)
+
+
+class Lines(Notes):
     """A line for each run as it ends."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.printed: int | None = None
 
     def rows(self, rows: Sequence[Row], fields: Sequence[str]) -> None:
@@ -45,14 +61,16 @@ class Lines(Board):
         self.printed = len(rows)
 
 
-class LiveBoard(Board):
+class LiveBoard(Notes):
     """The table, and under it the state of the current run."""
 
     def __init__(self, live: Live):
+        super().__init__()
         self.live, self.table, self.words = live, Table(), ""
         self.spinner = Spinner("dots")
 
     def begin(self, name: str, number: int, count: int) -> None:
+        super().begin(name, number, count)
         self.words = f"{number} of {count}: {name}"
         self._show()
 

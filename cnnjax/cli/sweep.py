@@ -44,7 +44,7 @@ def sweep(
         from cnnjax.explore import comparison
         from cnnjax.runs import compile_cache
         from cnnjax.runs import sweep as sweep_lib
-        from cnnjax.runs.results import RESULTS
+        from cnnjax.runs.results import RESULTS, validation_means
 
         compile_cache.enable()
     if random:  # several draws may be one point
@@ -58,7 +58,8 @@ def sweep(
             live.update("")
     print_tables(boards.as_table(rows, sorted(points)))
     if rows:
-        say(f"sorted by validation accuracy; table {Path(out) / RESULTS}, page {comparison.sweep(out)}")
+        ranked = "sorted by validation accuracy; " if validation_means(rows, sorted(points)) else ""
+        say(f"{ranked}table {Path(out) / RESULTS}, page {comparison.sweep(out)}")
 
 
 def _heading(points: Points, number: int, seeds: int, task: tuple[int, int], out: str) -> str:

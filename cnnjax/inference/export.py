@@ -144,6 +144,8 @@ def _check_whole(trained: TrainedModel, form: str, batch_size: int | None) -> No
         given = f"batch_size={batch_size}" if known else f"format {form}"
         allowed = " or ".join(sorted(name for name, each in FORMATS.items() if each.resizes))
         raise UserError(f"with_preprocessing: {given}; allowed: {allowed}, and no batch size")
+    if (channels := trained.image_shape[2]) not in (1, 3):
+        raise UserError(f"with_preprocessing: {channels} channels; allowed: 1 or 3; export it without")
     if (how := trained.recipe.interpolation) not in known:
         problem = f"format {form} cannot resize by {how!r}; allowed: {listed(list(known))}"
         raise UserError(f"with_preprocessing: {problem}; export it without")

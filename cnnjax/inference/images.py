@@ -95,6 +95,9 @@ def fit(image: AnyImage, recipe: Recipe, channels: int, name: str = "image") -> 
     """One image of any kind and size as uint8 [*recipe.shape, channels]; arrays of that shape stay."""
     if (ready := _ready(image, recipe, channels)) is not None:
         return ready
+    if isinstance(image, np.ndarray) and channels not in (1, 3):  # which nothing brings to size
+        allowed = f"uint8 [{', '.join(map(str, (*recipe.shape, channels)))}]"
+        raise UserError(f"{name} is {image.dtype} {list(image.shape)}; allowed: {allowed}, one or a batch")
     if isinstance(image, np.ndarray | Image.Image):
         image = _encode(image, name)
     data = image if isinstance(image, bytes) else _read_bytes(image)

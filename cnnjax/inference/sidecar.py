@@ -8,6 +8,7 @@ from cnnjax.inference.model import TrainedModel
 from cnnjax.runs.loaded import Loaded
 
 DECODING = "uint8 pixels, rotated as EXIF says, transparent ones over black"
+CHANNEL_ORDER = {1: "grey", 3: "RGB"}  # of other channels nobody knows it
 
 # No jaxlib from these versions on was built before these days, which jax's sources name. jax.export promises
 # to load what a jaxlib wrote with any other that was built within six months of it.
@@ -38,6 +39,8 @@ def description(
         shape = ["height", "width", trained.image_shape[2]]
         given = {"dtype": "uint8", "shape": shape, "layout": "HWC"}
         returned = {"dtype": "float32", "shape": [classes], "values": "probabilities"}
+    if order := CHANNEL_ORDER.get(trained.image_shape[2]):
+        given["channel_order"] = order
     promise = {"jaxlib": jaxlib.__version__, "loads_until": loads_until()} if form == "stablehlo" else {}
     return {
         "format": form,
@@ -45,7 +48,7 @@ def description(
         **promise,
         "weights": weights,
         "model": trained.spec,
-        "input": {**given, "channel_order": "RGB" if trained.image_shape[2] == 3 else "grey"},
+        "input": given,
         "output": returned,
         "preprocessing_in_graph": whole,
         "decoding": DECODING,

@@ -1,15 +1,19 @@
-"""Config files: a Python file with `get_config()`, or one of the examples that ship with the package."""
+"""Config files: a Python file with `get_config()`, an example that ships with the package, a config.json."""
 
+import contextlib
 import difflib
 import os
 import reprlib
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from cnnjax import config as config_lib
+from cnnjax.data.files import read_json
 from cnnjax.errors import UserError, listed, one_line
 
 
@@ -33,11 +37,13 @@ def _find(path: str) -> str:
 
 
 def from_file(path: str) -> ConfigDict:
-    """What `get_config()` of a Python file, or of an example by name, returns.
+    """What `get_config()` of a Python file, or of an example by name, returns; or the config of a .json file.
 
-    The file is executed, and may import what lies beside it.
+    The Python file is executed, and may import what lies beside it.
     """
     path = _find(path)
+    if path.lower().endswith(".json"):
+        return from_json(Path(path))
     folder, before = str(Path(path).resolve().parent), {*sys.modules}
     sys.path.insert(0, folder)
     try:
@@ -57,6 +63,27 @@ def from_file(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {reprlib.repr(config)}, not a ConfigDict")
     return config
+
+
+def from_json(file: Path, within: Path | None = None) -> ConfigDict:
+    """The config of a run's config.json, validated; see `read_json`."""
+    try:
+        values = read_json(file, within=within)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{file} is damaged", f"{file} cannot be read")) from None
+    with naming(file):
+        config = config_lib.from_dict(values)
+        config_lib.validate(config)
+    return config
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Puts a file's name before what is wrong with its values."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _line_of(error: BaseException, folder: str) -> str:

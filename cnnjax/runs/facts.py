@@ -31,7 +31,8 @@ from cnnjax.errors import UserError, listed, visible
 from cnnjax.models import Preset
 from cnnjax.models.variants import preset_augment
 from cnnjax.runs.checkpoints import Checkpoints
-from cnnjax.runs.folder import Run, naming
+from cnnjax.runs.config_files import naming
+from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import load_split
 from cnnjax.runs.pretrained import Pretrained, is_run, resolve
 from cnnjax.runs.record import DataFacts

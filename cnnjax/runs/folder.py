@@ -14,7 +14,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NotRequired, TypedDict
 
@@ -34,6 +34,7 @@ from cnnjax.data.files import (
 )
 from cnnjax.errors import UserError, listed
 from cnnjax.runs import processes
+from cnnjax.runs.config_files import from_json
 from cnnjax.runs.record import Record
 from cnnjax.runs.trackers import Place, Trackers
 
@@ -206,15 +207,7 @@ class Run:
 
     def config(self) -> ConfigDict:
         """The config of the run."""
-        file = self.path / "config.json"
-        try:
-            values = read_json(file, within=self.path)
-        except UserError as error:
-            raise UserError(str(error).replace(f"{file} is damaged", f"{file} cannot be read")) from None
-        with naming(file):
-            config = config_lib.from_dict(values)
-            config_lib.validate(config)
-        return config
+        return from_json(self.path / "config.json", within=self.path)
 
     def class_names(self) -> list[str]:
         """The names of the classes that the run was trained on."""
@@ -310,15 +303,6 @@ def _row(line: bytes) -> Json:
     if not all(math.isfinite(row.get(name, 0)) for name in ("epoch", "seconds")):
         raise ValueError("its time is not finite")
     return row
-
-
-@contextlib.contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Puts a file's name before what is wrong with its values."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import records
 from cnnjax.data.sources.sets import in_words
 from cnnjax.data.sources.source import Listed, Shape, Source, resizes, to_memory
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, counted
 from cnnjax.models import variable_shapes
 from cnnjax.models.weights import files
 from cnnjax.models.weights.fit import first, misfits
@@ -41,7 +41,8 @@ def data_name(given: str | Path) -> str:
     """
     if not (given := str(given)):  # as a path it would be the current folder
         raise UserError("data='' names no data set; allowed: a name, a folder of images, or None")
-    if ":" in given or given in datasets.DATASETS or not (path := expanded(given)).exists():
+    known = given in datasets.DATASETS or given.startswith(tuple(f"{form}:" for form in datasets.FORMS))
+    if known or not (path := expanded(given)).exists():
         return given
     if (suffix := path.suffix.lower()) == ".tar" and path.is_file():
         forms = f"folder:{given} for class folders, tar:{given} for WebDataset samples"
@@ -90,7 +91,9 @@ def open_split(
     if image_shape and tuple(source.image_shape) != image_shape:
         given = f"images of {in_words(source.image_shape)}; this run takes {in_words(image_shape)}"
         prepare = ", or prepare them with `cnnjax data prepare`" if resizes(source) else ""
-        raise UserError(f"{source.name} {split}: {given}; resize them{prepare}")
+        other = source.image_shape[2] != (channels := image_shape[2])  # which no size changes
+        advice = f"give images of {counted(channels, 'channel')}" if other else f"resize them{prepare}"
+        raise UserError(f"{source.name} {split}: {given}; {advice}")
     return source
 
 

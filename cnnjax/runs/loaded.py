@@ -18,8 +18,9 @@ from cnnjax.models import create_model
 from cnnjax.models.forward import image_struct
 from cnnjax.models.weights import files
 from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
+from cnnjax.runs.config_files import naming
 from cnnjax.runs.facts import Facts, of_run, of_weights
-from cnnjax.runs.folder import Run, naming
+from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import data_name, open_split, own_tree, same_images
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve

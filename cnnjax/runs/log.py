@@ -1,7 +1,7 @@
 """What a run writes while it trains: rows of metrics.jsonl, with the time, and steps that were not finite."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,11 @@ class Progress:
 
     def stage(self, text: str) -> None:
         """What a run does before its first step, "loading data"."""
+
+    def header(self, lines: Sequence[str]) -> None:
+        """What the run is: data, network, steps, folder; a note a line."""
+        for line in lines:
+            self.note(line)
 
     def start(self, step: int, total_steps: int) -> None:
         """A run begins, or resumes after `step` of `total_steps`."""

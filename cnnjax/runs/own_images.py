@@ -1,6 +1,7 @@
 """Own images: fields at their defaults are chosen from the size and number of the images."""
 
 import functools
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +16,7 @@ from cnnjax.errors import UserError
 from cnnjax.models.weights.published import published
 from cnnjax.runs.facts import begun, start_of, start_size
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import data_name, open_split
+from cnnjax.runs.inputs import data_name, open_split, same_images
 from cnnjax.runs.pretrained import is_run, resolve
 
 SIDE = 64  # pixels to which larger images are resized
@@ -47,7 +48,7 @@ def suited(
       listed: see `datasets.load`.
       given: fields that stay as they are though they are at their defaults.
       file: whether the config is of a file, which says all but what no file knows of other images.
-      workdir: of a run that is resumed, which needs the weights no more.
+      workdir: of a run that is resumed, which needs the weights no more, and the images that it had.
     """
     data = data_name(data)
     config = config_lib.assign(config, {"data.name": data} | ({"init_from": weights} if weights else {}))
@@ -77,7 +78,22 @@ def suited(
     chosen = {name: value for name, value in fields.items() if name in free and value != default[name]}
     words = ", ".join(f"{name}={value}" for name, value in chosen.items()) or "nothing"
     line = f"chosen for {data}: {words}; --config.FIELD=VALUE sets another"
-    return config_lib.assign(config, chosen), line
+    config = config_lib.assign(config, chosen)
+    if workdir:
+        _check_images(config, Run(workdir), listed)
+    return config, line
+
+
+def _check_images(config: ConfigDict, run: Run, listed: Listed | None) -> None:
+    """A UserError if a run is of other images of this data set, for which other fields are chosen."""
+    if not os.path.lexists(run.path / "config.json") or not run.images()["train"]:
+        return
+    before, data = run.config(), config.data
+    if before.data.name != data.name or not config_lib.differing(before, config):
+        return
+    if not same_images(run, data.name, data.dir, listed):
+        problem = f"{run.path} was trained on other images of {data.name} train"
+        raise UserError(f"{problem}; restore them, or choose another --workdir")
 
 
 def _model_of(weights: str) -> str:

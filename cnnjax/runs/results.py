@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.data.files import atomic_write, expanded, open_to_append, read_file, read_json
 from cnnjax.errors import UserError, one_line
-from cnnjax.runs.folder import Run, naming
+from cnnjax.runs.config_files import naming
+from cnnjax.runs.folder import Run
 
 RESULTS = "results.csv"
 SCORES = (

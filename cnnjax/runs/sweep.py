@@ -41,6 +41,9 @@ class Board(Progress):
     def rows(self, rows: Sequence[Row], fields: Sequence[str]) -> None:
         """A row has come; these are all."""
 
+    def header(self, lines: Sequence[str]) -> None:
+        """Nothing: what its runs are, the sweep's own lines say."""
+
 
 def sweep(
     config: ConfigDict,
@@ -84,9 +87,7 @@ def sweep(
     mine = list(runs)[task[0] :: task[1]]
     done = {row["run"] for row in read_results(out)}
     missing = [name for name in mine if name not in done]
-    for name in missing:
-        if runs[name][0].seed == config.seed:
-            experiment.build(runs[name][0])  # a mistake in the last point shows before the first is trained
+    _check_points([runs[name][0] for name in missing if runs[name][0].seed == config.seed], board)
     _check_images(out, config, {runs[name][0].data.name for name in missing})
     board.rows(read_results(out), fields)
     batches: dict[str, list[str]] = {}  # trained at once: a run, or all missing seeds of a point
@@ -102,6 +103,14 @@ def sweep(
             results.append(row_of(Run.open(path), runs[name][1], outcome))
         board.rows(read_results(out), fields)
     return read_results(out)
+
+
+def _check_points(configs: Sequence[ConfigDict], board: Board) -> None:
+    """Shows a mistake in the last point before the first is trained, and notes what will not be ranked."""
+    sources = (experiment.build(each).train_source for each in configs)
+    advice = {train.hold_out_advice(each) for each in sources if "validation" not in each.splits}
+    for each in sorted(advice):
+        board.note(f"points without a validation split are not ranked{each}")
 
 
 def _check_images(out: Path, config: ConfigDict, names: Collection[str]) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cnnjax import config as config_lib
 from cnnjax.data.batches import Batches
-from cnnjax.data.sources.source import Listed
+from cnnjax.data.sources.source import Listed, Source
 from cnnjax.ops import cpu
 from cnnjax.runs import processes
 from cnnjax.runs.checkpoints import Saver
@@ -48,8 +49,7 @@ class Result:
 
 # What a run does without a split.
 NEEDED = {
-    "validation": "nothing is evaluated before the end and the last step counts as the best; "
-    "config.data.num_validation holds one out of train",
+    "validation": "nothing is evaluated before the end and the last step counts as the best",
     "test": "there will be no test score",
 }
 Life = Generator[Inputs, Outputs, Result]
@@ -70,6 +70,7 @@ def train(
 
     Args:
       workdir: the run folder, created if missing.
+      progress: shows rows and notes, such as skipped images; by default nothing does, see `Progress`.
       stop_seconds: seconds to shut down after a signal, then the process is ended; None waits for the end of
         the step, of the evaluation's batch or of the compilation.
       hang_seconds: seconds without a step until the process is ended (exit code 4); None sets no limit.
@@ -198,11 +199,11 @@ def live(
 def introduce(experiment: Experiment, workdir: str | Path, progress: Progress) -> None:
     """Tells what is trained, where, and which splits it lacks; the first of several seeds for all."""
     source = experiment.train_source
-    for line in (*experiment.header(), f"run folder {workdir}"):
-        progress.note(line)
+    progress.header([*experiment.header(), f"run folder {workdir}"])
     for split, meaning in NEEDED.items():
         if split not in source.splits:
-            progress.note(f"{source.name} has no labelled {split} split: {meaning}")
+            advice = hold_out_advice(source) if split == "validation" else ""
+            progress.note(f"{source.name} has no labelled {split} split: {meaning}{advice}")
 
 
 @contextlib.contextmanager
@@ -242,6 +243,12 @@ def begin(experiment: Experiment, step: int, progress: Progress) -> None:
     if "test" in source.splits and step < total:
         experiment.open("test")  # so that what is wrong with it is told now, not after the last step
     progress.start(step, total)
+
+
+def hold_out_advice(source: Source) -> str:
+    """What makes a validation split; "" if it cannot be made, as each class has one image."""
+    single = source.labels is not None and len(source) == len(np.unique(source.labels))
+    return "" if single else "; config.data.num_validation holds one out of train"
 
 
 def restore(

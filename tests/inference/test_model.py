@@ -488,6 +488,52 @@ def test_images_that_are_no_batch_of_the_network_are_refused(trained, what, give
         take(NO_BATCH[given])
 
 
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory) -> Path:
+    """The run of a network of 4 channels."""
+    folder = tmp_path_factory.mktemp("four")
+    draw = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 5), np.uint8)
+    labels = {"y_train": np.arange(20) % 2, "y_test": np.arange(20) % 2}
+    for count in (4, 5):
+        np.savez(folder / f"{count}.npz", x_train=draw[..., :count], x_test=draw[..., :count], **labels)
+    flags = ["--config.model=simple_cnn(widths=(2,), kernel_size=3)", "--config.total_epochs=1"]
+    flags += [f"--config.data.name=npz:{folder / '4.npz'}", "--config.data.num_validation=0"]
+    assert main.run(["train", f"--workdir={folder / 'run'}", *flags]) == 0
+    return folder / "run"
+
+
+OF_FOUR = {
+    "evaluate --workdir={run} --data=npz:{run}/../5.npz": "this run takes 8x8x4; give images of 4 channels",
+    "export --workdir={run} --format=stablehlo --with_preprocessing --out={out}/net.stablehlo": (
+        "with_preprocessing: 4 channels; allowed: 1 or 3; export it without"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", OF_FOUR)
+def test_advice_for_other_channels_can_be_followed(words, of_four, tmp_path, capsys):
+    """Images were to be resized, and one that nobody had given was refused."""
+    assert main.run([word.format(run=of_four, out=tmp_path) for word in words.split()]) == 2
+    assert capsys.readouterr().err.endswith(f"{OF_FOUR[words]}\n")
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 4), (9, 8, 3), (8, 8, 1), (8, 8)])
+def test_arrays_for_other_channels_are_asked_for_in_the_shape_of_the_network(shape, of_four):
+    """Those of 4 channels were refused as not of 1 or 3."""
+    trained, image = cnnjax.load_run(of_four), np.zeros(shape, np.uint8)
+    for take in (trained.fit, lambda image: trained.predict([image])):
+        with pytest.raises(UserError, match=r" is uint8 .*; allowed: uint8 \[8, 8, 4\], one or a batch"):
+            take(image)
+
+
+@pytest.mark.parametrize(("channels", "order"), [(1, {"channel_order": "grey"}), (4, {})])
+def test_the_sidecar_names_no_order_of_channels_that_it_does_not_know(channels, order, tiny_run, of_four):
+    run = cnnjax.load_run(tiny_run if channels == 1 else of_four)
+    for whole in (False, True):
+        given = sidecar.description(run, "onnx", "float32", None, whole, "")["input"]
+        assert {key: given[key] for key in given if key == "channel_order"} == order
+
+
 PREDICT_MISTAKES = {
     "predict x.png": "x.png is neither a file nor a folder",
     "predict --workdir={run} ": "an argument is empty",

@@ -17,6 +17,7 @@ from cnnjax.data.files import check_kind
 from cnnjax.errors import UserError
 from cnnjax.runs import train
 from cnnjax.runs.checkpoints import Checkpoints, Saver, describe
+from cnnjax.runs.config_files import from_file
 from cnnjax.runs.folder import KINDS, Run, plain
 from cnnjax.runs.log import Progress
 from cnnjax.runs.results import RESULTS, read_results, spread
@@ -128,8 +129,12 @@ def test_a_config_of_the_first_version_is_read_and_a_missing_field_is_not_guesse
 
 
 @pytest.mark.parametrize(
+    "door", [lambda file: Run.open(file.parent).config(), lambda file: from_file(str(file))]
+)
+@pytest.mark.parametrize(
     ("values", "words"),
     [
+        (None, r"config.json cannot be read: "),
         ({"data": 5}, "config.data is not a field"),
         ({"seed": {}}, "config.seed={} must be int"),
         ({"seed": {"a": 1}}, "config.seed.a is not a field"),
@@ -138,12 +143,14 @@ def test_a_config_of_the_first_version_is_read_and_a_missing_field_is_not_guesse
         ({"total_epochs": float("nan")}, "config.total_epochs=nan must be greater than 0"),
     ],
 )
-def test_a_config_of_wrong_kinds_is_named(tmp_path, values, words):
-    config = {**json.loads(config_lib.to_json(config_lib.default())), **values}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json: ") as error:
-        Run.open(tmp_path).config()
-    assert words in str(error.value)
+def test_a_config_of_wrong_kinds_is_named(tmp_path, values, words, door):
+    """Of a run, and as the user's --config=RUN/config.json."""
+    file = tmp_path / "config.json"
+    config = {**json.loads(config_lib.to_json(config_lib.default())), **(values or {})}
+    file.write_text(json.dumps(config) if values else '{"seed": ')
+    with pytest.raises(UserError, match=r"config\.json(:| cannot be read:) ") as error:
+        door(file)
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("how", ["link", "pipe", "folder"])

@@ -184,6 +184,60 @@ def test_training_lists_each_folder_once(tmp_path, splits, scanned):
     assert len(ours) == len(set(ours)) == 1 + 3 * len(splits)
 
 
+OTHERS = "run was trained on other images of folder:photos train; restore them, or choose another --workdir"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "classes", "flags", "told"),
+    [
+        ([(12, 12)] * 6, ("cat", "dog", "eel"), [], OTHERS),
+        ([(12, 12)], ("cat", "dog"), [], OTHERS),
+        ([(12, 12), (14, 12)] * 6, ("cat", "dog"), [], OTHERS),
+        (
+            [(12, 12)] * 12,
+            ("cat", "dog"),
+            ["--config.seed=1"],
+            "another config (config.seed: saved 0, now 1)",
+        ),
+    ],
+)
+def test_a_run_of_other_images_is_not_said_to_have_another_config(
+    sizes, classes, flags, told, tmp_path, capsys, monkeypatch
+):
+    """`--data` chooses other fields for them, which the user has not given."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", [(12, 12)] * 12)
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    command = ["train", "--data=photos", "--workdir=run", *small]
+    assert main.run(command) == 0
+    shutil.rmtree(tmp_path / "photos")
+    write(tmp_path / "photos", sizes, classes)
+    capsys.readouterr()
+    assert main.run([*command, *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_config_of_a_run_is_where_another_or_a_sweep_begins(tmp_path, capsys, monkeypatch):
+    """With what `--data` chose; as a Python file its `true` was a NameError."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "photos", [(12, 12)] * 6)
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    assert main.run(["train", "--data=photos", "--workdir=run", *small]) == 0
+    assert main.run(["sweep", "--config=run/config.json", "--set=batch_size=4", "--out=swept"]) == 0
+    (point,) = (tmp_path / "swept" / "runs").glob("*/config.json")
+    assert Run(point.parent).config() == config_lib.assign(Run("run").config(), {"batch_size": 4})
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_split_is_not_advised_that_cannot_be_held_out(images, tmp_path, capsys):
+    small = ["--config.model=simple_cnn(widths=(2, 3), kernel_size=3)", "--config.total_epochs=1"]
+    data = write(tmp_path / "photos", [(12, 12)] * images)
+    words = [f"--data={data}", f"--workdir={tmp_path / 'run'}", "--config.data.num_validation=0"]
+    assert main.run(["train", *words, *small]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "has no labelled validation split" in x)
+    assert line.endswith("; config.data.num_validation holds one out of train") == (images > 1)
+
+
 def test_weights_need_data(capsys):
     assert main.run(["train", "--weights=torchvision"]) == 2
     assert "--weights needs --data" in capsys.readouterr().err
@@ -206,6 +260,9 @@ def test_a_folder_is_data_and_a_known_name_is_that_data_set(door, tmp_path, monk
     with pytest.raises(UserError, match="data='' names no data set"):
         name("")
     assert door == "suited" or (name("mnist"), name("nowhere")) == ("mnist", "nowhere")
+    write(tmp_path, [(8, 8)] * 5, ("fi [ve] 12:30 *?/cat",))
+    assert name("fi [ve] 12:30 *?") == "folder:fi [ve] 12:30 *?"
+    assert door == "suited" or name("12:30") == "12:30"  # no such path: the form is refused when it is opened
 
 
 @pytest.mark.parametrize("door", ["suited", "with_data"])

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.live import Live
 
 from cnnjax import config as config_lib
-from cnnjax.cli import main
+from cnnjax.cli import boards, main
 from cnnjax.cli.sweep import parse_sets
+from cnnjax.cli.tables import Console
 from cnnjax.errors import UserError
 from cnnjax.explore import comparison, report
 from cnnjax.runs import sweep as sweep_lib
@@ -207,6 +209,35 @@ def test_a_field_that_is_also_a_fact_keeps_its_values(tiny_run, tmp_path):
     with pytest.raises(UserError, match="belongs to a sweep that sets batch_size; set"):
         Results(tmp_path / "other", ["ema_decay"]).claim(config_lib.default())
     assert "cpu_kernels" in other.columns
+
+
+@pytest.mark.parametrize("kind", ["lines", "live"])
+def test_a_sweep_shows_what_its_runs_note_once_and_not_their_headers(kind, capsys):
+    """Notes were lost: damaged images, a start that has seen what is held out, other versions."""
+    board = boards.Lines() if kind == "lines" else boards.LiveBoard(Live(console=Console()))
+    board.note("of all runs")
+    for number, name in enumerate(("a", "b"), 1):
+        board.begin(name, number, 2)
+        board.header(["data, network"])
+        board.note("skipped: x.jpg")
+        board.note(f"resuming {name}")
+    told = ["of all runs", "a: skipped: x.jpg", "a: resuming a", "b: resuming b"]
+    assert capsys.readouterr().out.splitlines() == told
+
+
+@pytest.mark.parametrize("counts", ["0", "10", "0,10"])
+def test_a_sweep_without_validation_images_says_so_and_is_not_called_sorted(
+    counts, tiny_data, tmp_path, capsys
+):
+    name = "data.num_validation"
+    swept = [f"--set={name}={counts}"] if "," in counts else [f"--config.{name}={counts}"]
+    args = ["sweep", f"--out={tmp_path / 'out'}", f"--config.data.name={tiny_data}", *TINY[:-1]]
+    assert main.run([*args, *swept, "--config.total_epochs=0.2"]) == 0
+    lines, without = capsys.readouterr().out.splitlines(), "0" in counts.split(",")
+    advice = f"config.{name} holds one out of train"
+    assert (lines[1] == f"points without a validation split are not ranked; {advice}") == without
+    assert sum("has no labelled validation split" in line for line in lines) == without
+    assert lines[-1].startswith("sorted by validation accuracy; table ") == ("10" in counts)
 
 
 def test_points_that_are_drawn_twice_count_once(capsys, monkeypatch, tmp_path):
