@@ -239,9 +239,10 @@ def _points(rows: Sequence[Row], fields: Sequence[str], names: Mapping[tuple[str
         seconds = spread([row["seconds"] for row in members], 1, 1)
         cells.append([names[point], validated, spread(test), seconds, runs])
     head = ["config", "validation accuracy %", "test accuracy %", "seconds", "runs"]
-    words = "Mean ± standard deviation over seeds, sorted by validation accuracy."
-    scale = f" Bars run from {100 * start:.1f} to {100 * high:.1f} %." if means else ""
-    return join(element("h2", "Best first"), table(head, cells), element("p", words, scale))
+    words = "Mean ± standard deviation over seeds"
+    order = f", sorted by validation accuracy. Bars run from {100 * start:.1f} to {100 * high:.1f} %."
+    title = "Best first" if means else "Configs"
+    return join(element("h2", title), table(head, cells), element("p", words, order if means else "."))
 
 
 def _origin(folder: Path, rows: Sequence[Row]) -> Markup:

@@ -237,7 +237,9 @@ def test_a_sweep_without_validation_images_says_so_and_is_not_called_sorted(
     advice = f"config.{name} holds one out of train"
     assert (lines[1] == f"points without a validation split are not ranked; {advice}") == without
     assert sum("has no labelled validation split" in line for line in lines) == without
-    assert lines[-1].startswith("sorted by validation accuracy; table ") == ("10" in counts)
+    ranked = "10" in counts
+    assert lines[-1].startswith("sorted by validation accuracy; table ") == ranked
+    assert ("Best first" in (tmp_path / "out" / "report.html").read_text("utf-8")) == ranked
 
 
 def test_points_that_are_drawn_twice_count_once(capsys, monkeypatch, tmp_path):
