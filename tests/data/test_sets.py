@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cnnjax.cli import main
-from cnnjax.data.datasets import load, official_splits
-from cnnjax.data.sources.source import hold_out, to_memory
+from cnnjax.data.datasets import hold_out, load, official_splits
+from cnnjax.data.sources.source import to_memory
 from cnnjax.errors import UserError
 from tests.data.test_datasets import message, write_idx, write_prepared
 from tests.data.test_parquet import write as write_parquet
