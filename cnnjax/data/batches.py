@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from cnnjax.data.augment.register import Batch
 from cnnjax.data.machine import num_cores
 from cnnjax.data.memory import Memory
-from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped
+from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped, lost_classes
 from cnnjax.errors import BadImage, UserError
 
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
@@ -63,6 +63,7 @@ class Batches(abc.ABC):
         self.steps_per_epoch = steps_per_epoch(size, batch_size)
         self.position = 0  # the step of the next batch
         self._bad: dict[int, str] = {}
+        self.lost = ""  # see `lost_classes`
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -107,7 +108,7 @@ class ResidentBatches(Batches):
     ):
         super().__init__(len(source), batch_size, seed)
         whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-        self._bad = dict(enumerate(source.skipped))
+        self._bad, self.lost = dict(enumerate(source.skipped)), source.lost
         places = np.arange(self.size, dtype=np.int32) if source.places is None else source.places
         arrays = {"image": source.images, "label": np.asarray(source.labels, np.int32), "index": places}
         self._rows = {name: put(array, whole) for name, array in arrays.items()}
@@ -296,6 +297,7 @@ class StreamBatches(Batches):
     def _put(self, read: HostBatch) -> Batch:
         batch, bad = read
         self._bad |= dict(bad)
+        self.lost = lost_classes(self._read.source, self._bad) if bad else self.lost
         if self.max_bad is not None:
             check_skipped(self.skipped, self.max_bad)
         if len(self._read.rows) == self.batch_size:

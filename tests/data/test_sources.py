@@ -297,6 +297,17 @@ def test_batches_name_the_place_of_an_image_after_one_that_was_left_out(memory, 
             np.testing.assert_array_equal(source[int(place)]["image"], image)
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_class_without_a_readable_image_is_named(memory, tmp_path):
+    files = pictures(12)
+    files |= {name: b"" for name in files if name.startswith("a/")} | {next(reversed(files)): b""}
+    source = load(f"folder:{write(tmp_path, 'folder', files)}", "train", size=4)
+    batches = make_batches(to_memory(source, max_bad=7) if memory else source, 5, seed=0, max_bad=7)
+    list(batches.one_epoch())
+    assert len(batches.skipped) == 7
+    assert batches.lost == "no readable image of class a is left in train"
+
+
 def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):
     files = pictures(12)
     files["a/0.png"], files["b/5.png"] = b"", files["b/5.png"][:50]

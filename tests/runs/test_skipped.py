@@ -27,7 +27,7 @@ class Notes(Progress):
         self.skipped: list[str] = []
 
     def note(self, text):
-        self.skipped += [text] * text.startswith("skipped: ")
+        self.skipped += [text] * text.startswith(("skipped: ", "no readable"))
 
 
 def damaged(folder: Path, bad: dict[str, list[str]]) -> ConfigDict:
@@ -90,3 +90,18 @@ def test_reports_show_the_image_of_the_caption_after_one_that_was_skipped(run, t
     report.write(copy)
     comparison.compare([copy], tmp_path / "one.html")
     assert shown == 2 * [160 + 9 * i for i in (7, 3, 1, 6, 4, 0)]
+
+
+@pytest.mark.parametrize("limit", [inputs.SMALL_BYTES, 0])
+def test_a_class_of_which_no_image_can_be_read_is_told(limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "SMALL_BYTES", limit)
+    config = damaged(
+        tmp_path, {"train": [f"a/{i}.png" for i in range(4)], "test": [f"b/{i}.png" for i in range(4)]}
+    )
+    config.total_epochs = 1.0
+    train.train(config, tmp_path / "run", notes := Notes())
+    told = [text for text in notes.skipped if not text.startswith("skipped: ")]
+    assert told == [
+        f"no readable image of class {name} is left in {split}"
+        for name, split in (("a", "train"), ("b", "test"))
+    ]

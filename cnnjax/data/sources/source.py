@@ -130,6 +130,7 @@ class ArraySource:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     places: np.ndarray | None = None  # int32 [N] in what was read, if images were left out
+    lost: str = ""  # see `lost_classes`
 
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
@@ -317,7 +318,17 @@ def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
         images[count], labels[count], places[count] = example["image"], example["label"], index
     count = len(source) - len(skipped)
     rest = source.class_names, source.name, source.split, tuple(skipped), source.notes, source.splits
-    return ArraySource(images[:count], labels[:count], *rest, places[:count] if skipped else None)
+    places, lost = places[:count], lost_classes(source, np.setdiff1d(np.arange(len(source)), places[:count]))
+    return ArraySource(images[:count], labels[:count], *rest, places if skipped else None, lost)
+
+
+def lost_classes(source: Source, bad: Iterable[int]) -> str:
+    """A line if classes have only images that cannot be read; "" if not, or if labels are not known."""
+    if (labels := source.labels) is None:
+        return ""
+    lost = np.setdiff1d(labels, np.delete(labels, [i for i in bad if i >= 0]))
+    names = listed([source.class_names[label] for label in lost])
+    return f"no readable image of class {names} is left in {source.split}" if lost.size else ""
 
 
 def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
