@@ -1,6 +1,5 @@
 """Moments of the channels on the scale 0..1, and a data set's counts, sizes, colours, copies, bad images."""
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -10,7 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, check_label, evenly_spaced
+from cnnjax.data.sources.source import (
+    ArraySource,
+    Example,
+    FileSource,
+    Source,
+    check_label,
+    evenly_spaced,
+    read_some,
+)
 from cnnjax.errors import BadImage
 
 PIXELS = 2**18  # that are float64 at a time: 6 MB of colours
@@ -76,9 +83,8 @@ def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
     if isinstance(source, ArraySource):
         yield from (source.images[i : i + 1024] for i in range(0, len(source), 1024))
         return
-    for index in evenly_spaced(len(source), limit):
-        with contextlib.suppress(BadImage):  # the pipeline decides what happens to it
-            yield source[index]["image"]
+    for _, example in read_some(source, evenly_spaced(len(source), limit), limit, []):
+        yield example["image"]  # what happens to others the pipeline decides
 
 
 @dataclasses.dataclass

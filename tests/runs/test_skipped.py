@@ -9,10 +9,15 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+import cnnjax
 from cnnjax import config as config_lib
 from cnnjax.cli import main
+from cnnjax.errors import BadImage
 from cnnjax.explore import comparison, report
 from cnnjax.explore.markup import Markup
+from cnnjax.explore.page import network
+from cnnjax.inference import calibration
+from cnnjax.inference.probe import open_images, pooled
 from cnnjax.runs import evaluate, inputs, train
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import Progress
@@ -105,3 +110,29 @@ def test_a_class_of_which_no_image_can_be_read_is_told(limit, tmp_path, monkeypa
         f"no readable image of class {name} is left in {split}"
         for name, split in (("a", "train"), ("b", "test"))
     ]
+
+
+def calibrated(trained, config):
+    return len(calibration.choose(None, config, trained.image_shape, trained.recipe, trained.name))
+
+
+def probed(trained, config):
+    return pooled(trained, open_images(trained, None, "test"), max_bad=inputs.max_bad_images(config))[1].size
+
+
+DOORS = {
+    "calibration": (calibrated, 3 + 4),
+    "probe": (probed, 2 + 4),
+    "explore": (lambda trained, config: len(network.Tests.of(trained, config, 32).labels), 2 + 4),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_single_images_are_skipped_as_the_run_skips_them(door, run, monkeypatch):
+    monkeypatch.setattr(inputs, "SMALL_BYTES", 0)
+    trained, (read, count) = cnnjax.load_run(run[0]), DOORS[door]
+    config = trained.config
+    assert read(trained, config) == count
+    config.data.on_bad_image = "error"
+    with pytest.raises(BadImage, match=r"1.png.* or train with on_bad_image=skip"):
+        read(trained, config)
