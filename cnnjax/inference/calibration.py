@@ -26,11 +26,8 @@ def choose(
         if (known := with_data(config, given, image_shape)) is None:
             wanted = "name a folder of images or a data set, as in --calibration=FOLDER (calibration=...)"
             raise UserError(f"dtype=int8 is calibrated on images, and weights {name} come without; {wanted}")
-        try:
-            with if_moved(known, "" if given else "name images with --calibration"):
-                source = _held_out(known, recipe)
-        except UserError as error:
-            raise UserError(str(error).replace("config.data.name", "calibration", bool(given))) from None
+        with if_moved(known, "name images with --calibration", "calibration" if given else ""):
+            source = _held_out(known, recipe)
         some = read_some(source, evenly_spaced(len(source), COUNT), max_bad_images(known), [])
         return [np.asarray(example["image"]) for _, example in some]
     images = [image for _, image in name_images(given)]

@@ -70,7 +70,14 @@ def probe(
         import sklearn  # noqa: F401 - asked for before the images are read
     except ImportError:
         raise UserError(f"a probe needs scikit-learn; {extra('probe')}") from None
-    sources = [open_images(trained, data, split) for split in ("train", "test")]
+    sources = [train := open_images(trained, data, "train")]
+    try:
+        sources.append(open_images(trained, data, "test"))
+    except UserError as error:
+        if "test" in train.splits:
+            raise
+        advice = "a probe needs labelled train and test images; put some into test/CLASS/"
+        raise UserError(f"{error}; {advice}") from None
     max_bad = max_bad_images(trained.config) if trained.config else None
     (features, labels), (others, wanted) = (
         pooled(trained, each, layer, batch_size, max_bad) for each in sources
@@ -93,7 +100,7 @@ def open_images(trained: TrainedModel, data: str | Path | None, split: str) -> S
         raise UserError(
             f"weights {trained.name} come without images; name a data set, as in --data=folder:PATH"
         )
-    with if_moved(config, "" if data else NAME_IT):
+    with if_moved(config, NAME_IT, "data" if data else ""):
         return load_split(config, split, (), None, trained.recipe)
 
 

@@ -228,7 +228,7 @@ def _own_images(trained: TrainedModel, config: ConfigDict | None) -> Source | No
     if not config:
         return None
     run = Run(trained.name) if trained.config else None
-    with if_moved(config, NAME_IT if config is trained.config else ""):
+    with if_moved(config, NAME_IT, "" if config is trained.config else "data"):
         splits = datasets.official_splits(config.data.name, config.data.dir or None)
         split = "test" if "test" in splits else splits[0]
         return labelled(trained.facts, run, config, split).load(config, split)
