@@ -127,7 +127,10 @@ def _open(name: str, data_dir: DataDir, recipe: Recipe | None, download: bool, *
         raise UserError(f"data set {name!r} is incomplete; allowed: {', '.join(forms())}")
     if form not in FORMS:
         raise unknown("form of data set", f"{form}:", [f"{form}:" for form in FORMS])
-    return FORMS[form][1](Place(name, rest, recipe, data_dir, **known))
+    place = Place(name, rest, recipe, data_dir, **known)
+    if place.only in (None, *(opened := FORMS[form][1](place)).splits):
+        return opened
+    return FORMS[form][1](place._replace(only=None))  # so that an error names the others
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
