@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cnnjax.cli.flags import command, given
-from cnnjax.cli.tables import Console, print_tables, say
+from cnnjax.cli.tables import Console, print_json, print_tables, say
 from cnnjax.data import datasets, prepare, statistics
 from cnnjax.data import recipe as recipes
 from cnnjax.data.files import replacing
@@ -20,7 +20,7 @@ from cnnjax.data.sources.source import Source, describe, resizes
 from cnnjax.errors import UserError, listed
 
 SHORT_SIDE = 256
-MOST_CLASSES = 50  # that are listed
+MOST_CLASSES, MOST_PAIRS = 50, 10  # that are listed
 
 
 @command("data", words=2)
@@ -33,8 +33,11 @@ def data(
     augment: Flag[str, "inspect: augmentation to draw, or 'each'"] = "mirror|normalize",
     format: Flag[str, "prepare: raw or jpeg"] = "raw",
     on_bad_image: Flag[str, "prepare: error or skip"] = "error",
+    json: Flag[bool, "inspect: print JSON, with all images in two splits"] = False,
 ) -> None:
     """Lists data sets, prepares one, or describes its contents."""
+    if json and words[:1] != ["inspect"]:
+        raise UserError("--json is for `cnnjax data inspect NAME`; leave it out")
     match words:
         case []:
             list_datasets(dir)
@@ -51,9 +54,10 @@ def data(
             raise UserError(f"--out={out}: the sheet is a PNG; name a file that ends in .png")
         case ["inspect", name]:
             recipe = recipes.fast(short_side) if short_side else None  # one, else copies differ by split
-            contents = inspect_dataset(datasets.load_official(name, dir, recipe=recipe, any_size=True))
+            contents = inspect_dataset(datasets.load_official(name, dir, recipe=recipe, any_size=True), json)
             if out:
                 draw_dataset(_of_one_size(name, dir, short_side), contents, out, augment)
+                say(f"wrote {out}", error=json)
         case _:
             writing = "cnnjax data prepare NAME --out=DIR --short_side=256 --format=raw"
             raise UserError(f"usage: cnnjax data, or {writing}, or cnnjax data inspect NAME --out=FILE.png")
@@ -86,15 +90,19 @@ def prepare_dataset(sources: dict[str, Source], out: str, form: str, on_bad_imag
     say(f"train with --data=records:{out}")
 
 
-def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents]:
+def inspect_dataset(sources: dict[str, Source], as_json: bool = False) -> dict[str, statistics.Contents]:
     """Prints what a data set was understood as, and what is in it."""
     with _bar("reading") as progress:
         summaries = statistics.inspect(sources, progress)
     first, source = next(iter(sources.items()))
-    say(describe(source))
+    if not as_json:
+        say(describe(source))
     colours = summaries[first].colours
     if colours is None:
         raise UserError(f"no image of {first} can be read; the first error: {summaries[first].unreadable[0]}")
+    if as_json:
+        print_json(_facts(source, summaries))
+        return summaries
     columns = "split", "images", "classes", "min, max per class", "channels", "grey", "sizes"
     table = Table(*columns, "copies", "unreadable")
     for split, seen in summaries.items():
@@ -114,14 +122,40 @@ def inspect_dataset(sources: dict[str, Source]) -> dict[str, statistics.Contents
         print(f"{word} of {first}: {', '.join(f'{value:.6f}' for value in values)}")
     pairs = statistics.shared(summaries)
     print(f"images in two splits: {len(pairs)}")
-    for a, i, b, k in pairs[:10]:
-        say(f"  {a} {i} is {b} {k}")
+    for a, i, b, k in pairs[:MOST_PAIRS]:
+        names = [summaries[split].names.get(index) for split, index in ((a, i), (b, k))]
+        say(f"  {a} {i} is {b} {k}{f': {names[0]} is {names[1]}' if all(names) else ''}")
+    if len(pairs) > MOST_PAIRS:
+        print(f"  and {len(pairs) - MOST_PAIRS} more; --json lists all")
     if source.name.startswith("records:") and len(sources) > 1:
         hint = "if `prepare` resized them, as it decodes train faster; inspect the original data"
         print(f"more cannot be told {hint}")
     for message in (message for seen in summaries.values() for message in seen.unreadable):
         print(f"  cannot be read: {message}")
     return summaries
+
+
+def _facts(source: Source, contents: dict[str, statistics.Contents]) -> dict[str, object]:
+    """What `inspect_dataset` prints of a data set, of which `source` is a split, and every image in two."""
+    splits = {
+        split: {
+            "images": seen.classes.total(),
+            "classes": {name: seen.classes[label] for label, name in enumerate(source.class_names)},
+            "sizes": [[*size, count] for size, count in seen.sizes.most_common()],
+            "grey": seen.grey,
+            "copies": len(seen.copies),
+            "unreadable": seen.unreadable,
+            "mean": seen.colours.mean.tolist() if seen.colours else None,
+            "std": seen.colours.std.tolist() if seen.colours else None,
+        }
+        for split, seen in contents.items()
+    }
+    places = [((a, i), (b, k)) for a, i, b, k in statistics.shared(contents)]
+    shared = [
+        [{"split": split, "index": i, "name": contents[split].names.get(i)} for split, i in both]
+        for both in places
+    ]
+    return {"name": source.name, "notes": source.notes, "splits": splits, "in_two_splits": shared}
 
 
 def draw_dataset(
@@ -136,7 +170,6 @@ def draw_dataset(
     positions = list(seen.first.values())  # of images that are readable and no copies
     with replacing(Path(out)) as part:
         draw_sheet(source, positions, augment, seen.colours.statistics()).savefig(part, dpi=120)
-    say(f"wrote {out}")
 
 
 def _sources(name: str, folder: str | None, short_side: int | None) -> dict[str, Source]:

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from cnnjax.data.augment.register import Batch
 from cnnjax.data.machine import num_cores
 from cnnjax.data.memory import Memory
-from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped
+from cnnjax.data.sources.source import ArraySource, FileSource, Source, check_skipped, lost_classes
 from cnnjax.errors import BadImage, UserError
 
 RESIDENT_BYTES = 2**31  # sources in memory up to this size are kept whole on each device
@@ -63,6 +63,7 @@ class Batches(abc.ABC):
         self.steps_per_epoch = steps_per_epoch(size, batch_size)
         self.position = 0  # the step of the next batch
         self._bad: dict[int, str] = {}
+        self.lost = ""  # see `lost_classes`
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -107,9 +108,10 @@ class ResidentBatches(Batches):
     ):
         super().__init__(len(source), batch_size, seed)
         whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-        self._bad = dict(enumerate(source.skipped))
-        self._images = put(source.images, whole)
-        self._labels = put(np.asarray(source.labels, np.int32), whole)
+        self._bad, self.lost = dict(enumerate(source.skipped)), source.lost
+        places = np.arange(self.size, dtype=np.int32) if source.places is None else source.places
+        arrays = {"image": source.images, "label": np.asarray(source.labels, np.int32), "index": places}
+        self._rows = {name: put(array, whole) for name, array in arrays.items()}
         self._kept_order: tuple[int, jax.Array] | None = None
         self._permute = jax.jit(self._permutation, out_shardings=whole)
         self._gather = jax.jit(functools.partial(_gather, batch_size), out_shardings=sharding)
@@ -128,25 +130,25 @@ class ResidentBatches(Batches):
     def at(self, step: int) -> Batch:
         """The batch of a step counted from the start of training."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
-        return self._gather(self._images, self._labels, order, np.int32(index), np.int32(epoch))
+        return self._gather(self._rows, self._order(epoch), np.int32(index), np.int32(epoch))
 
     def __next__(self) -> Batch:
         batch = self.at(self.position)
         self.position += 1
         return batch
 
+    def indices(self, step: int) -> list[int]:
+        return np.asarray(self._rows["index"])[super().indices(step)].tolist()
+
     def one_epoch(self) -> Iterator[Batch]:
         return (self.at(step) for step in range(self.steps_per_epoch))
 
 
-def _gather(
-    size: int, images: jax.Array, labels: jax.Array, order: jax.Array, index: jax.Array, epoch: jax.Array
-) -> Batch:
+def _gather(size: int, rows: Batch, order: jax.Array, index: jax.Array, epoch: jax.Array) -> Batch:
     slots = index * size + jnp.arange(size, dtype=jnp.int32)
     chosen = order[slots % order.shape[0]]  # past the end: real images again, with mask 0
     mask, epochs = (slots < order.shape[0]).astype(jnp.float32), jnp.full(size, epoch, jnp.int32)
-    return {"image": images[chosen], "label": labels[chosen], "mask": mask, "index": chosen, "epoch": epochs}
+    return {name: array[chosen] for name, array in rows.items()} | {"mask": mask, "epoch": epochs}
 
 
 HostBatch = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # and index, message of unreadable images
@@ -295,6 +297,7 @@ class StreamBatches(Batches):
     def _put(self, read: HostBatch) -> Batch:
         batch, bad = read
         self._bad |= dict(bad)
+        self.lost = lost_classes(self._read.source, self._bad) if bad else self.lost
         if self.max_bad is not None:
             check_skipped(self.skipped, self.max_bad)
         if len(self._read.rows) == self.batch_size:

@@ -127,10 +127,37 @@ def _open(name: str, data_dir: DataDir, recipe: Recipe | None, download: bool, *
         raise UserError(f"data set {name!r} is incomplete; allowed: {', '.join(forms())}")
     if form not in FORMS:
         raise unknown("form of data set", f"{form}:", [f"{form}:" for form in FORMS])
-    return FORMS[form][1](Place(name, rest, recipe, data_dir, **known))
+    place = Place(name, rest, recipe, data_dir, **known)
+    if place.only in (None, *(opened := FORMS[form][1](place)).splits):
+        return opened
+    return FORMS[form][1](place._replace(only=None))  # so that an error names the others
 
 
-def _hold_out(
+def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `count` examples by seed, from each class its share: (rest, drawn), each ascending.
+
+    A class's share is count / N of it, rounded so that the shares sum to count (largest remainders first),
+    and never all of it, so count is at most N less the classes: a class of one image stays in the rest.
+    The draw's order is PCG64's raw stream, which NumPy keeps stable: the indices are the same in any version.
+    """
+    ranks = np.random.PCG64(seed).random_raw(len(labels))
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / len(labels))
+    assert count <= (sizes - 1).sum()
+    shares = np.floor(exact + 1e-9).astype(np.int64)
+    order = np.argsort(shares - exact, kind="stable")
+    shares = np.minimum(shares, sizes - 1)
+    while missing := count - shares.sum():
+        shares[order[(shares < sizes - 1)[order]][:missing]] += 1
+    drawn = []
+    for label, share in zip(classes, shares, strict=True):
+        members = np.flatnonzero(labels == label)
+        drawn.append(members[np.argsort(ranks[members], kind="stable")[:share]])
+    held = np.sort(np.concatenate(drawn))
+    return np.setdiff1d(np.arange(len(labels)), held, assume_unique=True), held
+
+
+def _part_of_train(
     train: ArraySource | FileSource, split: str, num_validation: int, validation_fraction: float, seed: int
 ) -> ArraySource | FileSource:
     """What is left of train, or held out; UserError unless that is some, and not all of any class."""
@@ -141,7 +168,7 @@ def _hold_out(
         given = f"num_validation={num_validation}" if num_validation else fraction
         allowed = f"1 to {most}, so that each class keeps one" if most else "0, as each class has one image"
         raise UserError(f"{given}: {count} of {size} training images cannot be held out; allowed: {allowed}")
-    rest, drawn = sources.hold_out(labels, count, seed)
+    rest, drawn = hold_out(labels, count, seed)
     notes = (*train.notes, f"{count} of train held out for validation")
     if missing := np.setdiff1d(labels, labels[drawn]).tolist():
         notes += (f"which has no images of {listed([train.class_names[each] for each in missing])}",)
@@ -248,7 +275,7 @@ def load(
         splits = [each for each in map(read, official) if isinstance(each, FileSource)]
         source = dataclasses.replace(source, shape=image_shape or sets.shape_of(name, splits, any_size))
     if held_out and not own and places[split] == "train":
-        source = _hold_out(source, split, num_validation, validation_fraction, seed)
+        source = _part_of_train(source, split, num_validation, validation_fraction, seed)
     told = [*source.notes, *_told(source, split, recipe)]
     told += ["its own validation split is used, none is held out"] if held_out and own else []
     source = dataclasses.replace(source, splits=tuple(places), notes=tuple(told))

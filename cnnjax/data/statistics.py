@@ -1,6 +1,5 @@
 """Moments of the channels on the scale 0..1, and a data set's counts, sizes, colours, copies, bad images."""
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -10,7 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.data.sources.source import ArraySource, Example, FileSource, Source, check_label, evenly_spaced
+from cnnjax.data.sources.source import (
+    ArraySource,
+    Example,
+    FileSource,
+    Source,
+    check_label,
+    evenly_spaced,
+    read_some,
+)
 from cnnjax.errors import BadImage
 
 PIXELS = 2**18  # that are float64 at a time: 6 MB of colours
@@ -76,9 +83,8 @@ def _groups(source: Source, limit: int) -> Iterator[np.ndarray]:
     if isinstance(source, ArraySource):
         yield from (source.images[i : i + 1024] for i in range(0, len(source), 1024))
         return
-    for index in evenly_spaced(len(source), limit):
-        with contextlib.suppress(BadImage):  # the pipeline decides what happens to it
-            yield source[index]["image"]
+    for _, example in read_some(source, evenly_spaced(len(source), limit), limit, []):
+        yield example["image"]  # what happens to others the pipeline decides
 
 
 @dataclasses.dataclass
@@ -88,6 +94,7 @@ class Contents:
     classes: Counter[int] = dataclasses.field(default_factory=Counter)  # label -> images
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)  # (height, width) -> images
     unreadable: list[str] = dataclasses.field(default_factory=list)  # messages that name the file
+    names: dict[int, str] = dataclasses.field(default_factory=dict)  # by position, of images that have one
     first: dict[bytes, int] = dataclasses.field(default_factory=dict)  # SHA-256 of pixels -> first position
     grey: int = 0  # images that have one channel, or the same in all
     copies: list[tuple[bytes, int]] = dataclasses.field(
@@ -95,8 +102,10 @@ class Contents:
     )  # those whose pixels came before
     colours: Moments | None = None  # of all pixels; None before the first image
 
-    def add(self, index: int, example: Example) -> None:
+    def add(self, index: int, example: Example, name: str = "") -> None:
         """Counts an example in."""
+        if name:
+            self.names[index] = name
         image = np.ascontiguousarray(example["image"])
         self.classes[example["label"]] += 1
         self.sizes[image.shape[0], image.shape[1]] += 1
@@ -115,19 +124,20 @@ def inspect(
     places = [(split, index) for split, source in sources.items() for index in range(len(source))]
     for done, (split, index) in enumerate(places, 1):
         try:
-            contents[split].add(index, _of_any_size(sources[split], index))
+            contents[split].add(index, *_of_any_size(sources[split], index))
         except BadImage as error:
             contents[split].unreadable.append(str(error))
         progress(done, len(places))
     return contents
 
 
-def _of_any_size(source: Source, index: int) -> Example:
+def _of_any_size(source: Source, index: int) -> tuple[Example, str]:
+    """An example and its name; "" of what is in arrays."""
     if not isinstance(source, FileSource):
-        return source[index]
+        return source[index], ""
     image, label, what = source.read(int(source.positions[index]), None)
     check_label(label, source.num_classes, what)
-    return {"image": image, "label": label}
+    return {"image": image, "label": label}, what
 
 
 def shared(contents: Mapping[str, Contents]) -> list[tuple[str, int, str, int]]:

@@ -309,7 +309,7 @@ def _side_by_side(groups: Sequence[Group]) -> Markup:
         words = f"Mistakes of {next(iter(tables)).name}, highest loss first"
         words += "; the others have no predictions." if len(groups) > 1 else "."
     legend = _legend({group.name: colours[group.name] for group in tables})
-    shown = gallery(run, places[0][chosen], map(caption, map(int, chosen)))
+    shown = gallery(run, chosen, map(caption, map(int, chosen)))
     if not len(chosen):
         shown = ALL_RIGHT if alone else element("p", "None: each test image is right, or wrong, in all.")
     return join(title, element("p", words), legend, shown)

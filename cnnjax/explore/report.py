@@ -15,7 +15,7 @@ import numpy as np
 from cnnjax import config as config_lib
 from cnnjax.data.files import atomic_write, expanded
 from cnnjax.data.sources.npz import read_npz
-from cnnjax.data.sources.source import Listed
+from cnnjax.data.sources.source import ArraySource, Listed
 from cnnjax.errors import UserError, counted
 from cnnjax.explore import plots
 from cnnjax.explore.markup import BREAK, Markup, element, image, join, page, svg, table
@@ -175,18 +175,18 @@ def _mistakes(run: Run, names: Sequence[str], listed: Listed | None) -> Markup:
         predicted, true = (element("b", element("bdi", names[i])) for i in (prediction, label))
         shares = percent(confidence), percent(math.exp(-max(loss, 0)))
         captions.append(join("predicted ", predicted, f" {shares[0]}", BREAK, "true ", true, f" {shares[1]}"))
-    return join(title, gallery(run, rows["index"][worst], captions, listed))
+    return join(title, gallery(run, worst, captions, listed))
 
 
-def gallery(
-    run: Run, indices: np.ndarray, captions: Iterable[Markup], listed: Listed | None = None
-) -> Markup:
-    """Test images of a run, by their place in its source, with captions, or why they cannot be shown."""
+def gallery(run: Run, chosen: np.ndarray, captions: Iterable[Markup], listed: Listed | None = None) -> Markup:
+    """Test images of a run, by row of its predictions, with captions, or why they cannot be shown."""
     try:
         facts = dataclasses.replace(of_run(run), listed={} if listed is None else listed)
         source = facts.load(run.config(), "test")
         run.check_images("test", source.fingerprint, "and write the page again")
-        pictures = [image(source[int(i)]["image"]) for i in indices]
+        if not isinstance(source, ArraySource) and (rows := predictions(run)):
+            chosen = rows["index"][chosen]  # in memory there is one image per row
+        pictures = [image(source[int(i)]["image"]) for i in chosen]
     except (UserError, IndexError) as error:  # the latter if the data set has fewer images now
         return element("p", f"No pictures: {error}")
     shown = zip(pictures, captions, strict=True)

@@ -5,10 +5,10 @@ from ml_collections import ConfigDict
 
 from cnnjax.data.files import expanded
 from cnnjax.data.recipe import Recipe
-from cnnjax.data.sources.source import Shape, Source, evenly_spaced
+from cnnjax.data.sources.source import Shape, Source, evenly_spaced, read_some
 from cnnjax.errors import UserError
 from cnnjax.inference.images import AnyImage, Images, name_images
-from cnnjax.runs.inputs import if_moved, open_split
+from cnnjax.runs.inputs import if_moved, max_bad_images, open_split
 from cnnjax.runs.loaded import with_data
 
 COUNT = 256  # images at most, evenly spaced among those that are given
@@ -26,12 +26,10 @@ def choose(
         if (known := with_data(config, given, image_shape)) is None:
             wanted = "name a folder of images or a data set, as in --calibration=FOLDER (calibration=...)"
             raise UserError(f"dtype=int8 is calibrated on images, and weights {name} come without; {wanted}")
-        try:
-            with if_moved(known, "" if given else "name images with --calibration"):
-                source = _held_out(known, recipe)
-        except UserError as error:
-            raise UserError(str(error).replace("config.data.name", "calibration", bool(given))) from None
-        return [np.asarray(source[i]["image"]) for i in evenly_spaced(len(source), COUNT)]
+        with if_moved(known, "name images with --calibration", "calibration" if given else ""):
+            source = _held_out(known, recipe)
+        some = read_some(source, evenly_spaced(len(source), COUNT), max_bad_images(known), [])
+        return [np.asarray(example["image"]) for _, example in some]
     images = [image for _, image in name_images(given)]
     if not images:
         raise UserError("calibration: no image")

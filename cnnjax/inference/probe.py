@@ -6,6 +6,7 @@ to ten times; then all of it is learned, and the test split is looked at once.
 """
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnjax.data.sources.source import Source
+from cnnjax.data.sources.source import Source, read_some
 from cnnjax.errors import UserError, check_count, extra
 from cnnjax.inference.model import TrainedModel
-from cnnjax.runs.inputs import NAME_IT, if_moved, load_split
+from cnnjax.runs.inputs import NAME_IT, if_moved, load_split, max_bad_images
 from cnnjax.runs.loaded import with_data
 from cnnjax.training.metrics import interval
 
@@ -70,8 +71,18 @@ def probe(
     except ImportError:
         raise UserError(f"a probe needs scikit-learn; {extra('probe')}") from None
     check_count("seed", seed, 0)
-    sources = [open_images(trained, data, split) for split in ("train", "test")]
-    (features, labels), (others, wanted) = (pooled(trained, each, layer, batch_size) for each in sources)
+    sources = [train := open_images(trained, data, "train")]
+    try:
+        sources.append(open_images(trained, data, "test"))
+    except UserError as error:
+        if "test" in train.splits:
+            raise
+        advice = "a probe needs labelled train and test images; put some into test/CLASS/"
+        raise UserError(f"{error}; {advice}") from None
+    max_bad = max_bad_images(trained.config) if trained.config else None
+    (features, labels), (others, wanted) = (
+        pooled(trained, each, layer, batch_size, max_bad) for each in sources
+    )
     names = sources[0].class_names
     if (few := np.bincount(labels, minlength=len(names)).min()) < 2:
         raise UserError(f"{sources[0].name}: a class with {few} training images; a probe needs two of each")
@@ -90,18 +101,25 @@ def open_images(trained: TrainedModel, data: str | Path | None, split: str) -> S
         raise UserError(
             f"weights {trained.name} come without images; name a data set, as in --data=folder:PATH"
         )
-    with if_moved(config, "" if data else NAME_IT):
+    with if_moved(config, NAME_IT, "data" if data else ""):
         return load_split(config, split, (), None, trained.recipe)
 
 
 def pooled(
-    trained: TrainedModel, source: Source, layer: str | None = None, batch_size: int = 64
+    trained: TrainedModel,
+    source: Source,
+    layer: str | None = None,
+    batch_size: int = 64,
+    max_bad: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32 [N, D] of all images of a source, maps averaged over places, and labels int [N]."""
+    """Features float32 [N, D] of all images of a source, maps averaged over places, and labels int [N].
+
+    Up to `max_bad` unreadable images are left out, None refuses the first.
+    """
     check_count("batch_size", batch_size, 1)
     rows, labels = [], []
-    for start in range(0, len(source), batch_size):
-        examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
+    readable = (example for _, example in read_some(source, range(len(source)), max_bad, []))
+    while examples := [*itertools.islice(readable, batch_size)]:
         values = trained.features([each["image"] for each in examples], layer, batch_size=batch_size)
         rows.append(values.reshape(len(values), -1, values.shape[-1]).mean(1))
         labels += [int(each["label"]) for each in examples]

@@ -111,11 +111,8 @@ def evaluate_loaded(
     network = Network(config, parallel.make_mesh("", None), facts, trained.protocol, trained.model)
     variables = parallel.put(trained.variables, network.replicated)
     with cpu.chosen(config.cpu_kernels):
-        try:
-            with if_moved(config, "" if data else NAME_IT):
-                evaluator = Evaluator(network, split, None if data else run)
-        except UserError as error:
-            raise UserError(str(error).replace("config.data.name", "data", bool(data))) from None
+        with if_moved(config, NAME_IT, "data" if data else ""):
+            evaluator = Evaluator(network, split, None if data else run)
         scores, predictions = evaluator(variables)
     return {"step": trained.step, "split": split, "protocol": config.eval_protocol, **scores}, predictions
 

@@ -105,14 +105,19 @@ def list_images(config: ConfigDict, listed: Listed) -> None:
 
 
 @contextlib.contextmanager
-def if_moved(config: ConfigDict, advice: str) -> Iterator[None]:
-    """Adds advice to an error about the images of a run, if their place is gone; "" adds nothing."""
+def if_moved(config: ConfigDict, advice: str, given: str = "") -> Iterator[None]:
+    """Adds advice to an error about the images of a run, if their place is gone.
+
+    If the user gave the images in the argument `given`, the error names that in place of the config's field.
+    """
     try:
         yield
     except UserError as error:
+        if given:
+            raise type(error)(str(error).replace("config.data.name", given, 1)) from None
         form, _, place = config.data.name.partition(":")
         places = [config.data.dir, "" if form == "tfds" else place]
-        if not advice or all(expanded(each).exists() for each in places if each):
+        if all(expanded(each).exists() for each in places if each):
             raise
         raise UserError(f"{error}; if it was moved, {advice}") from None
 

@@ -188,6 +188,8 @@ class Log:
         if len(skipped) > len(told):
             for message in skipped[len(told) :]:
                 self.progress.note(f"skipped: {message}")
+            if batches.lost:
+                self.progress.note(batches.lost)
             self.skipped[split] = list(skipped)
             self.run.write_json(SKIPPED, self.skipped)
         return {"skipped_images": len(skipped)}

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data.datasets import MINI, load
-from cnnjax.data.sources.source import hold_out
+from cnnjax.data.datasets import MINI, hold_out, load
 
 PER_CLASS = {"train": 600, "test": 100}
 

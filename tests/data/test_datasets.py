@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnjax.data import catalog, decode
-from cnnjax.data.datasets import DATASETS, available, load
+from cnnjax.data.datasets import DATASETS, available, hold_out, load
 from cnnjax.data.fetch import download
 from cnnjax.data.recipe import fast
 from cnnjax.data.sources import cifar, idx, tfds
-from cnnjax.data.sources.source import ArraySource, Place, hold_out, to_memory
+from cnnjax.data.sources.source import ArraySource, Place, to_memory
 from cnnjax.data.statistics import channel_statistics
 from cnnjax.errors import UserError
 from tests import ROOT

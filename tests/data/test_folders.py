@@ -266,8 +266,10 @@ def test_splits_that_a_network_does_not_ask_for_are_not_called_left_out(tmp_path
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unlabelled_split_is_named_where_it_is_asked_for(tmp_path, kind):
     path = write(tmp_path, kind, [*several("train/cat", "train/dog"), *several("test", count=3)])
-    with pytest.raises(UserError, match="'test'; allowed: train; .*test has no labels: 3 images"):
-        datasets.load(f"folder:{path}", "test")
+    network = {"class_names": ("cat", "dog"), "image_shape": (4, 4, 3)}
+    for known in ({}, network):
+        with pytest.raises(UserError, match="'test'; allowed: train; train .*; test has no labels: 3 images"):
+            datasets.load(f"folder:{path}", "test", **known)
 
 
 def test_every_suffix_that_pillow_has_for_our_formats_is_an_image():

@@ -1,5 +1,6 @@
 """`cnnjax data inspect` on images with a copy across splits and a file that cannot be read."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -95,3 +96,33 @@ def test_the_command_prints_them_and_draws_a_sheet(folder, tmp_path, capsys):
     assert sheet.stat().st_size > 2 * small
     assert main.run(["data", "inspect"]) == 2
     assert main.run(["data", "inspect", f"folder:{root}", f"--out={tmp_path / 'a.txt'}"]) == 2
+
+
+def test_images_in_two_splits_are_named_so_that_they_can_be_removed(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        pixels = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        for split, name in (("train", f"{number}.png"), ("test", f"copy{number}.png")):
+            (tmp_path / "set" / split / "a").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "set" / split / "a" / name)
+    command = ["data", "inspect", f"folder:{tmp_path / 'set'}"]
+    assert main.run(command) == 0
+    printed = capsys.readouterr().out
+    files = [f"{tmp_path / 'set'}/{name}" for name in ("train/a/0.png", "test/a/copy0.png")]
+    assert f"train 0 is test 0: {files[0]} is {files[1]}" in printed
+    assert "and 2 more; --json lists all" in printed
+    assert main.run([*command, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in facts["in_two_splits"][0]] == files
+    assert len(facts["in_two_splits"]) == 12 and facts["splits"]["test"]["classes"] == {"a": 12}
+    assert main.run(["data", "--json"]) == 2
+    np.savez(
+        tmp_path / "x.npz",
+        **{
+            f"{x}_{y}": np.full(n, 1, np.uint8)
+            for x in ("train", "test")
+            for y, n in (("image", (2, 4, 4)), ("label", 2))
+        },
+    )
+    assert main.run(["data", "inspect", f"npz:{tmp_path / 'x.npz'}"]) == 0  # arrays have no names
+    assert "  train 0 is test 0\n" in capsys.readouterr().out

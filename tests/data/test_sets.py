@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cnnjax.cli import main
-from cnnjax.data.datasets import load, official_splits
-from cnnjax.data.sources.source import hold_out, to_memory
+from cnnjax.data.datasets import hold_out, load, official_splits
+from cnnjax.data.sources.source import to_memory
 from cnnjax.errors import UserError
 from tests.data.test_datasets import message, write_idx, write_prepared
 from tests.data.test_parquet import write as write_parquet
@@ -324,7 +324,10 @@ def test_a_split_without_labels_is_left_out_and_told(tmp_path, form):
         name = "tfds:pets"
     source = load(name, "train", data_dir=tmp_path)
     assert source.splits == ("train",) and "test has no labels: 6 images" in source.notes
-    assert "test has no labels: 6 images" in message(load, name, "test", data_dir=tmp_path)
+    network = {"class_names": source.class_names, "image_shape": source.image_shape}
+    for known in ({}, network)[: 1 if form == "parquet without" else 2]:  # that file alone tells its columns
+        told = message(load, name, "test", data_dir=tmp_path, **known)
+        assert "'test'; allowed: train; " in told and "test has no labels: 6 images" in told
 
 
 def test_parquet_files_that_name_no_split_are_all_train(tmp_path):

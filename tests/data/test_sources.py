@@ -18,7 +18,7 @@ import pytest
 
 from cnnjax.cli import main
 from cnnjax.data import decode, prepare
-from cnnjax.data.batches import StreamBatches
+from cnnjax.data.batches import StreamBatches, make_batches
 from cnnjax.data.datasets import load
 from cnnjax.data.decode import decode_image
 from cnnjax.data.recipe import fast
@@ -280,6 +280,32 @@ def test_the_resizing_kernel_gives_pillows_bytes(monkeypatch):
     for (image, size), found in zip(cases, ours, strict=True):
         np.testing.assert_array_equal(found, decode.middle_square(image, size))
     np.testing.assert_array_equal(flipped, decode.middle_square(cases[0][0][:, ::-1], 64))
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("memory", [True, False])
+def test_batches_name_the_place_of_an_image_after_one_that_was_left_out(memory, seed, tmp_path):
+    files = pictures(12)
+    files["a/0.png"], files["b/5.png"] = b"", files["b/5.png"][:50]
+    source = load(f"folder:{write(tmp_path, 'folder', files)}", "train")
+    batches = make_batches(to_memory(source, max_bad=2) if memory else source, 5, seed=seed, max_bad=2)
+    for step in range(batches.steps_per_epoch):
+        batch = {name: np.asarray(array) for name, array in next(batches).items()}
+        real = batch["mask"] > 0
+        assert set(batch["index"][real].tolist()) <= set(batches.indices(step))
+        for place, image in zip(batch["index"][real], batch["image"][real], strict=True):
+            np.testing.assert_array_equal(source[int(place)]["image"], image)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_class_without_a_readable_image_is_named(memory, tmp_path):
+    files = pictures(12)
+    files |= {name: b"" for name in files if name.startswith("a/")} | {next(reversed(files)): b""}
+    source = load(f"folder:{write(tmp_path, 'folder', files)}", "train", size=4)
+    batches = make_batches(to_memory(source, max_bad=7) if memory else source, 5, seed=0, max_bad=7)
+    list(batches.one_epoch())
+    assert len(batches.skipped) == 7
+    assert batches.lost == "no readable image of class a is left in train"
 
 
 def test_bad_images_are_counted_and_left_out_up_to_a_limit(tmp_path):

@@ -336,6 +336,14 @@ def test_the_test_images_of_a_folder_are_of_all_its_classes(trained, tmp_path):
     assert [tests.labels.count(label) for label in range(3)] == [3, 3, 3]
 
 
+def test_an_error_about_images_that_the_user_named_does_not_name_the_config(trained, tmp_path):
+    config = with_data(trained.config, f"folder:{tmp_path}", trained.image_shape)
+    (tmp_path / "test" / "other").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "test" / "other" / "1.png")
+    with pytest.raises(UserError, match="^data: "):
+        _ = network.Network(trained, config).tests
+
+
 @pytest.mark.parametrize("classes", [3, 24, 25, 100])
 def test_samples_are_of_all_classes_or_of_evenly_spaced_ones(classes):
     labels = sorted([*range(classes)] * 30)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cnnjax
 from cnnjax.cli import main
@@ -65,5 +66,14 @@ def test_what_cannot_be_probed_is_told(trained, tmp_path):
     alone = save(tmp_path / "alone.npz", train_label=label * 0, test_label=np.zeros(37, np.uint8))
     with pytest.raises(UserError, match="images of one class; a probe needs two or more"):
         probe(trained, alone)
+    folder = tmp_path / "photos"
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / name / "1.png")
+    missing = (
+        "'test'; allowed: train; .*; a probe needs labelled train and test images; put some into test/CLASS/"
+    )
+    with pytest.raises(UserError, match=f"^data: unknown split of folder:.* {missing}$"):
+        probe(trained, f"folder:{folder}")
     with pytest.raises(UserError, match="unknown layer 'stage9'"):
         probe(trained, layer="stage9")

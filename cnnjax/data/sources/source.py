@@ -1,11 +1,10 @@
 """What a source of images is: random access to `{"image": uint8 [H, W, C], "label": int}`."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
 
@@ -130,6 +129,8 @@ class ArraySource:
     skipped: tuple[str, ...] = ()  # messages about the images that were left out when it was read
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    places: np.ndarray | None = None  # int32 [N] in what was read, if images were left out
+    lost: str = ""  # see `lost_classes`
 
     def __post_init__(self) -> None:
         what = f"{self.name} {self.split}"
@@ -168,7 +169,7 @@ class ArraySource:
         """See `Source`; copied."""
         indices = as_positions(indices, self)
         images, labels = self.images[indices], self.labels[indices]
-        return dataclasses.replace(self, images=images, labels=labels, split=split or self.split)
+        return dataclasses.replace(self, images=images, labels=labels, split=split or self.split, places=None)
 
 
 # Position, and memory to decode to if that can be -> image uint8 [H, W, C], label, its name.
@@ -282,56 +283,58 @@ def numbered_names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
-    """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first."""
-    if isinstance(source, ArraySource):
-        return source
-    images = np.empty((len(source), *source.image_shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    skipped: list[str] = []
-    for index in range(len(source)):
+def read_some(
+    source: Source, indices: Iterable[int], max_bad: int | None, skipped: list[str]
+) -> Iterator[tuple[int, Example]]:
+    """(index, example) of the images that can be read; `skipped` gets a message for each other one.
+
+    BadImage for the first if `max_bad` is None, UserError for more than `max_bad`, or if none can be read.
+    """
+    count = 0
+    for index in indices:
         try:
-            example, count = source[index], index - len(skipped)
-            images[count], labels[count] = example["image"], example["label"]
+            example = source[index]
         except BadImage as error:
             if max_bad is None:
                 raise error.refused("train") from None
             skipped.append(str(error))
             check_skipped(skipped, max_bad)
-    if not (count := len(source) - len(skipped)):
+        else:
+            count += 1
+            yield index, example
+    if skipped and not count:
         raise UserError(f"{source.name} {source.split}: no image can be read, the first: {skipped[0]}")
+
+
+def to_memory(source: Source, max_bad: int | None = None) -> ArraySource:
+    """Reads a source into memory; up to `max_bad` unreadable images are left out, None refuses the first."""
+    if isinstance(source, ArraySource):
+        return source
+    images = np.empty((len(source), *source.image_shape), np.uint8)
+    labels, places = np.empty(len(source), np.int32), np.empty(len(source), np.int32)
+    skipped: list[str] = []
+    for index, example in read_some(source, range(len(source)), max_bad, skipped):
+        count = index - len(skipped)
+        images[count], labels[count], places[count] = example["image"], example["label"], index
+    count = len(source) - len(skipped)
     rest = source.class_names, source.name, source.split, tuple(skipped), source.notes, source.splits
-    return ArraySource(images[:count], labels[:count], *rest)
+    places, lost = places[:count], lost_classes(source, np.setdiff1d(np.arange(len(source)), places[:count]))
+    return ArraySource(images[:count], labels[:count], *rest, places if skipped else None, lost)
+
+
+def lost_classes(source: Source, bad: Iterable[int]) -> str:
+    """A line if classes have only images that cannot be read; "" if not, or if labels are not known."""
+    if (labels := source.labels) is None:
+        return ""
+    lost = np.setdiff1d(labels, np.delete(labels, [i for i in bad if i >= 0]))
+    names = listed([source.class_names[label] for label in lost])
+    return f"no readable image of class {names} is left in {source.split}" if lost.size else ""
 
 
 def check_skipped(skipped: Sequence[str], max_bad: int) -> None:
     """Raises a UserError if more than `max_bad` images could not be read."""
     if len(skipped) > max_bad:
         raise UserError(f"more than {max_bad} images cannot be read, the first: {skipped[0]}")
-
-
-def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `count` examples by seed, from each class its share: (rest, drawn), each ascending.
-
-    A class's share is count / N of it, rounded so that the shares sum to count (largest remainders first),
-    and never all of it, so count is at most N less the classes: a class of one image stays in the rest.
-    The draw's order is PCG64's raw stream, which NumPy keeps stable: the indices are the same in any version.
-    """
-    ranks = np.random.PCG64(seed).random_raw(len(labels))
-    classes, sizes = np.unique(labels, return_counts=True)
-    exact = sizes * (count / len(labels))
-    assert count <= (sizes - 1).sum()
-    shares = np.floor(exact + 1e-9).astype(np.int64)
-    order = np.argsort(shares - exact, kind="stable")
-    shares = np.minimum(shares, sizes - 1)
-    while missing := count - shares.sum():
-        shares[order[(shares < sizes - 1)[order]][:missing]] += 1
-    drawn = []
-    for label, share in zip(classes, shares, strict=True):
-        members = np.flatnonzero(labels == label)
-        drawn.append(members[np.argsort(ranks[members], kind="stable")[:share]])
-    held = np.sort(np.concatenate(drawn))
-    return np.setdiff1d(np.arange(len(labels)), held, assume_unique=True), held
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:
@@ -341,8 +344,5 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 def sample_images(source: Source, count: int) -> np.ndarray:
     """uint8 [n, H, W, C]: at most `count` images, evenly spaced, without unreadable ones."""
-    images = []
-    for index in evenly_spaced(len(source), count):
-        with contextlib.suppress(BadImage):
-            images.append(source[index]["image"])
-    return np.stack(images)
+    found = read_some(source, evenly_spaced(len(source), count), count, [])
+    return np.stack([example["image"] for _, example in found])

@@ -17,14 +17,14 @@ from PIL import Image
 
 from cnnjax.data import datasets
 from cnnjax.data.decode import FORMATS
-from cnnjax.data.sources.source import Source, evenly_spaced
+from cnnjax.data.sources.source import Source, evenly_spaced, read_some
 from cnnjax.errors import UserError
 from cnnjax.explore.stages import Stage, stages
 from cnnjax.explore.units import Peaks
 from cnnjax.inference.model import TrainedModel
 from cnnjax.models.forward import Variables, run
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import NAME_IT, if_moved
+from cnnjax.runs.inputs import NAME_IT, if_moved, max_bad_images
 from cnnjax.runs.loaded import labelled
 
 MAX_PIXELS = 40_000_000  # of an uploaded image
@@ -194,7 +194,8 @@ class Tests:
         """
         source = _own_images(trained, images)
         stand_in = source or datasets.load(STAND_IN, "test")
-        rows = [stand_in[i] for i in evenly_spaced(len(stand_in), most)]
+        max_bad = max_bad_images(images) if images else None
+        rows = [row for _, row in read_some(stand_in, evenly_spaced(len(stand_in), most), max_bad, [])]
         fitted = np.stack([trained.fit(row["image"], f"test image {i}") for i, row in enumerate(rows)])
         labels = [int(row["label"]) for row in rows]
         names = trained.class_names if source else tuple(stand_in.class_names)
@@ -227,7 +228,7 @@ def _own_images(trained: TrainedModel, config: ConfigDict | None) -> Source | No
     if not config:
         return None
     run = Run(trained.name) if trained.config else None
-    with if_moved(config, NAME_IT if config is trained.config else ""):
+    with if_moved(config, NAME_IT, "" if config is trained.config else "data"):
         splits = datasets.official_splits(config.data.name, config.data.dir or None)
         split = "test" if "test" in splits else splits[0]
         return labelled(trained.facts, run, config, split).load(config, split)
