@@ -66,11 +66,12 @@ def probe(
     without scikit-learn, without labelled train and test splits, or if there is one class or
     a class has a single image.
     """
+    check_count("batch_size", batch_size, 1)
+    check_count("seed", seed, 0)
     try:
         import sklearn  # noqa: F401 - asked for before the images are read
     except ImportError:
         raise UserError(f"a probe needs scikit-learn; {extra('probe')}") from None
-    check_count("seed", seed, 0)
     sources = [train := open_images(trained, data, "train")]
     try:
         sources.append(open_images(trained, data, "test"))
