@@ -121,24 +121,29 @@ def table(study: studies.Study, out: Path) -> str:
 
 def figure(study: studies.Study, out: Path) -> Figure:
     """Accuracy on the test split against the training images, a dot a run; and by number of images."""
-    drawn = Figure(figsize=(9, 4), layout="constrained")
-    left, right = drawn.subplots(1, 2, sharey=True)
     groups = study.groups(out)
+    by_size = {
+        name: [
+            (n, 100 * tables.mean(groups[label], "test_accuracy"))
+            for n in SIZES
+            if (label := f"{name}, {n:,} images") in groups
+        ]
+        for name in ("none", "all")
+    }
+    panels = 1 + any(by_size.values())
+    drawn = Figure(figsize=(4.5 * panels, 4), layout="constrained")
+    left, *right = drawn.subplots(1, panels, sharey=True, squeeze=False)[0]
     for count, colour in zip(range(len(FACTORS) + 1), curves.COLOURS, strict=False):
         members = [rows for k, rows in groups.items() if k in SETTINGS and len(SETTINGS[k]) == count]
         rows = [row for each in members for row in measured(each)]
         xs = [100 * float(row["train_accuracy"]) for row in rows]
         left.plot(xs, [100 * test(row) for row in rows], "o", color=colour, alpha=0.7, label=f"{count} on")
-    for name, colour in zip(("none", "all"), curves.COLOURS, strict=False):
-        points = [
-            (n, 100 * tables.mean(groups[f"{name}, {n:,} images"], "test_accuracy"))
-            for n in SIZES
-            if f"{name}, {n:,} images" in groups
-        ]
-        right.plot(*zip(*points, strict=True) if points else ((), ()), "o-", color=colour, label=name)
     left.set(xlabel="accuracy on the training images %", ylabel="accuracy on the test split %")
-    right.set(xlabel="training images", xscale="log")
-    for axes in (left, right):
+    for axes in right:
+        for (name, points), colour in zip(by_size.items(), curves.COLOURS, strict=False):
+            axes.plot([n for n, _ in points], [score for _, score in points], "o-", color=colour, label=name)
+        axes.set(xlabel="training images", xscale="log")
+    for axes in (left, *right):
         axes.grid(alpha=0.3)
         axes.legend()
     return drawn
