@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from cnnjax.profiling.peers.torch_nets import load_torchvision
+
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 with the stride, 1x1 to four times the width, and the shortcut."""
@@ -56,14 +58,8 @@ def build(name: str) -> nn.Module:
     """A network by torchvision's name, of 1000 classes."""
     if name == "resnet50" and not importlib.util.find_spec("torchvision"):
         return resnet50()
-    # Lets the torchvision wheel import beside a torch that lacks its compiled operators.
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
     extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    return torchvision.models.get_model(name, weights=None, **extra)
+    return load_torchvision().models.get_model(name, weights=None, **extra)
 
 
 def main(name: str, batch_size: int, size: int) -> None:

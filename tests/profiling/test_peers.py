@@ -139,7 +139,9 @@ def test_a_peer_uses_the_cores_that_this_process_may_use(name, monkeypatch):
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, process.TORCH)), reason="needs the extra `peers`")
-def test_torch_trains_the_same_net():
-    found = bench_train("simple_cnn", batch_size=4, rounds=1, seconds=0.0, against="torch")
+@pytest.mark.parametrize("model", ["simple_cnn", "squeezenet1_1"])
+def test_torch_trains_the_same_net(model):
+    """One of its own, and one of torchvision."""
+    found = bench_train(model, batch_size=4, rounds=1, seconds=0.0, against="torch")
     assert found["best_peer"] == "torch" and found["peers"]["torch"]["mode"] == "eager"
     assert found["ratio"] == found["peers"]["torch"]["ratio"] > 0

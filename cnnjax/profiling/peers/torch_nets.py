@@ -1,6 +1,8 @@
 """The nets in PyTorch: of torchvision, and two of its own."""
 
+import importlib
 import itertools
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -47,17 +49,22 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+def load_torchvision() -> ModuleType:
+    """The library, also of a wheel whose compiled operators do not fit this build of torch: no net has any."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError:  # it describes an operator that it could not load
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return importlib.import_module("torchvision")
+
+
 def build(name: str, num_classes: int) -> nn.Module:
     """The net of a name here, with random weights."""
     if own := {"simple_cnn": simple_cnn, "resnet20_cifar": resnet20}.get(name):
         return own()
-    # Lets the torchvision wheel import beside a CPU build of torch, which lacks its compiled operators.
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision
-
-    theirs = TORCHVISION_NAMES.get(name, name)
+    torchvision, theirs = load_torchvision(), TORCHVISION_NAMES.get(name, name)
     if theirs not in torchvision.models.list_models(module=torchvision.models):
         raise Unable("no such net")
     extra = {"aux_logits": False, "init_weights": False} if theirs in ("googlenet", "inception_v3") else {}
