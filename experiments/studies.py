@@ -41,6 +41,7 @@ matplotlib.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same fi
 RATE, EPOCHS = "optimizer.learning_rate", "total_epochs"
 
 BANDS = "Lines are means over seeds; a shaded band reaches from the lowest seed to the highest."
+DOTS = "A dot is a run, a line a mean over seeds."
 SIZES = ("ours", "paper", "hour", "minute")
 
 
@@ -86,6 +87,7 @@ class Study:
     paper_epochs: float | Callable[[Planned], float]  # of the paper's schedule, whose shape all sizes share
     size: str = "ours"  # one of `SIZES`
     images: int = 50_000  # of the train split, with those held out
+    caption: str = BANDS  # of the figure
     measure: Callable[[Path], Mapping[str, float]] | None = None  # of a run folder, as its run ends
 
     @property
@@ -152,7 +154,7 @@ class Study:
         found = self.claim(self, out)
         figure = (out / "figure.svg").relative_to(self.home if out == self.here else out)
         verdict = f"**Verdict.** {found.verdict[0].upper()}{found.verdict[1:]}. Measured: {found.ours}."
-        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{BANDS}\n\n{verdict}"
+        return f"{self.table(self, out)}\n\n![{found.claim}]({figure})\n\n{self.caption}\n\n{verdict}"
 
     def train_next(self, out: Path, data: str, *, later: bool = True) -> bool:
         """Trains the first run that is missing; False if none is."""

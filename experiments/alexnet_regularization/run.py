@@ -167,7 +167,9 @@ def narrower(gap: tables.Difference) -> tables.Difference:
     return dataclasses.replace(gap, value=-gap.value, among=len(FACTORS))
 
 
-STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs, measure=measure)
+STUDY = studies.Study(
+    HERE, make_config, plan, table, figure, claim, paper_epochs, measure=measure, caption=studies.DOTS
+)
 
 if __name__ == "__main__":
     studies.main(STUDY)

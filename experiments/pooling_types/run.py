@@ -106,9 +106,18 @@ def against(groups: Mapping[str, Sequence[Row]], usual: str) -> str:
     return "; ".join(f"{', '.join(kinds)} {word}" for word, kinds in found.items() if kinds) or "not decided"
 
 
-STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=20.0, images=60_000)
+STUDY = studies.Study(
+    HERE, make_config, plan, table, figure, claim, paper_epochs=20.0, images=60_000, caption=studies.DOTS
+)
 CIFAR = studies.Study(
-    HERE / "cifar10", make_cifar_config, plan_on_cifar, table, figure, claim, paper_epochs=20.0
+    HERE / "cifar10",
+    make_cifar_config,
+    plan_on_cifar,
+    table,
+    figure,
+    claim,
+    paper_epochs=20.0,
+    caption=studies.DOTS,
 )
 
 if __name__ == "__main__":

@@ -146,7 +146,16 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
 
 
 STUDY = studies.Study(
-    HERE, make_config, plan, table, figure, claim, paper_epochs=20.0, images=60_000, measure=measure
+    HERE,
+    make_config,
+    plan,
+    table,
+    figure,
+    claim,
+    paper_epochs=20.0,
+    images=60_000,
+    measure=measure,
+    caption=studies.DOTS,
 )
 CIFAR = studies.Study(
     HERE / "cifar10",
@@ -157,6 +166,7 @@ CIFAR = studies.Study(
     claim,
     paper_epochs=20.0,
     measure=measure,
+    caption=studies.DOTS,
 )
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     )
 
 
-STUDY = studies.Study(HERE, make_config, plan, table, figure, claim, paper_epochs=PAPER)
+STUDY = studies.Study(
+    HERE, make_config, plan, table, figure, claim, paper_epochs=PAPER, caption="A dot is a run."
+)
 
 if __name__ == "__main__":
     studies.main(STUDY)

@@ -50,7 +50,7 @@ def resnet20() -> nn.Module:
 
 
 def load_torchvision() -> ModuleType:
-    """The library, also of a wheel whose compiled operators do not fit this build of torch: no net has any."""
+    """The library, also where its compiled operators, which no net has, do not fit this torch."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError:  # it describes an operator that it could not load
