@@ -56,7 +56,7 @@ def test_a_pyramid_is_what_the_blocks_return(scan, remat):
             24 // features.strides[name],
             features.widths[name],
         )
-        np.testing.assert_allclose(value, wanted[name]["__call__"][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(value, wanted[name]["__call__"][0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

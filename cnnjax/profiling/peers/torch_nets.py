@@ -1,6 +1,5 @@
 """The nets in PyTorch: of torchvision, and two of its own."""
 
-import importlib
 import itertools
 from types import ModuleType
 
@@ -52,12 +51,13 @@ def resnet20() -> nn.Module:
 def load_torchvision() -> ModuleType:
     """The library, also where its compiled operators, which no net has, do not fit this torch."""
     try:
-        return importlib.import_module("torchvision")
+        import torchvision
     except RuntimeError:  # it describes an operator that it could not load
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return importlib.import_module("torchvision")
+        import torchvision
+    return torchvision
 
 
 def build(name: str, num_classes: int) -> nn.Module:
