@@ -4,6 +4,7 @@ See `experiments/studies.py` for the flags. Only `pooling` differs: all nets of 
 parameters, start from the same numbers and see the same batches.
 """
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,15 +110,8 @@ def against(groups: Mapping[str, Sequence[Row]], usual: str) -> str:
 STUDY = studies.Study(
     HERE, make_config, plan, table, figure, claim, paper_epochs=20.0, images=60_000, caption=studies.DOTS
 )
-CIFAR = studies.Study(
-    HERE / "cifar10",
-    make_cifar_config,
-    plan_on_cifar,
-    table,
-    figure,
-    claim,
-    paper_epochs=20.0,
-    caption=studies.DOTS,
+CIFAR = dataclasses.replace(
+    STUDY, here=HERE / "cifar10", config=make_cifar_config, plan=plan_on_cifar, images=50_000
 )
 
 if __name__ == "__main__":

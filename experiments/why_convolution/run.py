@@ -5,6 +5,7 @@ by 1 to 4 pixels, each image to a side drawn once for all runs. The best dense n
 on to CIFAR-10.
 """
 
+import dataclasses
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -157,16 +158,8 @@ STUDY = studies.Study(
     measure=measure,
     caption=studies.DOTS,
 )
-CIFAR = studies.Study(
-    HERE / "cifar10",
-    make_cifar_config,
-    plan_on_cifar,
-    table,
-    figure,
-    claim,
-    paper_epochs=20.0,
-    measure=measure,
-    caption=studies.DOTS,
+CIFAR = dataclasses.replace(
+    STUDY, here=HERE / "cifar10", config=make_cifar_config, plan=plan_on_cifar, images=50_000
 )
 
 if __name__ == "__main__":
