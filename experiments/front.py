@@ -47,9 +47,9 @@ def fine_tuning() -> tuple[str, str]:
 
 
 def training_speed() -> tuple[str, str]:
-    """Against the fastest of the others that were measured with a network, on the machine measured last."""
+    """Against the fastest of the others that were measured with a network, on the main machine."""
     rows = speed.read_rows()
-    machine = speed.newest(rows, "train")
+    machine = speed.main_machine(rows, "train")
     found = [
         bench
         for (where, _, _, dtype), bench in speed.benches(rows, "train").items()

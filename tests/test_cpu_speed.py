@@ -41,6 +41,14 @@ def test_the_tables_say_all_of_a_bench():
     assert "| 80% | 20% |" in tables.shares_table(rows())
     assert "| resnet18, 32 | 1.40 torch_compile |" in tables.table(rows())
     assert "| geometric mean | 1.40 |" in tables.table(rows())
+    assert "| training float32, target 1.5 (mean 1.8) |" in tables.table(rows())
+    assert "| training float32, target 1.3 |" in tables.table(rows("a CPU, AVX2"))
+
+
+def test_the_machine_on_which_most_was_measured_is_shown_first():
+    few, many = rows("few"), [*rows("many"), *(row | {"dtype": "bfloat16"} for row in rows("many"))]
+    assert tables.main_machine([*few, *many], "train") == "many"
+    assert tables.table([*few, *many]).index("many") < tables.table([*few, *many]).index("few")
 
 
 def test_rows_of_the_same_bench_are_replaced_and_what_is_there_is_not_measured_again(tmp_path, monkeypatch):

@@ -61,9 +61,9 @@ def benches(rows: Sequence[Row], kind: str) -> dict[tuple[str, str, str, str], B
     return {key: found[key] for key in sorted(found, key=place)}
 
 
-def newest(rows: Sequence[Row], kind: str) -> str:
-    """The machine whose bench of that kind is the last one."""
-    return max((row for row in rows if row["kind"] == kind), key=lambda row: row["date"])["machine"]
+def main_machine(rows: Sequence[Row], kind: str) -> str:
+    """The machine on which most was measured of that kind."""
+    return Counter(row["machine"] for row in rows if row["kind"] == kind).most_common(1)[0][0]
 
 
 def best(rows: Sequence[Row]) -> Best | None:
@@ -80,7 +80,12 @@ def target(row: Row) -> float | None:
     """Of our row of one bench."""
     if row["kind"] == "predict":
         return None if row["dtype"] == "int8" else PREDICT_TARGETS[row["batch"]]
-    return (AVX2_TARGETS if row["machine"].endswith("AVX2") else TRAIN_TARGETS).get(row["dtype"])
+    return train_targets(row["machine"]).get(row["dtype"])
+
+
+def train_targets(machine: str) -> Mapping[str, float]:
+    """By dtype; none where processors have no instructions for one."""
+    return AVX2_TARGETS if machine.endswith("AVX2") else TRAIN_TARGETS
 
 
 def verdict(bench: Bench) -> str:
@@ -123,20 +128,22 @@ def _table(here: Sequence[Row]) -> str:
                 line.append("")
         cells += [line] * any(line[1:])
     means = [f"{statistics.geometric_mean(values):.2f}" if values else "" for values in ratios]
-    head = [_head(*column, aims=not only_eager(here)) for column in columns]
+    aims = {} if only_eager(here) else train_targets(here[0]["machine"])
+    head = [_head(*column, aims) for column in columns]
     lines = markdown(["model, batch in training", *head], [*cells, ["geometric mean", *means]])
     return f"{lines}\n\n{_caption(here)}"
 
 
-def _head(kind: str, size: str, dtype: str, *, aims: bool) -> str:
-    """Of a column; `aims`: with the targets."""
+def _head(kind: str, size: str, dtype: str, aims: Mapping[str, float]) -> str:
+    """Of a column; `aims`: the targets of training."""
     if kind == "predict":
         return f"predict {size} {dtype}" + (f", target {PREDICT_TARGETS[size]}" if dtype in DTYPES else "")
-    return f"training {dtype}" + aims * f", target {TRAIN_TARGETS[dtype]} (mean {TRAIN_MEANS[dtype]})"
+    mean = f" (mean {TRAIN_MEANS[dtype]})" if aims is TRAIN_TARGETS else ""
+    return f"training {dtype}" + (f", target {aims[dtype]}{mean}" if dtype in aims else "")
 
 
 def _caption(rows: Sequence[Row]) -> str:
-    versions = {row["framework"]: row["version"].removesuffix("+cpu") for row in rows if row["version"]}
+    versions = {row["framework"]: row["version"].partition("+")[0] for row in rows if row["version"]}
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "cnnjax")
     counts = sorted({int(row["rounds"]) for row in rows if row["framework"] == "cnnjax"})
     rounds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
@@ -212,12 +219,9 @@ def _latency(row: Row) -> str:
 
 
 def shares_table(rows: Sequence[Row]) -> str:
-    """Where a step's time goes, on the machine that was measured last."""
-    here = {
-        key: bench["cnnjax"]
-        for key, bench in benches(rows, "train").items()
-        if key[0] == newest(rows, "train")
-    }
+    """Where a step's time goes, on the main machine."""
+    machine = main_machine(rows, "train")
+    here = {key: bench["cnnjax"] for key, bench in benches(rows, "train").items() if key[0] == machine}
     shares = {key: json.loads(row["shares"]) for key, row in here.items() if row["shares"]}
     kinds = list(dict.fromkeys(kind for each in shares.values() for kind in each))
     cells = [
@@ -253,13 +257,13 @@ def panels(rows: Sequence[Row]) -> Iterator[tuple[str, dict[tuple[str, str], Ben
             {
                 (net, dtype): bench
                 for (machine, net, size, dtype), bench in benches(rows, kind).items()
-                if machine == newest(rows, kind) and batch in ("", size) and dtype in DTYPES
+                if machine == main_machine(rows, kind) and batch in ("", size) and dtype in DTYPES
             },
         )
 
 
 def draw(rows: Sequence[Row]) -> None:
-    """The ratios to the best as bars, with their range and their targets, on the machine measured last."""
+    """The ratios to the best as bars, with their range and their targets, on the main machine."""
     plt.rcParams["svg.hashsalt"] = "cnnjax"  # the same figure is the same file
     measured = [
         (title, found) for title, found in panels(rows) if any(best([*b.values()]) for b in found.values())
