@@ -11,6 +11,9 @@ Deviations from the script: an exponential average of the weights replaces Looka
 instead of 20 %, the bias of the whitening convolution trains to the end, and the last step of an epoch is on
 the images that are left, where the script drops them.
 
+On copies of the images as JPEG of quality 75, 3 seeds: 90.03 ± 0.15 % in 16 minutes on two cores (AMD EPYC of
+family 25, model 17); on the originals it has not run. More: experiments/cifar10_fast/README.md.
+
   cnnjax train --config=configs/cifar10_airbench.py --workdir=runs/airbench
 """
 

@@ -4,7 +4,9 @@
 
 Muon (Jordan et al. 2024, as optax has it) turns the update of each kernel into an orthogonal one; at equal
 epochs this small net fits better than with AdamW or SGD. Images move by a pixel and are mirrored, in training
-and in the views that are averaged at test time. Measured over three seeds, with spread, minutes and machine:
+and in the views that are averaged at test time.
+
+3 seeds: 92.60 ± 0.12 % in 1.1 minutes on two cores (AMD EPYC of family 25, model 17). More:
 experiments/fashion_mnist/README.md.
 """
 

@@ -110,6 +110,16 @@ def test_the_promises_rest_on_what_was_tried():
     assert pages.fill(page, "promises", run["promise"](run["read_rows"]())) == page
 
 
+@pytest.mark.parametrize(
+    "config, study", [("cifar10_airbench", "cifar10_fast"), ("fashion_mnist_simple_cnn", "fashion_mnist")]
+)
+def test_a_config_has_the_result_of_its_study(config, study):
+    measured = next(studies.every([study]))
+    seeds = len(results.finished(measured.rows()))
+    said = " ".join((ROOT / "configs" / f"{config}.py").read_text().split())
+    assert f"{seeds} seeds: {measured.claim(measured, measured.here).ours}" in said
+
+
 def test_the_claims_are_those_of_the_csvs():
     summary = runpy.run_path(str(ROOT / "experiments" / "summary.py"))
     assert pages.fill(README, "results", front.table()) == README

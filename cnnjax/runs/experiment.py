@@ -194,6 +194,8 @@ class Experiment(Network):
         names = {kind: "CPU" if kind == "cpu" else kind for kind in kinds}
         devices = ", ".join(f"{f'{kinds[kind]} x ' * (kinds[kind] > 1)}{names[kind]}" for kind in kinds)
         kernels = f", kernels: {self.kernels}" if "cpu" in kinds else ""
+        mesh = ",".join(f"{axis}:{size}" for axis, size in self.mesh.shape.items())
+        sharding = f", sharding {config.sharding} over {mesh}" if self.rules else ""
         return [
             f"{describe(source)}; images {'x'.join(map(str, source.image_shape))}",
             f"{config.model}: {count_params(self.abstract_state.params):,} parameters, {config.dtype}; "
@@ -201,8 +203,20 @@ class Experiment(Network):
             f"warm-up {counted(warmup, 'epoch')}{short}",
             f"{counted(self.total_steps, 'step')} of {counted(config.batch_size, 'image')}, "
             f"{counted(config.total_epochs, 'epoch')}, on "
-            f"{devices}{kernels}",
+            f"{devices}{kernels}{sharding}",
         ]
+
+    def unsplit(self) -> str:
+        """That `config.sharding` over `model` splits no parameter, as it is asked to; else ''."""
+        places = [leaf.sharding for leaf in jax.tree.leaves(self.abstract_state.params)]
+        if not any(rule.axis == "model" for rule in self.rules) or any(
+            not place.is_fully_replicated for place in places
+        ):
+            return ""
+        what = f"config.sharding={self.config.sharding!r} splits no parameter of {self.config.model}"
+        if self.mesh.shape["model"] > 1:
+            return f"{what} over {self.mesh.shape['model']} devices"
+        return f"{what}: the mesh has one device on 'model'; with config.mesh='model:2' it has two"
 
     def record_entries(self) -> dict[str, Any]:
         """What the run record says of this experiment."""

@@ -200,6 +200,8 @@ def introduce(experiment: Experiment, workdir: str | Path, progress: Progress) -
     """Tells what is trained, where, and which splits it lacks; the first of several seeds for all."""
     source = experiment.train_source
     progress.header([*experiment.header(), f"run folder {workdir}"])
+    if unsplit := experiment.unsplit():
+        progress.note(unsplit)
     for split, meaning in NEEDED.items():
         if split not in source.splits:
             advice = hold_out_advice(source) if split == "validation" else ""

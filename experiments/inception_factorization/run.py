@@ -67,16 +67,18 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     """Whether two 3x3 are better or worse than one 5x5; no difference found is not the same as none."""
     groups = study.groups(out)
     test = {label: tables.scores(rows) for label, rows in groups.items()}
-    relu, linear, whole = (
-        test.get(k, []) for k in ("two 3x3, ReLU between", "two 3x3, linear between", "5x5")
-    )
+    whole, relu, linear, line = (test.get(label, []) for label in NETS)
     size = tables.size(*groups.values(), pixels=study.side)
-    gain, loss = (tables.difference(relu, other, among=2) for other in (linear, whole))
+    pairs = (relu, linear), (relu, whole), (line, whole)
+    gain, squares, lines = (tables.difference(*pair, among=len(pairs)) for pair in pairs)
     return studies.Claim(
-        "5x5 = two 3x3 with 18 against 25 weights; ReLU between them beats linear",
+        "5x5 = two 3x3 with 18 against 25 weights, or 1x5 and 5x1 with 10; ReLU between two 3x3 beats linear",
         "ImageNet top-1: 77.2 % with ReLU, 76.2 % linear",
-        f"ReLU less linear {gain.points()}; two 3x3 less 5x5 {loss.points()}",
-        f"ReLU: {tables.verdict(gain, size)}; against 5x5: {tables.verdict(loss, size, 'better', 'worse')}",
+        f"ReLU less linear {gain.points()}; two 3x3 less 5x5 {squares.points()}; "
+        f"1x5, 5x1 less 5x5 {lines.points()}",
+        f"ReLU: {tables.verdict(gain, size)}; two 3x3 against 5x5: "
+        f"{tables.verdict(squares, size, 'better', 'worse')}; 1x5, 5x1: "
+        f"{tables.verdict(lines, size, 'better', 'worse')}",
     )
 
 

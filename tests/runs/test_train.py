@@ -255,6 +255,19 @@ def test_blocks_that_a_rule_tells_apart_are_not_stacked(tiny_config, field, valu
     assert "stage2_block4" in experiment.abstract_step_state.params
 
 
+@pytest.mark.parametrize(
+    "sharding, told", [("towers", True), ("model", True), ("fsdp", False), ("replicated", False)]
+)
+def test_a_sharding_over_one_device_is_told(tiny_config, sharding, told):
+    tiny_config.model, tiny_config.sharding = "alexnet_cifar(groups=2)", sharding
+    experiment = build(tiny_config)
+    line = f"config.sharding={sharding!r} splits no parameter of {tiny_config.model}: the mesh has one device"
+    assert experiment.unsplit().startswith(line) == told
+    assert (f", sharding {sharding} over data:1,model:1" in experiment.header()[-1]) == (
+        sharding != "replicated"
+    )
+
+
 def test_the_state_is_donated(tiny_config):
     experiment = build(tiny_config)
     kept = experiment.init_state()
