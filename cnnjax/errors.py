@@ -172,7 +172,7 @@ def _fits(value: Any) -> bool:
 
 def check(field: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
     """Raises a UserError unless `value` is a finite number that `holds`; `allowed` says it in words."""
-    number = isinstance(value, (numbers.Integral, float)) and not isinstance(value, bool)
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not abs(value) <= MOST_FLOAT or not holds(value):
         raise UserError(f"{field}={value!r} must be {allowed}")
 

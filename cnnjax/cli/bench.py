@@ -51,7 +51,7 @@ def _train(
     model: Flag[str, "a name or spec"] = "simple_cnn",
     batch_size: Flag[int, "images per step"] = 128,
     dtype: Flag[str, "float32 or bfloat16"] = "float32",
-    image_size: Flag[int | None, "pixels (default: the preset's)"] = None,
+    image_size: Flag[int | None, "pixels (default: the preset's)", 1] = None,
     rounds: Flag[int, "number of measurements", 1] = 5,
     seconds: Flag[float, "seconds per measurement", 0.0] = 4.0,
     against: Flag[str | None, f"other frameworks to alternate with: {_peers('train')}"] = None,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.linen import Module
 from jax import Array
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, check_count
 from cnnjax.models.forward import Layer, Trace, Variables, run, trace, unrolled
 
 Weigh = Callable[[Array, Array], Array]  # (values of a layer, gradient by them) -> weights
@@ -56,6 +56,7 @@ def smooth_grad(
     Source: Smilkov et al. 2017, arXiv:1706.03825. Deviation: sizes are averaged, as in the authors' figures,
     not signed gradients.
     """
+    check_count("samples", samples, 1)
     spread = image.max((1, 2, 3), keepdims=True) - image.min((1, 2, 3), keepdims=True)
 
     def one(key: Array) -> Array:
@@ -80,8 +81,9 @@ def integrated_gradients(
     rule over `steps` points; 0 is the mean colour of normalized images. Source: Sundararajan, Taly, Yan 2017,
     arXiv:1703.01365, equation 1.
     """
+    check_count("steps", steps, 1)
     way = image - jnp.asarray(baseline, image.dtype)
-    shares = jnp.arange(0.5, steps) / steps
+    shares = jnp.arange(0.5, steps, dtype=image.dtype) / steps
     return way * _mean(lambda share: input_gradient(model, variables, image - share * way, label), shares)
 
 
@@ -204,7 +206,8 @@ def score_cam(
     empty image changes no softmax). Deviation: `channels`.
     """
     values = _map_of(model, variables, image, layer)
-    count = min(channels or values.shape[-1], values.shape[-1])
+    check_count("channels", count := values.shape[-1] if channels is None else channels, 1)
+    count = min(count, values.shape[-1])
     chosen = jax.lax.top_k(values.std((1, 2)), count)[1]  # [B, count]
     kept = jnp.take_along_axis(values, chosen[:, None, None, :], axis=3)
 

@@ -16,7 +16,7 @@ from jax import Array
 from PIL import Image
 
 from cnnjax.data.sources.source import as_labels
-from cnnjax.errors import UserError, check_local, unknown
+from cnnjax.errors import UserError, check_count, check_local, unknown
 from cnnjax.explore import attribution, plots
 from cnnjax.explore.faithfulness import Method
 from cnnjax.explore.markup import grey_or_rgb
@@ -98,6 +98,7 @@ def explainer(trained: TrainedModel, layer: str | None = None, method: str = "gr
         if not len(images) == len(labels) >= 1:
             problem = f"{len(images)} images and {len(labels)} labels"
             raise UserError(f"explain: {problem}; allowed: one image at least, with a label each")
+        check_count("batch_size", batch_size, 1)
         classes = as_labels(np.asarray(labels), "explain", len(trained.class_names))
         sizes.add(size := size_of(len(images), batch_size, sizes))
         batch, label = filled(np.stack(images), size), filled(classes, size)

@@ -65,7 +65,7 @@ def randomized(variables: Variables, key: Array, modules: Collection[str] | None
         if modules is None or name in modules:
             leaves, structure = jax.tree.flatten(tree)
             keys = (jax.random.fold_in(jax.random.fold_in(key, i), j) for j in range(len(leaves)))
-            drawn = [x.mean() + x.std() * jax.random.normal(next(keys), x.shape) for x in leaves]
+            drawn = [x.mean() + x.std() * jax.random.normal(next(keys), x.shape, x.dtype) for x in leaves]
             params[name] = jax.tree.unflatten(structure, drawn)
     return {**variables, "params": params}
 

@@ -58,7 +58,7 @@ def filter_direction(params: Variables, key: Array) -> Variables:
     leaves, structure = jax.tree.flatten(params)
     direction = []
     for i, leaf in enumerate(leaves):
-        draw = jax.random.normal(jax.random.fold_in(key, i), leaf.shape)
+        draw = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
         axes = tuple(range(leaf.ndim - 1))  # a filter is all that leads to one output
         size = jnp.sqrt((draw**2).sum(axes, keepdims=True))
         own = jnp.sqrt((leaf**2).sum(axes, keepdims=True))

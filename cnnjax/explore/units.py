@@ -10,7 +10,7 @@ from flax import traverse_util
 from flax.linen import Module
 from jax import Array
 
-from cnnjax.errors import UserError
+from cnnjax.errors import UserError, check_count
 from cnnjax.explore.layers import Box, receptive_box
 from cnnjax.models import forward
 from cnnjax.models.forward import Shape, Variables
@@ -50,6 +50,7 @@ def statistics(model: Module, variables: Variables, batches: Batches, layer: str
         flat = np.asarray(values, np.float64).reshape(-1, values.shape[-1])
         rows.append([flat.sum(0), (flat**2).sum(0), (flat > 0).sum(0), flat.max(0)])
         count += len(flat)
+    check_count("batches", len(rows), 1)
     total, squares, positive, _ = np.sum(rows, 0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
@@ -73,6 +74,7 @@ def peaks(model: Module, variables: Variables, batches: Batches, layer: str) -> 
         best = flat.argmax(1)
         highest.append(flat.max(1))
         places.append(np.stack(np.divmod(best, values.shape[2] if values.ndim == 4 else 1), -1))
+    check_count("batches", len(highest), 1)
     return Peaks(layer, np.concatenate(highest), np.concatenate(places).astype(np.int32))
 
 
@@ -147,7 +149,7 @@ def maximize(
         return (1 - decay) * image + step_size * gradient / (size + 1e-8), None
 
     start_key, key = jax.random.split(key)
-    start = 0.1 * jax.random.normal(start_key, (1, *image_shape))
+    start = 0.1 * jax.random.normal(start_key, (1, *image_shape), jnp.float32)
     image, _ = jax.lax.scan(climb, start, jax.random.split(key, steps))
     return image[0]
 

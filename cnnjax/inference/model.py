@@ -326,7 +326,7 @@ def untrained(spec: str, dtype: DTypeLike = jnp.float32) -> TrainedModel:
     """A network with random weights, for images of its preset's size."""
     preset = variant(spec).preset
     network = create_model(spec)
-    shape, names = preset.input_size, numbered_names(preset.num_classes)
+    shape, names = preset.input_size, numbered_names(network.num_classes)
     variable_shapes(network, shape, f"model={spec!r}")
     augment = augment_lib.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
     variables = run_init(functools.partial(network.init, jax.random.key(0), jnp.zeros((1, *shape))))

@@ -37,10 +37,11 @@ class Net(nn.Module):
     def __post_init__(self) -> None:
         for field in ("dropout_rate", "drop_path_rate", "dropout"):
             check_fraction(field, getattr(self, field, 0.0))
-        for field in ("width", "depth", "stem_width", "last_width", "widen_factor"):
+        for field in ("width", "depth", "stem_width", "last_width"):
             if (value := getattr(self, field, None)) is not None:
                 check(field, value, "greater than 0", lambda v: v > 0)
-        check_count("norm_groups", self.norm_groups, 1)
+        for field in ("norm_groups", "widen_factor"):
+            check_count(field, getattr(self, field, 1), 1)
         super().__post_init__()
 
     def norm_layer(self, layer: Constructor, train: bool, **fields: object) -> Constructor:

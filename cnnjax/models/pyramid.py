@@ -100,7 +100,10 @@ def model_features(
                 by_stride[stage.stride] = stage
         chosen = [stage for stage in found if stage in by_stride.values()]
     else:
-        names, known = [names] if isinstance(names, str) else names, [stage.name for stage in found]
+        names, known = (
+            [names] if isinstance(names, str) else names,
+            dict.fromkeys(stage.name for stage in found),
+        )
         if wrong := [name for name in names if name not in known]:
             raise unknown("stage", wrong[0], known)
         chosen = [stage for stage in found if stage.name in names]

@@ -33,7 +33,7 @@ def local_response_norm(
     """
     if n < 1 or n % 2 == 0:
         raise UserError(f"local response normalization over n {n} channels: n must be odd")
-    if k <= 0:
+    if not k > 0:
         raise UserError(f"local response normalization with k {k}: k must be positive")
     if beta != 0.75:
         return (_widen(x) * _response_sum(x, n, k, alpha) ** -beta).astype(x.dtype)

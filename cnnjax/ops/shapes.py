@@ -4,7 +4,7 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cnnjax.errors import UserError, unknown
+from cnnjax.errors import UserError, check_count, unknown
 
 Pair = tuple[int, int]
 Size = int | Sequence[int]  # two of them
@@ -117,6 +117,7 @@ def receptive_field(layers: Sequence[Sequence[int]]) -> ReceptiveField:
             raise UserError(f"layers[{index}] {tuple(layer)!r}: allowed are {allowed}")
         window, stride, padding, dilation = (*layer, *(0, 1)[len(layer) - 2 :])
         _check_axis(1, window, stride, dilation)
+        check_count(f"layers[{index}] {tuple(layer)!r}: padding", padding, 0)
         size += (window - 1) * dilation * jump
         start -= padding * jump
         jump *= stride
@@ -130,6 +131,8 @@ def _same(window: int, stride: int, dilation: int, size: int) -> tuple[int, int]
 
 
 def _check_axis(size: int, window: int, stride: int, dilation: int) -> None:
+    given = f"size {size}, window {window}, stride {stride}, dilation {dilation}"
     if min(size, window, stride, dilation) < 1:
-        given = f"size {size}, window {window}, stride {stride}, dilation {dilation}"
         raise UserError(f"{given}: each must be at least 1")
+    if any(isinstance(number, float) for number in (size, window, stride, dilation)):
+        raise UserError(f"{given}: each must be a whole number")

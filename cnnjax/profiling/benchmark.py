@@ -45,8 +45,8 @@ class TrainBench:
         preset, start = variant(spec).preset, time.perf_counter()
         height, width, channels = preset.input_size
         shape = (image_size or height, image_size or width, channels)
-        self.image_shape, self.num_classes = shape, preset.num_classes
         model = create_model(spec, dtype=jnp.dtype(dtype))
+        self.image_shape, self.num_classes = shape, model.num_classes
         variable_shapes(model, shape, f"model={spec!r}")
         schedule = schedules.make_schedule("constant", learning_rate=0.01, total_steps=10**6)
         tx = optimizers.make_optimizer("sgd", schedule)
@@ -56,7 +56,7 @@ class TrainBench:
         step = functools.partial(train_step, tx=tx, gradient=gradient)
         draw, key = np.random.default_rng(0), jax.random.key(0)
         image = draw.integers(0, 256, (batch_size, *shape), np.uint8)
-        label = draw.integers(0, preset.num_classes, batch_size).astype(np.int32)
+        label = draw.integers(0, model.num_classes, batch_size).astype(np.int32)
         batch = jax.device_put({"image": image, "label": label, "mask": np.ones(batch_size, np.float32)})
         self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, batch, key).compile()
         run = cpu.settled(self.compiled)

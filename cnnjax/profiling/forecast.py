@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from cnnjax import config as config_lib
 from cnnjax.data.sources.source import ArraySource, Source, numbered_names
 from cnnjax.errors import UserError, extra, unknown
-from cnnjax.models import variant
+from cnnjax.models import create_model, variant
 from cnnjax.ops import cpu
 from cnnjax.profiling.compiled import Collective, Program, inspect, layer_paths
 from cnnjax.runs.experiment import build
@@ -171,7 +171,8 @@ def model_memory(
     config = config_lib.default()
     config.update({"model": spec, "batch_size": batch_size, "dtype": dtype, "mesh": "data:1"})
     config.augment.train = config.augment.eval = "normalize(mean=0.5, std=0.25)"
-    return forecast(config, "cpu:1", source=blank_source(preset.image_shape(image_size), preset.num_classes))
+    classes = create_model(spec).num_classes
+    return forecast(config, "cpu:1", source=blank_source(preset.image_shape(image_size), classes))
 
 
 def facts(found: Forecast) -> dict[str, object]:

@@ -221,6 +221,7 @@ class Experiment(Network):
     def record_entries(self) -> dict[str, Any]:
         """What the run record says of this experiment."""
         params, source = self.abstract_state.params, self.train_source
+        fields = self.config.optimizer
         return {
             "seed": self.config.seed,
             "cpu_kernels": self.kernels,
@@ -235,7 +236,9 @@ class Experiment(Network):
                 "spec": self.config.model,
                 "num_params": count_params(params),
                 "frozen": parameter_groups.frozen_paths(params, self.freeze.pattern),
-                "decayed": parameter_groups.decayed_paths(params, self.config.optimizer.decay),
+                "decayed": parameter_groups.decayed_paths(params, fields.decay)
+                if fields.weight_decay
+                else [],
             },
             "steps_per_epoch": self.steps_per_epoch,
             "total_steps": self.total_steps,

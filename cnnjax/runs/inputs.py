@@ -26,7 +26,7 @@ from cnnjax.models.weights.torch import HEAD, Variables, match, require_same, re
 from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.folder import Run
 from cnnjax.runs.optimizer import errors_name_fields
-from cnnjax.runs.pretrained import is_run
+from cnnjax.runs.pretrained import is_run, own_spec
 
 NAME_IT = "name the data set with --data"
 SMALL_BYTES = 2**28  # sources up to this size are read into memory once
@@ -143,7 +143,9 @@ def initial_variables(
         raise UserError(f"{source} is neither a run folder nor a weights file")
     arrays = files.read(source)
     if tree := own_tree(arrays):
-        return _fitting(tree, path, model, image_shape, head)
+        if trained_as := own_spec(path):
+            require_same(trained_as, model)
+        return fitting(tree, path, model, image_shape, head)
     if spec:
         require_told(spec)
     found = match(arrays, model, image_shape, head=head == "keep")
@@ -162,7 +164,7 @@ def initial_variables(
 def _of_run(path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str) -> Variables:
     require_same(Run.open(path).config().model, model)
     _, variables = Checkpoints(path / "checkpoints").variables("best", "raw")
-    return _fitting(variables, path, model, image_shape, head)
+    return fitting(variables, path, model, image_shape, head)
 
 
 def same_images(run: Run, data: str, folder: str, listed: Listed | None = None) -> ConfigDict | None:
@@ -203,9 +205,10 @@ def own_tree(arrays: Mapping[str, np.ndarray]) -> Variables | None:
     return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(tree, sep="/")
 
 
-def _fitting(
-    variables: Variables, path: Path, model: nn.Module, image_shape: tuple[int, ...], head: str
+def fitting(
+    variables: Variables, path: str | Path, model: nn.Module, image_shape: tuple[int, ...], head: str = "keep"
 ) -> Variables:
+    """The variables, or a UserError that names leaves that do not fit; arguments as `initial_variables`."""
     shapes = variable_shapes(model, image_shape)
     given, wanted = (traverse_util.flatten_dict(tree) for tree in (variables, shapes))
     if head == "new":

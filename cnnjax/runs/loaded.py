@@ -17,11 +17,11 @@ from cnnjax.errors import UserError, one_line
 from cnnjax.models import create_model
 from cnnjax.models.forward import image_struct
 from cnnjax.models.weights import files
-from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_told
+from cnnjax.models.weights.torch import Variables, convert_into, num_classes, require_same, require_told
 from cnnjax.runs.config_files import naming
 from cnnjax.runs.facts import Facts, of_run, of_weights
 from cnnjax.runs.folder import Run
-from cnnjax.runs.inputs import data_name, open_split, own_tree, same_images
+from cnnjax.runs.inputs import data_name, fitting, open_split, own_tree, same_images
 from cnnjax.runs.network import check_protocol, trained
 from cnnjax.runs.pretrained import IN_A_RUN, Pretrained, is_run, resolve
 
@@ -134,8 +134,12 @@ def read(found: Pretrained) -> tuple[nn.Module, Variables]:
     arrays, shape = files.read(found.file), found.preset.input_size
     network = create_model(found.spec)
     try:
+        if found.trained_as:
+            require_same(found.trained_as, network)
         if tree := own_tree(arrays):
-            return network.clone(num_classes=_classes(tree)), tree
+            network = network.clone(num_classes=_classes(tree))
+            images = of_weights(found, network.num_classes, None).eval_augment.output_shape
+            return network, fitting(tree, "it", network, images)
         if not found.data:
             require_told(found.spec)
         if classes := num_classes(arrays, network, shape):

@@ -40,6 +40,7 @@ class Pretrained:
     license: str = ""
     data: DataFacts | None = None  # of networks that were trained here, in place of the preset
     protocol: str = ""  # the views that they average, if they tell
+    trained_as: str = ""  # the spec of such a network when it was trained
 
 
 class Own(TypedDict):
@@ -198,6 +199,12 @@ def _of_file(path: Path, source: str, model: str) -> Pretrained:
     return Pretrained(source, path, model, variant(model).preset)
 
 
+def own_spec(path: Path) -> str:
+    """The spec of the network of a file of `cnnjax export`; '' of any other."""
+    own = _exported(path)
+    return own["model"] if own else ""
+
+
 def _exported(path: Path) -> Own | None:
     """What the sidecar of a file says of it; None if there is none."""
     beside = path.with_name(f"{path.name}.json")
@@ -216,7 +223,7 @@ def _exported(path: Path) -> Own | None:
 def _trained_here(own: Own, file: Path, source: str, model: str, terms: str = "") -> Pretrained:
     names = tuple(own["data"].get("class_names", ()))
     spec, protocol = model or own["model"], own.get("protocol", "")
-    return Pretrained(source, file, spec, Preset(), names, terms, own["data"], protocol)
+    return Pretrained(source, file, spec, Preset(), names, terms, own["data"], protocol, own["model"])
 
 
 def _of_folder(folder: Path, source: str, model: str) -> Pretrained:

@@ -95,7 +95,10 @@ def check_teacher(run: Run, teacher: Teacher | None) -> None:
 def _read(distill: str) -> tuple[str, float, float]:
     """The teacher, alpha and temperature of 'distill("runs/big", alpha=0.5, temperature=4.0)'."""
     name, args, values = parse_call(distill, FIELD)
-    values = dict(zip(("teacher", "alpha", "temperature"), args, strict=False)) | values
+    placed = dict(zip(("teacher", "alpha", "temperature"), args, strict=False))
+    if twice := placed.keys() & values.keys():
+        raise UserError(f"{FIELD}={distill!r}: {listed(sorted(twice))} is given twice; give it once")
+    values = placed | values
     known = {"teacher": "", "alpha": 0.5, "temperature": 4.0}
     teacher = values.get("teacher", "")
     if (

@@ -154,6 +154,8 @@ def worst_mistakes(predictions: Predictions, count: int = 24) -> np.ndarray:
 
 def interval(hits: int, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion (Wilson 1927): of no trials (0.0, 1.0), all that it can be."""
+    if not 0 <= hits <= count:
+        raise UserError(f"hits={hits} must be from 0 to count={count}")
     if not count:
         return 0.0, 1.0
     z, share = 1.959964, hits / count

@@ -26,7 +26,9 @@ class Freeze(NamedTuple):
 
     def steps(self, steps_per_epoch: float) -> float:
         """The time in whole steps, or infinity."""
-        return math.ceil(self.epochs * steps_per_epoch) if self.epochs < math.inf else math.inf
+        if self.epochs == math.inf:
+            return math.inf
+        return math.ceil(round(self.epochs * steps_per_epoch, 6))  # 1.1 * 100 is a little over 110
 
 
 def path_name(path: jax.tree_util.KeyPath) -> str:

@@ -195,6 +195,7 @@ MISTAKES = {
     "predict . --workdir=x --explain=false --layer=y": "--layer=y needs --explain",
     "models --batch_size=8": "--batch_size=8 needs --memory",
     "models resnet18 --dtype=bfloat16": "--dtype=bfloat16 needs --memory",
+    "bench train --image_size=0": "--image_size=0",
     "models resnet* --image_size=64": "--image_size=64 needs the name of one network; resnet* is ",
     "train --process_count=2 --process_index=0": "--process_count=2 needs --distributed; add it",
     "train --coordinator=here:1": "needs --distributed; add it",

@@ -440,6 +440,31 @@ def test_statistics_find_dead_units(tiny, image):
     np.testing.assert_allclose(found.std, value.std((0, 1, 2)), rtol=1e-3, atol=1e-6)
 
 
+def test_64_bits_elsewhere_change_no_dtype(tiny, image):
+    model, variables = tiny
+    with jax.enable_x64(True):
+        assert units.maximize(model, variables, SHAPE, 1, jax.random.key(0), steps=1).dtype == "float32"
+        heat = attribution.integrated_gradients(model, variables, image, LABEL, steps=2)
+        drawn = faithfulness.randomized(variables, jax.random.key(0))
+        direction = landscape.filter_direction(variables["params"], jax.random.key(0))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((heat, drawn, direction))} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda *given: attribution.smooth_grad(*given, jax.random.key(0), samples=0), "samples=0 must be"),
+        (lambda *given: attribution.integrated_gradients(*given, steps=0), "steps=0 must be"),
+        (lambda *given: attribution.score_cam(*given, channels=-1), "channels=-1 must be"),
+        (lambda *given: units.statistics(*given[:2], [], "conv1"), "batches=0 must be"),
+        (lambda *given: units.peaks(*given[:2], [], "conv1"), "batches=0 must be"),
+    ],
+)
+def test_nothing_to_average_is_told(call, words, tiny, image):
+    with pytest.raises(UserError, match=words):
+        call(*tiny, image, LABEL)
+
+
 def test_maximization_excites_the_unit_far_more_than_noise(tiny):
     model, variables = tiny
     for layer, unit in ((None, 1), ("conv2", 3)):

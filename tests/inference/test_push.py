@@ -16,10 +16,12 @@ from flax.traverse_util import flatten_dict
 import cnnjax
 from cnnjax.cli import main
 from cnnjax.errors import UserError
-from cnnjax.inference import push
+from cnnjax.inference import export, push
+from cnnjax.inference.model import untrained
 from cnnjax.models import create_model
 from cnnjax.models.weights import convert, files
 from cnnjax.runs import hub, loaded, train
+from cnnjax.runs.experiment import build
 from cnnjax.runs.pretrained import resolve
 from tests.loopback import Server, serving
 
@@ -173,6 +175,27 @@ def test_an_exported_file_is_read_back_as_the_run_is(tiny_run, tmp_path, capsys)
         assert (again.recipe, again.augment.steps) == (own.recipe, own.augment.steps)
         for a, b in zip(again.predict(images), own.predict(images), strict=True):
             np.testing.assert_array_equal(a.probabilities, b.probabilities)
+
+
+def test_an_exported_file_does_not_load_into_a_part_of_its_network(tmp_path, capsys):
+    spec, file = "resnet20_cifar(stage_sizes={}, widths=(2, 3))", tmp_path / "net.safetensors"
+    export.export(untrained(spec.format((1, 2))), "safetensors", file)
+    assert cnnjax.load_model("", str(file)).spec == spec.format((1, 2))
+    part = spec.format((1, 1))
+    with pytest.raises(UserError, match="does not fit the model: .*stage2_block2"):
+        cnnjax.load_model(part, str(file))
+    words = ["weights", "import", str(file), f"--model={part}", f"--workdir={tmp_path / 'imported'}"]
+    assert main.run(words) == 2 and "stage2_block2" in capsys.readouterr().err
+
+
+def test_an_exported_network_of_other_fields_is_told_of(tiny_run, tiny_config, tmp_path, capsys):
+    file = exported(tiny_run, tmp_path, capsys)
+    other = "simple_cnn(widths=(2, 3), kernel_size=3, activation='tanh')"
+    with pytest.warns(UserWarning, match="differs in activation='relu', not activation='tanh'"):
+        cnnjax.load_model(other, str(file))
+    tiny_config.model, tiny_config.init_from = other, str(file)
+    with pytest.warns(UserWarning, match="differs in activation='relu', not activation='tanh'"):
+        build(tiny_config)
 
 
 @pytest.mark.parametrize("way", ["export", "push", "weights import"])

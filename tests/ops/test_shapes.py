@@ -165,3 +165,16 @@ def test_adaptive_windows_are_those_of_torch(size, output_size):
 def test_adaptive_windows_are_exact_where_float_division_is_not():
     size = 3 * 10**17 + 1
     assert adaptive_windows(size, 3)[0] == (0, 10**17 + 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: receptive_field([(3, 1, -2)]), r"layers\[0\] \(3, 1, -2\): padding=-2 must be"),
+        (lambda: receptive_field([(3.5, 1, 1)]), "window 3.5, .*each must be a whole number"),
+        (lambda: conv_output_size(7.5, 3), "size 7.5, .*each must be a whole number"),
+    ],
+)
+def test_windows_are_of_whole_pixels(call, words):
+    with pytest.raises(UserError, match=words):
+        call()

@@ -12,9 +12,11 @@ from PIL import Image
 import cnnjax
 from cnnjax.cli import main
 from cnnjax.errors import UserError
+from cnnjax.inference.model import untrained
 from cnnjax.ops import cpu
 from cnnjax.profiling import input_pipeline
 from cnnjax.profiling.benchmark import TrainBench, bench_train, kind_of
+from cnnjax.profiling.forecast import model_memory
 from experiments.cpu_speed import bench_ops
 from experiments.data_speed import listing as data_listing
 from experiments.data_speed import run as data_speed
@@ -39,6 +41,17 @@ def test_the_step_trains():
     before = int(bench.state.step)
     assert bench.rate(0.0) > 0
     assert int(bench.state.step) == before + 2
+
+
+def test_a_bench_has_the_classes_of_its_spec():
+    bench = TrainBench("simple_cnn(widths=(2, 2), num_classes=2)", 16, "float32", image_size=12)
+    assert bench.num_classes == 2
+    assert not np.isnan(
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(bench.state.params)])
+    ).any()
+    assert int(bench.state.step) == 1
+    assert model_memory("simple_cnn(widths=(2, 2), num_classes=20)", 4).program.memory
+    assert len(untrained("simple_cnn(widths=(2, 2), num_classes=20)").class_names) == 20
 
 
 @pytest.mark.parametrize(

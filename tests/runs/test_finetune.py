@@ -333,6 +333,8 @@ class Recorder:
         ("distill(RUN, temperature=0)", "temperature=0 must be greater than 0"),
         ("teacher(RUN)", "must be 'distill"),
         ("distill('a', beta=0.5)", "must be 'distill"),
+        ("distill('a', teacher='b')", "teacher is given twice; give it once"),
+        ("distill('a', 0.3, alpha=0.9)", "alpha is given twice; give it once"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_told(distill, words, tiny_config, tiny_run):

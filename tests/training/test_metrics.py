@@ -251,6 +251,12 @@ def test_worst_mistakes_and_a_calibration_of_fewer_bins():
     assert curve.accuracy[5] == pytest.approx((label == prediction)[inside].mean())
 
 
+@pytest.mark.parametrize("hits, count", [(5, 3), (-1, 3)])
+def test_an_interval_of_more_than_all_is_told(hits, count):
+    with pytest.raises(UserError, match=f"hits={hits} must be from 0 to count=3"):
+        metrics.interval(hits, count)
+
+
 def test_the_interval_is_wilsons():
     """Numbers of Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
     for hits, count, low, high in (

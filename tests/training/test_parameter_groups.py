@@ -118,6 +118,14 @@ def test_what_freezes_and_for_how_long(freeze, pattern, epochs):
 
 
 @pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"),
+    [(1.1, 100, 110), (2.2, 50, 110), (0.07, 100, 7), (0.5, 5, 3), (2, 7, 14)],
+)
+def test_epochs_that_floats_do_not_hold_freeze_no_step_more(epochs, per_epoch, steps):
+    assert parameter_groups.parse_freeze(f"until({epochs}, stem)").steps(per_epoch) == steps
+
+
+@pytest.mark.parametrize(
     "freeze", ["until(0, stem)", "until(x, stem)", "until(2, )", "until(1, ()", "all but ("]
 )
 def test_a_freeze_that_cannot_be_read_is_told(freeze):
@@ -227,6 +235,8 @@ def test_a_decay_pattern_may_match_what_is_frozen_alone_but_not_nothing(tiny_con
     tiny_config.optimizer.update({"name": name, "decay": "head/kernel"})
     experiment = build(tiny_config)
     assert experiment.record_entries()["model"]["decayed"] == ["head/kernel"]
+    tiny_config.optimizer.weight_decay = 0.0
+    assert build(tiny_config).record_entries()["model"]["decayed"] == []
     tiny_config.optimizer.decay = "kernal"
     with pytest.raises(UserError, match="config.optimizer.decay='kernal' must match a parameter path"):
         build(tiny_config)
