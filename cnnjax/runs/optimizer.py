@@ -1,6 +1,7 @@
 """The optimizer and the schedule that a config names; errors name its fields."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -60,6 +61,18 @@ def make_optimizer(
         tx = optimizers.make_optimizer(name, schedule, freeze=pattern, until=until, **values)
         scales = parameter_groups.parse_scales(fields.learning_rate_scales, layers)
         return parameter_groups.with_groups(tx, freeze=pattern, scales=scales, until=until), schedule
+
+
+def after_the_end(config: ConfigDict) -> list[str]:
+    """What a config asks for at epochs that the run does not reach, a line each."""
+    end, values = config.total_epochs, _parse_values("optimizer.schedule", config.optimizer.schedule)[1]
+    boundaries = values.get("boundaries") or ()
+    epochs = boundaries if isinstance(boundaries, (tuple, list)) else (boundaries,)
+    late = [str(epoch) for epoch in epochs if isinstance(epoch, int) and epoch >= end]
+    lines = [f"config.optimizer.schedule: no rate changes at epoch {', '.join(late)}"] * bool(late)
+    until = parameter_groups.parse_freeze(config.freeze).epochs
+    lines += [f"config.freeze: nothing thaws at epoch {until:g}"] * (end <= until < math.inf)
+    return [f"{line}; the run ends at {end:g}" for line in lines]
 
 
 @contextlib.contextmanager

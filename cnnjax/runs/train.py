@@ -20,6 +20,7 @@ from cnnjax.runs.experiment import Experiment, build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.inputs import seen_before
 from cnnjax.runs.log import Log, Progress
+from cnnjax.runs.optimizer import after_the_end
 from cnnjax.runs.record import make_record, resumed
 from cnnjax.runs.signals import Interrupted, caught_signals
 from cnnjax.runs.step import (
@@ -200,8 +201,8 @@ def introduce(experiment: Experiment, workdir: str | Path, progress: Progress) -
     """Tells what is trained, where, and which splits it lacks; the first of several seeds for all."""
     source = experiment.train_source
     progress.header([*experiment.header(), f"run folder {workdir}"])
-    if unsplit := experiment.unsplit():
-        progress.note(unsplit)
+    for line in filter(None, (experiment.unsplit(), *after_the_end(experiment.config))):
+        progress.note(line)
     for split, meaning in NEEDED.items():
         if split not in source.splits:
             advice = hold_out_advice(source) if split == "validation" else ""

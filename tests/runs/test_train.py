@@ -23,6 +23,7 @@ from cnnjax.runs.evaluate import Evaluator
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
 from cnnjax.runs.log import NonFiniteLoss
+from cnnjax.runs.optimizer import after_the_end
 from cnnjax.runs.replay import replay_step
 from cnnjax.runs.step import lower_step
 from cnnjax.training import chips
@@ -266,6 +267,25 @@ def test_a_sharding_over_one_device_is_told(tiny_config, sharding, told):
     assert (f", sharding {sharding} over data:1,model:1" in experiment.header()[-1]) == (
         sharding != "replicated"
     )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "freeze", "told"),
+    [
+        ("step(boundaries=(1, 3, 6))", "", ["no rate changes at epoch 3, 6; the run ends at 2"]),
+        (
+            "step(boundaries=2)",
+            "until(2.5, conv1)",
+            ["at epoch 2; the run", "nothing thaws at epoch 2.5; the run"],
+        ),
+        ("step(boundaries=(0.5, 0.75))", "until(1, conv1)", []),
+        ("cosine", "conv1", []),
+    ],
+)
+def test_what_would_happen_after_the_end_is_told(tiny_config, schedule, freeze, told):
+    tiny_config.optimizer.schedule, tiny_config.freeze = schedule, freeze
+    lines = after_the_end(tiny_config)
+    assert len(lines) == len(told) and all(words in line for words, line in zip(told, lines, strict=True))
 
 
 def test_the_state_is_donated(tiny_config):
