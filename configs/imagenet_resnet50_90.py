@@ -8,9 +8,9 @@ one crop of 224 from 256. Expected: 23.60 % +- 0.12 top-1 error (5 runs of batch
 so 76.4 %. With `--config.optimizer.schedule=cosine` and `--config.loss.label_smoothing=0.1` it is close to
 NVIDIA's recipe (77.1 % in 90 epochs: DeepLearningExamples, ResNet50 v1.5).
 
-Deviations: bfloat16; decay not on the head's bias either; the head is LeCun-normal (standard deviation 0.022,
-in the paper 0.01); windows are cut from the middle square of each image; 10,000 images of train are held out,
-as the official validation images are the test.
+Deviations: warm-up begins near 0, in the paper at 0.1; bfloat16; decay not on the head's bias either; the
+head is LeCun-normal (standard deviation 0.022, in the paper 0.01); windows are cut from the middle square of
+each image; 10,000 images of train are held out, as the official validation images are the test.
 
   cnnjax data prepare folder:/data/imagenet --short_side=256 --format=jpeg --out=/data/imagenet256
   cnnjax train --config=configs/imagenet_resnet50_90.py --config.data.name=records:/data/imagenet256

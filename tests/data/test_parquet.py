@@ -12,6 +12,7 @@ from pyarrow import parquet
 from cnnjax.cli import main
 from cnnjax.data.datasets import load
 from cnnjax.data.decode import read_header
+from cnnjax.data.sources import parquet as parquet_source
 from cnnjax.data.sources.source import to_memory
 from cnnjax.errors import BadImage, UserError
 from tests.data.test_sources import encoded
@@ -61,6 +62,22 @@ def test_every_image_is_served_in_any_order(tmp_path, channels):
     held = load(name, "validation", num_validation=3)
     assert sorted(held.labels) == [0, 1, 2]
     assert load(name, "train", size=4).image_shape == (4, 4, channels)
+
+
+def test_threads_in_different_places_read_each_group_once(tmp_path, monkeypatch):
+    """As the threads of `prepare`, each in a shard of its own: two of them, in turn."""
+    image = pixels(40)
+    write(tmp_path / "train.parquet", map(encoded, image), np.arange(40) % 3)
+    source, groups, read = load(f"parquet:{tmp_path}", "train"), [], parquet_source._read
+
+    def counted(path, group, column):
+        groups.append(group)
+        return read(path, group, column)
+
+    monkeypatch.setattr(parquet_source, "_read", counted)
+    for position in np.arange(40).reshape(2, 20).T.flat:  # 0, 20, 1, 21 ...
+        np.testing.assert_array_equal(source[int(position)]["image"], image[position])
+    assert sorted(groups) == [*range(10)]
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,15 @@ def test_each_example_is_read_by_its_parser_and_calls_a_command_that_is_there(pa
     assert {"--workdir", "--config", "--config.data.name", "--distributed"} <= folders.keys()
 
 
+@pytest.mark.parametrize("name", ["tpu_vm.sh", "skypilot.yaml"])
+def test_machines_of_a_cloud_get_what_their_images_lack(name):
+    """A Python that the package runs on, its command by path, the client of NFS, a folder to write to."""
+    script = "\n".join(scripts(EXAMPLES / name))
+    assert re.findall(r"(\S*)cnnjax train", script) in (["venv/bin/"], ["~/venv/bin/"])
+    assert script.index("--python 3.12") < script.index("uv pip install") < script.index("mount -t nfs")
+    assert script.index("nfs-common") < script.index("mount -t nfs") < script.index("mkdir -m 777")
+
+
 def test_the_jobset_gives_each_pod_a_number_and_the_right_to_ask_who_it_is():
     yaml = pytest.importorskip("yaml")
     parts = {each["kind"]: each for each in yaml.safe_load_all((EXAMPLES / "jobset.yaml").read_text())}

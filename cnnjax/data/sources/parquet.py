@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnnjax.data.decode import decode_image, read_header
+from cnnjax.data.machine import num_cores
 from cnnjax.data.recipe import Recipe
 from cnnjax.data.sources import sets, shards
 from cnnjax.data.sources.archive import most_bytes
@@ -111,8 +112,16 @@ def _listing(files: Sequence[Path]) -> list[tuple[str, int]]:
     return [(path.name, path.stat().st_size) for path in files]
 
 
+class _Group:
+    """A row group that is read once, by the first thread that asks for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.column: pyarrow.ChunkedArray | None = None
+
+
 class _Reader:
-    """Keeps the row group that was read last; `channels` None is those of each image."""
+    """Keeps the row groups that were read last, one a thread; `channels` None is those of each image."""
 
     def __init__(
         self,
@@ -133,23 +142,27 @@ class _Reader:
         if min(counts) < 0 or self.ends[-1] != len(labels):
             given = f"row groups of {self.ends[-1]} rows and {len(labels)} labels"
             raise UserError(f"{files[0].parent}: {given}; copy or download it again")
-        self._kept: tuple[int, pyarrow.ChunkedArray] = (-1, None)
+        self._kept: dict[int, _Group] = {}  # the one that was asked for last is last
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__ |= {**state, "_kept": (-1, None), "_lock": threading.Lock()}
+        self.__dict__ |= {**state, "_kept": {}, "_lock": threading.Lock()}
 
     def _encoded(self, position: int) -> tuple[bytes, str]:
         group = bisect.bisect_right(self.ends, position)
         path, index = self.groups[group]
         row = position - (self.ends[group - 1] if group else 0)
         with self._lock:
-            if self._kept[0] != group:
-                self._kept = group, _read(path, index, self.column)
-            cell = self._kept[1][row].as_py()
+            kept = self._kept[group] = self._kept.pop(group, None) or _Group()
+            if len(self._kept) > num_cores() + 1:  # as many threads read at once
+                del self._kept[next(iter(self._kept))]
+        with kept.lock:
+            if kept.column is None:
+                kept.column = _read(path, index, self.column)
+        cell = kept.column[row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         what = f"{path} row group {index} row {row}"
         if not isinstance(data, bytes):
