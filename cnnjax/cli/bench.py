@@ -13,7 +13,7 @@ from cnnjax.data.files import scratch_folder
 from cnnjax.errors import by_name
 from cnnjax.profiling.benchmark import Figures, bench_predict, bench_train, check
 from cnnjax.profiling.input_pipeline import bench_data
-from cnnjax.profiling.peers.process import FRAMEWORKS, named
+from cnnjax.profiling.peers.process import FRAMEWORKS, named, share_memory
 
 
 def _peers(kind: str) -> str:
@@ -59,6 +59,8 @@ def _train(
     json: Json = False,
 ) -> None:
     """Measures whole training steps."""
+    if against:
+        share_memory()
     step = functools.partial(bench_train, model, batch_size=batch_size, dtype=dtype, image_size=image_size)
     _print(step(rounds=rounds, seconds=seconds, against=against, limit=peer_seconds, tell=_tell), json)
 
@@ -79,7 +81,8 @@ def _predict(
     from cnnjax.inference.model import DTYPES, untrained
 
     check(batch_size, dtype, DTYPES)
-    named(against, "predict")
+    if named(against, "predict"):
+        share_memory()
     call = functools.partial(bench_predict, untrained(model, dtype), batch_size=batch_size, dtype=dtype)
     with scratch_folder() as folder:
         file = _onnx_int8(model, batch_size, folder / "int8.onnx") if dtype == "int8" and against else ""

@@ -103,11 +103,11 @@ class Log:
         self.seconds += elapsed if cause != "compile" else 0.0
         return elapsed
 
-    def next_batch(self) -> dict[str, jax.Array]:
-        """The next batch; the time to wait for it is reported."""
+    def next_batch(self, sums: TrainMetrics) -> dict[str, jax.Array]:
+        """The next batch; the wait for it is reported if devices had ended the last step, that of `sums`."""
         start = time.perf_counter()
         batch = next(self.batches)
-        waited = time.perf_counter() - start
+        waited = (time.perf_counter() - start) * sums.num_steps.is_ready()
         self.waiting += waited
         self.spent["data"] += waited
         self.spent["steps"] -= waited  # a lap will count it as a step's

@@ -173,7 +173,7 @@ def live(
     stop_if_told()
     while step < total:
         try:
-            state, sums = yield Inputs(state, sums, log.next_batch(), key)
+            state, sums = yield Inputs(state, sums, log.next_batch(sums), key)
         except Interrupted:  # thrown in: a run that shares the step stops, and the step is not taken
             batches.set_state({"position": step})
             stop_if_told()

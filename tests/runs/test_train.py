@@ -4,7 +4,9 @@ import json
 import logging
 import re
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,7 +24,7 @@ from cnnjax.runs.checkpoints import Checkpoints
 from cnnjax.runs.evaluate import Evaluator
 from cnnjax.runs.experiment import build
 from cnnjax.runs.folder import Run
-from cnnjax.runs.log import NonFiniteLoss
+from cnnjax.runs.log import Log, NonFiniteLoss
 from cnnjax.runs.optimizer import after_the_end
 from cnnjax.runs.replay import replay_step
 from cnnjax.runs.step import lower_step
@@ -101,6 +103,21 @@ def test_metrics_have_a_row_for_each_interval_and_evaluation(finished):
     assert [row["step"] for row in rows if "validation_loss" in row] == [5, 10, 15]
     assert all("validation_ema_accuracy" in row for row in rows if "validation_loss" in row)
     assert train[-1]["loss"] < train[0]["loss"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_wait_for_a_batch_is_lost_if_the_step_before_has_ended(ended):
+    """Else the device works meanwhile, and the time is the step's."""
+
+    def slow():
+        time.sleep(0.01)
+        yield {}
+
+    log = SimpleNamespace(batches=slow(), waiting=0.0, spent={"data": 0.0, "steps": 0.0}, steps=0)
+    log.skipped_images = lambda split, batches: {}
+    Log.next_batch(log, SimpleNamespace(num_steps=SimpleNamespace(is_ready=lambda: ended)))
+    assert (log.waiting >= 0.01, log.spent["data"] == log.waiting == -log.spent["steps"]) == (ended, True)
+    assert ended or log.waiting == 0
 
 
 def test_steps_are_traced_into_the_folder_and_utilization_told_of_a_known_chip(

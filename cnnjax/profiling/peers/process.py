@@ -104,6 +104,11 @@ class Peer:
         return f"ended with code {code}" + (f": {words[-1][:200]}" if words else "")
 
 
+def share_memory() -> None:
+    """Before JAX's devices start: else its processes take most of a GPU's memory at once, from all others."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def named(against: str | None, kind: str) -> list[str]:
     """The peers of a comma-separated list; each must be installed."""
     names = list(dict.fromkeys(against.split(","))) if against else []
