@@ -107,7 +107,7 @@ class Log:
         """The next batch; the wait for it is reported if devices had ended the last step, that of `sums`."""
         start = time.perf_counter()
         batch = next(self.batches)
-        waited = (time.perf_counter() - start) * sums.num_steps.is_ready()
+        waited = (time.perf_counter() - start) * sums.num_steps.is_ready()  # type: ignore[attr-defined]
         self.waiting += waited
         self.spent["data"] += waited
         self.spent["steps"] -= waited  # a lap will count it as a step's

@@ -156,7 +156,7 @@ class _Reader:
         path, index = self.groups[group]
         row = position - (self.ends[group - 1] if group else 0)
         with self._lock:
-            kept = self._kept[group] = self._kept.pop(group, None) or _Group()
+            kept = self._kept[group] = self._kept.pop(group, _Group())
             if len(self._kept) > num_cores() + 1:  # as many threads read at once
                 del self._kept[next(iter(self._kept))]
         with kept.lock:
