@@ -54,15 +54,8 @@ def key() -> str:
     """A digest of all else that a compiled program depends on: versions, platform, processor."""
     device = jax.devices()[0]
     kind = [device.platform, device.device_kind, device.client.platform_version]
-    facts = [
-        __version__,
-        jax.__version__,
-        jaxlib.__version__,
-        platform.machine(),
-        *kind,
-        _processor_features(),
-        cpu.status(),
-    ]
+    versions = [__version__, jax.__version__, jaxlib.__version__]
+    facts = [*versions, platform.machine(), *kind, _processor_features(), cpu.status()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
