@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from importlib.metadata import version
 
 import pytest
 
-from experiments.gpu import run
+from cnnjax.errors import UserError
+from cnnjax.models import create_model, variable_shapes
+from experiments.gpu import parts, run
 from tests import ROOT
 
 BLOCKED = """
@@ -61,6 +64,19 @@ def test_parity_and_profile_need_no_package_of_data_or_runs(tmp_path):
     for part in ("parity", "profile"):
         assert rows[part][-1]["measure"] == "seconds" and not rows[part][-1]["note"], rows[part][-1]
     assert {row["device"] for row in rows["parity"]} == {"cpu"}
+
+
+def test_the_rows_of_a_net_do_not_wait_for_the_next_one(monkeypatch, capsys):
+    monkeypatch.setattr(parts, "TOY_PARITY", (("simple_cnn", 28), ("no_net", 28)))
+    with pytest.raises(UserError, match="no_net"):
+        parts.parity(toy=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["case"] for row in rows] == ["simple_cnn"] * 6
+
+
+def test_parity_is_of_a_net_with_auxiliary_heads_too():
+    (name,) = (name for name, _ in parts.PARITY if "googlenet" in name)
+    assert {"aux1", "aux2"} <= variable_shapes(create_model(name), (224, 224, 3), name)["params"].keys()
 
 
 @pytest.mark.slow

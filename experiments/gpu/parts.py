@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from experiments.gpu import steps
 PARITY = (
     ("resnet50", 224),
     ("alexnet", 227),
-    ("googlenet", 224),
+    ("googlenet_with_aux", 224),
     ("mobilenet_v2", 224),
     ("convnext_tiny", 224),
 )
@@ -42,8 +42,9 @@ SEEDS = 5
 
 
 def say(*, measure: str, value: object = "", case: str = "", note: str = "") -> None:
-    """One row."""
-    print(json.dumps({"measure": measure, "case": case, "value": value, "note": note}), flush=True)
+    """One row, in one write, as threads say some."""
+    row = json.dumps({"measure": measure, "case": case, "value": value, "note": note})
+    print(f"{row}\n", end="", flush=True)
 
 
 def device(*, toy: bool) -> None:
@@ -90,28 +91,33 @@ def results_of(
 
 def parity(*, toy: bool, batch_size: int = 4) -> None:
     """Each net in float32 on the CPU in plain XLA, in float32 and in bfloat16 here; compiled side by side."""
-    draw, tasks = np.random.default_rng(0), []
+    nets, told = TOY_PARITY if toy else PARITY, []
     host = jax.local_devices(backend="cpu")[0]
-    with ThreadPoolExecutor() as pool:
-        for name, size in TOY_PARITY if toy else PARITY:
-            shape = (size, size, 1 if name == "simple_cnn" else 3)
-            augment = chain.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
-            batch = {"image": draw.integers(0, 256, (batch_size, *shape), np.uint8)}
-            batch |= {"label": np.arange(batch_size, dtype=np.int32), "mask": np.ones(batch_size, np.float32)}
-            with jax.default_device(host), cpu.chosen(False):
-                net = create_model(name)
-                init = functools.partial(init_state, net, optax.sgd(0.1), jax.random.key(0), shape)
-                inputs = jax.device_get((run_init(init), batch))
-            lowered = {}
+    # Those that tell wait for results that are computed in the other pool.
+    with ThreadPoolExecutor() as pool, ThreadPoolExecutor(len(nets)) as tellers:
+        begun = [pool.submit(begin, host, name, size, batch_size) for name, size in nets]
+        for (name, _), each in zip(nets, begun, strict=True):
+            augment, inputs = each.result()
+            found = {}
             for kind, place in (("cpu", host), ("float32", None), ("bfloat16", None)):
                 model = create_model(name, dtype=jnp.dtype("bfloat16" if kind == "bfloat16" else "float32"))
                 function = jax.jit(functools.partial(results_of, model, augment))
                 with jax.default_device(place), cpu.chosen(kind != "cpu"), highest(kind):
-                    lowered[kind] = place, function.lower(*inputs)
-            found = {kind: pool.submit(run, place, each, inputs) for kind, (place, each) in lowered.items()}
-            tasks.append((name, found))
-        for name, found in tasks:
-            compare(name, {kind: task.result() for kind, task in found.items()})
+                    found[kind] = pool.submit(run, place, function.lower(*inputs), inputs)
+            told.append(tellers.submit(compare, name, found))
+    for each in told:
+        each.result()
+
+
+def begin(host: jax.Device, name: str, size: int, batch_size: int) -> tuple[object, object]:
+    """The augmentation, and the initial state and a batch as NumPy arrays."""
+    draw, shape = np.random.default_rng(0), (size, size, 1 if name == "simple_cnn" else 3)
+    batch = {"image": draw.integers(0, 256, (batch_size, *shape), np.uint8)}
+    batch |= {"label": np.arange(batch_size, dtype=np.int32), "mask": np.ones(batch_size, np.float32)}
+    with jax.default_device(host), cpu.chosen(False):
+        init = functools.partial(init_state, create_model(name), optax.sgd(0.1), jax.random.key(0), shape)
+        inputs = jax.device_get((run_init(init), batch))
+    return chain.parse("normalize(mean=0.5, std=0.25)", image_shape=shape), inputs
 
 
 def highest(kind: str) -> contextlib.AbstractContextManager[object]:
@@ -125,8 +131,9 @@ def run(place: jax.Device | None, lowered: jax.stages.Lowered, inputs: object) -
         return jax.device_get(lowered.compile()(*inputs))
 
 
-def compare(name: str, found: dict[str, dict[str, object]]) -> None:
+def compare(name: str, tasks: dict[str, Future[dict[str, object]]]) -> None:
     """How far what was computed here is from what the CPU did: norm of the difference over the norm."""
+    found = {kind: task.result() for kind, task in tasks.items()}
     truth = found.pop("cpu")
     whole = float(optax.tree.norm(truth["gradient"]))
     for kind, each in found.items():
