@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 
 import pytest
 
 from cnnjax.errors import UserError
 from cnnjax.models import create_model, variable_shapes
-from experiments.gpu import parts, run
+from experiments.gpu import parts, run, steps
 from tests import ROOT
 
 BLOCKED = """
@@ -27,6 +28,9 @@ sys.meta_path.insert(0, Blocked())
 """
 # tensorstore is what orbax.checkpoint imports.
 LACKING = ("grain", "simplejpeg", "isal", "ml_collections", "tensorflow_datasets", "tensorstore")
+
+
+OURS = ("images/s", "share of peak", "memory, bytes", "compiled in, s")
 
 
 def rows_of(out) -> dict[str, list[dict[str, str]]]:
@@ -72,6 +76,23 @@ def test_the_rows_of_a_net_do_not_wait_for_the_next_one(monkeypatch, capsys):
         parts.parity(toy=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["case"] for row in rows] == ["simple_cnn"] * 6
+
+
+HANGING = """
+import sys, time
+while "torch_step" in sys.orig_argv[2]:
+    time.sleep(1)
+"""
+
+
+def test_a_peer_that_is_not_ready_in_time_costs_no_row_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(HANGING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.chdir(ROOT)
+    rows: list[dict[str, object]] = []
+    steps.compare(lambda **row: rows.append(row), 1e12, (steps.TOY,) * 2, toy=True, until=time.time() + 5)
+    assert [row["measure"] for row in rows] == [*OURS, "no PyTorch"] * 2
+    assert "no answer in" in rows[-1]["note"]
 
 
 def test_parity_is_of_a_net_with_auxiliary_heads_too():

@@ -206,14 +206,14 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--cifar10", default="cifar10")
     parser.add_argument("--peak", type=float, default=0.0)
-    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--until", type=float)  # seconds since the epoch, when this process is ended
     flags = parser.parse_args()
-    toys = (steps.TOY,)
+    against = functools.partial(steps.compare, say, flags.peak, until=flags.until)
     parts = {
         "device": device,
         "parity": parity,
-        "resnet50": lambda toy: steps.compare(say, flags.peak, toys if toy else RESNET50, toy=toy),
-        "nets": lambda toy: steps.compare(say, flags.peak, toys if toy else NETS, toy=toy),
+        "resnet50": lambda toy: against((steps.TOY,) if toy else RESNET50, toy=toy),
+        "nets": lambda toy: against((steps.TOY,) if toy else NETS, toy=toy),
         "airbench": functools.partial(airbench, data=flags.cifar10),
         "input": feed,
         "profile": functools.partial(steps.profile, say),

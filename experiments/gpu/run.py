@@ -139,7 +139,7 @@ def run_part(name: str, table: Table, *, toy: bool, options: Sequence[str]) -> N
         return table.add(name, {"measure": "not run", "note": f"missing: {', '.join(lacks)}"})
     limit, start = part.toy_seconds if toy else part.seconds, time.monotonic()
     command = [sys.executable, "-m", "experiments.gpu.parts", name, *options]
-    command += [f"--seconds={limit}", f"--peak={table.peak}", *(["--toy"] if toy else [])]
+    command += [f"--until={time.time() + limit}", f"--peak={table.peak}", *(["--toy"] if toy else [])]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         child = subprocess.Popen(
             *(command,),
