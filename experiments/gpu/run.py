@@ -70,8 +70,8 @@ CARRY = {
     "rich": "rich markdown-it-py mdurl pygments",
     "orbax.checkpoint": "orbax-checkpoint aiofiles humanize msgpack prometheus-client pyyaml simplejson "
     f"tensorstore uvloop {BOTH}",
-    "matplotlib": "matplotlib contourpy cycler fonttools kiwisolver packaging pillow pyparsing python-dateutil "
-    "six tzdata",
+    "matplotlib": "matplotlib contourpy cycler fonttools kiwisolver packaging pillow pyparsing "
+    "python-dateutil six tzdata",
     "safetensors": "safetensors",
     "filelock": "filelock",
 }

@@ -17,7 +17,7 @@ import jax
 from cnnjax.data.files import scratch_folder
 from cnnjax.errors import one_line
 from cnnjax.ops import cpu
-from cnnjax.profiling.benchmark import TrainBench
+from cnnjax.profiling.benchmark import TrainBench, operations
 from cnnjax.profiling.summary import summarize
 from cnnjax.training.chips import memory_peak
 
@@ -155,10 +155,8 @@ def profile(say: Say, *, toy: bool, steps: int = 5, shown: int = 15) -> None:
         file = str(next(folder.rglob("*.xplane.pb")))
         planes = list(jax.profiler.ProfileData.from_file(file).planes)
     spent: Counter[str] = Counter()
-    for event in (event for plane in planes for line in plane.lines for event in line.events):
-        name = str(dict(event.stats).get("hlo_op", ""))
-        if name and not event.name.startswith("end:"):
-            spent[f"{name} ({event.name})" if event.name != name else name] += event.duration_ns
+    for name, event, ns in operations(planes):
+        spent[f"{name} ({event})" if event != name else name] += ns
     say(case=model, measure="step, ms", value=round(1e3 * wall / steps, 3))
     say(case=model, measure="in operations, share of the time", value=round(spent.total() / 1e9 / wall, 3))
     for name, ns in spent.most_common(shown):
