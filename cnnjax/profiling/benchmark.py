@@ -4,7 +4,7 @@ import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -96,17 +96,17 @@ class TrainBench:
         return {kind: ns / spent.total() for kind, ns in spent.most_common()}
 
 
-def operations(planes: Iterable[jax.profiler.ProfilePlane]) -> list[tuple[str, str, float]]:
+def operations(planes: Iterable[jax.profiler.ProfilePlane]) -> list[tuple[str, str, int]]:
     """Name, event and nanoseconds of each operation of a profile: of devices, if they tell of any.
 
     The host's planes may then tell of the same operations a second time.
     """
-    found: dict[bool, list[tuple[str, str, float]]] = {True: [], False: []}
+    found: dict[bool, list[tuple[str, str, int]]] = {True: [], False: []}
     for plane in planes:
         for event in (event for line in plane.lines for event in line.events):
             name = str(dict(event.stats).get("hlo_op", ""))
             if name and not event.name.startswith("end:"):
-                found["/device:" in plane.name].append((name, event.name, event.duration_ns))
+                found["/device:" in plane.name].append((name, event.name, round(event.duration_ns)))
     return found[True] or found[False]
 
 

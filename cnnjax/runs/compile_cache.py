@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jaxlib
 
-from cnnjax import __version__
+import cnnjax
 from cnnjax.data.files import make_cache_folder
 from cnnjax.errors import UserError, scheme_of, visible
 from cnnjax.ops import cpu
@@ -54,7 +54,7 @@ def key() -> str:
     """A digest of all else that a compiled program depends on: versions, platform, processor."""
     device = jax.devices()[0]
     kind = [device.platform, device.device_kind, device.client.platform_version]
-    versions = [__version__, jax.__version__, jaxlib.__version__]
+    versions = [cnnjax.__version__, jax.__version__, jaxlib.__version__]
     facts = [*versions, platform.machine(), *kind, _processor_features(), cpu.status()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 

@@ -14,7 +14,7 @@ from typing import TypedDict, cast
 
 import jax
 
-from cnnjax import __version__
+import cnnjax
 from cnnjax.data.machine import num_cores
 from cnnjax.data.recipe import Fields
 from cnnjax.ops import cpu
@@ -104,7 +104,10 @@ def make_record(**facts: object) -> dict[str, object]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {"cnnjax": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "versions": {
+            "cnnjax": cnnjax.__version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "machine": {
             "system": platform.platform(),
             "processor": processor(),
