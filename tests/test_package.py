@@ -1,9 +1,14 @@
 """What an installation that is no checkout consists of: the wheel, and the sdist it can be built from."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +60,32 @@ def test_texts_name_extras_of_this_package_and_ask_no_index_for_it():
     named = {name for file in files["cnnjax"] for name in re.findall(r"\bextra\('(\w+)'\)", texts[file])}
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"onnx", "peers"} <= named and named | TRACKERS.keys() <= extras.keys()
+
+
+UNINSTALLED = """
+import importlib.metadata
+from cnnjax import __version__
+from cnnjax.cli import main
+from cnnjax.runs import compile_cache, record
+try:
+    raise SystemExit(f"installed: {importlib.metadata.version('cnnjax')}")
+except importlib.metadata.PackageNotFoundError:
+    assert main.run(["--version"]) == 0
+    assert len(compile_cache.key()) == 16
+    assert record.make_record()["versions"]["cnnjax"] == __version__
+"""
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(ROOT / "cnnjax", tmp_path / "checkout" / "cnnjax", ignore=ignored)
+    (others := tmp_path / "others").mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "cnnjax" not in entry.name:
+            (others / entry.name).symlink_to(entry)
+    paths = os.pathsep.join((str(tmp_path / "checkout"), str(others)))
+    command = [sys.executable, "-S", "-c", UNINSTALLED]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(f"cnnjax {version('cnnjax')}, jax ")

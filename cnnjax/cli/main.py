@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import logging
 
+import cnnjax
 from cnnjax.cli import streams, terminal
 from cnnjax.errors import SKIPPING, BadImage, UserError, one_line, unknown, visible
 from cnnjax.runs.signals import Interrupted, end_at_once
@@ -149,8 +150,8 @@ def _run(args: list[str]) -> int:
 
 def version() -> str:
     """'cnnjax 0.1.0, jax 0.10.2, flax 0.12.8, Python 3.11.7', of what is installed."""
-    parts = [f"{name} {importlib.metadata.version(name)}" for name in ("cnnjax", "jax", "flax")]
-    return ", ".join([*parts, f"Python {platform.python_version()}"])
+    parts = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax")]
+    return ", ".join([f"cnnjax {cnnjax.__version__}", *parts, f"Python {platform.python_version()}"])
 
 
 def _fail(message: object, code: int) -> int:

@@ -6,7 +6,6 @@ user's cache folder, which others may read, as data sets are there too, but not 
 """
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -14,7 +13,9 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxlib
 
+import cnnjax
 from cnnjax.data.files import make_cache_folder
 from cnnjax.errors import UserError, scheme_of, visible
 from cnnjax.ops import cpu
@@ -51,9 +52,9 @@ def enable() -> str:
 
 def key() -> str:
     """A digest of all else that a compiled program depends on: versions, platform, processor."""
-    versions = [importlib.metadata.version(name) for name in ("cnnjax", "jax", "jaxlib")]
     device = jax.devices()[0]
     kind = [device.platform, device.device_kind, device.client.platform_version]
+    versions = [cnnjax.__version__, jax.__version__, jaxlib.__version__]
     facts = [*versions, platform.machine(), *kind, _processor_features(), cpu.status()]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 

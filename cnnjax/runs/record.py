@@ -14,11 +14,12 @@ from typing import TypedDict, cast
 
 import jax
 
+import cnnjax
 from cnnjax.data.machine import num_cores
 from cnnjax.data.recipe import Fields
 from cnnjax.ops import cpu
 
-PACKAGES = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 _VECTORS = {  # flags of /proc/cpuinfo, the widest first
     "amx_bf16": "AMX",
     "avx512_fp16": "AVX-512 with FP16",
@@ -103,7 +104,10 @@ def make_record(**facts: object) -> dict[str, object]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {
+            "cnnjax": cnnjax.__version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "machine": {
             "system": platform.platform(),
             "processor": processor(),

@@ -16,6 +16,7 @@ from jax.sharding import Sharding
 from cnnjax.data.augment.register import Batch
 from cnnjax.errors import UserError
 from cnnjax.models import init_variables, stream_key
+from cnnjax.ops import cpu
 from cnnjax.training.metrics import of_logits
 from cnnjax.training.parameter_groups import frozen_collection, stop_frozen
 
@@ -65,7 +66,7 @@ def init_state(
 def run_init(init: Callable[[], Results], out_shardings: Sharding | Results | None = None) -> Results:
     """What `init` returns, compiled for this one run: a CPU would take minutes to optimize it."""
     options: dict[str, bool | int] = {}
-    if jax.default_backend() == "cpu":
+    if cpu.traced_for() == "cpu":
         options["xla_backend_optimization_level"] = 0
         if jax.__version_info__ < (0, 12):  # which has no other emitters; these take half as long
             options["xla_cpu_use_fusion_emitters"] = False

@@ -8,8 +8,9 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from experiments.gpu import steps
 PARITY = (
     ("resnet50", 224),
     ("alexnet", 227),
-    ("googlenet", 224),
+    ("googlenet_with_aux", 224),
     ("mobilenet_v2", 224),
     ("convnext_tiny", 224),
 )
@@ -39,11 +40,20 @@ NETS = (
     *(("convnext_tiny", 128, 224), ("densenet121", 128, 224)),
 )
 SEEDS = 5
+TOY_AIRBENCH = {
+    **{"data.name": "fashion_mnist_mini", "batch_size": 128, "eval_batch_size": 300},
+    **{
+        "optimizer.warmup_epochs": 0.0,
+        "augment.train": "random_crop(28, padding=2)|alternating_flip|normalize",
+    },
+    **{"model": "simple_cnn", "dtype": "float32", "freeze": "", "optimizer.learning_rate_scales": ""},
+}
 
 
 def say(*, measure: str, value: object = "", case: str = "", note: str = "") -> None:
-    """One row."""
-    print(json.dumps({"measure": measure, "case": case, "value": value, "note": note}), flush=True)
+    """One row, in one write, as threads say some."""
+    row = json.dumps({"measure": measure, "case": case, "value": value, "note": note})
+    print(f"{row}\n", end="", flush=True)
 
 
 def device(*, toy: bool) -> None:
@@ -90,28 +100,33 @@ def results_of(
 
 def parity(*, toy: bool, batch_size: int = 4) -> None:
     """Each net in float32 on the CPU in plain XLA, in float32 and in bfloat16 here; compiled side by side."""
-    draw, tasks = np.random.default_rng(0), []
+    nets, told = TOY_PARITY if toy else PARITY, []
     host = jax.local_devices(backend="cpu")[0]
-    with ThreadPoolExecutor() as pool:
-        for name, size in TOY_PARITY if toy else PARITY:
-            shape = (size, size, 1 if name == "simple_cnn" else 3)
-            augment = chain.parse("normalize(mean=0.5, std=0.25)", image_shape=shape)
-            batch = {"image": draw.integers(0, 256, (batch_size, *shape), np.uint8)}
-            batch |= {"label": np.arange(batch_size, dtype=np.int32), "mask": np.ones(batch_size, np.float32)}
-            with jax.default_device(host), cpu.chosen(False):
-                net = create_model(name)
-                init = functools.partial(init_state, net, optax.sgd(0.1), jax.random.key(0), shape)
-                inputs = jax.device_get((run_init(init), batch))
-            lowered = {}
+    # Those that tell wait for results that are computed in the other pool.
+    with ThreadPoolExecutor() as pool, ThreadPoolExecutor(len(nets)) as tellers:
+        begun = [pool.submit(begin, host, name, size, batch_size) for name, size in nets]
+        for (name, _), each in zip(nets, begun, strict=True):
+            augment, inputs = each.result()
+            found = {}
             for kind, place in (("cpu", host), ("float32", None), ("bfloat16", None)):
                 model = create_model(name, dtype=jnp.dtype("bfloat16" if kind == "bfloat16" else "float32"))
                 function = jax.jit(functools.partial(results_of, model, augment))
                 with jax.default_device(place), cpu.chosen(kind != "cpu"), highest(kind):
-                    lowered[kind] = place, function.lower(*inputs)
-            found = {kind: pool.submit(run, place, each, inputs) for kind, (place, each) in lowered.items()}
-            tasks.append((name, found))
-        for name, found in tasks:
-            compare(name, {kind: task.result() for kind, task in found.items()})
+                    found[kind] = pool.submit(run, place, function.lower(*inputs), inputs)
+            told.append(tellers.submit(compare, name, found))
+    for each in told:
+        each.result()
+
+
+def begin(host: jax.Device, name: str, size: int, batch_size: int) -> tuple[object, object]:
+    """The augmentation, and the initial state and a batch as NumPy arrays."""
+    draw, shape = np.random.default_rng(0), (size, size, 1 if name == "simple_cnn" else 3)
+    batch = {"image": draw.integers(0, 256, (batch_size, *shape), np.uint8)}
+    batch |= {"label": np.arange(batch_size, dtype=np.int32), "mask": np.ones(batch_size, np.float32)}
+    with jax.default_device(host), cpu.chosen(False):
+        init = functools.partial(init_state, create_model(name), optax.sgd(0.1), jax.random.key(0), shape)
+        inputs = jax.device_get((run_init(init), batch))
+    return chain.parse("normalize(mean=0.5, std=0.25)", image_shape=shape), inputs
 
 
 def highest(kind: str) -> contextlib.AbstractContextManager[object]:
@@ -125,8 +140,9 @@ def run(place: jax.Device | None, lowered: jax.stages.Lowered, inputs: object) -
         return jax.device_get(lowered.compile()(*inputs))
 
 
-def compare(name: str, found: dict[str, dict[str, object]]) -> None:
+def compare(name: str, tasks: dict[str, Future[dict[str, object]]]) -> None:
     """How far what was computed here is from what the CPU did: norm of the difference over the norm."""
+    found = {kind: task.result() for kind, task in tasks.items()}
     truth = found.pop("cpu")
     whole = float(optax.tree.norm(truth["gradient"]))
     for kind, each in found.items():
@@ -159,31 +175,30 @@ def verdict(kind: str, error: float, most: float) -> str:
 
 
 def airbench(*, toy: bool, data: str) -> None:
-    """Several seeds of the speed run, one compiled step for all: accuracy and seconds of each."""
-    with scratch_folder() as folder:
-        seeds, values = SEEDS, {"data.name": data}
-        if toy:
-            seeds, values = 2, {
-                "data.name": "fashion_mnist_mini",
-                **{"batch_size": 128, "eval_batch_size": 300, "total_epochs": 0.15},
-                **{"eval_every_epochs": 0.15, "data.num_validation": 600, "optimizer.warmup_epochs": 0.0},
-                "augment.train": "random_crop(28, padding=2)|alternating_flip|normalize",
-                "model": "simple_cnn", "dtype": "float32", "freeze": "", "optimizer.learning_rate_scales": "",
-            }  # fmt: skip
+    """Several seeds of the speed run, one after the other, on all images: accuracy and seconds of each."""
+    seeds, epochs, values = (2, 0.15, TOY_AIRBENCH) if toy else (SEEDS, 9.9, {"data.name": data})
+    # Nothing is evaluated but the end, so that the seconds are those of training.
+    values = {**values, "data.num_validation": 0, "total_epochs": epochs, "eval_every_epochs": epochs}
+    with scratch_folder() as folder, tempfile.TemporaryFile("w+") as words:
         command = [sys.executable, "-m", "cnnjax", "sweep", "--config=configs/cifar10_airbench.py"]
-        command += [
-            f"--seeds={seeds}",
-            f"--out={folder / 'runs'}",
-            *(f"--config.{name}={value}" for name, value in values.items()),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit((done.stderr.strip().splitlines() or ["no words"])[-1])
-        for row in results.read(folder / "runs" / "results.csv"):
-            score = row.get("test_ema_accuracy") or row["test_accuracy"]
-            case = f"{values['data.name']}, seed {row['seed']}"
-            say(case=case, measure="test accuracy", value=score)
-            say(case=case, measure="trained in, s", value=row["seconds"])
+        command += [f"--seeds={seeds}", f"--out={folder / 'runs'}"]
+        command += [f"--config.{name}={value}" for name, value in values.items()]
+        sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words)
+        told, ended = 0, False
+        while not ended:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                sweep.wait(0.2)
+            ended = sweep.poll() is not None  # before the table is read for the last time
+            rows = results.read(folder / "runs" / "results.csv")
+            for row in rows[told:]:
+                score = row.get("test_ema_accuracy") or row["test_accuracy"]
+                case = f"{values['data.name']}, seed {row['seed']}"
+                say(case=case, measure="test accuracy", value=score)
+                say(case=case, measure="trained in, s", value=row["seconds"])
+            told = len(rows)
+        words.seek(0)
+        if sweep.returncode:
+            raise SystemExit((words.read().strip().splitlines() or ["no words"])[-1])
 
 
 def feed(*, toy: bool) -> None:
@@ -199,14 +214,14 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--cifar10", default="cifar10")
     parser.add_argument("--peak", type=float, default=0.0)
-    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--until", type=float)  # seconds since the epoch, when this process is ended
     flags = parser.parse_args()
-    toys = (steps.TOY,)
+    against = functools.partial(steps.compare, say, flags.peak, until=flags.until)
     parts = {
         "device": device,
         "parity": parity,
-        "resnet50": lambda toy: steps.compare(say, flags.peak, toys if toy else RESNET50, toy=toy),
-        "nets": lambda toy: steps.compare(say, flags.peak, toys if toy else NETS, toy=toy),
+        "resnet50": lambda toy: against((steps.TOY,) if toy else RESNET50, toy=toy),
+        "nets": lambda toy: against((steps.TOY,) if toy else NETS, toy=toy),
         "airbench": functools.partial(airbench, data=flags.cifar10),
         "input": feed,
         "profile": functools.partial(steps.profile, say),

@@ -11,11 +11,11 @@ packages are missing has a row that names them, and the first lines say what to 
 """
 
 import argparse
-import contextlib
 import functools
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 STEP = ("jax", "flax", "optax")
 DATA = (*STEP, "grain", "isal", "simplejpeg", "PIL")
-RUNS = (*DATA, "ml_collections", "absl", "rich", "orbax.checkpoint", "matplotlib")
+RUNS = (*DATA, "ml_collections", "absl", "rich", "orbax.checkpoint", "matplotlib", "safetensors", "filelock")
 PARTS = {
     "device": Part(25, 20, ("jax",), "versions, and the peak rates that shares refer to"),
     "parity": Part(75, 30, STEP, "forward and gradients, against float32 on the CPU"),
@@ -57,9 +57,24 @@ PARTS = {
     "input": Part(45, 20, DATA, "the input pipeline"),
     "profile": Part(35, 15, STEP, "the operations that take the most time"),
 }
-# Where the name to install is another than the module's.
-PACKAGES = {"orbax.checkpoint": "orbax-checkpoint", "absl": "absl-py", "PIL": "pillow"}
-PINNED = ("jax", "jaxlib", "numpy")  # what is carried must fit these as the machine has them
+# The packages that are carried for a module: its own first, then what that needs beside jax, numpy and scipy.
+# pip is to look for none itself: it would add those three.
+BOTH = "absl-py etils fsspec protobuf psutil typing-extensions zipp"
+CARRY = {
+    "grain": f"grain array-record cloudpickle portpicker {BOTH}",
+    "isal": "isal",
+    "simplejpeg": "simplejpeg",
+    "PIL": "pillow",
+    "ml_collections": "ml-collections absl-py pyyaml",
+    "absl": "absl-py",
+    "rich": "rich markdown-it-py mdurl pygments",
+    "orbax.checkpoint": "orbax-checkpoint aiofiles humanize msgpack prometheus-client pyyaml simplejson "
+    f"tensorstore uvloop {BOTH}",
+    "matplotlib": "matplotlib contourpy cycler fonttools kiwisolver packaging pillow pyparsing "
+    "python-dateutil six tzdata",
+    "safetensors": "safetensors",
+    "filelock": "filelock",
+}
 IMPORT = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -92,24 +107,23 @@ def missing(modules: Sequence[str]) -> list[str]:
     return [module for module in modules if module not in imported()]
 
 
-def pins() -> list[str]:
-    """The versions of `PINNED` on this machine, as pip takes them."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return [f"{name}=={importlib.metadata.version(name)}" for name in PINNED]
-    return []
+def to_carry(modules: Sequence[str]) -> list[str]:
+    """The packages of missing modules, and those that they need and this machine lacks."""
+    here = {re.sub("[-_.]+", "-", str(each.name)).lower() for each in importlib.metadata.distributions()}
+    packages = [CARRY[module].split() for module in modules if module in CARRY]
+    return sorted({name for own, *needed in packages for name in (own, *({*needed} - here))})
 
 
 def what_to_carry(parts: Sequence[str]) -> str:
     """For each part that lacks packages a line, and the command that collects them; '' if none does."""
     lacking = {name: missing(PARTS[name].needs) for name in parts}
     lines = [f"{name} needs {', '.join(modules)}" for name, modules in lacking.items() if modules]
-    names = sorted({PACKAGES.get(m, m) for modules in lacking.values() for m in modules})
-    if names:
+    if names := to_carry([module for modules in lacking.values() for module in modules]):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         lines.append("to carry them, where there is a network, before the repository is copied:")
         lines.append(
-            f"  pip install --upgrade --target={CARRIED.relative_to(ROOT)} --only-binary=:all: "
-            f"--python-version={version} {' '.join([*names, *pins()])}"
+            f"  pip install --upgrade --target={CARRIED.relative_to(ROOT)} --only-binary=:all: --no-deps "
+            f"--python-version={version} {' '.join(names)}"
         )
     return "\n".join(lines)
 
@@ -139,7 +153,7 @@ def run_part(name: str, table: Table, *, toy: bool, options: Sequence[str]) -> N
         return table.add(name, {"measure": "not run", "note": f"missing: {', '.join(lacks)}"})
     limit, start = part.toy_seconds if toy else part.seconds, time.monotonic()
     command = [sys.executable, "-m", "experiments.gpu.parts", name, *options]
-    command += [f"--seconds={limit}", f"--peak={table.peak}", *(["--toy"] if toy else [])]
+    command += [f"--until={time.time() + limit}", f"--peak={table.peak}", *(["--toy"] if toy else [])]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         child = subprocess.Popen(
             *(command,),

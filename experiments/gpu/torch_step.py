@@ -84,7 +84,7 @@ def main(name: str, batch_size: int, size: int) -> None:
         if device == "cpu":
             return 0
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_reserved()
+        return torch.cuda.max_memory_allocated()
 
     start = time.perf_counter()
     for _ in range(3):

@@ -15,7 +15,7 @@ from cnnjax.errors import UserError
 from cnnjax.inference.model import untrained
 from cnnjax.ops import cpu
 from cnnjax.profiling import input_pipeline
-from cnnjax.profiling.benchmark import TrainBench, bench_train, kind_of
+from cnnjax.profiling.benchmark import TrainBench, bench_train, kind_of, operations
 from cnnjax.profiling.forecast import model_memory
 from experiments.cpu_speed import bench_ops
 from experiments.data_speed import listing as data_listing
@@ -189,3 +189,17 @@ def test_reading_is_measured_both_ways_on_the_same_files(tmp_path):
     for folder, words in ((tmp_path, "b_1.jpg: not an image"), (tmp_path / "gone", "is not a folder")):
         with pytest.raises(UserError, match=words):
             bench_read(str(folder), size=16)
+
+
+PLANE = """planes {{ name: "{name}" stat_metadata {{ key: 1 value {{ id: 1 name: "hlo_op" }} }}
+  event_metadata {{ key: 1 value {{ id: 1 name: "kernel" }} }}
+  lines {{ events {{ metadata_id: 1 duration_ps: {ns}000
+    stats {{ metadata_id: 1 str_value: "conv.1" }} }} }} }}
+"""
+
+
+@pytest.mark.parametrize("names", [("/host:CPU",), ("/host:CPU", "/device:GPU:0")])
+def test_operations_of_a_device_are_not_those_of_the_host_again(names):
+    text = "".join(PLANE.format(name=name, ns=7 + i) for i, name in enumerate(names))
+    planes = jax.profiler.ProfileData.from_text_proto(text).planes
+    assert list(operations(planes)) == [("conv.1", "kernel", 6.0 + len(names))]

@@ -22,6 +22,7 @@ from cnnjax.training.steps import (
     distilled,
     eval_step,
     init_state,
+    run_init,
     sharpness_aware,
     train_step,
 )
@@ -266,3 +267,13 @@ def test_an_evaluated_batch_has_a_row_for_each_example():
     np.testing.assert_array_equal(rows["mask"], batch["mask"])
     losses = -np.log(np.asarray(jax.nn.softmax(logits)))[np.arange(12), batch["label"]]
     np.testing.assert_allclose(rows["loss"], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", [None, "cpu", "device"])
+def test_weights_initialize_without_optimization_on_a_cpu_beside_a_gpu_too(monkeypatch, place):
+    seen, jit = {}, jax.jit
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "jit", lambda f, **options: seen.update(options) or jit(f))
+    with jax.default_device(jax.devices()[0] if place == "device" else place):
+        run_init(lambda: jnp.zeros(3))
+    assert seen["compiler_options"].get("xla_backend_optimization_level") == (0 if place else None)

@@ -8,14 +8,14 @@ from cnnjax.ops.cpu.channels import channel_sums, make_activation, make_layer_no
 from cnnjax.ops.cpu.convolution import make_convolution
 from cnnjax.ops.cpu.heap import SETTLING_STEPS, device_memory, keep_freed_memory, settled
 from cnnjax.ops.cpu.layers import make_batch_norm, make_max_pool, make_response_norm, max_windows_and_places
-from cnnjax.ops.cpu.library import chosen, paused, status, takes, turns_unrolled
+from cnnjax.ops.cpu.library import chosen, paused, status, takes, traced_for, turns_unrolled
 from cnnjax.ops.cpu.program import Code, Program, Unsupported, lacks_int8, run_program
 
 __all__ = [
     "SETTLING_STEPS", "Code", "Program", "Unsupported", "channel_sums", "chosen", "device_memory",
     "keep_freed_memory", "lacks_int8", "make_activation", "make_batch_norm", "make_convolution",
     "make_layer_norm", "make_max_pool", "make_response_norm", "materialized", "max_windows_and_places",
-    "paused", "run_program", "scale_rows", "settled", "status", "takes", "turns_unrolled",
+    "paused", "run_program", "scale_rows", "settled", "status", "takes", "traced_for", "turns_unrolled",
 ]  # fmt: skip
 
 keep_freed_memory()  # here, as XLA starts its threads later

@@ -73,7 +73,7 @@ def takes(*arrays: jax.Array) -> bool:
         return False
     if any(kind != AxisType.Auto for kind in get_abstract_mesh().axis_types):
         return False
-    return _platform() == "cpu" and library() is not None
+    return traced_for() == "cpu" and library() is not None
 
 
 def turns_unrolled(length: int) -> int:
@@ -83,10 +83,11 @@ def turns_unrolled(length: int) -> int:
     or for several devices, short loops are unrolled; compiling 100 blocks one by one would take minutes.
     """
     kernels = not _paused.get() and get_abstract_mesh().size <= 1 and library() is not None
-    return length if _platform() == "cpu" and not kernels and length <= LONGEST_UNROLLED else 1
+    return length if traced_for() == "cpu" and not kernels and length <= LONGEST_UNROLLED else 1
 
 
-def _platform() -> str:
+def traced_for() -> str:
+    """The platform that is compiled for now: that of `jax.default_device`, or else the default one."""
     device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
     return device if isinstance(device, str) else str(device.platform)
 

@@ -72,5 +72,5 @@ def predict(work: Work) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    cuda = {"wait": torch.cuda.synchronize, "peak": torch.cuda.max_memory_reserved}
+    cuda = {"wait": torch.cuda.synchronize, "peak": torch.cuda.max_memory_allocated}
     serve(torch.__version__, build, **(cuda if DEVICE == "cuda" else {}))
