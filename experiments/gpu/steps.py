@@ -27,6 +27,10 @@ ROUNDS, PATIENCE = 5, 0.6  # measurements alone and alternations, and seconds of
 MARGIN = 2.0  # seconds before the part is ended
 
 
+class NoAnswer(Exception):
+    """Why a peer has no figures."""
+
+
 class Peer:
     """A process that measures PyTorch's step when asked; it gets ready while this one compiles."""
 
@@ -36,7 +40,7 @@ class Peer:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
 
     def answer(self, limit: float) -> dict[str, float]:
-        """What it says next; a RuntimeError with its last words if it has ended, as it must after so long."""
+        """What it says next; NoAnswer with its last words if it has ended, as it must after so long."""
         assert self.process.stdout
         timer = threading.Timer(limit, self.process.kill)
         timer.start()
@@ -47,7 +51,7 @@ class Peer:
         self.process.wait()
         self.errors.seek(0)
         words = self.errors.read().strip().splitlines() or ["no words"]
-        raise RuntimeError(f"no answer in {limit:.0f} s more" if late else words[-1][:200])
+        raise NoAnswer(f"no answer in {limit:.0f} s more" if late else words[-1][:200])
 
     def measure(self, seconds: float, limit: float) -> dict[str, float]:
         """Its images per second and memory."""
@@ -94,6 +98,8 @@ def compare(say: Say, peak: float, nets: Sequence[tuple[str, int, int]], *, toy:
             share = (until - MARGIN - time.time()) / (len(nets) - number)
             try:
                 one(say, peak, net, peers[number:], 0.05 if toy else PATIENCE, time.time() + share)
+            except NoAnswer as error:
+                say(case=net[0], measure="no PyTorch", note=str(error))
             except Exception as error:
                 say(case=net[0], measure="failed", note=f"{type(error).__name__}: {one_line(error)[:200]}")
             peers[number].close()
@@ -123,10 +129,7 @@ def one(
     say(case=model, measure="memory, bytes", value=memory, note="the most of all nets so far")
     say(case=model, measure="compiled in, s", value=round(bench.compile_seconds, 1))
     peer, *others = peers
-    try:
-        ready = peer.answer(max(1.0, until - time.time() - 3 * ROUNDS * seconds))
-    except RuntimeError as error:
-        return say(case=model, measure="no PyTorch", note=str(error))
+    ready = peer.answer(max(1.0, until - time.time() - 3 * ROUNDS * seconds))
     with stopped(others):
         pairs, start = [], time.time()
         while len(pairs) < ROUNDS and (not pairs or time.time() + (time.time() - start) / len(pairs) < until):
