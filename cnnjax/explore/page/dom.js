@@ -144,12 +144,10 @@ export function chart(series, { x = "", y = "", low = null, high = null, mark = 
   const atX = (v) => left + ((v - x0) / across) * (wide - left - 12);
   const atY = (v) => tall - foot - ((v - y0) / (y1 - y0)) * (tall - foot - top);
   const made = svg("svg", { viewBox: `0 0 ${wide} ${tall}`, class: "chart", role: "img", "aria-label": `${y} by ${x}` });
-  const least = (y1 - y0) / 4, ten = 10 ** Math.floor(Math.log10(least));
-  const step = [1, 2, 2.5, 5, 10].find((times) => times * ten >= least) * ten; // between two round numbers
-  for (let i = Math.ceil(y0 / step); i <= y1 / step + 1e-9; i++) {
-    const place = atY(i * step);
+  for (let i = 0; i <= 4; i++) {
+    const value = y0 + ((y1 - y0) * i) / 4, place = atY(value);
     made.append(svg("line", { x1: left, x2: wide - 12, y1: place, y2: place, class: "rule" }),
-      svg("text", { x: left - 6, y: place + 4, "text-anchor": "end" }, `${+(i * step).toPrecision(6)}`));
+      svg("text", { x: left - 6, y: place + 4, "text-anchor": "end" }, `${+value.toPrecision(2)}`));
   }
   const middle = (x0 + x1) / 2; // of stages and steps a whole one
   for (const value of new Set([x0, x1 - x0 > 2 ? Math.floor(middle) : middle, x1])) {
