@@ -70,9 +70,8 @@ def claim(study: studies.Study, out: Path) -> studies.Claim:
     whole, relu, linear, line = (test.get(label, []) for label in NETS)
     size = tables.size(*groups.values(), pixels=study.side)
     pairs = (relu, linear), (relu, whole), (line, whole)
-    gain, squares, lines = (
-        tables.difference(*pair, among=2) for pair in pairs
-    )  # ReLU and 5x5 are each in two
+    # ReLU and 5x5 are each in two of them.
+    gain, squares, lines = (tables.difference(*pair, among=2) for pair in pairs)
     return studies.Claim(
         "5x5 = two 3x3 with 18 against 25 weights, or 1x5 and 5x1 with 10; ReLU between two 3x3 beats linear",
         "ImageNet top-1: 77.2 % with ReLU, 76.2 % linear",
